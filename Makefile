@@ -1,0 +1,36 @@
+# Two commands on a fresh machine: `make study` and `make test`. Both build .venv by themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+STUDY ?= freeze_depth
+
+.PHONY: study test check format clean
+
+study: .venv/installed
+	$(BIN)/python -m harness.study --space studies/$(STUDY).py
+	$(BIN)/python -m analysis.report --study $(STUDY)
+
+test: check
+	$(BIN)/python -m pytest
+
+check: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -e .
+	touch $@
+
+.venv/installed-dev: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -e '.[dev]'
+	touch $@ .venv/installed
+
+clean:
+	rm -rf .venv report .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,98 @@
+"""Did what was frozen stay frozen, and did what should train move? Checked after every trial.
+
+A violation raises AuditFailed, which ends the trial with outcome audit_failed: a strategy that was not
+applied as stated must never enter a comparison.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from harness.backbone import Group
+from harness.transfer import Scales
+
+
+class AuditFailed(Exception):
+    """The trial did not do what its strategy says."""
+
+
+def digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names and bytes: equal only for bitwise equal tensors."""
+    hashed = hashlib.sha256()
+    for name, tensor in tensors.items():
+        hashed.update(name.encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        hashed.update(memoryview(flat.view(torch.uint8).numpy()))
+    return hashed.hexdigest()
+
+
+class Audit:
+    """Watches the groups of one trial.
+
+    Args:
+        groups: the backbone's groups before the first step.
+    """
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self._groups = groups
+        self._start = [digest(g.parameters) for g in groups]
+        self._frozen: dict[int, str] = {}
+        self._trained: set[int] = set()
+
+    def begin_epoch(self, scales: Scales) -> None:
+        """Call with the epoch's scales before its first step.
+
+        Raises:
+            AuditFailed: if a group that was frozen until now has changed.
+        """
+        for g, scale in enumerate(scales):
+            if scale is None:
+                self._frozen.setdefault(g, self._digest(g))
+            else:
+                self._trained.add(g)
+                if g in self._frozen:
+                    self._check_frozen(g)
+                    del self._frozen[g]
+
+    def check_rates(
+        self, applied: Mapping[int, set[float]], scales: Scales, rate: Sequence[float]
+    ) -> None:
+        """Compare the optimiser's own learning rates with the strategy's.
+
+        Args:
+            applied: group -> the rates of its optimiser entries.
+            scales: the strategy's scales of this epoch.
+            rate: learning rate of a group with scale 1 at this step, per group (schedule included).
+        """
+        for g, scale in enumerate(scales):
+            want = 0.0 if scale is None else scale * rate[g]
+            if any(not math.isclose(lr, want, rel_tol=1e-9) for lr in applied.get(g, {want})):
+                raise AuditFailed(
+                    f"group {self._groups[g].name}: learning rate {applied[g]} applied, "
+                    f"{want} is the strategy's"
+                )
+
+    def finish(self) -> None:
+        """Call after the last step.
+
+        Raises:
+            AuditFailed: if a frozen group changed, or a group that was to be trained did not.
+        """
+        for g in self._frozen:
+            self._check_frozen(g)
+        for g in self._trained:
+            if digest(self._groups[g].parameters) == self._start[g]:
+                raise AuditFailed(
+                    f"group {self._groups[g].name} was to be trained but did not move"
+                )
+
+    def _digest(self, g: int) -> str:
+        return digest({**self._groups[g].parameters, **self._groups[g].buffers})
+
+    def _check_frozen(self, g: int) -> None:
+        if self._digest(g) != self._frozen[g]:
+            raise AuditFailed(f"group {self._groups[g].name} was frozen but changed")

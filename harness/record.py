@@ -1,0 +1,243 @@
+"""Where did the results go? One MLflow run per trial, written here and nowhere else.
+
+    mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --workers 1
+
+A run's parameters are the complete flat TrialSpec, its tags say which study, cell, phase and outcome it
+belongs to, its metrics carry their unit in their name. `analysis.load` is the only reader.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag
+
+from harness.spec import EpochResult, Predictions, TrialResult, TrialSpec, UserError
+
+for _name in ("alembic", "mlflow.store.db.utils", "mlflow.store.db.base_sql_model"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+
+STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "killed": "KILLED"}
+"""MLflow's own status of an outcome; every other outcome is FAILED."""
+
+
+@dataclass(frozen=True)
+class StudyInfo:
+    """What a reader needs to know about a study as a whole; kept as tags of the MLflow experiment.
+
+    Attributes:
+        name: study and experiment name.
+        question: the study file's docstring.
+        command: what to type to repeat the study.
+        factors: factor -> compared labels, in the order written.
+        baseline: one value of some factors.
+        trials: configurations per cell.
+        repeats: seeds per cell.
+        space_sha256: hash of the study file.
+    """
+
+    name: str
+    question: str
+    command: str
+    factors: Mapping[str, list[str]]
+    baseline: Mapping[str, str]
+    trials: int
+    repeats: int
+    space_sha256: str
+
+    def tags(self) -> dict[str, str]:
+        """The experiment's tags: lists and mappings as JSON."""
+        return {
+            "mlflow.note.content": f"{self.question}\n\n    {self.command}",
+            "question": self.question,
+            "command": self.command,
+            "factors": json.dumps({k: list(v) for k, v in self.factors.items()}),
+            "baseline": json.dumps(dict(self.baseline)),
+            "trials": str(self.trials),
+            "repeats": str(self.repeats),
+            "space_sha256": self.space_sha256,
+        }
+
+
+def default_tracking_uri(root: Path = Path("mlruns")) -> str:
+    """The SQLite database under `root`, as MLflow wants it."""
+    return f"sqlite:///{root.resolve()}/mlflow.db"
+
+
+class Recorder:
+    """Writes one study's trials to MLflow.
+
+    Args:
+        tracking_uri: MLflow tracking URI; a SQLite file is created when absent.
+        info: the study as a whole.
+
+    Raises:
+        UserError: if the store cannot be opened or its experiment was deleted.
+    """
+
+    def __init__(self, tracking_uri: str, info: StudyInfo) -> None:
+        path = sqlite_path(tracking_uri)
+        try:
+            if path is not None:
+                create_sqlite(path, _make_mlflow_tables)
+            self._client = MlflowClient(tracking_uri=tracking_uri)
+            self._experiment = self._open_experiment(info, path)
+        except UserError:
+            raise
+        except Exception as error:  # MLflow and SQLAlchemy raise many kinds here
+            raise UserError(
+                f"cannot open the tracking store {without_password(tracking_uri)}: "
+                f"{without_password(str(error).splitlines()[0])}"
+            ) from error
+
+    def _open_experiment(self, info: StudyInfo, path: Path | None) -> str:
+        found = self._client.get_experiment_by_name(info.name)
+        if found is not None and found.lifecycle_stage == "deleted":
+            raise UserError(
+                f"experiment {info.name!r} was deleted in MLflow: restore it "
+                f"(mlflow experiments restore -x {found.experiment_id}) or rename the study"
+            )
+        if found is None:
+            location = None if path is None else (path.parent / "artifacts" / info.name).as_uri()
+            experiment: str = self._client.create_experiment(info.name, artifact_location=location)
+        else:
+            experiment = found.experiment_id
+        for key, value in info.tags().items():
+            self._client.set_experiment_tag(experiment, key, value)
+        return experiment
+
+    def start(self, spec: TrialSpec, name: str, tags: Mapping[str, object]) -> str:
+        """Open a run with the spec as parameters; returns the run id."""
+        run = self._client.create_run(
+            self._experiment,
+            run_name=name,
+            tags={k: str(v) for k, v in tags.items()},
+        )
+        params = [Param(k, str(v)) for k, v in spec.flat().items()]
+        self._client.log_batch(run.info.run_id, params=params)
+        run_id: str = run.info.run_id
+        return run_id
+
+    def epoch(self, run_id: str, result: EpochResult) -> None:
+        """One call per epoch, all its metrics in it."""
+        values = {
+            "train_loss": result.train_loss,
+            "val_loss": result.val_loss,
+            "val_accuracy": result.val_accuracy,
+            "train_seconds": result.train_seconds,
+        }
+        self._client.log_batch(run_id, metrics=_metrics(values, step=result.epoch))
+
+    def finish(self, run_id: str, result: TrialResult) -> None:
+        """Final metrics, outcome and predictions, then the terminal status. Safe to repeat."""
+        tags = [RunTag("outcome", result.outcome)]
+        if result.reason:
+            tags.append(RunTag("reason", result.reason[:5000]))
+        self._client.log_batch(run_id, metrics=_metrics(result.metrics, step=0), tags=tags)
+        if result.predictions is not None:
+            self._client.log_text(run_id, predictions_csv(result.predictions), "predictions.csv")
+        self._client.set_terminated(run_id, status=STATUS.get(result.outcome, "FAILED"))
+
+    def supersede(self, cell: str, chosen: int) -> None:
+        """Mark the cell's repeats of any configuration but the chosen one: kept, not compared.
+
+        Args:
+            cell: label of the cell.
+            chosen: index of the tuning trial whose configuration is repeated now.
+        """
+        for run in self._search("tags.phase = 'repeat'"):
+            if run.data.tags["cell"] == cell:
+                stale = run.data.tags["chosen"] != str(chosen)
+                self._client.set_tag(run.info.run_id, "superseded", str(stale).lower())
+
+    def unfinished(self) -> list[str]:
+        """Run ids of this study that are still marked RUNNING."""
+        return [run.info.run_id for run in self._search("attributes.status = 'RUNNING'")]
+
+    def _search(self, condition: str) -> Iterator[Run]:
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment], condition, max_results=1000, page_token=token
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+
+def _metrics(values: Mapping[str, float], step: int) -> list[Metric]:
+    now = int(time.time() * 1000)
+    return [Metric(k, float(v), now, step) for k, v in values.items()]
+
+
+def predictions_csv(predictions: Predictions) -> str:
+    """One line per test example: example, label, predicted, probability of the true class."""
+    lines = ["example,label,predicted,probability"]
+    lines += [
+        f"{e},{y},{p},{q:.6g}"
+        for e, y, p, q in zip(
+            predictions.example,
+            predictions.label,
+            predictions.predicted,
+            predictions.probability,
+            strict=True,
+        )
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The database file of a sqlite:/// URI, or None for any other store."""
+    return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
+
+
+def create_sqlite(path: Path, make_tables: Callable[[str], object]) -> None:
+    """Make a complete SQLite database at `path` unless one is there.
+
+    The tables are made in a temporary file in the same folder that is then linked into place: a kill
+    in the middle of the migrations, or several processes starting at once, would otherwise leave a
+    database that no later process can open. WAL makes each later write several times cheaper.
+
+    Args:
+        path: where the database belongs.
+        make_tables: opens the sqlite:/// URI it is given and makes all tables.
+    """
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    try:
+        make_tables(f"sqlite:///{temporary}")
+        with closing(sqlite3.connect(temporary)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+        # A FileExistsError says that another process was first; its database is as good as ours.
+        with suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        for leftover in path.parent.glob(f"{temporary.name}*"):
+            leftover.unlink()
+
+
+def _make_mlflow_tables(uri: str) -> None:
+    MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+
+
+def without_password(text: str) -> str:
+    """`text` with the password of any URL in it replaced by ***."""
+    return re.sub(r"(\w+://[^:/@\s]+):[^@\s]+@", r"\1:***@", text)

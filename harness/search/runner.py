@@ -1,0 +1,264 @@
+"""What happens to each slot of the plan? Cells x trials, then cells x repeats, one after the other.
+
+`run_study` yields one TrialDone per slot; showing progress is the caller's business.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import os
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import optuna
+import torch
+
+from harness.audit import AuditFailed
+from harness.backbone import build
+from harness.data import load_target, read_examples, split_indices
+from harness.measure import Device
+from harness.record import Recorder
+from harness.search.cells import CellSearch, Claim, Slot, first_draw, trial_seed
+from harness.spec import (
+    EpochResult,
+    Outcome,
+    Study,
+    TrialResult,
+    TrialSpec,
+    UserError,
+    cell_label,
+)
+from harness.train import Diverged, Training
+
+CRASHES_IN_A_ROW = 3
+
+
+class StudyStopped(Exception):
+    """The study ended itself because going on would waste the budget."""
+
+
+@dataclass(frozen=True)
+class TrialDone:
+    """One slot of the plan, finished now or (`resumed`) by an earlier run of the command."""
+
+    slot: Slot
+    resumed: bool
+    result: TrialResult | None = None
+
+
+@contextmanager
+def sole_runner(folder: Path, name: str) -> Iterator[None]:
+    """Hold the study's lock; the system drops it when the process dies, however it dies.
+
+    Raises:
+        UserError: if another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f".{name}.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise UserError(
+                f"study {name!r} is running already (process {lock.read().strip() or 'unknown'}); "
+                "wait for it or stop it"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def check_at_the_door(study: Study) -> dict[str, TrialSpec]:
+    """Refuse what cannot work before anything is trained or recorded.
+
+    Draws the first spec of every cell, and for each distinct one builds the network and reads the images
+    that tuning will use.
+
+    Returns:
+        The first spec of each cell, by the cell's label.
+
+    Raises:
+        UserError: naming what is wrong.
+    """
+    specs = {cell_label(cell): first_draw(study, cell) for cell in study.cells()}
+    seen: set[tuple[object, ...]] = set()
+    for spec in specs.values():
+        key = (spec.target, spec.backbone, spec.source, spec.shots, spec.resolution)
+        if key in seen:
+            continue
+        seen.add(key)
+        target = load_target(spec.target)
+        network = build(spec.backbone, spec.source, len(target.classes), spec.seed)
+        size = spec.resolution or network.resolution
+        _try_one_image(network.model, spec, size)
+        seeds = [trial_seed(study, "repeat", i) for i in range(study.repeats)]
+        for seed in [spec.seed, *seeds]:
+            parts = split_indices(target, replace(spec, seed=seed))
+            if spec.target.startswith("folder:"):
+                for part in (parts.train, parts.val, parts.test):
+                    read_examples(spec.target, tuple(part.tolist()), size, network.interpolation)
+    return specs
+
+
+def _try_one_image(model: torch.nn.Module, spec: TrialSpec, size: int) -> None:
+    try:
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, 3, size, size))
+    except Exception as error:  # each architecture has its own kind
+        raise UserError(
+            f"backbone {spec.backbone} does not take {size} x {size} images: "
+            f"{str(error).strip().splitlines()[0][:150]}"
+        ) from error
+
+
+def run_study(
+    study: Study,
+    storage: optuna.storages.BaseStorage,
+    recorder: Recorder,
+    device: Device,
+    tags: Mapping[str, str],
+) -> Iterator[TrialDone]:
+    """Tune every cell, choose on validation, repeat the chosen configurations and score them on test.
+
+    Cells take turns, so that a machine that slows down slows all of them alike.
+
+    Args:
+        study: the question, with trials and repeats as they are to be.
+        storage: Optuna's memory.
+        recorder: MLflow's.
+        device: where to compute.
+        tags: environment, put on every run.
+
+    Raises:
+        StudyStopped: after three crashes in a row.
+        UserError: if the space changed since the study was recorded.
+    """
+    runner = _Runner(recorder, device, {"study": study.name, **tags})
+    searches = [CellSearch(study, cell, storage) for cell in study.cells()]
+    for search in searches:
+        search.check_unchanged()
+    for search in searches:
+        runner.reap(search)
+    runner.reap_orphans()
+    for index in range(study.trials):
+        for search in searches:
+            yield runner.run_slot(search, index)
+    chosen = [(s.cell, s.choose()) for s in searches]
+    repeats = [CellSearch(study, cell, storage, best) for cell, best in chosen if best is not None]
+    for search in repeats:
+        runner.reap(search)
+        recorder.supersede(cell_label(search.cell), search.chosen_index)
+    for index in range(study.repeats):
+        for search in repeats:
+            yield runner.run_slot(search, index)
+
+
+class _Runner:
+    """Runs slots and writes down how they ended, MLflow first, Optuna last."""
+
+    def __init__(self, recorder: Recorder, device: Device, tags: Mapping[str, str]) -> None:
+        self._recorder, self._device, self._tags = recorder, device, tags
+        self._crashes = 0
+
+    def reap(self, search: CellSearch) -> None:
+        for run_id in search.reap():
+            self._recorder.finish(run_id, TrialResult("killed", reason="its runner died"))
+
+    def reap_orphans(self) -> None:
+        """Runs that were opened but never linked to an Optuna trial."""
+        for run_id in self._recorder.unfinished():
+            self._recorder.finish(run_id, TrialResult("killed", reason="its runner died"))
+
+    def run_slot(self, search: CellSearch, index: int) -> TrialDone:
+        if search.is_done(index):
+            return TrialDone(Slot(search.cell, search.phase, index), resumed=True)
+        claim = search.claim(index)
+        run_id = self._recorder.start(claim.spec, _run_name(claim), self._run_tags(search, claim))
+        claim.trial.set_user_attr("run_id", run_id)
+        try:
+            result = self._run(claim, run_id)
+        except BaseException as error:  # Ctrl-C and bad input end the study, but not silently
+            killed = TrialResult("killed", reason=f"{type(error).__name__}: {error}"[:500])
+            self._recorder.finish(run_id, killed)
+            search.close(claim, killed)
+            raise
+        self._recorder.finish(run_id, result)
+        search.close(claim, result)
+        self._count_crashes(claim, result)
+        return TrialDone(claim.slot, resumed=False, result=result)
+
+    def _run(self, claim: Claim, run_id: str) -> TrialResult:
+        try:
+            return _train(claim, self._device, lambda e: self._recorder.epoch(run_id, e))
+        except UserError:
+            raise
+        except Exception as error:
+            # Only words leave this block: the traceback would keep the model's tensors alive.
+            outcome, reason = classify(error), _reason(error)
+        gc.collect()
+        return TrialResult(outcome, self._device.peaks(), reason)
+
+    def _run_tags(self, search: CellSearch, claim: Claim) -> dict[str, object]:
+        chosen = {} if search.phase == "tune" else {"chosen": search.chosen_index}
+        return {
+            **self._tags,
+            **claim.slot.cell,
+            "cell": cell_label(claim.slot.cell),
+            "phase": claim.slot.phase,
+            "index": claim.slot.index,
+            "seed": claim.spec.seed,
+            "attempt": claim.attempt,
+            "optuna_trial": claim.trial.number,
+            **chosen,
+        }
+
+    def _count_crashes(self, claim: Claim, result: TrialResult) -> None:
+        self._crashes = self._crashes + 1 if result.outcome in ("crashed", "audit_failed") else 0
+        if self._crashes >= CRASHES_IN_A_ROW:
+            raise StudyStopped(
+                f"{CRASHES_IN_A_ROW} trials in a row ended as {result.outcome}, the last one "
+                f"({claim.slot}) with: {result.reason}"
+            )
+
+
+def _train(claim: Claim, device: Device, log: Callable[[EpochResult], None]) -> TrialResult:
+    fit = Training(claim.spec, device)
+    last = None
+    for last in fit:
+        log(last)
+        claim.trial.report(last.val_accuracy, last.epoch)
+        if claim.slot.phase == "tune" and claim.trial.should_prune():
+            return replace(fit.finish(test=False), outcome="pruned")
+    result = fit.finish(test=claim.slot.phase == "repeat")
+    assert last is not None  # a spec has at least one epoch
+    final = {"val_loss": last.val_loss, "val_accuracy": last.val_accuracy}
+    return replace(result, metrics={**result.metrics, **final})
+
+
+def classify(error: Exception) -> Outcome:
+    """The outcome that an exception in a trial stands for."""
+    if isinstance(error, Diverged):
+        return "diverged"
+    if isinstance(error, AuditFailed):
+        return "audit_failed"
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return "oom"
+    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
+        return "oom"
+    return "crashed"
+
+
+def _reason(error: Exception) -> str:
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    file = "/".join(Path(where.filename).parts[-2:])
+    return f"{type(error).__name__}: {error} ({file}:{where.lineno})"
+
+
+def _run_name(claim: Claim) -> str:
+    kind = "trial" if claim.slot.phase == "tune" else "repeat"
+    return f"{cell_label(claim.slot.cell)} {kind} {claim.slot.index}"

@@ -1,0 +1,279 @@
+"""What is a trial, and what is a study? The vocabulary that every other file shares.
+
+Frozen values only: a study file builds a `Study`, its `space` function returns a `TrialSpec`, training
+yields `EpochResult`s and ends with a `TrialResult`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from harness.transfer import Scalar, Strategy, names, to_flat
+
+if TYPE_CHECKING:
+    import numpy as np
+    import optuna
+
+Outcome = Literal[
+    "complete", "pruned", "diverged", "oom", "timeout", "audit_failed", "crashed", "killed"
+]
+Phase = Literal["tune", "repeat"]
+Cell = Mapping[str, str]
+"""One value of each compared factor, e.g. {"strategy": "linear probe"}."""
+
+Arms = Mapping[str, "Callable[[optuna.trial.BaseTrial], Strategy]"]
+"""Label of a strategy -> how one trial draws it."""
+
+RESERVED_FACTORS = {"study", "cell", "phase", "index", "seed", "outcome", "reason", "run_id"}
+SAFE_NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,99}")
+
+
+class UserError(Exception):
+    """Bad input, said in one line that names what is wrong and what would be right. Exit code 2."""
+
+
+def derive_seed(*parts: object) -> int:
+    """A 31-bit seed for the random stream named by `parts`; the same parts always give the same seed."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """Everything that decides one training run; equal specs give equal runs.
+
+    Attributes:
+        target: data set to adapt to, e.g. "digits" or "folder:PATH" (see harness.data).
+        backbone: timm model name.
+        strategy: which layer groups train, and how fast, at each epoch.
+        source: where the weights come from: "imagenet", "scratch" or "file:PATH".
+        shots: training images per class; None takes all that validation and test leave.
+        val_shots: validation images per class; None takes 20 % of what test leaves.
+        test_shots: test images per class; None takes the official test set, or else 25 %.
+        resolution: side of the square input in pixels; None takes the backbone's own.
+        epochs: passes over the training images.
+        batch_size: images per step.
+        optimizer: "adamw" or "sgd" (momentum 0.9).
+        lr: peak learning rate of a group whose scale is 1.
+        weight_decay: decoupled for AdamW; never on norms, biases and other 1-D parameters.
+        warmup: share of all steps in which a group's rate rises linearly after it is unfrozen.
+        label_smoothing: share of the target distribution spread over all classes.
+        seed: fixes train and validation images, head initialisation and batch order.
+    """
+
+    target: str
+    backbone: str
+    strategy: Strategy
+    source: str = "imagenet"
+    shots: int | None = None
+    val_shots: int | None = None
+    test_shots: int | None = None
+    resolution: int | None = None
+    epochs: int = 10
+    batch_size: int = 32
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    label_smoothing: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.strategy, Strategy):
+            raise UserError(
+                f"TrialSpec: strategy must be one of {', '.join(sorted(names()))} "
+                f"from harness.transfer, got {self.strategy!r}"
+            )
+        for name in ("target", "backbone", "source"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise UserError(f"TrialSpec: {name} must be a name, got {getattr(self, name)!r}")
+        for name in ("epochs", "batch_size"):
+            _require_count(name, getattr(self, name))
+        for name in ("shots", "val_shots", "test_shots", "resolution"):
+            if getattr(self, name) is not None:
+                _require_count(name, getattr(self, name))
+        if self.optimizer not in ("adamw", "sgd"):
+            raise UserError(f"TrialSpec: optimizer must be adamw or sgd, got {self.optimizer!r}")
+        for name, low, high in (
+            ("lr", 0.0, math.inf),
+            ("weight_decay", 0.0, math.inf),
+            ("warmup", 0.0, 1.0),
+            ("label_smoothing", 0.0, 1.0),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not low <= value <= high or math.isinf(value):
+                raise UserError(f"TrialSpec: {name} must be in [{low}, {high}], got {value!r}")
+
+    def flat(self) -> dict[str, Scalar]:
+        """The complete spec as flat entries, strategy included, ready to be logged as parameters."""
+        rest = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del rest["strategy"]
+        return {**rest, **to_flat(self.strategy)}
+
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, Scalar]) -> TrialSpec:
+        """The spec that `flat` was made from; values may be the strings that MLflow keeps.
+
+        Raises:
+            UserError: on an unknown strategy or field.
+        """
+        kinds = names()
+        if flat.get("strategy") not in kinds:
+            raise UserError(
+                f"unknown strategy {flat.get('strategy')!r}; known: {', '.join(sorted(kinds))}"
+            )
+        kind = kinds[str(flat["strategy"])]
+        inner = {
+            k.removeprefix("strategy."): v for k, v in flat.items() if k.startswith("strategy.")
+        }
+        outer = {k: v for k, v in flat.items() if not k.startswith("strategy")}
+        return cls(strategy=kind(**_typed(kind, inner)), **_typed(cls, outer))
+
+
+def _require_count(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"TrialSpec: {name} must be a whole number of at least 1, got {value!r}")
+
+
+def _typed(cls: type, entries: Mapping[str, Scalar]) -> dict[str, Any]:
+    """Entries cast by the annotations of dataclass `cls` (MLflow keeps every parameter as a string)."""
+    annotations = {f.name: str(f.type) for f in dataclasses.fields(cls)}
+    if unknown := entries.keys() - annotations.keys():
+        raise UserError(f"unknown {cls.__name__} field {sorted(unknown)[0]!r}")
+    return {k: _cast(v, annotations[k]) for k, v in entries.items()}
+
+
+def _cast(value: Scalar, annotation: str) -> Scalar:
+    if not isinstance(value, str):
+        return value
+    if value == "None" and "None" in annotation:
+        return None
+    if annotation.startswith("bool"):
+        return value == "True"
+    for prefix, kind in (("int", int), ("float", float)):
+        if annotation.startswith(prefix):
+            return kind(value)
+    return value
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question: what is compared, what is tuned inside each cell, and with how much effort.
+
+    Attributes:
+        compare: factor -> its values; the cells are their product. Labels are short and unique.
+        space: (trial, **cell) -> TrialSpec; the cell is given, Optuna draws the rest.
+        trials: configurations tried per cell, the same for every cell.
+        repeats: fresh seeds on which the chosen configuration of each cell is run and tested.
+        baseline: one value of some factors; the other cells are compared with it.
+        sampler: "random" (i.i.d., needed for budget curves) or "tpe".
+        pruner: "none" or "median" (a pruned trial has no comparable cost).
+        seed: root of every random stream of the study.
+        name: set from the file's name when left empty.
+    """
+
+    compare: Mapping[str, Iterable[str]]
+    space: Callable[..., TrialSpec]
+    trials: int = 16
+    repeats: int = 5
+    baseline: Cell = field(default_factory=dict)
+    sampler: Literal["random", "tpe"] = "random"
+    pruner: Literal["none", "median"] = "none"
+    seed: int = 0
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.compare or not all(list(values) for values in self.compare.values()):
+            raise UserError("Study: compare needs at least one factor with at least one value")
+        for factor, values in self.compare.items():
+            bad = [v for v in values if not isinstance(v, str) or not v]
+            if bad or isinstance(values, str):
+                raise UserError(
+                    f"Study: compare[{factor!r}] must list names, got {bad[0] if bad else values!r}"
+                )
+            if not SAFE_NAME.fullmatch(factor) or factor in RESERVED_FACTORS:
+                raise UserError(
+                    f"Study: factor {factor!r} must be letters, digits, '_', '.', '-' "
+                    f"and none of {', '.join(sorted(RESERVED_FACTORS))}"
+                )
+        if not callable(self.space):
+            raise UserError("Study: space must be a function (trial, **cell) -> TrialSpec")
+        for name, least in (("trials", 1), ("repeats", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise UserError(
+                    f"Study: {name} must be a whole number of at least {least}, got {value!r}"
+                )
+        for name, choices in (("sampler", ("random", "tpe")), ("pruner", ("none", "median"))):
+            if getattr(self, name) not in choices:
+                raise UserError(
+                    f"Study: {name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
+                )
+        for factor, label in self.baseline.items():
+            if label not in list(self.compare.get(factor, ())):
+                raise UserError(
+                    f"Study: baseline {factor}={label!r} is not among the compared values"
+                )
+        if self.name and not SAFE_NAME.fullmatch(self.name):
+            raise UserError(f"Study: name {self.name!r} must be letters, digits, '_', '.', '-'")
+
+    def cells(self) -> list[dict[str, str]]:
+        """Every combination of one value per factor, in the order written."""
+        return [
+            dict(zip(self.compare, values, strict=True))
+            for values in itertools.product(*self.compare.values())
+        ]
+
+
+def cell_label(cell: Cell) -> str:
+    """The cell in words: its values joined by " | "."""
+    return " | ".join(cell.values())
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one epoch gave. Losses are mean cross-entropies in nats, accuracies shares in [0, 1]."""
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    val_accuracy: float
+    train_seconds: float
+    """Seconds spent training since the trial began, evaluation and data set-up excluded."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Test predictions of one repeat, one entry per test example.
+
+    Attributes:
+        example: (n,) position of the example in the target, equal between repeats.
+        label: (n,) true class.
+        predicted: (n,) class of highest probability.
+        probability: (n,) probability given to the true class.
+    """
+
+    example: np.ndarray
+    label: np.ndarray
+    predicted: np.ndarray
+    probability: np.ndarray
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """How a trial ended. `metrics` holds only what was measured: missing is missing, never 0."""
+
+    outcome: Outcome
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+    predictions: Predictions | None = None
+
+
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)

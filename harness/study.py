@@ -1,0 +1,310 @@
+"""Run a study: tune every cell, repeat what was chosen on fresh seeds, record every trial.
+
+    python -m harness.study --space studies/freeze_depth.py
+
+Running the same command again goes on where the last run stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import importlib.util
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from harness.spec import SAFE_NAME, Study, UserError, cell_label
+
+if TYPE_CHECKING:
+    from harness.measure import Device
+    from harness.record import StudyInfo
+    from harness.search.runner import TrialDone
+    from harness.spec import TrialSpec
+
+ROOT = Path("mlruns")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM; a KeyboardInterrupt so that Optuna and MLflow close what is open."""
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.study",
+        description="Tune every cell of a study, repeat what was chosen on fresh seeds, record it all.",
+        epilog="Running the same command again goes on where the last run stopped.",
+    )
+    parser.add_argument(
+        "--space", required=True, type=Path, help="study file, a Python file (its code is run)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    parser.add_argument("--trials", type=int, help="configurations per cell, instead of the file's")
+    parser.add_argument("--repeats", type=int, help="seeds per cell, instead of the file's")
+    parser.add_argument(
+        "--storage", help="Optuna storage URL (default: optuna.db beside the MLflow database)"
+    )
+    parser.add_argument(
+        "--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns/mlflow.db)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print cells, trials and what would run; then stop"
+    )
+    return parser.parse_args(argv)
+
+
+def load_study(path: Path) -> Study:
+    """The `study` of a study file, named after the file if it has no name.
+
+    Raises:
+        UserError: naming the file, the line and what is wrong.
+    """
+    if not path.is_file():
+        raise UserError(f"space file {path} does not exist")
+    spec = importlib.util.spec_from_file_location("study_file", path)
+    if path.suffix != ".py" or spec is None or spec.loader is None:
+        raise UserError(f"space file {path} is not a Python file (.py)")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["study_file"] = module  # dataclasses and pickling look a module up by its name
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"space file {path}:{error.lineno}: syntax error: {error.msg}") from error
+    except UserError as error:
+        raise UserError(f"space file {path}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
+        lines = [
+            f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
+        ]
+        where = f"{path}:{lines[-1]}" if lines else str(path)
+        raise UserError(f"space file {where}: {type(error).__name__}: {error}") from error
+    study = getattr(module, "study", None)
+    if study is None:
+        raise UserError(f"space file {path} defines no `study`; end it with study = Study(...)")
+    if not isinstance(study, Study):
+        raise UserError(
+            f"space file {path}: `study` is a {type(study).__name__}, want harness.spec.Study"
+        )
+    name = study.name or path.stem
+    if not SAFE_NAME.fullmatch(name):
+        raise UserError(f"study name {name!r} must be letters, digits, '_', '.', '-'")
+    return dataclasses.replace(study, name=name)
+
+
+def environment(device: Device) -> dict[str, str]:
+    """What a reader must know to repeat a run or to compare its times: tags of every run."""
+    import platform
+    from importlib.metadata import version
+
+    import torch
+
+    tags = {
+        "device": device.name,
+        "threads": str(torch.get_num_threads()),
+        "env.hardware": device.describe(),
+        "env.cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "env.host": platform.node(),
+        "env.platform": platform.platform(),
+        "env.python": platform.python_version(),
+    }
+    for package in ("torch", "torchvision", "timm", "optuna", "mlflow"):
+        tags[f"env.{package}"] = version(package)
+    return {**tags, **code_revision()}
+
+
+def code_revision() -> dict[str, str]:
+    """Git revision of the harness and whether it was changed since; empty outside a checkout."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return {"env.revision": git("rev-parse", "HEAD"), "env.dirty": str(bool(changed)).lower()}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    arguments = parse(argv)
+    try:
+        return run(arguments)
+    except UserError as error:
+        return _fail(str(error), 2)
+    except KeyboardInterrupt as error:
+        signal_name, code = ("SIGTERM", 143) if isinstance(error, Terminated) else ("Ctrl-C", 130)
+        return _fail(f"stopped by {signal_name}; run the same command again to go on", code)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.split())}" if code == 2 else message, file=sys.stderr)
+    return code
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Everything after the command line has been read.
+
+    Raises:
+        UserError: on bad input.
+    """
+    for name in ("trials", "repeats"):
+        least = 1 if name == "trials" else 0
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} must be at least {least}, got {value}")
+    study = load_study(arguments.space)
+    changes = {k: getattr(arguments, k) for k in ("trials", "repeats")}
+    study = dataclasses.replace(study, **{k: v for k, v in changes.items() if v is not None})
+
+    # Heavy imports wait until the command line and the study file are known to be right.
+    import optuna
+
+    from harness.measure import resolve_device
+    from harness.record import Recorder, default_tracking_uri, sqlite_path
+    from harness.search.runner import StudyStopped, check_at_the_door, run_study, sole_runner
+    from harness.search.storage import open_storage
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    device = resolve_device(arguments.device)
+    specs = check_at_the_door(study)
+    tracking_uri = arguments.tracking_uri or default_tracking_uri(ROOT)
+    database = sqlite_path(tracking_uri)
+    folder = database.parent if database else ROOT.resolve()
+    storage_url = arguments.storage or f"sqlite:///{folder}/optuna.db"
+    if arguments.dry_run:
+        print_plan(study, specs, device)
+        return 0
+    signal.signal(signal.SIGTERM, _on_terminate)
+    with sole_runner(folder, study.name):
+        storage = open_storage(storage_url)
+        recorder = Recorder(tracking_uri, study_info(study, arguments))
+        events = run_study(study, storage, recorder, device, environment(device))
+        try:
+            show(study, events)
+        except StudyStopped as error:
+            return _fail(f"study stopped: {error}", 1)
+    print_where_to_look(study, arguments.tracking_uri, tracking_uri)
+    return 0
+
+
+def _on_terminate(*_: object) -> NoReturn:
+    raise Terminated
+
+
+def study_info(study: Study, arguments: argparse.Namespace) -> StudyInfo:
+    """The study as the recorder describes it."""
+    from harness.record import StudyInfo, without_password
+
+    command = f"python -m harness.study --space {shlex.quote(str(arguments.space))}"
+    for name in ("device", "trials", "repeats", "storage", "tracking_uri"):
+        value = getattr(arguments, name)
+        if value is not None and (name, value) != ("device", "auto"):
+            shown = without_password(str(value))
+            command += f" --{name.replace('_', '-')} {shlex.quote(shown)}"
+    return StudyInfo(
+        name=study.name,
+        question=(sys.modules["study_file"].__doc__ or "").strip(),
+        command=command,
+        factors={k: list(v) for k, v in study.compare.items()},
+        baseline=study.baseline,
+        trials=study.trials,
+        repeats=study.repeats,
+        space_sha256=hashlib.sha256(arguments.space.read_bytes()).hexdigest(),
+    )
+
+
+def print_plan(study: Study, specs: Mapping[str, TrialSpec], device: Device) -> None:
+    """What would run."""
+    cells = study.cells()
+    trials, repeats = len(cells) * study.trials, len(cells) * study.repeats
+    print(f"study {study.name} on {device.name} ({device.describe()})")
+    print(
+        f"{len(cells)} cells x ({study.trials} trials + {study.repeats} repeats) = "
+        f"{trials} trials + {repeats} repeats, {study.sampler} sampling, pruner {study.pruner}"
+    )
+    for cell in cells:
+        spec = specs[cell_label(cell)]
+        shown = {k: v for k, v in spec.flat().items() if v is not None and k != "seed"}
+        print(
+            f"  {cell_label(cell)}: first trial {', '.join(f'{k}={v}' for k, v in shown.items())}"
+        )
+
+
+def show(study: Study, events: Iterator[TrialDone]) -> None:
+    """Progress: a bar and lines on a terminal, plain lines when piped."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    total = len(study.cells()) * (study.trials + study.repeats)
+    console = Console(highlight=False, soft_wrap=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    resumed = 0
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(study.name, total=total)
+        for number, event in enumerate(events, 1):
+            bar.advance(task)
+            if event.result is None:
+                resumed += 1
+                continue
+            console.print(f"[{number:>3}/{total}] {event.slot}: {_in_words(event)}", markup=False)
+    if resumed:
+        console.print(f"{resumed} of {total} were finished before and not run again")
+    if resumed == total:
+        console.print("nothing was left to do")
+
+
+def _in_words(event: TrialDone) -> str:
+    assert event.result is not None
+    metrics, outcome = event.result.metrics, event.result.outcome
+    if outcome != "complete":
+        return f"{outcome.upper()} {event.result.reason}".strip()
+    names = {"val_accuracy": "validation", "test_accuracy": "test"}
+    scores = [f"{words} {metrics[k]:.1%}" for k, words in names.items() if k in metrics]
+    return f"{', '.join(scores)}, trained {metrics['train_seconds']:.1f} s"
+
+
+def print_where_to_look(study: Study, given_uri: str | None, tracking_uri: str) -> None:
+    """The next two commands, ready to paste."""
+    from harness.record import without_password
+
+    uri = given_uri or "sqlite:///mlruns/mlflow.db"
+    extra = f" --tracking-uri {shlex.quote(without_password(given_uri))}" if given_uri else ""
+    print(f"report:    python -m analysis.report --study {study.name}{extra}")
+    if tracking_uri.startswith("http"):
+        print(f"MLflow UI: {without_password(tracking_uri)}")
+    else:
+        shown = shlex.quote(without_password(uri))
+        print(f"MLflow UI: mlflow ui --backend-store-uri {shown} --host 127.0.0.1 --workers 1")
+
+
+if __name__ == "__main__":
+    # os._exit skips interpreter shutdown only when stdout is a closed pipe (`| head`).
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os._exit(1)
+    sys.exit(code)
