@@ -3,16 +3,16 @@
     python -c "from analysis import compare, load; t = load.load_study('freeze_depth'); \
                print(compare.summary(t.trials, t.info.factors))"
 
-Takes the trials of `analysis.load`. Accuracies are shares in [0, 1]; differences are in points (1 point
-is an accuracy of .01). Every interval is a 95% t interval over seeds: it says how far the mean would
-move with other training draws, on these test images; it does not say how far with other test images.
+Takes the trials of `analysis.load`. Accuracies are shares in [0, 1]; differences are in points (1
+point is an accuracy of .01). Every interval is a 95% t interval over seeds: it says how far the mean
+would move with other training draws on these test images, not how far with other test images.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,7 @@ def completed(trials: pd.DataFrame, phase: str) -> pd.DataFrame:
 
 
 def chosen(trials: pd.DataFrame) -> pd.DataFrame:
-    """The configuration of each cell with the best validation accuracy, one row per cell that has one.
+    """The configuration of each cell with the best validation accuracy; one row per scored cell.
 
     Ties go to the lower val_loss, then to the lower index. Test scores play no part.
     """
@@ -132,8 +132,8 @@ def summary(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.Da
 
 
 def pareto_front(table: pd.DataFrame, value: str, costs: Sequence[str]) -> pd.Series:
-    """Whether each row is on the front: no other is at least as good in `value` (more is better) and
-    in every cost (less is better), and better in one. A row with a NaN among them is never on it."""
+    """Whether each row is on the front: no other is at least as good in `value` (more is better)
+    and in every cost (less is better), and better in one. A row with a NaN is never on it."""
     points = np.column_stack([table[value], *(-table[cost] for cost in costs)]).astype(float)
     known = ~np.isnan(points).any(axis=1)
     front = [
@@ -193,7 +193,7 @@ def paired_differences(
 
 
 def against_best(trials: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """The cell with the highest mean test accuracy in `table` (a `summary`) against every other one.
+    """The cell with the highest mean test accuracy in `table` (a `summary`) against every other.
 
     The best was picked with the same scores, so its lead is overstated (winner's curse): Holm over
     all rivals guards the test, not the size of the difference. Empty without two scored cells.
@@ -208,8 +208,8 @@ def contrasts(trials: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.Data
 
     Returns:
         One row per pair: cell, reference, n pairs, difference (points of test accuracy, positive
-        when cell is better), low, high (95% t interval, resamples seeds, not adjusted for the number
-        of contrasts), p (sign flip), p_holm (Holm 1979 over all rows), least_detectable (points),
+        when cell is better), low, high (95% t interval, resamples seeds, not adjusted for the
+        number of contrasts), p (sign flip), p_holm (Holm 1979 over all rows), least_detectable (points),
         verdict (higher, lower, leaning, open or untested) and sentence.
     """
     scores = completed(trials, "repeat").pivot(index="seed", columns="cell", values="test_accuracy")
@@ -235,7 +235,7 @@ def contrasts(trials: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.Data
     return table
 
 
-def _verdict(row: Mapping[str, Any]) -> str:
+def _verdict(row: Mapping[Hashable, Any]) -> str:
     """What may be said: higher or lower (Holm p at most .05), leaning (interval clear of 0 only),
     open (neither) or untested (fewer than two shared seeds)."""
     if math.isnan(row["p_holm"]):
@@ -245,7 +245,7 @@ def _verdict(row: Mapping[str, Any]) -> str:
     return "leaning" if row["low"] > 0 or row["high"] < 0 else "open"
 
 
-def _sentence(row: Mapping[str, Any], family: int) -> str:
+def _sentence(row: Mapping[Hashable, Any], family: int) -> str:
     """One contrast in plain words; `family` is the number of contrasts that Holm adjusts for."""
     a, b, n = f"“{row['cell']}”", f"“{row['reference']}”", row["n"]
     if row["verdict"] == "untested":
@@ -310,7 +310,7 @@ def budget_curve(trials: pd.DataFrame) -> pd.DataFrame:
     """Expected best validation accuracy of a cell after n tuning trials.
 
     A trial that was wasted (WORTHLESS) counts as the lowest accuracy any trial of the study had: it
-    used up budget. Faulty runs are left out. Valid only for an i.i.d. sampler ("random", not "tpe").
+    used up budget. Faulty runs are left out. Valid only for an i.i.d. sampler ("random").
 
     Returns:
         cell, trials (n), val_accuracy; cells without a complete trial have no rows.
@@ -328,7 +328,7 @@ def budget_curve(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def learning_curves(trials: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
-    """Validation accuracy by epoch of the compared repeats, or of the chosen trials without repeats.
+    """Validation accuracy by epoch of the compared repeats; without any, of the chosen trials.
 
     Returns:
         run_id, cell, epoch, val_accuracy, and mean: over the runs of the cell at that epoch.
@@ -342,7 +342,7 @@ def learning_curves(trials: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
 
 
 def prediction_mismatches(trials: pd.DataFrame, predictions: pd.DataFrame) -> list[str]:
-    """Run ids of complete repeats whose kept predictions are missing or disagree with test_accuracy."""
+    """Run ids of complete repeats whose predictions are missing or disagree with test_accuracy."""
     repeats = completed(trials, "repeat").dropna(subset="test_accuracy").set_index("run_id")
     hit = predictions["label"] == predictions["predicted"]
     share = hit.groupby(predictions["run_id"]).mean().reindex(repeats.index)

@@ -1,4 +1,4 @@
-"""What did a study record? MLflow read into tidy, typed tables; the only file here that knows MLflow.
+"""What did a study record? MLflow read into typed tables; the only file here that knows MLflow.
 
     python -c "from analysis.load import *; print(load_study('freeze_depth').trials)"
 
@@ -11,11 +11,11 @@ import json
 import logging
 import math
 import os
-import re
 import sqlite3
 import sys
 import tempfile
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 
-from harness.spec import UserError
+from harness.spec import UserError, without_password
 
 for _name in ("alembic", "mlflow.store.db.utils"):
     logging.getLogger(_name).setLevel(logging.WARNING)
@@ -44,7 +44,7 @@ FINAL_METRICS = [
     "test_accuracy",
     "test_loss",
 ]
-INTEGER_TAGS = ["index", "seed", "attempt", "threads"]
+INTEGER_TAGS = ["index", "seed", "attempt", "chosen", "threads"]
 TEXT_TAGS = ["study", "cell", "phase", "outcome", "reason", "device"]
 PREDICTION_TYPES = {"example": int, "label": int, "predicted": int, "probability": float}
 
@@ -82,8 +82,9 @@ class StudyTable:
         info: the study as a whole.
         tracking_uri: where it was read from; may hold a password, show `without_password` of it.
         trials: one row per run: run_id, study, cell, one column per factor, phase, index, seed,
-            outcome ("unfinished" when the run never ended), reason, superseded, attempt, device,
-            threads, start_time, every metric (float, NaN where not measured), `param.<name>` and
+            outcome ("unfinished" when the run never ended), reason, superseded, attempt, chosen
+            (index of the tuning trial that a repeat runs again), device, threads, start_time, every
+            metric (float, NaN where not measured), `param.<name>` and
             `env.<name>`. Accuracies are shares in [0, 1], times seconds, memory MiB.
         epochs: one row per run and epoch: run_id, epoch, EPOCH_METRICS.
         predictions: one row per complete repeat and test example: run_id, cell, seed, example,
@@ -100,11 +101,6 @@ class StudyTable:
 def default_tracking_uri(root: Path = Path("mlruns")) -> str:
     """The SQLite database under `root`, as MLflow wants it."""
     return f"sqlite:///{root.resolve()}/mlflow.db"
-
-
-def without_password(text: str) -> str:
-    """`text` with the password of any URL in it replaced by ***."""
-    return re.sub(r"(\w://[^:/@\s]*):\S*@", r"\1:***@", text)
 
 
 def load_study(name: str, tracking_uri: str | None = None) -> StudyTable:
@@ -157,9 +153,8 @@ def _require_database(path: Path) -> None:
             f"no tracking database at {path}: run a study first, or give --tracking-uri"
         )
     try:
-        with sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True) as connection:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
             tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
-        connection.close()
     except sqlite3.Error as error:
         raise UserError(f"cannot read the tracking database {path}: {error}") from error
     if "experiments" not in tables:
@@ -274,7 +269,7 @@ def epochs_frame(client: MlflowClient, run_ids: Iterable[str]) -> pd.DataFrame:
     """The per-epoch metrics of each run.
 
     One call per run and metric, about 1 ms each on SQLite: MLflow's client has no public bulk call.
-    A metric logged twice at one epoch (a trial that was resumed) keeps the later value.
+    Of two values at one epoch the earlier counts: at its end a run logs some metrics again, at step 0.
     """
     rows = [
         {"run_id": run_id, "epoch": point.step, "metric": metric, "value": _unclipped(point.value)}
@@ -283,7 +278,7 @@ def epochs_frame(client: MlflowClient, run_ids: Iterable[str]) -> pd.DataFrame:
         for point in sorted(client.get_metric_history(run_id, metric), key=lambda p: p.timestamp)
     ]
     long = pd.DataFrame(rows, columns=["run_id", "epoch", "metric", "value"])
-    long = long.drop_duplicates(["run_id", "epoch", "metric"], keep="last")
+    long = long.drop_duplicates(["run_id", "epoch", "metric"], keep="first")
     wide = long.pivot(index=["run_id", "epoch"], columns="metric", values="value")
     wide = wide.reindex(columns=EPOCH_METRICS).astype(float).rename_axis(columns=None).reset_index()
     return wide.astype({"run_id": "str", "epoch": int})

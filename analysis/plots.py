@@ -3,8 +3,8 @@
     python -c "from analysis import compare, load, plots; t = load.load_study('freeze_depth'); \
                plots.accuracy(compare.summary(t.trials, t.info.factors), t.trials).savefig('a.png')"
 
-A cell has the same colour and marker in every figure (`styles`). Figures are drawn for a column of 5.6
-inches, so that their text stays legible on a telephone.
+A cell has the same colour and marker in every figure (`styles`). Figures are drawn for a column of
+5.6 inches, so that their text stays legible on a telephone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
@@ -53,8 +54,8 @@ class Style:
 
 
 def styles(cells: Sequence[str]) -> dict[str, Style]:
-    """One style per cell, in the order written: ten colours that colour-blind readers can tell apart
-    (seaborn "colorblind"), then the same ones with the next marker."""
+    """One style per cell, in the order written: ten colours that colour-blind readers can tell
+    apart (seaborn "colorblind"), then the same ones with the next marker."""
     colors = sns.color_palette("colorblind", 10)
     return {
         cell: Style(tuple(colors[i % 10]), MARKERS[i // 10 % len(MARKERS)])
@@ -94,9 +95,8 @@ def _rows(axes: Axes, names: Sequence[str], width: int = 26) -> None:
     axes.grid(axis="y", visible=False)
 
 
-def _log_cost(axes: Axes, values: pd.Series, label: str) -> None:
-    """A log scale labelled with round numbers that ends a little beyond `values`."""
-    low, high = float(values.min()), float(values.max())
+def _log_cost(axes: Axes, low: float, high: float, label: str) -> None:
+    """A log scale labelled with round numbers that ends a little beyond `low` and `high`."""
     room = max(1.3, (high / low) ** 0.12)
     left, right = low / room, high * room
     ratio = right / left
@@ -110,12 +110,31 @@ def _log_cost(axes: Axes, values: pd.Series, label: str) -> None:
     axes.set_xlabel(label)
 
 
+def _crowded(names: Collection[str]) -> bool:
+    """Whether names beside their marks would run into each other."""
+    return len(names) > 8 or max(map(len, names)) > 24
+
+
+def _key(figure: Figure, names: Iterable[str], style: Mapping[str, Style]) -> None:
+    """Marks and their names below the panel; the figure grows by what they need."""
+    marks = [
+        Line2D([], [], ls="", marker=style[n].marker, color=style[n].color, label=_plain(n))
+        for n in names
+    ]
+    columns = 2 if max(len(str(mark.get_label())) for mark in marks) < 38 else 1
+    figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(marks) / columns))
+    figure.legend(
+        handles=marks, loc="outside lower center", ncols=columns, fontsize=9, frameon=False
+    )
+
+
 def _place_labels(
     axes: Axes, points: Sequence[tuple[float, float, str, Style]], lines: Sequence[Segment]
 ) -> None:
     """Name each mark beside it, at the first offset where the name is inside the panel and clear of
-    every mark, line and earlier name (or of most); a thin line leads to a name that had to go far."""
-    figure = axes.figure
+    every mark, line and earlier name (or of most); a thin line leads to a name that is far off."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
     figure.canvas.draw()
     figure.set_layout_engine("none")
     scale = figure.dpi / 72
@@ -147,12 +166,14 @@ def _place_labels(
 def _label_box(label: Annotation, offset: tuple[float, float]) -> Bbox:
     """Move `label` to `offset` (points from its mark); returns what it covers, in pixels."""
     label.set_position(offset)
-    label.set_ha("left" if offset[0] > 1 else "right" if offset[0] < -1 else "center")
+    label.set_horizontalalignment(
+        "left" if offset[0] > 1 else "right" if offset[0] < -1 else "center"
+    )
     return label.get_window_extent()
 
 
 def accuracy(summary: pd.DataFrame, repeats: pd.DataFrame, style: Mapping[str, Style]) -> Figure:
-    """One dot per repeat, and the mean with its interval, of each cell in `summary` that has one."""
+    """One dot per repeat, and the mean with its interval, of each scored cell in `summary`."""
     table = summary.dropna(subset="mean").reset_index(drop=True)
     figure, (axes,) = _canvas(1.1 + 0.5 * len(table))
     for i, row in enumerate(table.to_dict("records")):
@@ -171,8 +192,8 @@ def accuracy(summary: pd.DataFrame, repeats: pd.DataFrame, style: Mapping[str, S
 def cost(
     summary: pd.DataFrame, cost: str, front: str, label: str, style: Mapping[str, Style]
 ) -> Figure:
-    """Mean test accuracy against the median of `cost` (column prefix), with the Pareto `front` column
-    as a line: the cells that no other beats in both. Costs of 0 have no place on the log scale."""
+    """Mean test accuracy against the median of `cost` (column prefix), with the cells that column
+    `front` marks joined by a line. Costs of 0 have no place on the log scale."""
     table = summary.dropna(subset=["mean", f"{cost}_median"])
     table = table[table[f"{cost}_min"] > 0].reset_index(drop=True)
     figure, (axes,) = _canvas(4.2)
@@ -185,7 +206,7 @@ def cost(
     best = table[table[front]].sort_values(f"{cost}_median")
     corners = list(zip(best[f"{cost}_median"], best["mean"], strict=True))
     axes.step(*zip(*corners, strict=True), where="post", color=INK, lw=1, ls=":", zorder=1)
-    _log_cost(axes, table[[f"{cost}_min", f"{cost}_max"]].stack(), label)
+    _log_cost(axes, table[f"{cost}_min"].min(), table[f"{cost}_max"].max(), label)
     _percent(axes, "y", "Test accuracy")
     axes.margins(y=0.12)
     rows = table.dropna(subset="low").to_dict("records")
@@ -193,6 +214,9 @@ def cost(
     lines += [((r[f"{cost}_min"], r["mean"]), (r[f"{cost}_max"], r["mean"])) for r in rows]
     for (x0, y0), (x1, y1) in itertools.pairwise(corners):
         lines += [((x0, y0), (x1, y0)), ((x1, y0), (x1, y1))]
+    if _crowded(table["cell"]):
+        _key(figure, table["cell"], style)
+        return figure
     points = zip(table[f"{cost}_median"], table["mean"], table["cell"], strict=True)
     _place_labels(axes, [(x, y, cell, style[cell]) for x, y, cell in points], lines)
     return figure
@@ -212,8 +236,8 @@ def _grid(names: Sequence[str], row_height: float = 1.9) -> tuple[Figure, dict[s
 
 
 def learning_curves(curves: pd.DataFrame, style: Mapping[str, Style]) -> Figure:
-    """Validation accuracy by epoch: a panel per cell, thin lines its runs, thick their mean, grey the
-    means of the other cells."""
+    """Validation accuracy by epoch: a panel per cell, thin lines its runs, thick their mean, grey
+    the means of the other cells."""
     names = [name for name in style if name in set(curves["cell"])]
     figure, panels = _grid(names)
     means = curves.drop_duplicates(["cell", "epoch"]).sort_values("epoch")
@@ -237,7 +261,7 @@ def learning_curves(curves: pd.DataFrame, style: Mapping[str, Style]) -> Figure:
 
 
 def rates(tuned: pd.DataFrame, style: Mapping[str, Style]) -> Figure:
-    """Validation accuracy of every complete tuning trial against its learning rate, a panel per cell."""
+    """Validation accuracy of each complete tuning trial by its learning rate, a panel per cell."""
     tuned = tuned.dropna(subset=["param.lr", "val_accuracy"])
     names = [name for name in style if name in set(tuned["cell"])]
     figure, panels = _grid(names)
@@ -257,7 +281,7 @@ def rates(tuned: pd.DataFrame, style: Mapping[str, Style]) -> Figure:
 
 
 def differences(table: pd.DataFrame, style: Mapping[str, Style]) -> Figure:
-    """Paired differences in points with their interval, a row each; the line at 0 is no difference."""
+    """Paired differences in points with their interval, a row each; the line at 0: no difference."""
     table = table.dropna(subset="difference").reset_index(drop=True)
     several = table["reference"].nunique() > 1
     figure, (axes,) = _canvas(1.1 + (0.55 if several else 0.42) * len(table))
@@ -280,7 +304,7 @@ def differences(table: pd.DataFrame, style: Mapping[str, Style]) -> Figure:
 
 
 def budget(curve: pd.DataFrame, style: Mapping[str, Style]) -> Figure:
-    """Expected best validation accuracy after n tuning trials, named at the end of each line."""
+    """Expected best validation accuracy of each cell after n tuning trials."""
     figure, (axes,) = _canvas(4.2)
     ends = []
     for name in (name for name in style if name in set(curve["cell"])):
@@ -291,7 +315,10 @@ def budget(curve: pd.DataFrame, style: Mapping[str, Style]) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=ROUND))
     axes.set_xlabel("Tuning trials per cell")
     _percent(axes, "y", "Expected best validation accuracy")
-    _name_ends(axes, ends, style)
+    if _crowded([name for _, _, name in ends]):
+        _key(figure, [name for _, _, name in ends], style)
+    else:
+        _name_ends(axes, ends, style)
     return figure
 
 
@@ -315,7 +342,7 @@ def _name_ends(
         x, y, name = ends[i]
         at = (height - axes.bbox.y0) / axes.bbox.height
         axes.annotate(
-            textwrap.shorten(_plain(name), 30, placeholder="…"), (x, y), (1.04, at),
+            _plain(name), (x, y), (1.04, at),
             textcoords="axes fraction", va="center", fontsize=9.5, color=style[name].ink,
             arrowprops={"arrowstyle": "-", "color": style[name].color, "lw": 0.8},
         )  # fmt: skip

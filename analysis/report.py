@@ -1,4 +1,4 @@
-"""What did a study find, and how sure is it? One page that needs no network, with its figures and tables.
+"""What did a study find, and how sure is it? One page that needs no network, figures and tables.
 
     python -m analysis.report --study freeze_depth
 
@@ -12,12 +12,12 @@ import base64
 import io
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.spec import SAFE_NAME, UserError
+from harness.spec import SAFE_NAME, UserError, without_password
 
 if TYPE_CHECKING:  # imported where used: --help must not wait for them
     import pandas as pd
@@ -26,7 +26,6 @@ if TYPE_CHECKING:  # imported where used: --help must not wait for them
     from analysis.load import StudyTable
 
 SETTLED = ["complete", "pruned", "diverged", "oom", "timeout", "audit_failed", "crashed"]
-SEEDS = "Intervals: 95% t over seeds (training draws, not test images)."
 
 
 @dataclass(frozen=True)
@@ -40,16 +39,6 @@ class Findings:
     outcomes: pd.DataFrame
     budget: pd.DataFrame
     curves: pd.DataFrame
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One figure of the page: file stem, heading, caption and a function that draws it."""
-
-    name: str
-    title: str
-    caption: str
-    draw: Callable[[], Figure]
 
 
 def find(table: StudyTable) -> Findings:
@@ -123,7 +112,7 @@ def _price(best: pd.Series, scored: pd.DataFrame, found: Findings) -> list[str]:
 
 def _costs(row: pd.Series) -> str:
     parts = [
-        f"{row[column]:.3g} {unit}"
+        f"{_short(row[column])} {unit}"
         for column, unit in (
             ("train_seconds_median", "s of training"),
             ("peak_memory_mib_median", "MiB of peak memory"),
@@ -180,6 +169,8 @@ def _missing_work(table: StudyTable, found: Findings) -> list[str]:
         ),
     ):
         short = [f"“{cell}” {n} of {asked}" for cell, n in counts.items() if n < asked]
+        if len(short) > 2 and len(short) == len(counts) and len({*counts.values()}) == 1:
+            short = [f"every cell {next(iter(counts.values()))} of {asked}"]
         if short:
             text.append(f"Fewer {phase} than asked for: {'; '.join(short)}.")
     return text
@@ -193,7 +184,7 @@ def _mixed_conditions(table: StudyTable) -> list[str]:
         values = sorted(runs[column].dropna().astype(str).unique())
         if len(values) > 1:
             text.append(f"Mixed {name} ({', '.join(values)}): times and memory are not comparable.")
-    mixed = [c for c in runs if c.startswith("env.") and runs[c].nunique() > 1]
+    mixed = [c for c in runs.columns if c.startswith("env.") and runs[c].nunique() > 1]
     if mixed:
         names = ", ".join(c.removeprefix("env.") for c in mixed)
         text.append(f"The environment changed between runs: {names} (see Environment).")
@@ -203,7 +194,7 @@ def _mixed_conditions(table: StudyTable) -> list[str]:
 
 
 def _doubtful_runs(table: StudyTable, found: Findings) -> list[str]:
-    """Cells without a result, strays, unequal seeds and scores that their predictions do not bear out."""
+    """Cells without a result, strays, unequal seeds, scores that the predictions do not bear out."""
     from analysis import compare
 
     text = []
@@ -217,8 +208,13 @@ def _doubtful_runs(table: StudyTable, found: Findings) -> list[str]:
     if strays:
         text.append(f"Left out, no longer in the study file: {', '.join(strays)}.")
     repeats = compare.completed(trials, "repeat").dropna(subset="test_accuracy")
-    if repeats.groupby("cell")["seed"].agg(lambda s: tuple(sorted(s))).nunique() > 1:
+    if len({tuple(sorted(own)) for _, own in repeats.groupby("cell")["seed"]}) > 1:
         text.append("The cells were not repeated on the same seeds: only shared seeds are paired.")
+    best = found.chosen.set_index("cell")["index"]
+    stale = repeats[repeats["chosen"].notna() & (repeats["chosen"] != repeats["cell"].map(best))]
+    if len(stale):
+        names = ", ".join(f"“{cell}”" for cell in stale["cell"].unique())
+        text.append(f"The repeats of {names} run another configuration than the best one tuned.")
     if wrong := compare.prediction_mismatches(trials, table.predictions):
         text.append(
             f"The kept predictions of {len(wrong)} repeats are missing or give another accuracy "
@@ -227,164 +223,82 @@ def _doubtful_runs(table: StudyTable, found: Findings) -> list[str]:
     return text
 
 
-def pictures(table: StudyTable, found: Findings) -> list[Picture]:
-    """The figures that the data allow, in reading order."""
+def figures(table: StudyTable, found: Findings) -> dict[str, Figure]:
+    """The figures that the data allow, by file stem; their captions stand in the page's template."""
     from analysis import compare, plots
 
-    trials = table.trials[table.trials["cell"].isin(found.summary["cell"])]
-    style = plots.styles(list(found.summary["cell"]))
-    repeats, tuned = compare.completed(trials, "repeat"), compare.completed(trials, "tune")
-    n = _range(found.summary.loc[found.summary["n"] > 0, "n"])
-    made = []
-    if found.summary["mean"].notna().any():
-        made.append(Picture(
-            "accuracy", "Test accuracy",
-            f"Small marks: one repeat each ({n} per cell). Large mark and bar: mean and interval. {SEEDS}",
-            lambda: plots.accuracy(found.summary, repeats, style),
-        ))  # fmt: skip
+    summary = found.summary
+    trials = table.trials[table.trials["cell"].isin(summary["cell"])]
+    style = plots.styles(list(summary["cell"]))
+    tuned = compare.completed(trials, "tune")
+    made = {}
+    if summary["mean"].notna().any():
+        made["accuracy"] = plots.accuracy(summary, compare.completed(trials, "repeat"), style)
     if found.differences["difference"].notna().any():
-        made.append(Picture(
-            "differences", "Difference from the baseline",
-            f"Mean of the differences on shared seeds ({_range(found.differences['n'])} pairs). An interval "
-            f"that crosses 0 leaves the sign open. {SEEDS} Not adjusted for the number of rows.",
-            lambda: plots.differences(found.differences, style),
-        ))  # fmt: skip
+        made["differences"] = plots.differences(found.differences, style)
     place = "process" if "rss" in compare.memory_column(trials) else "accelerator, allocated"
-    for prefix, front, title, label, note in (
-        ("train_seconds", "time_front", "Accuracy against time", "Training time of one repeat (s)",
-         " Evaluation and set-up time are excluded."),
-        ("peak_memory_mib", "memory_front", "Accuracy against memory", f"Peak memory, {place} (MiB)", ""),
-    ):  # fmt: skip
-        if found.summary[front].any() and (found.summary[f"{prefix}_median"] > 0).any():
-            made.append(Picture(
-                prefix, title,
-                f"Marks: mean accuracy and median cost of {n} repeats; upright bars: intervals; level "
-                f"bars: least and greatest cost. Dotted: the Pareto front, cells that no other beats "
-                f"in both. {SEEDS}{note} Log scale.",
-                lambda prefix=prefix, front=front, label=label: plots.cost(
-                    found.summary, prefix, front, label, style),
-            ))  # fmt: skip
+    for cost, front, label in (
+        ("train_seconds", "time_front", "Training time of one repeat (s)"),
+        ("peak_memory_mib", "memory_front", f"Peak memory, {place} (MiB)"),
+    ):
+        if (summary["mean"].notna() & (summary[f"{cost}_min"] > 0)).any():
+            made[cost] = plots.cost(summary, cost, front, label, style)
     if len(found.curves):
-        runs = "repeat" if len(repeats) else "chosen tuning trial"
-        made.append(Picture(
-            "learning_curves", "Learning curves",
-            f"Validation accuracy by epoch. Thin: one {runs} each; thick: their mean; grey: the "
-            f"means of the other cells. No interval: read the spread of the thin lines.",
-            lambda: plots.learning_curves(found.curves, style),
-        ))  # fmt: skip
+        made["learning_curves"] = plots.learning_curves(found.curves, style)
     if len(found.budget) and table.info.sampler != "tpe":
-        condition = "" if table.info.sampler else " Holds only if the trials were drawn at random."
-        made.append(Picture(
-            "budget", "What tuning was worth",
-            f"Expected best validation accuracy if only n of the tuning trials had been run: exact over "
-            f"all subsets of the {_range(found.budget.groupby('cell')['trials'].max())} trials per cell. A "
-            f"diverged, out-of-memory, timed-out or pruned trial counts as the lowest accuracy seen. "
-            f"No interval: nothing is resampled.{condition}",
-            lambda: plots.budget(found.budget, style),
-        ))  # fmt: skip
+        made["budget"] = plots.budget(found.budget, style)
     if "param.lr" in tuned and len(tuned.dropna(subset=["param.lr", "val_accuracy"])):
-        made.append(Picture(
-            "learning_rates", "Tuned score against learning rate",
-            "One mark per complete tuning trial; grey: those of the other cells. A best score at the "
-            "edge of the range means that the range was too narrow.",
-            lambda: plots.rates(tuned, style),
-        ))  # fmt: skip
+        made["learning_rates"] = plots.rates(tuned, style)
     return made
 
 
 def _range(values: pd.Series) -> str:
-    if values.empty:
-        return "0"
-    low, high = int(values.min()), int(values.max())
+    """Whole numbers in print: "8" or "5 to 8"."""
+    low, high = (int(values.min()), int(values.max())) if len(values) else (0, 0)
     return str(low) if low == high else f"{low} to {high}"
 
 
-Rows = list[list[str]]
-
-
 def _number(value: float, form: str, scale: float = 1) -> str:
+    """A number in print; – for one that was not measured."""
     return "–" if value != value else format(scale * value, form)
 
 
-def summary_rows(summary: pd.DataFrame) -> Rows:
-    """The summary in print: header, then a row per cell."""
-
-    def spread(row: dict[str, Any], cost: str) -> str:
-        median, low, high = (_number(row[f"{cost}_{k}"], ".3g") for k in ("median", "min", "max"))
-        return median if median == "–" else f"{median} ({low}–{high})"
-
-    header = ["Cell", "Test accuracy, %", "95% interval", "SD, points", "Repeats",
-              "Validation, %", "Trials complete / failed", "Training, s", "Peak memory, MiB"]  # fmt: skip
-    body = [
-        [row["cell"], _number(row["mean"], ".1f", 100),
-         f"{_number(row['low'], '.1f', 100)} to {_number(row['high'], '.1f', 100)}"
-         if row["n"] > 1 else "–",
-         _number(row["sd"], ".2f", 100), str(row["n"]), _number(row["val_accuracy"], ".1f", 100),
-         f"{row['tuned']} / {row['failed']}",
-         spread(row, "train_seconds"), spread(row, "peak_memory_mib")]
-        for row in summary.to_dict("records")
-    ]  # fmt: skip
-    return [header, *body]
-
-
-def difference_rows(table: pd.DataFrame) -> Rows:
-    """Contrasts in print: header, then a row each."""
-    header = ["Cell", "Minus", "Pairs", "Difference, points", "95% interval", "p", "p, Holm",
-              "Least detectable", "Verdict"]  # fmt: skip
-    body = [
-        [row["cell"], row["reference"], str(row["n"]), _number(row["difference"], "+.1f"),
-         f"{_number(row['low'], '+.1f')} to {_number(row['high'], '+.1f')}" if row["n"] > 1 else "–",
-         _number(row["p"], ".3g"), _number(row["p_holm"], ".3g"),
-         _number(row["least_detectable"], ".1f"), row["verdict"]]
-        for row in table.to_dict("records")
-    ]  # fmt: skip
-    return [header, *body]
-
-
-def chosen_rows(chosen: pd.DataFrame) -> Rows:
-    """The chosen configurations in print: the parameters in which they differ."""
-    columns = [
-        c for c in chosen
-        if c.startswith("param.") and c != "param.seed" and chosen[c].astype(str).nunique() > 1
-    ]  # fmt: skip
-    columns = columns or [c for c in chosen if c == "param.lr"]
-    header = ["Cell", "Trial", *(c.removeprefix("param.") for c in columns), "Validation, %"]
-    body = [
-        [row["cell"], str(row["index"]), *(_plain(row[c]) for c in columns),
-         _number(row["val_accuracy"], ".1f", 100)]
-        for row in chosen.to_dict("records")
-    ]  # fmt: skip
-    return [header, *body]
+def _short(value: float) -> str:
+    """A number in print with three significant digits or all before the point; – if missing."""
+    return _number(value, ".0f" if value >= 1000 else ".3g")
 
 
 def _plain(value: Any) -> str:
-    if value is None or value != value:
-        return "–"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    """A parameter in print."""
+    return _short(value) if isinstance(value, float) else str(value)
 
 
-def condition_rows(trials: pd.DataFrame, prefixes: tuple[str, ...]) -> Rows:
+def tuned_parameters(chosen: pd.DataFrame) -> list[str]:
+    """The columns in which the chosen configurations differ, or the learning rate if they do not."""
+    names = [c for c in chosen.columns if c.startswith("param.") and c != "param.seed"]
+    differ = [c for c in names if chosen[c].astype(str).nunique() > 1]
+    return differ or [c for c in names if c == "param.lr"]
+
+
+def condition_rows(trials: pd.DataFrame, prefixes: tuple[str, ...]) -> list[tuple[str, str]]:
     """Every column that starts with one of `prefixes`, with its values (a range when many)."""
     rows = []
-    for column in (c for c in trials if c.startswith(prefixes)):
+    for column in (c for c in trials.columns if c.startswith(prefixes)):
         values = trials[column].dropna()
         counts = values.value_counts()
         name = column.partition(".")[2] or column
         if 1 <= len(counts) <= 6:
-            shown = [
-                f"{_plain(v)}" + (f" ({k} runs)" * (len(counts) > 1)) for v, k in counts.items()
-            ]
-            rows.append([name, ", ".join(shown)])
+            many = len(counts) > 1
+            shown = [_plain(v) + (f" ({k} runs)" if many else "") for v, k in counts.items()]
+            rows.append((name, ", ".join(shown)))
         elif len(counts):
-            rows.append(
-                [name, f"{len(counts)} values, {_plain(values.min())} to {_plain(values.max())}"]
-            )
+            span = f"{_plain(values.min())} to {_plain(values.max())}"
+            rows.append((name, f"{len(counts)} values, {span}"))
     return rows
 
 
 def viewer_command(tracking_uri: str) -> str:
     """What to type, or where to go, to look at the runs in MLflow; never shows a password."""
-    from analysis.load import without_password
 
     uri = without_password(tracking_uri)
     if uri.startswith(("http://", "https://")):
@@ -414,12 +328,12 @@ def build(table: StudyTable, output: Path) -> Path:
     for stale in (*folder.glob("figures/*.png"), *folder.glob("tables/*.csv")):
         stale.unlink()
     found = find(table)
-    images = []
-    for picture in pictures(table, found):
+    images = {}
+    for name, figure in figures(table, found).items():
         buffer = io.BytesIO()
-        picture.draw().savefig(buffer, format="png")
-        (folder / "figures" / f"{picture.name}.png").write_bytes(buffer.getvalue())
-        images.append((picture, base64.b64encode(buffer.getvalue()).decode()))
+        figure.savefig(buffer, format="png")
+        (folder / "figures" / f"{name}.png").write_bytes(buffer.getvalue())
+        images[name] = base64.b64encode(buffer.getvalue()).decode()
     for name, frame in (*vars(found).items(), ("trials", table.trials)):
         frame.to_csv(folder / "tables" / f"{name}.csv", index=False)
     page = folder / "index.html"
@@ -427,8 +341,8 @@ def build(table: StudyTable, output: Path) -> Path:
     return page
 
 
-def render(table: StudyTable, found: Findings, images: Sequence[tuple[Picture, str]]) -> str:
-    """The page as text."""
+def render(table: StudyTable, found: Findings, images: Mapping[str, str]) -> str:
+    """The page as text; `images` are base64 PNGs by file stem."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -438,11 +352,16 @@ def render(table: StudyTable, found: Findings, images: Sequence[tuple[Picture, s
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"number": _number, "short": _short, "plain": _plain}
     question, _, notes = table.info.question.strip().partition("\n")
-    counts = found.outcomes.drop(columns="superseded")
-    if found.outcomes["superseded"].any():
-        counts = found.outcomes
+    counts = found.outcomes
+    if not counts["superseded"].any():
+        counts = counts.drop(columns="superseded")
     times = table.trials["start_time"].dropna()
+    period = (
+        f"{times.min():%Y-%m-%d %H:%M} to {times.max():%Y-%m-%d %H:%M} UTC" if len(times) else ""
+    )
+    scored = found.summary.loc[found.summary["n"] > 0, "n"]
     return environment.get_template("report.html.j2").render(
         info=table.info,
         question=question or table.info.name,
@@ -450,19 +369,19 @@ def render(table: StudyTable, found: Findings, images: Sequence[tuple[Picture, s
         answer=answer(table, found),
         warnings=warnings(table, found),
         images=images,
-        summary=summary_rows(found.summary),
-        differences=difference_rows(found.differences),
-        sentences=list(found.differences["sentence"]),
-        rivals=difference_rows(found.rivals),
-        chosen=chosen_rows(found.chosen),
-        outcomes=[list(counts.columns), *counts.astype(str).to_numpy().tolist()],
-        fine={"complete", "pruned", "superseded", "cell", "phase"},
+        n_repeats=_range(scored),
+        n_pairs=_range(found.differences["n"]),
+        n_trials=_range(found.budget.groupby("cell")["trials"].max()),
+        summary=found.summary.to_dict("records"),
+        differences=found.differences.to_dict("records"),
+        rivals=found.rivals.to_dict("records"),
+        chosen=found.chosen.to_dict("records"),
+        tuned_parameters=tuned_parameters(found.chosen),
+        outcomes=counts.to_dict("records"),
         parameters=condition_rows(table.trials, ("param.",)),
         environment=condition_rows(table.trials, ("device", "threads", "env.")),
         runs=len(table.trials),
-        period=f"{times.min():%Y-%m-%d %H:%M} to {times.max():%Y-%m-%d %H:%M} UTC"
-        if len(times)
-        else "",
+        period=period,
         viewer=viewer_command(table.tracking_uri),
     )
 

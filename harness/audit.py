@@ -26,7 +26,7 @@ def digest(tensors: Mapping[str, torch.Tensor]) -> str:
     for name, tensor in tensors.items():
         hashed.update(name.encode())
         flat = tensor.detach().cpu().contiguous().flatten()
-        hashed.update(memoryview(flat.view(torch.uint8).numpy()))
+        hashed.update(flat.view(torch.uint8).numpy().tobytes())
     return hashed.hexdigest()
 
 
@@ -35,11 +35,14 @@ class Audit:
 
     Args:
         groups: the backbone's groups before the first step.
+        tuned: names of the parameters that may train at all; None is every one.
     """
 
-    def __init__(self, groups: Sequence[Group]) -> None:
+    def __init__(self, groups: Sequence[Group], tuned: frozenset[str] | None = None) -> None:
         self._groups = groups
-        self._start = [digest(g.parameters) for g in groups]
+        self._tuned = frozenset(n for g in groups for n in g.parameters) if tuned is None else tuned
+        self._start = [digest(self._part(g, tuned=True)) for g in range(len(groups))]
+        self._untuned = [digest(self._part(g, tuned=False)) for g in range(len(groups))]
         self._frozen: dict[int, str] = {}
         self._trained: set[int] = set()
 
@@ -85,10 +88,19 @@ class Audit:
         for g in self._frozen:
             self._check_frozen(g)
         for g in self._trained:
-            if digest(self._groups[g].parameters) == self._start[g]:
+            tuned = self._part(g, tuned=True)
+            if tuned and digest(tuned) == self._start[g]:
                 raise AuditFailed(
                     f"group {self._groups[g].name} was to be trained but did not move"
                 )
+        for g, untuned in enumerate(self._untuned):
+            if digest(self._part(g, tuned=False)) != untuned:
+                raise AuditFailed(
+                    f"group {self._groups[g].name}: a parameter that the strategy does not tune changed"
+                )
+
+    def _part(self, g: int, tuned: bool) -> dict[str, torch.Tensor]:
+        return {n: p for n, p in self._groups[g].parameters.items() if (n in self._tuned) == tuned}
 
     def _digest(self, g: int) -> str:
         return digest({**self._groups[g].parameters, **self._groups[g].buffers})

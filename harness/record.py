@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,11 +25,20 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 
-from harness.spec import EpochResult, Predictions, TrialResult, TrialSpec, UserError
+from harness.spec import (
+    EpochResult,
+    Predictions,
+    TrialResult,
+    TrialSpec,
+    UserError,
+    without_password,
+)
 
 for _name in ("alembic", "mlflow.store.db.utils", "mlflow.store.db.base_sql_model"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
+PER_EPOCH = ("train_loss", "val_loss", "val_accuracy", "train_seconds")
+"""Metrics with one value per epoch; MLflow shows the last, which is the trial's."""
 STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "killed": "KILLED"}
 """MLflow's own status of an outcome; every other outcome is FAILED."""
 
@@ -47,6 +55,7 @@ class StudyInfo:
         baseline: one value of some factors.
         trials: configurations per cell.
         repeats: seeds per cell.
+        sampler: how configurations were drawn; budget curves need "random".
         space_sha256: hash of the study file.
     """
 
@@ -57,6 +66,7 @@ class StudyInfo:
     baseline: Mapping[str, str]
     trials: int
     repeats: int
+    sampler: str
     space_sha256: str
 
     def tags(self) -> dict[str, str]:
@@ -69,6 +79,7 @@ class StudyInfo:
             "baseline": json.dumps(dict(self.baseline)),
             "trials": str(self.trials),
             "repeats": str(self.repeats),
+            "sampler": self.sampler,
             "space_sha256": self.space_sha256,
         }
 
@@ -134,12 +145,7 @@ class Recorder:
 
     def epoch(self, run_id: str, result: EpochResult) -> None:
         """One call per epoch, all its metrics in it."""
-        values = {
-            "train_loss": result.train_loss,
-            "val_loss": result.val_loss,
-            "val_accuracy": result.val_accuracy,
-            "train_seconds": result.train_seconds,
-        }
+        values = {name: getattr(result, name) for name in PER_EPOCH}
         self._client.log_batch(run_id, metrics=_metrics(values, step=result.epoch))
 
     def finish(self, run_id: str, result: TrialResult) -> None:
@@ -147,7 +153,8 @@ class Recorder:
         tags = [RunTag("outcome", result.outcome)]
         if result.reason:
             tags.append(RunTag("reason", result.reason[:5000]))
-        self._client.log_batch(run_id, metrics=_metrics(result.metrics, step=0), tags=tags)
+        final = {k: v for k, v in result.metrics.items() if k not in PER_EPOCH}
+        self._client.log_batch(run_id, metrics=_metrics(final, step=0), tags=tags)
         if result.predictions is not None:
             self._client.log_text(run_id, predictions_csv(result.predictions), "predictions.csv")
         self._client.set_terminated(run_id, status=STATUS.get(result.outcome, "FAILED"))
@@ -236,8 +243,3 @@ def create_sqlite(path: Path, make_tables: Callable[[str], object]) -> None:
 
 def _make_mlflow_tables(uri: str) -> None:
     MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
-
-
-def without_password(text: str) -> str:
-    """`text` with the password of any URL in it replaced by ***."""
-    return re.sub(r"(\w+://[^:/@\s]+):[^@\s]+@", r"\1:***@", text)

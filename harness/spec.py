@@ -31,7 +31,11 @@ Cell = Mapping[str, str]
 Arms = Mapping[str, "Callable[[optuna.trial.BaseTrial], Strategy]"]
 """Label of a strategy -> how one trial draws it."""
 
-RESERVED_FACTORS = {"study", "cell", "phase", "index", "seed", "outcome", "reason", "run_id"}
+RESERVED_FACTORS = frozenset(
+    "study cell phase index seed outcome reason run_id attempt chosen device threads superseded "
+    "start_time optuna_trial".split()
+)
+"""Tags and columns of our own; a factor of that name would hide one."""
 SAFE_NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,99}")
 
 
@@ -39,10 +43,26 @@ class UserError(Exception):
     """Bad input, said in one line that names what is wrong and what would be right. Exit code 2."""
 
 
+def without_password(text: str) -> str:
+    """`text` with the password of any URL in it replaced by ***."""
+    return re.sub(r"(\w://[^:/@\s]*):\S*@", r"\1:***@", text)
+
+
 def derive_seed(*parts: object) -> int:
     """A 31-bit seed for the random stream named by `parts`; the same parts always give the same seed."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
+
+
+CHOICES = {
+    "optimizer": ("adamw", "sgd"),
+    "schedule": ("cosine", "constant", "one_cycle"),
+    "batch_norm": ("train", "frozen", "reestimate"),
+    "augment": ("none", "flip_crop", "rotation", "trivial", "rand", "mixup", "cutmix"),
+}
+SHIFTS = ("noise", "blur", "contrast", "patch_shuffle", "label_shift")
+DEFAULT_LR = {"adamw": 1e-3, "sgd": 1e-2}
+"""Usual fine-tuning rates: AdamW's of torch, ten times that for SGD with momentum."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +80,16 @@ class TrialSpec:
         resolution: side of the square input in pixels; None takes the backbone's own.
         epochs: passes over the training images.
         batch_size: images per step.
+        augment: how training images are varied (see harness.data.augment).
+        batch_norm: statistics of batch norms: "train" (frozen groups keep theirs), "frozen" (all keep
+            theirs), or "reestimate" (averaged once over the training images, then kept).
         optimizer: "adamw" or "sgd" (momentum 0.9).
-        lr: peak learning rate of a group whose scale is 1.
+        lr: peak learning rate of a group whose scale is 1; None takes the optimiser's usual one.
+        schedule: "cosine", "constant" or "one_cycle" (see harness.optimizer.Schedule).
         weight_decay: decoupled for AdamW; never on norms, biases and other 1-D parameters.
         warmup: share of all steps in which a group's rate rises linearly after it is unfrozen.
         label_smoothing: share of the target distribution spread over all classes.
+        shifts: shifted test sets to score besides, by name, joined by "+" (see harness.data.shift).
         seed: fixes train and validation images, head initialisation and batch order.
     """
 
@@ -78,11 +103,15 @@ class TrialSpec:
     resolution: int | None = None
     epochs: int = 10
     batch_size: int = 32
+    augment: str = "none"
+    batch_norm: Literal["train", "frozen", "reestimate"] = "train"
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float = 1e-3
+    lr: float = None  # type: ignore[assignment] # replaced by the optimiser's default
+    schedule: Literal["cosine", "constant", "one_cycle"] = "cosine"
     weight_decay: float = 0.01
     warmup: float = 0.1
     label_smoothing: float = 0.0
+    shifts: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -99,8 +128,19 @@ class TrialSpec:
         for name in ("shots", "val_shots", "test_shots", "resolution"):
             if getattr(self, name) is not None:
                 _require_count(name, getattr(self, name))
-        if self.optimizer not in ("adamw", "sgd"):
-            raise UserError(f"TrialSpec: optimizer must be adamw or sgd, got {self.optimizer!r}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UserError(
+                    f"TrialSpec: {name} must be one of {', '.join(choices)}, "
+                    f"got {getattr(self, name)!r}"
+                )
+        for name in self.shift_names():
+            if name not in SHIFTS:
+                raise UserError(
+                    f"TrialSpec: shifts must be joined by '+' from {', '.join(SHIFTS)}, got {name!r}"
+                )
+        if self.lr is None:
+            object.__setattr__(self, "lr", DEFAULT_LR[self.optimizer])
         for name, low, high in (
             ("lr", 0.0, math.inf),
             ("weight_decay", 0.0, math.inf),
@@ -110,6 +150,10 @@ class TrialSpec:
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not low <= value <= high or math.isinf(value):
                 raise UserError(f"TrialSpec: {name} must be in [{low}, {high}], got {value!r}")
+
+    def shift_names(self) -> tuple[str, ...]:
+        """The shifted test sets, one by one."""
+        return tuple(self.shifts.split("+")) if self.shifts else ()
 
     def flat(self) -> dict[str, Scalar]:
         """The complete spec as flat entries, strategy included, ready to be logged as parameters."""

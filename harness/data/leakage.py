@@ -1,0 +1,58 @@
+"""Is a test image also a training image? Exact and near duplicates between the parts of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from harness.data.splits import Examples
+
+NEAR = 0.99
+"""Correlation of two grey 16 x 16 thumbnails from which they count as near duplicates."""
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Two examples in different parts of a split that are the same image, or nearly.
+
+    Attributes:
+        parts: the two parts, e.g. ("train", "test").
+        positions: of the two examples in the target.
+        exact: every pixel equal; otherwise the thumbnails correlate by at least NEAR.
+    """
+
+    parts: tuple[str, str]
+    positions: tuple[int, int]
+    exact: bool
+
+
+def find_leaks(parts: Mapping[str, Examples]) -> list[Leak]:
+    """Duplicates between each pair of parts.
+
+    Near duplicates are told by the Pearson correlation of 16 x 16 grey thumbnails, which survives
+    re-compression, rescaling and changes of brightness, not crops or rotations. Data sets whose images
+    are coarse by nature (8 x 8 digits) hold honest near duplicates; the list says where to look.
+    """
+    thumbnails = {name: _thumbnails(part.images) for name, part in parts.items()}
+    names = list(parts)
+    found: list[Leak] = []
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            a, b = parts[first], parts[second]
+            close = torch.nonzero(thumbnails[first] @ thumbnails[second].T >= NEAR)
+            for row, column in close.tolist():
+                exact = torch.equal(a.images[row], b.images[column])
+                found.append(
+                    Leak((first, second), (int(a.index[row]), int(b.index[column])), exact)
+                )
+    return found
+
+
+def _thumbnails(images: torch.Tensor) -> torch.Tensor:
+    """(n, 256) standardised grey thumbnails; a flat image becomes zeros and is near to nothing."""
+    grey = torch.cat([part.float().mean(1, keepdim=True) for part in images.split(1024)])
+    small = F.interpolate(grey, (16, 16), mode="area").flatten(1)
+    return F.normalize(small - small.mean(1, keepdim=True), dim=1)

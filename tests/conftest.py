@@ -1,0 +1,71 @@
+"""Shared by the tests: one thread, a tiny trial, and empty databases that are copied, not made anew."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.spec import TrialSpec
+from harness.transfer import FullFineTune
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Sums in one order only, and no more threads than the machine has cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def make_spec() -> Callable[..., TrialSpec]:
+    """A trial of about a tenth of a second, with any field changed."""
+
+    def make(**changes: Any) -> TrialSpec:
+        fields: dict[str, Any] = {
+            "target": "digits",
+            "backbone": "test_resnet",
+            "strategy": FullFineTune(),
+            "source": "scratch",
+            "shots": 5,
+            "val_shots": 4,
+            "test_shots": 6,
+            "resolution": 32,
+            "epochs": 2,
+            "batch_size": 16,
+        }
+        return TrialSpec(**{**fields, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without runs. Its migrations take seconds, so they are done once."""
+    from harness.record import _make_mlflow_tables, create_sqlite
+
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    create_sqlite(path, _make_mlflow_tables)
+    return path
+
+
+@pytest.fixture(scope="session")
+def optuna_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An Optuna database without studies."""
+    from harness.search.storage import open_storage
+
+    path = tmp_path_factory.mktemp("template") / "optuna.db"
+    open_storage(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def tracking_uri(mlflow_template: Path, tmp_path: Path) -> str:
+    """A fresh, empty MLflow store."""
+    path = tmp_path / "mlruns" / "mlflow.db"
+    path.parent.mkdir(exist_ok=True)
+    shutil.copy(mlflow_template, path)
+    return f"sqlite:///{path}"

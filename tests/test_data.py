@@ -1,0 +1,415 @@
+"""Splits that never leak, pictures decoded as people see them, and refusals that name the file."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import urllib.error
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torchvision
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from harness.data import (
+    SplitIndices,
+    Target,
+    load_target,
+    open_image,
+    read_examples,
+    split_indices,
+    targets,
+)
+from harness.data.targets import ArrayTarget
+from harness.spec import TrialSpec, UserError
+
+MakeSpec = Callable[..., TrialSpec]
+
+
+@pytest.fixture(autouse=True)
+def forget_targets() -> Iterator[None]:
+    """Targets are cached by name; a fake one must not outlive its test."""
+    yield
+    load_target.cache_clear()
+    read_examples.cache_clear()
+
+
+# --- splits ----------------------------------------------------------------------------------------
+
+
+def parts(split: SplitIndices) -> tuple[set[int], set[int], set[int]]:
+    return set(split.train.tolist()), set(split.val.tolist()), set(split.test.tolist())
+
+
+@pytest.mark.parametrize("seed", [0, 1, 12345])
+@pytest.mark.parametrize("sizes", [{}, {"shots": None, "val_shots": None, "test_shots": None}])
+def test_no_image_is_in_two_parts(
+    seed: int, sizes: dict[str, None], make_spec: MakeSpec
+) -> None:
+    train, val, test = parts(split_indices(load_target("digits"), make_spec(seed=seed, **sizes)))
+    assert not train & val
+    assert not train & test
+    assert not val & test
+
+
+def test_default_sizes_use_every_image(make_spec: MakeSpec) -> None:
+    spec = make_spec(shots=None, val_shots=None, test_shots=None)
+    assert set.union(*parts(split_indices(load_target("digits"), spec))) == set(range(1797))
+
+
+def test_default_sizes_are_a_quarter_and_a_fifth_of_the_rest(make_spec: MakeSpec) -> None:
+    # By hand: of 178 zeros 44.5 -> 44 test (round half to even), 20 % of 134 = 26.8 -> 27
+    # validation, 107 left; of 182 ones 45.5 -> 46, 27.2 -> 27, 109; of 177 twos 44.25 -> 44, 27, 106.
+    target = load_target("digits")
+    split = split_indices(target, make_spec(shots=None, val_shots=None, test_shots=None))
+    counts = [np.bincount(target.labels[p])[:3].tolist() for p in (split.train, split.val, split.test)]
+    assert counts == [[107, 109, 106], [27, 27, 27], [44, 46, 44]]
+
+
+def test_every_class_gives_as_many_images_as_asked(make_spec: MakeSpec) -> None:
+    target = load_target("digits")
+    split = split_indices(target, make_spec(shots=5, val_shots=4, test_shots=6))
+    for part, count in ((split.train, 5), (split.val, 4), (split.test, 6)):
+        assert np.bincount(target.labels[part]).tolist() == [count] * 10
+
+
+def test_same_seed_gives_the_same_split_and_another_seed_another(make_spec: MakeSpec) -> None:
+    target = load_target("digits")
+    first, again, other = (split_indices(target, make_spec(seed=s)) for s in (3, 3, 4))
+    assert parts(first) == parts(again)
+    assert parts(first)[0] != parts(other)[0]
+    assert parts(first)[1] != parts(other)[1]
+
+
+def test_test_images_do_not_depend_on_the_seed(make_spec: MakeSpec) -> None:
+    target = load_target("digits")
+    assert len({split_indices(target, make_spec(seed=s)).test.tobytes() for s in range(5)}) == 1
+
+
+def test_what_one_seed_tests_no_seed_trains_or_selects_on(make_spec: MakeSpec) -> None:
+    target = load_target("digits")
+    splits = [parts(split_indices(target, make_spec(seed=s, shots=None))) for s in range(5)]
+    seen = set.union(*(train | val for train, val, _ in splits))
+    tested = set.union(*(test for _, _, test in splits))
+    assert not seen & tested
+
+
+def test_fewer_shots_are_a_subset_of_more_on_the_same_validation(make_spec: MakeSpec) -> None:
+    target = load_target("digits")
+    few, more = (split_indices(target, make_spec(shots=n, seed=9)) for n in (5, 20))
+    assert parts(few)[0] < parts(more)[0]
+    assert parts(few)[1] == parts(more)[1]
+
+
+def official(train: int, test: int) -> Target:
+    """Two classes with `train` training and `test` test images each."""
+    labels = np.repeat([0, 1, 0, 1], [train, train, test, test])
+    is_test = np.repeat([False, True], [2 * train, 2 * test])
+    pixels = np.zeros((len(labels), 4, 4), np.uint8)
+    return ArrayTarget("own test", ("cat", "dog"), labels.astype(np.int64), is_test, pixels)
+
+
+def test_official_test_set_is_tested_on_and_nothing_else_is(make_spec: MakeSpec) -> None:
+    spec = make_spec(shots=None, val_shots=None, test_shots=None)
+    train, val, test = parts(split_indices(official(10, 3), spec))
+    assert test == set(range(20, 26))
+    assert train | val == set(range(20))
+    assert len(val) == 4  # 20 % of 10, in each of 2 classes
+
+
+def test_part_of_an_official_test_set_is_drawn_from_it(make_spec: MakeSpec) -> None:
+    _, _, test = parts(split_indices(official(10, 3), make_spec(test_shots=2)))
+    assert len(test) == 4
+    assert test < set(range(20, 26))
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"shots": 200}, {"val_shots": 180}, {"test_shots": 179}, {"test_shots": 174}]
+)
+def test_class_that_is_too_small_is_named_with_its_size(
+    sizes: dict[str, int], make_spec: MakeSpec
+) -> None:
+    with pytest.raises(UserError, match=r"class '0' has 178 images, too few") as caught:
+        split_indices(load_target("digits"), make_spec(**sizes))
+    assert str(next(iter(sizes.values()))) in str(caught.value)
+
+
+def test_only_the_small_class_is_blamed(make_spec: MakeSpec) -> None:
+    labels = np.array([0] * 20 + [1] * 3)
+    target = ArrayTarget("small", ("big", "tiny"), labels, None, np.zeros((23, 4, 4), np.uint8))
+    with pytest.raises(UserError, match="'tiny' has 3 images"):
+        split_indices(target, make_spec())
+
+
+# --- targets ---------------------------------------------------------------------------------------
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    truth, target = load_digits(), load_target("digits")
+    images = target.read(np.arange(1797), 8, "bicubic")
+    assert images.shape == (1797, 3, 8, 8)
+    np.testing.assert_array_equal(target.labels, truth.target)
+    assert target.classes == tuple("0123456789")
+    # 17 grey levels spread over 0..255; rounding moves each by at most half of one.
+    np.testing.assert_allclose(images[:, 1].numpy(), truth.images * 255 / 16, atol=0.5)
+
+
+def test_reading_fetches_the_images_asked_for_in_their_order() -> None:
+    index = (7, 3, 1000)
+    examples = read_examples("digits", index, 8, "nearest")
+    truth = load_digits()
+    assert examples.labels.tolist() == truth.target[list(index)].tolist()
+    assert examples.index.tolist() == list(index)
+    np.testing.assert_allclose(
+        examples.images[:, 0].numpy(), truth.images[list(index)] * 255 / 16, atol=0.5
+    )
+
+
+@pytest.mark.parametrize(("name", "near"), [("digit", "digits"), ("cifar01", "cifar10")])
+def test_unknown_target_lists_near_matches(name: str, near: str) -> None:
+    with pytest.raises(UserError, match=rf"unknown target '{name}'.*{near}"):
+        load_target(name)
+
+
+def test_unknown_target_that_is_near_nothing_lists_what_is_known() -> None:
+    with pytest.raises(UserError, match=r"folder:PATH, digits"):
+        load_target("zzzzzzzz")
+
+
+def write_idx(path: Path, array: NDArray[np.uint8]) -> None:
+    """LeCun's format by hand: two zeros, 8 for unsigned bytes, the rank, the sides, the bytes."""
+    header = struct.pack(">BBBB", 0, 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
+    path.write_bytes(gzip.compress(header + array.tobytes()))
+
+
+def test_fashion_mnist_is_read_from_idx_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = np.arange(5 * 3 * 4, dtype=np.uint8).reshape(5, 3, 4)
+    labels = np.array([3, 9, 0, 4, 4], np.uint8)
+    for name, part in (("train", slice(0, 3)), ("t10k", slice(3, 5))):
+        write_idx(tmp_path / f"{name}-images-idx3-ubyte.gz", images[part])
+        write_idx(tmp_path / f"{name}-labels-idx1-ubyte.gz", labels[part])
+    monkeypatch.setattr(targets, "FASHION_MNIST", tmp_path)
+    target = load_target("fashion_mnist")
+    assert target.labels.tolist() == [3, 9, 0, 4, 4]
+    assert target.official_test is not None
+    assert target.official_test.tolist() == [False, False, False, True, True]
+    assert target.classes[9] == "boot"
+    assert isinstance(target, ArrayTarget)
+    np.testing.assert_array_equal(target.images, images)
+
+
+class FakeSet:
+    """Looks like a torchvision data set: 4 training and 2 test images whose grey is their number."""
+
+    classes = ("left", "right")
+
+    def __init__(self, root: Path, train: bool, download: bool) -> None:
+        self._greys = range(4) if train else range(100, 102)
+        self.targets = [g % 2 for g in self._greys]
+
+    def __len__(self) -> int:
+        return len(self._greys)
+
+    def __getitem__(self, i: int) -> tuple[Image.Image, int]:
+        return Image.new("L", (6, 5), self._greys[i]), self.targets[i]
+
+
+def test_torchvision_set_keeps_its_own_test_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", FakeSet)
+    target = load_target("CIFAR10")
+    assert target.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert target.official_test is not None
+    assert target.official_test.tolist() == [False] * 4 + [True] * 2
+    pixels = target.read(np.array([5, 0, 3]), 5, "nearest")
+    assert pixels.shape == (3, 3, 5, 5)
+    assert pixels[:, 2, 2, 2].tolist() == [101, 0, 3]
+
+
+@pytest.mark.parametrize(
+    "error", [urllib.error.URLError("no route"), RuntimeError("not found\nhash"), TimeoutError()]
+)
+def test_torchvision_set_that_cannot_be_downloaded_is_refused_in_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", offline)
+    with pytest.raises(UserError, match=r"CIFAR10 .*network") as caught:
+        load_target("cifar10")
+    assert "\n" not in str(caught.value)
+
+
+# --- folders ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    """Folders cat (3 images), dog (2) and one nested; pixel value = 10 x class + position."""
+    root = tmp_path / "pets"
+    for label, (name, count) in enumerate((("cat", 3), ("dog", 2))):
+        (root / name / "more").mkdir(parents=True)
+        for i in range(count):
+            inner = root / name / ("more" if i == 1 else "")
+            Image.new("L", (6, 4), 10 * label + i).save(inner / f"{i}.png")
+    (root / ".hidden").mkdir()
+    (root / "README.txt").write_text("not a class")
+    (root / "cat" / "notes.txt").write_text("not an image")
+    return root
+
+
+def test_folder_names_are_classes_and_their_images_the_examples(pets: Path) -> None:
+    target = load_target(f"folder:{pets}")
+    assert target.classes == ("cat", "dog")
+    assert target.labels.tolist() == [0, 0, 0, 1, 1]
+    assert target.official_test is None
+    greys = target.read(np.arange(5), 4, "nearest")[:, 0, 0, 0].tolist()
+    assert sorted(greys[:3]) == [0, 1, 2]
+    assert sorted(greys[3:]) == [10, 11]
+
+
+def test_folder_splits_the_same_wherever_it_lies(
+    pets: Path, tmp_path: Path, make_spec: MakeSpec
+) -> None:
+    moved = tmp_path / "elsewhere" / "pets"
+    moved.parent.mkdir()
+    spec = make_spec(shots=None, val_shots=None, test_shots=None)
+    Image.new("L", (4, 4)).save(pets / "dog" / "third.png")
+    before = parts(split_indices(load_target(f"folder:{pets}"), spec))
+    pets.rename(moved)
+    assert parts(split_indices(load_target(f"folder:{moved}"), spec)) == before
+
+
+def test_longer_side_is_cropped_around_the_centre(tmp_path: Path) -> None:
+    columns = np.arange(8, dtype=np.uint8)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.tile(columns, (4, 1))).save(tmp_path / name / "x.png")
+    pixels = load_target(f"folder:{tmp_path}").read(np.array([0]), 4, "bilinear")
+    assert pixels[0, 0, 0].tolist() == [2, 3, 4, 5]
+
+
+def test_absent_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        load_target(f"folder:{tmp_path / 'nowhere'}")
+
+
+def test_folder_with_one_class_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "only").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "only" / "x.png")
+    with pytest.raises(UserError, match=r"at least 2 class folders.*found 1"):
+        load_target(f"folder:{tmp_path}")
+
+
+def test_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"at least 2 class folders.*found 0"):
+        load_target(f"folder:{tmp_path}")
+
+
+def test_class_without_images_is_named(pets: Path) -> None:
+    (pets / "fish").mkdir()
+    with pytest.raises(UserError, match="'fish' holds no images"):
+        load_target(f"folder:{pets}")
+
+
+def test_corrupt_image_is_named_when_it_is_read(pets: Path) -> None:
+    (pets / "cat" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n then nothing")
+    target = load_target(f"folder:{pets}")
+    with pytest.raises(UserError, match=r"cat/0\.png cannot be read"):
+        target.read(np.arange(5), 4, "nearest")
+
+
+# --- open_image ------------------------------------------------------------------------------------
+
+
+def pixels(path: Path) -> NDArray[np.uint8]:
+    image = open_image(path)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def test_exif_rotation_is_applied(tmp_path: Path) -> None:
+    upright = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(2, 4, 3) * 10
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it a quarter turn clockwise
+    Image.fromarray(upright).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(pixels(tmp_path / "turned.png"), np.rot90(upright, -1))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path, suffix: str) -> None:
+    deep = np.array([[0, 255, 256, 0x8000, 0xFFFF]], np.uint16)
+    Image.fromarray(deep).save(tmp_path / f"deep.{suffix}")
+    assert pixels(tmp_path / f"deep.{suffix}")[0, :, 0].tolist() == [0, 0, 1, 128, 255]
+
+
+def test_transparency_is_shown_on_white(tmp_path: Path) -> None:
+    rgba = np.array([[[255, 0, 0, 255], [255, 0, 0, 0], [0, 0, 0, 51]]], np.uint8)
+    Image.fromarray(rgba).save(tmp_path / "clear.png")
+    # 20 % black over white is 80 % of 255.
+    assert pixels(tmp_path / "clear.png")[0].tolist() == [[255, 0, 0], [255] * 3, [204] * 3]
+
+
+def test_transparent_palette_entry_is_shown_on_white(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    image.save(tmp_path / "palette.png", transparency=1)
+    assert pixels(tmp_path / "palette.png")[0].tolist() == [[10, 20, 30], [255, 255, 255]]
+
+
+def test_grey_with_alpha_is_shown_on_white(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[[7, 255], [7, 0]]], np.uint8), "LA").save(tmp_path / "la.png")
+    assert pixels(tmp_path / "la.png")[0].tolist() == [[7] * 3, [255] * 3]
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "print.jpg", quality=100)
+    # No cyan, all magenta and yellow: red. JPEG may be off by a few levels.
+    np.testing.assert_allclose(pixels(tmp_path / "print.jpg")[4, 4], [255, 0, 0], atol=4)
+
+
+def test_first_frame_of_an_animation_is_taken(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (3, 3), c) for c in ("red", "blue")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    assert pixels(tmp_path / "moving.gif")[1, 1].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize(("size", "fine"), [((100, 1), True), ((101, 1), False), ((1, 101), False)])
+def test_extreme_aspect_is_refused(tmp_path: Path, size: tuple[int, int], fine: bool) -> None:
+    Image.new("L", size).save(tmp_path / "strip.png")
+    if fine:
+        assert open_image(tmp_path / "strip.png").size == size
+    else:
+        with pytest.raises(UserError, match=r"strip\.png is .*too large or too narrow"):
+            open_image(tmp_path / "strip.png")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
+    Image.new("1", (10_001, 10_000)).save(tmp_path / "huge.png")
+    with pytest.raises(UserError, match=r"huge\.png is 10001 x 10000 pixels"):
+        open_image(tmp_path / "huge.png")
+
+
+@pytest.mark.parametrize("content", [b"", b"GIF89a", b"hello", b"\xff\xd8\xff\xe0 cut short"])
+def test_what_is_no_image_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.jpg").write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.jpg cannot be read"):
+        open_image(tmp_path / "x.jpg")
+
+
+def test_truncated_photograph_is_refused(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "whole.jpg")
+    cut = (tmp_path / "whole.jpg").read_bytes()[:1500]
+    (tmp_path / "cut.jpg").write_bytes(cut)
+    with pytest.raises(UserError, match=r"cut\.jpg cannot be read"):
+        open_image(tmp_path / "cut.jpg")
