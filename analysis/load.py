@@ -62,6 +62,7 @@ class Info:
         trials: configurations asked for per cell.
         repeats: seeds asked for per cell.
         sampler: "random", "tpe" or "" when it was not recorded.
+        leaks: one line per target whose train, validation and test images overlap.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Info:
     trials: int
     repeats: int
     sampler: str = ""
+    leaks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,7 @@ def read_info(experiment: Experiment) -> Info:
             trials=int(tags.get("trials", 0)),
             repeats=int(tags.get("repeats", 0)),
             sampler=tags.get("sampler", ""),
+            leaks=tuple(tags.get("leaks", "").splitlines()),
         )
     except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"the tags of study {experiment.name!r} are damaged: {error}") from error

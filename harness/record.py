@@ -56,6 +56,7 @@ class StudyInfo:
         trials: configurations per cell.
         repeats: seeds per cell.
         sampler: how configurations were drawn; budget curves need "random".
+        leaks: one line per target whose train, validation and test images overlap.
         space_sha256: hash of the study file.
     """
 
@@ -67,6 +68,7 @@ class StudyInfo:
     trials: int
     repeats: int
     sampler: str
+    leaks: tuple[str, ...]
     space_sha256: str
 
     def tags(self) -> dict[str, str]:
@@ -80,6 +82,7 @@ class StudyInfo:
             "trials": str(self.trials),
             "repeats": str(self.repeats),
             "sampler": self.sampler,
+            "leaks": "\n".join(self.leaks),
             "space_sha256": self.space_sha256,
         }
 

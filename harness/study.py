@@ -173,23 +173,26 @@ def run(arguments: argparse.Namespace) -> int:
 
     from harness.measure import resolve_device
     from harness.record import Recorder, default_tracking_uri, sqlite_path
-    from harness.search.runner import StudyStopped, check_at_the_door, run_study, sole_runner
+    from harness.search.door import check_at_the_door
+    from harness.search.runner import StudyStopped, run_study, sole_runner
     from harness.search.storage import open_storage
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     device = resolve_device(arguments.device)
-    specs = check_at_the_door(study)
+    admitted = check_at_the_door(study)
+    for line in admitted.leaks:
+        print(f"warning: {line}", file=sys.stderr)
     tracking_uri = arguments.tracking_uri or default_tracking_uri(ROOT)
     database = sqlite_path(tracking_uri)
     folder = database.parent if database else ROOT.resolve()
     storage_url = arguments.storage or f"sqlite:///{folder}/optuna.db"
     if arguments.dry_run:
-        print_plan(study, specs, device)
+        print_plan(study, admitted.specs, device)
         return 0
     signal.signal(signal.SIGTERM, _on_terminate)
     with sole_runner(folder, study.name):
         storage = open_storage(storage_url)
-        recorder = Recorder(tracking_uri, study_info(study, arguments))
+        recorder = Recorder(tracking_uri, study_info(study, arguments, admitted.leaks))
         events = run_study(study, storage, recorder, device, environment(device))
         try:
             show(study, events)
@@ -203,7 +206,7 @@ def _on_terminate(*_: object) -> NoReturn:
     raise Terminated
 
 
-def study_info(study: Study, arguments: argparse.Namespace) -> StudyInfo:
+def study_info(study: Study, arguments: argparse.Namespace, leaks: tuple[str, ...]) -> StudyInfo:
     """The study as the recorder describes it."""
     from harness.record import StudyInfo
 
@@ -222,6 +225,7 @@ def study_info(study: Study, arguments: argparse.Namespace) -> StudyInfo:
         trials=study.trials,
         repeats=study.repeats,
         sampler=study.sampler,
+        leaks=leaks,
         space_sha256=hashlib.sha256(arguments.space.read_bytes()).hexdigest(),
     )
 

@@ -36,6 +36,7 @@ INFO = StudyInfo(
     trials=2,
     repeats=1,
     sampler="random",
+    leaks=(),
     space_sha256="0" * 64,
 )
 

@@ -283,7 +283,7 @@ def test_the_command_goes_from_store_to_page(
 ) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     info = StudyInfo(
-        "depth", "How deep?", "python -m x", {"strategy": ["probe"]}, {}, 1, 2, "0" * 64
+        "depth", "How deep?", "python -m x", {"strategy": ["probe"]}, {}, 1, 2, "random", (), "0" * 64
     )
     recorder = Recorder(uri, info)
     for phase, seed in (("tune", 0), ("repeat", 1), ("repeat", 2)):

@@ -123,7 +123,7 @@ def train_by_hand(spec: TrialSpec) -> tuple[Any, list[float], list[float]]:
     "changes",
     [
         {"optimizer": "adamw", "lr": 1e-3, "warmup": 0.25, "weight_decay": 0.05},
-        {"optimizer": "sgd", "lr": 1e-2, "warmup": 0.0, "weight_decay": 0.01},
+        {"optimizer": "sgd", "lr": 2e-3, "warmup": 0.0, "weight_decay": 0.01},
         {"optimizer": "adamw", "lr": 1e-3, "warmup": 1.0, "label_smoothing": 0.2, "seed": 4},
     ],
     ids=["adamw", "sgd", "smoothed"],
@@ -134,14 +134,14 @@ def test_full_fine_tune_equals_a_loop_by_hand(
     spec = make_spec(**changes)
     fit, epochs = run(spec)
     model, train_losses, val_losses = train_by_hand(spec)
-    # Channels last against plain order, and another rounding of the normalisation, differ by 1e-7
-    # per operation; Adam divides by small gradients, and eight steps of batch norm spread that.
-    assert losses(epochs) == pytest.approx(train_losses, rel=1e-3)
-    assert [e.val_loss for e in epochs] == pytest.approx(val_losses, rel=5e-3)
-    ours = state(fit)
-    moved = [(start_by_hand(spec).state_dict()[n] - t).norm() for n, t in ours.items()]
-    for (name, theirs), distance in zip(model.state_dict().items(), moved, strict=True):
-        assert (ours[name] - theirs).norm() <= 0.05 * distance + 1e-4, name
+    untrained = start_by_hand(spec)
+    # Another rounding of the normalisation and of the fused optimiser, 1e-7 per operation; Adam
+    # divides by small gradients and batch norm by small deviations, and eight steps add up.
+    assert losses(epochs) == pytest.approx(train_losses, rel=3e-4)
+    assert [e.val_loss for e in epochs] == pytest.approx(val_losses, rel=3e-4)
+    for name, theirs in model.named_parameters():
+        ours, start = (dict(m.named_parameters())[name] for m in (fit._backbone.model, untrained))
+        assert (ours - theirs).norm() <= 0.05 * (theirs - start).norm(), name
 
 
 def test_linear_probe_equals_a_linear_layer_on_timms_frozen_features(make_spec: MakeSpec) -> None:
@@ -382,8 +382,8 @@ def test_first_losses_are_those_of_the_day_this_was_written(make_spec: MakeSpec)
     assert epochs[0].val_loss == pytest.approx(GOLDEN_VAL_LOSS, rel=1e-4)
 
 
-GOLDEN_TRAIN_LOSS = 2.0
-GOLDEN_VAL_LOSS = 2.0
+GOLDEN_TRAIN_LOSS = 2.362529
+GOLDEN_VAL_LOSS = 2.305118
 
 
 # --- ends ------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from dataclasses import replace
 from typing import Any
 
 import torchvision.models as zoo
@@ -75,13 +76,13 @@ def _make(name: str, weights: Any) -> nn.Module:
         for auxiliary in ("AuxLogits", "aux1", "aux2"):
             if hasattr(model, auxiliary):
                 setattr(model, auxiliary, None)
-    model.input_of_weights = _input(weights)  # type: ignore[assignment]
+    model.input_of_weights = _input(weights, plain)  # type: ignore[assignment]
     return model
 
 
-def _input(weights: Any) -> Input:
+def _input(weights: Any, name: str) -> Input:
     if weights is None:
-        return IMAGENET
+        return replace(IMAGENET, resolution=299) if name == "inception_v3" else IMAGENET
     preset = weights.transforms()
     return Input(
         tuple(preset.mean), tuple(preset.std), preset.crop_size[0], preset.interpolation.value

@@ -5,7 +5,7 @@ training images, shifts of test images, and the guard against leakage between th
 """
 
 from harness.data.augment import Augment, augmentation
-from harness.data.leakage import Leak, find_leaks
+from harness.data.leakage import Leak, find_leaks, leaks_in_words
 from harness.data.shift import shifted
 from harness.data.splits import Examples, SplitIndices, read_examples, split_indices
 from harness.data.targets import Target, load_target, open_image
@@ -18,6 +18,7 @@ __all__ = [
     "Target",
     "augmentation",
     "find_leaks",
+    "leaks_in_words",
     "load_target",
     "open_image",
     "read_examples",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
 from harness.data.splits import Examples
+from harness.data.targets import Target
 
 NEAR = 0.99
 """Correlation of two grey 16 x 16 thumbnails from which they count as near duplicates."""
@@ -42,13 +43,35 @@ def find_leaks(parts: Mapping[str, Examples]) -> list[Leak]:
     for i, first in enumerate(names):
         for second in names[i + 1 :]:
             a, b = parts[first], parts[second]
-            close = torch.nonzero(thumbnails[first] @ thumbnails[second].T >= NEAR)
-            for row, column in close.tolist():
+            for row, column in _close(thumbnails[first], thumbnails[second]):
                 exact = torch.equal(a.images[row], b.images[column])
                 found.append(
                     Leak((first, second), (int(a.index[row]), int(b.index[column])), exact)
                 )
     return found
+
+
+def _close(a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[int, int]]:
+    """Pairs of rows that correlate by at least NEAR, a block of rows at a time."""
+    for start in range(0, len(a), 1024):
+        for row, column in torch.nonzero(a[start : start + 1024] @ b.T >= NEAR).tolist():
+            yield start + row, column
+
+
+def leaks_in_words(leaks: Sequence[Leak], target: Target) -> str:
+    """One line that counts the duplicates and names the first few; empty when there are none."""
+    if not leaks:
+        return ""
+    exact = sum(leak.exact for leak in leaks)
+    shown = [
+        f"{target.describe(leak.positions[0])} ({leak.parts[0]}) "
+        f"{'=' if leak.exact else '~'} {target.describe(leak.positions[1])} ({leak.parts[1]})"
+        for leak in sorted(leaks, key=lambda leak: not leak.exact)[:5]
+    ]
+    return (
+        f"target {target.name}: {exact} exact and {len(leaks) - exact} near duplicates between train, "
+        f"validation and test: {'; '.join(shown)}{'; ...' if len(leaks) > 5 else ''}"
+    )
 
 
 def _thumbnails(images: torch.Tensor) -> torch.Tensor:

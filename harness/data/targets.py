@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+import pandas as pd
 import torch
 import torchvision
 from numpy.typing import NDArray
@@ -52,6 +53,10 @@ class Target(ABC):
     labels: Indices
     official_test: NDArray[np.bool_] | None
 
+    def describe(self, position: int) -> str:
+        """An image in words, for messages: its file where it has one."""
+        return f"{self.name}[{position}]"
+
     @abstractmethod
     def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
         """(len(indices), 3, size, size) uint8 RGB: shorter side resized to `size`, centre cropped."""
@@ -76,6 +81,9 @@ class FileTarget(Target):
     """Images in files, decoded when read."""
 
     paths: tuple[Path, ...]
+
+    def describe(self, position: int) -> str:
+        return str(self.paths[position])
 
     def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
         images = (tvf.pil_to_tensor(open_image(self.paths[i])) for i in indices)
@@ -219,6 +227,84 @@ def _folder(path: str) -> Target:
     return FileTarget(name, classes, np.array(labels, np.int64), None, tuple(paths))
 
 
+def _csv(path: str) -> Target:
+    """A table with the columns image (path, relative to the table's folder), label and, if the data set
+    has its own test images, split (train or test)."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"target csv:{path}: no such file; want columns image, label[, split]")
+    try:
+        table = pd.read_csv(file, dtype=str, skipinitialspace=True, encoding="utf-8-sig")
+    except (ValueError, OSError) as error:  # empty, not text, ragged rows
+        raise UserError(f"target csv:{path} cannot be read as a table: {error}") from error
+    missing = {"image", "label"} - set(table.columns)
+    if missing or table.empty or table[["image", "label"]].isna().any(axis=None):
+        what = f"column {min(missing)!r} is absent" if missing else "an image or label is empty"
+        raise UserError(f"target csv:{path}: {what}; want columns image, label[, split]")
+    paths = tuple(file.parent / image.strip() for image in table["image"])
+    absent = [p for p in paths if not p.is_file()]
+    if absent:
+        raise UserError(f"target csv:{path}: {len(absent)} images are absent, first {absent[0]}")
+    if len(set(paths)) < len(paths):
+        raise UserError(f"target csv:{path}: an image is listed twice")
+    classes, labels = np.unique(table["label"].str.strip().to_numpy(str), return_inverse=True)
+    if len(classes) < 2:
+        raise UserError(f"target csv:{path}: needs at least 2 classes, found {len(classes)}")
+    test = None
+    if "split" in table:
+        split = table["split"].fillna("train").str.strip()
+        if unknown := set(split) - {"train", "test"}:
+            raise UserError(f"target csv:{path}: split must be train or test, got {min(unknown)!r}")
+        test = (split == "test").to_numpy() if (split == "test").any() else None
+    names = tuple(map(str, classes))
+    return FileTarget(f"csv:{file.name}", names, labels.astype(np.int64), test, paths)
+
+
+def _huggingface(path: str) -> Target:
+    """An image classification set of Hugging Face `datasets`: a folder made by save_to_disk, else a name
+    on the hub. Needs an image column and a ClassLabel column; its "test" part is the official test set."""
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f"target hf:{path} needs the extra: pip install -e '.[hf]'") from None
+    try:
+        on_disk = Path(path).expanduser().is_dir()
+        found = datasets.load_from_disk(path) if on_disk else datasets.load_dataset(path)
+    except Exception as error:  # hub, OSError, ValueError kinds
+        raise UserError(
+            f"target hf:{path}: neither a folder made by save_to_disk nor to be had from the hub "
+            f"({str(error).splitlines()[0][:120]})"
+        ) from error
+    by_name = found if isinstance(found, datasets.DatasetDict) else {"train": found}
+    parts = [by_name[name] for name in ("train", "test") if name in by_name]
+    features = parts[0].features if parts else {}
+    kinds = {type(kind).__name__: column for column, kind in features.items()}
+    if not {"Image", "ClassLabel"} <= kinds.keys():
+        raise UserError(
+            f"target hf:{path}: needs a train part with an Image and a ClassLabel column"
+        )
+    label = kinds["ClassLabel"]
+    labels = np.concatenate([np.asarray(part[label], np.int64) for part in parts])
+    test = np.repeat([False, True], [len(p) for p in parts]) if len(parts) == 2 else None
+    images = tuple(_ImageColumn(part, kinds["Image"]) for part in parts)
+    classes = tuple(map(str, features[label].names))
+    return TorchvisionTarget(f"hf:{Path(path).name}", classes, labels, test, images)
+
+
+@dataclass(frozen=True)
+class _ImageColumn:
+    """The images of a Hugging Face data set, indexed as torchvision's sets are."""
+
+    rows: Any
+    column: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image]:
+        return (self.rows[index][self.column],)
+
+
 def _torchvision(name: str) -> Target:
     """A torchvision classification set, downloaded on first use; its own test split where it has one."""
     kind = getattr(torchvision.datasets, name)
@@ -253,7 +339,14 @@ LOADERS: dict[str, Callable[[], Target]] = {
     "mnist5k": _mnist5k,
     "fashion_mnist": _fashion_mnist,
 }
-"""Targets by name; `folder:PATH` and torchvision's class names are understood besides."""
+"""Targets by name; torchvision's class names are understood besides."""
+
+PATH_LOADERS: dict[str, Callable[[str], Target]] = {
+    "folder": _folder,
+    "csv": _csv,
+    "hf": _huggingface,
+}
+"""Targets by path, written KIND:PATH."""
 
 TORCHVISION = {
     name.lower(): name
@@ -273,8 +366,9 @@ def load_target(name: str) -> Target:
     Raises:
         UserError: if there is none (near matches listed), or its files are absent or unusable.
     """
-    if name.startswith("folder:"):
-        return _folder(name.removeprefix("folder:"))
+    kind, _, path = name.partition(":")
+    if path and kind in PATH_LOADERS:
+        return PATH_LOADERS[kind](path)
     if name in LOADERS:
         return LOADERS[name]()
     if name.lower() in TORCHVISION:
@@ -286,6 +380,6 @@ def load_target(name: str) -> Target:
         + (
             f"did you mean {', '.join(near)}?"
             if near
-            else f"known: folder:PATH, {', '.join(known)}"
+            else f"known: folder:PATH, csv:PATH, hf:PATH, {', '.join(known)}"
         )
     )

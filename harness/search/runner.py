@@ -18,17 +18,14 @@ import optuna
 import torch
 
 from harness.audit import AuditFailed
-from harness.backbone import build
-from harness.data import load_target, read_examples, split_indices
 from harness.measure import Device
 from harness.record import Recorder
-from harness.search.cells import CellSearch, Claim, Slot, first_draw, trial_seed
+from harness.search.cells import CellSearch, Claim, Slot
 from harness.spec import (
     EpochResult,
     Outcome,
     Study,
     TrialResult,
-    TrialSpec,
     UserError,
     cell_label,
 )
@@ -71,61 +68,6 @@ def sole_runner(folder: Path, name: str) -> Iterator[None]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield
-
-
-def check_at_the_door(study: Study) -> dict[str, TrialSpec]:
-    """Refuse what cannot work before anything is trained or recorded.
-
-    Draws the first spec of every cell, and for each distinct one builds the network and reads the images
-    that tuning will use.
-
-    Returns:
-        The first spec of each cell, by the cell's label.
-
-    Raises:
-        UserError: naming what is wrong.
-    """
-    specs = {cell_label(cell): first_draw(study, cell) for cell in study.cells()}
-    seen: set[tuple[object, ...]] = set()
-    for spec in specs.values():
-        key = (
-            *(spec.target, spec.backbone, spec.source, spec.shots, spec.resolution),
-            spec.strategy.lora_rank,
-        )
-        if key in seen:
-            continue
-        seen.add(key)
-        target = load_target(spec.target)
-        network = build(
-            spec.backbone,
-            spec.source,
-            len(target.classes),
-            spec.seed,
-            resolution=spec.resolution,
-            lora_rank=spec.strategy.lora_rank,
-        )
-        size = spec.resolution or network.input.resolution
-        _try_one_image(network.model, spec, size)
-        seeds = [trial_seed(study, "repeat", i) for i in range(study.repeats)]
-        for seed in [spec.seed, *seeds]:
-            parts = split_indices(target, replace(spec, seed=seed))
-            if spec.target.startswith("folder:"):
-                for part in (parts.train, parts.val, parts.test):
-                    read_examples(
-                        spec.target, tuple(part.tolist()), size, network.input.interpolation
-                    )
-    return specs
-
-
-def _try_one_image(model: torch.nn.Module, spec: TrialSpec, size: int) -> None:
-    try:
-        with torch.inference_mode():
-            model.eval()(torch.zeros(1, 3, size, size))
-    except Exception as error:  # each architecture has its own kind
-        raise UserError(
-            f"backbone {spec.backbone} does not take {size} x {size} images: "
-            f"{str(error).strip().splitlines()[0][:150]}"
-        ) from error
 
 
 def run_study(

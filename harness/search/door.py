@@ -1,0 +1,107 @@
+"""Can this study run at all? Everything that can be refused before anything is trained or recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from harness.backbone import Backbone, build
+from harness.data import (
+    find_leaks,
+    leaks_in_words,
+    load_target,
+    read_examples,
+    split_indices,
+)
+from harness.search.cells import first_draw, trial_seed
+from harness.spec import Study, TrialSpec, UserError, cell_label
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What the door found.
+
+    Attributes:
+        specs: the first spec of each cell, by the cell's label.
+        leaks: one line per target whose parts share images.
+    """
+
+    specs: Mapping[str, TrialSpec]
+    leaks: tuple[str, ...]
+
+
+def check_at_the_door(study: Study) -> Admission:
+    """Draw the first spec of every cell, and try each distinct one: build its network, pass one blank image,
+    split its target for every seed, and read the images of a target that the user brought.
+
+    Raises:
+        UserError: naming what is wrong.
+    """
+    specs = {cell_label(cell): first_draw(study, cell) for cell in study.cells()}
+    leaks: dict[str, None] = {}
+    depths: dict[tuple[object, ...], int] = {}
+    for spec in specs.values():
+        strategy = spec.strategy
+        network_key = (spec.backbone, spec.source, spec.resolution, strategy.lora_rank)
+        key = (spec.target, spec.shots, spec.val_shots, spec.test_shots, *network_key)
+        target = load_target(spec.target)
+        if key not in depths:
+            network = build(
+                spec.backbone,
+                spec.source,
+                len(target.classes),
+                spec.seed,
+                resolution=spec.resolution,
+                lora_rank=strategy.lora_rank,
+            )
+            _try_one_image(network, spec)
+            depths[key] = len(network.groups)
+            if line := _try_images(study, spec, network):
+                leaks[line] = None
+        _try_strategy(spec, depths[key])
+    return Admission(specs, tuple(leaks))
+
+
+def _try_strategy(spec: TrialSpec, num_groups: int) -> None:
+    try:
+        rows = [spec.strategy.lr_scales(num_groups, e) for e in range(spec.epochs)]
+    except ValueError as error:
+        raise UserError(f"{error} ({spec.backbone})") from error
+    if any(len(row) != num_groups for row in rows):
+        raise UserError(
+            f"strategy {type(spec.strategy).__name__}: lr_scales must return {num_groups} scales "
+            f"for {spec.backbone}"
+        )
+
+
+def _try_one_image(network: Backbone, spec: TrialSpec) -> None:
+    size = spec.resolution or network.input.resolution
+    try:
+        with torch.inference_mode():
+            network.model.eval()(torch.zeros(1, 3, size, size))
+    except Exception as error:  # each architecture has its own kind
+        raise UserError(
+            f"backbone {spec.backbone} does not take {size} x {size} images: "
+            f"{str(error).strip().splitlines()[0][:150]}"
+        ) from error
+
+
+def _try_images(study: Study, spec: TrialSpec, network: Backbone) -> str:
+    """Split for every seed and read what will be read; returns the leaks of the tuning split in words."""
+    target = load_target(spec.target)
+    size = spec.resolution or network.input.resolution
+    seeds = [spec.seed, *(trial_seed(study, "repeat", i) for i in range(study.repeats))]
+    splits = [split_indices(target, replace(spec, seed=seed)) for seed in seeds]
+    to_read = splits if ":" in spec.target else splits[:1]  # the user's own files may be broken
+    read = [
+        {
+            name: read_examples(
+                spec.target, tuple(part.tolist()), size, network.input.interpolation
+            )
+            for name, part in (("train", s.train), ("validation", s.val), ("test", s.test))
+        }
+        for s in to_read
+    ]
+    return leaks_in_words(find_leaks(read[0]), target)
