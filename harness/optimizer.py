@@ -13,6 +13,9 @@ from harness.backbone import Backbone
 from harness.spec import TrialSpec
 from harness.transfer import Scales
 
+RANGE_LOWEST = 1e-6
+"""Where a learning-rate range test starts, as a share of its highest rate."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -26,18 +29,21 @@ class Schedule:
         warmup_steps: of a group's warm-up.
         kind: "cosine" to zero (Loshchilov & Hutter 2017); "constant"; or "one_cycle", a cosine from 1/25 up
             to 1 over 30 % of the steps, then down to 1/250,000 (Smith & Topin 2018, torch's defaults), in
-            which only groups unfrozen later warm up.
+            which only groups unfrozen later warm up; or "range", exponential growth from 1e-6 to 1, for the
+            learning-rate range test (Smith 2017).
     """
 
     steps: int
     warmup_steps: int
-    kind: Literal["cosine", "constant", "one_cycle"] = "cosine"
+    kind: Literal["cosine", "constant", "one_cycle", "range"] = "cosine"
 
     def factor(self, step: int, born: int) -> float:
         """In (0, 1] for the `step`-th step (from 0) of a group unfrozen before step `born`."""
         warm = min(1.0, (step - born + 1) / max(1, self.warmup_steps))
         if self.kind == "constant":
             return warm
+        if self.kind == "range":
+            return float(RANGE_LOWEST ** (1 - step / max(1, self.steps - 1)))
         if self.kind == "cosine":
             return warm * _cosine(1.0, 0.0, step / self.steps)
         top = max(1.0, 0.3 * self.steps - 1)

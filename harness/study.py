@@ -169,15 +169,12 @@ def run(arguments: argparse.Namespace) -> int:
     study = dataclasses.replace(study, **{k: v for k, v in changes.items() if v is not None})
 
     # Heavy imports wait until the command line and the study file are known to be right.
-    import optuna
-
     from harness.measure import resolve_device
     from harness.record import Recorder, default_tracking_uri, sqlite_path
     from harness.search.door import check_at_the_door
     from harness.search.runner import StudyStopped, run_study, sole_runner
     from harness.search.storage import open_storage
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     device = resolve_device(arguments.device)
     admitted = check_at_the_door(study)
     for line in admitted.leaks:

@@ -201,6 +201,32 @@ class Training(Fit):
                 audit.check_rates(optimizer.applied(), scales, optimizer.rate(step - 1))
                 yield self._judge(epoch, float(total) / len(train.labels), val)
 
+    def range_test(self, steps: int) -> Iterator[tuple[float, float]]:
+        """Learning-rate range test (Smith 2017): one batch per step while the rate grows to spec.lr.
+
+        Args:
+            steps: at most this many; it ends early once the loss is four times the lowest one.
+
+        Yields:
+            (learning rate, loss in nats) per step; the scales are those of the first epoch.
+        """
+        train = self._read(self._split.train)
+        order = torch.Generator().manual_seed(derive_seed(self.spec.seed, "batches"))
+        optimizer = GroupedOptimizer(self._backbone, self.spec, Schedule(steps, 0, "range"))
+        optimizer.begin_epoch(self._scales(0), 0)
+        queue: list[torch.Tensor] = []
+        lowest = math.inf
+        for step in range(steps):
+            queue = queue or list(batches(len(train.labels), self.spec.batch_size, order))
+            rows = queue.pop(0)
+            loss = self._loss(train.images[rows], train.labels[rows])
+            value = float(loss.detach())
+            optimizer.step(loss, step)
+            yield self.spec.lr * Schedule(steps, 0, "range").factor(step, 0), value
+            lowest = min(lowest, value)
+            if not math.isfinite(value) or value > 4 * lowest:
+                return
+
     def _scales(self, epoch: int) -> Scales:
         scales = self.spec.strategy.lr_scales(len(self._backbone.groups), epoch)
         self._trained |= {g for g, scale in enumerate(scales) if scale is not None}

@@ -40,7 +40,7 @@ def check_at_the_door(study: Study) -> Admission:
         UserError: naming what is wrong.
     """
     specs = {cell_label(cell): first_draw(study, cell) for cell in study.cells()}
-    leaks: dict[str, None] = {}
+    leaks: dict[str, str] = {}
     depths: dict[tuple[object, ...], int] = {}
     for spec in specs.values():
         strategy = spec.strategy
@@ -59,9 +59,9 @@ def check_at_the_door(study: Study) -> Admission:
             _try_one_image(network, spec)
             depths[key] = len(network.groups)
             if line := _try_images(study, spec, network):
-                leaks[line] = None
+                leaks[spec.target] = line  # one split of a target speaks for its others
         _try_strategy(spec, depths[key])
-    return Admission(specs, tuple(leaks))
+    return Admission(specs, tuple(leaks.values()))
 
 
 def _try_strategy(spec: TrialSpec, num_groups: int) -> None:

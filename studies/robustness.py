@@ -1,0 +1,53 @@
+"""Which strategy keeps its accuracy when the test images are not like the training images?
+
+    python -m harness.study --space studies/robustness.py
+
+EfficientNet-Lite0 with its ImageNet weights adapts to Fashion-MNIST, 30 images per class at 48 px; the
+same test images are scored as they are and under noise, blur, low contrast, shuffled patches and another
+mix of classes.
+
+Expected before the first run: full fine-tuning leads on the plain test set and loses more of it under
+shift than LP-FT (Kumar et al. 2022). Lee et al. 2022 tune the first block to adapt to corrupted training
+images; here the training images are clean, so no such gain is expected.
+"""
+
+from __future__ import annotations
+
+from optuna.trial import BaseTrial
+
+from harness import transfer
+from harness.spec import SHIFTS, Arms, Study, TrialSpec
+
+STRATEGIES: Arms = {
+    "linear probe": lambda t: transfer.LinearProbe(),
+    "LP-FT": lambda t: transfer.LPFT(head_epochs=2, lower=0.3),
+    "first block": lambda t: transfer.Surgical(1),
+    "last block": lambda t: transfer.LastBlock(),
+    "full": lambda t: transfer.FullFineTune(),
+}
+
+
+def space(trial: BaseTrial, strategy: str) -> TrialSpec:
+    """One trial of one cell: the cell is given, Optuna draws the rest."""
+    return TrialSpec(
+        target="fashion_mnist",
+        backbone="tf_efficientnet_lite0",
+        strategy=STRATEGIES[strategy](trial),
+        shots=30,
+        val_shots=20,
+        test_shots=50,
+        resolution=48,
+        epochs=4,
+        batch_size=16,
+        lr=trial.suggest_float("lr", 3e-4, 3e-2, log=True),
+        shifts="+".join(SHIFTS),
+    )
+
+
+study = Study(
+    compare={"strategy": STRATEGIES},
+    space=space,
+    trials=4,
+    repeats=6,
+    baseline={"strategy": "full"},
+)

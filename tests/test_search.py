@@ -1,0 +1,604 @@
+"""The plan of a study, with training replaced by a known truth: accuracy is a function of the spec.
+
+Optuna and MLflow are real; only `start`, which makes a trial out of a spec, is a stand-in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from optuna.trial import BaseTrial, TrialState
+
+from harness import transfer
+from harness.audit import AuditFailed
+from harness.measure import Cpu
+from harness.record import Recorder, StudyInfo
+from harness.search import runner
+from harness.search.cells import CellSearch
+from harness.search.door import check_at_the_door
+from harness.search.runner import StudyStopped, TrialDone, run_study, sole_runner
+from harness.spec import (
+    Arms,
+    EpochResult,
+    Outcome,
+    Predictions,
+    Study,
+    TrialResult,
+    TrialSpec,
+    UserError,
+)
+from harness.train import Diverged
+
+ARMS: Arms = {"probe": lambda t: transfer.LinearProbe(), "full": lambda t: transfer.FullFineTune()}
+Flat = dict[str, Any]
+
+
+def space(trial: BaseTrial, strategy: str) -> TrialSpec:
+    lr = trial.suggest_float("lr", 1e-4, 1e-1, log=True)
+    return TrialSpec(
+        target="digits", backbone="test_resnet", strategy=ARMS[strategy](trial), lr=lr, epochs=2
+    )
+
+
+def make_study(**changes: Any) -> Study:
+    fields: dict[str, Any] = {
+        "compare": {"strategy": ARMS}, "space": space, "trials": 3, "repeats": 2, "name": "toy",
+    }  # fmt: skip
+    return Study(**{**fields, **changes})
+
+
+def truth(spec: TrialSpec) -> tuple[float, float]:
+    """Validation loss and accuracy of a spec: the nearer the rate to 0.01, the better."""
+    distance = abs(np.log10(spec.lr) + 2)
+    return float(distance), float(1 / (1 + distance))
+
+
+class World:
+    """Stands in for training: what each spec gives, and what was asked for."""
+
+    def __init__(self) -> None:
+        self.specs: list[TrialSpec] = []
+        self.tested: list[TrialSpec] = []
+        self.truth: Callable[[TrialSpec], tuple[float, float]] = truth
+        self.disturb: Callable[[TrialSpec, int], None] = lambda spec, epoch: None
+
+    def start(self, spec: TrialSpec, device: object) -> FakeTraining:
+        self.specs.append(spec)
+        return FakeTraining(self, spec)
+
+    def fail_on(self, numbers: set[int], error: BaseException) -> None:
+        """Raise in the second epoch of these trials, counted from 1."""
+
+        def disturb(spec: TrialSpec, epoch: int) -> None:
+            if epoch == 1 and len(self.specs) in numbers:
+                raise error
+
+        self.disturb = disturb
+
+
+class FakeTraining:
+    def __init__(self, world: World, spec: TrialSpec) -> None:
+        self._world, self._spec = world, spec
+
+    def __iter__(self) -> Iterator[EpochResult]:
+        for epoch in range(self._spec.epochs):
+            self._world.disturb(self._spec, epoch)
+            yield EpochResult(epoch, 1.0, *self._world.truth(self._spec), 0.5 * (epoch + 1))
+
+    def finish(self, test: bool) -> TrialResult:
+        if not test:
+            return TrialResult("complete", {"train_seconds": 1.0})
+        self._world.tested.append(self._spec)
+        one = np.array([1])
+        found = Predictions(one, one, one, np.array([0.5]))
+        return TrialResult("complete", {"train_seconds": 1.0, "test_accuracy": 0.5}, "", found)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    made = World()
+    monkeypatch.setattr(runner, "start", made.start)
+    return made
+
+
+class Lab:
+    """One Optuna storage and one MLflow store, as they outlive a process."""
+
+    def __init__(self, tracking_uri: str) -> None:
+        self.uri = tracking_uri
+        self.storage = optuna.storages.InMemoryStorage()
+        self.client = MlflowClient(tracking_uri=tracking_uri)
+
+    def recorder(self, study: Study) -> Recorder:
+        info = StudyInfo(
+            name=study.name, question="", command="", factors={}, baseline={},
+            trials=study.trials, repeats=study.repeats, sampler=study.sampler, space_sha256="", leaks=(),
+        )  # fmt: skip
+        return Recorder(self.uri, info)
+
+    def run(self, study: Study) -> list[TrialDone]:
+        return list(run_study(study, self.storage, self.recorder(study), Cpu(), {"device": "cpu"}))
+
+    def runs(self, **tags: object) -> list[Run]:
+        experiment = self.client.get_experiment_by_name("toy")
+        assert experiment is not None
+        found = list(self.client.search_runs([experiment.experiment_id]))
+        wanted = {k: str(v) for k, v in tags.items()}.items()
+        return [r for r in found if wanted <= r.data.tags.items()]
+
+    def trials(self) -> list[optuna.trial.FrozenTrial]:
+        names = optuna.get_all_study_names(self.storage)
+        return [t for n in names for t in optuna.load_study(study_name=n, storage=self.storage).trials]
+
+    def outcomes(self) -> Counter[str]:
+        return Counter(r.data.tags.get("outcome", "none") for r in self.runs())
+
+    def complete_slots(self) -> Counter[tuple[str, ...]]:
+        keys = ("cell", "phase", "index")
+        return Counter(
+            tuple(r.data.tags[k] for k in keys) for r in self.runs(outcome="complete")
+        )
+
+    def assert_nothing_is_running(self) -> None:
+        assert [r.info.run_id for r in self.runs() if r.info.status == "RUNNING"] == []
+        assert [t.number for t in self.trials() if t.state == TrialState.RUNNING] == []
+
+
+@pytest.fixture
+def lab(tracking_uri: str) -> Lab:
+    return Lab(tracking_uri)
+
+
+ALL_SLOTS = {(c, "tune", str(i)) for c in ARMS for i in range(3)} | {
+    (c, "repeat", str(i)) for c in ARMS for i in range(2)
+}
+
+
+def flats(specs: list[TrialSpec]) -> list[Flat]:
+    return [s.flat() for s in specs]
+
+
+# --- the plan --------------------------------------------------------------------------------------
+
+
+def test_every_cell_gets_the_same_number_of_trials_and_repeats(world: World, lab: Lab) -> None:
+    done = lab.run(make_study())
+    assert len(done) == 10
+    assert lab.complete_slots() == dict.fromkeys(ALL_SLOTS, 1)
+    lab.assert_nothing_is_running()
+
+
+def test_cells_take_turns(world: World, lab: Lab) -> None:
+    done = lab.run(make_study())
+    order = [(d.slot.phase, d.slot.index, d.slot.cell["strategy"]) for d in done]
+    wanted = [("tune", i, c) for i in range(3) for c in ARMS]
+    assert order == wanted + [("repeat", i, c) for i in range(2) for c in ARMS]
+
+
+def test_test_images_are_scored_in_repeats_only(world: World, lab: Lab) -> None:
+    lab.run(make_study())
+    assert world.tested == world.specs[6:]
+    assert all("test_accuracy" not in r.data.metrics for r in lab.runs(phase="tune"))
+    assert all(r.data.metrics["test_accuracy"] == 0.5 for r in lab.runs(phase="repeat"))
+
+
+def test_mlflow_row_alone_repeats_the_run(world: World, lab: Lab) -> None:
+    lab.run(make_study())
+    recorded = [TrialSpec.from_flat(r.data.params) for r in lab.runs()]
+    assert sorted(map(repr, recorded)) == sorted(map(repr, world.specs))
+
+
+def test_run_carries_its_cell_and_its_place_as_tags(world: World, lab: Lab) -> None:
+    lab.run(make_study())
+    (run,) = lab.runs(cell="full", phase="tune", index=2)
+    tags = run.data.tags
+    assert (tags["strategy"], tags["study"], tags["device"]) == ("full", "toy", "cpu")
+    assert (tags["attempt"], tags["outcome"]) == ("1", "complete")
+    assert tags["seed"] == run.data.params["seed"]
+
+
+def chosen_specs(world: World) -> dict[str, TrialSpec]:
+    """Best tuning spec per strategy, by the known truth."""
+    best: dict[str, TrialSpec] = {}
+    for spec in world.specs[:6]:
+        kind = type(spec.strategy).__name__
+        if kind not in best or truth(spec)[1] > truth(best[kind])[1]:
+            best[kind] = spec
+    return best
+
+
+def test_repeats_run_the_configuration_that_was_best_on_validation(world: World, lab: Lab) -> None:
+    lab.run(make_study())
+    best = chosen_specs(world)
+    for spec in world.specs[6:]:
+        tuned = best[type(spec.strategy).__name__]
+        assert dataclasses.replace(spec, seed=tuned.seed) == tuned
+
+
+@pytest.mark.parametrize(
+    ("losses", "accuracies", "chosen"),
+    [
+        ([0.9, 0.9, 0.1], [0.5, 0.7, 0.6], 1),  # accuracy decides
+        ([0.9, 0.8, 0.7], [0.6, 0.6, 0.5], 1),  # then the loss
+        ([0.5, 0.5, 0.5], [0.6, 0.6, 0.6], 0),  # then the earlier one
+        ([0.9, 0.5, 0.5], [0.6, 0.6, 0.6], 1),
+    ],
+)
+def test_ties_go_to_the_lower_loss_and_then_to_the_earlier_trial(
+    losses: list[float], accuracies: list[float], chosen: int, world: World, lab: Lab
+) -> None:
+    script = dict(enumerate(zip(losses, accuracies, strict=True)))
+    world.truth = lambda spec: script[min(len(world.specs) - 1, 2)]
+    lab.run(make_study(compare={"strategy": ["full"]}, repeats=1))
+    (repeat,) = lab.runs(phase="repeat")
+    assert repeat.data.tags["chosen"] == str(chosen)
+    assert float(repeat.data.params["lr"]) == world.specs[chosen].lr
+
+
+def test_configurations_compete_on_one_seed_and_repeats_share_theirs_between_cells(
+    world: World, lab: Lab
+) -> None:
+    lab.run(make_study())
+    assert len({s.seed for s in world.specs[:6]}) == 1
+    by_cell: dict[str, list[int]] = {}
+    for spec in world.specs[6:]:
+        by_cell.setdefault(type(spec.strategy).__name__, []).append(spec.seed)
+    first, second = by_cell.values()
+    assert first == second
+    assert len({*first, world.specs[0].seed}) == 3
+
+
+def test_configurations_differ_within_a_cell_and_between_cells(world: World, lab: Lab) -> None:
+    lab.run(make_study())
+    assert len({s.lr for s in world.specs[:6]}) == 6
+
+
+def test_a_study_depends_on_its_seed_alone(world: World, tracking_uri: str) -> None:
+    tried = []
+    for seed in (0, 0, 1):
+        Lab(tracking_uri).run(make_study(seed=seed))
+        tried.append(flats(world.specs))
+        world.specs = []
+    assert tried[0] == tried[1]
+    assert tried[0] != tried[2]
+
+
+def test_no_repeats_means_no_test(world: World, lab: Lab) -> None:
+    lab.run(make_study(repeats=0))
+    assert len(world.specs) == 6
+    assert world.tested == []
+
+
+# --- resuming --------------------------------------------------------------------------------------
+
+
+def test_finished_study_has_nothing_left_to_do(world: World, lab: Lab) -> None:
+    lab.run(make_study())
+    world.specs.clear()
+    done = lab.run(make_study())
+    assert world.specs == []
+    assert [d.resumed for d in done] == [True] * 10
+    assert len(lab.runs()) == 10
+
+
+def uninterrupted(world: World, uri: str) -> list[Flat]:
+    Lab(uri).run(make_study())
+    specs, world.specs = flats(world.specs), []
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("toy")
+    assert experiment is not None
+    client.rename_experiment(experiment.experiment_id, "uninterrupted")
+    return specs
+
+
+@pytest.mark.parametrize("stop_in", [1, 4, 6, 7, 10])
+def test_interrupted_study_tries_exactly_what_an_uninterrupted_one_tries(
+    stop_in: int, world: World, lab: Lab
+) -> None:
+    wanted = uninterrupted(world, lab.uri)
+    world.fail_on({stop_in}, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        lab.run(make_study())
+    lab.assert_nothing_is_running()
+    assert lab.outcomes()["killed"] == 1
+    world.fail_on(set(), KeyboardInterrupt())
+    lab.run(make_study())
+    tried = flats(world.specs)
+    assert tried[stop_in - 1] == tried.pop(stop_in)  # the interrupted one is run again
+    assert tried == wanted
+    assert lab.complete_slots() == dict.fromkeys(ALL_SLOTS, 1)
+    lab.assert_nothing_is_running()
+
+
+def test_second_attempt_says_so(world: World, lab: Lab) -> None:
+    world.fail_on({1}, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        lab.run(make_study())
+    lab.run(make_study())
+    found = [r.data.tags for r in lab.runs(cell="probe", phase="tune", index=0)]
+    assert {t["attempt"]: t["outcome"] for t in found} == {"1": "killed", "2": "complete"}
+
+
+def kill_after_claim(lab: Lab, study: Study, chosen: Any = None) -> str:
+    """What kill -9 leaves behind: an open trial in Optuna and an open run in MLflow."""
+    search = CellSearch(study, study.cells()[0], lab.storage, chosen)
+    claim = search.claim(0)
+    tags = {"cell": "probe", "phase": search.phase, "index": 0}
+    run_id = lab.recorder(study).start(claim.spec, "x", {**tags, "chosen": 0})
+    claim.trial.set_user_attr("run_id", run_id)
+    return run_id
+
+
+def test_trial_that_a_killed_process_left_open_is_closed_and_run_again(
+    world: World, lab: Lab
+) -> None:
+    run_id = kill_after_claim(lab, make_study())
+    lab.run(make_study())
+    left = lab.client.get_run(run_id)
+    assert (left.data.tags["outcome"], left.info.status) == ("killed", "KILLED")
+    assert lab.complete_slots() == dict.fromkeys(ALL_SLOTS, 1)
+    lab.assert_nothing_is_running()
+
+
+def test_run_that_was_never_linked_to_a_trial_is_closed(world: World, lab: Lab) -> None:
+    run_id = lab.recorder(make_study()).start(space(optuna.trial.FixedTrial({"lr": 1e-2}), "full"), "x", {})
+    lab.run(make_study())
+    assert lab.client.get_run(run_id).data.tags["outcome"] == "killed"
+    lab.assert_nothing_is_running()
+
+
+@pytest.mark.parametrize("moment", ["start", "epoch", "finish"])
+def test_interruption_while_recording_leaves_a_study_that_can_be_resumed(
+    moment: str, world: World, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = getattr(Recorder, moment)
+    calls: list[int] = []
+
+    def interrupted(self: Recorder, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Recorder, moment, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lab.run(make_study())
+    lab.run(make_study())
+    assert lab.complete_slots() == dict.fromkeys(ALL_SLOTS, 1)
+    lab.assert_nothing_is_running()
+
+
+def test_more_trials_go_on_where_the_old_ones_ended(world: World, lab: Lab) -> None:
+    lab.run(make_study(trials=2))
+    first = world.specs[:4]
+    world.specs = []
+    lab.run(make_study(trials=3))
+    assert len(first) == 4
+    assert len([s for s in world.specs if s not in world.tested]) == 2
+    assert {s.lr for s in first}.isdisjoint(s.lr for s in world.specs[:2])
+
+
+def test_better_later_trial_supersedes_the_repeats_of_the_old_choice(
+    world: World, lab: Lab
+) -> None:
+    one_cell = {"compare": {"strategy": ["full"]}}
+    world.truth = lambda spec: (1.0, 0.1 * len(world.specs) if len(world.specs) != 3 else 0.0)
+    lab.run(make_study(**one_cell, trials=1))
+    assert [r.data.tags["chosen"] for r in lab.runs(phase="repeat")] == ["0", "0"]
+    world.truth = lambda spec: (1.0, 0.9)
+    lab.run(make_study(**one_cell, trials=2))
+    found = {
+        (r.data.tags["chosen"], r.data.tags["index"]): r.data.tags.get("superseded", "false")
+        for r in lab.runs(phase="repeat")
+    }
+    assert found == {
+        ("0", "0"): "true", ("0", "1"): "true", ("1", "0"): "false", ("1", "1"): "false",
+    }  # fmt: skip
+
+
+def test_repeat_of_an_old_choice_that_was_killed_is_closed_too(world: World, lab: Lab) -> None:
+    one_cell = {"compare": {"strategy": ["full"]}}
+    world.truth = lambda spec: (1.0, 0.1)
+    lab.run(make_study(**one_cell, trials=1, repeats=0))
+    study = make_study(**one_cell, trials=1)
+    kill_after_claim(lab, study, CellSearch(study, study.cells()[0], lab.storage).choose())
+    world.truth = lambda spec: (1.0, 0.9)
+    lab.run(make_study(**one_cell, trials=2))
+    assert {r.data.tags["chosen"] for r in lab.runs(phase="repeat", outcome="complete")} == {"1"}
+    lab.assert_nothing_is_running()
+
+
+# --- changed studies -------------------------------------------------------------------------------
+
+
+def other_fixed(trial: BaseTrial, strategy: str) -> TrialSpec:
+    return dataclasses.replace(space(trial, strategy), weight_decay=0.5)
+
+
+def other_parameter(trial: BaseTrial, strategy: str) -> TrialSpec:
+    decay = trial.suggest_float("decay", 0, 1)
+    return dataclasses.replace(space(trial, strategy), weight_decay=decay)
+
+
+def other_range(trial: BaseTrial, strategy: str) -> TrialSpec:
+    """Every rate drawn by `space` is possible here, but others are too."""
+    lr = trial.suggest_float("lr", 1e-9, 1e3, log=True)
+    return dataclasses.replace(space(optuna.trial.FixedTrial({"lr": 1e-2}), strategy), lr=lr)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"space": other_fixed}, r"weight_decay was 0\.01, is 0\.5"),
+        ({"space": other_parameter}, "decay"),
+        ({"space": other_range}, "lr"),
+        ({"seed": 7}, "seed"),
+    ],
+    ids=["fixed value", "parameter", "range", "seed"],
+)
+def test_changed_study_is_refused_with_the_difference(
+    changed: dict[str, Any], said: str, world: World, lab: Lab
+) -> None:
+    lab.run(make_study(trials=1, repeats=0))
+    with pytest.raises(UserError, match=rf"'toy' changed since .*{said}"):
+        lab.run(make_study(trials=2, repeats=0, **changed))
+
+
+def test_space_that_fails_on_a_later_draw_is_a_users_error(world: World, lab: Lab) -> None:
+    calls: list[int] = []
+
+    def fragile(trial: BaseTrial, strategy: str) -> TrialSpec:
+        calls.append(1)
+        if len(calls) == 4:
+            raise ZeroDivisionError("in the user's code")
+        return space(trial, strategy)
+
+    with pytest.raises(UserError, match="in the user's code"):
+        lab.run(make_study(space=fragile))
+    lab.assert_nothing_is_running()
+
+
+# --- trials that end badly -------------------------------------------------------------------------
+
+ENDS: list[tuple[Exception, Outcome]] = [
+    (Diverged("training loss nan in epoch 1"), "diverged"),
+    (torch.OutOfMemoryError("CUDA out of memory"), "oom"),
+    (MemoryError("no more"), "oom"),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "oom"),
+    (AuditFailed("group stem was frozen but changed"), "audit_failed"),
+    (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "crashed"),
+    (KeyError("x"), "crashed"),
+]
+
+
+@pytest.mark.parametrize(("error", "outcome"), ENDS, ids=lambda x: str(x)[:20])
+def test_bad_end_is_recorded_in_both_places_and_the_study_goes_on(
+    error: Exception, outcome: Outcome, world: World, lab: Lab
+) -> None:
+    world.fail_on({2}, error)
+    done = lab.run(make_study())
+    assert len(done) == 10
+    (run,) = lab.runs(outcome=outcome)
+    (trial,) = [t for t in lab.trials() if t.user_attrs["outcome"] == outcome]
+    assert run.info.status == "FAILED"
+    assert trial.state == TrialState.FAIL
+    assert trial.user_attrs["run_id"] == run.info.run_id
+    assert str(error.args[0]) in run.data.tags["reason"]
+    assert lab.outcomes() == {"complete": 9, outcome: 1}
+    lab.assert_nothing_is_running()
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [(Diverged("nan"), False), (MemoryError(), False), (KeyError("x"), True)],
+)
+def test_only_ends_that_say_nothing_of_the_configuration_are_tried_again(
+    error: Exception, again: bool, world: World, lab: Lab
+) -> None:
+    world.fail_on({2}, error)
+    lab.run(make_study())
+    world.specs = []
+    world.fail_on(set(), error)
+    lab.run(make_study(repeats=2))
+    assert bool([s for s in world.specs if s not in world.tested]) == again
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), AuditFailed("moved")])
+def test_three_crashes_in_a_row_stop_the_study(error: Exception, world: World, lab: Lab) -> None:
+    world.fail_on(set(range(2, 100)), error)
+    with pytest.raises(StudyStopped, match="3 trials in a row"):
+        lab.run(make_study())
+    assert len(world.specs) == 4
+    lab.assert_nothing_is_running()
+
+
+def test_crashes_that_are_not_in_a_row_do_not_stop_the_study(world: World, lab: Lab) -> None:
+    world.fail_on({1, 2, 4, 5}, KeyError("x"))
+    assert len(lab.run(make_study())) == 10
+
+
+def test_diverging_trials_do_not_stop_the_study(world: World, lab: Lab) -> None:
+    world.fail_on(set(range(1, 7)), Diverged("nan"))
+    done = lab.run(make_study())
+    assert lab.outcomes() == {"diverged": 6}
+    assert [d for d in done if d.slot.phase == "repeat"] == [], "nothing to choose from"
+
+
+def test_failed_trial_is_never_chosen(world: World, lab: Lab) -> None:
+    world.fail_on({1}, Diverged("nan"))
+    lab.run(make_study(compare={"strategy": ["full"]}, trials=2))
+    assert {r.data.tags["chosen"] for r in lab.runs(phase="repeat")} == {"1"}
+
+
+def test_bad_input_during_a_trial_ends_the_study(world: World, lab: Lab) -> None:
+    world.fail_on({3}, UserError("image x.png cannot be read"))
+    with pytest.raises(UserError, match=r"x\.png"):
+        lab.run(make_study())
+    assert lab.outcomes() == {"complete": 2, "killed": 1}
+    lab.assert_nothing_is_running()
+
+
+def test_pruned_trials_are_recorded_as_such_and_repeats_are_never_pruned(
+    world: World, lab: Lab
+) -> None:
+    # The median pruner watches five trials first; every later one is worse than all before it.
+    world.truth = lambda spec: (1.0, 1.0 / len(world.specs))
+    lab.run(make_study(compare={"strategy": ["full"]}, trials=8, pruner="median"))
+    assert lab.outcomes() == {"complete": 5 + 2, "pruned": 3}
+    assert {r.data.tags["index"] for r in lab.runs(outcome="pruned")} == {"5", "6", "7"}
+    assert {t.state for t in lab.trials() if t.user_attrs["outcome"] == "pruned"} == {
+        TrialState.PRUNED
+    }
+    assert {r.info.status for r in lab.runs(outcome="pruned")} == {"FINISHED"}
+    assert len(lab.runs(phase="repeat", outcome="complete")) == 2
+    lab.assert_nothing_is_running()
+
+
+# --- lock and door ---------------------------------------------------------------------------------
+
+
+def test_second_runner_of_one_study_is_refused(tmp_path: Any) -> None:
+    with sole_runner(tmp_path, "toy"):
+        with sole_runner(tmp_path, "other"):
+            pass
+        with pytest.raises(UserError, match=r"'toy' is running already \(process \d+\)"):
+            sole_runner(tmp_path, "toy").__enter__()
+    with sole_runner(tmp_path, "toy"):
+        pass
+
+
+def scratch(**changes: Any) -> Callable[..., TrialSpec]:
+    def made(trial: BaseTrial, strategy: str) -> TrialSpec:
+        plain = dataclasses.replace(space(trial, strategy), source="scratch", resolution=32)
+        return dataclasses.replace(plain, **{k: v(strategy) for k, v in changes.items()})
+
+    return made
+
+
+def test_door_shows_the_first_spec_of_every_cell() -> None:
+    specs = check_at_the_door(make_study(space=scratch())).specs
+    assert {k: type(s.strategy).__name__ for k, s in specs.items()} == {
+        "probe": "LinearProbe", "full": "FullFineTune",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["shots", "val_shots", "test_shots"])
+def test_cell_whose_split_is_impossible_is_refused_at_the_door(name: str) -> None:
+    sizes = scratch(**{name: lambda strategy: 5 if strategy == "probe" else 500})
+    with pytest.raises(UserError, match="too few"):
+        check_at_the_door(make_study(space=sizes))
+
+
+def test_resolution_that_a_network_cannot_take_is_refused_at_the_door() -> None:
+    tiny = scratch(resolution=lambda _: 33, backbone=lambda _: "test_vit")
+    with pytest.raises(UserError, match="test_vit .*33"):
+        check_at_the_door(make_study(space=tiny))
