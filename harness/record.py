@@ -74,6 +74,7 @@ class StudyInfo:
     def tags(self) -> dict[str, str]:
         """The experiment's tags: lists and mappings as JSON."""
         return {
+            "mlflow.experimentKind": "custom_model_development",  # the UI opens on runs, not on traces
             "mlflow.note.content": f"{self.question}\n\n    {self.command}",
             "question": self.question,
             "command": self.command,

@@ -11,8 +11,11 @@ import hashlib
 import itertools
 import math
 import re
+import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from harness.transfer import Scalar, Strategy, names, to_flat
@@ -46,6 +49,17 @@ class UserError(Exception):
 def without_password(text: str) -> str:
     """`text` with the password of any URL in it replaced by ***."""
     return re.sub(r"(\w://[^:/@\s]*):\S*@", r"\1:***@", text)
+
+
+def program(name: str) -> str:
+    """How to type a program of this Python's environment here: plain when the shell finds that very one,
+    else by its path, relative when it lies below the current folder."""
+    path = Path(sys.executable).parent / name
+    found = shutil.which(name)
+    if found and Path(found).parent == path.parent:
+        return name
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def derive_seed(*parts: object) -> int:

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from harness.spec import SAFE_NAME, Study, UserError, without_password
+from harness.spec import SAFE_NAME, Study, UserError, program, without_password
 
 if TYPE_CHECKING:
     from harness.measure import Device
@@ -303,12 +303,14 @@ def print_where_to_look(study: Study, given_uri: str | None, tracking_uri: str) 
     """The next two commands, ready to paste."""
     uri = given_uri or "sqlite:///mlruns/mlflow.db"
     extra = f" --tracking-uri {shlex.quote(without_password(given_uri))}" if given_uri else ""
-    print(f"report:    python -m analysis.report --study {study.name}{extra}")
+    print(f"report:    {program('python')} -m analysis.report --study {study.name}{extra}")
     if tracking_uri.startswith("http"):
         print(f"MLflow UI: {without_password(tracking_uri)}")
     else:
         shown = shlex.quote(without_password(uri))
-        print(f"MLflow UI: mlflow ui --backend-store-uri {shown} --host 127.0.0.1 --workers 1")
+        print(
+            f"MLflow UI: {program('mlflow')} ui --backend-store-uri {shown} --host 127.0.0.1 --workers 1"
+        )
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from optuna.trial import TrialState
 from PIL import Image
 
 from harness.backbone import timm_models
+from harness.data import load_target, read_examples
 from harness.study import load_study, main
 
 STUDY = '''"""Does a toy learn?"""
@@ -51,6 +52,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     before = signal.getsignal(signal.SIGTERM)
     yield tmp_path
     signal.signal(signal.SIGTERM, before)
+    load_target.cache_clear()  # by name, and the next working directory has its own folder:pets
+    read_examples.cache_clear()
 
 
 def write(here: Path, old: str, new: str) -> None:
@@ -237,7 +240,7 @@ def test_weights_of_the_hub_are_refused_when_offline(
         (("--tracking-uri", "sqlite:///notes.txt/x.sqlite"), "notes.txt"),
         (("--tracking-uri", "nonsense://x"), "cannot open the tracking store"),
     ],
-    ids=" ".join,
+    ids=lambda x: " ".join(x) if isinstance(x, tuple) else "",
 )  # fmt: skip
 def test_bad_option_is_refused(
     options: tuple[str, ...], said: str, here: Path, capfd: pytest.CaptureFixture[str]
@@ -348,7 +351,7 @@ class Place:
     """A working directory in which the command was run, perhaps several times."""
 
     folder: Path
-    done: list[subprocess.CompletedProcess[str]]
+    done: subprocess.CompletedProcess[str]
 
     def runs(self) -> list[Run]:
         client = MlflowClient(tracking_uri=f"sqlite:///{self.folder}/mlruns/mlflow.db")
@@ -383,34 +386,34 @@ class Place:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """Run once from nothing, then once more."""
+    """Run once, from nothing."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "toy.py").write_text(STUDY)
-    return Place(folder, [command(folder, "-m", "harness.study") for _ in range(2)])
+    return Place(folder, command(folder, "-m", "harness.study"))
 
 
 @pytest.fixture(scope="module")
 def broken(
     tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path, optuna_template: Path
-) -> Iterator[Place]:
-    """Terminated in the third trial; a test kills and finishes it."""
+) -> Place:
+    """Terminated in the third trial; a test goes on from there."""
     folder = tmp_path_factory.mktemp("broken")
     (folder / "toy.py").write_text(STUDY)
     (folder / "mlruns").mkdir()
     for template in (mlflow_template, optuna_template):
         shutil.copy(template, folder / "mlruns" / template.name)
-    yield Place(folder, [command(folder, "-c", DIES, "3", str(int(signal.SIGTERM)))])
+    return Place(folder, command(folder, "-c", DIES, "3", str(int(signal.SIGTERM))))
 
 
 def test_real_study_completes_every_slot_once(whole: Place) -> None:
-    first = whole.done[0]
+    first = whole.done
     assert first.returncode == 0, first.stderr
     assert whole.complete().keys() == SLOTS
     assert whole.states() == ({"COMPLETE": 8}, {"FINISHED": 8})
 
 
 def test_real_study_shows_its_progress_and_the_next_commands(whole: Place) -> None:
-    out = whole.done[0].stdout
+    out = whole.done.stdout
     assert [int(n) for n in re.findall(r"^\[ *(\d+)/8\]", out, re.MULTILINE)] == list(range(1, 9))
     assert "python -m analysis.report --study toy" in out
     assert "mlflow ui --backend-store-uri" in out
@@ -432,29 +435,33 @@ def test_repeats_of_the_real_study_have_test_scores_and_predictions(whole: Place
         assert kept == (phase == "repeat")
 
 
-def test_second_run_of_a_finished_study_says_that_nothing_was_left(whole: Place) -> None:
-    second = whole.done[1]
-    assert second.returncode == 0, second.stderr
-    assert "nothing was left to do" in second.stdout
+@pytest.mark.usefixtures("here")
+def test_second_run_of_a_finished_study_says_that_nothing_was_left(
+    whole: Place, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(whole.folder)
+    assert main(["--space", "toy.py", "--device", "cpu"]) == 0
+    assert "nothing was left to do" in capfd.readouterr().out
     assert len(whole.runs()) == 8
 
 
 def test_terminated_study_ends_with_143_and_no_open_trial(broken: Place) -> None:
-    assert broken.done[0].returncode == 143, broken.done[0].stderr
-    assert "same command again" in broken.done[0].stderr
-    assert "Traceback" not in broken.done[0].stderr
+    assert broken.done.returncode == 143, broken.done.stderr
+    assert "same command again" in broken.done.stderr
+    assert "Traceback" not in broken.done.stderr
     assert broken.states() == ({"COMPLETE": 2, "FAIL": 1}, {"FINISHED": 2, "KILLED": 1})
 
 
+@pytest.mark.usefixtures("here")
 def test_killed_study_goes_on_to_the_results_of_one_that_was_not(
-    broken: Place, whole: Place
+    broken: Place, whole: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed = command(broken.folder, "-c", DIES, "3", str(int(signal.SIGKILL)))
     assert killed.returncode == -signal.SIGKILL
     trials, runs = broken.states()
     assert trials["RUNNING"] == runs["RUNNING"] == 1, "kill -9 leaves no time to tidy up"
-    last = command(broken.folder, "-m", "harness.study")
-    assert last.returncode == 0, last.stderr
+    monkeypatch.chdir(broken.folder)
+    assert main(["--space", "toy.py", "--device", "cpu"]) == 0
     assert broken.states() == ({"COMPLETE": 8, "FAIL": 2}, {"FINISHED": 8, "KILLED": 2})
     results, wanted = broken.complete(), whole.complete()
     assert results.keys() == wanted.keys() == SLOTS
