@@ -38,6 +38,7 @@ EPOCH_METRICS = ["train_loss", "val_loss", "val_accuracy", "train_seconds"]
 FINAL_METRICS = [
     "total_seconds",
     "trainable_share",
+    "trained_depth",
     "peak_process_rss_mib",
     "peak_accelerator_allocated_mib",
     "peak_accelerator_reserved_mib",

@@ -31,6 +31,7 @@ from harness.spec import (
     TrialResult,
     TrialSpec,
     UserError,
+    first_line,
     without_password,
 )
 
@@ -109,6 +110,7 @@ class Recorder:
         try:
             if path is not None:
                 create_sqlite(path, _make_mlflow_tables)
+                require_sqlite(path)
             self._client = MlflowClient(tracking_uri=tracking_uri)
             self._experiment = self._open_experiment(info, path)
         except UserError:
@@ -116,7 +118,7 @@ class Recorder:
         except Exception as error:  # MLflow and SQLAlchemy raise many kinds here
             raise UserError(
                 f"cannot open the tracking store {without_password(tracking_uri)}: "
-                f"{without_password(str(error).splitlines()[0])}"
+                f"{without_password(first_line(error))}"
             ) from error
 
     def _open_experiment(self, info: StudyInfo, path: Path | None) -> str:
@@ -243,6 +245,15 @@ def create_sqlite(path: Path, make_tables: Callable[[str], object]) -> None:
     finally:
         for leftover in path.parent.glob(f"{temporary.name}*"):
             leftover.unlink()
+
+
+def require_sqlite(path: Path) -> None:
+    """Raises OSError or sqlite3.Error unless `path` is a SQLite database; MLflow and Optuna would retry a
+    folder or a text file for minutes."""
+    if not path.is_file():
+        raise OSError(f"{path} is not a file")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA schema_version")
 
 
 def _make_mlflow_tables(uri: str) -> None:

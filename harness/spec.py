@@ -51,6 +51,11 @@ def without_password(text: str) -> str:
     return re.sub(r"(\w://[^:/@\s]*):\S*@", r"\1:***@", text)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 200 characters; its type when it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 def program(name: str) -> str:
     """How to type a program of this Python's environment here: plain when the shell finds that very one,
     else by its path, relative when it lies below the current folder."""
@@ -252,6 +257,9 @@ class Study:
             raise UserError("Study: compare needs at least one factor with at least one value")
         for factor, values in self.compare.items():
             bad = [v for v in values if not isinstance(v, str) or not v]
+            if len(set(values)) < len(list(values)):
+                twice = next(v for v in values if list(values).count(v) > 1)
+                raise UserError(f"Study: compare[{factor!r}] lists {twice!r} twice")
             if bad or isinstance(values, str):
                 raise UserError(
                     f"Study: compare[{factor!r}] must list names, got {bad[0] if bad else values!r}"
@@ -265,7 +273,7 @@ class Study:
             raise UserError("Study: space must be a function (trial, **cell) -> TrialSpec")
         for name, least in (("trials", 1), ("repeats", 0)):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UserError(
                     f"Study: {name} must be a whole number of at least {least}, got {value!r}"
                 )

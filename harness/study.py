@@ -82,7 +82,7 @@ def load_study(path: Path) -> Study:
         raise UserError(f"space file {path}: {error}") from error
     except (Exception, SystemExit) as error:  # whatever the user's code raises
         lines = [
-            f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
+            f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == spec.origin
         ]
         where = f"{path}:{lines[-1]}" if lines else str(path)
         raise UserError(f"space file {where}: {type(error).__name__}: {error}") from error
@@ -188,8 +188,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     signal.signal(signal.SIGTERM, _on_terminate)
     with sole_runner(folder, study.name):
-        storage = open_storage(storage_url)
         recorder = Recorder(tracking_uri, study_info(study, arguments, admitted.leaks))
+        storage = open_storage(storage_url)
         events = run_study(study, storage, recorder, device, environment(device))
         try:
             show(study, events)

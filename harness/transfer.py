@@ -291,8 +291,10 @@ def _probe_then(strategy: TwoPhase | LPFT, num_groups: int, epoch: int, trained:
 
 
 def _at_least_one(strategy: Strategy, name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{type(strategy).__name__}: {name} must be at least 1, got {value}")
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(
+            f"{type(strategy).__name__}: {name} must be a whole number of at least 1, got {value}"
+        )
 
 
 def _positive(strategy: Strategy, name: str, value: float) -> None:

@@ -24,6 +24,8 @@ STRATEGIES: Arms = {
     "first block": lambda t: transfer.Surgical(1),
     "last block": lambda t: transfer.LastBlock(),
     "full": lambda t: transfer.FullFineTune(),
+    "LP-FT, BN fixed": lambda t: transfer.LPFT(head_epochs=2, lower=0.3),
+    "full, BN fixed": lambda t: transfer.FullFineTune(),
 }
 
 
@@ -40,6 +42,7 @@ def space(trial: BaseTrial, strategy: str) -> TrialSpec:
         epochs=4,
         batch_size=16,
         lr=trial.suggest_float("lr", 3e-4, 3e-2, log=True),
+        batch_norm="frozen" if "BN fixed" in strategy else "train",
         shifts="+".join(SHIFTS),
     )
 
@@ -47,7 +50,7 @@ def space(trial: BaseTrial, strategy: str) -> TrialSpec:
 study = Study(
     compare={"strategy": STRATEGIES},
     space=space,
-    trials=4,
+    trials=8,
     repeats=6,
     baseline={"strategy": "full"},
 )

@@ -35,6 +35,8 @@ STRATEGIES: Arms = {
     "bias only": lambda t: transfer.BiasOnly(),
     "full": lambda t: transfer.FullFineTune(),
     SCRATCH: lambda t: transfer.FullFineTune(),
+    "LP-FT, BN fixed": lambda t: transfer.LPFT(head_epochs=1, lower=0.3),
+    "full, BN fixed": lambda t: transfer.FullFineTune(),
 }
 
 
@@ -51,6 +53,7 @@ def space(trial: BaseTrial, strategy: str) -> TrialSpec:
         resolution=48,
         epochs=4,
         batch_size=16,
+        batch_norm="frozen" if "BN fixed" in strategy else "train",
         lr=trial.suggest_float("lr", 3e-4, 3e-2, log=True),
     )
 

@@ -40,6 +40,8 @@ def make(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
             "train_seconds",
             "peak_process_rss_mib",
             "peak_accelerator_allocated_mib",
+            "trained_depth",
+            "trainable_share",
         ],
         math.nan,
     )

@@ -7,18 +7,20 @@ the whole way from a store that harness.record wrote.
 from __future__ import annotations
 
 import html
+import math
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import load, report
+from analysis import compare, load, report, words
 from analysis.load import Info, StudyTable
 from harness.record import Recorder, StudyInfo
 from harness.spec import EpochResult, Predictions, TrialResult, TrialSpec, UserError
@@ -244,13 +246,100 @@ def test_what_spoils_the_comparison_is_said_before_the_figures(
     rows: list[dict[str, object]], warning: str
 ) -> None:
     made = table(rows)
-    assert any(warning in line for line in report.warnings(made, report.find(made)))
+    assert any(warning in line for line in words.warnings(made, compare.find(made)))
+
+
+def test_images_shared_between_the_parts_are_a_warning(tmp_path: Path) -> None:
+    made = table(scored("a", 0.8))
+    leak = (
+        "target digits: 1 exact and 0 near duplicates between train, validation and test: <3> = 7"
+    )
+    made = replace(made, info=replace(made.info, leaks=(leak,)))
+    assert f"Scores may be too high: {leak}" in read(report.build(made, tmp_path))
+
+
+def test_what_was_trained_is_shown_as_shares(tmp_path: Path) -> None:
+    rows = scored("a", 0.8, trained_depth=1 / 9, trainable_share=0.0037856)
+    page = report.build(table(rows), tmp_path).read_text(encoding="utf-8")
+    assert re.search(r"<td>11</td><td>0.379</td>", page)
+
+
+def moved(cell: str, accuracy: float, loss: float, jitter: float) -> list[dict[str, object]]:
+    """`scored`, and two shifted test sets on which `loss` of the accuracy is gone."""
+    return [
+        row
+        if row["phase"] == "tune"
+        else row
+        | {
+            f"test_accuracy.{shift}": accuracy
+            - loss
+            + jitter * ((5 * int(str(row["seed"]))) % 7 - 3)
+            for shift in ("noise", "blur")
+        }
+        for row in scored(cell, accuracy)
+    ]
+
+
+def test_the_cells_that_lose_least_and_most_under_shift_are_named_if_they_can_be(
+    tmp_path: Path,
+) -> None:
+    clear = [*moved("probe", 0.8, 0.1, 0.001), *moved("full", 0.9, 0.3, 0.001)]
+    page = report.build(table(clear), tmp_path)
+    assert "On 2 shifted test sets “probe” loses least of its accuracy on average, 10." in read(
+        page
+    )
+    assert "and “full” most, 30." in read(page)
+    assert (page.parent / "figures" / "shifted.png").exists()
+    assert len(pd.read_csv(page.parent / "tables" / "shifted.csv")) == 6
+    vague = [*moved("probe", 0.8, 0.1, 0.05), *moved("full", 0.9, 0.11, -0.05)]
+    assert "can't be told apart with 6 seeds" in read(report.build(table(vague), tmp_path))
+
+
+def test_a_study_of_sizes_says_where_lines_cross(tmp_path: Path) -> None:
+    factors = {"shots": ["10", "100"], "strategy": ["probe", "full", "scratch"]}
+    means = {"10": (0.8, 0.75, 0.3), "100": (0.82, 0.87, 0.5)}
+    rows = [
+        row
+        for shots, accuracies in means.items()
+        for strategy, accuracy in zip(factors["strategy"], accuracies, strict=True)
+        for row in scored(f"{shots} | {strategy}", accuracy)
+    ]
+    page = report.build(table(rows, factors, {"strategy": "probe"}), tmp_path)
+    text = read(page)
+    assert "Highest mean by shots: “probe” at 10; “full” at 100." in text
+    assert "“probe” leads “full” up to about 31.6 shots (95% interval 31.6, 6 seeds; 100%" in text
+    assert "No crossing seen for 2 other pairs of lines between 10 and 100 shots." in text
+    assert (page.parent / "figures" / "by_size.png").exists()
+    assert len(pd.read_csv(page.parent / "tables" / "crossings.csv")) == 3
+
+
+def test_a_crossing_is_put_no_more_firmly_than_its_resamples() -> None:
+    row = {"line": "a", "other": "b", "n": 6, "smallest": 5.0, "largest": 300.0, "changes": 1}
+    row |= {"size": 42.0, "low": 9.0, "high": math.inf, "share_crossing": 0.7}
+    assert words.crossing(row, "shots") == (
+        "“a” leads “b” up to about 42 shots (95% interval 9 to above 300, 6 seeds; 70% of resamples "
+        "cross, so it may not exist)."
+    )
+    assert words.crossing_interval(row | {"low": 0.0}) == "below 5 to above 300"
+    assert words.crossing_interval(row | {"low": math.nan}) == "–"
+    none = row | {"changes": 0, "size": math.nan}
+    assert words.crossing(none, "shots").startswith("No crossing seen between 5 and 300 shots")
+    alone = row | {"n": 1, "share_crossing": math.nan}
+    assert "(one seed: no interval)" in words.crossing(alone, "shots")
+
+
+def test_sizes_and_shifts_leave_no_trace_where_there_are_none(tmp_path: Path) -> None:
+    page = report.build(table([*scored("probe", 0.8), *scored("full", 0.9)]), tmp_path)
+    assert not {"shifted", "losses", "by_size", "crossings"} & {
+        path.stem for path in page.parent.glob("*/*")
+    }
+    assert "Shifted test sets" not in read(page)
 
 
 def test_predictions_that_contradict_a_score_are_reported() -> None:
     made = table(scored("full", 0.9))
     made.predictions["predicted"] = 0
-    assert any("6 repeats" in line for line in report.warnings(made, report.find(made)))
+    assert any("6 repeats" in line for line in words.warnings(made, compare.find(made)))
 
 
 def test_words_from_the_store_cannot_become_markup(tmp_path: Path) -> None:
@@ -283,7 +372,16 @@ def test_the_command_goes_from_store_to_page(
 ) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     info = StudyInfo(
-        "depth", "How deep?", "python -m x", {"strategy": ["probe"]}, {}, 1, 2, "random", (), "0" * 64
+        "depth",
+        "How deep?",
+        "python -m x",
+        {"strategy": ["probe"]},
+        {},
+        1,
+        2,
+        "random",
+        (),
+        "0" * 64,
     )
     recorder = Recorder(uri, info)
     for phase, seed in (("tune", 0), ("repeat", 1), ("repeat", 2)):

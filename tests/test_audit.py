@@ -107,7 +107,9 @@ def test_trained_group_that_did_not_move_is_caught_by_name(network: Backbone) ->
     audit, count = Audit(network.groups), len(network.groups)
     audit.begin_epoch(full(network))
     train(network, range(1, count))
-    with pytest.raises(AuditFailed, match=f"group {network.groups[0].name} was to be trained but did not move"):
+    with pytest.raises(
+        AuditFailed, match=f"group {network.groups[0].name} was to be trained but did not move"
+    ):
         audit.finish()
 
 
@@ -117,7 +119,9 @@ def test_moving_statistics_alone_are_not_training(network: Backbone) -> None:
     train(network, range(2))
     train(network, range(3, count))
     running_mean(network)
-    with pytest.raises(AuditFailed, match=f"group {network.groups[2].name} was to be trained but did not move"):
+    with pytest.raises(
+        AuditFailed, match=f"group {network.groups[2].name} was to be trained but did not move"
+    ):
         audit.finish()
 
 

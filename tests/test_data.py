@@ -48,9 +48,7 @@ def parts(split: SplitIndices) -> tuple[set[int], set[int], set[int]]:
 
 @pytest.mark.parametrize("seed", [0, 1, 12345])
 @pytest.mark.parametrize("sizes", [{}, {"shots": None, "val_shots": None, "test_shots": None}])
-def test_no_image_is_in_two_parts(
-    seed: int, sizes: dict[str, None], make_spec: MakeSpec
-) -> None:
+def test_no_image_is_in_two_parts(seed: int, sizes: dict[str, None], make_spec: MakeSpec) -> None:
     train, val, test = parts(split_indices(load_target("digits"), make_spec(seed=seed, **sizes)))
     assert not train & val
     assert not train & test
@@ -67,7 +65,9 @@ def test_default_sizes_are_a_quarter_and_a_fifth_of_the_rest(make_spec: MakeSpec
     # validation, 107 left; of 182 ones 45.5 -> 46, 27.2 -> 27, 109; of 177 twos 44.25 -> 44, 27, 106.
     target = load_target("digits")
     split = split_indices(target, make_spec(shots=None, val_shots=None, test_shots=None))
-    counts = [np.bincount(target.labels[p])[:3].tolist() for p in (split.train, split.val, split.test)]
+    counts = [
+        np.bincount(target.labels[p])[:3].tolist() for p in (split.train, split.val, split.test)
+    ]
     assert counts == [[107, 109, 106], [27, 27, 27], [44, 46, 44]]
 
 
@@ -177,13 +177,15 @@ def test_unknown_target_lists_near_matches(name: str, near: str) -> None:
 
 
 def test_unknown_target_that_is_near_nothing_lists_what_is_known() -> None:
-    with pytest.raises(UserError, match=r"folder:PATH, digits"):
+    with pytest.raises(UserError, match=r"known: folder:PATH, .*digits, .*cifar10"):
         load_target("zzzzzzzz")
 
 
 def write_idx(path: Path, array: NDArray[np.uint8]) -> None:
     """LeCun's format by hand: two zeros, 8 for unsigned bytes, the rank, the sides, the bytes."""
-    header = struct.pack(">BBBB", 0, 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
+    header = struct.pack(">BBBB", 0, 0, 8, array.ndim) + struct.pack(
+        f">{array.ndim}I", *array.shape
+    )
     path.write_bytes(gzip.compress(header + array.tobytes()))
 
 

@@ -18,7 +18,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from harness.record import Recorder, StudyInfo, predictions_csv, sqlite_path, without_password
+from harness.record import Recorder, StudyInfo, predictions_csv, sqlite_path
 from harness.spec import (
     OUTCOMES,
     EpochResult,
@@ -27,6 +27,7 @@ from harness.spec import (
     TrialResult,
     TrialSpec,
     UserError,
+    without_password,
 )
 from harness.transfer import DiscriminativeLR
 

@@ -137,16 +137,16 @@ class Lab:
 
     def trials(self) -> list[optuna.trial.FrozenTrial]:
         names = optuna.get_all_study_names(self.storage)
-        return [t for n in names for t in optuna.load_study(study_name=n, storage=self.storage).trials]
+        return [
+            t for n in names for t in optuna.load_study(study_name=n, storage=self.storage).trials
+        ]
 
     def outcomes(self) -> Counter[str]:
         return Counter(r.data.tags.get("outcome", "none") for r in self.runs())
 
     def complete_slots(self) -> Counter[tuple[str, ...]]:
         keys = ("cell", "phase", "index")
-        return Counter(
-            tuple(r.data.tags[k] for k in keys) for r in self.runs(outcome="complete")
-        )
+        return Counter(tuple(r.data.tags[k] for k in keys) for r in self.runs(outcome="complete"))
 
     def assert_nothing_is_running(self) -> None:
         assert [r.info.run_id for r in self.runs() if r.info.status == "RUNNING"] == []
@@ -349,8 +349,25 @@ def test_trial_that_a_killed_process_left_open_is_closed_and_run_again(
     lab.assert_nothing_is_running()
 
 
+def test_trial_killed_between_its_outcome_and_its_closing_is_run_again(
+    world: World, lab: Lab
+) -> None:
+    study = make_study()
+    claim = CellSearch(study, study.cells()[0], lab.storage).claim(0)
+    claim.trial.set_user_attr("outcome", "complete")
+    world.fail_on({1}, KeyboardInterrupt())  # and the next run does not get far either
+    with pytest.raises(KeyboardInterrupt):
+        lab.run(study)
+    left = [t for t in lab.trials() if t.state == TrialState.FAIL]
+    assert [t.user_attrs["outcome"] for t in left] == ["killed", "killed"]
+    lab.run(study)
+    assert lab.complete_slots() == dict.fromkeys(ALL_SLOTS, 1)
+
+
 def test_run_that_was_never_linked_to_a_trial_is_closed(world: World, lab: Lab) -> None:
-    run_id = lab.recorder(make_study()).start(space(optuna.trial.FixedTrial({"lr": 1e-2}), "full"), "x", {})
+    run_id = lab.recorder(make_study()).start(
+        space(optuna.trial.FixedTrial({"lr": 1e-2}), "full"), "x", {}
+    )
     lab.run(make_study())
     assert lab.client.get_run(run_id).data.tags["outcome"] == "killed"
     lab.assert_nothing_is_running()
@@ -600,5 +617,5 @@ def test_cell_whose_split_is_impossible_is_refused_at_the_door(name: str) -> Non
 
 def test_resolution_that_a_network_cannot_take_is_refused_at_the_door() -> None:
     tiny = scratch(resolution=lambda _: 33, backbone=lambda _: "test_vit")
-    with pytest.raises(UserError, match="test_vit .*33"):
+    with pytest.raises(UserError, match=r"test_vit .*33"):
         check_at_the_door(make_study(space=tiny))

@@ -42,7 +42,6 @@ BAD_SPEC: list[tuple[str, Any]] = [
     ("lr", float("nan")),
     ("lr", float("inf")),
     ("lr", "0.1"),
-    ("lr", None),
     ("weight_decay", -0.1),
     ("warmup", 1.1),
     ("warmup", -0.1),
@@ -81,7 +80,12 @@ def test_spec_survives_being_flattened(
     strategy: transfer.Strategy, shots: int | None, make_spec: MakeSpec
 ) -> None:
     spec = make_spec(
-        strategy=strategy, shots=shots, val_shots=None, resolution=None, lr=0.1 + 0.2, seed=2**31 - 1
+        strategy=strategy,
+        shots=shots,
+        val_shots=None,
+        resolution=None,
+        lr=0.1 + 0.2,
+        seed=2**31 - 1,
     )
     assert TrialSpec.from_flat(spec.flat()) == spec
     # MLflow keeps every parameter as a string.
@@ -108,6 +112,12 @@ def test_unknown_flat_entries_are_refused_by_name(
 ) -> None:
     with pytest.raises(UserError, match=named):
         TrialSpec.from_flat({**make_spec().flat(), **change})
+
+
+def test_rate_that_is_left_out_is_written_down_as_the_number_used(make_spec: MakeSpec) -> None:
+    adamw, sgd = (make_spec(lr=None, optimizer=name).lr for name in ("adamw", "sgd"))
+    assert 0 < adamw < sgd
+    assert make_spec(lr=None).flat()["lr"] == adamw
 
 
 def test_specs_are_frozen_values(make_spec: MakeSpec) -> None:

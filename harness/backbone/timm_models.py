@@ -12,7 +12,7 @@ from torch import nn
 
 from harness.backbone.library import Input, depth_by_pooling
 from harness.backbone.weights import WHEELS, load_by_order, read_weights
-from harness.spec import UserError
+from harness.spec import UserError, first_line
 
 
 def check(name: str) -> None:
@@ -111,7 +111,7 @@ def _from_hub(name: str) -> nn.Module:
         raise UserError(
             f"ImageNet weights of {name} are not on this machine and could not be loaded from the hub: "
             f"{hint}go online once, or use source 'file:PATH' or 'scratch' "
-            f"({type(error).__name__}: {str(error).splitlines()[0][:80]})"
+            f"({first_line(error)})"
         ) from error
 
 

@@ -11,7 +11,7 @@ import torchvision.models as zoo
 from torch import nn
 
 from harness.backbone.library import Input, depth_by_pooling, tensor_names
-from harness.spec import UserError
+from harness.spec import UserError, first_line
 
 PREFIX = "torchvision:"
 IMAGENET = Input((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224, "bilinear")
@@ -62,7 +62,7 @@ def pretrained(name: str) -> nn.Module:
     except Exception as error:  # urllib and RuntimeError (hash) kinds
         raise UserError(
             f"ImageNet weights of {name} are not on this machine and could not be downloaded "
-            f"({str(error)[:100]}); go online once, or use source 'file:PATH' or 'scratch'"
+            f"({first_line(error)}); go online once, or use source 'file:PATH' or 'scratch'"
         ) from error
 
 

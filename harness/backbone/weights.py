@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from harness.spec import UserError
+from harness.spec import UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip, safetensors and RuntimeError kinds
         raise UserError(
-            f"{path} is not a weights file (state dict or safetensors): "
-            f"{str(error).strip().splitlines()[0][:120]}"
+            f"{path} is not a weights file (state dict or safetensors): {first_line(error)}"
         ) from error
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional as tvf
 
-from harness.spec import UserError
+from harness.spec import UserError, first_line
 
 Indices = NDArray[np.int64]
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -151,7 +151,7 @@ def open_image(path: Path) -> Image.Image:
     except UserError:
         raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
-        raise UserError(f"image {path} cannot be read: {error}") from error
+        raise UserError(f"image {path} cannot be read: {first_line(error)}") from error
 
 
 # --- targets by name -------------------------------------------------------------------------------
@@ -236,7 +236,9 @@ def _csv(path: str) -> Target:
     try:
         table = pd.read_csv(file, dtype=str, skipinitialspace=True, encoding="utf-8-sig")
     except (ValueError, OSError) as error:  # empty, not text, ragged rows
-        raise UserError(f"target csv:{path} cannot be read as a table: {error}") from error
+        raise UserError(
+            f"target csv:{path} cannot be read as a table: {first_line(error)}"
+        ) from error
     missing = {"image", "label"} - set(table.columns)
     if missing or table.empty or table[["image", "label"]].isna().any(axis=None):
         what = f"column {min(missing)!r} is absent" if missing else "an image or label is empty"
@@ -273,7 +275,7 @@ def _huggingface(path: str) -> Target:
     except Exception as error:  # hub, OSError, ValueError kinds
         raise UserError(
             f"target hf:{path}: neither a folder made by save_to_disk nor to be had from the hub "
-            f"({str(error).splitlines()[0][:120]})"
+            f"({first_line(error)})"
         ) from error
     by_name = found if isinstance(found, datasets.DatasetDict) else {"train": found}
     parts = [by_name[name] for name in ("train", "test") if name in by_name]
@@ -318,7 +320,7 @@ def _torchvision(name: str) -> Target:
                 parts = [kind(DOWNLOADS, download=True)]
     except Exception as error:  # urllib, RuntimeError, missing optional packages, ...
         raise UserError(
-            f"target {name} could not be made from torchvision: {str(error).splitlines()[0]} "
+            f"target {name} could not be made from torchvision: {first_line(error)} "
             f"(it is downloaded into {DOWNLOADS}/ on first use, which needs the network)"
         ) from error
     labels = np.concatenate([_labels_of(part) for part in parts])

@@ -24,6 +24,7 @@ from harness.spec import (
     UserError,
     cell_label,
     derive_seed,
+    first_line,
 )
 
 RETRIED: frozenset[str] = frozenset({"killed", "crashed", "audit_failed"})
@@ -116,21 +117,23 @@ class CellSearch:
         Raises:
             UserError: showing what the study file now says differently for a recorded trial.
         """
-        for trial in self._done.values():
-            recorded = trial.user_attrs["spec"]
-            try:
-                now = self.draw(optuna.trial.FixedTrial(trial.params), recorded["seed"]).flat()
-            except Exception as error:  # whatever the user's function raises
-                raise UserError(
-                    f"the space of study {self.study.name!r} changed since it was recorded: {error}; "
-                    "give the study another name"
-                ) from error
-            if changes := difference(recorded, now):
-                raise UserError(
-                    f"the space of study {self.study.name!r} changed since it was recorded: "
-                    f"{'; '.join(changes[:3])}; give the study another name"
-                )
-            return  # every trial of a cell comes from one function: one witness is enough
+        # Every trial of a cell comes from one function: one witness is enough.
+        witness = next(iter(self._done.values()), None)
+        if witness is None:
+            return
+        fixed = optuna.trial.FixedTrial(witness.params)
+        seed = trial_seed(self.study, self.phase, witness.user_attrs["index"])
+        try:
+            changes = difference(witness.user_attrs["spec"], self.draw(fixed, seed).flat())
+        except Exception as error:  # whatever the user's function raises
+            changes = [first_line(error)]
+        ranges = (witness.distributions, fixed.distributions)
+        changes += difference(*({f"range of {k}": str(v) for k, v in r.items()} for r in ranges))
+        if changes:
+            raise UserError(
+                f"the space of study {self.study.name!r} changed since it was recorded: "
+                f"{'; '.join(changes[:3])}; give the study another name"
+            )
 
     def claim(self, index: int) -> Claim:
         """Open the Optuna trial of a slot and draw its spec."""
@@ -145,7 +148,6 @@ class CellSearch:
         try:
             spec = self.draw(trial, seed)
         except BaseException:
-            trial.set_user_attr("outcome", "crashed")
             self._optuna.tell(trial, state=TrialState.FAIL)
             raise
         self._attempts[index] = self._attempts.get(index, 0) + 1
@@ -155,12 +157,26 @@ class CellSearch:
         return Claim(slot, trial, spec, self._attempts[index])
 
     def draw(self, trial: optuna.trial.BaseTrial, seed: int) -> TrialSpec:
-        """The study's space at this trial, with the harness's seed."""
-        spec = self.study.space(trial, **self.cell)
+        """The study's space at this trial, with the harness's seed.
+
+        Raises:
+            UserError: if the space fails or returns no TrialSpec.
+        """
+        cell = cell_label(self.cell)
+        try:
+            spec = self.study.space(trial, **self.cell)
+        except UserError:
+            raise
+        except Exception as error:  # whatever the user's function raises
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            raise UserError(
+                f"study {self.study.name!r}: space failed for {cell}: {type(error).__name__}: "
+                f"{first_line(error)} ({where.filename}:{where.lineno})"
+            ) from error
         if not isinstance(spec, TrialSpec):
             raise UserError(
                 f"study {self.study.name!r}: space must return a TrialSpec, "
-                f"got {type(spec).__name__} for {cell_label(self.cell)}"
+                f"got {type(spec).__name__} for {cell}"
             )
         return dataclasses.replace(spec, seed=seed)
 
@@ -177,13 +193,6 @@ class CellSearch:
             told = self._optuna.tell(claim.trial, state=state)
         if result.outcome not in RETRIED:
             self._done[claim.slot.index] = told
-
-    def reap(self) -> list[str]:
-        """Fail the trials that a dead runner left running; returns their MLflow run ids."""
-        left = self._optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        for trial in left:
-            self._optuna.tell(trial.number, state=TrialState.FAIL)
-        return [t.user_attrs["run_id"] for t in left if "run_id" in t.user_attrs]
 
     def choose(self) -> FrozenTrial | None:
         """The complete trial that is best on validation: accuracy, then loss, then the earlier one."""
@@ -225,19 +234,25 @@ def first_draw(study: Study, cell: Cell) -> TrialSpec:
     Raises:
         UserError: if the study's space does not work for this cell.
     """
-    sampler = _sampler(study, cell, 0)
-    scratch = CellSearch(study, cell, optuna.storages.InMemoryStorage())
-    scratch._optuna.sampler = sampler
-    try:
-        return scratch.draw(scratch._optuna.ask(), trial_seed(study, "tune", 0))
-    except UserError:
-        raise
-    except Exception as error:  # whatever the user's function raises
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        raise UserError(
-            f"study {study.name!r}: space failed for {cell_label(cell)}: "
-            f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
-        ) from error
+    scratch = optuna.create_study(sampler=_sampler(study, cell, 0))
+    search = CellSearch(study, cell, optuna.storages.InMemoryStorage())
+    return search.draw(scratch.ask(), trial_seed(study, "tune", 0))
+
+
+def reap(study: Study, storage: optuna.storages.BaseStorage) -> list[str]:
+    """Fail every trial of the study that a dead runner left running; returns their MLflow run ids."""
+    run_ids = []
+    for name in optuna.get_all_study_names(storage):
+        if not name.startswith(f"{study.name}/"):
+            continue
+        found = optuna.load_study(study_name=name, storage=storage)
+        for trial in found.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            # A trial killed between its outcome and its end never counted; say so in the record.
+            storage.set_trial_user_attr(trial._trial_id, "outcome", "killed")
+            found.tell(trial.number, state=TrialState.FAIL)
+            if "run_id" in trial.user_attrs:
+                run_ids.append(trial.user_attrs["run_id"])
+    return run_ids
 
 
 def _sampler(study: Study, cell: Cell, index: int) -> optuna.samplers.BaseSampler:

@@ -16,7 +16,7 @@ from harness.data import (
     split_indices,
 )
 from harness.search.cells import first_draw, trial_seed
-from harness.spec import Study, TrialSpec, UserError, cell_label
+from harness.spec import Study, TrialSpec, UserError, cell_label, first_line
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,7 @@ def _try_one_image(network: Backbone, spec: TrialSpec) -> None:
             network.model.eval()(torch.zeros(1, 3, size, size))
     except Exception as error:  # each architecture has its own kind
         raise UserError(
-            f"backbone {spec.backbone} does not take {size} x {size} images: "
-            f"{str(error).strip().splitlines()[0][:150]}"
+            f"backbone {spec.backbone} does not take {size} x {size} images: {first_line(error)}"
         ) from error
 
 

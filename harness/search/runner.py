@@ -20,7 +20,7 @@ import torch
 from harness.audit import AuditFailed
 from harness.measure import Device
 from harness.record import Recorder
-from harness.search.cells import CellSearch, Claim, Slot
+from harness.search.cells import CellSearch, Claim, Slot, reap
 from harness.spec import (
     EpochResult,
     Outcome,
@@ -28,6 +28,7 @@ from harness.spec import (
     TrialResult,
     UserError,
     cell_label,
+    first_line,
 )
 from harness.train import Diverged, start
 
@@ -54,8 +55,12 @@ def sole_runner(folder: Path, name: str) -> Iterator[None]:
     Raises:
         UserError: if another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".{name}.lock").open("a+") as lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = (folder / f".{name}.lock").open("a+")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {first_line(error)}") from error
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -96,16 +101,13 @@ def run_study(
     searches = [CellSearch(study, cell, storage) for cell in study.cells()]
     for search in searches:
         search.check_unchanged()
-    for search in searches:
-        runner.reap(search)
-    runner.reap_orphans()
+    runner.reap(reap(study, storage))
     for index in range(study.trials):
         for search in searches:
             yield runner.run_slot(search, index)
     chosen = [(s.cell, s.choose()) for s in searches]
     repeats = [CellSearch(study, cell, storage, best) for cell, best in chosen if best is not None]
     for search in repeats:
-        runner.reap(search)
         recorder.supersede(cell_label(search.cell), search.chosen_index)
     for index in range(study.repeats):
         for search in repeats:
@@ -119,13 +121,9 @@ class _Runner:
         self._recorder, self._device, self._tags = recorder, device, tags
         self._crashes = 0
 
-    def reap(self, search: CellSearch) -> None:
-        for run_id in search.reap():
-            self._recorder.finish(run_id, TrialResult("killed", reason="its runner died"))
-
-    def reap_orphans(self) -> None:
-        """Runs that were opened but never linked to an Optuna trial."""
-        for run_id in self._recorder.unfinished():
+    def reap(self, run_ids: list[str]) -> None:
+        """Close the runs of trials whose runner died, and runs never linked to an Optuna trial."""
+        for run_id in {*run_ids, *self._recorder.unfinished()}:
             self._recorder.finish(run_id, TrialResult("killed", reason="its runner died"))
 
     def run_slot(self, search: CellSearch, index: int) -> TrialDone:

@@ -9,8 +9,8 @@ import optuna
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy import event
 
-from harness.record import create_sqlite, sqlite_path
-from harness.spec import UserError, without_password
+from harness.record import create_sqlite, require_sqlite, sqlite_path
+from harness.spec import UserError, first_line, without_password
 
 SQLITE_TIMEOUT_SECONDS = 60
 
@@ -34,6 +34,7 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
         if sqlite is None:
             return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
         create_sqlite(sqlite, lambda uri: optuna.storages.RDBStorage(uri).engine.dispose())
+        require_sqlite(sqlite)
         storage = optuna.storages.RDBStorage(
             f"sqlite:///{sqlite}",
             engine_kwargs={"connect_args": {"timeout": SQLITE_TIMEOUT_SECONDS}},
@@ -43,7 +44,7 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
     except Exception as error:  # SQLAlchemy, sqlite3, OSError, ImportError of a driver, ...
         raise UserError(
             f"cannot open the storage {without_password(url)}: "
-            f"{without_password(str(error).splitlines()[0])[:200]} "
+            f"{without_password(first_line(error))} "
             "(want sqlite:///PATH, journal:PATH or postgresql+psycopg://USER@HOST/DATABASE)"
         ) from error
 

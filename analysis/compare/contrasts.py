@@ -1,0 +1,157 @@
+"""Which cell is better than which, by how much, and how sure is that with so few seeds?
+
+    python -c "from analysis import compare, load; t = load.load_study('freeze_depth'); \
+               print(compare.paired_differences(t.trials, t.info.factors, t.info.baseline))"
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+
+from analysis.compare.cells import cells, completed, mean_interval
+from harness.spec import cell_label
+
+ALPHA = 0.05
+POWER = 0.80
+CLAIM_SEEDS = 10
+MAX_FLIPS = 2**15
+
+
+def sign_flip_p(differences: Sequence[float]) -> float:
+    """Exact two-sided sign-flip p of a mean difference (Fisher 1935): the share of the 2^n ways to
+    swap the two cells seed by seed that give a mean at least this far from 0.
+
+    Exact up to 15 differences, above that from 32768 random flips with a fixed seed. It cannot be
+    under 2 / 2^n: .0625 with 5 seeds. NaN without a difference.
+    """
+    if len(differences) == 0:
+        return math.nan
+    test = stats.permutation_test(
+        (np.asarray(differences, dtype=float),),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=MAX_FLIPS,
+        vectorized=True,
+        rng=np.random.default_rng(0),
+    )
+    return float(test.pvalue)
+
+
+def least_detectable(sd: float, n: int) -> float:
+    """The mean paired difference that a two-sided t test at .05 on n pairs finds with 80% power, in
+    the unit of `sd`, the standard deviation of the differences (Cohen 1988). NaN for n < 2."""
+    if n < 2 or math.isnan(sd):
+        return math.nan
+    effect = TTestPower().solve_power(effect_size=None, nobs=n, alpha=ALPHA, power=POWER)
+    return float(effect) * sd
+
+
+def paired_differences(
+    trials: pd.DataFrame, factors: Mapping[str, Sequence[str]], baseline: Mapping[str, str]
+) -> pd.DataFrame:
+    """Each cell against the one that has the baseline's values and equals it in the other factors.
+
+    Returns:
+        The table of `contrasts`; empty without a baseline.
+    """
+    table = cells(factors)
+    references = [
+        cell_label({k: baseline.get(k, str(row[k])) for k in factors})
+        for row in table.to_dict("records")
+    ]
+    pairs = [(a, b) for a, b in zip(table["cell"], references, strict=True) if a != b]
+    return contrasts(trials, pairs)
+
+
+def against_best(trials: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """The cell with the highest mean test accuracy in `table` (a `summary`) against every other.
+
+    The best was picked with the same scores, so its lead is overstated (winner's curse): Holm over
+    all rivals guards the test, not the size of the difference. Empty without two scored cells.
+    """
+    scored = table.dropna(subset="mean").sort_values("mean", ascending=False, kind="stable")
+    names = list(scored["cell"])
+    return contrasts(trials, [(names[0], rival) for rival in names[1:]])
+
+
+def contrasts(trials: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Paired comparison of cells over the seeds that both were repeated on.
+
+    Returns:
+        One row per pair: cell, reference, n pairs, difference (points of test accuracy, positive
+        when cell is better), low, high (95% t interval, resamples seeds, not adjusted for the
+        number of contrasts), p (sign flip), p_holm (Holm 1979 over all rows), least_detectable (points),
+        verdict (higher, lower, leaning, open or untested) and sentence.
+    """
+    scores = completed(trials, "repeat").pivot(index="seed", columns="cell", values="test_accuracy")
+    rows = []
+    for cell, reference in pairs:
+        both = scores.reindex(columns=[cell, reference]).dropna()
+        points = 100 * (both[cell] - both[reference])
+        mean, sd, low, high = mean_interval(points)
+        rows.append(
+            {"cell": cell, "reference": reference, "n": len(points)}
+            | {"difference": mean, "low": low, "high": high}
+            | {"p": sign_flip_p(list(points)) if len(points) > 1 else math.nan, "p_holm": math.nan}
+            | {"least_detectable": least_detectable(sd, len(points))}
+        )
+    columns = ["cell", "reference", "n", "difference", "low", "high", "p", "p_holm"]
+    table = pd.DataFrame(rows, columns=[*columns, "least_detectable"])
+    tested = table["p"].notna()
+    if tested.any():
+        table.loc[tested, "p_holm"] = multipletests(table.loc[tested, "p"], method="holm")[1]
+    records = table.to_dict("records")
+    table["verdict"] = [_verdict(row) for row in records]
+    table["sentence"] = [_sentence(row, int(tested.sum())) for row in table.to_dict("records")]
+    return table
+
+
+def _verdict(row: Mapping[Hashable, Any]) -> str:
+    """What may be said: higher or lower (Holm p at most .05), leaning (interval clear of 0 only),
+    open (neither) or untested (fewer than two shared seeds)."""
+    if math.isnan(row["p_holm"]):
+        return "untested"
+    if row["p_holm"] <= ALPHA:
+        return "higher" if row["difference"] > 0 else "lower"
+    return "leaning" if row["low"] > 0 or row["high"] < 0 else "open"
+
+
+def _sentence(row: Mapping[Hashable, Any], family: int) -> str:
+    """One contrast in plain words; `family` is the number of contrasts that Holm adjusts for."""
+    a, b, n = f"“{row['cell']}”", f"“{row['reference']}”", row["n"]
+    if row["verdict"] == "untested":
+        return f"{a} and {b} share {n} scored seed{'s' * (n != 1)}: nothing can be tested."
+    if row["difference"] == row["low"] == row["high"] == 0:
+        return f"{a} and {b} scored the same on each of {n} seeds."
+    interval = f"{row['low']:+.1f} to {row['high']:+.1f}"
+    if row["verdict"] == "open":
+        return (
+            f"{a} can't be told apart from {b} with {n} seeds: {row['difference']:+.1f} points "
+            f"({interval}); so few would miss a difference of {row['least_detectable']:.1f} points "
+            f"one time in five."
+        )
+    side = "above" if row["difference"] > 0 else "below"
+    gap = f"{abs(row['difference']):.1f} points {side} {b} ({interval}, {n} seeds"
+    if row["verdict"] in ("higher", "lower"):
+        caution = (
+            "" if n >= CLAIM_SEEDS else f" Confirm with {CLAIM_SEEDS} seeds before claiming it."
+        )
+        return f"{a} is {gap}, Holm p = {row['p_holm']:.2g}).{caution}"
+    floor = min(1.0, family * 2 / 2**n)
+    limit = (
+        f" ({n} seeds and {family} contrast{'s' * (family != 1)} cannot give less than {floor:.2g})"
+        if floor > ALPHA
+        else ""
+    )
+    return (
+        f"{a} is probably {gap}), but the exact test does not confirm it: "
+        f"Holm p = {row['p_holm']:.2g}{limit}."
+    )

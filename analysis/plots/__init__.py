@@ -1,0 +1,28 @@
+"""How does a comparison look? DataFrame -> Figure: no reading, no statistics, no saving.
+
+    python -c "from analysis import compare, load, plots; t = load.load_study('freeze_depth'); \
+               s = compare.find(t).summary; \
+               plots.accuracy(s, t.trials, plots.styles(s['cell'])).savefig('a.png')"
+
+A cell has the same colour and marker in every figure (`styles`). Figures are drawn for a column of
+5.6 inches, so that their text stays legible on a telephone.
+"""
+
+from analysis.plots.canvas import Style, styles
+from analysis.plots.cells import accuracy, cost, differences
+from analysis.plots.shifts import shifted
+from analysis.plots.sizes import by_size
+from analysis.plots.tuning import budget, learning_curves, rates
+
+__all__ = [
+    "Style",
+    "accuracy",
+    "budget",
+    "by_size",
+    "cost",
+    "differences",
+    "learning_curves",
+    "rates",
+    "shifted",
+    "styles",
+]

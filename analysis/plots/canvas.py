@@ -1,0 +1,212 @@
+"""What do all figures share? Their size, the look of a cell, axes, keys and labels that do not overlap."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Annotation
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.transforms import Bbox
+
+WIDTH = 5.6
+GREY = "#9a9a9a"
+INK = "#222222"
+ROUND = [1, 2, 5, 10]
+Segment = tuple[tuple[float, float], tuple[float, float]]
+MARKERS = "osD^vPX*"
+OFFSETS = [
+    (math.cos(turn * math.pi / 4) * reach, math.sin(turn * math.pi / 4) * reach)
+    for reach in (9, 18, 30, 44, 60, 80)
+    for turn in (0, 4, 2, 6, 1, 7, 3, 5)
+]
+"""Where a label may sit, in points from its mark: the nearest ring first, right and left first."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one cell is drawn."""
+
+    color: tuple[float, float, float]
+    marker: str
+
+    @property
+    def ink(self) -> tuple[float, ...]:
+        """The colour, dark enough for text on white."""
+        return tuple(0.62 * channel for channel in self.color)
+
+
+def styles(cells: Sequence[str], lines: Mapping[str, str] | None = None) -> dict[str, Style]:
+    """One style per cell, in the order written: ten colours that colour-blind readers can tell
+    apart (seaborn "colorblind"), then the same ones with the next marker. Cells that `lines` (cell ->
+    line) puts on one line share its colour and differ in marker."""
+    colors = sns.color_palette("colorblind", 10)
+    if not lines:
+        at = [(i % 10, i // 10) for i in range(len(cells))]
+    else:
+        order = list(dict.fromkeys(lines[cell] for cell in cells))
+        earlier = [sum(lines[c] == lines[cell] for c in cells[:i]) for i, cell in enumerate(cells)]
+        at = [
+            (order.index(lines[cell]) % 10, before)
+            for cell, before in zip(cells, earlier, strict=True)
+        ]
+    return {
+        cell: Style(tuple(colors[color]), MARKERS[marker % len(MARKERS)])
+        for cell, (color, marker) in zip(cells, at, strict=True)
+    }
+
+
+def canvas(height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of its own (pyplot keeps none open) and its panels, which share both axes."""
+    with sns.axes_style("whitegrid", {"grid.color": "#e6e6e6", "axes.edgecolor": "#555555"}):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained", dpi=160)
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for panel in panels.flat:
+        sns.despine(ax=panel)
+        panel.tick_params(labelsize=9.5, colors=INK)
+    return figure, list(panels.flat)
+
+
+def plain(name: str) -> str:
+    """A cell's name as text: matplotlib would read what is between dollar signs as mathematics."""
+    return name.replace("$", r"\$")
+
+
+def percent(axis_of: Axes, which: str, metric: str) -> None:
+    axis = axis_of.xaxis if which == "x" else axis_of.yaxis
+    axis.set_major_locator(MaxNLocator(6, steps=ROUND))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
+    axis.set_label_text(f"{metric} (%)")
+
+
+def name_rows(axes: Axes, names: Sequence[str], width: int = 26) -> None:
+    """One horizontal line per name, the first on top."""
+    axes.set_yticks(range(len(names)), [textwrap.fill(plain(name), width) for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(axis="x", visible=True)
+    axes.grid(axis="y", visible=False)
+
+
+def log_cost(axes: Axes, low: float, high: float, label: str) -> None:
+    """A log scale labelled with round numbers that ends a little beyond `low` and `high`."""
+    room = max(1.3, (high / low) ** 0.12)
+    left, right = low / room, high * room
+    ratio = right / left
+    steps = (1, 1.5, 2, 3, 4, 5, 6, 8) if ratio < 8 else (1, 2, 5) if ratio < 500 else (1,)
+    decades = range(math.floor(math.log10(left)), math.ceil(math.log10(right)) + 1)
+    axes.set_xscale("log")
+    axes.set_xticks([], minor=True)
+    axes.set_xticks([m * 10.0**e for e in decades for m in steps if left <= m * 10.0**e <= right])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlim(left, right)
+    axes.set_xlabel(label)
+
+
+def crowded(names: Collection[str]) -> bool:
+    """Whether names beside their marks would run into each other."""
+    return len(names) > 8 or max(map(len, names)) > 24
+
+
+def add_key(figure: Figure, names: Iterable[str], style: Mapping[str, Style]) -> None:
+    """Marks and their names below the panel; the figure grows by what they need."""
+    marks = [
+        Line2D([], [], ls="", marker=style[n].marker, color=style[n].color, label=plain(n))
+        for n in names
+    ]
+    columns = 2 if max(len(str(mark.get_label())) for mark in marks) < 38 else 1
+    figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(marks) / columns))
+    figure.legend(
+        handles=marks, loc="outside lower center", ncols=columns, fontsize=9, frameon=False
+    )
+
+
+def place_labels(
+    axes: Axes, points: Sequence[tuple[float, float, str, Style]], lines: Sequence[Segment]
+) -> None:
+    """Name each mark beside it, at the first offset where the name is inside the panel and clear of
+    every mark, line and earlier name (or of most); a thin line leads to a name that is far off."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.canvas.draw()
+    figure.set_layout_engine("none")
+    scale = figure.dpi / 72
+    marks = [
+        Bbox([axes.transData.transform((x, y))] * 2).padded(5 * scale) for x, y, _, _ in points
+    ]
+    taken = marks + [
+        Bbox(np.sort(axes.transData.transform(s), axis=0)).padded(scale) for s in lines
+    ]
+    for (x, y, name, style), own in zip(points, marks, strict=True):
+        label = axes.annotate(
+            plain(name), (x, y), OFFSETS[0], textcoords="offset points",
+            fontsize=9.5, color=style.ink, va="center",
+        )  # fmt: skip
+        boxes = [_label_box(label, offset).padded(scale) for offset in OFFSETS]
+        hits = [
+            sum(box.overlaps(other) for other in taken if other is not own)
+            + 100 * (box.y1 > axes.bbox.y1 or box.y0 < axes.bbox.y0)
+            + 100 * (box.x0 < axes.bbox.x0 or box.x1 > axes.bbox.x1)
+            for box in boxes
+        ]
+        offset = OFFSETS[int(np.argmin(hits))]
+        taken.append(_label_box(label, offset))
+        if math.hypot(*offset) > 20:
+            arrow = {"arrowstyle": "-", "color": style.color, "lw": 0.8}
+            axes.annotate("", (x, y), offset, textcoords="offset points", arrowprops=arrow)
+
+
+def _label_box(label: Annotation, offset: tuple[float, float]) -> Bbox:
+    """Move `label` to `offset` (points from its mark); returns what it covers, in pixels."""
+    label.set_position(offset)
+    label.set_horizontalalignment(
+        "left" if offset[0] > 1 else "right" if offset[0] < -1 else "center"
+    )
+    return label.get_window_extent()
+
+
+def panel_grid(names: Sequence[str], row_height: float = 1.9) -> tuple[Figure, dict[str, Axes]]:
+    """One titled panel per name, two or three to a row, sharing both axes."""
+    columns = min(len(names), 2 if len(names) in (2, 4) else 3)
+    rows = math.ceil(len(names) / columns)
+    figure, panels = canvas(0.6 + row_height * rows, rows, columns)
+    for panel in panels[len(names) :]:
+        panel.set_visible(False)
+    for i, (name, panel) in enumerate(zip(names, panels, strict=False)):
+        panel.set_title(textwrap.fill(plain(name), 66 // columns), fontsize=9, color=INK)
+        panel.tick_params(labelbottom=i + columns >= len(names))
+    return figure, dict(zip(names, panels, strict=False))
+
+
+def name_ends(
+    axes: Axes, ends: Sequence[tuple[float, float, str]], style: Mapping[str, Style]
+) -> None:
+    """Names to the right of the panel, each at the height of its line or as near as fits."""
+    figure = axes.figure
+    figure.canvas.draw()
+    gap = 13 * figure.dpi / 72
+    heights = [float(axes.transData.transform((x, y))[1]) for x, y, _ in ends]
+    order = sorted(range(len(ends)), key=lambda i: heights[i])
+    placed: list[float] = []
+    for i in order:
+        placed.append(max(heights[i], placed[-1] + gap) if placed else heights[i])
+    ceiling = axes.bbox.y1
+    for k in range(len(placed) - 1, -1, -1):
+        placed[k] = min(placed[k], ceiling)
+        ceiling = placed[k] - gap
+    for i, height in zip(order, placed, strict=True):
+        x, y, name = ends[i]
+        at = (height - axes.bbox.y0) / axes.bbox.height
+        axes.annotate(
+            plain(name), (x, y), (1.04, at),
+            textcoords="axes fraction", va="center", fontsize=9.5, color=style[name].ink,
+            arrowprops={"arrowstyle": "-", "color": style[name].color, "lw": 0.8},
+        )  # fmt: skip

@@ -1,0 +1,228 @@
+"""Are losses under shift and crossings over sizes right? Lines with a known crossing, worked by hand or
+simulated, and scipy's own intervals.
+
+    python -m pytest tests/test_analysis_sizes.py
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from analysis import compare, plots
+from analysis.compare import sizes
+
+FACTORS = {"shots": ["10", "100", "1000"], "strategy": ["probe", "full"]}
+
+
+def repeats(scores: Mapping[str, Sequence[float]], **more: Sequence[float]) -> pd.DataFrame:
+    """Complete repeats of each cell on seeds 0, 1, ...; `more` are further metrics of every cell."""
+    rows = [
+        {"run_id": f"{cell}-{seed}", "cell": cell, "phase": "repeat", "index": seed, "seed": seed}
+        | {"outcome": "complete", "superseded": False, "test_accuracy": score}
+        | {name: values[seed] for name, values in more.items()}
+        for cell, values_of in scores.items()
+        for seed, score in enumerate(values_of)
+    ]
+    return pd.DataFrame(rows)
+
+
+def lines(probe: Sequence[Sequence[float]], full: Sequence[Sequence[float]]) -> pd.DataFrame:
+    """Repeats of both lines; one list of scores (by seed) per size."""
+    labels = FACTORS["shots"]
+    scores = {f"{s} | probe": list(v) for s, v in zip(labels, probe, strict=False)}
+    scores |= {f"{s} | full": list(v) for s, v in zip(labels, full, strict=False)}
+    return repeats(scores)
+
+
+@pytest.mark.parametrize(
+    ("factors", "expected"),
+    [
+        ({"shots": ["5", "10"], "strategy": ["a"]}, "shots"),
+        ({"strategy": ["a", "b"], "share": ["0.1", "1e2"]}, "share"),
+        ({"strategy": ["a", "5"]}, None),
+        ({"depth": ["0", "1"]}, None),
+        ({"shots": ["5"]}, None),
+        ({"shots": ["5", "5.0"]}, None),
+        ({"shots": ["5", "inf"]}, None),
+        ({"shots": ["5", "nan"]}, None),
+    ],
+)
+def test_a_size_is_a_factor_of_different_positive_numbers(
+    factors: dict[str, list[str]], expected: str | None
+) -> None:
+    assert compare.size_factor(factors) == expected
+
+
+def test_a_line_is_what_the_other_factors_say() -> None:
+    factors = {"net": ["a", "b"], "shots": ["5", "10"], "strategy": ["x"]}
+    table = compare.size_lines(factors).set_index("cell")
+    assert table.loc["b | 10 | x"].tolist() == ["b | x", 10.0]
+    assert set(compare.size_lines({"shots": ["5", "10"]})["line"]) == {"shots"}
+    assert compare.size_lines({"strategy": ["x"]}).empty
+
+
+def test_accuracy_by_size_has_the_interval_of_scipy() -> None:
+    scores = [0.5, 0.54, 0.49]
+    row = compare.by_size(repeats({"100 | full": scores}), FACTORS).iloc[0]
+    expected = stats.t.interval(0.95, 2, loc=np.mean(scores), scale=stats.sem(scores))
+    assert (row["line"], row["size"], row["n"]) == ("full", 100.0, 3)
+    assert (row["low"], row["high"]) == pytest.approx(expected)
+
+
+def test_a_crossing_is_interpolated_in_log_size() -> None:
+    # full minus probe: -4, -2, +2 points: the sign changes half way, in logs, from 100 to 1000
+    trials = lines([[0.54] * 3, [0.62] * 3, [0.70] * 3], [[0.50] * 3, [0.60] * 3, [0.72] * 3])
+    row = compare.crossings(trials, FACTORS).iloc[0]
+    assert (row["line"], row["other"], row["n"], row["changes"]) == ("probe", "full", 3, 1)
+    assert row["size"] == pytest.approx(10**2.5)
+    assert (row["low"], row["high"]) == pytest.approx((10**2.5, 10**2.5))
+    assert row["share_crossing"] == 1
+
+
+def test_no_crossing_is_called_none() -> None:
+    trials = lines([[0.5, 0.52]] * 3, [[0.6, 0.61]] * 3)
+    row = compare.crossings(trials, FACTORS).iloc[0]
+    assert (row["line"], row["changes"], row["share_crossing"]) == ("full", 0, 0)
+    assert math.isnan(row["size"])
+    assert math.isnan(row["low"])
+
+
+@pytest.mark.parametrize(
+    ("means", "expected"),
+    [
+        ([-1, 1, -1], [(0.5, True), (1.5, False)]),
+        ([-1, 3, 3], [(0.25, True)]),
+        ([-1, 0, 2], [(1, True)]),
+        ([1, 0, 2], []),
+        ([0, 1, 2], []),
+        ([0, 0, 0], []),
+        ([-1, math.nan, 1], [(1, True)]),
+    ],
+)
+def test_sign_changes_worked_by_hand(
+    means: list[float], expected: list[tuple[float, bool]]
+) -> None:
+    assert sizes.sign_changes([0, 1, 2], means) == expected
+
+
+def test_an_interval_that_leaves_the_sizes_is_open() -> None:
+    # seed 0 crosses at 10^1.5; seed 1 has probe ahead throughout: 1 resample in 4 does not cross
+    trials = lines([[0.53, 0.52], [0.50, 0.51]], [[0.50, 0.50], [0.53, 0.50]])
+    row = compare.crossings(trials, FACTORS).iloc[0]
+    assert row["size"] == pytest.approx(10 ** (1 + 2.5 / 3.5))
+    assert row["share_crossing"] == pytest.approx(0.75, abs=0.04)
+    assert row["low"] == pytest.approx(10**1.5)
+    assert row["high"] == math.inf
+
+
+def test_one_seed_has_a_crossing_but_no_interval() -> None:
+    trials = lines([[0.54], [0.62], [0.70]], [[0.50], [0.60], [0.72]])
+    row = compare.crossings(trials, FACTORS).iloc[0]
+    assert row["size"] == pytest.approx(10**2.5)
+    assert row[["low", "high", "share_crossing"]].isna().all()
+
+
+def test_sizes_without_shared_seeds_are_left_out() -> None:
+    trials = lines([[0.54] * 2, [0.62] * 2], [[0.50] * 2, [0.64] * 2, [0.7] * 2])
+    row = compare.crossings(trials, FACTORS).iloc[0]
+    assert (row["smallest"], row["largest"]) == (10, 100)
+    assert compare.crossings(lines([[0.5]], [[0.5]]), FACTORS).empty
+
+
+def test_the_interval_of_simulated_lines_covers_their_crossing() -> None:
+    # probe .5 + .1 log10 s, full .3 + .2 log10 s: they cross at 100
+    rng, hits = np.random.default_rng(1), 0
+    factors = {"shots": ["10", "50", "300", "1000"], "strategy": ["probe", "full"]}
+    for _ in range(30):
+        scores = {}
+        for shots in factors["shots"]:
+            common, x = rng.normal(0, 0.05, 10), math.log10(float(shots))
+            for name, mean in (("probe", 0.5 + 0.1 * x), ("full", 0.3 + 0.2 * x)):
+                scores[f"{shots} | {name}"] = list(mean + common + rng.normal(0, 0.02, 10))
+        row = compare.crossings(repeats(scores), factors).iloc[0]
+        assert 50 < row["size"] < 200
+        hits += bool(row["low"] <= 100 <= row["high"])
+    assert hits >= 25  # about 27 are expected: a bootstrap of 10 seeds is a little too narrow
+
+
+def test_each_line_meets_the_baseline_at_its_own_size() -> None:
+    trials = lines([[0.5, 0.51]] * 3, [[0.4, 0.42], [0.52, 0.52], [0.6, 0.63]])
+    table = compare.paired_differences(trials, FACTORS, {"strategy": "probe"})
+    assert list(zip(table["cell"], table["reference"], strict=True)) == [
+        (f"{s} | full", f"{s} | probe") for s in FACTORS["shots"]
+    ]
+    assert table["difference"].tolist() == pytest.approx([-9.5, 1.5, 11.0])
+
+
+def test_cells_of_one_line_share_its_colour_and_differ_in_marker() -> None:
+    table = compare.size_lines(FACTORS)
+    cells, names = list(table["cell"]), list(table["line"].unique())
+    style = plots.styles(cells, dict(zip(table["cell"], table["line"], strict=True)))
+    line = plots.styles(names)
+    assert all(style[f"{s} | {n}"].color == line[n].color for s in FACTORS["shots"] for n in names)
+    assert len({(s.color, s.marker) for s in style.values()}) == len(cells)
+
+
+STRATEGIES = {"strategy": ["probe", "full"]}
+
+
+def test_a_loss_is_paired_within_the_repeat() -> None:
+    plain, blur = [0.80, 0.70, 0.75], [0.70, 0.62, 0.68]
+    trials = repeats({"probe": plain}, **{"test_accuracy.blur": blur})
+    table = compare.shifted(trials, STRATEGIES).set_index("test_set")
+    expected = stats.ttest_rel(plain, blur).confidence_interval(0.95)
+    assert list(table.index) == ["plain", "blur"]
+    assert table.loc["plain", "mean"] == pytest.approx(0.75)
+    assert math.isnan(table["loss"]["plain"])
+    assert table.loc["blur", "loss"] == pytest.approx(100 * np.mean(np.subtract(plain, blur)))
+    assert table.loc["blur", ["loss_low", "loss_high"]].tolist() == pytest.approx(
+        [100 * expected.low, 100 * expected.high]
+    )
+
+
+def test_shifts_come_in_the_order_of_the_vocabulary_and_only_if_there() -> None:
+    trials = repeats(
+        {"probe": [0.8, 0.7]},
+        **{"test_accuracy.label_shift": [0.8, 0.7], "test_accuracy.noise": [0.4, 0.4]},
+        **{"test_accuracy.blur": [math.nan, math.nan]},
+    )
+    table = compare.shifted(trials, STRATEGIES)
+    assert list(table["test_set"]) == ["plain", "noise", "label_shift"]
+    bare = repeats({"probe": [0.8, 0.7]})
+    assert compare.shifted(bare, STRATEGIES).empty
+    assert compare.shift_losses(bare, STRATEGIES).empty
+
+
+def test_mean_losses_are_paired_on_seeds_and_widened_for_every_pair() -> None:
+    factors = {"strategy": ["a", "b", "c"]}
+    rng = np.random.default_rng(0)
+    trials = repeats({name: [0.8] * 6 for name in "abc"})
+    for shift in ("noise", "blur"):
+        trials[f"test_accuracy.{shift}"] = rng.uniform(0.3, 0.6, len(trials))
+    losses = compare.shift_losses(trials, factors)
+    assert losses["loss"].is_monotonic_increasing
+    table = compare.loss_pairs(trials, list(losses["cell"]))
+    assert len(table) == 3
+    shifts = ["test_accuracy.noise", "test_accuracy.blur"]
+    lost = 100 * (trials["test_accuracy"] - trials[shifts].mean(axis=1))
+    by_cell = {name: lost[trials["cell"] == name].to_numpy() for name in "abc"}
+    for row in table.to_dict("records"):
+        test = stats.ttest_rel(by_cell[row["reference"]], by_cell[row["cell"]])
+        expected = test.confidence_interval(1 - 0.05 / 3)
+        assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high))
+        assert row["told_apart"] == (3 * test.pvalue < 0.05)
+
+
+def test_a_repeat_that_misses_a_test_set_has_no_mean_loss() -> None:
+    trials = repeats(
+        {"probe": [0.8, 0.7]},
+        **{"test_accuracy.noise": [0.5, 0.5], "test_accuracy.blur": [0.6, math.nan]},
+    )
+    row = compare.shift_losses(trials, STRATEGIES).iloc[0]
+    assert (row["n"], row["loss"]) == (1, pytest.approx(25.0))
