@@ -188,8 +188,10 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     signal.signal(signal.SIGTERM, _on_terminate)
     with sole_runner(folder, study.name):
+        # What the user named is opened first: if it is refused, no default database is left behind.
+        storage = open_storage(storage_url) if arguments.storage else None
         recorder = Recorder(tracking_uri, study_info(study, arguments, admitted.leaks))
-        storage = open_storage(storage_url)
+        storage = storage or open_storage(storage_url)
         events = run_study(study, storage, recorder, device, environment(device))
         try:
             show(study, events)

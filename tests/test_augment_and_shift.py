@@ -124,7 +124,9 @@ def test_rotation_keeps_the_centre_and_moves_the_rim() -> None:
         ("rand", v2.RandAugment(interpolation=v2.InterpolationMode.BILINEAR)),
     ],
 )
-def test_automatic_policies_are_torchvisions_image_by_image(name: str, theirs: v2.Transform) -> None:
+def test_automatic_policies_are_torchvisions_image_by_image(
+    name: str, theirs: v2.Transform
+) -> None:
     images = random_images(8)
     got, labels = vary(name, images, seed=7)
     assert torch.equal(labels, torch.arange(8) % CLASSES)
@@ -251,7 +253,10 @@ def test_contrast_is_that_of_pillow_and_of_torchvision() -> None:
 def tiles(image: torch.Tensor) -> list[bytes]:
     side = image.shape[-1] // 4
     return [
-        image[:, r * side : (r + 1) * side, c * side : (c + 1) * side].contiguous().numpy().tobytes()
+        image[:, r * side : (r + 1) * side, c * side : (c + 1) * side]
+        .contiguous()
+        .numpy()
+        .tobytes()
         for r in range(4)
         for c in range(4)
     ]

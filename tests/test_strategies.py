@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from harness.train import Fit, Training, start
 
 MakeSpec = Callable[..., TrialSpec]
 State = dict[str, torch.Tensor]
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 STAGES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc")
 """Modules of timm's test_resnet; the first two are the stem."""
 
@@ -57,12 +59,31 @@ def head_names(fit: Fit) -> set[str]:
     return set(fit._backbone.groups[-1].parameters)
 
 
+@pytest.fixture
+def learned(tmp_path: Path) -> Callable[[str], str]:
+    """A source whose norms are not those of a fresh network: timm's residual branches begin at zero, which
+    keeps gradients away from what is inside them."""
+
+    def save(backbone: str) -> str:
+        torch.manual_seed(11)
+        model = timm.create_model(backbone)
+        for module in model.modules():
+            if isinstance(module, NORMS):
+                nn.init.uniform_(module.weight, 0.5, 1.5)  # type: ignore[arg-type]
+        torch.save(model.state_dict(), tmp_path / "learned.pt")
+        return f"file:{tmp_path / 'learned.pt'}"
+
+    return save
+
+
 # --- by hand ---------------------------------------------------------------------------------------
 
 
 def model_by_hand(spec: TrialSpec) -> Any:
     torch.manual_seed(derive_seed(spec.seed, "weights"))
     model = timm.create_model(spec.backbone)
+    if spec.source != "scratch":
+        model.load_state_dict(torch.load(spec.source.removeprefix("file:"), weights_only=True))
     torch.manual_seed(derive_seed(spec.seed, "head"))
     model.reset_classifier(10)
     return model.to(memory_format=torch.channels_last)
@@ -95,11 +116,11 @@ def entries(modules: list[nn.Module], decay: float) -> list[dict[str, Any]]:
 
 
 def same_movement(ours: Fit, theirs: nn.Module, before: State, tolerance: float) -> None:
-    """Every parameter went the same way; the tolerance is a share of the way."""
+    """Every parameter went the same way; the tolerance is a share of the way, beside float32 rounding."""
     own = dict(ours._backbone.model.named_parameters())
     for name, parameter in theirs.named_parameters():
-        way = (parameter - before[name]).norm()
-        assert (own[name] - parameter).norm() <= tolerance * way, name
+        allowed = tolerance * (parameter - before[name]).norm() + 1e-6 * before[name].norm()
+        assert (own[name] - parameter).norm() <= allowed, name
 
 
 # --- probe first, then more ------------------------------------------------------------------------
@@ -174,13 +195,21 @@ def test_infinite_pull_keeps_the_starting_weights_bitwise(make_spec: MakeSpec) -
 
 
 @pytest.mark.parametrize("weight", [1e-6, 30.0, 3000.0])
-def test_finite_pull_is_the_proximal_step_in_closed_form(weight: float, make_spec: MakeSpec) -> None:
+def test_finite_pull_is_the_proximal_step_in_closed_form(
+    weight: float, make_spec: MakeSpec, learned: Callable[[str], str]
+) -> None:
     """After each SGD step w minimises pull/2 |w - w0|^2 + |w - step|^2 / (2 lr); the head decays instead."""
     spec = make_spec(
-        strategy=transfer.L2SP(weight), optimizer="sgd", lr=3e-3, weight_decay=0.1, warmup=0.0
+        strategy=transfer.L2SP(weight),
+        source=learned("test_resnet"),
+        optimizer="sgd",
+        lr=3e-3,
+        weight_decay=0.1,
+        warmup=0.0,
+        batch_norm="frozen",  # 16 values per channel in the last block would enlarge every rounding
     )
     fit, _, before = run(spec)
-    model = model_by_hand(spec).train()
+    model = model_by_hand(spec).eval()
     body = [p for n, p in model.named_parameters() if not n.startswith("fc.")]
     anchors = [p.detach().clone() for p in body]
     optimizer = torch.optim.SGD(
@@ -200,16 +229,17 @@ def test_finite_pull_is_the_proximal_step_in_closed_form(weight: float, make_spe
                 for parameter, anchor in zip(body, anchors, strict=True):
                     parameter.copy_((parameter + lr * weight * anchor) / (1 + lr * weight))
             step += 1
-    # float32 rounding of the weights themselves, against a way that a strong pull makes short.
+    # Differently rounded inputs, eight steps with momentum.
     same_movement(fit, model, before, tolerance=0.02)
 
 
 def test_stronger_pull_stays_nearer_to_the_start(make_spec: MakeSpec) -> None:
     ways = []
-    for weight in (1e-3, 10.0, 1000.0):
+    for weight in (1e-3, 300.0, 3000.0):
         fit, _, before = run(make_spec(strategy=transfer.L2SP(weight)))
-        own = dict(fit._backbone.model.named_parameters())
-        ways.append(sum(float((own[n] - before[n]).norm()) for n in own if not n.startswith("fc")))
+        after = tensors(fit)
+        body = parameter_names(fit) - head_names(fit)
+        ways.append(sum(float((after[n] - before[n]).norm()) for n in body))
     assert ways == sorted(ways, reverse=True)
     assert ways[2] < 0.6 * ways[0]
 
@@ -269,7 +299,9 @@ def test_feature_transfer_is_scikit_learn_on_timms_features(
     np.testing.assert_array_equal(result.predictions.predicted, p.argmax(1))
     wanted = p[np.arange(len(p)), parts["test"][1]]
     np.testing.assert_allclose(result.predictions.probability, wanted, rtol=0.01, atol=1e-4)
-    assert result.metrics["test_accuracy"] == pytest.approx((p.argmax(1) == parts["test"][1]).mean())
+    assert result.metrics["test_accuracy"] == pytest.approx(
+        (p.argmax(1) == parts["test"][1]).mean()
+    )
 
 
 def test_feature_transfer_with_statistics_to_re_estimate_is_refused(make_spec: MakeSpec) -> None:
@@ -279,9 +311,7 @@ def test_feature_transfer_with_statistics_to_re_estimate_is_refused(make_spec: M
 
 # --- adapters --------------------------------------------------------------------------------------
 
-needs_peft = pytest.mark.skipif(
-    not __import__("importlib.util").util.find_spec("peft"), reason="extra lora is not installed"
-)
+needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="extra lora is not installed")
 
 
 @pytest.fixture
@@ -360,7 +390,8 @@ def test_network_that_would_pass_by_its_adapters_is_refused(name: str) -> None:
             for n, parameter in model.named_parameters():
                 if f"{kind}.lora_B" in n:
                     parameter.normal_()
-            assert not torch.equal(model(images), plain), f"{kind} has an adapter that is not used"
+            used = not torch.equal(model(images), plain)
+            assert used, f"the adapters of {kind} are passed by"
 
 
 @needs_peft
@@ -394,9 +425,10 @@ def test_surgery_on_a_block_that_is_not_there_is_refused_at_the_door(
         "from harness import transfer\n"
         "from harness.spec import Study, TrialSpec\n"
         "def space(trial, arm):\n"
-        "    return TrialSpec('digits', 'test_resnet', transfer.Surgical(%d), source='scratch',\n"
+        "    return TrialSpec('digits', 'test_resnet', transfer.Surgical(BLOCK), source='scratch',\n"
         "                     shots=2, val_shots=1, test_shots=1, resolution=32, epochs=1)\n"
-        "study = Study(compare={'arm': ['surgical']}, space=space, trials=1, repeats=0)\n" % block
+        "study = Study(compare={'arm': ['surgical']}, space=space, trials=1, repeats=0)\n"
+        f"BLOCK = {block}\n"
     )
     store = tmp_path / "mlflow.db"
     code = study.main(
@@ -415,9 +447,6 @@ def test_last_k_moves_the_last_k_groups(k: int, make_spec: MakeSpec) -> None:
     assert groups_moved(fit, before) == [g >= 6 - k for g in range(6)]
 
 
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
-
-
 def norm_parameters(model: nn.Module) -> set[str]:
     return {
         f"{path}.{n}"
@@ -428,8 +457,12 @@ def norm_parameters(model: nn.Module) -> set[str]:
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_efficientnet", "test_vit"])
-def test_norm_only_moves_the_normalisation_and_the_head(backbone: str, make_spec: MakeSpec) -> None:
-    spec = make_spec(backbone=backbone, strategy=transfer.NormOnly(), lr=1e-2)
+def test_norm_only_moves_the_normalisation_and_the_head(
+    backbone: str, make_spec: MakeSpec, learned: Callable[[str], str]
+) -> None:
+    spec = make_spec(
+        backbone=backbone, source=learned(backbone), strategy=transfer.NormOnly(), lr=1e-2
+    )
     fit, _, before = run(spec)
     wanted = norm_parameters(fit._backbone.model) | head_names(fit)
     assert changed(fit, before) & parameter_names(fit) == wanted
@@ -437,8 +470,12 @@ def test_norm_only_moves_the_normalisation_and_the_head(backbone: str, make_spec
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_efficientnet", "test_vit"])
-def test_bias_only_moves_the_biases_and_the_head(backbone: str, make_spec: MakeSpec) -> None:
-    spec = make_spec(backbone=backbone, strategy=transfer.BiasOnly(), lr=1e-2)
+def test_bias_only_moves_the_biases_and_the_head(
+    backbone: str, make_spec: MakeSpec, learned: Callable[[str], str]
+) -> None:
+    spec = make_spec(
+        backbone=backbone, source=learned(backbone), strategy=transfer.BiasOnly(), lr=1e-2
+    )
     fit, _, before = run(spec)
     wanted = {n for n in parameter_names(fit) if n.endswith("bias")} | head_names(fit)
     assert changed(fit, before) & parameter_names(fit) == wanted
@@ -640,7 +677,7 @@ def test_depth_of_adapters_is_that_of_the_deepest_block_with_one(lora_spec: Tria
     fit, _, _ = run(lora_spec)
     metrics = fit.finish(test=False).metrics
     assert metrics["trained_depth"] == pytest.approx(7 / 8)
-    model = timm.create_model("test_vit", num_classes=10, img_size=32)
+    model: Any = timm.create_model("test_vit", num_classes=10, img_size=32)
     width = model.embed_dim
     head = width * 10 + 10
     adapters = 6 * 4 * ((width + 3 * width) + (width + width))  # rank x (in + out) of qkv and proj
