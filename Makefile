@@ -10,7 +10,7 @@ study: .venv/installed
 	$(BIN)/python -m analysis.report --study $(STUDY)
 
 test: check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -38,7 +38,7 @@ class Readout:
         """(n, classes) natural logs for (n, d) features."""
         seen = self.model.predict_proba(features)
         full = np.zeros((len(features), self.classes))
-        full[:, self.model.classes_] = seen
+        full[:, self.model.classes_] = seen / seen.sum(1, keepdims=True, dtype=np.float64)
         if self.smoothing:
             full = (full * self.setting + self.smoothing) / (
                 self.setting + self.smoothing * self.classes

@@ -158,6 +158,10 @@ class TrialSpec:
                 raise UserError(
                     f"TrialSpec: shifts must be joined by '+' from {', '.join(SHIFTS)}, got {name!r}"
                 )
+        if self.strategy.readout != "head" and self.batch_norm == "reestimate":
+            raise UserError(
+                "TrialSpec: batch_norm 'reestimate' is for strategies with gradient steps"
+            )
         if self.lr is None:
             object.__setattr__(self, "lr", DEFAULT_LR[self.optimizer])
         for name, low, high in (

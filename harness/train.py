@@ -229,7 +229,12 @@ class Training(Fit):
 
     def _scales(self, epoch: int) -> Scales:
         scales = self.spec.strategy.lr_scales(len(self._backbone.groups), epoch)
-        self._trained |= {g for g, scale in enumerate(scales) if scale is not None}
+        tuned = self._backbone.tuned_names(self.spec.strategy.tuned)
+        self._trained |= {
+            g
+            for g, scale in enumerate(scales)
+            if scale is not None and tuned & self._backbone.groups[g].parameters.keys()
+        }
         return scales
 
     def _loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -239,7 +244,10 @@ class Training(Fit):
 
     def _reestimate_statistics(self, train: Examples) -> None:
         """Batch norm statistics as plain averages over the training images (Li et al. 2017, AdaBN)."""
-        inputs = (self._input(x) for x in train.images.split(EVAL_BATCH) if len(x) > 1)
+        inputs = (
+            self._input(x)
+            for x in train.images.tensor_split(math.ceil(len(train.images) / EVAL_BATCH))
+        )
         torch.optim.swa_utils.update_bn(inputs, self._backbone.model)
 
     def _predict(self, examples: Examples) -> torch.Tensor:
@@ -263,8 +271,6 @@ class FeatureTraining(Fit):
         self._audit = Audit(self._backbone.groups, frozenset())
         self._audit.begin_epoch((None,) * len(self._backbone.groups))
         clock = Clock(self.device.synchronize)
-        if self.spec.batch_norm == "reestimate":
-            raise NotImplementedError("feature transfer with re-estimated batch statistics")
         parts = [(self._features(part), part.labels.numpy()) for part in (train, val)]
         self._readout = fit_readout(kind, parts[0], parts[1], self._classes)
         self._train_seconds = clock.seconds

@@ -47,7 +47,7 @@ def space(trial: BaseTrial, strategy: str) -> TrialSpec:
 study = Study(
     compare={"strategy": STRATEGIES},
     space=space,
-    trials=6,
+    trials=5,
     repeats=5,
     baseline={"strategy": SCRATCH},
 )

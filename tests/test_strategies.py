@@ -15,6 +15,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
+from timm.data.config import resolve_model_data_config
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import lr_scheduler
@@ -69,7 +70,7 @@ def learned(tmp_path: Path) -> Callable[[str], str]:
         model = timm.create_model(backbone)
         for module in model.modules():
             if isinstance(module, NORMS):
-                nn.init.uniform_(module.weight, 0.5, 1.5)  # type: ignore[arg-type]
+                nn.init.uniform_(module.weight, 0.5, 1.5)
         torch.save(model.state_dict(), tmp_path / "learned.pt")
         return f"file:{tmp_path / 'learned.pt'}"
 
@@ -81,7 +82,7 @@ def learned(tmp_path: Path) -> Callable[[str], str]:
 
 def model_by_hand(spec: TrialSpec) -> Any:
     torch.manual_seed(derive_seed(spec.seed, "weights"))
-    model = timm.create_model(spec.backbone)
+    model: Any = timm.create_model(spec.backbone)
     if spec.source != "scratch":
         model.load_state_dict(torch.load(spec.source.removeprefix("file:"), weights_only=True))
     torch.manual_seed(derive_seed(spec.seed, "head"))
@@ -91,7 +92,7 @@ def model_by_hand(spec: TrialSpec) -> Any:
 
 def images_by_hand(spec: TrialSpec, part: str) -> tuple[torch.Tensor, torch.Tensor]:
     positions = getattr(split_indices(load_target(spec.target), spec), part)
-    config = timm.data.resolve_model_data_config(timm.create_model(spec.backbone))
+    config = resolve_model_data_config(timm.create_model(spec.backbone))
     assert spec.resolution is not None
     read = read_examples(
         spec.target, tuple(positions.tolist()), spec.resolution, config["interpolation"]
@@ -261,10 +262,12 @@ def probabilities_by_hand(
     if classifier == "logistic":
         model = LogisticRegression(C=setting, max_iter=2000).fit(scaled["train"], labels)
         found: np.ndarray = model.predict_proba(scaled[part])
-        return found
-    k = int(setting)
-    model = KNeighborsClassifier(k).fit(scaled["train"], labels)
-    return (model.predict_proba(scaled[part]) * k + 1) / (k + 10)  # one more vote for each class
+    else:
+        k = int(setting)
+        neighbours = KNeighborsClassifier(k).fit(scaled["train"], labels)
+        votes = neighbours.predict_proba(scaled[part]) * k
+        found = (votes + 1) / (k + 10)  # one more vote for each class
+    return found
 
 
 @pytest.mark.parametrize(

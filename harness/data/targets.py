@@ -234,7 +234,14 @@ def _csv(path: str) -> Target:
     if not file.is_file():
         raise UserError(f"target csv:{path}: no such file; want columns image, label[, split]")
     try:
-        table = pd.read_csv(file, dtype=str, skipinitialspace=True, encoding="utf-8-sig")
+        table = pd.read_csv(
+            file,
+            dtype=str,
+            skipinitialspace=True,
+            encoding="utf-8-sig",
+            keep_default_na=False,
+            na_values=[""],
+        )
     except (ValueError, OSError) as error:  # empty, not text, ragged rows
         raise UserError(
             f"target csv:{path} cannot be read as a table: {first_line(error)}"
