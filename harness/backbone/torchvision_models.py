@@ -98,10 +98,7 @@ def reset_head(model: nn.Module, num_classes: int) -> None:
     """Put a fresh linear classifier in place."""
     names = head_names(model)
     if not names:
-        raise UserError(
-            f"torchvision family {type(model).__name__} has no layer groups here: it ends in no linear "
-            "layer; use a timm model"
-        )
+        raise _no_groups(model)
     (name,) = names
     old = model.get_submodule(name)
     assert isinstance(old, nn.Linear)
@@ -128,10 +125,7 @@ def depths(model: nn.Module) -> dict[str, int]:
     if family == "Inception3":
         return _by_child(model, names)
     if family not in STAGES:
-        raise UserError(
-            f"torchvision family {family} has no layer groups here; use a timm model, or one of "
-            "ResNet, VGG, Inception, MobileNet, EfficientNet, DenseNet, ConvNeXt, ViT, Swin"
-        )
+        raise _no_groups(model)
     found = {}
     for name in names:
         for pattern_text, first, step in STAGES[family]:
@@ -144,6 +138,13 @@ def depths(model: nn.Module) -> dict[str, int]:
         found = {n: min(d, last - 1) for n, d in found.items()}
         last -= 1
     return {n: found.get(n, last) for n in names}
+
+
+def _no_groups(model: nn.Module) -> UserError:
+    return UserError(
+        f"torchvision family {type(model).__name__} has no layer groups here; use a timm model, or one "
+        "of ResNet, VGG, Inception, MobileNet, EfficientNet, DenseNet, ConvNeXt, ViT, Swin"
+    )
 
 
 def _by_child(model: nn.Module, names: list[str]) -> dict[str, int]:
