@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.spec import SAFE_NAME, UserError, without_password
+from harness.spec import SAFE_NAME, UserError, program, without_password
 
 if TYPE_CHECKING:  # imported where used: --help must not wait for them
     from matplotlib.figure import Figure
@@ -64,13 +64,17 @@ def figures(table: StudyTable, found: Findings) -> dict[str, Figure]:
     return made
 
 
-def viewer_command(tracking_uri: str) -> str:
-    """What to type, or where to go, to look at the runs in MLflow; never shows a password."""
+def viewer_command(tracking_uri: str, mlflow: str = "mlflow") -> str:
+    """What to type, or where to go, to look at the runs in MLflow; never shows a password.
 
+    Args:
+        tracking_uri: the store.
+        mlflow: how to type MLflow's program.
+    """
     uri = without_password(tracking_uri)
     if uri.startswith(("http://", "https://")):
         return f"open {uri} in a browser"
-    return f"mlflow ui --backend-store-uri {shlex.quote(uri)} --host 127.0.0.1 --workers 1"
+    return f"{mlflow} ui --backend-store-uri {shlex.quote(uri)} --host 127.0.0.1 --workers 1"
 
 
 def build(table: StudyTable, output: Path) -> Path:
@@ -199,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"report: {page.resolve()}")
-    print(f"runs:   {viewer_command(table.tracking_uri)}")
+    print(f"runs:   {viewer_command(table.tracking_uri, program('mlflow'))}")
     return 0
 
 

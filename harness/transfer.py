@@ -12,7 +12,7 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 Scales = tuple[float | None, ...]
 """One learning-rate scale per layer group, stem to head; None is frozen."""
@@ -311,3 +311,12 @@ def to_flat(strategy: Strategy) -> dict[str, Scalar]:
 def names() -> dict[str, type[Strategy]]:
     """Every strategy by its class name."""
     return {cls.__name__: cls for cls in Strategy.__subclasses__()}
+
+
+if not TYPE_CHECKING:  # type checkers shall still know which strategies there are
+
+    def __getattr__(name: str) -> type[Strategy]:
+        """A misspelt strategy in a study file is answered with the ones there are."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise AttributeError(f"unknown strategy {name}; there are {', '.join(sorted(names()))}")

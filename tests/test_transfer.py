@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from harness import transfer
 from harness.transfer import (
     L2SP,
     LPFT,
@@ -159,3 +160,10 @@ def test_strategies_are_values() -> None:
 def test_the_table_needs_no_torch() -> None:
     code = "import sys, harness.transfer, harness.spec; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_misspelt_strategy_is_answered_with_the_ones_there_are() -> None:
+    with pytest.raises(
+        AttributeError, match=r"unknown strategy LinearProb; there are .*LinearProbe"
+    ):
+        getattr(transfer, "LinearProb")  # noqa: B009 # as a study file would write it
