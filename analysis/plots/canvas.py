@@ -97,7 +97,16 @@ def name_rows(axes: Axes, names: Sequence[str], width: int = 26) -> None:
 
 
 def log_cost(axes: Axes, low: float, high: float, label: str) -> None:
-    """A log scale labelled with round numbers that ends a little beyond `low` and `high`."""
+    """A log scale labelled with round numbers that ends a little beyond `low` and `high`.
+
+    Costs that lie within a third of each other get a linear scale: a log one would show no number.
+    """
+    axes.set_xlabel(label)
+    if high / low < 1.35:
+        margin = max(0.15 * (high - low), 0.02 * low)
+        axes.set_xlim(low - margin, high + 3 * margin)  # room for names on the right
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        return
     room = max(1.3, (high / low) ** 0.12)
     left, right = low / room, high * room
     ratio = right / left
@@ -108,7 +117,6 @@ def log_cost(axes: Axes, low: float, high: float, label: str) -> None:
     axes.set_xticks([m * 10.0**e for e in decades for m in steps if left <= m * 10.0**e <= right])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlim(left, right)
-    axes.set_xlabel(label)
 
 
 def crowded(names: Collection[str]) -> bool:
