@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.spec import UserError
-from harness.study import load_study
+from harness.study_file import load_study
 
 
 def suggest(

@@ -10,18 +10,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import importlib.util
 import os
 import shlex
 import signal
 import subprocess
 import sys
-import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from harness.spec import SAFE_NAME, Study, UserError, program, without_password
+from harness.spec import Study, UserError, program, without_password
+from harness.study_file import load_study, question_of
 
 if TYPE_CHECKING:
     from harness.measure import Device
@@ -59,44 +58,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--dry-run", action="store_true", help="print cells, trials and what would run; then stop"
     )
     return parser.parse_args(argv)
-
-
-def load_study(path: Path) -> Study:
-    """The `study` of a study file, named after the file if it has no name.
-
-    Raises:
-        UserError: naming the file, the line and what is wrong.
-    """
-    if not path.is_file():
-        raise UserError(f"space file {path} does not exist")
-    spec = importlib.util.spec_from_file_location("study_file", path)
-    if path.suffix != ".py" or spec is None or spec.loader is None:
-        raise UserError(f"space file {path} is not a Python file (.py)")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["study_file"] = module  # dataclasses and pickling look a module up by its name
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise UserError(f"space file {path}:{error.lineno}: syntax error: {error.msg}") from error
-    except UserError as error:
-        raise UserError(f"space file {path}: {error}") from error
-    except (Exception, SystemExit) as error:  # whatever the user's code raises
-        lines = [
-            f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == spec.origin
-        ]
-        where = f"{path}:{lines[-1]}" if lines else str(path)
-        raise UserError(f"space file {where}: {type(error).__name__}: {error}") from error
-    study = getattr(module, "study", None)
-    if study is None:
-        raise UserError(f"space file {path} defines no `study`; end it with study = Study(...)")
-    if not isinstance(study, Study):
-        raise UserError(
-            f"space file {path}: `study` is a {type(study).__name__}, want harness.spec.Study"
-        )
-    name = study.name or path.stem
-    if not SAFE_NAME.fullmatch(name):
-        raise UserError(f"study name {name!r} must be letters, digits, '_', '.', '-'")
-    return dataclasses.replace(study, name=name)
 
 
 def environment(device: Device) -> dict[str, str]:
@@ -217,7 +178,7 @@ def study_info(study: Study, arguments: argparse.Namespace, leaks: tuple[str, ..
             command += f" --{name.replace('_', '-')} {shlex.quote(shown)}"
     return StudyInfo(
         name=study.name,
-        question=(sys.modules["study_file"].__doc__ or "").strip(),
+        question=question_of(arguments.space),
         command=command,
         factors={k: list(v) for k, v in study.compare.items()},
         baseline=study.baseline,

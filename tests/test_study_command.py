@@ -25,7 +25,8 @@ from PIL import Image
 
 from harness.backbone import timm_models
 from harness.data import load_target, read_examples
-from harness.study import load_study, main
+from harness.study import main
+from harness.study_file import load_study
 
 STUDY = '''"""Does a toy learn?"""
 from harness import transfer
