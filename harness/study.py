@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import hashlib
 import os
 import shlex
@@ -148,6 +149,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_plan(study, admitted.specs, device)
         return 0
     signal.signal(signal.SIGTERM, _on_terminate)
+    gc.freeze()  # collecting garbage between trials need not look through every imported module
     with sole_runner(folder, study.name):
         # What the user named is opened first: if it is refused, no default database is left behind.
         storage = open_storage(storage_url) if arguments.storage else None
