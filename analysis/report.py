@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.spec import SAFE_NAME, UserError, program, without_password
+from harness.spec import SAFE_NAME, UserError, program, run_command, without_password
 
 if TYPE_CHECKING:  # imported where used: --help must not wait for them
     from matplotlib.figure import Figure
@@ -194,14 +194,22 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (2 for bad input)."""
     options = parse(arguments)
-    try:
-        from analysis.load import load_study
+    return run_command(lambda: run(options))
 
-        table = load_study(options.study, options.tracking_uri)
+
+def run(options: argparse.Namespace) -> int:
+    """Read, write, say where.
+
+    Raises:
+        UserError: if the study cannot be read or the report not be written.
+    """
+    from analysis.load import load_study
+
+    table = load_study(options.study, options.tracking_uri)
+    try:
         page = build(table, options.output)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except OSError as error:
+        raise UserError(f"cannot write the report to {options.output}: {error}") from error
     print(f"report: {page.resolve()}")
     print(f"runs:   {viewer_command(table.tracking_uri, program('mlflow'))}")
     return 0

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.spec import UserError
+from harness.spec import UserError, run_command
 from harness.study_file import load_study
 
 
@@ -54,28 +54,32 @@ def main(argv: list[str] | None = None) -> int:
         "--highest", type=float, default=1.0, help="last learning rate (default: 1)"
     )
     arguments = parser.parse_args(argv)
-    try:
-        study = load_study(arguments.space)
-        if arguments.steps < 10 or not arguments.highest > 0:
-            raise UserError("--steps must be at least 10 and --highest above 0")
+    return run_command(lambda: run(arguments))
 
-        from harness.measure import resolve_device
-        from harness.search.door import check_at_the_door
-        from harness.train import Training
 
-        device = resolve_device(arguments.device)
-        for label, spec in check_at_the_door(study).specs.items():
-            if spec.strategy.readout != "head":
-                print(f"{label}: takes no gradient steps")
-                continue
-            fit = Training(dataclasses.replace(spec, lr=arguments.highest), device)
-            rates, losses = zip(*fit.range_test(arguments.steps), strict=True)
-            steepest, tenth = suggest(rates, losses)
-            low, high = sorted((steepest, tenth))
-            print(f"{label}: search between {low:.1e} and {high:.1e}")
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+def run(arguments: argparse.Namespace) -> int:
+    """Everything after the command line has been read.
+
+    Raises:
+        UserError: on bad input.
+    """
+    study = load_study(arguments.space)
+    if arguments.steps < 10 or not arguments.highest > 0:
+        raise UserError("--steps must be at least 10 and --highest above 0")
+
+    from harness.measure import resolve_device
+    from harness.search.door import check_at_the_door
+    from harness.train import Training
+
+    device = resolve_device(arguments.device)
+    for label, spec in check_at_the_door(study).specs.items():
+        if spec.strategy.readout != "head":
+            print(f"{label}: takes no gradient steps")
+            continue
+        fit = Training(dataclasses.replace(spec, lr=arguments.highest), device)
+        rates, losses = zip(*fit.range_test(arguments.steps), strict=True)
+        low, high = sorted(suggest(rates, losses))
+        print(f"{label}: search between {low:.1e} and {high:.1e}")
     return 0
 
 

@@ -177,6 +177,10 @@ class Recorder:
                 stale = run.data.tags["chosen"] != str(chosen)
                 self._client.set_tag(run.info.run_id, "superseded", str(stale).lower())
 
+    def complete(self) -> set[str]:
+        """Run ids of this study that ended as complete."""
+        return {run.info.run_id for run in self._search("tags.outcome = 'complete'")}
+
     def unfinished(self) -> list[str]:
         """Run ids of this study that are still marked RUNNING."""
         return [run.info.run_id for run in self._search("attributes.status = 'RUNNING'")]

@@ -6,10 +6,12 @@ yields `EpochResult`s and ends with a `TrialResult`.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import itertools
 import math
+import os
 import re
 import shutil
 import sys
@@ -36,7 +38,9 @@ Arms = Mapping[str, "Callable[[optuna.trial.BaseTrial], Strategy]"]
 
 RESERVED_FACTORS = frozenset(
     "study cell phase index seed outcome reason run_id attempt chosen device threads superseded "
-    "start_time optuna_trial".split()
+    "start_time optuna_trial size epoch example predicted probability failed tuned n mean sd low high "
+    "train_loss val_loss test_loss val_accuracy test_accuracy train_seconds total_seconds "
+    "trained_depth trainable_share".split()
 )
 """Tags and columns of our own; a factor of that name would hide one."""
 SAFE_NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,99}")
@@ -54,6 +58,24 @@ def without_password(text: str) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, at most 200 characters; its type when it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def run_command(run: Callable[[], int], if_stopped: str = "nothing was lost") -> int:
+    """The exit code of a command: bad input gives one line and 2, Ctrl-C 130, a closed pipe 1."""
+    try:
+        code = run()
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"stopped by Ctrl-C; {if_stopped}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader has gone (`| head`): what is still buffered must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def program(name: str) -> str:
@@ -139,6 +161,12 @@ class TrialSpec:
                 f"TrialSpec: strategy must be one of {', '.join(sorted(names()))} "
                 f"from harness.transfer, got {self.strategy!r}"
             )
+        kind = type(self.strategy)
+        if "__init__" in vars(kind) and "__dataclass_fields__" not in vars(kind):
+            raise UserError(
+                f"strategy {kind.__name__}: decorate it with @dataclass(frozen=True), or its settings "
+                "would not be recorded"
+            )
         for name in ("target", "backbone", "source"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise UserError(f"TrialSpec: {name} must be a name, got {getattr(self, name)!r}")
@@ -171,7 +199,8 @@ class TrialSpec:
             ("label_smoothing", 0.0, 1.0),
         ):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not low <= value <= high or math.isinf(value):
+            wrong = not isinstance(value, (int, float)) or not low <= value <= high
+            if wrong or math.isinf(value) or (name == "lr" and value == 0):
                 raise UserError(f"TrialSpec: {name} must be in [{low}, {high}], got {value!r}")
 
     def shift_names(self) -> tuple[str, ...]:
@@ -224,6 +253,9 @@ def _cast(value: Scalar, annotation: str) -> Scalar:
         return None
     if annotation.startswith("bool"):
         return value == "True"
+    if annotation.startswith(("tuple", "list", "dict", "Scales")):
+        literal: Scalar = ast.literal_eval(value)
+        return literal
     for prefix, kind in (("int", int), ("float", float)):
         if annotation.startswith(prefix):
             return kind(value)
@@ -260,15 +292,20 @@ class Study:
         if not self.compare or not all(list(values) for values in self.compare.values()):
             raise UserError("Study: compare needs at least one factor with at least one value")
         for factor, values in self.compare.items():
-            bad = [v for v in values if not isinstance(v, str) or not v]
+            bad = [v for v in values if not isinstance(v, str) or not v or " | " in v]
             if len(set(values)) < len(list(values)):
                 twice = next(v for v in values if list(values).count(v) > 1)
                 raise UserError(f"Study: compare[{factor!r}] lists {twice!r} twice")
             if bad or isinstance(values, str):
                 raise UserError(
-                    f"Study: compare[{factor!r}] must list names, got {bad[0] if bad else values!r}"
+                    f"Study: compare[{factor!r}] must list names without ' | ', got "
+                    f"{bad[0] if bad else values!r} (write a number as '5' and use int() in space)"
                 )
-            if not SAFE_NAME.fullmatch(factor) or factor in RESERVED_FACTORS:
+            if (
+                not SAFE_NAME.fullmatch(factor)
+                or factor in RESERVED_FACTORS
+                or factor.startswith(("mlflow.", "param.", "env."))
+            ):
                 raise UserError(
                     f"Study: factor {factor!r} must be letters, digits, '_', '.', '-' "
                     f"and none of {', '.join(sorted(RESERVED_FACTORS))}"

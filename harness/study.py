@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import gc
 import hashlib
-import os
 import shlex
 import signal
 import subprocess
@@ -20,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from harness.spec import Study, UserError, program, without_password
+from harness.spec import Study, UserError, program, run_command, without_password
 from harness.study_file import load_study, question_of
 
 if TYPE_CHECKING:
@@ -32,8 +30,8 @@ if TYPE_CHECKING:
 ROOT = Path("mlruns")
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM; a KeyboardInterrupt so that Optuna and MLflow close what is open."""
+class Terminated(BaseException):
+    """SIGTERM; no Exception, so that nothing mistakes it for a failed trial."""
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -102,16 +100,13 @@ def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     arguments = parse(argv)
     try:
-        return run(arguments)
-    except UserError as error:
-        return _fail(str(error), 2)
-    except KeyboardInterrupt as error:
-        signal_name, code = ("SIGTERM", 143) if isinstance(error, Terminated) else ("Ctrl-C", 130)
-        return _fail(f"stopped by {signal_name}; run the same command again to go on", code)
+        return run_command(lambda: run(arguments), "run the same command again to go on")
+    except Terminated:
+        return _say("stopped by SIGTERM; run the same command again to go on", 143)
 
 
-def _fail(message: str, code: int) -> int:
-    print(f"error: {' '.join(message.split())}" if code == 2 else message, file=sys.stderr)
+def _say(message: str, code: int) -> int:
+    print(message, file=sys.stderr)
     return code
 
 
@@ -149,7 +144,6 @@ def run(arguments: argparse.Namespace) -> int:
         print_plan(study, admitted.specs, device)
         return 0
     signal.signal(signal.SIGTERM, _on_terminate)
-    gc.freeze()  # collecting garbage between trials need not look through every imported module
     with sole_runner(folder, study.name):
         # What the user named is opened first: if it is refused, no default database is left behind.
         storage = open_storage(storage_url) if arguments.storage else None
@@ -159,7 +153,9 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             show(study, events)
         except StudyStopped as error:
-            return _fail(f"study stopped: {error}", 1)
+            return _say(f"study stopped: {error}", 1)
+        if not recorder.complete():
+            return _say("no trial of any cell completed; the report counts how they ended", 1)
     print_where_to_look(study, arguments.tracking_uri, tracking_uri)
     return 0
 
@@ -279,10 +275,4 @@ def print_where_to_look(study: Study, given_uri: str | None, tracking_uri: str) 
 
 
 if __name__ == "__main__":
-    # os._exit skips interpreter shutdown only when stdout is a closed pipe (`| head`).
-    try:
-        code = main()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os._exit(1)
-    sys.exit(code)
+    sys.exit(main())

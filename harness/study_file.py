@@ -19,7 +19,7 @@ def load_study(path: Path) -> Study:
         UserError: naming the file, the line and what is wrong.
     """
     if not path.is_file():
-        raise UserError(f"space file {path} does not exist")
+        raise UserError(f"space file {path} {'is a folder' if path.is_dir() else 'does not exist'}")
     spec = importlib.util.spec_from_file_location("study_file", path)
     if path.suffix != ".py" or spec is None or spec.loader is None:
         raise UserError(f"space file {path} is not a Python file (.py)")
@@ -46,7 +46,10 @@ def load_study(path: Path) -> Study:
         )
     name = study.name or path.stem
     if not SAFE_NAME.fullmatch(name):
-        raise UserError(f"study name {name!r} must be letters, digits, '_', '.', '-'")
+        raise UserError(
+            f"study name {name!r} must be letters, digits, '_', '.', '-' "
+            "(it is the file's unless Study(name=...) sets it)"
+        )
     return dataclasses.replace(study, name=name)
 
 

@@ -304,7 +304,12 @@ def _positive(strategy: Strategy, name: str, value: float) -> None:
 
 def to_flat(strategy: Strategy) -> dict[str, Scalar]:
     """The strategy as flat entries, e.g. {"strategy": "DiscriminativeLR", "strategy.decay": 0.75}."""
-    fields = {f"strategy.{f.name}": getattr(strategy, f.name) for f in dataclasses.fields(strategy)}
+    fields: dict[str, Scalar] = {}
+    for f in dataclasses.fields(strategy):
+        value = getattr(strategy, f.name)
+        # Databases keep scalars; anything else is kept as it would be typed.
+        scalar = value is None or isinstance(value, (bool, int, float, str))
+        fields[f"strategy.{f.name}"] = value if scalar else repr(value)
     return {"strategy": type(strategy).__name__, **fields}
 
 

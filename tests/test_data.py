@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import struct
 import urllib.error
@@ -27,6 +28,7 @@ from harness.data import (
 )
 from harness.data.targets import ArrayTarget
 from harness.spec import TrialSpec, UserError
+from harness.transfer import LinearProbe
 
 MakeSpec = Callable[..., TrialSpec]
 
@@ -415,3 +417,12 @@ def test_truncated_photograph_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cut.jpg").write_bytes(cut)
     with pytest.raises(UserError, match=r"cut\.jpg cannot be read"):
         open_image(tmp_path / "cut.jpg")
+
+
+def test_no_test_image_of_one_size_of_test_set_is_trained_on_under_another() -> None:
+    target = load_target("digits")
+    spec = TrialSpec("digits", "resnet18", LinearProbe())
+    default = set(split_indices(target, spec).test.tolist())
+    few = split_indices(target, dataclasses.replace(spec, test_shots=5))
+    assert set(few.test.tolist()) <= default
+    assert not default & {*few.train.tolist(), *few.val.tolist()}

@@ -6,6 +6,7 @@ Optuna and MLflow are real; only `start`, which makes a trial out of a spec, is 
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,7 +23,7 @@ from harness import transfer
 from harness.audit import AuditFailed
 from harness.measure import Cpu
 from harness.record import Recorder, StudyInfo
-from harness.search import runner
+from harness.search import cells, runner
 from harness.search.cells import CellSearch
 from harness.search.door import check_at_the_door
 from harness.search.runner import StudyStopped, TrialDone, run_study, sole_runner
@@ -264,8 +265,10 @@ def test_configurations_differ_within_a_cell_and_between_cells(world: World, lab
 
 def test_a_study_depends_on_its_seed_alone(world: World, tracking_uri: str) -> None:
     tried = []
-    for seed in (0, 0, 1):
-        Lab(tracking_uri).run(make_study(seed=seed))
+    database = tracking_uri.removeprefix("sqlite:///")
+    for attempt, seed in enumerate((0, 0, 1)):
+        copy = shutil.copy(database, f"{database}.{attempt}")
+        Lab(f"sqlite:///{copy}").run(make_study(seed=seed))
         tried.append(flats(world.specs))
         world.specs = []
     assert tried[0] == tried[1]
@@ -279,6 +282,39 @@ def test_no_repeats_means_no_test(world: World, lab: Lab) -> None:
 
 
 # --- resuming --------------------------------------------------------------------------------------
+
+
+def test_lost_search_storage_is_refused_instead_of_doubling_the_study(
+    world: World, lab: Lab
+) -> None:
+    lab.run(make_study())
+    lab.storage = optuna.storages.InMemoryStorage()
+    with pytest.raises(UserError, match="10 complete trials of the MLflow store are unknown"):
+        lab.run(make_study())
+    assert lab.complete_slots().total() == 10
+
+
+def test_lost_tracking_store_is_refused_instead_of_reporting_nothing(
+    world: World, lab: Lab
+) -> None:
+    lab.run(make_study())
+    for run in lab.runs():
+        lab.client.delete_run(run.info.run_id)
+    with pytest.raises(UserError, match="10 complete trials of the search storage are unknown"):
+        lab.run(make_study())
+
+
+def test_images_that_changed_since_are_refused(
+    world: World, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.run(make_study())
+    cells.inputs_of.cache_clear()
+    monkeypatch.setattr("harness.data.targets.ArrayTarget._identity", lambda self: [b"other"])
+    try:
+        with pytest.raises(UserError, match="sha256 of the images was"):
+            lab.run(make_study())
+    finally:
+        cells.inputs_of.cache_clear()
 
 
 def test_finished_study_has_nothing_left_to_do(world: World, lab: Lab) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from harness.spec import (
     cell_label,
     derive_seed,
 )
+from harness.transfer import Scales, Strategy
 
 MakeSpec = Callable[..., TrialSpec]
 BAD_SPEC: list[tuple[str, Any]] = [
@@ -226,3 +229,43 @@ def test_outcomes_are_the_eight_of_the_vocabulary() -> None:
     assert set(OUTCOMES) == set(
         "complete pruned diverged oom timeout audit_failed crashed killed".split()
     )
+
+
+@pytest.mark.parametrize("label", ["a | b", "", 5])
+def test_label_that_could_not_be_told_in_a_cell_is_refused(label: Any) -> None:
+    with pytest.raises(UserError, match=r"compare\['strategy'\]"):
+        Study(compare={"strategy": [label]}, space=lambda trial, strategy: None)  # type: ignore[arg-type,return-value]
+
+
+@pytest.mark.parametrize(
+    "factor", ["mlflow.runName", "param.lr", "env.host", "size", "test_accuracy"]
+)
+def test_factor_that_would_hide_a_column_is_refused(factor: str) -> None:
+    with pytest.raises(UserError, match="factor"):
+        Study(compare={factor: ["a"]}, space=lambda trial: None)  # type: ignore[arg-type,return-value]
+
+
+def test_strategy_whose_settings_would_not_be_recorded_is_refused() -> None:
+    class Plain(Strategy):
+        def __init__(self, k: int) -> None:
+            object.__setattr__(self, "k", k)
+
+        def lr_scales(self, num_groups: int, epoch: int) -> Scales:
+            return (None,) * (num_groups - 1) + (1.0,)
+
+    with pytest.raises(UserError, match=r"Plain: decorate it with @dataclass\(frozen=True\)"):
+        TrialSpec("digits", "resnet18", Plain(2))
+
+
+def test_strategy_with_a_row_of_its_own_survives_the_database() -> None:
+    @dataclass(frozen=True)
+    class Mine(Strategy):
+        row: tuple[float | None, ...] = (None, 0.1, 1.0)
+
+        def lr_scales(self, num_groups: int, epoch: int) -> Scales:
+            return self.row
+
+    spec = TrialSpec("digits", "resnet18", Mine())
+    stored = json.loads(json.dumps(spec.flat()))
+    assert stored == spec.flat()
+    assert TrialSpec.from_flat({k: str(v) for k, v in stored.items()}) == spec

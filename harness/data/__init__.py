@@ -5,10 +5,11 @@ training images, shifts of test images, and the guard against leakage between th
 """
 
 from harness.data.augment import Augment, augmentation
+from harness.data.images import open_image
 from harness.data.leakage import Leak, find_leaks, leaks_in_words
 from harness.data.shift import shifted
 from harness.data.splits import Examples, SplitIndices, read_examples, split_indices
-from harness.data.targets import Target, load_target, open_image
+from harness.data.targets import Target, load_target
 
 __all__ = [
     "Augment",

@@ -48,7 +48,10 @@ def split_indices(target: Target, spec: TrialSpec) -> SplitIndices:
         if target.official_test is None:
             order = fixed.permutation(members)
             count = spec.test_shots or max(1, round(0.25 * len(members)))
-            test, rest = order[:count], order[count:]
+            # At least the default quarter is set aside, whatever is scored of it: no test image of one
+            # cell may be a training image of another.
+            aside = max(count, round(0.25 * len(members)))
+            test, rest = order[:count], order[aside:]
         else:
             order = fixed.permutation(members[target.official_test[members]])
             count = spec.test_shots or len(order)

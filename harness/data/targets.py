@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import gzip
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,9 +22,10 @@ import pandas as pd
 import torch
 import torchvision
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torchvision.transforms.v2 import functional as tvf
 
+from harness.data.images import open_image
 from harness.spec import UserError, first_line
 
 Indices = NDArray[np.int64]
@@ -32,9 +34,6 @@ FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 DOWNLOADS = Path("data")
 """Where torchvision keeps what it downloads."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
-MAX_PIXELS = 100_000_000
-MAX_ASPECT = 100
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,18 @@ class Target(ABC):
         """An image in words, for messages: its file where it has one."""
         return f"{self.name}[{position}]"
 
+    def fingerprint(self) -> str:
+        """SHA-256 of what identifies the images and labels: equal as long as the data set is unchanged."""
+        hashed = hashlib.sha256("\x1f".join(self.classes).encode())
+        hashed.update(self.labels.tobytes())
+        for part in self._identity():
+            hashed.update(part)
+        return hashed.hexdigest()
+
+    @abstractmethod
+    def _identity(self) -> Iterable[bytes]:
+        """What else than labels and class names tells this data set from a changed one."""
+
     @abstractmethod
     def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
         """(len(indices), 3, size, size) uint8 RGB: shorter side resized to `size`, centre cropped."""
@@ -68,6 +79,9 @@ class ArrayTarget(Target):
     """Images that are all in memory: (n, h, w) or (n, h, w, 3) uint8."""
 
     images: NDArray[np.uint8]
+
+    def _identity(self) -> Iterable[bytes]:
+        return [self.images.tobytes()]
 
     def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
         images = torch.from_numpy(self.images[indices])
@@ -85,6 +99,12 @@ class FileTarget(Target):
     def describe(self, position: int) -> str:
         return str(self.paths[position])
 
+    def _identity(self) -> Iterable[bytes]:
+        """Bytes of every file: a picture replaced by another of the same name is a changed data set."""
+        for path in self.paths:
+            yield f"{path.parent.name}/{path.name}".encode("utf-8", "surrogateescape")
+            yield path.read_bytes()
+
     def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
         images = (tvf.pil_to_tensor(open_image(self.paths[i])) for i in indices)
         return _stack(images, len(indices), size, interpolation)
@@ -96,6 +116,10 @@ class TorchvisionTarget(Target):
     """The parts (train first) of a torchvision data set, one after the other."""
 
     parts: tuple[Any, ...]
+
+    def _identity(self) -> Iterable[bytes]:
+        """A few images stand for all: torchvision and the hub check what they download."""
+        return [np.asarray(self._image(i)).tobytes() for i in range(0, len(self.labels), 997)]
 
     def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
         images = (tvf.pil_to_tensor(self._image(int(i)).convert("RGB")) for i in indices)
@@ -124,34 +148,6 @@ def _square(images: torch.Tensor, size: int, interpolation: str) -> torch.Tensor
     resized = tvf.resize(images, [size], interpolation=mode, antialias=True)
     cropped: torch.Tensor = tvf.center_crop(resized, [size, size])
     return cropped
-
-
-def open_image(path: Path) -> Image.Image:
-    """One image as RGB: EXIF rotation applied, 16-bit scaled to 8, transparency on white, first frame.
-
-    Raises:
-        UserError: naming the file, when it cannot be decoded, has more than 100 megapixels, or is more
-            than 100 times longer than wide (or wider than long).
-    """
-    try:
-        with Image.open(path, formats=IMAGE_FORMATS) as opened:
-            width, height = opened.size
-            if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
-                raise UserError(
-                    f"image {path} is {width} x {height} pixels: too large or too narrow"
-                )
-            image: Image.Image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I;16") or image.mode == "I":
-                image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-            if image.has_transparency_data:
-                rgba = image.convert("RGBA")
-                white = Image.new("RGBA", rgba.size, "white")
-                return Image.alpha_composite(white, rgba).convert("RGB")
-            return image.convert("RGB")
-    except UserError:
-        raise
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
-        raise UserError(f"image {path} cannot be read: {first_line(error)}") from error
 
 
 # --- targets by name -------------------------------------------------------------------------------

@@ -11,10 +11,13 @@ import traceback
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from harness.backbone import weights_sha256
+from harness.data import load_target
 from harness.spec import (
     Cell,
     Phase,
@@ -128,6 +131,9 @@ class CellSearch:
         except Exception as error:  # whatever the user's function raises
             changes = [first_line(error)]
         ranges = (witness.distributions, fixed.distributions)
+        recorded = TrialSpec.from_flat(witness.user_attrs["spec"])
+        inputs = inputs_of(recorded.target, recorded.backbone, recorded.source)
+        changes += difference(witness.user_attrs.get("inputs", inputs), inputs)
         changes += difference(*({f"range of {k}": str(v) for k, v in r.items()} for r in ranges))
         if changes:
             raise UserError(
@@ -152,6 +158,7 @@ class CellSearch:
             raise
         self._attempts[index] = self._attempts.get(index, 0) + 1
         trial.set_user_attr("spec", spec.flat())
+        trial.set_user_attr("inputs", inputs_of(spec.target, spec.backbone, spec.source))
         trial.set_user_attr("index", index)
         slot = Slot(self.cell, self.phase, index)
         return Claim(slot, trial, spec, self._attempts[index])
@@ -226,6 +233,44 @@ def difference(recorded: Mapping[str, object], now: Mapping[str, object]) -> lis
         for k in {**recorded, **now}
         if recorded.get(k, missing) != now.get(k, missing)
     ]
+
+
+@lru_cache(maxsize=64)
+def inputs_of(target: str, backbone: str, source: str) -> dict[str, str]:
+    """Hashes of the data and, where they are one file, of the weights behind these names."""
+    weights = weights_sha256(source, backbone)
+    inputs = {"sha256 of the images": load_target(target).fingerprint()}
+    return inputs | ({"sha256 of the weights": weights} if weights else {})
+
+
+def check_stores_agree(study: Study, storage: optuna.storages.BaseStorage, runs: set[str]) -> None:
+    """Refuse to go on when one of the two stores was lost: half of the study would be missing, or double.
+
+    Args:
+        study: the study.
+        storage: Optuna's memory.
+        runs: ids of the study's complete MLflow runs.
+
+    Raises:
+        UserError: saying which store lacks what.
+    """
+    known = {
+        trial.user_attrs["run_id"]
+        for name in optuna.get_all_study_names(storage)
+        if name.startswith(f"{study.name}/")
+        for trial in optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
+        if trial.state == TrialState.COMPLETE and "run_id" in trial.user_attrs
+    }
+    for lost, found, missing in (
+        (known - runs, "search storage", "MLflow store"),
+        (runs - known, "MLflow store", "search storage"),
+    ):
+        if lost:
+            raise UserError(
+                f"study {study.name!r}: {len(lost)} complete trials of the {found} are unknown to the "
+                f"{missing}, which was deleted or is another one; give the study another name, or "
+                f"delete it from the {found} too"
+            )
 
 
 def first_draw(study: Study, cell: Cell) -> TrialSpec:

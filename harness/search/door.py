@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -67,13 +68,20 @@ def check_at_the_door(study: Study) -> Admission:
 def _try_strategy(spec: TrialSpec, num_groups: int) -> None:
     try:
         rows = [spec.strategy.lr_scales(num_groups, e) for e in range(spec.epochs)]
-    except ValueError as error:
-        raise UserError(f"{error} ({spec.backbone})") from error
-    if any(len(row) != num_groups for row in rows):
+        bad = next((r for r in rows if len(r) != num_groups or not all(map(_is_scale, r))), None)
+    except Exception as error:  # whatever the user's strategy raises
         raise UserError(
-            f"strategy {type(spec.strategy).__name__}: lr_scales must return {num_groups} scales "
-            f"for {spec.backbone}"
+            f"strategy {type(spec.strategy).__name__} on {spec.backbone}: {first_line(error)}"
+        ) from error
+    if bad is not None:
+        raise UserError(
+            f"strategy {type(spec.strategy).__name__}: lr_scales must return {num_groups} numbers "
+            f"above 0, or None for frozen, on {spec.backbone}; got {bad}"
         )
+
+
+def _is_scale(scale: object) -> bool:
+    return scale is None or (isinstance(scale, (int, float)) and 0 < scale < math.inf)
 
 
 def _try_one_image(network: Backbone, spec: TrialSpec) -> None:

@@ -20,7 +20,7 @@ import torch
 from harness.audit import AuditFailed
 from harness.measure import Device
 from harness.record import Recorder
-from harness.search.cells import CellSearch, Claim, Slot, reap
+from harness.search.cells import CellSearch, Claim, Slot, check_stores_agree, reap
 from harness.spec import (
     EpochResult,
     Outcome,
@@ -102,6 +102,7 @@ def run_study(
     for search in searches:
         search.check_unchanged()
     runner.reap(reap(study, storage))
+    check_stores_agree(study, storage, recorder.complete())
     for index in range(study.trials):
         for search in searches:
             yield runner.run_slot(search, index)
