@@ -9,6 +9,23 @@ mix of classes.
 Expected before the first run: full fine-tuning leads on the plain test set and loses more of it under
 shift than LP-FT (Kumar et al. 2022). Lee et al. 2022 tune the first block to adapt to corrupted training
 images; here the training images are clean, so no such gain is expected.
+
+Answer, 2026-11-22 (one CPU thread, 6 trials and 6 seeds per cell; mean test accuracy in %):
+
+                     plain  noise   blur  contrast  shuffled  label shift
+    linear probe      74.8   54.8   60.0      63.7      21.7         75.7
+    first block       74.7   32.1   63.6      65.7      21.9         74.3
+    last block        77.6   53.4   55.1      66.6      20.1         77.6
+    full              75.7   22.7   54.5      52.0      19.0         76.1
+    full, fixed BN    77.3   62.3   67.6      68.3      17.6         79.2
+    LP-FT             64.0   20.3   37.8      35.0      18.0         62.3
+    LP-FT, fixed BN   75.9   59.1   64.0      68.5      19.0         77.4
+
+As expected full fine-tuning loses most under shift (30.9 points on average, 27.4 to 34.4). Against
+expectation LP-FT does not help as it stands: accuracy falls when the network thaws, at any rate tried.
+What helps, for both, is to fix the statistics of batch norm: full with fixed statistics loses 18.3 points
+(16.9 to 19.7), at no cost on the plain test set. Not shown: that this holds for larger batches, or for
+networks without batch norm.
 """
 
 from __future__ import annotations
