@@ -439,7 +439,7 @@ def test_surgery_on_a_block_that_is_not_there_is_refused_at_the_door(
     )
     said = capsys.readouterr()
     assert code == 2
-    assert f"block {block} of a backbone with 6 groups (test_resnet)" in said.err
+    assert f"on test_resnet: Surgical: block {block} of a backbone with 6 groups" in said.err
     assert len(said.err.splitlines()) == 1
     assert not store.exists()
 

@@ -138,7 +138,9 @@ def test_full_fine_tune_equals_a_loop_by_hand(changes: dict[str, Any], make_spec
     assert [e.val_loss for e in epochs] == pytest.approx(val_losses, rel=3e-4)
     for name, theirs in model.named_parameters():
         ours, start = (dict(m.named_parameters())[name] for m in (fit._backbone.model, untrained))
-        assert (ours - theirs).norm() <= 0.05 * (theirs - start).norm(), name
+        # A scale of batch norm may move by less than a few float32 steps around 1 (1.2e-7 each).
+        rounding = torch.finfo(torch.float32).eps * theirs.norm()
+        assert (ours - theirs).norm() <= 0.05 * (theirs - start).norm() + rounding, name
 
 
 def test_linear_probe_equals_a_linear_layer_on_timms_frozen_features(make_spec: MakeSpec) -> None:
@@ -385,8 +387,8 @@ def test_first_losses_are_those_of_the_day_this_was_written(make_spec: MakeSpec)
     assert epochs[0].val_loss == pytest.approx(GOLDEN_VAL_LOSS, rel=1e-4)
 
 
-GOLDEN_TRAIN_LOSS = 2.362529
-GOLDEN_VAL_LOSS = 2.305118
+GOLDEN_TRAIN_LOSS = 2.411174
+GOLDEN_VAL_LOSS = 2.307573
 
 
 # --- ends ------------------------------------------------------------------------------------------
