@@ -9,6 +9,25 @@ needs a ViT, and no ViT weights come in a wheel.
 Expected before the first run: full fine-tuning and its gentler forms (discriminative, LP-FT, L2-SP) lead
 and cannot be told apart with 6 seeds; the last block follows; norm-only and bias-only come close to it
 with a tenth of its parameters; frozen features (probe, logistic, kNN) trail; from scratch comes last.
+
+Answer, 2026-11-22 (one CPU thread, 4 trials and 6 seeds per cell; mean test accuracy in %, 95 % t interval):
+
+    last 3           78.8  76.4 to 81.3      first block   74.6  73.5 to 75.8
+    L2-SP            77.6  75.8 to 79.4      logistic      74.4  73.4 to 75.4
+    LP-FT, fixed BN  77.4  76.0 to 78.8      linear probe  72.7  70.6 to 74.8
+    last block       77.3  76.1 to 78.4      gradual       71.6  70.2 to 73.0
+    full, fixed BN   76.9  75.5 to 78.3      LP-FT         70.7  65.7 to 75.7
+    discriminative   76.1  74.7 to 77.6      kNN           65.9  64.3 to 67.4
+    full             74.6  73.0 to 76.2      norm only     65.0  64.3 to 65.8
+    two-phase        74.6  72.9 to 76.2      bias only     60.8  59.6 to 62.0
+                                             from scratch  53.3  50.8 to 55.7
+
+As expected from scratch comes last and the gentler forms of full fine-tuning lie close together. Against
+expectation the best mean belongs to the last three blocks, not to full fine-tuning; norm-only and bias-
+only fall behind frozen features in 4 passes; and logistic regression on frozen features, without any
+gradient step, is level with full fine-tuning. With 4 trials per cell part of the order is luck of the
+draw; the rates of the cells with fixed batch norm were drawn ten times lower, because they diverge at the
+others'.
 """
 
 from __future__ import annotations
