@@ -14,14 +14,13 @@ Answer, 2026-11-22 (one CPU thread, 3 trials and 5 seeds per cell; mean test acc
     linear probe      55.8   55.8   68.1   61.8   74.2
     last block        55.3   63.0   71.1   73.2   79.2
     full              34.9   56.8   63.9   70.0   78.6
-    from scratch      13.5   26.6   40.9   42.2   64.4
+    from scratch      13.5   26.6   40.9   42.2   62.9
 
 As expected frozen features are level with the last block at 5 and behind it from 10 on (crossing at 5.2,
 interval below 5 to 6.5), and from scratch closes some of its distance to full fine-tuning by 300 (21
-points at 5, 14 at 300; one of its 5 repeats there was still running when this was read). Against
-expectation full fine-tuning never leads: the last block is at or above it at every size, level at 300.
-Full and probe change places three times between 10 and 100, which says more about 3 trials per cell (see
-the probe at 100) than about size.
+points at 5, 16 at 300). Against expectation full fine-tuning never leads: the last block is at or above
+it at every size, level at 300. Full and probe change places three times between 10 and 100, which says
+more about 3 trials per cell (see the probe at 100) than about size.
 """
 
 from __future__ import annotations
