@@ -81,6 +81,7 @@ class Fit(ABC):
         expected = self._backbone.input
         self._mean = torch.tensor(expected.mean, device=device.torch_device).view(shape) * 255
         self._std = torch.tensor(expected.std, device=device.torch_device).view(shape) * 255
+        self._tuned = self._backbone.tuned_names(spec.strategy.tuned)
         self._audit: Audit | None = None
         self._train_seconds: float | None = None
         self._trained: set[int] = set()
@@ -138,11 +139,13 @@ class Fit(ABC):
     def _shares(self) -> dict[str, float]:
         """Share of all parameters that were trained, and how deep: share of the groups above the stem
         side of the deepest trained one."""
-        tuned = self._backbone.tuned_names(self.spec.strategy.tuned)
         groups = self._backbone.groups
         every = sum(p.numel() for g in groups for p in g.parameters.values())
         trained = sum(
-            p.numel() for g in self._trained for n, p in groups[g].parameters.items() if n in tuned
+            p.numel()
+            for g in self._trained
+            for n, p in groups[g].parameters.items()
+            if n in self._tuned
         )
         depth = (len(groups) - min(self._trained)) / len(groups) if self._trained else 0.0
         return {"trainable_share": trained / every, "trained_depth": depth}
@@ -181,7 +184,7 @@ class Training(Fit):
         if spec.batch_norm == "reestimate":
             self._reestimate_statistics(train)
         with clock.pause():
-            audit = Audit(self._backbone.groups, self._backbone.tuned_names(spec.strategy.tuned))
+            audit = Audit(self._backbone.groups, self._tuned)
             self._audit = audit
         optimizer = GroupedOptimizer(self._backbone, spec, schedule)
         for epoch in range(spec.epochs):
@@ -229,11 +232,10 @@ class Training(Fit):
 
     def _scales(self, epoch: int) -> Scales:
         scales = self.spec.strategy.lr_scales(len(self._backbone.groups), epoch)
-        tuned = self._backbone.tuned_names(self.spec.strategy.tuned)
         self._trained |= {
             g
             for g, scale in enumerate(scales)
-            if scale is not None and tuned & self._backbone.groups[g].parameters.keys()
+            if scale is not None and self._tuned & self._backbone.groups[g].parameters.keys()
         }
         return scales
 
