@@ -100,6 +100,8 @@ CHOICES = {
     "schedule": ("cosine", "constant", "one_cycle"),
     "batch_norm": ("train", "frozen", "reestimate"),
     "augment": ("none", "flip_crop", "rotation", "trivial", "rand", "mixup", "cutmix"),
+    "precision": ("float32", "bfloat16"),
+    "compile": (False, True),
 }
 SHIFTS = ("noise", "blur", "contrast", "patch_shuffle", "label_shift")
 DEFAULT_LR = {"adamw": 1e-3, "sgd": 1e-2}
@@ -122,6 +124,8 @@ class TrialSpec:
         epochs: passes over the training images.
         batch_size: images per step.
         augment: how training images are varied (see harness.data.augment).
+        views: number of seeded variants per image that `augment` draws from, so that the outputs of
+            frozen layers can be kept; None draws a new one at every step.
         batch_norm: statistics of batch norms: "train" (frozen groups keep theirs), "frozen" (all keep
             theirs), or "reestimate" (averaged once over the training images, then kept).
         optimizer: "adamw" or "sgd" (momentum 0.9).
@@ -130,6 +134,8 @@ class TrialSpec:
         weight_decay: decoupled for AdamW; never on norms, biases and other 1-D parameters.
         warmup: share of all steps in which a group's rate rises linearly after it is unfrozen.
         label_smoothing: share of the target distribution spread over all classes.
+        precision: of activations, "float32" or "bfloat16" (torch.autocast; parameters stay float32).
+        compile: run the network through torch.compile.
         shifts: shifted test sets to score besides, by name, joined by "+" (see harness.data.shift).
         seed: fixes train and validation images, head initialisation and batch order.
     """
@@ -145,6 +151,7 @@ class TrialSpec:
     epochs: int = 10
     batch_size: int = 32
     augment: str = "none"
+    views: int | None = None
     batch_norm: Literal["train", "frozen", "reestimate"] = "train"
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = None  # type: ignore[assignment] # replaced by the optimiser's default
@@ -152,6 +159,8 @@ class TrialSpec:
     weight_decay: float = 0.01
     warmup: float = 0.1
     label_smoothing: float = 0.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
     shifts: str = ""
     seed: int = 0
 
@@ -172,13 +181,13 @@ class TrialSpec:
                 raise UserError(f"TrialSpec: {name} must be a name, got {getattr(self, name)!r}")
         for name in ("epochs", "batch_size"):
             _require_count(name, getattr(self, name))
-        for name in ("shots", "val_shots", "test_shots", "resolution"):
+        for name in ("shots", "val_shots", "test_shots", "resolution", "views"):
             if getattr(self, name) is not None:
                 _require_count(name, getattr(self, name))
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise UserError(
-                    f"TrialSpec: {name} must be one of {', '.join(choices)}, "
+                    f"TrialSpec: {name} must be one of {', '.join(map(str, choices))}, "
                     f"got {getattr(self, name)!r}"
                 )
         for name in self.shift_names():
@@ -189,6 +198,11 @@ class TrialSpec:
         if self.strategy.readout != "head" and self.batch_norm == "reestimate":
             raise UserError(
                 "TrialSpec: batch_norm 'reestimate' is for strategies with gradient steps"
+            )
+        if self.views is not None and self.augment in ("none", "mixup", "cutmix"):
+            raise UserError(
+                f"TrialSpec: views are for an augment that varies each image by itself, got "
+                f"{self.augment!r}"
             )
         if self.lr is None:
             object.__setattr__(self, "lr", DEFAULT_LR[self.optimizer])

@@ -127,7 +127,11 @@ class CellSearch:
         fixed = optuna.trial.FixedTrial(witness.params)
         seed = trial_seed(self.study, self.phase, witness.user_attrs["index"])
         try:
-            changes = difference(witness.user_attrs["spec"], self.draw(fixed, seed).flat())
+            # A field that TrialSpec gained since then had its default.
+            defaults = {f.name: f.default for f in dataclasses.fields(TrialSpec)}
+            now = self.draw(fixed, seed).flat()
+            then = {k: defaults[k] for k in now if k in defaults} | witness.user_attrs["spec"]
+            changes = difference(then, now)
         except Exception as error:  # whatever the user's function raises
             changes = [first_line(error)]
         ranges = (witness.distributions, fixed.distributions)
