@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STUDY ?= freeze_depth
 
-.PHONY: study test check format clean
+.PHONY: study test check format bench clean
 
 study: .venv/installed
 	$(BIN)/python -m harness.study --space studies/$(STUDY).py
@@ -22,6 +22,9 @@ format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: .venv/installed-bench
+	$(BIN)/python -m benchmarks.run $(if $(ONLY),--only $(ONLY))
+
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -e .
@@ -30,6 +33,11 @@ format: .venv/installed-dev
 .venv/installed-dev: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -e '.[dev]'
+	touch $@ .venv/installed
+
+.venv/installed-bench: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -e '.[bench]'
 	touch $@ .venv/installed
 
 clean:

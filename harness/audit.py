@@ -41,10 +41,8 @@ class Audit:
     def __init__(self, groups: Sequence[Group], tuned: frozenset[str] | None = None) -> None:
         self._groups = groups
         self._tuned = frozenset(n for g in groups for n in g.parameters) if tuned is None else tuned
-        self._start = [digest(self._part(g, tuned=True)) for g in range(len(groups))]
-        self._untuned = [digest(self._part(g, tuned=False)) for g in range(len(groups))]
         self._frozen: dict[int, str] = {}
-        self._trained: set[int] = set()
+        self._start: dict[int, tuple[str, str]] = {}
 
     def begin_epoch(self, scales: Scales) -> None:
         """Call with the epoch's scales before its first step.
@@ -56,10 +54,11 @@ class Audit:
             if scale is None:
                 self._frozen.setdefault(g, self._digest(g))
             else:
-                self._trained.add(g)
                 if g in self._frozen:
                     self._check_frozen(g)
                     del self._frozen[g]
+                if g not in self._start:
+                    self._start[g] = self._parts(g)
 
     def check_rates(
         self, applied: Mapping[int, set[float]], scales: Scales, rate: Sequence[float]
@@ -87,20 +86,27 @@ class Audit:
         """
         for g in self._frozen:
             self._check_frozen(g)
-        for g in self._trained:
-            tuned = self._part(g, tuned=True)
-            if tuned and digest(tuned) == self._start[g]:
+        for g, start in self._start.items():
+            tuned, untuned = self._parts(g)
+            if tuned == start[0] and self._tuned & self._groups[g].parameters.keys():
                 raise AuditFailed(
                     f"group {self._groups[g].name} was to be trained but did not move"
                 )
-        for g, untuned in enumerate(self._untuned):
-            if digest(self._part(g, tuned=False)) != untuned:
+            if untuned != start[1]:
                 raise AuditFailed(
                     f"group {self._groups[g].name}: a parameter that the strategy does not tune changed"
                 )
 
-    def _part(self, g: int, tuned: bool) -> dict[str, torch.Tensor]:
-        return {n: p for n, p in self._groups[g].parameters.items() if (n in self._tuned) == tuned}
+    def frozen_digest(self, depth: int) -> str:
+        """Hash of all tensors of the `depth` leading groups, which are frozen now."""
+        return hashlib.sha256("".join(self._frozen[g] for g in range(depth)).encode()).hexdigest()
+
+    def _parts(self, g: int) -> tuple[str, str]:
+        """Hashes of the group's parameters that the strategy tunes, and of those that it does not."""
+        parts: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] = ({}, {})
+        for name, parameter in self._groups[g].parameters.items():
+            parts[name not in self._tuned][name] = parameter
+        return digest(parts[0]), digest(parts[1])
 
     def _digest(self, g: int) -> str:
         return digest({**self._groups[g].parameters, **self._groups[g].buffers})

@@ -132,9 +132,10 @@ class GroupedOptimizer:
         for entry in self._torch.param_groups:
             scale = self._scales[entry["group"]]
             entry["lr"] = 0.0 if scale is None else scale * rate[entry["group"]]
-        self._torch.zero_grad(set_to_none=True)
         loss.backward()
         self._torch.step()
+        # Now, not before the next step: they would lie in memory through its forward pass.
+        self._torch.zero_grad(set_to_none=True)
         if self._anchors:
             self._pull_back()
 

@@ -38,7 +38,7 @@ from harness.spec import (
 for _name in ("alembic", "mlflow.store.db.utils", "mlflow.store.db.base_sql_model"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
-PER_EPOCH = ("train_loss", "val_loss", "val_accuracy", "train_seconds")
+PER_EPOCH = ("train_loss", "val_loss", "val_accuracy", "train_seconds", "marginal_seconds")
 """Metrics with one value per epoch; MLflow shows the last, which is the trial's."""
 STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "killed": "KILLED"}
 """MLflow's own status of an outcome; every other outcome is FAILED."""
@@ -157,6 +157,7 @@ class Recorder:
     def finish(self, run_id: str, result: TrialResult) -> None:
         """Final metrics, outcome and predictions, then the terminal status. Safe to repeat."""
         tags = [RunTag("outcome", result.outcome)]
+        tags += [RunTag(name, note[:5000]) for name, note in result.notes.items()]
         if result.reason:
             tags.append(RunTag("reason", result.reason[:5000]))
         final = {k: v for k, v in result.metrics.items() if k not in PER_EPOCH}

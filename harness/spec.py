@@ -17,6 +17,8 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -39,7 +41,8 @@ Arms = Mapping[str, "Callable[[optuna.trial.BaseTrial], Strategy]"]
 RESERVED_FACTORS = frozenset(
     "study cell phase index seed outcome reason run_id attempt chosen device threads superseded "
     "start_time optuna_trial size epoch example predicted probability failed tuned n mean sd low high "
-    "train_loss val_loss test_loss val_accuracy test_accuracy train_seconds total_seconds "
+    "train_loss val_loss test_loss val_accuracy test_accuracy train_seconds marginal_seconds "
+    "total_seconds prefix "
     "trained_depth trainable_share".split()
 )
 """Tags and columns of our own; a factor of that name would hide one."""
@@ -87,6 +90,16 @@ def program(name: str) -> str:
         return name
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+@cache
+def _version(package: str) -> str:
+    return version(package)
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Package -> its installed version."""
+    return {package: _version(package) for package in packages}
 
 
 def derive_seed(*parts: object) -> int:
@@ -367,7 +380,11 @@ class EpochResult:
     val_loss: float
     val_accuracy: float
     train_seconds: float
-    """Seconds spent training since the trial began, evaluation and data set-up excluded."""
+    """Cold-equivalent seconds of training since the trial began, evaluation and data set-up excluded: what
+    the strategy costs someone who runs it alone. Outputs of frozen groups that were found kept count with
+    what was measured when they were made."""
+    marginal_seconds: float
+    """The same with only what this trial itself spent."""
 
 
 @dataclass(frozen=True)
@@ -395,6 +412,8 @@ class TrialResult:
     metrics: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
     predictions: Predictions | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """What else a reader should know, by name, e.g. "prefix": what of the frozen groups was kept."""
 
 
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)

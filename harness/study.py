@@ -54,6 +54,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns/mlflow.db)"
     )
     parser.add_argument(
+        "--cache-dir",
+        type=Path,
+        help="where outputs of frozen layers are kept (default: user's cache)",
+    )
+    parser.add_argument(
+        "--cache-budget", default="10GiB", help="bytes kept there; 0 keeps nothing (default: 10GiB)"
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="print cells, trials and what would run; then stop"
     )
     return parser.parse_args(argv)
@@ -128,12 +136,14 @@ def run(arguments: argparse.Namespace) -> int:
     # Heavy imports wait until the command line and the study file are known to be right.
     from harness.measure import resolve_device
     from harness.record import Recorder, default_tracking_uri, sqlite_path
+    from harness.rows import Cache, default_folder, parse_size
     from harness.search.door import check_at_the_door
     from harness.search.runner import StudyStopped, run_study, sole_runner
     from harness.search.storage import open_storage
 
     device = resolve_device(arguments.device)
-    admitted = check_at_the_door(study)
+    cache = Cache(arguments.cache_dir or default_folder(), parse_size(arguments.cache_budget))
+    admitted = check_at_the_door(study, cache)
     for line in admitted.leaks:
         print(f"warning: {line}", file=sys.stderr)
     tracking_uri = arguments.tracking_uri or default_tracking_uri(ROOT)
@@ -149,7 +159,7 @@ def run(arguments: argparse.Namespace) -> int:
         storage = open_storage(storage_url) if arguments.storage else None
         recorder = Recorder(tracking_uri, study_info(study, arguments, admitted.leaks))
         storage = storage or open_storage(storage_url)
-        events = run_study(study, storage, recorder, device, environment(device))
+        events = run_study(study, storage, recorder, device, environment(device), cache)
         try:
             show(study, events)
         except StudyStopped as error:

@@ -10,10 +10,10 @@ Knows neither Optuna nor MLflow, and never the name of a strategy: a row of scal
 
 from __future__ import annotations
 
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from math import inf, isfinite
 from typing import final
 
 import numpy as np
@@ -27,26 +27,56 @@ from harness.data import (
     augmentation,
     load_target,
     read_examples,
+    seeded_views,
     shifted,
     split_indices,
 )
 from harness.features import Readout, fit_readout
 from harness.measure import Clock, Device
+from harness.network import Feed, Network
 from harness.optimizer import GroupedOptimizer, Schedule, batches
+from harness.rows import Cache
 from harness.spec import EpochResult, Predictions, TrialResult, TrialSpec, derive_seed
 from harness.transfer import Scales
-
-EVAL_BATCH = 256
 
 
 class Diverged(Exception):
     """The training loss is not finite."""
 
 
-def start(spec: TrialSpec, device: Device) -> Fit:
+class Seconds:
+    """What training took: by the clock, and for outputs of frozen groups that another trial may have made.
+
+    Attributes:
+        counted: by the clock, which stands still while outputs of frozen groups are made or looked up;
+            None before the first epoch has ended.
+    """
+
+    def __init__(self) -> None:
+        self.counted: float | None = None
+        self._paid = 0.0
+        self._cold: dict[tuple[str, str], float] = {}
+
+    def add(self, part: str, feed: Feed) -> None:
+        """Count what feeding a part of the split took; the same outputs again cost nothing."""
+        self._paid += feed.paid_seconds
+        self._cold[part, feed.key] = feed.cold_seconds
+
+    @property
+    def cold(self) -> float:
+        """As if nothing had been kept before this trial."""
+        return (self.counted or 0.0) + sum(self._cold.values())
+
+    @property
+    def marginal(self) -> float:
+        """What this trial itself spent."""
+        return (self.counted or 0.0) + self._paid
+
+
+def start(spec: TrialSpec, device: Device, cache: Cache = Cache()) -> Fit:
     """One trial, ready to be iterated: gradient steps, or a readout on frozen features."""
     kind = Training if spec.strategy.readout == "head" else FeatureTraining
-    return kind(spec, device)
+    return kind(spec, device, cache)
 
 
 class Fit(ABC):
@@ -55,13 +85,14 @@ class Fit(ABC):
     Args:
         spec: everything that decides the run.
         device: where to compute.
+        cache: where decoded images and outputs of frozen groups are kept for other trials.
 
     Raises:
         UserError: if target, backbone or source are not to be had.
     """
 
-    def __init__(self, spec: TrialSpec, device: Device) -> None:
-        self.spec, self.device = spec, device
+    def __init__(self, spec: TrialSpec, device: Device, cache: Cache = Cache()) -> None:
+        self.spec, self.device, self.cache = spec, device, cache
         self._started = time.perf_counter()
         device.reset_peak()
         target = load_target(spec.target)
@@ -76,14 +107,10 @@ class Fit(ABC):
             spec.resolution,
             spec.strategy.lora_rank,
         )
-        self._size = spec.resolution or self._backbone.input.resolution
-        shape = (1, 3, 1, 1)
-        expected = self._backbone.input
-        self._mean = torch.tensor(expected.mean, device=device.torch_device).view(shape) * 255
-        self._std = torch.tensor(expected.std, device=device.torch_device).view(shape) * 255
+        self._network = Network(self._backbone, spec, device, cache)
         self._tuned = self._backbone.tuned_names(spec.strategy.tuned)
         self._audit: Audit | None = None
-        self._train_seconds: float | None = None
+        self._seconds = Seconds()
         self._trained: set[int] = set()
 
     @abstractmethod
@@ -103,14 +130,16 @@ class Fit(ABC):
         if self._audit is not None:
             self._audit.finish()
         metrics = {**self._shares(), **self.device.peaks()}
-        if self._train_seconds is not None:
-            metrics["train_seconds"] = self._train_seconds
+        if self._seconds.counted is not None:
+            metrics["train_seconds"] = self._seconds.cold
+            metrics["marginal_seconds"] = self._seconds.marginal
         predictions = None
         if test:
             scores, predictions = self._test()
             metrics |= scores
         metrics["total_seconds"] = time.perf_counter() - self._started
-        return TrialResult("complete", metrics, predictions=predictions)
+        notes = {"prefix": self._network.prefix_in_words}
+        return TrialResult("complete", metrics, predictions=predictions, notes=notes)
 
     def _test(self) -> tuple[dict[str, float], Predictions]:
         examples = self._read(self._split.test)
@@ -131,10 +160,10 @@ class Fit(ABC):
     def _judge(self, epoch: int, train_loss: float, val: Examples) -> EpochResult:
         val_loss, val_accuracy = score(self._predict(val), val.labels)
         for name, loss in (("training", train_loss), ("validation", val_loss)):
-            if not math.isfinite(loss):
+            if not isfinite(loss):
                 raise Diverged(f"{name} loss {loss} in epoch {epoch}")
-        assert self._train_seconds is not None
-        return EpochResult(epoch, train_loss, val_loss, val_accuracy, self._train_seconds)
+        seconds = (self._seconds.cold, self._seconds.marginal)
+        return EpochResult(epoch, train_loss, val_loss, val_accuracy, *seconds)
 
     def _shares(self) -> dict[str, float]:
         """Share of all parameters that were trained, and how deep: share of the groups above the stem
@@ -152,14 +181,12 @@ class Fit(ABC):
 
     def _read(self, part: np.ndarray) -> Examples:
         return read_examples(
-            self.spec.target, tuple(part.tolist()), self._size, self._backbone.input.interpolation
+            self.spec.target,
+            tuple(part.tolist()),
+            self._network.size,
+            self._backbone.input.interpolation,
+            self.cache,
         )
-
-    def _input(self, images: torch.Tensor) -> torch.Tensor:
-        """(n, 3, s, s) in [0, 255] -> normalised float on the device, channels last."""
-        moved = images.to(self.device.torch_device, non_blocking=True)
-        normalised = (moved.float() - self._mean) / self._std
-        return normalised.contiguous(memory_format=torch.channels_last)
 
 
 @final
@@ -174,15 +201,19 @@ class Training(Fit):
             AuditFailed: if frozen tensors moved or a learning rate is not the strategy's.
         """
         spec, train, val = self.spec, self._read(self._split.train), self._read(self._split.val)
+        count = len(train)
         order = torch.Generator().manual_seed(derive_seed(spec.seed, "batches"))
         variation = torch.Generator().manual_seed(derive_seed(spec.seed, "augment"))
-        vary = augmentation(spec.augment, self._size, self._classes)
-        per_epoch = len(batches(len(train.labels), spec.batch_size, torch.Generator()))
+        vary = augmentation(spec.augment, self._network.size, self._classes)
+        if spec.views is not None:
+            train = seeded_views(train, vary, spec.views, spec.seed, self.cache)
+            vary = augmentation("none", self._network.size, self._classes)
+        per_epoch = len(batches(count, spec.batch_size, torch.Generator()))
         steps = per_epoch * spec.epochs
         schedule = Schedule(steps, round(spec.warmup * steps), spec.schedule)
         clock = Clock(self.device.synchronize)
         if spec.batch_norm == "reestimate":
-            self._reestimate_statistics(train)
+            self._network.reestimate_statistics(train)
         with clock.pause():
             audit = Audit(self._backbone.groups, self._tuned)
             self._audit = audit
@@ -191,18 +222,24 @@ class Training(Fit):
             scales = self._scales(epoch)
             with clock.pause():
                 audit.begin_epoch(scales)
+                self._network.freeze(scales, audit.frozen_digest)
+                feed = self._network.feed(train)
+                self._seconds.add("train", feed)
             step = epoch * per_epoch
             optimizer.begin_epoch(scales, step)
             total = torch.zeros((), device=self.device.torch_device)
-            for rows in batches(len(train.labels), spec.batch_size, order):
-                loss = self._loss(*vary(train.images[rows], train.labels[rows], variation))
+            for rows in batches(count, spec.batch_size, order):
+                if spec.views is not None:
+                    rows += count * torch.randint(spec.views, rows.shape, generator=variation)
+                images, labels = vary(feed.values[rows], feed.labels[rows], variation)
+                loss = self._network.loss(feed.run(images), labels)
                 optimizer.step(loss, step)
                 total += loss.detach() * len(rows)
                 step += 1
-            self._train_seconds = clock.seconds
+            self._seconds.counted = clock.seconds
             with clock.pause():
                 audit.check_rates(optimizer.applied(), scales, optimizer.rate(step - 1))
-                yield self._judge(epoch, float(total) / len(train.labels), val)
+                yield self._judge(epoch, float(total) / count, val)
 
     def range_test(self, steps: int) -> Iterator[tuple[float, float]]:
         """Learning-rate range test (Smith 2017): one batch per step while the rate grows to spec.lr.
@@ -218,16 +255,16 @@ class Training(Fit):
         optimizer = GroupedOptimizer(self._backbone, self.spec, Schedule(steps, 0, "range"))
         optimizer.begin_epoch(self._scales(0), 0)
         queue: list[torch.Tensor] = []
-        lowest = math.inf
+        feed, lowest = self._network.feed(train), inf
         for step in range(steps):
-            queue = queue or list(batches(len(train.labels), self.spec.batch_size, order))
+            queue = queue or list(batches(len(train), self.spec.batch_size, order))
             rows = queue.pop(0)
-            loss = self._loss(train.images[rows], train.labels[rows])
+            loss = self._network.loss(feed.run(feed.values[rows]), feed.labels[rows])
             value = float(loss.detach())
             optimizer.step(loss, step)
             yield self.spec.lr * Schedule(steps, 0, "range").factor(step, 0), value
             lowest = min(lowest, value)
-            if not math.isfinite(value) or value > 4 * lowest:
+            if not isfinite(value) or value > 4 * lowest:
                 return
 
     def _scales(self, epoch: int) -> Scales:
@@ -239,24 +276,8 @@ class Training(Fit):
         }
         return scales
 
-    def _loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        logits = self._backbone.model(self._input(images))
-        wanted = labels.to(self.device.torch_device)
-        return F.cross_entropy(logits, wanted, label_smoothing=self.spec.label_smoothing)
-
-    def _reestimate_statistics(self, train: Examples) -> None:
-        """Batch norm statistics as plain averages over the training images (Li et al. 2017, AdaBN)."""
-        inputs = (
-            self._input(x)
-            for x in train.images.tensor_split(math.ceil(len(train.images) / EVAL_BATCH))
-        )
-        torch.optim.swa_utils.update_bn(inputs, self._backbone.model)
-
     def _predict(self, examples: Examples) -> torch.Tensor:
-        model = self._backbone.model.eval()
-        with torch.inference_mode():
-            parts = [model(self._input(x)).float() for x in examples.images.split(EVAL_BATCH)]
-            return torch.cat(parts).log_softmax(1).cpu()
+        return self._network.log_probabilities(examples)
 
 
 @final
@@ -271,24 +292,24 @@ class FeatureTraining(Fit):
         assert kind != "head"
         train, val = self._read(self._split.train), self._read(self._split.val)
         self._audit = Audit(self._backbone.groups, frozenset())
-        self._audit.begin_epoch((None,) * len(self._backbone.groups))
+        scales = (None,) * len(self._backbone.groups)
+        self._audit.begin_epoch(scales)
+        self._network.freeze(scales, self._audit.frozen_digest)
         clock = Clock(self.device.synchronize)
+        with clock.pause():
+            # C or k is chosen on validation: its features are part of the fit.
+            for name, part in (("train", train), ("val", val)):
+                self._seconds.add(name, self._network.feed(part))
         parts = [(self._features(part), part.labels.numpy()) for part in (train, val)]
         self._readout = fit_readout(kind, parts[0], parts[1], self._classes)
-        self._train_seconds = clock.seconds
+        self._seconds.counted = clock.seconds
         with clock.pause():
             train_loss, _ = score(self._predict(train), train.labels)
             yield self._judge(0, train_loss, val)
 
     def _features(self, examples: Examples) -> np.ndarray:
         """(n, d) inputs of the head, from the network in eval()."""
-        model, kept = self._backbone.model.eval(), []
-        hook = self._backbone.head.register_forward_pre_hook(lambda _, x: kept.append(x[0].cpu()))
-        with torch.inference_mode():
-            for images in examples.images.split(EVAL_BATCH):
-                model(self._input(images))
-        hook.remove()
-        features: np.ndarray = torch.cat(kept).flatten(1).float().numpy()
+        features: np.ndarray = self._network.features(examples).numpy()
         return features
 
     def _predict(self, examples: Examples) -> torch.Tensor:

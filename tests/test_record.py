@@ -92,12 +92,13 @@ def test_each_epoch_adds_one_step_to_every_curve(
 ) -> None:
     run_id = recorder.start(make_spec(), "x", {})
     for e in range(3):
-        recorder.epoch(run_id, EpochResult(e, 2.0 - e, 1.5 - e, 0.25 * e, 10.0 * e))
+        recorder.epoch(run_id, EpochResult(e, 2.0 - e, 1.5 - e, 0.25 * e, 10.0 * e, 4.0 * e))
     wanted = {
         "train_loss": [2.0, 1.0, 0.0],
         "val_loss": [1.5, 0.5, -0.5],
         "val_accuracy": [0.0, 0.25, 0.5],
         "train_seconds": [0.0, 10.0, 20.0],
+        "marginal_seconds": [0.0, 4.0, 8.0],
     }
     for name, values in wanted.items():
         history = client.get_metric_history(run_id, name)

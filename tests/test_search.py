@@ -72,7 +72,7 @@ class World:
         self.truth: Callable[[TrialSpec], tuple[float, float]] = truth
         self.disturb: Callable[[TrialSpec, int], None] = lambda spec, epoch: None
 
-    def start(self, spec: TrialSpec, device: object) -> FakeTraining:
+    def start(self, spec: TrialSpec, device: object, cache: object) -> FakeTraining:
         self.specs.append(spec)
         return FakeTraining(self, spec)
 
@@ -93,7 +93,8 @@ class FakeTraining:
     def __iter__(self) -> Iterator[EpochResult]:
         for epoch in range(self._spec.epochs):
             self._world.disturb(self._spec, epoch)
-            yield EpochResult(epoch, 1.0, *self._world.truth(self._spec), 0.5 * (epoch + 1))
+            seconds = 0.5 * (epoch + 1)
+            yield EpochResult(epoch, 1.0, *self._world.truth(self._spec), seconds, seconds)
 
     def finish(self, test: bool) -> TrialResult:
         if not test:

@@ -4,7 +4,7 @@ The only importer of torchvision's data side: targets (data sets by name), split
 training images, shifts of test images, and the guard against leakage between the parts.
 """
 
-from harness.data.augment import Augment, augmentation
+from harness.data.augment import Augment, augmentation, seeded_views
 from harness.data.images import open_image
 from harness.data.leakage import Leak, find_leaks, leaks_in_words
 from harness.data.shift import shifted
@@ -23,6 +23,7 @@ __all__ = [
     "load_target",
     "open_image",
     "read_examples",
+    "seeded_views",
     "shifted",
     "split_indices",
 ]

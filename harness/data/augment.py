@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from torch.nn import functional as F
 from torchvision.transforms import v2
+
+from harness.data.splits import Examples
+from harness.data.targets import Indices
+from harness.rows import Cache, Full, View
+from harness.spec import derive_seed, versions
+
+T = TypeVar("T")
+Vary = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+"""(n, 3, s, s) uint8 images -> as many varied ones, each by itself."""
 
 
 @dataclass(frozen=True)
 class Augment:
-    """One policy of torchvision's v2 transforms.
+    """One policy.
 
     Attributes:
-        per_image: applied to each image by itself, or None.
-        per_batch: mixes images and labels of a batch, or None.
+        name: as in `augmentation`.
+        per_image: varies each image by itself, or None.
+        per_batch: mixes images and labels of a batch (one of torchvision's v2 transforms), or None.
     """
 
-    per_image: Any = None
+    name: str
+    per_image: Vary | None = None
     per_batch: Any = None
 
     def __call__(
@@ -29,22 +43,16 @@ class Augment:
         Args:
             images: (n, 3, s, s) uint8.
             labels: (n,) int64.
-            generator: source of all randomness; one number is drawn per batch.
+            generator: source of all randomness.
 
         Returns:
             Images, uint8 or (when mixed) float in [0, 255], and labels, (n,) int64 or (when mixed) (n,
             classes) probabilities.
         """
-        if self.per_image is None and self.per_batch is None:
-            return images, labels
-        seed = int(torch.randint(2**31, (), generator=generator))
-        # torchvision draws from torch's global generator; the fork keeps that inside this function.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            if self.per_image is not None:
-                images = torch.stack([self.per_image(image) for image in images])
-            if self.per_batch is not None:
-                images, labels = self.per_batch(images.float(), labels)
+        if self.per_image is not None:
+            images = self.per_image(images, generator)
+        if self.per_batch is not None:
+            images, labels = _seeded(lambda: self.per_batch(images.float(), labels), generator)
         return images, labels
 
 
@@ -62,19 +70,113 @@ def augmentation(name: str, size: int, num_classes: int) -> Augment:
         KeyError: on another name; specs are checked when they are made.
     """
     bilinear = v2.InterpolationMode.BILINEAR
-    flip_crop = v2.Compose(
-        [
-            v2.RandomHorizontalFlip(),
-            v2.RandomCrop(size, padding=max(1, size // 8), padding_mode="reflect"),
-        ]
-    )
     policies = {
-        "none": Augment(),
-        "flip_crop": Augment(flip_crop),
-        "rotation": Augment(v2.RandomRotation(15, interpolation=bilinear)),
-        "trivial": Augment(v2.TrivialAugmentWide(interpolation=bilinear)),
-        "rand": Augment(v2.RandAugment(interpolation=bilinear)),
-        "mixup": Augment(per_batch=v2.MixUp(alpha=0.2, num_classes=num_classes)),
-        "cutmix": Augment(per_batch=v2.CutMix(alpha=1.0, num_classes=num_classes)),
+        "none": Augment(name),
+        "flip_crop": Augment(name, _flip_crop),
+        "rotation": Augment(name, _rotation),
+        "trivial": Augment(name, _one_by_one(v2.TrivialAugmentWide(interpolation=bilinear))),
+        "rand": Augment(name, _one_by_one(v2.RandAugment(interpolation=bilinear))),
+        "mixup": Augment(name, per_batch=v2.MixUp(alpha=0.2, num_classes=num_classes)),
+        "cutmix": Augment(name, per_batch=v2.CutMix(alpha=1.0, num_classes=num_classes)),
     }
     return policies[name]
+
+
+def seeded_views(
+    examples: Examples, policy: Augment, views: int, seed: int, cache: Cache = Cache()
+) -> Examples:
+    """Every image in `views` variants, each decided by (seed, image, number) alone.
+
+    Args:
+        examples: n images.
+        policy: varies each image by itself.
+        views: number of variants.
+        seed: the trial's.
+        cache: where they are kept; in memory when they do not fit.
+
+    Returns:
+        views * n examples: variant v of the i-th is at v * n + i.
+    """
+    assert policy.per_image is not None
+    vary, pixels, count = policy.per_image, examples.pixels, len(examples)
+    if isinstance(pixels, View):
+        every, own = pixels.rows.count, pixels.index
+        image = np.arange(every)
+    else:
+        every, own = count, np.arange(count)
+        image = examples.index
+    index = np.concatenate([v * every + own for v in range(views)])
+
+    def make(at: Indices) -> torch.Tensor:
+        generators = (
+            torch.Generator().manual_seed(derive_seed(seed, "view", i // every, image[i % every]))
+            for i in at
+        )
+        rows = at % every
+        images = (
+            pixels.rows.take(rows) if isinstance(pixels, View) else pixels[torch.from_numpy(rows)]
+        )
+        return torch.cat([vary(x[None], g) for x, g in zip(images, generators, strict=True)])
+
+    def tiled(values: Indices) -> Indices:
+        return np.tile(values, views)
+
+    labels = examples.labels.repeat(views)
+    if isinstance(pixels, View):
+        key = {
+            "what": f"views by {policy.name}",
+            "views": str(views),
+            "seed": str(seed),
+            "images": pixels.rows.key,
+            **versions("torch", "torchvision"),
+        }
+        rows = cache.rows(key, views * every, pixels.rows.shape)
+        try:
+            rows.fill(index, np.tile(pixels.rows.marks(own), (views, 1)), make)
+            return Examples(View(rows, index), labels, tiled(examples.index))
+        except Full:
+            pass
+    return Examples(make(index), labels, tiled(examples.index))
+
+
+def _flip_crop(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Mirrored or not, and moved by up to an eighth of the side, the edge reflected."""
+    count, side = len(images), images.shape[-1]
+    pad = max(1, side // 8)
+    flip = torch.rand(count, generator=generator) < 0.5
+    shifts = torch.randint(-pad, pad + 1, (2, count, 1), generator=generator)
+    rows, columns = (torch.arange(side) + shift for shift in shifts)
+    rows, columns = ((side - 1 - (side - 1 - x.abs()).abs()) for x in (rows, columns))
+    columns = torch.where(flip[:, None], columns.flip(1), columns)
+    which = torch.arange(count)[:, None, None, None]
+    channels = torch.arange(images.shape[1])[None, :, None, None]
+    return images[which, channels, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def _rotation(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Turned about the centre by up to 15 degrees, bilinear, black outside."""
+    angle = (torch.rand(len(images), generator=generator) * 30 - 15).deg2rad()
+    zero = torch.zeros_like(angle)
+    matrix = torch.stack(
+        [angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos(), zero], dim=1
+    ).view(-1, 2, 3)
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    turned = F.grid_sample(images.float(), grid, mode="bilinear", align_corners=False)
+    return turned.round().to(torch.uint8)
+
+
+def _one_by_one(transform: Any) -> Vary:
+    """A torchvision transform that draws once per call, called for each image."""
+
+    def vary(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return _seeded(lambda: torch.stack([transform(image) for image in images]), generator)
+
+    return vary
+
+
+def _seeded(draw: Callable[[], T], generator: torch.Generator) -> T:
+    """torchvision draws from torch's global generator; the fork keeps that inside this function."""
+    seed = int(torch.randint(2**31, (), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return draw()

@@ -37,14 +37,14 @@ def find_leaks(parts: Mapping[str, Examples]) -> list[Leak]:
     re-compression, rescaling and changes of brightness, not crops or rotations. Data sets whose images
     are coarse by nature (8 x 8 digits) hold honest near duplicates; the list says where to look.
     """
-    thumbnails = {name: _thumbnails(part.images) for name, part in parts.items()}
+    thumbnails = {name: _thumbnails(part) for name, part in parts.items()}
     names = list(parts)
     found: list[Leak] = []
     for i, first in enumerate(names):
         for second in names[i + 1 :]:
             a, b = parts[first], parts[second]
             for row, column in _close(thumbnails[first], thumbnails[second]):
-                exact = torch.equal(a.images[row], b.images[column])
+                exact = torch.equal(a.pixels[row : row + 1], b.pixels[column : column + 1])
                 found.append(
                     Leak((first, second), (int(a.index[row]), int(b.index[column])), exact)
                 )
@@ -74,8 +74,9 @@ def leaks_in_words(leaks: Sequence[Leak], target: Target) -> str:
     )
 
 
-def _thumbnails(images: torch.Tensor) -> torch.Tensor:
+def _thumbnails(examples: Examples) -> torch.Tensor:
     """(n, 256) standardised grey thumbnails; a flat image becomes zeros and is near to nothing."""
-    grey = torch.cat([part.float().mean(1, keepdim=True) for part in images.split(1024)])
-    small = F.interpolate(grey, (16, 16), mode="area").flatten(1)
+    parts = (examples.pixels[start : start + 1024] for start in range(0, len(examples), 1024))
+    grey = (part.float().mean(1, keepdim=True) for part in parts)
+    small = torch.cat([F.interpolate(part, (16, 16), mode="area").flatten(1) for part in grey])
     return F.normalize(small - small.mean(1, keepdim=True), dim=1)

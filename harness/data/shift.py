@@ -82,4 +82,4 @@ def _label_shift(examples: Examples, generator: torch.Generator) -> Examples:
         order = members[torch.randperm(len(members), generator=generator)]
         keep.append(order[: max(1, round(float(counts.min() * wanted[label])))])
     rows = torch.cat(keep).sort().values
-    return Examples(examples.images[rows], examples.labels[rows], examples.index[rows.numpy()])
+    return Examples(examples.pixels[rows], examples.labels[rows], examples.index[rows.numpy()])

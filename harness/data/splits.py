@@ -9,16 +9,31 @@ import numpy as np
 import torch
 
 from harness.data.targets import Indices, Target, load_target
-from harness.spec import TrialSpec, UserError, derive_seed
+from harness.rows import Cache, Full, View
+from harness.spec import TrialSpec, UserError, derive_seed, versions
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Decoded images: `images` (n, 3, size, size) uint8, `labels` (n,) int64, `index` (n,) positions."""
+    """Decoded images.
 
-    images: torch.Tensor
+    Attributes:
+        pixels: n images, (3, size, size) uint8 each; a tensor, or a view of what is kept.
+        labels: (n,) int64.
+        index: (n,) positions in the target.
+    """
+
+    pixels: torch.Tensor | View
     labels: torch.Tensor
     index: Indices
+
+    @property
+    def images(self) -> torch.Tensor:
+        """(n, 3, size, size) uint8, all of them in memory."""
+        return self.pixels[:]
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
 
 @dataclass(frozen=True)
@@ -72,9 +87,30 @@ def split_indices(target: Target, spec: TrialSpec) -> SplitIndices:
 
 
 @lru_cache(maxsize=24)
-def read_examples(target: str, part: tuple[int, ...], size: int, interpolation: str) -> Examples:
-    """The images of a target at the given positions, decoded once per process."""
+def read_examples(
+    target: str, part: tuple[int, ...], size: int, interpolation: str, cache: Cache = Cache()
+) -> Examples:
+    """The images of a target at the given positions, each decoded once per cache.
+
+    Args:
+        target: its name.
+        part: positions in it.
+        size: side of the images in pixels.
+        interpolation: how they are resized.
+        cache: where decoded images are kept; in this process when they do not fit it.
+    """
     source = load_target(target)
     index = np.array(part, np.int64)
-    images = source.read(index, size, interpolation)
-    return Examples(images, torch.from_numpy(source.labels[index]), index)
+    labels = torch.from_numpy(source.labels[index])
+    key = {
+        "what": f"pixels of {source.name} at {size} x {size}",
+        "target": source.key,
+        "interpolation": interpolation,
+        **versions("torch", "torchvision", "pillow"),
+    }
+    rows = cache.rows(key, len(source.labels), (3, size, size))
+    try:
+        rows.fill(index, source.stamps(index), lambda at: source.read(at, size, interpolation))
+    except Full:
+        return Examples(source.read(index, size, interpolation), labels, index)
+    return Examples(View(rows, index), labels, index)

@@ -12,8 +12,9 @@ import gzip
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, final
 
@@ -64,6 +65,19 @@ class Target(ABC):
             hashed.update(part)
         return hashed.hexdigest()
 
+    @property
+    def key(self) -> str:
+        """What the images lie under when they are kept: together with `stamps` it decides their pixels."""
+        return self._fingerprint
+
+    def stamps(self, indices: Indices) -> NDArray[np.uint8]:
+        """(n, k) bytes that change when an image does and `key` does not."""
+        return np.zeros((len(indices), 0), np.uint8)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self.fingerprint()
+
     @abstractmethod
     def _identity(self) -> Iterable[bytes]:
         """What else than labels and class names tells this data set from a changed one."""
@@ -105,9 +119,23 @@ class FileTarget(Target):
             yield f"{path.parent.name}/{path.name}".encode("utf-8", "surrogateescape")
             yield path.read_bytes()
 
+    @cached_property
+    def key(self) -> str:
+        """Where the files are; what is in each of them is its stamp."""
+        paths = "\n".join(str(path.absolute()) for path in self.paths)
+        return hashlib.sha256(paths.encode("utf-8", "surrogateescape")).hexdigest()
+
+    def stamps(self, indices: Indices) -> NDArray[np.uint8]:
+        hashes = (hashlib.sha256(_bytes_of(self.paths[i])).digest() for i in indices)
+        return np.frombuffer(b"".join(hashes), np.uint8).reshape(len(indices), 32)
+
     def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
-        images = (tvf.pil_to_tensor(open_image(self.paths[i])) for i in indices)
-        return _stack(images, len(indices), size, interpolation)
+        def image(i: int) -> torch.Tensor:
+            return _square(tvf.pil_to_tensor(open_image(self.paths[i])), size, interpolation)
+
+        # Pillow and torch let go of the interpreter while they decode and resize.
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            return torch.stack(list(pool.map(image, indices)))
 
 
 @final
@@ -132,6 +160,13 @@ class TorchvisionTarget(Target):
                 return image
             index -= len(part)
         raise IndexError(index)
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"image {path} cannot be read: {first_line(error)}") from error
 
 
 def _stack(

@@ -16,6 +16,7 @@ from harness.data import (
     read_examples,
     split_indices,
 )
+from harness.rows import Cache
 from harness.search.cells import first_draw, trial_seed
 from harness.spec import Study, TrialSpec, UserError, cell_label, first_line
 
@@ -33,9 +34,13 @@ class Admission:
     leaks: tuple[str, ...]
 
 
-def check_at_the_door(study: Study) -> Admission:
+def check_at_the_door(study: Study, cache: Cache = Cache()) -> Admission:
     """Draw the first spec of every cell, and try each distinct one: build its network, pass one blank image,
     split its target for every seed, and read the images of a target that the user brought.
+
+    Args:
+        study: the study.
+        cache: where decoded images are kept.
 
     Raises:
         UserError: naming what is wrong.
@@ -59,7 +64,7 @@ def check_at_the_door(study: Study) -> Admission:
             )
             _try_one_image(network, spec)
             depths[key] = len(network.groups)
-            if line := _try_images(study, spec, network):
+            if line := _try_images(study, spec, network, cache):
                 leaks[spec.target] = line  # one split of a target speaks for its others
         _try_strategy(spec, depths[key])
     return Admission(specs, tuple(leaks.values()))
@@ -95,7 +100,7 @@ def _try_one_image(network: Backbone, spec: TrialSpec) -> None:
         ) from error
 
 
-def _try_images(study: Study, spec: TrialSpec, network: Backbone) -> str:
+def _try_images(study: Study, spec: TrialSpec, network: Backbone, cache: Cache) -> str:
     """Split for every seed and read what will be read; returns the leaks of the tuning split in words."""
     target = load_target(spec.target)
     size = spec.resolution or network.input.resolution
@@ -105,7 +110,7 @@ def _try_images(study: Study, spec: TrialSpec, network: Backbone) -> str:
     read = [
         {
             name: read_examples(
-                spec.target, tuple(part.tolist()), size, network.input.interpolation
+                spec.target, tuple(part.tolist()), size, network.input.interpolation, cache
             )
             for name, part in (("train", s.train), ("validation", s.val), ("test", s.test))
         }

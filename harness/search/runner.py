@@ -20,6 +20,7 @@ import torch
 from harness.audit import AuditFailed
 from harness.measure import Device
 from harness.record import Recorder
+from harness.rows import Cache
 from harness.search.cells import CellSearch, Claim, Slot, check_stores_agree, reap
 from harness.spec import (
     EpochResult,
@@ -30,7 +31,7 @@ from harness.spec import (
     cell_label,
     first_line,
 )
-from harness.train import Diverged, start
+from harness.train import Diverged, Fit, start
 
 CRASHES_IN_A_ROW = 3
 
@@ -81,6 +82,7 @@ def run_study(
     recorder: Recorder,
     device: Device,
     tags: Mapping[str, str],
+    cache: Cache = Cache(),
 ) -> Iterator[TrialDone]:
     """Tune every cell, choose on validation, repeat the chosen configurations and score them on test.
 
@@ -92,12 +94,13 @@ def run_study(
         recorder: MLflow's.
         device: where to compute.
         tags: environment, put on every run.
+        cache: where decoded images and outputs of frozen groups are kept.
 
     Raises:
         StudyStopped: after three crashes in a row.
         UserError: if the space changed since the study was recorded.
     """
-    runner = _Runner(recorder, device, {"study": study.name, **tags})
+    runner = _Runner(recorder, device, cache, {"study": study.name, **tags})
     searches = [CellSearch(study, cell, storage) for cell in study.cells()]
     for search in searches:
         search.check_unchanged()
@@ -118,8 +121,10 @@ def run_study(
 class _Runner:
     """Runs slots and writes down how they ended, MLflow first, Optuna last."""
 
-    def __init__(self, recorder: Recorder, device: Device, tags: Mapping[str, str]) -> None:
-        self._recorder, self._device, self._tags = recorder, device, tags
+    def __init__(
+        self, recorder: Recorder, device: Device, cache: Cache, tags: Mapping[str, str]
+    ) -> None:
+        self._recorder, self._device, self._cache, self._tags = recorder, device, cache, tags
         self._crashes = 0
 
     def reap(self, run_ids: list[str]) -> None:
@@ -147,7 +152,11 @@ class _Runner:
 
     def _run(self, claim: Claim, run_id: str) -> TrialResult:
         try:
-            return _train(claim, self._device, lambda e: self._recorder.epoch(run_id, e))
+            return _train(
+                claim,
+                start(claim.spec, self._device, self._cache),
+                lambda e: self._recorder.epoch(run_id, e),
+            )
         except UserError:
             raise
         except Exception as error:
@@ -179,8 +188,7 @@ class _Runner:
             )
 
 
-def _train(claim: Claim, device: Device, log: Callable[[EpochResult], None]) -> TrialResult:
-    fit = start(claim.spec, device)
+def _train(claim: Claim, fit: Fit, log: Callable[[EpochResult], None]) -> TrialResult:
     last = None
     for last in fit:
         log(last)

@@ -1,0 +1,91 @@
+"""What does the harness itself cost per trial? Trials that train nothing, into Optuna and MLflow on SQLite.
+
+    python -m benchmarks.overhead --trials 5000
+
+Prints one line of JSON: the median milliseconds from one finished trial to the next, early (trials 5 to
+55) and late (the last 50).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+from unittest.mock import patch
+
+from harness.measure import Device, resolve_device
+from harness.record import Recorder
+from harness.search.runner import run_study
+from harness.search.storage import open_storage
+from harness.spec import EpochResult, Study, TrialResult, TrialSpec
+from harness.study import environment, parse, study_info
+from harness.study_file import load_study
+
+ROOT = Path(__file__).parents[1]
+EARLY = slice(5, 55)
+LATE = slice(-50, None)
+
+
+class Nothing:
+    """A trial of one epoch that trains nothing."""
+
+    def __init__(self, spec: TrialSpec, device: Device, *_: object, **__: object) -> None:
+        self._device = device
+
+    def __iter__(self) -> Iterator[EpochResult]:
+        values: dict[str, Any] = {f.name: 0.5 for f in dataclasses.fields(EpochResult)}
+        yield EpochResult(**values | {"epoch": 0})
+
+    def finish(self, test: bool) -> TrialResult:
+        metrics = {"trainable_share": 1.0, "trained_depth": 1.0, "total_seconds": 0.0}
+        return TrialResult("complete", {**metrics, "train_seconds": 0.0})
+
+
+def one_cell(trials: int) -> Study:
+    """The linear probe of the default study."""
+    study = load_study(ROOT / "studies" / "freeze_depth.py")
+    cell = next(iter(study.compare["strategy"]))
+    return dataclasses.replace(
+        study, compare={"strategy": [cell]}, baseline={}, trials=trials, repeats=0
+    )
+
+
+def seconds_per_trial(trials: int) -> list[float]:
+    """Wall seconds between one finished trial and the next, `trials` - 1 of them."""
+    study, device = one_cell(trials), resolve_device("cpu")
+    arguments = parse(["--space", str(ROOT / "studies" / "freeze_depth.py")])
+    with tempfile.TemporaryDirectory() as folder, patch("harness.search.runner.start", Nothing):
+        recorder = Recorder(f"sqlite:///{folder}/mlflow.db", study_info(study, arguments, ()))
+        storage = open_storage(f"sqlite:///{folder}/optuna.db")
+        ends = []
+        for done in run_study(study, storage, recorder, device, environment(device)):
+            assert done.result is not None
+            assert done.result.outcome == "complete", done.result.reason
+            ends.append(time.perf_counter())
+    return [after - before for before, after in pairwise(ends)]
+
+
+def main() -> None:
+    """The program."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead")
+    parser.add_argument("--trials", type=int, default=5000)
+    trials = parser.parse_args().trials
+    spent = [1000 * s for s in seconds_per_trial(trials)]
+    line = {
+        "early_ms": median(spent[EARLY]),
+        "late_ms": median(spent[LATE]),
+        "mean_ms": mean(spent),
+        "trials": trials,
+    }
+    print(json.dumps({**line, "seconds": sum(spent) / 1000}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Ours in the comparison with other training loops: one work, its learning rates as a study tries them.
+
+Run by `make bench`, which says in BENCHMARK_WORK and BENCHMARK_DATA which work on which images.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from optuna.trial import BaseTrial
+
+from benchmarks import recipe
+from harness import transfer
+from harness.spec import Study, TrialSpec
+
+STRATEGIES = {
+    "linear_probe": transfer.LinearProbe(),
+    "last_block": transfer.LastBlock(),
+    "full": transfer.FullFineTune(),
+}
+
+
+def make_study(work: str, data: Path) -> Study:
+    """The study of one work on the images under `data`/all."""
+    images, middle = recipe.per_class(data), recipe.RATES[work]
+
+    def space(trial: BaseTrial, strategy: str) -> TrialSpec:
+        return TrialSpec(
+            target=f"folder:{data / 'all'}",
+            backbone=recipe.BACKBONE,
+            strategy=STRATEGIES[strategy],
+            shots=images // 2,
+            val_shots=images // 4,
+            resolution=recipe.SIZE,
+            epochs=recipe.EPOCHS,
+            batch_size=recipe.BATCH,
+            lr=trial.suggest_float("lr", middle / recipe.SPREAD, middle * recipe.SPREAD, log=True),
+            weight_decay=recipe.WEIGHT_DECAY,
+            warmup=0.0,
+        )
+
+    return Study(compare={"strategy": [work]}, space=space, trials=recipe.TRIALS[work], repeats=0)
+
+
+if "BENCHMARK_WORK" in os.environ:
+    study = make_study(os.environ["BENCHMARK_WORK"], Path(os.environ["BENCHMARK_DATA"]))

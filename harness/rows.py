@@ -1,0 +1,377 @@
+"""What is computed once and kept? Rows of one shape, one per image, each trusted only while its hash agrees.
+
+    rows = Cache(folder, budget).rows({"what": "pixels of digits", ...}, count=1797, shape=(3, 32, 32))
+    rows.fill(positions, stamps, make)
+    batch = rows.take(positions[:32])
+
+Entries are keyed by the hash of everything that decides their values, lie in files that all processes of a
+machine map into memory, and are filled as rows are asked for. A row's mark is the SHA-256 of its bytes and
+of its stamp, the hash of what it was made from: a torn, damaged or stale row has a wrong mark and is made
+again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import mmap
+import os
+import re
+import shutil
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from harness.spec import UserError
+
+Positions = NDArray[np.int64]
+Stamps = NDArray[np.uint8]
+"""(n, k) bytes: what each row is made from."""
+Make = Callable[[Positions], torch.Tensor]
+"""Positions -> (len(positions), *shape) values."""
+
+GIB = 2**30
+DEFAULT_BUDGET = 10 * GIB
+RESIDENT = GIB
+"""Bytes of one mapped entry that are read before its pages are given back to the system."""
+_MARK = np.dtype([("sha256", np.uint8, 32), ("seconds", "<f4")])
+UNITS = {"": 1, "b": 1} | {
+    f"{prefix}{suffix}": base**power
+    for power, prefix in enumerate("kmgt", start=1)
+    for suffix, base in (("", 1024), ("ib", 1024), ("b", 1000))
+}
+"""Unit of memory -> bytes, as GNU coreutils have it: G and GiB are 1024^3, GB is 1000^3."""
+
+
+class Full(Exception):
+    """The rows asked for do not fit: budget or disk. Whoever asked goes on without."""
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where rows are kept, and how many bytes of them.
+
+    Attributes:
+        folder: shared by all processes of this machine; None keeps rows in this process.
+        budget: bytes; 0 keeps nothing.
+    """
+
+    folder: Path | None = None
+    budget: int = DEFAULT_BUDGET
+
+    def rows(
+        self,
+        key: Mapping[str, str],
+        count: int,
+        shape: tuple[int, ...],
+        dtype: torch.dtype = torch.uint8,
+    ) -> Rows:
+        """The entry of that key, made empty where there is none.
+
+        Args:
+            key: everything that decides the values; "what" says in words what they are.
+            count: number of rows, filled or not.
+            shape: of one row.
+            dtype: of its values.
+        """
+        return _open(self, json.dumps(dict(sorted(key.items()))), count, shape, dtype)
+
+    def entries(self) -> list[Entry]:
+        """What lies in the folder, the longest unused first."""
+        folders = (
+            [] if self.folder is None else [p.parent for p in self.folder.glob("*/about.json")]
+        )
+        found = [entry for folder in folders if (entry := _entry(folder)) is not None]
+        return sorted(found, key=lambda entry: entry.used)
+
+    def empty(self) -> int:
+        """Delete every entry; returns how many there were. Running processes keep what they have open."""
+        entries = self.entries()
+        for entry in entries:
+            shutil.rmtree(entry.folder, ignore_errors=True)
+        return len(entries)
+
+    def make_room(self, need: int) -> None:
+        """Let go of the longest unused entries until `need` more bytes fit.
+
+        Raises:
+            Full: if they cannot.
+        """
+        if self.folder is None:
+            if need + sum(rows.held for rows in _live if rows.cache == self) > self.budget:
+                raise Full(f"{need} bytes do not fit the budget of {self.budget}")
+            return
+        entries = self.entries()
+        used = sum(entry.size for entry in entries)
+        mine = {rows.folder for rows in _live}
+        for entry in entries:
+            free = shutil.disk_usage(self.folder).free
+            if used + need <= self.budget and 2 * need <= free:
+                return
+            if entry.folder not in mine:
+                shutil.rmtree(entry.folder, ignore_errors=True)
+                used -= entry.size
+        if used + need > self.budget or 2 * need > shutil.disk_usage(self.folder).free:
+            raise Full(f"{need} bytes do not fit the budget of {self.budget} or the disk")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a cache folder: what it is in words, bytes on disk, when last used (Unix time)."""
+
+    folder: Path
+    what: str
+    size: int
+    used: float
+
+
+@dataclass(frozen=True)
+class View:
+    """Some rows in an order of their own: `view[i]` is row `index[i]`."""
+
+    rows: Rows
+    index: Positions
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, at: torch.Tensor | slice) -> torch.Tensor:
+        """(n, *shape) values of n positions of the view."""
+        return self.rows.take(self.index[at if isinstance(at, slice) else at.numpy()])
+
+
+class Rows:
+    """Rows of one shape; made by Cache.rows."""
+
+    def __init__(
+        self, cache: Cache, key: str, count: int, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> None:
+        self.cache, self.count, self.shape, self.dtype = cache, count, shape, dtype
+        self.key = hashlib.sha256(f"{key}{count}{shape}{dtype}".encode()).hexdigest()
+        self.row_bytes = math.prod(shape) * dtype.itemsize
+        self.held = 0
+        self.folder: Path | None = None
+        self._known = np.zeros(count, bool)
+        self._touched = 0
+        self._map: mmap.mmap | None = None
+        self._files: tuple[int, int] | None = None
+        sizes = (count * self.row_bytes, count * _MARK.itemsize)
+        if cache.folder is None:
+            self._bytes = np.zeros(sizes[0], np.uint8)
+            self._marks = np.zeros(count, _MARK)
+        else:
+            self.folder = cache.folder / self.key
+            _make_folder(self.folder, json.loads(key), sizes)
+            rows, marks = (os.open(path, os.O_RDWR) for path in _paths(self.folder))
+            self._files = (rows, marks)
+            weakref.finalize(self, _close, self._files)
+            maps = [mmap.mmap(rows, sizes[0]), mmap.mmap(marks, sizes[1])]
+            self._map = maps[0]
+            self._bytes = np.frombuffer(maps[0], np.uint8)
+            self._marks = np.frombuffer(maps[1], _MARK)
+        with torch.inference_mode(False):  # whoever opens it first, training may read it
+            self._values = torch.from_numpy(self._bytes).view(dtype).view(count, *shape)
+        _live.add(self)
+
+    def fill(self, index: Positions, stamps: Stamps, make: Make, chunk: int = 256) -> float:
+        """Make the rows at `index` that are absent, damaged or stale.
+
+        Args:
+            index: positions, in any order.
+            stamps: (len(index), k) bytes, what each of them is made from.
+            make: makes some of them.
+            chunk: at most so many at a time.
+
+        Returns:
+            Seconds that it took.
+
+        Raises:
+            Full: if they do not fit; nothing is made then.
+        """
+        began = time.perf_counter()
+        index, first = np.unique(index, return_index=True)
+        stamps = stamps[first]
+        unsure = np.flatnonzero(~self._known[index])
+        todo = [i for i in unsure if not self._holds(index[i], stamps[i])]
+        if todo:
+            self.cache.make_room(len(todo) * self.row_bytes)
+        for start in range(0, len(todo), chunk):
+            at = todo[start : start + chunk]
+            self._make(index[at], stamps[at], make)
+        self._known[index] = True
+        return time.perf_counter() - began
+
+    def take(self, index: Positions) -> torch.Tensor:
+        """(n, *shape) copies of filled rows."""
+        if self._map is not None:
+            self._touched += len(index) * self.row_bytes
+            if self._touched > RESIDENT:
+                self._map.madvise(mmap.MADV_DONTNEED)  # the file keeps them; only our share goes
+                self._touched = 0
+        return self._values[torch.from_numpy(index)]
+
+    def marks(self, index: Positions) -> Stamps:
+        """(n, 32) hashes of filled rows: the stamps of whatever is made from them."""
+        found: Stamps = self._marks["sha256"][index]
+        return found
+
+    def seconds(self, index: Positions) -> float:
+        """What making these rows took, whoever did it and whenever."""
+        return float(self._marks["seconds"][np.unique(index)].sum(dtype=np.float64))
+
+    def _make(self, index: Positions, stamps: Stamps, make: Make) -> None:
+        began = time.perf_counter()
+        made = make(index).detach().to("cpu", self.dtype).contiguous()
+        if made.shape != (len(index), *self.shape):
+            raise ValueError(f"made {tuple(made.shape)}, want {(len(index), *self.shape)}")
+        raw = made.view(len(index), -1).view(torch.uint8).numpy()
+        share = np.float32((time.perf_counter() - began) / len(index))
+        marks = np.zeros(len(index), _MARK)
+        marks["seconds"] = share
+        for i, row in enumerate(raw):
+            marks["sha256"][i] = _mark(row, stamps[i], share)
+        for start, end in _runs(index):
+            self._write(int(index[start]), raw[start:end], marks[start:end])
+        self.held += raw.nbytes
+
+    def _write(self, at: int, raw: NDArray[np.uint8], marks: NDArray[Any]) -> None:
+        if self._files is None:
+            self._bytes[at * self.row_bytes :][: raw.nbytes] = raw.reshape(-1)
+            self._marks[at : at + len(marks)] = marks
+            return
+        # Written, not mapped: a full disk is an error here and would be a crash there.
+        for file, values, size in zip(
+            self._files, (raw, marks), (self.row_bytes, _MARK.itemsize), strict=True
+        ):
+            try:
+                _write_all(file, values.tobytes(), at * size)
+            except OSError as error:
+                raise Full(f"the cache could not be written: {error}") from error
+
+    def _holds(self, position: int, stamp: NDArray[np.uint8]) -> bool:
+        mark = self._marks[position]
+        if not mark["sha256"].any():
+            return False
+        row = self._bytes[position * self.row_bytes :][: self.row_bytes]
+        return bool((mark["sha256"] == _mark(row, stamp, mark["seconds"])).all())
+
+
+_live: weakref.WeakSet[Rows] = weakref.WeakSet()
+
+
+@lru_cache(maxsize=16)
+def _open(cache: Cache, key: str, count: int, shape: tuple[int, ...], dtype: torch.dtype) -> Rows:
+    try:
+        return Rows(cache, key, count, shape, dtype)
+    except OSError as error:
+        raise UserError(
+            f"cannot keep anything in the cache folder {cache.folder}: {error}"
+        ) from error
+
+
+def _mark(row: NDArray[np.uint8], stamp: NDArray[np.uint8], seconds: np.float32) -> Stamps:
+    hashed = hashlib.sha256(row.data)
+    hashed.update(stamp.tobytes())
+    hashed.update(np.float32(seconds).tobytes())
+    return np.frombuffer(hashed.digest(), np.uint8)
+
+
+def _runs(index: Positions) -> Iterator[tuple[int, int]]:
+    """Stretches of consecutive numbers in sorted positions, as (start, end) in them."""
+    edges = [0, *(np.flatnonzero(np.diff(index) != 1) + 1).tolist(), len(index)]
+    return itertools.pairwise(edges)
+
+
+def _paths(folder: Path) -> tuple[Path, Path]:
+    return folder / "rows.bin", folder / "marks.bin"
+
+
+def _make_folder(folder: Path, key: Mapping[str, str], sizes: tuple[int, int]) -> None:
+    """A complete, empty entry, unless there is one: made beside its place, then renamed into it."""
+    if _is_sound(folder, sizes):
+        with suppress(OSError):
+            os.utime(folder / "about.json")
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    for path, size in zip(_paths(beside), sizes, strict=True):
+        with path.open("wb") as file:
+            file.truncate(size)  # a hole: no disk until rows are written
+    (beside / "about.json").write_text(json.dumps(key, indent=1))
+    try:
+        beside.rename(folder)
+    except OSError:
+        if not _is_sound(folder, sizes):  # damaged, not another process's
+            shutil.rmtree(folder, ignore_errors=True)
+            beside.rename(folder)
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _is_sound(folder: Path, sizes: tuple[int, int]) -> bool:
+    try:
+        found = tuple(path.stat().st_size for path in _paths(folder))
+    except OSError:
+        return False
+    return found == sizes and (folder / "about.json").is_file()
+
+
+def _entry(folder: Path) -> Entry | None:
+    about = folder / "about.json"
+    try:
+        size = sum(path.stat().st_blocks * 512 for path in _paths(folder))
+        what = str(json.loads(about.read_text()).get("what", "?"))
+        return Entry(folder, what, size, about.stat().st_mtime)
+    except (OSError, ValueError):
+        return None  # being deleted, or damaged: the next use makes it anew
+
+
+def _write_all(file: int, data: bytes, offset: int) -> None:
+    left = memoryview(data)
+    while left:
+        written = os.pwrite(file, left, offset)
+        left, offset = left[written:], offset + written
+
+
+def _close(files: tuple[int, int]) -> None:
+    for file in files:
+        os.close(file)
+
+
+def default_folder() -> Path:
+    """transfer-harness in the user's cache folder ($XDG_CACHE_HOME, else ~/.cache)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "transfer-harness"
+
+
+def parse_size(text: str) -> int:
+    """Bytes in a size such as "8GiB", "500MB", "2G" (= 2GiB) or "1000000".
+
+    Raises:
+        UserError: if it is no such size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)\s*", text)
+    unit = UNITS.get(match[2].lower()) if match else None
+    if match is None or unit is None:
+        raise UserError(f"size {text!r} is not understood; want one such as 8GiB, 500MB, 2G or 0")
+    return int(float(match[1]) * unit)
+
+
+def in_words(size: float) -> str:
+    """Bytes as people say them: "512 B", "1.5 MiB"."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} GiB"

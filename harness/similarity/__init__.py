@@ -1,0 +1,88 @@
+"""How similar are source and target, and will the transfer pay? Measures on arrays, nothing else.
+
+    for name, measure in MEASURES.items():
+        found = measure.compute(**{need: data[need] for need in measure.needs}, seed=0)
+
+A measure returns a `Measurement`: value, interval and direction, or NaN and the reason. Wrong shapes
+raise ValueError. What the needs are called:
+
+    source, target                  (n, d)  images of both sides in the common embedding, projected
+    source_labels, labels           (n,)    integer classes of `source`; of the target train images
+    bandwidth                       float   of the RBF kernel, one for all pairs
+    features                        (n, d)  target train images through the source model
+    probabilities, predicted        (n, C)  the source head's answer for them; (n,) its first choice
+    before, after                   (n, d)  the same images through two networks
+    accuracy, images, classes, ...          see `baselines`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from harness.similarity.baselines import log_source_size, source_accuracy, static_rank
+from harness.similarity.cka import cka
+from harness.similarity.distances import frechet, median_bandwidth, mmd, otdd, principal_axes
+from harness.similarity.measurement import Better, Measurement
+from harness.similarity.source_head import leep, nce
+from harness.similarity.transferability import (
+    hscore,
+    hscore_null,
+    knn_accuracy,
+    logme,
+    probe_accuracy,
+)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A function and the names of the arguments it can't do without."""
+
+    compute: Callable[..., Measurement]
+    needs: tuple[str, ...]
+
+
+MEASURES: Mapping[str, Measure] = {
+    "frechet": Measure(frechet, ("source", "target")),
+    "mmd": Measure(mmd, ("source", "target", "bandwidth")),
+    "otdd": Measure(otdd, ("source", "source_labels", "target", "labels")),
+    "knn_accuracy": Measure(knn_accuracy, ("features", "labels")),
+    "probe_accuracy": Measure(probe_accuracy, ("features", "labels")),
+    "logme": Measure(logme, ("features", "labels")),
+    "hscore": Measure(hscore, ("features", "labels")),
+    "nce": Measure(nce, ("predicted", "labels")),
+    "leep": Measure(leep, ("probabilities", "labels")),
+    "cka": Measure(cka, ("before", "after")),
+}
+"""All of them take `seed` and `resamples` (0 for no interval) too."""
+
+BASELINES: Mapping[str, Measure] = {
+    "static_rank": Measure(static_rank, ("accuracy", "source", "target")),
+    "source_accuracy": Measure(source_accuracy, ("accuracy", "images", "classes")),
+    "log_source_size": Measure(log_source_size, ("images",)),
+}
+"""They look at no image of the target, draw nothing and take no seed. Their names for needs are their own."""
+
+__all__ = [
+    "BASELINES",
+    "MEASURES",
+    "Better",
+    "Measure",
+    "Measurement",
+    "cka",
+    "frechet",
+    "hscore",
+    "hscore_null",
+    "knn_accuracy",
+    "leep",
+    "log_source_size",
+    "logme",
+    "median_bandwidth",
+    "mmd",
+    "nce",
+    "otdd",
+    "principal_axes",
+    "probe_accuracy",
+    "source_accuracy",
+    "static_rank",
+]

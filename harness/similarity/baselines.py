@@ -1,0 +1,99 @@
+"""What would one have guessed without looking at the target? The baselines any measure has to beat.
+
+    static_rank(accuracy, source=2, target=0).value
+
+A measure that ranks no better than these says nothing about similarity.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from harness.similarity.measurement import CONFIDENCE, Measurement
+
+
+def static_rank(accuracy: npt.NDArray[Any], source: int, target: int) -> Measurement:
+    """Mean rank of a source over all targets but this one: the same order for every target.
+
+    Ranks by accuracy after transfer, 1 the best, ties share their mean. Targets with a missing source
+    don't count, as their ranks aren't comparable. The interval is a t interval over the other targets.
+    n is the number of those, d that of the sources.
+
+    Args:
+        accuracy: (targets, sources), NaN where there is no run.
+        source, target: column and row.
+
+    Raises:
+        ValueError: for other shapes, or a row or column that doesn't exist.
+    """
+    table = np.asarray(accuracy, dtype=np.float64)
+    if table.ndim != 2:
+        raise ValueError(f"accuracy has shape {table.shape}; it should be (targets, sources)")
+    if not (0 <= target < table.shape[0] and 0 <= source < table.shape[1]):
+        raise ValueError(f"no target {target} and source {source} in accuracy of {table.shape}")
+    others = np.delete(table, target, axis=0)
+    others = others[np.isfinite(others).all(axis=1)]
+    n, d = others.shape
+    if n == 0 or d < 2:
+        what = "no other target has all sources" if d >= 2 else "one source"
+        return _baseline("static_rank", math.nan, n, d, "lower", f"{what}: nothing to rank")
+    ranks = stats.rankdata(-others, axis=1)[:, source]
+    mean = float(ranks.mean())
+    if n < 2:
+        return _baseline("static_rank", mean, n, d, "lower", "no interval: one other target")
+    spread = float(ranks.std(ddof=1)) / math.sqrt(n)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * spread
+    ends = max(1.0, mean - half), min(float(d), mean + half)
+    return _baseline("static_rank", mean, n, d, "lower", "", ends)
+
+
+def source_accuracy(accuracy: float, images: int, classes: int) -> Measurement:
+    """The source model's validation accuracy on its own data, with the interval of Wilson (1927).
+
+    Args:
+        accuracy: a share.
+        images: it was measured on.
+        classes: of the source; d.
+
+    Raises:
+        ValueError: if there are no images, or under two classes.
+    """
+    if images < 1 or classes < 2:
+        raise ValueError(f"{images} images and {classes} classes; there should be at least 1 and 2")
+    if not 0 <= accuracy <= 1:
+        reason = f"accuracy {accuracy:g} breaks the bounds 0 to 1"
+        return _baseline("source_accuracy", math.nan, images, classes, "higher", reason)
+    interval = stats.binomtest(round(accuracy * images), images).proportion_ci(
+        CONFIDENCE, method="wilson"
+    )
+    ends = float(interval.low), float(interval.high)
+    return _baseline("source_accuracy", float(accuracy), images, classes, "higher", "", ends)
+
+
+def log_source_size(images: int) -> Measurement:
+    """Natural logarithm of the number of source training images; counted, so the interval is one point.
+
+    Raises:
+        ValueError: if there are no images.
+    """
+    if images < 1:
+        raise ValueError(f"{images} source images; there should be at least 1")
+    size = math.log(images)
+    return _baseline("log_source_size", size, images, 1, "higher", "", (size, size))
+
+
+def _baseline(
+    name: str,
+    value: float,
+    n: int,
+    d: int,
+    better: Any,
+    reason: str,
+    ends: tuple[float, float] = (math.nan, math.nan),
+) -> Measurement:
+    return Measurement(name, value, n, d, 0, *ends, 0, better, reason)

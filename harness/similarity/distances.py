@@ -1,0 +1,286 @@
+"""How far is the source data from the target data? Frechet distance, MMD and Gaussian OTDD.
+
+    axes = principal_axes(reference)
+    frechet(source @ axes, target @ axes)
+
+All three take the images of both sides in ONE embedding that doesn't depend on the source being judged;
+axes and bandwidth likewise are found once, on a reference that is the same for all pairs (equal numbers
+of images from every data set of the study, target train only), then handed in.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ot
+from scipy.spatial.distance import cdist, pdist
+from sklearn.decomposition import PCA
+from sklearn.metrics.pairwise import rbf_kernel
+
+from harness.similarity.measurement import (
+    Floats,
+    Ints,
+    Measurement,
+    Refusal,
+    Statistic,
+    as_features,
+    as_labels,
+    draw,
+    measured,
+    one_stratum,
+    require_finite,
+    require_members,
+)
+
+Array = npt.NDArray[Any]
+
+
+def principal_axes(reference: Array, size: int = 64) -> Floats:
+    """The first `size` principal axes of `reference` (n, d), as columns: (d, min(size, n - 1, d)).
+
+    `x @ axes` moves no origin, so distances between projected sets are those of their projections.
+
+    Raises:
+        ValueError: if there is one image, or one holds NaN or infinity.
+    """
+    x = as_features(reference, "reference")
+    if len(x) < 2 or not np.isfinite(x).all():
+        raise ValueError("reference should hold at least 2 images and no NaN or infinity")
+    pca = PCA(min(size, len(x) - 1, x.shape[1]), svd_solver="covariance_eigh").fit(x)
+    return np.asarray(pca.components_.T, dtype=np.float64)
+
+
+def median_bandwidth(reference: Array, seed: int = 0, images: int = 1000) -> float:
+    """Median distance between two images of `reference` (n, d), at most `images` of them drawn.
+
+    The usual choice for MMD (Gretton et al. 2012, section 8).
+
+    Raises:
+        ValueError: if there is one image, or the median is not a positive number.
+    """
+    x = as_features(reference, "reference")
+    if len(x) > images:
+        x = x[draw(one_stratum(len(x)), images, np.random.default_rng(seed))]
+    median = float(np.median(pdist(x))) if len(x) > 1 else math.nan
+    if not (math.isfinite(median) and median > 0):
+        raise ValueError(f"median distance {median} in reference; it should be over 0")
+    return median
+
+
+def frechet(source: Array, target: Array, *, seed: int = 0, resamples: int = 200) -> Measurement:
+    """Squared Frechet distance of the two Gaussians with the sides' means and covariances.
+
+    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1^.5 S2 S1^.5)^.5), the squared 2-Wasserstein distance (Dowson &
+    Landau 1982; Heusel et al. 2017 as FID). The trace of the root is the sum of the singular values of
+    A1' A2 with S = A A'; no root of a rounding error is taken. Biased up at small n: the larger
+    side is drawn down to the smaller, and values are comparable at equal n and d only.
+
+    Args:
+        source, target: (n, d) in the common embedding, projected (see `principal_axes`), n > d.
+
+    Raises:
+        ValueError: for other shapes.
+    """
+    x, y = _sides(source, target)
+    n, d = min(len(x), len(y)), x.shape[1]
+    rng = np.random.default_rng(seed)
+    x, y = (side[draw(one_stratum(len(side)), n, rng)] for side in (x, y))
+
+    def prepare() -> Statistic:
+        _require_both_finite(x, y)
+        if n <= d:
+            raise Refusal(f"{n} images a side for d={d}: the covariances have no full rank")
+        return lambda a, b: gaussian_distance(*_gaussian(x[a]), *_gaussian(y[b]))
+
+    strata = (one_stratum(n), one_stratum(n))
+    return measured(
+        "frechet",
+        "lower",
+        prepare,
+        strata,
+        d=d,
+        seed=seed,
+        resamples=resamples,
+        bounds=(0, math.inf),
+    )
+
+
+def mmd(
+    source: Array,
+    target: Array,
+    bandwidth: float,
+    *,
+    seed: int = 0,
+    resamples: int = 200,
+    permutations: int = 999,
+) -> Measurement:
+    """Squared maximum mean discrepancy, the U-statistic (Gretton et al. 2012, eq. 3).
+
+    mean k(x, x') + mean k(y, y') - 2 mean k(x, y), pairs of one image with itself left out, with
+    k = exp(-|x - y|^2 / (2 bandwidth^2)). Unbiased, so it may be negative; the sign is kept. p is
+    one-sided: (1 + permutations of the sides with at least this value) / (1 + permutations).
+
+    Args:
+        source: (n, d) and target: (m, d), in the common embedding.
+        bandwidth: one for all pairs that will be compared (see `median_bandwidth`).
+        permutations: 0 for no p.
+
+    Raises:
+        ValueError: for other shapes, or a bandwidth that isn't over 0.
+    """
+    x, y = _sides(source, target)
+    if not (math.isfinite(bandwidth) and bandwidth > 0):
+        raise ValueError(f"bandwidth = {bandwidth}; it should be over 0")
+    n = len(x)
+    kernel: list[Floats] = []
+
+    def prepare() -> Statistic:
+        _require_both_finite(x, y)
+        both = np.concatenate([x, y])
+        kernel.append(rbf_kernel(both, gamma=1 / (2 * bandwidth**2)))
+        return lambda a, b: _mmd(kernel[0], a, b + n)
+
+    found = measured(
+        "mmd",
+        "lower",
+        prepare,
+        (one_stratum(n), one_stratum(len(y))),
+        d=x.shape[1],
+        seed=seed,
+        resamples=resamples,
+        bounds=(-2, 2),
+    )
+    if found.refused or permutations < 1:
+        return found
+    p = _permutation_p(kernel[0], n, permutations, np.random.default_rng((seed, 2)))
+    return replace(found, p=p)
+
+
+def otdd(
+    source: Array,
+    source_labels: Array,
+    target: Array,
+    labels: Array,
+    *,
+    seed: int = 0,
+    resamples: int = 20,
+) -> Measurement:
+    """Optimal transport dataset distance with Gaussian classes (Alvarez-Melis & Fusi 2020, eq. 7).
+
+    min over plans of sum pi(x, x') (|x - x'|^2 + W2^2(class of x, class of x')), W2 being that of the
+    classes' Gaussians. It is the squared distance: no root is taken, and nothing is halved
+    (microsoft/otdd halves both costs). Zero for a data set and itself, whatever its classes are called.
+    Biased up at small n: the larger side is drawn down to the smaller.
+
+    Args:
+        source, target: (n, d) in the common embedding, projected (see `principal_axes`).
+        source_labels, labels: (n,) integers.
+
+    Raises:
+        ValueError: for other shapes.
+    """
+    x, y = _sides(source, target)
+    classes = as_labels(source_labels, len(x), "source_labels"), as_labels(labels, len(y), "labels")
+    n, rng = min(len(x), len(y)), np.random.default_rng(seed)
+    rows = [draw(side, n, rng) for side in classes]
+    x, y = x[rows[0]], y[rows[1]]
+    own_x, own_y = classes[0][rows[0]], classes[1][rows[1]]
+
+    def prepare() -> Statistic:
+        _require_both_finite(x, y)
+        require_members(classes[0], 2, "source_labels")
+        require_members(classes[1], 2, "labels")
+        cost = cdist(x, y, "sqeuclidean")
+
+        def statistic(a: Ints, b: Ints) -> float:
+            first, of_first = _classes(x[a], own_x[a], "source_labels")
+            second, of_second = _classes(y[b], own_y[b], "labels")
+            between = np.array([[gaussian_distance(*p, *q) for q in second] for p in first])
+            return _transport(cost[np.ix_(a, b)] + between[np.ix_(of_first, of_second)])
+
+        return statistic
+
+    return measured(
+        "otdd",
+        "lower",
+        prepare,
+        (own_x, own_y),
+        d=x.shape[1],
+        seed=seed,
+        resamples=resamples,
+        bounds=(0, math.inf),
+    )
+
+
+def gaussian_distance(mean1: Floats, factor1: Floats, mean2: Floats, factor2: Floats) -> float:
+    """Squared 2-Wasserstein distance of two Gaussians, means (d,), covariances A A' by a factor A (d, k)."""
+    shift = float(np.sum((mean1 - mean2) ** 2))
+    overlap = float(np.linalg.svd(factor1.T @ factor2, compute_uv=False).sum())
+    return max(0.0, shift + float(np.sum(factor1**2) + np.sum(factor2**2)) - 2 * overlap)
+
+
+def _gaussian(x: Floats) -> tuple[Floats, Floats]:
+    """Mean and a factor of the covariance (n - 1), of no more columns than min(n, d)."""
+    mean = x.mean(axis=0)
+    return mean, np.asarray(np.linalg.qr((x - mean) / math.sqrt(len(x) - 1), mode="r")).T
+
+
+def _classes(x: Floats, y: Ints, name: str) -> tuple[list[tuple[Floats, Floats]], Ints]:
+    require_members(y, 2, name)
+    present, own = np.unique(y, return_inverse=True)
+    return [_gaussian(x[own == c]) for c in range(len(present))], own.astype(np.int64)
+
+
+def _transport(cost: Floats) -> float:
+    """The least mean cost of moving equal weights from rows to columns; exact, by POT."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it comes again as log["warning"]
+        value, log = ot.emd2([], [], cost, numItermax=10_000_000, log=True)
+    if log["warning"] is not None:
+        raise Refusal(f"optimal transport failed: {log['warning']}")
+    return float(value)
+
+
+def _mmd(kernel: Floats, a: Ints, b: Ints) -> float:
+    m, n = len(a), len(b)
+    within_a = (kernel[np.ix_(a, a)].sum() - np.trace(kernel[np.ix_(a, a)])) / (m * (m - 1))
+    within_b = (kernel[np.ix_(b, b)].sum() - np.trace(kernel[np.ix_(b, b)])) / (n * (n - 1))
+    return float(within_a + within_b - 2 * kernel[np.ix_(a, b)].mean())
+
+
+def _permutation_p(kernel: Floats, n: int, permutations: int, rng: np.random.Generator) -> float:
+    """Of all images at once: column j of `side` says who is first in permutation j, the real one first."""
+    total = len(kernel)
+    m = total - n
+    side = np.zeros((total, permutations + 1))
+    side[:n, 0] = 1
+    for j in range(1, permutations + 1):
+        side[rng.permutation(total)[:n], j] = 1
+    row_sums = kernel.sum(axis=1)
+    first = np.einsum("ij,ij->j", side, kernel @ side)
+    from_first = row_sums @ side
+    cross = from_first - first
+    second = row_sums.sum() - from_first - cross
+    # k(x, x) = 1, so the n pairs of an image with itself add up to n
+    value = (first - n) / (n * (n - 1)) + (second - m) / (m * (m - 1)) - 2 * cross / (n * m)
+    at_least = value[1:] >= value[0] - 1e-12
+    return float((1 + at_least.sum()) / (1 + permutations))
+
+
+def _sides(source: Array, target: Array) -> tuple[Floats, Floats]:
+    x, y = as_features(source, "source"), as_features(target, "target")
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(
+            f"source has {x.shape[1]} features and target {y.shape[1]}; both should be in one embedding"
+        )
+    return x, y
+
+
+def _require_both_finite(x: Floats, y: Floats) -> None:
+    require_finite(x, "source")
+    require_finite(y, "target")

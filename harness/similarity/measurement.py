@@ -1,0 +1,220 @@
+"""How sure is a measure of its value? One value with its interval, or a refusal with its reason.
+
+Every interval of this package is a delete-d jackknife over images (Shao & Wu 1989), not a bootstrap
+with replacement: a bootstrap puts copies of one image into both folds of a cross-validation, makes a
+sample of n images act like one of .63 n in a covariance, and puts zeros among the distances. Here a
+measure is computed again on random parts of the images, each image once, classes in their proportions
+(a new sample is taken to hold the classes in the same numbers). The spread of the parts around their own
+mean is that of the whole around its expectation:
+
+    value -+ t(.975, resamples - 1) sqrt(m / (n - m)) sd,    m images of n in a part
+
+It speaks of the spread over other images of the same number, not of the bias that some measures have at
+small n; that falls out with the mean of the parts, so compare values of equal n only. It is too wide
+rather than too narrow for few images and for distances near zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Better = Literal["higher", "lower"]
+Statistic = Callable[..., float]
+"""One array of row numbers per side -> the value on those images."""
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one measure says about one source and one target.
+
+    Attributes:
+        name: of the measure.
+        value: NaN if the measure refuses.
+        n: images it was computed on, of each side where there are two.
+        d: features of an image, or classes of the source head.
+        seed: of everything drawn.
+        low, high: ends of the 95% interval; NaN if there is none.
+        resamples: behind the interval; 0 for none or for one in closed form.
+        better: the direction that promises more transfer.
+        reason: why value, or only the interval, is NaN; else empty.
+        p: of a permutation test, where the measure has one; else NaN.
+    """
+
+    name: str
+    value: float
+    n: int
+    d: int
+    seed: int
+    low: float
+    high: float
+    resamples: int
+    better: Better
+    reason: str = ""
+    p: float = math.nan
+
+    @property
+    def refused(self) -> bool:
+        """Whether there is no value."""
+        return math.isnan(self.value)
+
+
+class Refusal(Exception):
+    """The data have the right shape, and the measure has no meaning on them. Never leaves this package."""
+
+
+def measured(
+    name: str,
+    better: Better,
+    prepare: Callable[[], Statistic],
+    strata: Sequence[Ints],
+    *,
+    d: int,
+    seed: int,
+    resamples: int,
+    share: float = 0.8,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Measurement:
+    """A measure on all images, and its interval.
+
+    Args:
+        prepare: returns the statistic. Both may refuse.
+        strata: per side the class of each image, (n,); the resamples keep the proportions.
+        share: of the images in a resample, m / n.
+        bounds: the value may not leave them by more than rounding; the interval is cut to them.
+
+    Raises:
+        ValueError: if resamples is negative.
+    """
+    if resamples < 0:
+        raise ValueError(f"resamples = {resamples} is negative; 0 means no interval")
+    n = min(len(side) for side in strata)
+    value, low, high, used, reason = math.nan, math.nan, math.nan, 0, ""
+    try:
+        if n < 2:
+            raise Refusal(f"{n} images: at least 2 are needed")
+        statistic = prepare()
+        value = _within(bounds, statistic(*(np.arange(len(side)) for side in strata)))
+    except (Refusal, np.linalg.LinAlgError) as problem:
+        reason = str(problem)
+        return Measurement(name, math.nan, n, d, seed, low, high, used, better, reason)
+    if resamples >= 2:
+        try:
+            half = _half_length(statistic, strata, seed, resamples, share)
+            low, high = max(bounds[0], value - half), min(bounds[1], value + half)
+            used = resamples
+        except (Refusal, np.linalg.LinAlgError) as problem:
+            reason = f"no interval: on a share of {share:g} of the images: {problem}"
+    else:
+        reason = f"no interval: {resamples} resamples asked for"
+    return Measurement(name, value, n, d, seed, low, high, used, better, reason)
+
+
+def _within(bounds: tuple[float, float], value: float) -> float:
+    low, high = bounds
+    slack = 1e-8 * max([1.0, *(abs(b) for b in bounds if math.isfinite(b))])
+    if not low - slack <= value <= high + slack:
+        raise Refusal(f"the value {value:.6g} breaks the bounds {low:.6g} to {high:.6g}")
+    return min(max(value, low), high)
+
+
+def _half_length(
+    statistic: Statistic, strata: Sequence[Ints], seed: int, resamples: int, share: float
+) -> float:
+    rng = np.random.default_rng((seed, 1))
+    sizes = [min(round(share * len(side)), len(side) - 1) for side in strata]
+    if min(sizes) < 2:
+        raise Refusal("fewer than 2 images")
+    values = [
+        statistic(*(draw(side, size, rng) for side, size in zip(strata, sizes, strict=True)))
+        for _ in range(resamples)
+    ]
+    left_out = len(strata[0]) - sizes[0]
+    sd = float(np.std(values, ddof=1)) * math.sqrt(sizes[0] / left_out)
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, resamples - 1)) * sd
+
+
+def draw(strata: Ints, size: int, rng: np.random.Generator) -> Ints:
+    """`size` row numbers in rising order, each once, strata in proportion, fractions rounded at random.
+
+    Args:
+        strata: (n,) from 0 up.
+    """
+    shuffled = rng.permutation(len(strata))
+    by_class = shuffled[np.argsort(strata[shuffled], kind="stable")]
+    counts = np.bincount(strata)
+    starts = np.cumsum(counts) - counts
+    own = strata[by_class]
+    place = (np.arange(len(strata)) - starts[own] + rng.random(len(counts))[own]) / counts[own]
+    return np.sort(by_class[np.argsort(place, kind="stable")[:size]]).astype(np.int64)
+
+
+def one_stratum(n: int) -> Ints:
+    """The strata of n images that have no classes."""
+    return np.zeros(n, dtype=np.int64)
+
+
+def as_features(features: npt.NDArray[Any], name: str) -> Floats:
+    """(n, d) in double precision.
+
+    Raises:
+        ValueError: if the shape is another, or either side is empty.
+    """
+    x = np.asarray(features, dtype=np.float64)
+    if x.ndim != 2 or 0 in x.shape:
+        raise ValueError(f"{name} has shape {x.shape}; it should be (images, features)")
+    return x
+
+
+def as_labels(labels: npt.NDArray[Any], n: int, name: str) -> Ints:
+    """(n,) with the classes that occur counted from 0.
+
+    Raises:
+        ValueError: if the shape is another or the labels aren't integers.
+    """
+    y = np.asarray(labels)
+    if y.shape != (n,):
+        raise ValueError(f"{name} has shape {y.shape}; it should be ({n},)")
+    if not np.issubdtype(y.dtype, np.integer):
+        raise ValueError(f"{name} holds {y.dtype}; it should hold integers")
+    return np.unique(y, return_inverse=True)[1].astype(np.int64)
+
+
+def require_finite(x: Floats, name: str) -> None:
+    """Refuse NaN and infinity."""
+    if not np.isfinite(x).all():
+        raise Refusal(f"{name} holds NaN or infinity")
+
+
+def require_varied(x: Floats, name: str) -> None:
+    """Refuse what isn't finite, or the same to single precision in every image: that predicts nothing."""
+    require_finite(x, name)
+    if np.ptp(x, axis=0).max() <= 1e-6 * np.abs(x).max():
+        raise Refusal(f"{name} is the same for every image")
+
+
+def require_classes(y: Ints, least: int, name: str) -> None:
+    """Refuse fewer than two classes, or a class with fewer than `least` images."""
+    counts = np.bincount(y)
+    counts = counts[counts > 0]
+    if len(counts) < 2:
+        raise Refusal(f"{name} holds one class")
+    require_members(y, least, name)
+
+
+def require_members(y: Ints, least: int, name: str) -> None:
+    """Refuse a class with fewer than `least` images."""
+    counts = np.bincount(y)
+    fewest = int(counts[counts > 0].min())
+    if fewest < least:
+        raise Refusal(f"a class of {name} has {fewest} image(s); at least {least} are needed")

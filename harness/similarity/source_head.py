@@ -1,0 +1,119 @@
+"""How well do the source head's answers tell the target's classes apart? NCE and LEEP.
+
+    leep(probabilities, labels).value
+
+Both rise with the number of source classes without any signal: compare heads of equal size only.
+Intervals: see `harness.similarity.measurement`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.similarity.measurement import (
+    Floats,
+    Ints,
+    Measurement,
+    Refusal,
+    Statistic,
+    as_features,
+    as_labels,
+    measured,
+    require_classes,
+    require_finite,
+)
+
+Array = npt.NDArray[Any]
+
+
+def nce(predicted: Array, labels: Array, *, seed: int = 0, resamples: int = 200) -> Measurement:
+    """Negative conditional entropy -H(label | source class), in nats (Tran et al. 2019).
+
+    sum P(y, z) log P(y | z) over the classes y and the source classes z given to the images. Between
+    -H(y), which the labels have by themselves, and 0. d is the number of source classes that occur.
+
+    Args:
+        predicted: (n,) integers, the source head's first answer for each target train image.
+        labels: (n,) integers.
+
+    Raises:
+        ValueError: for other shapes.
+    """
+    z = as_labels(predicted, len(np.atleast_1d(predicted)), "predicted")
+    y = as_labels(labels, len(z), "labels")
+    hard = np.eye(int(z.max(initial=0)) + 1)[z]
+    return _measured("nce", hard, y, seed, resamples, nce_value)
+
+
+def leep(
+    probabilities: Array, labels: Array, *, seed: int = 0, resamples: int = 200
+) -> Measurement:
+    """Log expected empirical prediction, in nats by image (Nguyen et al. 2020).
+
+    mean log sum_z P(y | z) theta_z with P(y, z) the mean of theta_z over the images of class y. Equal
+    to NCE for one-hot theta. Between -H(y) and 0: it is one EM step from P(y | z) = P(y).
+
+    Args:
+        probabilities: theta (n, source classes), rows summing to 1, of the target train images.
+        labels: (n,) integers.
+
+    Raises:
+        ValueError: for other shapes.
+    """
+    theta = as_features(probabilities, "probabilities")
+    y = as_labels(labels, len(theta), "labels")
+    return _measured("leep", theta, y, seed, resamples, leep_value)
+
+
+def nce_value(theta: Floats, y: Ints) -> float:
+    """The formula alone; theta (n, C_s) one-hot, y (n,) from 0 up."""
+    joint = _joint(theta, y)
+    seen = joint > 0
+    conditional = joint / np.maximum(joint.sum(axis=0), np.finfo(np.float64).tiny)
+    return float(np.sum(joint[seen] * np.log(conditional[seen])))
+
+
+def leep_value(theta: Floats, y: Ints) -> float:
+    """The formula alone; theta (n, C_s), y (n,) from 0 up. -H(y) where theta is constant."""
+    joint = _joint(theta, y)
+    conditional = joint / np.maximum(joint.sum(axis=0), np.finfo(np.float64).tiny)
+    return float(np.mean(np.log(np.sum(conditional[y] * theta, axis=1))))
+
+
+def _joint(theta: Floats, y: Ints) -> Floats:
+    """P(y, z), (C, C_s)."""
+    indicator: Floats = np.eye(int(y.max()) + 1)[y]
+    return np.asarray(indicator.T @ theta / len(y))
+
+
+def _measured(
+    name: str, theta: Floats, y: Ints, seed: int, resamples: int, value: Any
+) -> Measurement:
+    shares = np.bincount(y) / len(y) if len(y) else np.ones(1)
+    entropy = float(-np.sum(shares * np.log(shares)))
+
+    def prepare() -> Statistic:
+        require_finite(theta, "probabilities")
+        if theta.min() < 0 or np.abs(theta.sum(axis=1) - 1).max() > 1e-4:
+            raise Refusal("probabilities should be at least 0 and sum to 1 for every image")
+        require_classes(y, 1, "labels")
+        if np.ptp(theta, axis=0).max() <= 1e-9:
+            raise Refusal(
+                f"the source head says the same of every image: {name} is -H(y) = {-entropy:.6g} "
+                "for any such head"
+            )
+        return lambda rows: value(theta[rows], y[rows])
+
+    return measured(
+        name,
+        "higher",
+        prepare,
+        (y,),
+        d=theta.shape[1],
+        seed=seed,
+        resamples=resamples,
+        bounds=(-entropy, 0),
+    )

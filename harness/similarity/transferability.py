@@ -1,0 +1,268 @@
+"""How well do a source model's features fit the target's labels? Cross-validation, LogME and H-score.
+
+    logme(features, labels).value
+
+All take the target *train* images through the source model: features (n, d) in any order, labels (n,)
+integers. Intervals: see `harness.similarity.measurement`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize_scalar
+from sklearn.base import ClassifierMixin
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics.pairwise import euclidean_distances
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.neighbors import KNeighborsClassifier
+
+from harness.similarity.measurement import (
+    Floats,
+    Ints,
+    Measurement,
+    Refusal,
+    Statistic,
+    as_features,
+    as_labels,
+    measured,
+    require_classes,
+    require_varied,
+)
+
+Array = npt.NDArray[Any]
+
+FOLDS = 5
+"""Of a cross-validation; fewer where a class has fewer images."""
+
+CV_SHARE = 0.5
+"""Of the images in a resample of a cross-validation. Folds fall anew in each, and sqrt(m / (n - m)) would
+count that twice at the usual share of .8."""
+
+
+def knn_accuracy(
+    features: Array,
+    labels: Array,
+    *,
+    neighbours: int = 5,
+    seed: int = 0,
+    resamples: int = 50,
+) -> Measurement:
+    """Cross-validated accuracy of the vote of the nearest neighbours (scikit-learn), Euclidean distance.
+
+    Stratified folds drawn by seed. Unchanged by shift, rotation and one scale of the features.
+
+    Args:
+        neighbours: that vote; at most the images of the smallest training fold.
+
+    Raises:
+        ValueError: for other shapes.
+    """
+    x, y = _features_and_labels(features, labels)
+
+    def prepare() -> Statistic:
+        require_varied(x, "features")
+        distances = euclidean_distances(x)
+
+        def statistic(rows: Ints) -> float:
+            k = min(neighbours, len(rows) // 2)
+            model = KNeighborsClassifier(k, metric="precomputed")
+            return _cv_accuracy(model, distances[np.ix_(rows, rows)], y[rows], seed)
+
+        return statistic
+
+    return measured(
+        "knn_accuracy",
+        "higher",
+        prepare,
+        (y,),
+        d=x.shape[1],
+        seed=seed,
+        resamples=resamples,
+        bounds=(0, 1),
+        share=CV_SHARE,
+    )
+
+
+def probe_accuracy(
+    features: Array, labels: Array, *, seed: int = 0, resamples: int = 10
+) -> Measurement:
+    """Cross-validated accuracy of a logistic regression on the features (scikit-learn, C = 1).
+
+    The features are centred and divided by one number (their root mean square), so the result doesn't
+    change with shift, rotation and scale. Where d > n they are turned into n coordinates first, which
+    loses nothing. Stratified folds drawn by seed. Ten resamples: each is a cross-validation of its own.
+
+    Raises:
+        ValueError: for other shapes.
+    """
+    x, y = _features_and_labels(features, labels)
+
+    def prepare() -> Statistic:
+        require_varied(x, "features")
+        centred = x - x.mean(axis=0)
+        scaled = _turned(centred / math.sqrt(float(np.mean(centred**2))))
+
+        def statistic(rows: Ints) -> float:
+            model = LogisticRegression(max_iter=5000, tol=1e-3)
+            return _cv_accuracy(model, _turned(scaled[rows]), y[rows], seed)
+
+        return statistic
+
+    return measured(
+        "probe_accuracy",
+        "higher",
+        prepare,
+        (y,),
+        d=x.shape[1],
+        seed=seed,
+        resamples=resamples,
+        bounds=(0, 1),
+        share=CV_SHARE,
+    )
+
+
+def logme(features: Array, labels: Array, *, seed: int = 0, resamples: int = 20) -> Measurement:
+    """Log of the maximum evidence of a Bayesian linear model, by image, mean over classes (You et al. 2021).
+
+    Each class's 0/1 indicator is regressed on the features without intercept; weights ~ N(0, 1/alpha),
+    noise ~ N(0, 1/beta). For a given beta/alpha the best beta is known in closed form, so the evidence
+    is maximised over one number, on a grid and then by Brent's method, not by the fixed-point iteration,
+    whose popular code is wrong for n < d. It depends on the target's labels: compare sources within
+    one target only. Unchanged by rotation and scale of the features, not by shift.
+
+    Raises:
+        ValueError: for other shapes.
+    """
+    x, y = _features_and_labels(features, labels)
+
+    def prepare() -> Statistic:
+        require_varied(x, "features")
+        return lambda rows: _evidence(x[rows], y[rows]) / len(rows)
+
+    return measured("logme", "higher", prepare, (y,), d=x.shape[1], seed=seed, resamples=resamples)
+
+
+def hscore(features: Array, labels: Array, *, seed: int = 0, resamples: int = 10) -> Measurement:
+    """tr(S^+ S_between): Pillai's trace of the features by class (Bao et al. 2019; Pillai 1955).
+
+    S is the covariance of all features, S_between that of the class means weighted by their images.
+    In [0, C - 1] for C classes. Of features that know nothing it is `hscore_null` on average, which
+    grows with d: compare at equal n and d. Refused where the centred features span all n - 1
+    directions, as it is then C - 1 for any labels. Unchanged by any invertible linear map.
+
+    Raises:
+        ValueError: for other shapes.
+    """
+    x, y = _features_and_labels(features, labels)
+
+    def prepare() -> Statistic:
+        require_varied(x, "features")
+        return lambda rows: _pillai(x[rows], y[rows])
+
+    return measured(
+        "hscore",
+        "higher",
+        prepare,
+        (y,),
+        d=x.shape[1],
+        seed=seed,
+        resamples=resamples,
+        bounds=(0, int(y.max())),
+    )
+
+
+def hscore_null(n: int, d: int, classes: int) -> float:
+    """The mean H-score of n images with d linearly independent features that know nothing of the classes."""
+    return d * (classes - 1) / (n - 1)
+
+
+def _features_and_labels(features: Array, labels: Array) -> tuple[Floats, Ints]:
+    x = as_features(features, "features")
+    return x, as_labels(labels, len(x), "labels")
+
+
+def _cv_accuracy(model: ClassifierMixin, x: Floats, y: Ints, seed: int) -> float:
+    require_classes(y, 2, "labels")
+    counts = np.bincount(y)
+    folds = min(FOLDS, int(counts[counts > 0].min()))
+    splits = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    return float(np.mean(cross_val_predict(model, x, y, cv=splits) == y))
+
+
+def _turned(x: Floats) -> Floats:
+    """(n, d) in at most n coordinates, inner products kept: x' = L' Q with Q orthonormal, so L' will do."""
+    return x if x.shape[1] <= x.shape[0] else np.asarray(np.linalg.qr(x.T, mode="r")).T
+
+
+def _evidence(x: Floats, y: Ints) -> float:
+    """Mean over the classes of the maximum log evidence of their indicators.
+
+    With eigenvalues s of X X', coordinates z of an indicator in its eigenvectors, r what lies outside
+    them, and g = beta / alpha: 1 / beta = q / n with q = r + sum z^2 / (1 + g s), and the log evidence
+    is -n/2 (log(2 pi q / n) + 1) - 1/2 sum log(1 + g s) (MacKay 1992).
+    """
+    require_classes(y, 1, "labels")
+    n = len(x)
+    indicator = (y[:, None] == np.unique(y)).astype(np.float64)
+    eigenvalues, squares = _spectrum(x, indicator)
+    if not len(eigenvalues):
+        raise Refusal("the features are 0 for every image")
+    outside = np.maximum(indicator.sum(axis=0) - squares.sum(axis=0), 0.0)
+    if len(eigenvalues) == n:
+        outside[:] = 0.0
+
+    def log_evidence(log_g: Floats) -> Floats:
+        shrunk = 1 + np.exp(log_g)[:, None] * eigenvalues
+        q = outside + (1 / shrunk) @ squares
+        fit = -n / 2 * (np.log(2 * math.pi * q / n) + 1)
+        return np.asarray(fit - np.log(shrunk).sum(axis=1, keepdims=True) / 2)
+
+    exact = (len(eigenvalues) < n) & (outside <= 1e-10 * indicator.sum(axis=0))
+    if exact.any():
+        raise Refusal(
+            "a class is an exact linear function of the features: no bound to the evidence"
+        )
+    grid = np.arange(-30.0, 60.0) - math.log(eigenvalues.max())
+    on_grid = log_evidence(grid)
+    best = []
+    for c, top in enumerate(np.argmax(on_grid, axis=0)):
+        refined = minimize_scalar(
+            lambda g, c=c: -float(log_evidence(np.array([g]))[0, c]),
+            bounds=(grid[max(top - 1, 0)], grid[min(top + 1, len(grid) - 1)]),
+            method="bounded",
+            options={"xatol": 1e-7},
+        )
+        best.append(max(float(on_grid[top, c]), -float(refined.fun)))
+    return float(np.mean(best))
+
+
+def _spectrum(x: Floats, targets: Floats) -> tuple[Floats, Floats]:
+    """Eigenvalues (r,) over 0 of x x', and squares (r, C) of the targets' coordinates in the eigenvectors.
+
+    By the smaller of x x' and x' x: several times faster than a singular value decomposition.
+    """
+    n, d = x.shape
+    eigenvalues, vectors = np.linalg.eigh(x @ x.T if n <= d else x.T @ x)
+    kept = eigenvalues > max(n, d) * np.finfo(np.float64).eps * max(eigenvalues.max(), 0.0)
+    eigenvalues, vectors = eigenvalues[kept], vectors[:, kept]
+    if n <= d:
+        return eigenvalues, (vectors.T @ targets) ** 2
+    return eigenvalues, (vectors.T @ (x.T @ targets)) ** 2 / eigenvalues[:, None]
+
+
+def _pillai(x: Floats, y: Ints) -> float:
+    """Squared lengths of the classes' unit indicators within the span of the centred features, added up."""
+    require_classes(y, 1, "labels")
+    n, d = x.shape
+    classes, counts = np.unique(y, return_counts=True)
+    indicator = (y[:, None] == classes) / np.sqrt(counts)
+    # centred too: else rounding in the centring of nearly constant features passes for a fit
+    indicator -= indicator.mean(axis=0)
+    eigenvalues, squares = _spectrum(x - x.mean(axis=0), indicator)
+    if len(eigenvalues) >= n - 1:
+        raise Refusal(f"{n} images for d={d}: C - 1 = {len(classes) - 1} whatever the labels")
+    return float(squares.sum())

@@ -1,0 +1,138 @@
+"""Does the benchmark's table say what was measured, misses included? Lines by hand, answers by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import recipe, tables
+from benchmarks.data import make_folders
+from harness.data.targets import FASHION_MNIST
+
+
+def line(program: str, seconds: float, work: str = "linear_probe", **more: Any) -> dict[str, Any]:
+    """One measured line: a study of ten trials, all of them run."""
+    fixed: dict[str, Any] = {"wanted": 10, "trials": 10, "accuracy": 0.8, "peak_rss_mib": 1000.0}
+    fixed |= {"val_images": 1000, "machine": "a machine"}
+    return {"work": work, "program": program, "seconds": seconds, **fixed, **more}
+
+
+def goal(lines: list[dict[str, Any]], words: str, work: str = "linear_probe") -> tables.Goal:
+    """The one goal of a work whose text holds `words`."""
+    (found,) = [g for g in tables.goals(lines) if g.work == work and words in g.goal]
+    return found
+
+
+def test_a_peer_that_ran_one_trial_is_scaled_and_the_table_says_so() -> None:
+    ours, peer = tables.rows([line("ours", 15.0), line("tutorial", 40.0, trials=1)])
+    assert (ours.seconds, ours.note) == (15.0, "")
+    assert peer.seconds == 400.0
+    assert peer.times_ours == pytest.approx(400 / 15)
+    assert peer.note == "1 measured, x10"
+
+
+def test_rounds_are_summed_up_by_their_medians() -> None:
+    rounds = [line("ours", s, peak_rss_mib=p) for s, p in ((9.0, 1.0), (5.0, 7.0), (6.0, 3.0))]
+    (row,) = tables.rows(rounds)
+    assert (row.seconds, row.peak_mib, row.rounds) == (6.0, 3.0, 3)
+
+
+def test_the_fastest_peer_decides_and_absent_peers_are_named() -> None:
+    lines = [line("ours", 10.0), line("tutorial", 210.0), line("trainer", 199.0)]
+    found = goal(lines, "fastest peer")
+    assert found.reached is False
+    assert found.measured == "19.9x (trainer; without lightning, fastai)"
+    lines[2]["seconds"] = 200.0
+    assert goal(lines, "fastest peer").reached is True
+
+
+def test_limits_compare_with_their_own_program() -> None:
+    lines = [line("ours", 13.0), line("one_pass", 10.0), line("bare", 1.0)]
+    assert goal(lines, "one forward pass").reached is True
+    full = [line("ours", 106.0, "full"), line("bare", 100.0, "full"), line("one_pass", 1.0, "full")]
+    (time,) = [g for g in tables.goals(full) if g.work == "full" and g.goal.startswith("time")]
+    assert (time.measured, time.reached) == ("1.06x", False)
+
+
+def test_accuracy_is_compared_with_the_noise_of_two_shares() -> None:
+    # sqrt(2 * 0.8 * 0.2 / 1000) is 0.01789: two of them are 3.6 points.
+    near = [line("ours", 1.0), line("fastai", 1.0, accuracy=0.766), line("trainer", 1.0)]
+    found = goal(near, "accuracy")
+    assert found.reached is True
+    assert "noise 3.6 points" in found.measured
+    far = [line("ours", 1.0), line("fastai", 1.0, accuracy=0.763), line("trainer", 1.0)]
+    assert goal(far, "accuracy").reached is False
+
+
+def test_memory_is_compared_with_the_bare_loop() -> None:
+    lines = [line("ours", 1.0, peak_rss_mib=1301.0), line("bare", 1.0)]
+    assert goal(lines, "memory").reached is False
+    assert goal([line("ours", 1.0, peak_rss_mib=1300.0), lines[1]], "memory").reached is True
+
+
+@pytest.mark.parametrize(
+    ("without", "reached"),
+    [({"a": 0.5, "b": 0.7}, True), ({"a": 0.5, "b": 0.7001}, False), ({"a": 0.5}, False)],
+)
+def test_results_are_the_same_only_if_every_accuracy_is(
+    without: dict[str, float], reached: bool
+) -> None:
+    lines = [
+        line("ours", 10.0, "default_study", runs={"a": 0.5, "b": 0.7}),
+        line("ours, no reuse", 16.0, "default_study", runs=without),
+    ]
+    assert goal(lines, "same results", "default_study").reached is reached
+    assert goal(lines, "at least 1.6x", "default_study").reached is True
+
+
+def test_overhead_must_be_small_early_and_late_and_not_grow() -> None:
+    grows = [line("ours", 1.0, "overhead", early_ms=30.0, late_ms=59.0)]
+    assert goal(grows, "under 60 ms", "overhead").reached is True
+    assert goal(grows, "the same late", "overhead").reached is False
+    slow = [line("ours", 1.0, "overhead", early_ms=61.0, late_ms=59.0)]
+    assert goal(slow, "under 60 ms", "overhead").reached is False
+
+
+def test_reading_pixels_fails_the_large_folder() -> None:
+    lines = [
+        line("ours", 5.0, "large_folder", images=200_000, read_mib=20.0, grown_mib=100.0),
+    ]
+    assert goal(lines, "without reading", "large_folder").reached is False
+    assert "0.51 KiB per image" in goal(lines, "index under", "large_folder").measured
+
+
+def test_nothing_measured_is_neither_reached_nor_missed() -> None:
+    assert {g.reached for g in tables.goals([])} == {None}
+    missing = {"work": "full", "program": "fastai", "note": "not installed", "machine": "m"}
+    text = tables.markdown([missing])
+    assert "yes" not in text
+    assert "| full | fastai | 0 |  |  |  |  | 0 | 0 | not installed |" in text
+
+
+def test_the_csv_leaves_empty_what_was_not_measured() -> None:
+    missing = {"work": "full", "program": "fastai", "note": "failed (1): x", "machine": "m"}
+    (row,) = csv.DictReader(io.StringIO(tables.to_csv([missing])))
+    assert (row["seconds"], row["accuracy"], row["note"]) == ("", "", "failed (1): x")
+
+
+def test_rates_lie_evenly_about_the_single_one() -> None:
+    assert recipe.rates("full", 1) == [1e-3]
+    assert recipe.rates("full", 3) == pytest.approx([1e-3 / 1.5, 1e-3, 1.5e-3])
+
+
+@pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="Fashion-MNIST is not installed")
+def test_train_and_validation_folders_share_no_file_and_leave_the_test_quarter(
+    tmp_path: Path,
+) -> None:
+    data = make_folders(8, tmp_path)
+    names = {
+        part: {p.relative_to(data / part) for p in (data / part).rglob("*.png")}
+        for part in ("all", "train", "val")
+    }
+    assert [len(names[part]) for part in names] == [80, 40, 20]
+    assert not names["train"] & names["val"]
+    assert names["train"] | names["val"] < names["all"]

@@ -1,0 +1,396 @@
+"""The forecast of fake tensors equals what real tensors take, and what can be counted by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+
+from harness import forecast as module
+from harness.backbone import Backbone, Group, build
+from harness.backbone.library import Input
+from harness.forecast import Forecast, forecast, live_peak
+from harness.spec import TrialSpec, UserError
+from harness.transfer import (
+    L2SP,
+    LPFT,
+    BiasOnly,
+    FeatureTransfer,
+    FullFineTune,
+    GradualUnfreezing,
+    LastBlock,
+    LinearProbe,
+    LoRA,
+    NormOnly,
+    Scales,
+    Strategy,
+    Surgical,
+    TwoPhase,
+)
+
+MIB = 2**20
+needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="extra lora is not installed")
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept() -> Iterator[None]:
+    """Forecasts of one test must not hold the patched networks or strategies of another."""
+    yield
+    module._fake.cache_clear()
+    module._forecast.cache_clear()
+
+
+def spec(backbone: str, strategy: Strategy, **changes: Any) -> TrialSpec:
+    fields: dict[str, Any] = {
+        "source": "scratch",
+        "shots": 4,
+        "val_shots": 1,
+        "test_shots": 3,
+        "resolution": 64,
+        "epochs": 1,
+        "batch_size": 8,
+    }
+    return TrialSpec("digits", backbone, strategy, **{**fields, **changes})
+
+
+# --- against real tensors ----------------------------------------------------------------------------
+
+
+def measured(trial: TrialSpec) -> tuple[float, float]:
+    """Peaks of training and of evaluation over all epochs of a plain loop with real tensors, in MiB."""
+    rank, size = trial.strategy.lora_rank, trial.resolution
+    assert size is not None
+    backbone = build(trial.backbone, "scratch", 10, 0, resolution=size, lora_rank=rank)
+    model, tuned = backbone.model, backbone.tuned_names(trial.strategy.tuned)
+    learn = [p for n, p in model.named_parameters() if n in tuned]
+    optimizer: torch.optim.Optimizer = (
+        torch.optim.AdamW(learn, fused=True)
+        if trial.optimizer == "adamw"
+        else torch.optim.SGD(learn, lr=0.01, momentum=0.9, fused=True)
+    )
+    anchors = [p.detach().clone() for n, p in model.named_parameters() if "fc" not in n]
+    held_anchors = anchors if trial.strategy.pull else []
+    low_precision = trial.precision == "bfloat16"
+
+    # Pixels lie in the host's memory: made where nothing is measured.
+    pixels = torch.zeros(max(30, trial.batch_size), 3, size, size, dtype=torch.uint8)
+    in_batches = {n: pixels[:n].clone() for n in (30, trial.batch_size)}
+
+    def images(count: int) -> torch.Tensor:
+        return ((in_batches[count].float() - 9) / 5).contiguous(memory_format=torch.channels_last)
+
+    def logits(count: int) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, low_precision):
+            out: torch.Tensor = model(images(count))
+        return out.float()
+
+    def step() -> None:
+        loss = F.cross_entropy(logits(trial.batch_size), torch.arange(trial.batch_size) % 10)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def evaluate() -> None:
+        model.eval()
+        with torch.inference_mode():
+            logits(30)
+
+    def held() -> Iterator[torch.Tensor]:
+        yield from [*model.parameters(), *model.buffers(), *held_anchors]
+        yield from (p.grad for p in model.parameters() if p.grad is not None)
+        for state in optimizer.state.values():
+            yield from (v for v in state.values() if isinstance(v, torch.Tensor))
+
+    train, evaluation = [], []
+    for epoch in range(trial.epochs):
+        optimizer.zero_grad()
+        scales = trial.strategy.lr_scales(len(backbone.groups), epoch)
+        for group, scale in zip(backbone.groups, scales, strict=True):
+            for name, parameter in group.parameters.items():
+                parameter.requires_grad_(scale is not None and name in tuned)
+        backbone.train_mode(g for g, scale in enumerate(scales) if scale is not None)
+        if trial.strategy.readout == "head":
+            train += [live_peak(step, held()) for _ in range(2)]
+        evaluation.append(live_peak(evaluate, held()))
+    return max(train, default=max(evaluation)), max(evaluation)
+
+
+CASES = [
+    ("resnet18", LinearProbe(), {}),
+    ("tf_efficientnet_lite0", FullFineTune(), {}),
+    ("resnet18", LastBlock(), {}),
+    ("resnet18", FullFineTune(), {"optimizer": "sgd"}),
+    ("resnet18", NormOnly(), {}),
+    ("resnet18", L2SP(), {}),
+    ("resnet18", FeatureTransfer(), {"shots": 3}),
+    ("resnet10t", Surgical(1), {"precision": "bfloat16", "resolution": 32}),
+    ("resnet10t", FullFineTune(), {"precision": "bfloat16", "resolution": 32}),
+    ("torchvision:mobilenet_v3_small", LastBlock(), {"optimizer": "sgd"}),
+    ("vit_tiny_patch16_224", LastBlock(), {}),
+    ("vit_tiny_patch16_224", FullFineTune(), {}),
+    ("vit_tiny_patch16_224", BiasOnly(), {"optimizer": "sgd"}),
+    ("test_vit", FullFineTune(), {"precision": "bfloat16"}),
+    pytest.param("vit_tiny_patch16_224", LoRA(), {}, marks=needs_peft),
+    ("test_resnet", TwoPhase(1), {"epochs": 3}),
+    ("test_resnet", GradualUnfreezing(), {"epochs": 3}),
+]
+
+
+@pytest.mark.parametrize(("backbone", "strategy", "changes"), CASES)
+def test_forecast_equals_the_peak_of_real_tensors(
+    backbone: str, strategy: Strategy, changes: dict[str, Any]
+) -> None:
+    trial = spec(backbone, strategy, **changes)
+    found = forecast(trial)
+    train, evaluation = measured(trial)
+    assert found.train_peak_mib == pytest.approx(train, rel=0.01)
+    assert found.eval_peak_mib == pytest.approx(evaluation, rel=0.01)
+    assert found.peak_mib == max(found.train_peak_mib, found.eval_peak_mib)
+
+
+def test_layer_norms_in_bfloat16_count_as_on_an_accelerator(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trial = spec("convnext_atto", FullFineTune(), precision="bfloat16", resolution=32)
+    found = forecast(trial)
+    on_processor, _ = measured(trial)
+    norm = F.layer_norm
+
+    def in_float32(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        return norm(x.float(), *arguments)
+
+    monkeypatch.setattr(F, "layer_norm", in_float32)
+    train, evaluation = measured(trial)
+    assert train > on_processor
+    assert found.train_peak_mib == pytest.approx(train, rel=0.01)
+    assert found.eval_peak_mib == pytest.approx(evaluation, rel=0.01)
+
+
+def test_moments_of_a_group_that_froze_again_count() -> None:
+    @dataclass(frozen=True)
+    class DownAgain(Strategy):
+        def lr_scales(self, num_groups: int, epoch: int) -> Scales:
+            top = (None,) * (num_groups - 1) + (1.0,)
+            return (None,) * (num_groups - 2) + (1.0, None) if epoch == 0 else top
+
+    trial = spec("resnet10t", DownAgain(), epochs=2, batch_size=16)
+    train, evaluation = measured(trial)
+    found = forecast(trial)
+    assert found.train_peak_mib == pytest.approx(train, rel=0.01)
+    assert found.eval_peak_mib == pytest.approx(evaluation, rel=0.01)
+
+
+def allocated_peak(run: Callable[[], object], trace: Path) -> float:
+    """Highest level of torch's own allocator above that at the start, in MiB."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        run()
+    watched.export_chrome_trace(str(trace))
+    events = [e for e in json.loads(trace.read_text())["traceEvents"] if e["name"] == "[memory]"]
+    ordered = sorted(events, key=lambda e: float(e["ts"]))
+    return max(accumulate(int(e["args"]["Bytes"]) for e in ordered)) / MIB
+
+
+@pytest.mark.parametrize("backbone", ["resnet10t", "tf_efficientnet_lite0", "vit_tiny_patch16_224"])
+def test_meter_agrees_with_the_allocator(backbone: str, tmp_path: Path) -> None:
+    """Inference only: convolutions of the backward pass take workspaces, which no tensor holds."""
+    model = build(backbone, "scratch", 10, 0, resolution=64).model.eval()
+    images = torch.rand(32, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    held = [*model.parameters(), *model.buffers()]
+
+    @torch.inference_mode()
+    def infer() -> None:
+        model(images)
+
+    infer()
+    above = live_peak(infer, held) - sum(x.numel() * x.element_size() for x in held) / MIB
+    assert above == pytest.approx(allocated_peak(infer, tmp_path / "trace.json"), rel=0.01)
+
+
+# --- against a count by hand -------------------------------------------------------------------------
+
+
+def test_meter_counts_a_chain_of_linear_layers() -> None:
+    x = torch.rand(64, 100)
+    chain = nn.Sequential(nn.Linear(100, 200), nn.ReLU(), nn.Linear(200, 50))
+    weights = 200 * 100 + 200 + 50 * 200 + 50
+
+    # The second layer's input and output are less than the rectifier's.
+    with torch.inference_mode():
+        found = live_peak(lambda: chain(x), [x, *chain.parameters()])
+    assert found * MIB == 4 * (weights + 64 * 100 + 64 * (200 + 200))
+
+    # In training it is the rectifier's backward: its output and the gradients on both sides of it, after
+    # those of the second layer's weights; the loss and the gradient of the loss are one number each.
+    found = live_peak(lambda: chain(x).sum().backward(), [x, *chain.parameters()])
+    second = 50 * 200 + 50
+    assert found * MIB == 4 * (weights + second + 64 * 100 + 3 * 64 * 200 + 2)
+
+
+def test_meter_counts_views_once_and_forgets_what_was_freed() -> None:
+    def run() -> torch.Tensor:
+        first = torch.zeros(1000)
+        both = first[:500], first.view(10, 100)
+        del first, both
+        return torch.zeros(700)
+
+    assert live_peak(run) * MIB == 4 * 1000
+
+
+COUNT, SIDE, WIDTH = 16, 8, 256
+PIXELS = 3 * SIDE * SIDE
+STEM, HEAD = WIDTH * PIXELS + WIDTH, 10 * WIDTH + 10
+
+
+def tiny(*_: object, **__: object) -> Backbone:
+    """Pixels -> 256 -> 10, in two groups."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 10))
+    parts = {"stem": ("1.",), "head": ("3.",)}
+    groups = tuple(
+        Group(name, {n: p for n, p in model.named_parameters() if n.startswith(start)}, {})
+        for name, start in parts.items()
+    )
+    modes = ((model[1], frozenset({0})), (model[3], frozenset({1})))
+    half = (0.5, 0.5, 0.5)
+    return Backbone(
+        model, model[3], groups, modes, frozenset(), Input(half, half, SIDE, "bilinear")
+    )
+
+
+@pytest.fixture
+def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "build", tiny)
+
+
+def in_bytes(found: Forecast) -> list[float]:
+    parts = (
+        found.parameters_mib,
+        found.gradients_mib,
+        found.optimizer_mib,
+        found.activations_mib,
+        found.train_peak_mib,
+        found.eval_peak_mib,
+    )
+    return [part * MIB for part in parts]
+
+
+@pytest.mark.usefixtures("tiny_network")
+@pytest.mark.parametrize(
+    ("optimizer", "state"),
+    # AdamW keeps two moments and a step number for each of 4 parameters; SGD the momentum.
+    [("adamw", 2 * (STEM + HEAD) + 4), ("sgd", STEM + HEAD)],
+)
+def test_full_fine_tune_of_a_tiny_network_is_as_counted_by_hand(optimizer: str, state: int) -> None:
+    found = forecast(
+        spec("tiny", FullFineTune(), optimizer=optimizer, batch_size=COUNT, resolution=None)
+    )
+    # The peak is when the last gradient of a weight is made: beside all others there are the flat copy of
+    # the images, the gradient at the first layer's output, the loss and its gradient. 30 test images are
+    # evaluated, without gradients.
+    activations = COUNT * (PIXELS + WIDTH) + 2
+    all_weights = STEM + HEAD
+    assert in_bytes(found) == [
+        4 * all_weights,
+        4 * all_weights,
+        4 * state,
+        4 * activations,
+        4 * (2 * all_weights + state + activations),
+        4 * (all_weights + state + 30 * (PIXELS + 2 * WIDTH)),
+    ]
+
+
+@pytest.mark.usefixtures("tiny_network")
+def test_probe_of_a_tiny_network_is_as_counted_by_hand() -> None:
+    found = forecast(spec("tiny", LinearProbe(), batch_size=COUNT, resolution=None))
+    # Without a gradient the flat copy is gone when the rectifier runs, and the head's own is not made yet.
+    held = STEM + HEAD + 2 * HEAD + 2
+    activations = COUNT * (PIXELS + 2 * WIDTH)
+    assert in_bytes(found) == [
+        4 * (STEM + HEAD),
+        0,
+        4 * (2 * HEAD + 2),
+        4 * activations,
+        4 * (held + activations),
+        4 * (held + 30 * (PIXELS + 2 * WIDTH)),
+    ]
+
+
+# --- parts and relations -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+def test_parts_are_the_models_own_sizes_and_sum_to_the_peak(backbone: str) -> None:
+    found = forecast(spec(backbone, FullFineTune()))
+    model = build(backbone, "scratch", 10, 0, resolution=64).model
+    weights = sum(4 * p.numel() for p in model.parameters())
+    buffers = sum(b.numel() * b.element_size() for b in model.buffers())
+    assert found.parameters_mib * MIB == weights + buffers
+    # Those of the layers behind the place where the peak is; a large batch moves it to the front.
+    assert 0 < found.gradients_mib * MIB <= weights
+    assert found.optimizer_mib * MIB == 2 * weights + 4 * len(list(model.parameters()))
+    assert found.activations_mib > 0
+    parts = found.parameters_mib + found.gradients_mib + found.optimizer_mib + found.activations_mib
+    assert parts == pytest.approx(found.train_peak_mib, rel=1e-12)
+
+
+def test_peak_grows_with_batch_and_resolution_but_not_beyond_the_images_there_are() -> None:
+    def peak(batch: int, resolution: int = 32) -> float:
+        trial = spec("test_resnet", FullFineTune(), batch_size=batch, resolution=resolution)
+        return forecast(trial).train_peak_mib
+
+    assert peak(8) < peak(16) < peak(40)
+    assert peak(8, 32) < peak(8, 64)
+    assert peak(40) == peak(400)  # 4 shots of 10 classes
+    assert peak(39) == peak(40)  # the last image would be alone
+
+
+def test_gradual_strategies_take_what_their_last_epoch_does() -> None:
+    last = forecast(spec("test_resnet", FullFineTune()))
+    assert forecast(spec("test_resnet", GradualUnfreezing(), epochs=20)) == last
+    assert forecast(spec("test_resnet", LPFT(1), epochs=2)) == last
+    probe = forecast(spec("test_resnet", LinearProbe()))
+    assert forecast(spec("test_resnet", GradualUnfreezing())) == probe
+    assert probe.train_peak_mib < last.train_peak_mib
+
+
+def test_what_does_not_matter_is_forecast_once() -> None:
+    forecast(spec("test_resnet", FullFineTune()))
+    forecast(
+        spec("test_resnet", FullFineTune(), lr=0.1, seed=3, weight_decay=0.3, source="imagenet")
+    )
+    assert module._forecast.cache_info().misses == 1
+    forecast(spec("test_resnet", FullFineTune(), optimizer="sgd"))
+    assert module._forecast.cache_info().misses == 2
+
+
+def test_forecast_draws_from_no_random_stream() -> None:
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    forecast(spec("test_vit", FullFineTune()))
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_network_that_computes_by_values_has_no_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
+    def by_values(*arguments: Any, **named: Any) -> Backbone:
+        backbone = build(*arguments, **named)
+        backbone.model.register_forward_hook(lambda _, __, out: out[out > 0])
+        return backbone
+
+    monkeypatch.setattr(module, "build", by_values)
+    with pytest.raises(
+        UserError, match=r"no forecast for backbone test_resnet: .* depends on values"
+    ):
+        forecast(spec("test_resnet", FullFineTune()))
+
+
+# --- sizes -------------------------------------------------------------------------------------------

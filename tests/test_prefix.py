@@ -1,0 +1,412 @@
+"""Training on kept outputs of the frozen part is training without them, and it says what was kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from harness import network as network_module
+from harness import rows, transfer
+from harness.backbone import Backbone, Group, build
+from harness.backbone.library import Input
+from harness.data import augmentation, read_examples, seeded_views
+from harness.measure import Cpu
+from harness.prefix import NoCut, Tail, find_cut
+from harness.rows import Cache, View
+from harness.spec import EpochResult, TrialResult, TrialSpec, UserError
+from harness.train import Fit, start
+from harness.transfer import Scales, Strategy
+
+MakeSpec = Callable[..., TrialSpec]
+NOTHING = Cache(budget=0)
+WHOLE = {"shots": 16, "val_shots": 16, "test_shots": 16, "batch_size": 32}
+"""160 images each: whole batches of 32, as many as the prefix takes at a time on a CPU."""
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache")
+
+
+def run(spec: TrialSpec, cache: Cache) -> tuple[Fit, list[EpochResult], TrialResult]:
+    fit = start(spec, Cpu(), cache)
+    epochs = list(fit)
+    return fit, epochs, fit.finish(test=True)
+
+
+def values(epochs: list[EpochResult]) -> list[tuple[float, float, float]]:
+    return [(e.train_loss, e.val_loss, e.val_accuracy) for e in epochs]
+
+
+# --- the same results --------------------------------------------------------------------------------
+
+STRATEGIES = [
+    transfer.LinearProbe(),
+    transfer.LastBlock(),
+    transfer.LastK(3),
+    transfer.Surgical(1),
+    transfer.FullFineTune(),
+    transfer.DiscriminativeLR(0.5),
+    transfer.GradualUnfreezing(1),
+    transfer.TwoPhase(1),
+    transfer.LPFT(1),
+    transfer.NormOnly(),
+    transfer.BiasOnly(),
+    transfer.L2SP(0.1),
+    transfer.FeatureTransfer("logistic"),
+    transfer.FeatureTransfer("knn"),
+]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "backbone"),
+    [(strategy, "test_resnet") for strategy in STRATEGIES]
+    + [
+        (strategy, backbone)
+        for strategy in (transfer.LinearProbe(), transfer.LastBlock(), transfer.LPFT(1))
+        for backbone in ("test_vit", "test_efficientnet")
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_kept_outputs_give_bitwise_the_same_trial(
+    strategy: Strategy, backbone: str, make_spec: MakeSpec, cache: Cache
+) -> None:
+    spec = make_spec(strategy=strategy, backbone=backbone, epochs=3, shifts="noise", **WHOLE)
+    _, without, plain = run(spec, NOTHING)
+    for _ in range(2):  # once to make them, once to read them
+        _, epochs, result = run(spec, cache)
+        assert values(epochs) == values(without)
+        assert result.metrics["test_loss"] == plain.metrics["test_loss"]
+        assert result.metrics["test_accuracy.noise"] == plain.metrics["test_accuracy.noise"]
+        assert result.predictions is not None
+        assert plain.predictions is not None
+        assert (result.predictions.probability == plain.predictions.probability).all()
+
+
+@pytest.mark.parametrize("batch_norm", ["frozen", "reestimate"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_other_batches_statistics_and_precisions_agree_to_rounding(
+    batch_norm: str, precision: str, make_spec: MakeSpec, cache: Cache
+) -> None:
+    """Batches of 7 against the prefix's 32: sums in another order. bfloat16 has 8 bits of mantissa."""
+    changes = {"strategy": transfer.LastBlock(), "batch_size": 7, "lr": 1e-4}
+    spec = make_spec(batch_norm=batch_norm, precision=precision, **changes)
+    _, without, _ = run(spec, NOTHING)
+    _, epochs, result = run(spec, cache)
+    assert "kept after" in result.notes["prefix"]
+    losses = np.array(values(epochs))[:, :2], np.array(values(without))[:, :2]
+    tolerance = 1e-5 if precision == "float32" else 2e-2
+    np.testing.assert_allclose(*losses, rtol=tolerance)
+
+
+def test_precision_changes_what_is_computed(make_spec: MakeSpec) -> None:
+    full, low = (
+        run(make_spec(precision=p, strategy=transfer.LinearProbe()), NOTHING)[1]
+        for p in ("float32", "bfloat16")
+    )
+    assert full[-1].val_loss != low[-1].val_loss
+    assert full[-1].val_loss == pytest.approx(low[-1].val_loss, rel=0.05)
+
+
+# --- paid once ---------------------------------------------------------------------------------------
+
+
+def images_through_the_stem(fit: Fit) -> list[int]:
+    """Will hold the batch sizes of every pass through the first convolution."""
+    passed: list[int] = []
+    stem = next(m for m in fit._backbone.model.modules() if isinstance(m, nn.Conv2d))
+    stem.register_forward_hook(lambda m, x, out: passed.append(len(out)))
+    return passed
+
+
+def test_the_frozen_part_runs_once_per_image_for_all_epochs_trials_and_strategies(
+    make_spec: MakeSpec, cache: Cache
+) -> None:
+    first = start(make_spec(strategy=transfer.LinearProbe(), epochs=3), Cpu(), cache)
+    passed = images_through_the_stem(first)
+    list(first)
+    first.finish(test=True)
+    # 50 train, 40 validation and 60 test images, in chunks of 32; the network is tried on two once.
+    assert sum(n for n in passed if n > 2) == (2 + 2 + 2) * 32
+    rows._open.cache_clear()  # as another process
+    again = start(make_spec(strategy=transfer.TwoPhase(2), lr=0.1, epochs=1), Cpu(), cache)
+    passed = images_through_the_stem(again)
+    list(again)
+    again.finish(test=True)
+    assert passed == []
+
+
+def test_another_seed_shares_the_images_that_it_has_in_common(
+    make_spec: MakeSpec, cache: Cache, tmp_path: Path
+) -> None:
+    weights = tmp_path / "weights.pt"
+    torch.save(build("test_resnet", "scratch", 10, seed=0).model.state_dict(), weights)
+    changes = {"strategy": transfer.LinearProbe(), "source": f"file:{weights}"}
+    run(make_spec(**changes), cache)
+    other = start(make_spec(seed=1, **changes), Cpu(), cache)
+    passed = images_through_the_stem(other)
+    list(other)
+    trained = len(passed)
+    other.finish(test=True)
+    assert trained > 0
+    assert len(passed) == trained, "test images are the same for every seed"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 5}, {"resolution": 40}, {"precision": "bfloat16"}, {"batch_norm": "reestimate"}],
+)
+def test_other_weights_sizes_or_precisions_are_never_mixed_up(
+    change: dict[str, Any], make_spec: MakeSpec, cache: Cache
+) -> None:
+    run(make_spec(strategy=transfer.LinearProbe()), cache)
+    spec = make_spec(strategy=transfer.LinearProbe(), **change)
+    np.testing.assert_allclose(
+        values(run(spec, cache)[1]), values(run(spec, NOTHING)[1]), rtol=1e-2
+    )
+    what = [entry.what for entry in cache.entries() if "up to" in entry.what]
+    assert len(what) == 2
+
+
+def test_gradual_unfreezing_moves_the_cut(make_spec: MakeSpec, cache: Cache) -> None:
+    _, _, result = run(make_spec(strategy=transfer.GradualUnfreezing(1), epochs=3), cache)
+    kept = [words.split(",")[0] for words in result.notes["prefix"].split("; ")]
+    assert kept == ["kept after global_pool", "kept after layer3", "kept after layer2"]
+
+
+def test_cold_seconds_include_what_another_trial_paid(make_spec: MakeSpec, cache: Cache) -> None:
+    spec = make_spec(strategy=transfer.LinearProbe(), resolution=96)
+    _, _, first = run(spec, cache)
+    _, epochs, second = run(spec, cache)
+    paid = first.metrics["marginal_seconds"] - second.metrics["marginal_seconds"]
+    assert paid > 0
+    borrowed = second.metrics["train_seconds"] - second.metrics["marginal_seconds"]
+    assert borrowed == pytest.approx(paid, rel=0.9), "what the first paid, give or take the clock"
+    assert epochs[-1].train_seconds == second.metrics["train_seconds"]
+    assert epochs[-1].marginal_seconds == second.metrics["marginal_seconds"]
+    _, _, alone = run(spec, NOTHING)
+    assert alone.metrics["train_seconds"] == alone.metrics["marginal_seconds"]
+
+
+# --- where a network can be divided ------------------------------------------------------------------
+
+CHAINS = [
+    "resnet10t",
+    "vit_tiny_patch16_224",
+    "convnext_atto",
+    "tf_efficientnet_lite0",
+    "torchvision:resnet18",
+]
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_usual_networks_are_divided_at_every_depth(name: str) -> None:
+    size = 64
+    backbone = build(name, "scratch", 10, seed=0, resolution=size)
+    images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+    model = backbone.model.eval()
+    found = 0
+    for depth in range(1, len(backbone.groups)):
+        try:
+            cut = find_cut(backbone, depth, images)
+        except NoCut as reason:
+            assert "costs less than reading" in str(reason)  # noqa: PT017 # only near the stem
+            assert depth <= 2
+            continue
+        tail, found = Tail(backbone, cut, images.shape), found + 1
+        with torch.no_grad():
+            kept = tail.before(images)
+            assert kept.shape[1:] == cut.shape
+            assert torch.equal(tail.after(kept), model(images))
+            assert not torch.equal(tail.after(kept * 2), model(images))
+        assert cut.flops > 0
+    assert found >= len(backbone.groups) - 3
+    assert all("forward" not in vars(module) for module in model.modules()), "left as it was"
+
+
+class Toy(nn.Module):
+    """Three layers; a subclass says how they hang together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1)
+        self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(64, 4)
+
+
+class Chain(Toy):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.pool(self.b(self.a(x))).flatten(1))
+        return out
+
+
+class Skip(Toy):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        early = self.a(x)
+        out: torch.Tensor = self.head(
+            (self.pool(self.b(early)) + early.mean((2, 3), True)).flatten(1)
+        )
+        return out
+
+
+class Twice(Toy):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.pool(self.b(self.b(self.a(x)))).flatten(1))
+        return out
+
+
+class Late(Toy):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.pool(self.a(x)).flatten(1)) + self.b(self.a(x)).mean()
+        return out
+
+
+def toy(kind: type[Toy]) -> Backbone:
+    torch.manual_seed(0)
+    model = kind()
+    groups = tuple(
+        Group(n, {f"{n}.{k}": p for k, p in getattr(model, n).named_parameters()}, {})
+        for n in ("a", "b", "head")
+    )
+    modes = tuple((getattr(model, g.name), frozenset({i})) for i, g in enumerate(groups))
+    half = (0.5, 0.5, 0.5)
+    return Backbone(model, model.head, groups, modes, frozenset(), Input(half, half, 8, "bilinear"))
+
+
+def test_a_chain_is_divided_after_its_pooling() -> None:
+    cut = find_cut(toy(Chain), 2, torch.randn(2, 3, 8, 8))
+    assert (cut.gate, cut.shape) == ("pool", (1, 1, 64))
+    # Two multiply-adds per weight and pixel.
+    assert cut.flops == 2 * 8 * 8 * (64 * 27 + 64 * 64 * 9)
+
+
+@pytest.mark.parametrize("kind", [Skip, Twice, Late])
+def test_no_chain_is_never_divided(kind: type[Toy]) -> None:
+    backbone = toy(kind)
+    depth = 1 if kind is Skip else 2
+    with pytest.raises(NoCut):
+        find_cut(backbone, depth, torch.randn(2, 3, 8, 8))
+    assert all("forward" not in vars(module) for module in backbone.model.modules())
+
+
+# --- when it steps aside -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"strategy": transfer.FullFineTune()}, "nothing is frozen"),
+        ({"augment": "flip_crop"}, "no image twice"),
+        ({"augment": "mixup"}, "no image twice"),
+    ],
+)
+def test_it_says_why_it_steps_aside(
+    change: dict[str, Any], words: str, make_spec: MakeSpec, cache: Cache
+) -> None:
+    spec = make_spec(**{"strategy": transfer.LinearProbe(), **change})
+    assert words in run(spec, cache)[2].notes["prefix"]
+
+
+def test_it_steps_aside_when_the_outputs_do_not_fit(make_spec: MakeSpec, tmp_path: Path) -> None:
+    """The pixels do (150 images of 3 KiB), the outputs of the second stage do not."""
+    spec = make_spec(strategy=transfer.LastK(3))
+    _, epochs, result = run(spec, Cache(None, 150 * 3 * 32 * 32 + 1000))
+    assert "whole network" in result.notes["prefix"]
+    assert "do not fit" in result.notes["prefix"]
+    np.testing.assert_allclose(values(epochs), values(run(spec, NOTHING)[1]), rtol=1e-4)
+
+
+def test_compiled_trials_train_through_torch_compile(
+    make_spec: MakeSpec, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+
+    def compiled(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            steps.append(len(x))
+            out: torch.Tensor = model(x)
+            return out
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    spec = make_spec(strategy=transfer.LinearProbe(), compile=True)
+    _, epochs, result = run(spec, cache)
+    assert steps == [16, 16, 16, 2] * 2, "training only: evaluation has other shapes"
+    assert "compiled" in result.notes["prefix"]
+    assert values(epochs) == values(run(dataclasses.replace(spec, compile=False), NOTHING)[1])
+
+
+# --- augmentation with a finite number of views ------------------------------------------------------
+
+
+def test_views_are_kept_and_train_as_without_keeping(make_spec: MakeSpec, cache: Cache) -> None:
+    spec = make_spec(
+        strategy=transfer.LinearProbe(), augment="flip_crop", views=3, epochs=4, **WHOLE
+    )
+    _, epochs, result = run(spec, cache)
+    assert "kept after global_pool" in result.notes["prefix"]
+    assert values(epochs) == values(run(spec, NOTHING)[1])
+    plain = run(dataclasses.replace(spec, augment="none", views=None), cache)[1]
+    assert values(epochs)[-1] != values(plain)[-1]
+
+
+@pytest.mark.parametrize("policy", ["flip_crop", "rotation", "trivial", "rand"])
+def test_a_view_depends_on_its_image_number_and_seed_alone(policy: str) -> None:
+    def views(part: tuple[int, ...], seed: int = 0) -> torch.Tensor:
+        examples = read_examples("digits", part, 16, "bilinear")
+        made = seeded_views(examples, augmentation(policy, 16, 10), 4, seed)
+        assert isinstance(made.pixels, View)
+        assert made.labels.tolist() == examples.labels.tolist() * 4
+        assert made.index.tolist() == list(part) * 4
+        return made.images
+
+    both, one = views((3, 8)), views((8,))
+    assert both.shape == (8, 3, 16, 16)
+    assert torch.equal(both[1::2], one)
+    assert len({image.numpy().tobytes() for image in both}) > 4
+    assert not torch.equal(views((8,), seed=1), one)
+
+
+@pytest.mark.parametrize("augment", ["none", "mixup", "cutmix"])
+def test_views_are_refused_where_images_are_not_varied_by_themselves(
+    augment: str, make_spec: MakeSpec
+) -> None:
+    with pytest.raises(UserError, match="views are for"):
+        make_spec(augment=augment, views=2)
+
+
+def test_a_strategy_of_ones_own_needs_no_word_about_it(make_spec: MakeSpec, cache: Cache) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class UpAndDown(Strategy):
+        def lr_scales(self, num_groups: int, epoch: int) -> Scales:
+            frozen = num_groups - 1 - epoch % 2
+            return (None,) * frozen + (1.0,) * (num_groups - frozen)
+
+    spec = make_spec(strategy=UpAndDown(), epochs=4, **WHOLE)
+    _, epochs, result = run(spec, cache)
+    # The block under the head moved before it was frozen again: its second outputs are others.
+    assert sum("up to global_pool" in entry.what for entry in cache.entries()) == 2
+    assert values(epochs) == values(run(spec, NOTHING)[1])
+
+
+def test_cuts_are_found_once_per_process(
+    make_spec: MakeSpec, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def counting(backbone: Backbone, depth: int, images: torch.Tensor) -> Any:
+        tried.append(depth)
+        return find_cut(backbone, depth, images)
+
+    monkeypatch.setattr(network_module, "_cuts", {})
+    monkeypatch.setattr(network_module, "find_cut", counting)
+    for strategy in (transfer.LinearProbe(), transfer.TwoPhase(1), transfer.LinearProbe()):
+        run(make_spec(strategy=strategy), cache)
+    assert tried == [5, 4]
