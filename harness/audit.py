@@ -52,7 +52,8 @@ class Audit:
         """
         for g, scale in enumerate(scales):
             if scale is None:
-                self._frozen.setdefault(g, self._digest(g))
+                if g not in self._frozen:
+                    self._frozen[g] = self._digest(g)
             else:
                 if g in self._frozen:
                     self._check_frozen(g)

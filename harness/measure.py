@@ -10,7 +10,6 @@ not been run on a GPU yet: its logic is tested with a fake backend.
 from __future__ import annotations
 
 import ctypes
-import gc
 import platform
 import sys
 import time
@@ -112,7 +111,6 @@ class Cpu(Device):
         pass
 
     def reset_peak(self) -> None:
-        gc.collect()
         if sys.platform == "linux":
             # Memory that earlier trials freed but the allocator kept would count as ours.
             trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -148,7 +146,6 @@ class Accelerator(Device):
         self.backend.synchronize()
 
     def reset_peak(self) -> None:
-        gc.collect()
         if hasattr(self.backend, "empty_cache"):
             self.backend.empty_cache()
         if hasattr(self.backend, "reset_peak_memory_stats"):

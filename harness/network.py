@@ -103,14 +103,7 @@ class Network:
             "threads": str(torch.get_num_threads()),
         }
         tail = Tail(self._backbone, cut, (1, 3, self.size, self.size))
-        self._prefix = Prefix(
-            cut,
-            tail,
-            lambda x: self._in_precision(tail.before, self._input(x)),
-            key,
-            self._cache,
-            self._chunk,
-        )
+        self._prefix = Prefix(cut, tail, key, self._cache, self._chunk)
 
     def _cut(self, depth: int) -> Cut:
         spec = self._spec
@@ -146,7 +139,7 @@ class Network:
         prefix = self._prefix
         if prefix is not None and isinstance(examples.pixels, View):
             try:
-                kept, paid = prefix.of(examples.pixels)
+                kept, paid = prefix.of(examples.pixels, self._before)
             except Full as reason:
                 self._words[f"whole network: {reason}"] = None
             else:
@@ -197,6 +190,10 @@ class Network:
         model = self._train_model if torch.is_grad_enabled() else self._backbone.model
         logits: torch.Tensor = self._in_precision(model, self._input(pixels))
         return logits
+
+    def _before(self, pixels: torch.Tensor) -> torch.Tensor:
+        assert self._prefix is not None
+        return self._in_precision(self._prefix.tail.before, self._input(pixels))
 
     def _after(self, kept: torch.Tensor) -> torch.Tensor:
         assert self._prefix is not None

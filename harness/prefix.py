@@ -220,8 +220,6 @@ class Prefix:
     Attributes:
         cut: where.
         tail: the network in two parts.
-        run: pixels (n, 3, s, s) uint8 -> normalised images on the device, in the right precision, through
-            `tail.before`.
         key: all that decides the outputs, the images apart.
         cache: where they are kept.
         chunk: images at a time; always as many, because a sum's last bit may hang on it.
@@ -229,13 +227,16 @@ class Prefix:
 
     cut: Cut
     tail: Tail
-    run: Callable[[torch.Tensor], torch.Tensor]
     key: Mapping[str, str]
     cache: Cache
     chunk: int
 
-    def of(self, images: View) -> tuple[View, float]:
+    def of(self, images: View, run: Callable[[torch.Tensor], torch.Tensor]) -> tuple[View, float]:
         """The outputs for some images, and the seconds that getting them took now.
+
+        Args:
+            images: pixels, (3, s, s) uint8 each.
+            run: (n, 3, s, s) pixels -> `tail.before` of them.
 
         Raises:
             Full: if they do not fit the cache.
@@ -252,7 +253,7 @@ class Prefix:
         def make(at: Positions) -> torch.Tensor:
             padded = np.concatenate([at, np.repeat(at[:1], self.chunk - len(at))])
             with torch.no_grad():
-                return self.run(images.rows.take(padded))[: len(at)]
+                return run(images.rows.take(padded))[: len(at)]
 
         paid = rows.fill(images.index, images.rows.marks(images.index), make, self.chunk)
         return View(rows, images.index), paid

@@ -62,7 +62,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--cache-budget", default="10GiB", help="bytes kept there; 0 keeps nothing (default: 10GiB)"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="print cells, trials and what would run; then stop"
+        "--max-memory",
+        help="e.g. 8GiB: a trial whose forecast is higher is recorded as oom, not run",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print cells, trials, forecasts of memory and time; then stop",
     )
     return parser.parse_args(argv)
 
@@ -150,8 +156,10 @@ def run(arguments: argparse.Namespace) -> int:
     database = sqlite_path(tracking_uri)
     folder = database.parent if database else ROOT.resolve()
     storage_url = arguments.storage or f"sqlite:///{folder}/optuna.db"
+    max_memory = None if arguments.max_memory is None else parse_size(arguments.max_memory)
     if arguments.dry_run:
         print_plan(study, admitted.specs, device)
+        print_forecasts(study, admitted.specs, device, max_memory)
         return 0
     signal.signal(signal.SIGTERM, _on_terminate)
     with sole_runner(folder, study.name):
@@ -159,7 +167,7 @@ def run(arguments: argparse.Namespace) -> int:
         storage = open_storage(storage_url) if arguments.storage else None
         recorder = Recorder(tracking_uri, study_info(study, arguments, admitted.leaks))
         storage = storage or open_storage(storage_url)
-        events = run_study(study, storage, recorder, device, environment(device), cache)
+        events = run_study(study, storage, recorder, device, environment(device), cache, max_memory)
         try:
             show(study, events)
         except StudyStopped as error:
@@ -179,7 +187,7 @@ def study_info(study: Study, arguments: argparse.Namespace, leaks: tuple[str, ..
     from harness.record import StudyInfo
 
     command = f"python -m harness.study --space {shlex.quote(str(arguments.space))}"
-    for name in ("device", "trials", "repeats", "storage", "tracking_uri"):
+    for name in ("device", "trials", "repeats", "storage", "tracking_uri", "max_memory"):
         value = getattr(arguments, name)
         if value is not None and (name, value) != ("device", "auto"):
             shown = without_password(str(value))
@@ -214,6 +222,41 @@ def print_plan(study: Study, specs: Mapping[str, TrialSpec], device: Device) -> 
     print("first trial of each cell:")
     for label, flat in flats.items():
         print(f"  {label}: {_entries({k: v for k, v in flat.items() if k not in common})}")
+
+
+def print_forecasts(
+    study: Study, specs: Mapping[str, TrialSpec], device: Device, max_memory: int | None
+) -> None:
+    """What the first trial of each cell would take: memory on an accelerator, time on this device."""
+    from harness.forecast import forecast
+    from harness.measure import MIB
+    from harness.rows import in_words
+    from harness.train import Training
+
+    print(
+        "forecast of each cell: accelerator memory at the peak, of training by part, and training time"
+    )
+    print("of one trial, cold, from a few steps on this device:")
+    total = 0.0
+    for label, spec in specs.items():
+        found = forecast(spec)
+        parts = ", ".join(
+            f"{part.removesuffix('_mib')} {getattr(found, part):.0f}"
+            for part in ("parameters_mib", "gradients_mib", "optimizer_mib", "activations_mib")
+        )
+        memory = (
+            f"{found.peak_mib:.0f} MiB (training {found.train_peak_mib:.0f}: {parts}; "
+            f"evaluation {found.eval_peak_mib:.0f})"
+        )
+        if max_memory is not None and found.peak_mib * MIB > max_memory:
+            memory += f", MORE THAN {in_words(max_memory)}: would not run"
+        if spec.strategy.readout == "head":
+            seconds = Training(spec, device).estimate_seconds()
+            total += seconds * (study.trials + study.repeats)
+            print(f"  {label}: {memory}; {seconds:.1f} s")
+        else:
+            print(f"  {label}: {memory}; time not forecast, no gradient steps")
+    print(f"training of the whole study, if nothing were kept between trials: {total / 60:.1f} min")
 
 
 def _shown(spec: TrialSpec) -> dict[str, object]:

@@ -14,6 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from math import inf, isfinite
+from statistics import median
 from typing import final
 
 import numpy as np
@@ -266,6 +267,37 @@ class Training(Fit):
             lowest = min(lowest, value)
             if not isfinite(value) or value > 4 * lowest:
                 return
+
+    def estimate_seconds(self, steps: int = 4) -> float:
+        """Cold-equivalent training seconds of the whole trial, from a few measured steps per row of scales.
+
+        Args:
+            steps: measured per distinct row; the first warms up and is left out.
+        """
+        spec, train = self.spec, self._read(self._split.train)
+        count = len(train)
+        order = batches(count, spec.batch_size, torch.Generator().manual_seed(0))
+        queue = [order[i % len(order)] for i in range(steps)]
+        few = train.part(torch.cat(queue).unique())
+        optimizer = GroupedOptimizer(self._backbone, spec, Schedule(steps, 0))
+        total, costs = 0.0, dict[Scales, float]()
+        for epoch in range(spec.epochs):
+            scales = self._scales(epoch)
+            if scales not in costs:
+                self._network.freeze(scales, lambda depth: f"first {depth} groups")
+                feed = self._network.feed(few)
+                total += feed.cold_seconds / len(few) * count
+                optimizer.begin_epoch(scales, 0)
+                spent = []
+                for step, batch in enumerate(queue):
+                    clock = Clock(self.device.synchronize)
+                    rows = torch.arange(len(batch)) % len(few)
+                    loss = self._network.loss(feed.run(feed.values[rows]), feed.labels[rows])
+                    optimizer.step(loss, step)
+                    spent.append(clock.seconds)
+                costs[scales] = median(spent[1:])
+            total += costs[scales] * len(order)
+        return total
 
     def _scales(self, epoch: int) -> Scales:
         scales = self.spec.strategy.lr_scales(len(self._backbone.groups), epoch)

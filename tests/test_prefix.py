@@ -390,7 +390,7 @@ def test_a_strategy_of_ones_own_needs_no_word_about_it(make_spec: MakeSpec, cach
             return (None,) * frozen + (1.0,) * (num_groups - frozen)
 
     spec = make_spec(strategy=UpAndDown(), epochs=4, **WHOLE)
-    _, epochs, result = run(spec, cache)
+    _, epochs, _ = run(spec, cache)
     # The block under the head moved before it was frozen again: its second outputs are others.
     assert sum("up to global_pool" in entry.what for entry in cache.entries()) == 2
     assert values(epochs) == values(run(spec, NOTHING)[1])

@@ -21,12 +21,13 @@ from optuna.trial import BaseTrial, TrialState
 
 from harness import transfer
 from harness.audit import AuditFailed
+from harness.forecast import forecast
 from harness.measure import Cpu
 from harness.record import Recorder, StudyInfo
 from harness.search import cells, runner
-from harness.search.cells import CellSearch
+from harness.search.cells import CellSearch, first_draw
 from harness.search.door import check_at_the_door
-from harness.search.runner import StudyStopped, TrialDone, run_study, sole_runner
+from harness.search.runner import StudyStopped, TrialDone, compared, run_study, sole_runner
 from harness.spec import (
     Arms,
     EpochResult,
@@ -127,8 +128,9 @@ class Lab:
         )  # fmt: skip
         return Recorder(self.uri, info)
 
-    def run(self, study: Study) -> list[TrialDone]:
-        return list(run_study(study, self.storage, self.recorder(study), Cpu(), {"device": "cpu"}))
+    def run(self, study: Study, **options: Any) -> list[TrialDone]:
+        recorder, tags = self.recorder(study), {"device": "cpu"}
+        return list(run_study(study, self.storage, recorder, Cpu(), tags, **options))
 
     def runs(self, **tags: object) -> list[Run]:
         experiment = self.client.get_experiment_by_name("toy")
@@ -615,6 +617,40 @@ def test_pruned_trials_are_recorded_as_such_and_repeats_are_never_pruned(
     assert {r.info.status for r in lab.runs(outcome="pruned")} == {"FINISHED"}
     assert len(lab.runs(phase="repeat", outcome="complete")) == 2
     lab.assert_nothing_is_running()
+
+
+# --- forecasts -------------------------------------------------------------------------------------
+
+
+def test_what_would_not_fit_ends_as_oom_without_being_run(world: World, lab: Lab) -> None:
+    study = make_study(trials=2, repeats=1)
+    sizes = {cell["strategy"]: forecast(first_draw(study, cell)).peak_mib for cell in study.cells()}
+    (small, low), (large, high) = sorted(sizes.items(), key=lambda item: item[1])
+    assert low < high
+    lab.run(study, max_memory=int((low + high) / 2 * 2**20))
+    assert lab.outcomes() == {"complete": 3, "oom": 2}
+    refused = lab.runs(outcome="oom")
+    assert {run.data.tags["strategy"] for run in refused} == {large}
+    assert all("not run: forecast" in run.data.tags["reason"] for run in refused)
+    assert refused[0].data.metrics["forecast_peak_mib"] == pytest.approx(high)
+    assert lab.runs(strategy=small)[0].data.metrics["forecast_peak_mib"] == pytest.approx(low)
+    assert len(world.specs) == 3
+    assert not lab.run(study, max_memory=1)[0].result, (
+        "oom speaks of the configuration: not retried"
+    )
+
+
+def test_no_forecast_is_made_where_nobody_asks(lab: Lab, world: World) -> None:
+    lab.run(make_study(trials=1, repeats=0))
+    assert all("forecast_peak_mib" not in run.data.metrics for run in lab.runs())
+
+
+def test_measured_peak_is_set_against_the_forecast() -> None:
+    expected = {"forecast_peak_mib": 200.0}
+    measured = {"peak_accelerator_allocated_mib": 250.0}
+    assert compared(expected, measured) == {**expected, "measured_over_forecast": 1.25}
+    assert compared(expected, {}) == expected
+    assert compared({}, measured) == {}
 
 
 # --- lock and door ---------------------------------------------------------------------------------

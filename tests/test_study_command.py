@@ -25,6 +25,7 @@ from PIL import Image
 
 from harness.backbone import timm_models
 from harness.data import load_target, read_examples
+from harness.rows import Cache
 from harness.study import main
 from harness.study_file import load_study
 
@@ -293,7 +294,34 @@ def test_dry_run_shows_the_plan_and_makes_nothing(
     shown = capfd.readouterr().out
     assert "2 cells x (5 trials + 2 repeats) = 10 trials + 4 repeats" in shown
     assert all(word in shown for word in ("probe", "full", "test_resnet", "lr="))
+    forecasts = re.findall(r"(probe|full): (\d+) MiB \(training .*\); ([\d.]+) s", shown)
+    assert [name for name, _, _ in forecasts] == ["probe", "full"]
+    assert int(forecasts[0][1]) <= int(forecasts[1][1])
+    assert "MORE THAN" not in shown
     assert [p.name for p in here.iterdir() if p.name != "__pycache__"] == ["toy.py"]
+
+
+def test_dry_run_marks_what_would_not_fit(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--space", "toy.py", "--dry-run", "--max-memory", "1KiB"]) == 0
+    assert capfd.readouterr().out.count("MORE THAN 1 KiB: would not run") == 2
+
+
+@pytest.mark.parametrize("option", ["--max-memory", "--cache-budget"])
+def test_size_that_is_none_is_refused(
+    option: str, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--space", "toy.py", option, "8 gigs"]) == 2
+    assert "want one such as 8GiB" in capfd.readouterr().err
+
+
+def test_reuse_can_be_switched_off_and_its_folder_named(here: Path, tmp_path: Path) -> None:
+    kept = Cache(tmp_path / "kept")
+    options = ["--space", "toy.py", "--device", "cpu", "--trials", "1", "--repeats", "0"]
+    options += ["--cache-dir", str(kept.folder)]
+    assert main([*options, "--cache-budget", "0"]) == 0
+    assert sum(entry.size for entry in kept.entries()) == 0
+    assert main([*options, "--tracking-uri", "sqlite:///again/mlflow.db"]) == 0
+    assert any("up to" in entry.what and entry.size for entry in kept.entries())
 
 
 def test_study_is_named_after_its_file_unless_it_has_a_name(here: Path) -> None:

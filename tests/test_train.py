@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,7 +27,7 @@ from harness.measure import Cpu
 from harness.optimizer import GroupedOptimizer, Schedule, batches
 from harness.rows import Cache
 from harness.spec import EpochResult, TrialSpec, derive_seed
-from harness.train import Diverged, Training
+from harness.train import Diverged, Training, start
 
 MakeSpec = Callable[..., TrialSpec]
 State = dict[str, torch.Tensor]
@@ -229,6 +231,43 @@ def test_frozen_parameters_hold_no_gradients(make_spec: MakeSpec) -> None:
     assert seen == {4, 5}
     # Between steps nothing holds one: it would lie in memory through the next forward pass.
     assert all(p.grad is None for group in groups for p in group.parameters.values())
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        transfer.LinearProbe(),
+        transfer.FullFineTune(),
+        transfer.L2SP(0.1),
+        transfer.FeatureTransfer(),
+    ],
+)
+def test_network_of_a_finished_trial_is_freed_without_the_garbage_collector(
+    strategy: transfer.Strategy, make_spec: MakeSpec
+) -> None:
+    """A cycle would keep it, and count as the next trial's memory; collecting takes .3 s a trial."""
+    fit = start(make_spec(strategy=strategy), Cpu())
+    assert list(fit)
+    fit.finish(test=True)
+    model = weakref.ref(fit._backbone.model)
+    gc.disable()
+    try:
+        del fit
+        assert model() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("strategy", [transfer.GradualUnfreezing(1), transfer.FullFineTune()])
+def test_time_of_a_trial_is_estimated_from_a_few_steps(
+    strategy: transfer.Strategy, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a clock that moves one second per reading a step takes one second."""
+    now = iter(range(1_000_000))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(now)))
+    spec = make_spec(strategy=strategy, epochs=3)
+    found = Training(spec, Cpu(), Cache(budget=0)).estimate_seconds()
+    assert found == 3 * 4  # 50 images in batches of 16, nothing kept
 
 
 def test_discriminative_rates_reach_the_optimiser(make_spec: MakeSpec) -> None:

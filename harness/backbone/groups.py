@@ -103,10 +103,12 @@ def module_groups(
     A leaf without tensors (dropout, activation) goes with its parent when that lies in one group; else
     with the module before it, or with the head when the head comes next.
     """
-    inside = {
-        name: {index[n] for n in index if not name or n.startswith(f"{name}.")}
-        for name, _ in model.named_modules()
-    }
+    inside: dict[str, set[int]] = {name: set() for name, _ in model.named_modules()}
+    for tensor, group in index.items():
+        path = tensor
+        while path:
+            path = path.rpartition(".")[0]
+            inside[path].add(group)
     order = [n for n, m in model.named_modules() if not list(m.children())]
     head = {max(index.values())}
     for position, name in enumerate(order):

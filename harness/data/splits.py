@@ -8,7 +8,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from harness.data.targets import Indices, Target, load_target
+from harness.data.target import Indices, Target
+from harness.data.targets import load_target
 from harness.rows import Cache, Full, View
 from harness.spec import TrialSpec, UserError, derive_seed, versions
 
@@ -34,6 +35,14 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def part(self, at: torch.Tensor) -> Examples:
+        """The examples at these positions."""
+        if isinstance(self.pixels, View):
+            pixels: torch.Tensor | View = View(self.pixels.rows, self.pixels.index[at.numpy()])
+        else:
+            pixels = self.pixels[at]
+        return Examples(pixels, self.labels[at], self.index[at.numpy()])
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,17 @@ import optuna
 import torch
 
 from harness.audit import AuditFailed
-from harness.measure import Device
+from harness.forecast import forecast
+from harness.measure import MIB, Device
 from harness.record import Recorder
-from harness.rows import Cache
+from harness.rows import Cache, in_words
 from harness.search.cells import CellSearch, Claim, Slot, check_stores_agree, reap
 from harness.spec import (
     EpochResult,
     Outcome,
     Study,
     TrialResult,
+    TrialSpec,
     UserError,
     cell_label,
     first_line,
@@ -83,6 +85,7 @@ def run_study(
     device: Device,
     tags: Mapping[str, str],
     cache: Cache = Cache(),
+    max_memory: int | None = None,
 ) -> Iterator[TrialDone]:
     """Tune every cell, choose on validation, repeat the chosen configurations and score them on test.
 
@@ -95,12 +98,14 @@ def run_study(
         device: where to compute.
         tags: environment, put on every run.
         cache: where decoded images and outputs of frozen groups are kept.
+        max_memory: bytes; a trial whose forecast is higher ends as oom without being run.
 
     Raises:
         StudyStopped: after three crashes in a row.
         UserError: if the space changed since the study was recorded.
     """
-    runner = _Runner(recorder, device, cache, {"study": study.name, **tags})
+    forecasts = Forecasts(device, max_memory)
+    runner = _Runner(recorder, device, cache, forecasts, {"study": study.name, **tags})
     searches = [CellSearch(study, cell, storage) for cell in study.cells()]
     for search in searches:
         search.check_unchanged()
@@ -118,13 +123,62 @@ def run_study(
             yield runner.run_slot(search, index)
 
 
+@dataclass(frozen=True)
+class Forecasts:
+    """What trials are expected to take: asked for where there is an accelerator, or a limit.
+
+    Attributes:
+        device: where trials compute.
+        max_memory: bytes, or None for no limit.
+    """
+
+    device: Device
+    max_memory: int | None
+
+    def of(self, spec: TrialSpec) -> dict[str, float]:
+        """The forecast as metrics; empty when nobody asks.
+
+        Raises:
+            UserError: if there is a limit and no forecast can be made.
+        """
+        if self.max_memory is None and self.device.torch_device.type == "cpu":
+            return {}
+        try:
+            return {"forecast_peak_mib": forecast(spec).peak_mib}
+        except UserError:
+            if self.max_memory is None:
+                return {}
+            raise
+
+    def exceeded_by(self, expected: Mapping[str, float]) -> str:
+        """Why a trial of that forecast must not run; empty when it may."""
+        if self.max_memory is None or expected["forecast_peak_mib"] * MIB <= self.max_memory:
+            return ""
+        needed = in_words(expected["forecast_peak_mib"] * MIB)
+        return f"not run: forecast {needed}, --max-memory {in_words(self.max_memory)}"
+
+
+def compared(expected: Mapping[str, float], metrics: Mapping[str, float]) -> dict[str, float]:
+    """The forecast, and the measured peak as a share of it where an accelerator measured one."""
+    measured = metrics.get("peak_accelerator_allocated_mib")
+    if not expected or measured is None:
+        return dict(expected)
+    return {**expected, "measured_over_forecast": measured / expected["forecast_peak_mib"]}
+
+
 class _Runner:
     """Runs slots and writes down how they ended, MLflow first, Optuna last."""
 
     def __init__(
-        self, recorder: Recorder, device: Device, cache: Cache, tags: Mapping[str, str]
+        self,
+        recorder: Recorder,
+        device: Device,
+        cache: Cache,
+        forecasts: Forecasts,
+        tags: Mapping[str, str],
     ) -> None:
         self._recorder, self._device, self._cache, self._tags = recorder, device, cache, tags
+        self._forecasts = forecasts
         self._crashes = 0
 
     def reap(self, run_ids: list[str]) -> None:
@@ -152,11 +206,15 @@ class _Runner:
 
     def _run(self, claim: Claim, run_id: str) -> TrialResult:
         try:
-            return _train(
+            expected = self._forecasts.of(claim.spec)
+            if reason := self._forecasts.exceeded_by(expected):
+                return TrialResult("oom", expected, reason)
+            result = _train(
                 claim,
                 start(claim.spec, self._device, self._cache),
                 lambda e: self._recorder.epoch(run_id, e),
             )
+            return replace(result, metrics={**result.metrics, **compared(expected, result.metrics)})
         except UserError:
             raise
         except Exception as error:
