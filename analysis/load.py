@@ -1,40 +1,41 @@
-"""What did a study record? MLflow read into typed tables; the only file here that knows MLflow.
+"""What did a study record? MLflow read into typed tables; the only file here that knows MLflow's client.
 
     python -c "from analysis.load import *; print(load_study('freeze_depth').trials)"
 
-The writer, and so the contract, is `harness.record`.
+The writer, and so the contract, is `harness.record`. A SQLite file is read by `analysis.database`, any other
+store through MLflow's client.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import os
-import sqlite3
-import sys
 import tempfile
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
+import numpy as np
 import pandas as pd
-from mlflow import MlflowClient
-from mlflow.entities import Experiment, Run
-from mlflow.exceptions import MlflowException
 
+from analysis.database import Database, Experiment, local_folder, unclipped
 from harness.spec import UserError, without_password
+
+if TYPE_CHECKING:  # a second or two, and a SQLite file or a table needs none of it
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 for _name in ("alembic", "mlflow.store.db.utils"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
-EPOCH_METRICS = ["train_loss", "val_loss", "val_accuracy", "train_seconds"]
+EPOCH_METRICS = ["train_loss", "val_loss", "val_accuracy", "train_seconds", "marginal_seconds"]
 FINAL_METRICS = [
     "total_seconds",
     "trainable_share",
@@ -42,11 +43,12 @@ FINAL_METRICS = [
     "peak_process_rss_mib",
     "peak_accelerator_allocated_mib",
     "peak_accelerator_reserved_mib",
+    "forecast_peak_mib",
     "test_accuracy",
     "test_loss",
 ]
 INTEGER_TAGS = ["index", "seed", "attempt", "chosen", "threads"]
-TEXT_TAGS = ["study", "cell", "phase", "outcome", "reason", "device"]
+TEXT_TAGS = ["study", "cell", "phase", "outcome", "reason", "device", "prefix"]
 PREDICTION_TYPES = {"example": int, "label": int, "predicted": int, "probability": float}
 
 
@@ -64,6 +66,10 @@ class Info:
         repeats: seeds asked for per cell.
         sampler: "random", "tpe" or "" when it was not recorded.
         leaks: one line per target whose train, validation and test images overlap.
+        metric: what val_accuracy and test_accuracy are, in print: "AUC" in a table from elsewhere, say.
+        selection: the column a cell's trial is chosen by: the greatest "val_accuracy", the least "val_loss",
+            or "" where nothing was chosen.
+        experiment_id: MLflow's number of the study; "" when it is not from MLflow.
     """
 
     name: str
@@ -75,6 +81,9 @@ class Info:
     repeats: int
     sampler: str = ""
     leaks: tuple[str, ...] = ()
+    metric: str = "accuracy"
+    selection: str = "val_accuracy"
+    experiment_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,9 +95,11 @@ class StudyTable:
         tracking_uri: where it was read from; may hold a password, show `without_password` of it.
         trials: one row per run: run_id, study, cell, one column per factor, phase, index, seed,
             outcome ("unfinished" when the run never ended), reason, superseded, attempt, chosen
-            (index of the tuning trial that a repeat runs again), device, threads, start_time, every
-            metric (float, NaN where not measured), `param.<name>` and
-            `env.<name>`. Accuracies are shares in [0, 1], times seconds, memory MiB.
+            (index of the tuning trial that a repeat runs again), device, threads, prefix (what of the
+            frozen groups was kept, in words), start_time, every metric (float, NaN where not
+            measured), `param.<name>` and `env.<name>`. Accuracies are shares in [0, 1], times seconds,
+            memory MiB. train_seconds are cold-equivalent (as if nothing had been kept before),
+            marginal_seconds what the run itself spent.
         epochs: one row per run and epoch: run_id, epoch, EPOCH_METRICS.
         predictions: one row per complete repeat and test example: run_id, cell, seed, example,
             label, predicted, probability (of the true class).
@@ -117,51 +128,28 @@ def load_study(name: str, tracking_uri: str | None = None) -> StudyTable:
         UserError: if there is no such store or study, or the store cannot be read.
     """
     uri = tracking_uri or default_tracking_uri()
-    client = open_client(uri)
     try:
-        experiment = find_experiment(client, name, uri)
-        info = read_info(experiment)
-        runs = read_runs(client, experiment.experiment_id)
-        trials = trials_frame(runs, info)
-        return StudyTable(
-            info,
-            uri,
-            trials,
-            epochs_frame(client, trials["run_id"]),
-            predictions_frame(client, trials),
-        )
+        if uri.startswith("sqlite:///"):
+            with Database(Path(uri.removeprefix("sqlite:///"))) as database:
+                if database.known():
+                    return _read(database, name, uri)
+        return _read(Client(uri), name, uri)
     except UserError:
         raise
-    except Exception as error:  # MLflow, SQLAlchemy and requests raise many kinds here
+    except Exception as error:  # MLflow, SQLAlchemy, sqlite3 and requests raise many kinds here
         raise _unreadable(uri, error) from error
 
 
-def open_client(uri: str) -> MlflowClient:
-    """A client for a store that exists. Never makes one: MLflow itself would, from a mistyped path.
-
-    Raises:
-        UserError: if the store is absent, is not MLflow's, or cannot be opened.
-    """
-    if uri.startswith("sqlite:///"):
-        _require_database(Path(uri.removeprefix("sqlite:///")).resolve())
-    try:
-        return MlflowClient(tracking_uri=uri)
-    except Exception as error:  # MLflow and SQLAlchemy raise many kinds here
-        raise _unreadable(uri, error) from error
-
-
-def _require_database(path: Path) -> None:
-    if not path.is_file():
-        raise UserError(
-            f"no tracking database at {path}: run a study first, or give --tracking-uri"
-        )
-    try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
-            tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
-    except sqlite3.Error as error:
-        raise UserError(f"cannot read the tracking database {path}: {error}") from error
-    if "experiments" not in tables:
-        raise UserError(f"{path} is a database, but not one of MLflow's")
+def _read(store: Database | Client, name: str, uri: str) -> StudyTable:
+    experiment = find_experiment(store.experiments(), name, uri)
+    info = read_info(experiment)
+    raw = store.runs(experiment.id)
+    trials = trials_frame(raw, info)
+    epochs = store.history(list(trials["run_id"]), EPOCH_METRICS)
+    folders = dict(zip(trials["run_id"], raw["artifact_uri"], strict=True))
+    predictions = predictions_frame(trials, folders, uri)
+    types: dict[str, Any] = {"run_id": "str", "epoch": int, **dict.fromkeys(EPOCH_METRICS, float)}
+    return StudyTable(info, uri, trials, epochs.astype(types), predictions)
 
 
 def _unreadable(uri: str, error: Exception) -> UserError:
@@ -171,15 +159,77 @@ def _unreadable(uri: str, error: Exception) -> UserError:
     )
 
 
-def find_experiment(client: MlflowClient, name: str, uri: str) -> Experiment:
+class Client:
+    """Any store, through MLflow's own client: the same answers as `Database`, a call per page or value."""
+
+    def __init__(self, uri: str) -> None:
+        self._client = _client(uri)
+
+    def experiments(self) -> list[Experiment]:
+        """See Database.experiments."""
+        found: list[Experiment] = []
+        token = None
+        while True:
+            page = self._client.search_experiments(page_token=token)
+            found += [Experiment(e.experiment_id, e.name, dict(e.tags)) for e in page]
+            if not (token := page.token):
+                return found
+
+    def runs(self, experiment_id: str) -> pd.DataFrame:
+        """See Database.runs."""
+        rows: list[dict[str, object]] = []
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [experiment_id],
+                max_results=1000,
+                order_by=["attributes.start_time ASC"],
+                page_token=token,
+            )
+            rows += [_row(run) for run in page if "phase" in run.data.tags]
+            if not (token := page.token):
+                break
+        always = ["run_id", "start_time", "artifact_uri"]
+        return pd.DataFrame(rows, columns=None if rows else always)
+
+    def history(self, run_ids: Sequence[str], keys: Sequence[str]) -> pd.DataFrame:
+        """See Database.history. One call per run and metric: the client has no public bulk call."""
+        rows = [
+            {"run_id": run_id, "epoch": point.step, "metric": key, "value": unclipped(point.value)}
+            for run_id in run_ids
+            for key in keys
+            for point in sorted(
+                self._client.get_metric_history(run_id, key), key=lambda p: p.timestamp
+            )
+        ]
+        long = pd.DataFrame(rows, columns=["run_id", "epoch", "metric", "value"])
+        long = long.drop_duplicates(["run_id", "epoch", "metric"], keep="first")
+        wide = long.pivot(index=["run_id", "epoch"], columns="metric", values="value")
+        wide = wide.reindex(columns=list(keys)).rename_axis(columns=None)
+        order = pd.Index(run_ids).get_indexer(wide.index.get_level_values(0))
+        return wide.iloc[np.argsort(order, kind="stable")].reset_index()
+
+
+def _client(uri: str) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def _row(run: Run) -> dict[str, object]:
+    return {
+        "run_id": run.info.run_id,
+        "start_time": run.info.start_time,
+        "artifact_uri": run.info.artifact_uri,
+        **{f"tags.{key}": value for key, value in run.data.tags.items()},
+        **{f"params.{key}": value for key, value in run.data.params.items()},
+        **{f"metrics.{key}": unclipped(value) for key, value in run.data.metrics.items()},
+    }
+
+
+def find_experiment(experiments: Sequence[Experiment], name: str, uri: str) -> Experiment:
     """The experiment of study `name`, or a UserError that lists the studies there are."""
-    studies: dict[str, Experiment] = {}
-    token = None
-    while True:
-        page = client.search_experiments(page_token=token)
-        studies |= {e.name: e for e in page if "factors" in e.tags}
-        if not (token := page.token):
-            break
+    studies = {e.name: e for e in experiments if "factors" in e.tags}
     if name not in studies:
         known = ", ".join(sorted(studies)) or "none yet"
         raise UserError(f"no study {name!r} in {without_password(uri)}; studies: {known}")
@@ -200,64 +250,46 @@ def read_info(experiment: Experiment) -> Info:
             repeats=int(tags.get("repeats", 0)),
             sampler=tags.get("sampler", ""),
             leaks=tuple(tags.get("leaks", "").splitlines()),
+            experiment_id=experiment.id,
         )
     except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"the tags of study {experiment.name!r} are damaged: {error}") from error
 
 
-def read_runs(client: MlflowClient, experiment_id: str) -> list[Run]:
-    """Every run of the experiment that is a trial, oldest first."""
-    runs: list[Run] = []
-    token = None
-    while True:
-        page = client.search_runs(
-            [experiment_id],
-            max_results=1000,
-            order_by=["attributes.start_time ASC"],
-            page_token=token,
-        )
-        runs += [run for run in page if "phase" in run.data.tags]
-        if not (token := page.token):
-            return runs
+def trials_frame(raw: pd.DataFrame, info: Info) -> pd.DataFrame:
+    """One typed row per run, in the columns that StudyTable.trials promises.
 
-
-def trials_frame(runs: Iterable[Run], info: Info) -> pd.DataFrame:
-    """One typed row per run, in the columns that StudyTable.trials promises."""
-    rows = [_row(run, list(info.factors)) for run in runs]
-    always = ["run_id", *TEXT_TAGS, *info.factors, *INTEGER_TAGS, "superseded", "start_time"]
+    Args:
+        raw: from a store; without rows or columns it gives an empty frame of the right types.
+        info: the study.
+    """
+    factors = list(info.factors)
     metrics = EPOCH_METRICS + FINAL_METRICS
-    extra = {key: None for row in rows for key in row if key not in (*always, *metrics)}
-    frame = pd.DataFrame(rows, columns=[*always, *metrics, *extra])
-    for column in INTEGER_TAGS:
-        frame[column] = pd.to_numeric(frame[column], errors="coerce").astype("Int64")
-    for column in ("run_id", *TEXT_TAGS, *info.factors):
-        frame[column] = frame[column].astype("str")
-    frame["superseded"] = frame["superseded"].astype(bool)
-    frame["start_time"] = pd.to_datetime(frame["start_time"], unit="ms", utc=True)
-    for column in [*metrics, *(k for k in extra if not k.startswith(("param.", "env.")))]:
-        frame[column] = frame[column].astype(float)
-    for column in (k for k in extra if k.startswith("param.")):
-        frame[column] = _number_or_text(frame[column])
-    return frame
+    columns: dict[str, Any] = {"run_id": _text(raw, "run_id")}
+    for name in (*TEXT_TAGS, *factors):
+        columns[name] = _text(raw, f"tags.{name}")
+    columns["outcome"] = columns["outcome"].fillna("unfinished")
+    for name in INTEGER_TAGS:
+        values = pd.to_numeric(_column(raw, f"tags.{name}"), errors="coerce")
+        columns[name] = values.astype("Int64")
+    columns["superseded"] = (_column(raw, "tags.superseded") == "true").astype(bool)
+    columns["start_time"] = pd.to_datetime(_column(raw, "start_time"), unit="ms", utc=True)
+    named = {c.partition(".")[2]: c for c in raw.columns if c.startswith("metrics.")}
+    for name in dict.fromkeys([*metrics, *named]):
+        columns[name] = _column(raw, f"metrics.{name}").astype(float)
+    for column in (c for c in raw.columns if c.startswith("params.")):
+        columns[f"param.{column.removeprefix('params.')}"] = _number_or_text(raw[column])
+    for column in (c for c in raw.columns if c.startswith("tags.env.")):
+        columns[column.removeprefix("tags.")] = _text(raw, column)
+    return pd.DataFrame(columns)
 
 
-def _row(run: Run, factors: list[str]) -> dict[str, object]:
-    tags = run.data.tags
-    return {
-        "run_id": run.info.run_id,
-        **{key: tags.get(key) for key in (*TEXT_TAGS, *INTEGER_TAGS, *factors)},
-        "outcome": tags.get("outcome", "unfinished"),
-        "superseded": tags.get("superseded") == "true",
-        "start_time": run.info.start_time,
-        **{key: _unclipped(value) for key, value in run.data.metrics.items()},
-        **{f"param.{key}": value for key, value in run.data.params.items()},
-        **{key: value for key, value in tags.items() if key.startswith("env.")},
-    }
+def _column(raw: pd.DataFrame, name: str) -> pd.Series:
+    return raw[name] if name in raw else pd.Series(None, index=raw.index, dtype=object)
 
 
-def _unclipped(value: float) -> float:
-    """MLflow's databases keep an infinity as the largest float; give it back."""
-    return math.copysign(math.inf, value) if abs(value) == sys.float_info.max else value
+def _text(raw: pd.DataFrame, name: str) -> pd.Series:
+    return _column(raw, name).astype("str")
 
 
 def _number_or_text(column: pd.Series) -> pd.Series:
@@ -269,39 +301,25 @@ def _number_or_text(column: pd.Series) -> pd.Series:
         return column.astype("str")
 
 
-def epochs_frame(client: MlflowClient, run_ids: Iterable[str]) -> pd.DataFrame:
-    """The per-epoch metrics of each run.
+def predictions_frame(trials: pd.DataFrame, folders: dict[str, str], uri: str) -> pd.DataFrame:
+    """Test predictions of every complete repeat; a repeat whose file is missing has no rows.
 
-    One call per run and metric, about 1 ms each on SQLite: MLflow's client has no public bulk call.
-    Of two values at one epoch the earlier counts: at its end a run logs some metrics again, at step 0.
+    Args:
+        trials: from `trials_frame`.
+        folders: run_id -> artifact URI.
+        uri: the store, which is asked for files that are not on this machine.
     """
-    rows = [
-        {"run_id": run_id, "epoch": point.step, "metric": metric, "value": _unclipped(point.value)}
-        for run_id in run_ids
-        for metric in EPOCH_METRICS
-        for point in sorted(client.get_metric_history(run_id, metric), key=lambda p: p.timestamp)
-    ]
-    long = pd.DataFrame(rows, columns=["run_id", "epoch", "metric", "value"])
-    long = long.drop_duplicates(["run_id", "epoch", "metric"], keep="first")
-    wide = long.pivot(index=["run_id", "epoch"], columns="metric", values="value")
-    wide = wide.reindex(columns=EPOCH_METRICS).astype(float).rename_axis(columns=None).reset_index()
-    return wide.astype({"run_id": "str", "epoch": int})
-
-
-def predictions_frame(client: MlflowClient, trials: pd.DataFrame) -> pd.DataFrame:
-    """Test predictions of every complete repeat; a repeat whose file is missing has no rows."""
     repeats = trials[(trials["phase"] == "repeat") & (trials["outcome"] == "complete")]
     frames = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
         for run_id, cell, seed in zip(
             repeats["run_id"], repeats["cell"], repeats["seed"], strict=True
         ):
-            target = Path(folder, run_id)
-            target.mkdir()
+            folder = local_folder(folders[run_id])
             try:
-                path = client.download_artifacts(run_id, "predictions.csv", str(target))
-                table = pd.read_csv(path, dtype=PREDICTION_TYPES)
-            except (MlflowException, OSError, ValueError):
+                path = folder or _download(uri, run_id, Path(temporary, run_id))
+                table = pd.read_csv(path / "predictions.csv", dtype=PREDICTION_TYPES)
+            except (OSError, ValueError):
                 continue
             table.insert(0, "run_id", run_id)
             table.insert(1, "cell", cell)
@@ -311,3 +329,14 @@ def predictions_frame(client: MlflowClient, trials: pd.DataFrame) -> pd.DataFram
     if not frames:
         return pd.DataFrame(columns=columns)
     return pd.concat(frames, ignore_index=True)[columns]
+
+
+def _download(uri: str, run_id: str, folder: Path) -> Path:
+    from mlflow.exceptions import MlflowException
+
+    folder.mkdir()
+    try:
+        _client(uri).download_artifacts(run_id, "predictions.csv", str(folder))
+    except MlflowException as error:
+        raise OSError(str(error)) from error
+    return folder

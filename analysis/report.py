@@ -1,8 +1,10 @@
 """What did a study find, and how sure is it? One page that needs no network, figures and tables.
 
     python -m analysis.report --study freeze_depth
+    python -m analysis.report --compare freeze_depth freeze_depth_again
+    python -m analysis.report --table runs.csv --mapping runs.toml [--measures likeness.csv]
 
-Writes report/<study>/index.html, figures/*.png and tables/*.csv.
+Writes report/<study>/index.html, figures/*.png and *.svg, tables/*.csv, main.md and main.tex.
 """
 
 from __future__ import annotations
@@ -19,49 +21,18 @@ from typing import TYPE_CHECKING
 from harness.spec import SAFE_NAME, UserError, program, run_command, without_password
 
 if TYPE_CHECKING:  # imported where used: --help must not wait for them
-    from matplotlib.figure import Figure
+    import jinja2
+    import pandas as pd
 
     from analysis.compare import Findings
     from analysis.load import StudyTable
 
 
-def figures(table: StudyTable, found: Findings) -> dict[str, Figure]:
-    """The figures that the data allow, by file stem; their captions stand in the page's template."""
-    from analysis import compare, plots
-
-    summary = found.summary
-    trials = table.trials[table.trials["cell"].isin(summary["cell"])]
-    factor = compare.size_factor(table.info.factors)
-    lines = compare.size_lines(table.info.factors)
-    several = lines["line"].nunique() > 1
-    groups = dict(zip(lines["cell"], lines["line"], strict=True)) if several else {}
-    style = plots.styles(list(summary["cell"]), groups)
-    tuned = compare.completed(trials, "tune")
-    made = {}
-    if factor and found.by_size["size"].nunique() > 1:
-        scores = compare.completed(trials, "repeat").merge(lines, on="cell")
-        look = plots.styles(list(lines["line"].unique()))
-        made["by_size"] = plots.by_size(found.by_size, scores, factor, look)
-    if summary["mean"].notna().any():
-        made["accuracy"] = plots.accuracy(summary, compare.completed(trials, "repeat"), style)
-    if found.differences["difference"].notna().any():
-        made["differences"] = plots.differences(found.differences, style)
-    if len(found.shifted):
-        made["shifted"] = plots.shifted(found.shifted, style)
-    place = "process" if "rss" in compare.memory_column(trials) else "accelerator, allocated"
-    for cost, front, label in (
-        ("train_seconds", "time_front", "Training time of one repeat (s)"),
-        ("peak_memory_mib", "memory_front", f"Peak memory, {place} (MiB)"),
-    ):
-        if (summary["mean"].notna() & (summary[f"{cost}_min"] > 0)).any():
-            made[cost] = plots.cost(summary, cost, front, label, style)
-    if len(found.curves):
-        made["learning_curves"] = plots.learning_curves(found.curves, style)
-    if len(found.budget) and table.info.sampler != "tpe":
-        made["budget"] = plots.budget(found.budget, style)
-    if "param.lr" in tuned and len(tuned.dropna(subset=["param.lr", "val_accuracy"])):
-        made["learning_rates"] = plots.rates(tuned, style)
-    return made
+VIEWER = "http://127.0.0.1:5000"
+"""Where `viewer_command` serves."""
+MANY_ROWS = 30
+"""Rows above which a table is folded."""
+SHOWN_FAILURES = 100
 
 
 def viewer_command(tracking_uri: str, mlflow: str = "mlflow") -> str:
@@ -77,49 +48,102 @@ def viewer_command(tracking_uri: str, mlflow: str = "mlflow") -> str:
     return f"{mlflow} ui --backend-store-uri {shlex.quote(uri)} --host 127.0.0.1 --workers 1"
 
 
-def build(table: StudyTable, output: Path) -> Path:
+def run_link(table: StudyTable) -> str:
+    """What a run's id is put behind to get its page in MLflow; "" for a study that is not from there."""
+    if not table.info.experiment_id:
+        return ""
+    uri = without_password(table.tracking_uri)
+    server = uri.rstrip("/") if uri.startswith(("http://", "https://")) else VIEWER
+    return f"{server}/#/experiments/{table.info.experiment_id}/runs/"
+
+
+def build(table: StudyTable, output: Path, measures: pd.DataFrame | None = None) -> Path:
     """Write the report of one study.
 
     Args:
         table: the study as read.
         output: folder that gets a folder named after the study.
+        measures: likeness of source and target, see `compare.find`.
 
     Returns:
         The path of index.html. Figures and tables of an earlier report of the study are replaced.
 
     Raises:
-        UserError: if the study's name cannot be a folder's.
+        UserError: if the study's name cannot be a folder's, or the measures fit no pair.
         OSError: if the folder cannot be written.
     """
-    from analysis import compare
+    from analysis import compare, plots, words
 
-    if not SAFE_NAME.fullmatch(table.info.name) or not table.info.name.strip("."):
-        raise UserError(f"study name {table.info.name!r} cannot be used as a folder name")
-    folder = output / table.info.name
-    for part in ("figures", "tables"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    for stale in (*folder.glob("figures/*.png"), *folder.glob("tables/*.csv")):
-        stale.unlink()
-    found = compare.find(table)
+    folder = _fresh(output, table.info.name)
+    found = compare.find(table, measures)
     images = {}
-    for name, figure in figures(table, found).items():
+    for name, figure in plots.figures(table, found).items():
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
         (folder / "figures" / f"{name}.png").write_bytes(buffer.getvalue())
+        figure.savefig(folder / "figures" / f"{name}.svg")
         images[name] = base64.b64encode(buffer.getvalue()).decode()
-    for name, frame in (*vars(found).items(), ("trials", table.trials)):
+    for name, frame in {**found.tables(), "trials": table.trials}.items():
         if len(frame):
             frame.to_csv(folder / "tables" / f"{name}.csv", index=False)
+    main_table = words.main_table(table, found)
+    if len(main_table):
+        caption = f"{table.info.name}: {words.methods(table, found)}"
+        for name, text in (
+            ("main.md", words.markdown(main_table)),
+            ("main.tex", words.latex(main_table, caption)),
+        ):
+            (folder / "tables" / name).write_text(text, encoding="utf-8")
     page = folder / "index.html"
     page.write_text(render(table, found, images), encoding="utf-8")
     return page
 
 
-def render(table: StudyTable, found: Findings, images: Mapping[str, str]) -> str:
-    """The page as text; `images` are base64 PNGs by file stem."""
+def _fresh(output: Path, name: str) -> Path:
+    """The study's folder under `output`, with empty figures/ and tables/."""
+    if not SAFE_NAME.fullmatch(name) or not name.strip("."):
+        raise UserError(f"study name {name!r} cannot be used as a folder name")
+    folder = output / name
+    for part, kinds in (("figures", ("png", "svg")), ("tables", ("csv", "md", "tex"))):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        for kind in kinds:
+            for stale in (folder / part).glob(f"*.{kind}"):
+                stale.unlink()
+    return folder
+
+
+def build_comparison(first: StudyTable, second: StudyTable, output: Path) -> Path:
+    """Write the page that puts two studies side by side, and its table; returns the page's path.
+
+    Raises:
+        UserError: if a name cannot be a folder's, or the studies share no cell.
+        OSError: if the folder cannot be written.
+    """
+    from analysis import compare, words
+
+    rows = compare.side_by_side(first.trials, second.trials)
+    if not (rows["first"].notna() & rows["second"].notna()).any():
+        raise UserError(
+            f"{first.info.name} and {second.info.name} have no cell in common that both scored"
+        )
+    folder = _fresh(output, f"{first.info.name}-vs-{second.info.name}")
+    rows.to_csv(folder / "tables" / "side_by_side.csv", index=False)
+    page = folder / "index.html"
+    text = _template("compare.html.j2").render(
+        first=first.info,
+        second=second.info,
+        rows=rows.to_dict("records"),
+        answer=words.changes(first, second, rows),
+        metric=first.info.metric,
+    )
+    page.write_text(text, encoding="utf-8")
+    return page
+
+
+def _template(name: str) -> jinja2.Template:
     import jinja2
 
-    from analysis import compare, words
+    from analysis import words
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -129,26 +153,44 @@ def render(table: StudyTable, found: Findings, images: Mapping[str, str]) -> str
         lstrip_blocks=True,
     )
     environment.filters |= {"number": words.number, "short": words.short, "plain": words.plain}
+    return environment.get_template(name)
+
+
+def render(table: StudyTable, found: Findings, images: Mapping[str, str]) -> str:
+    """The page as text; `images` are base64 PNGs by file stem."""
+    from analysis import compare, words
+
     question, _, notes = table.info.question.strip().partition("\n")
     counts = found.outcomes
     if not counts["superseded"].any():
         counts = counts.drop(columns="superseded")
     times = table.trials["start_time"].dropna()
-    period = (
-        f"{times.min():%Y-%m-%d %H:%M} to {times.max():%Y-%m-%d %H:%M} UTC" if len(times) else ""
-    )
     factor = compare.size_factor(table.info.factors) or ""
-    return environment.get_template("report.html.j2").render(
+    kind = compare.memory_kind(table.trials)
+    return _template("report.html.j2").render(
         info=table.info,
+        metric=table.info.metric,
         question=question or table.info.name,
         notes=notes.strip(),
         answer=words.answer(table, found),
         warnings=words.warnings(table, found),
+        methods=words.methods(table, found),
         images=images,
+        many=len(found.summary) > MANY_ROWS,
         n_repeats=words.span(found.summary.loc[found.summary["n"] > 0, "n"]),
         n_pairs=words.span(found.differences["n"]),
         n_trials=words.span(found.budget.groupby("cell")["trials"].max()),
         summary=found.summary.to_dict("records"),
+        cold=bool(found.summary["marginal_seconds_median"].notna().any()),
+        forecast=bool(found.summary["forecast_mib"].notna().any()) and "forecast" not in kind,
+        memory_kind=kind,
+        examples={row["cell"]: row for row in found.examples.to_dict("records")},
+        fronts={row["cell"]: row for row in found.fronts.to_dict("records")},
+        censored=found.censored.to_dict("records"),
+        ranks=found.ranks.to_dict("records"),
+        similarity={
+            k: v.to_dict("records") for k, v in vars(found.similarity).items() if k != "note"
+        },
         differences=found.differences.to_dict("records"),
         rivals=found.rivals.to_dict("records"),
         shifted={(row["cell"], row["test_set"]): row for row in found.shifted.to_dict("records")},
@@ -165,12 +207,18 @@ def render(table: StudyTable, found: Findings, images: Mapping[str, str]) -> str
         ],
         chosen=found.chosen.to_dict("records"),
         tuned_parameters=words.tuned_parameters(found.chosen),
+        rates=found.rates.to_dict("records"),
         outcomes=counts.to_dict("records"),
-        parameters=words.condition_rows(table.trials, ("param.",)),
+        failures=found.failures.head(SHOWN_FAILURES).to_dict("records"),
+        more_failures=max(0, len(found.failures) - SHOWN_FAILURES),
+        parameters=words.condition_rows(table.trials, ("param.", "prefix")),
         environment=words.condition_rows(table.trials, ("device", "threads", "env.")),
         runs=len(table.trials),
-        period=period,
-        viewer=viewer_command(table.tracking_uri),
+        period=f"{times.min():%Y-%m-%d %H:%M} to {times.max():%Y-%m-%d %H:%M} UTC"
+        if len(times)
+        else "",
+        viewer=viewer_command(table.tracking_uri) if table.tracking_uri else "",
+        run_link=run_link(table),
     )
 
 
@@ -179,8 +227,26 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.report", description="Report of one study, as a page of its own."
     )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--study", metavar="NAME", help="study (MLflow experiment) name")
+    what.add_argument("--compare", nargs=2, metavar="NAME", help="two studies, side by side")
+    what.add_argument(
+        "--table",
+        type=Path,
+        metavar="FILE",
+        help="trials made elsewhere: .csv, .tsv (.gz), .parquet",
+    )
     parser.add_argument(
-        "--study", required=True, metavar="NAME", help="study (MLflow experiment) name"
+        "--mapping",
+        type=Path,
+        metavar="FILE",
+        help="which column is what (.toml, .json), for --table",
+    )
+    parser.add_argument(
+        "--measures",
+        type=Path,
+        metavar="FILE",
+        help="table with columns source, target and measures of their likeness, more meaning more alike",
     )
     parser.add_argument(
         "--tracking-uri", metavar="URI", help="MLflow store (default: the database under ./mlruns)"
@@ -197,21 +263,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(lambda: run(options))
 
 
+def read(
+    study: str | None, table: Path | None, mapping: Path | None, uri: str | None
+) -> StudyTable:
+    """A study by its name, or a table by its file and mapping.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    if table is None:
+        from analysis.load import load_study
+
+        assert study is not None
+        return load_study(study, uri)
+    from analysis.elsewhere import load_table
+    from analysis.mapping import read_mapping
+
+    if mapping is None:
+        raise UserError("--table needs --mapping FILE, which says what its columns are")
+    return load_table(table, read_mapping(mapping))
+
+
 def run(options: argparse.Namespace) -> int:
     """Read, write, say where.
 
     Raises:
         UserError: if the study cannot be read or the report not be written.
     """
-    from analysis.load import load_study
-
-    table = load_study(options.study, options.tracking_uri)
     try:
-        page = build(table, options.output)
+        if options.compare:
+            tables = [read(name, None, None, options.tracking_uri) for name in options.compare]
+            page, table = build_comparison(tables[0], tables[1], options.output), tables[0]
+        else:
+            measures = None
+            if options.measures:
+                from analysis.elsewhere import load_measures
+
+                measures = load_measures(options.measures)
+            table = read(options.study, options.table, options.mapping, options.tracking_uri)
+            page = build(table, options.output, measures)
     except OSError as error:
         raise UserError(f"cannot write the report to {options.output}: {error}") from error
     print(f"report: {page.resolve()}")
-    print(f"runs:   {viewer_command(table.tracking_uri, program('mlflow'))}")
+    if table.tracking_uri:
+        print(f"runs:   {viewer_command(table.tracking_uri, program('mlflow'))}")
     return 0
 
 

@@ -8,13 +8,18 @@ from __future__ import annotations
 import math
 import shutil
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from analysis import load
+from analysis.database import Database
 from analysis.load import StudyTable, load_study
 from harness.record import Recorder, StudyInfo
 from harness.spec import (
@@ -82,12 +87,13 @@ def table(uri: str) -> StudyTable:
     run = recorder.start(spec, "tuned", tags("discriminative", "tune", 0, 7))
     for epoch in range(2):
         recorder.epoch(
-            run, EpochResult(epoch, 0.9 - epoch / 10, 0.8, 0.5 + epoch / 10, 1.5 * (epoch + 1))
+            run,
+            EpochResult(epoch, 0.9 - epoch / 10, 0.8, 0.5 + epoch / 10, 1.5 * (epoch + 1), epoch),
         )
     recorder.finish(run, TrialResult("complete", {"total_seconds": 4.0, "val_accuracy": 0.6}))
 
     run = recorder.start(spec, "diverged", tags("discriminative", "tune", 1, 8))
-    recorder.epoch(run, EpochResult(0, math.inf, math.nan, 0.1, 1.0))
+    recorder.epoch(run, EpochResult(0, math.inf, math.nan, 0.1, 1.0, 1.0))
     recorder.finish(run, TrialResult("diverged", reason="loss became nan"))
 
     recorder.start(spec, "running", tags("linear probe", "tune", 0, 9))
@@ -165,6 +171,57 @@ def test_a_study_without_runs_gives_empty_tables(uri: str) -> None:
     Recorder(uri, INFO)
     table = load_study(INFO.name, uri)
     assert (len(table.trials), len(table.epochs), len(table.predictions)) == (0, 0, 0)
+
+
+def test_mlflows_own_client_gives_the_same_tables(
+    uri: str, table: StudyTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Database, "known", lambda _: False)
+    slow = load_study(INFO.name, uri)
+    assert slow.info == table.info
+    trials = slow.trials[table.trials.columns]  # tags come in another order
+    assert set(slow.trials.columns) == set(table.trials.columns)
+    pd.testing.assert_frame_equal(trials, table.trials)
+    pd.testing.assert_frame_equal(slow.epochs, table.epochs)
+    pd.testing.assert_frame_equal(slow.predictions, table.predictions)
+
+
+def test_a_deleted_run_and_another_study_stay_out(uri: str, table: StudyTable) -> None:
+    with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as connection:
+        gone = table.trials["run_id"].iloc[0]
+        connection.execute("UPDATE runs SET lifecycle_stage='deleted' WHERE run_uuid=?", (gone,))
+        connection.commit()
+    Recorder(uri, replace(INFO, name="third")).start(
+        TrialSpec("digits", "resnet18", LinearProbe()), "x", tags("linear probe", "tune", 0, 1)
+    )
+    again = load_study(INFO.name, uri)
+    assert list(again.trials["run_id"]) == list(table.trials["run_id"].iloc[1:])
+    assert gone not in set(again.epochs["run_id"])
+
+
+def test_marginal_seconds_and_the_prefix_of_a_run_are_read(uri: str) -> None:
+    recorder = Recorder(uri, INFO)
+    spec = TrialSpec("digits", "resnet18", LinearProbe(), seed=3)
+    run = recorder.start(spec, "tuned", tags("linear probe", "tune", 0, 3))
+    recorder.epoch(run, EpochResult(0, 0.9, 0.8, 0.5, 4.0, 0.5))
+    metrics = {"train_seconds": 4.0, "marginal_seconds": 0.5, "forecast_peak_mib": 70.0}
+    recorder.finish(run, TrialResult("complete", metrics, notes={"prefix": "kept after layer4"}))
+    read = load_study(INFO.name, uri)
+    row = read.trials.iloc[0]
+    assert (row["train_seconds"], row["marginal_seconds"]) == (4.0, 0.5)
+    assert (row["prefix"], row["forecast_peak_mib"]) == ("kept after layer4", 70.0)
+    assert read.epochs["marginal_seconds"].tolist() == [0.5]
+
+
+def test_reading_a_sqlite_file_does_not_wait_for_mlflow(uri: str) -> None:
+    Recorder(uri, INFO)
+    code = (
+        "import sys; from analysis.load import load_study; "
+        f"load_study({INFO.name!r}, {uri!r}); print('mlflow' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+    assert load.default_tracking_uri(Path("/x")) == "sqlite:////x/mlflow.db"
 
 
 def test_an_absent_database_is_refused_and_not_created(tmp_path: Path) -> None:

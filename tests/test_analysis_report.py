@@ -85,6 +85,9 @@ def table(
     predictions = pd.DataFrame(  # a thousand images, of which as many right as the score says
         {
             "run_id": np.repeat(tested["run_id"].to_numpy(), 1000),
+            "cell": np.repeat(tested["cell"].to_numpy(), 1000),
+            "seed": np.repeat(tested["seed"].to_numpy(), 1000),
+            "example": np.tile(np.arange(1000), len(tested)),
             "label": 1,
             "predicted": np.concatenate(
                 [[], *((np.arange(1000) < round(1000 * a)) for a in tested["test_accuracy"])]
@@ -110,7 +113,10 @@ def scored(
 def read(page: Path) -> str:
     """The page's words, without tags and pictures."""
     text = re.sub(
-        r"<style>.*?</style>|<[^>]+>", " ", page.read_text(encoding="utf-8"), flags=re.DOTALL
+        r"<style>.*?</style>|<script>.*?</script>|<[^>]+>",
+        " ",
+        page.read_text(encoding="utf-8"),
+        flags=re.DOTALL,
     )
     return " ".join(html.unescape(text).split())
 
@@ -144,7 +150,7 @@ def test_a_cheaper_equal_is_named(tmp_path: Path) -> None:
 def test_the_page_needs_no_network_and_keeps_figures_and_tables_beside_it(tmp_path: Path) -> None:
     made = table([*scored("probe", 0.8), *scored("full", 0.9)], baseline={"strategy": "probe"})
     page = report.build(made, tmp_path)
-    assert not re.search(r"(src|href)=\"(?!data:)|url\(|@import|<script", page.read_text())
+    assert not re.search(r"(src|href)=\"(?!data:)|url\(|@import|<script[^>]", page.read_text())
     figures = {path.stem for path in page.parent.glob("figures/*.png")}
     assert figures == {
         "accuracy",
@@ -351,8 +357,145 @@ def test_predictions_that_contradict_a_score_are_reported() -> None:
 def test_words_from_the_store_cannot_become_markup(tmp_path: Path) -> None:
     cell = "<b>$x_{$</b>"
     page = report.build(table(scored(cell, 0.9), question="<script>alert(1)</script>?"), tmp_path)
-    assert "<script" not in page.read_text()
+    assert "<script>alert" not in page.read_text()
     assert "&lt;b&gt;" in page.read_text()
+
+
+def test_cold_equivalent_time_is_named_and_what_was_spent_stands_beside_it(tmp_path: Path) -> None:
+    rows = [*scored("probe", 0.8, marginal_seconds=0.5), *scored("full", 0.7, marginal_seconds=3.0)]
+    text = read(report.build(table(rows), tmp_path))
+    assert "It costs 3 s of training" in text
+    assert (
+        "cold-equivalent, as if nothing had been kept from other trials; in this study it took 0.5 s"
+        in text
+    )
+    assert "Spent here, s" in text
+    assert "Spent here, s" not in read(report.build(table(scored("full", 0.9)), tmp_path))
+
+
+def test_costs_of_other_conditions_are_left_out_with_a_sentence() -> None:
+    made = table(
+        [*scored("a", 0.8), *scored("b", 0.9, seconds=9)[:3], *scored("c", 0.9, threads=1)]
+    )
+    found = compare.find(made)
+    assert any(
+        "Costs are compared for repeats on cpu, 2 threads only; 6 repeats on cpu, 1 thread" in line
+        for line in words.warnings(made, found)
+    )
+    summary = found.summary.set_index("cell")["train_seconds_median"]
+    assert math.isnan(summary["c"])
+    assert summary["b"] == 9
+
+
+def test_cells_out_of_memory_are_named_and_shown(tmp_path: Path) -> None:
+    dead = [trial("full", "tune", i, None, outcome="oom", forecast_peak_mib=9e3) for i in (0, 1)]
+    page = report.build(table([*dead, *scored("probe", 0.8)]), tmp_path)
+    text = read(page)
+    assert "Out of memory, without a score, and so not on any front: “full”." in text
+    assert "Hollow triangles" in text
+    assert re.search(r"<td>full</td><td>oom</td><td>2</td><td>2</td><td>no</td><td>–</td><td>9000</td>",
+                     page.read_text())  # fmt: skip
+
+
+def test_every_failure_is_listed_with_its_reason(tmp_path: Path) -> None:
+    bad = trial("full", "tune", 3, None, outcome="crashed", reason="RuntimeError: <boom>")
+    text = read(report.build(table([bad, *scored("probe", 0.8)]), tmp_path))
+    assert "full tune 3 crashed RuntimeError: <boom>" in text
+
+
+def test_the_methods_paragraph_tells_the_numbers_of_this_study(tmp_path: Path) -> None:
+    made = table([*scored("probe", 0.8), *scored("full", 0.9)])
+    text = words.methods(made, compare.find(made))
+    assert "We compared 2 cells" in text
+    assert "run again on 6 fresh seeds" in text
+    assert "on cpu, 2 threads; memory is the peak of the process, measured" in text
+    assert text in read(report.build(made, tmp_path))
+
+
+def test_tables_for_a_paper_escape_what_their_language_would_read(tmp_path: Path) -> None:
+    made = table([*scored("50% | a_b", 0.8), *scored("full", 0.9)], baseline={"strategy": "full"})
+    folder = report.build(made, tmp_path).parent / "tables"
+    markdown = (folder / "main.md").read_text().splitlines()
+    assert markdown[2].startswith("| 50% \\| a_b | 80.0 [79.8, 80.1] | 6 | -10.0 [")
+    assert len({line.replace("\\|", "").count("|") for line in markdown}) == 1
+    latex = (folder / "main.tex").read_text()
+    assert "50\\% | a\\_b & 80.0 [79.8, 80.1] & 6 &" in latex
+    assert "\\toprule" in latex
+
+
+def test_figures_are_kept_for_print_too(tmp_path: Path) -> None:
+    page = report.build(table(scored("full", 0.9)), tmp_path)
+    stems = [{p.stem for p in page.parent.glob(f"figures/*.{kind}")} for kind in ("png", "svg")]
+    assert stems[0] == stems[1]
+
+
+def test_a_run_leads_to_its_page_in_mlflow(tmp_path: Path) -> None:
+    made = table(scored("full", 0.9))
+    assert "<a href" not in report.build(made, tmp_path).read_text()
+    made = replace(made, info=replace(made.info, experiment_id="7"))
+    page = report.build(made, tmp_path).read_text()
+    assert 'href="http://127.0.0.1:5000/#/experiments/7/runs/full-tune-0"' in page
+
+
+def test_two_studies_stand_side_by_side(tmp_path: Path) -> None:
+    first = table([*scored("probe", 0.8), *scored("old", 0.9)])
+    second = table([*scored("probe", 0.85), *scored("new", 0.5)])
+    second = replace(second, info=replace(second.info, name="again"))
+    page = report.build_comparison(first, second, tmp_path)
+    text = read(page)
+    assert page.parent.name == "depth-vs-again"
+    assert "From depth to again 1 of 1 cells changed: “probe” +5.0 points" in text
+    assert "Only in again: “new”." in text
+    with pytest.raises(UserError, match="no cell in common"):
+        report.build_comparison(first, table(scored("other", 0.5)), tmp_path)
+
+
+ROWS = "source,target,seed,v,t\n" + "".join(
+    f"{s},{t},{i},{0.5 + 0.01 * (i + k)},{0.6 + 0.02 * k + 0.01 * j + 0.001 * i}\n"
+    for k, s in enumerate("abcd")
+    for j, t in enumerate("xyz")
+    for i in range(2)
+)
+
+
+def test_a_table_from_elsewhere_gets_the_same_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs.csv").write_text(ROWS)
+    (tmp_path / "map.toml").write_text(
+        'factors = ["source", "target"]\nval = "v"\ntest = "t"\nmetric = "AUC"\nseed = "seed"\n'
+    )
+    pairs = [(s, t) for s in "abcd" for t in "xyz"]
+    lines = [f"{s},{t},{i % 5}" for i, (s, t) in enumerate(pairs)]
+    (tmp_path / "alike.csv").write_text("\n".join(["source,target,likeness", *lines]))
+    arguments = ["--table", str(tmp_path / "runs.csv"), "--mapping", str(tmp_path / "map.toml")]
+    arguments += ["--measures", str(tmp_path / "alike.csv"), "--output", str(tmp_path / "out")]
+    assert report.main(arguments) == 0
+    assert "runs:" not in capsys.readouterr().out
+    page = tmp_path / "out" / "runs" / "index.html"
+    text = read(page)
+    assert "“d” ranks best over 3 targets: mean rank 1.0" in text
+    assert "Test AUC, %" in text
+    assert "accuracy" not in text.replace("test accuracy", "")
+    assert "Not shown that sources with a higher likeness transfer better" in text
+    for absent in (
+        "To repeat the study",
+        "0 tuning trials",
+        "Look at the runs",
+        "kept predictions",
+    ):
+        assert absent not in text
+    assert {p.stem for p in page.parent.glob("figures/*.png")} >= {"accuracy", "ranks", "agreement"}
+
+
+def test_a_table_without_a_mapping_and_measures_that_fit_nothing_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report.main(["--table", "runs.csv"]) == 2
+    assert "--table needs --mapping" in capsys.readouterr().err
+    measures = pd.DataFrame({"source": ["p"], "target": ["q"], "m": [1.0]})
+    with pytest.raises(UserError, match="factors source and target"):
+        compare.find(table(scored("full", 0.9)), measures)
 
 
 def test_a_study_name_cannot_leave_the_output_folder(tmp_path: Path) -> None:
@@ -394,7 +537,7 @@ def test_the_command_goes_from_store_to_page(
         spec = TrialSpec("digits", "resnet18", LinearProbe(), epochs=1, seed=seed)
         tags = {"cell": "probe", "strategy": "probe", "phase": phase, "index": seed, "seed": seed}
         run = recorder.start(spec, "run", tags)
-        recorder.epoch(run, EpochResult(0, 1.0, 1.0, 0.6, 2.0))
+        recorder.epoch(run, EpochResult(0, 1.0, 1.0, 0.6, 2.0, 2.0))
         guess = Predictions(np.arange(2), np.zeros(2, int), np.array([0, seed % 2]), np.ones(2))
         score = {} if phase == "tune" else {"test_accuracy": 0.5 if seed % 2 else 1.0}
         recorder.finish(run, TrialResult("complete", score, predictions=guess if score else None))

@@ -640,9 +640,24 @@ def test_what_would_not_fit_ends_as_oom_without_being_run(world: World, lab: Lab
     )
 
 
-def test_no_forecast_is_made_where_nobody_asks(lab: Lab, world: World) -> None:
-    lab.run(make_study(trials=1, repeats=0))
-    assert all("forecast_peak_mib" not in run.data.metrics for run in lab.runs())
+def test_every_trial_records_its_forecast_where_there_is_one(
+    lab: Lab, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(trials=1, repeats=1)
+    lab.run(study)
+    for cell in study.cells():
+        expected = forecast(first_draw(study, cell)).peak_mib
+        found = [r.data.metrics["forecast_peak_mib"] for r in lab.runs(strategy=cell["strategy"])]
+        assert found == pytest.approx([expected] * 2)
+
+    def by_values(spec: TrialSpec) -> None:
+        raise UserError("depends on values")
+
+    monkeypatch.setattr(runner, "forecast", by_values)
+    lab.run(make_study(trials=2, repeats=1))
+    assert set(lab.outcomes()) == {"complete"}
+    with pytest.raises(UserError, match="depends on values"):
+        lab.run(make_study(trials=3, repeats=1), max_memory=2**40)
 
 
 def test_measured_peak_is_set_against_the_forecast() -> None:

@@ -1,6 +1,6 @@
 """Which cell is better, by how much, and what does it cost? DataFrame -> DataFrame, nothing else.
 
-    python -c "from analysis import compare, load; t = load.load_study('freeze_depth'); \
+    python -c "from analysis import compare, load; t = load.load_study('freeze_depth'); \\
                print(compare.find(t).summary)"
 
 Takes the trials of `analysis.load`. Accuracies are shares in [0, 1]; differences are in points (1
@@ -9,54 +9,61 @@ how far the mean would move with other training draws on these test images, not 
 test images.
 """
 
-from analysis.compare.cells import (
-    cells,
-    chosen,
-    completed,
-    mean_interval,
-    memory_column,
-    outcomes,
-    pareto_front,
-    prediction_mismatches,
-    summary,
+from analysis.compare.agreement import (
+    against_published,
+    doubts,
+    mean_agreement,
+    rank_agreement,
+    regret,
+    static_ranking,
 )
+from analysis.compare.cells import outcomes, prediction_mismatches, summary
+from analysis.compare.choice import choice, surer
+from analysis.compare.contexts import arms, mean_ranks
 from analysis.compare.contrasts import (
     against_best,
     contrasts,
     least_detectable,
     paired_differences,
+    seeds_needed,
     sign_flip_p,
 )
-from analysis.compare.findings import Findings, find
+from analysis.compare.costs import (
+    censored,
+    condition,
+    front_chance,
+    left_out,
+    memory_column,
+    memory_kind,
+    pareto_front,
+    priced,
+)
+from analysis.compare.examples import hits, mcnemar_over_seeds, over_examples
+from analysis.compare.findings import Findings, Similarity, find, pair_scores
+from analysis.compare.importance import importances, rate_ranges
+from analysis.compare.runs import cells, chosen, completed, mean_interval
 from analysis.compare.shifts import loss_pairs, shift_losses, shifted
+from analysis.compare.similarity import (
+    gains,
+    interactions,
+    responses,
+    slopes,
+    variance_shares,
+    verdicts,
+    with_scratch,
+)
 from analysis.compare.sizes import by_size, crossings, size_factor, size_lines
-from analysis.compare.tuning import budget_curve, expected_best, learning_curves
+from analysis.compare.studies import side_by_side
+from analysis.compare.tuning import budget_curve, budget_ranks, expected_best, learning_curves
 
 __all__ = [
-    "Findings",
-    "against_best",
-    "budget_curve",
-    "by_size",
-    "cells",
-    "chosen",
-    "completed",
-    "contrasts",
-    "crossings",
-    "expected_best",
-    "find",
-    "learning_curves",
-    "least_detectable",
-    "loss_pairs",
-    "mean_interval",
-    "memory_column",
-    "outcomes",
-    "paired_differences",
-    "pareto_front",
-    "prediction_mismatches",
-    "shift_losses",
-    "shifted",
-    "sign_flip_p",
-    "size_factor",
-    "size_lines",
-    "summary",
-]
+    "Findings", "Similarity", "against_best", "against_published", "arms", "budget_curve", "budget_ranks",
+    "by_size", "cells", "censored", "choice", "chosen", "completed", "condition", "contrasts", "crossings",
+    "doubts", "expected_best", "find", "front_chance", "gains", "hits", "importances", "interactions",
+    "learning_curves", "least_detectable", "left_out", "loss_pairs", "mcnemar_over_seeds", "mean_agreement",
+    "mean_interval", "mean_ranks", "memory_column", "memory_kind", "outcomes", "over_examples", "pair_scores",
+    "paired_differences", "pareto_front", "prediction_mismatches", "priced", "rank_agreement", "rate_ranges",
+    "regret", "responses", "seeds_needed", "shift_losses", "shifted", "side_by_side", "sign_flip_p",
+    "size_factor", "size_lines", "slopes", "static_ranking", "summary", "surer", "variance_shares",
+    "verdicts", "with_scratch",
+]  # fmt: skip

@@ -1,140 +1,69 @@
 """How good is each cell, what does it cost, and how did its runs end?
 
-    python -c "from analysis import compare, load; t = load.load_study('freeze_depth'); \
+    python -c "from analysis import compare, load; t = load.load_study('freeze_depth'); \\
                print(compare.summary(t.trials, t.info.factors))"
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 from scipy import stats
 
-from harness.spec import UserError, cell_label
+from analysis.compare.costs import COSTS, FORECAST, pareto_front, priced
+from analysis.compare.runs import cells, chosen, completed, mean_interval
 
-CONFIDENCE = 0.95
-
-
-def cells(factors: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """Every cell in the order written: one row each, columns cell and one per factor."""
-    rows = [dict(zip(factors, v, strict=True)) for v in itertools.product(*factors.values())]
-    return pd.DataFrame([{"cell": cell_label(row), **row} for row in rows])
+SHARES = ("trained_depth", "trainable_share")
 
 
-def completed(trials: pd.DataFrame, phase: str) -> pd.DataFrame:
-    """The runs of one phase that may be compared: complete and not superseded.
-
-    Raises:
-        UserError: if two of them fill the same slot, which would count it twice.
-    """
-    kept = trials[
-        (trials["phase"] == phase) & (trials["outcome"] == "complete") & ~trials["superseded"]
-    ]
-    slot = "seed" if phase == "repeat" else "index"
-    double = kept[kept.duplicated(["cell", slot], keep=False)]
-    if len(double):
-        first = double.iloc[0]
-        same = double[(double["cell"] == first["cell"]) & (double[slot] == first[slot])]
-        raise UserError(
-            f"two complete {phase} runs for cell {first['cell']!r}, {slot} {first[slot]}: "
-            f"{', '.join(same['run_id'])}; delete one in MLflow"
-        )
-    return kept.reset_index(drop=True)
-
-
-def chosen(trials: pd.DataFrame) -> pd.DataFrame:
-    """The configuration of each cell with the best validation accuracy; one row per scored cell.
-
-    Ties go to the lower val_loss, then to the lower index. Test scores play no part.
-    """
-    tuned = completed(trials, "tune").dropna(subset="val_accuracy")
-    ranked = tuned.sort_values(["val_accuracy", "val_loss", "index"], ascending=[False, True, True])
-    return ranked.drop_duplicates("cell").reset_index(drop=True)
-
-
-def memory_column(trials: pd.DataFrame) -> str:
-    """The memory metric to compare: the accelerator's where any run has it, else the process's.
-
-    One for the whole study: the two measure different things and are never mixed in one column.
-    """
-    gpu = "peak_accelerator_allocated_mib"
-    return gpu if trials[gpu].notna().any() else "peak_process_rss_mib"
-
-
-def mean_interval(
-    values: Iterable[float], confidence: float = CONFIDENCE
-) -> tuple[float, float, float, float]:
-    """Mean, standard deviation (n - 1) and t interval (95% unless told) of `values`, NaNs left out.
-
-    mean -+ t((1 + confidence) / 2, n - 1) sd / sqrt(n) (Student 1908). With n < 2 all but the mean are NaN.
-    """
-    x = np.asarray(list(values), dtype=float)
-    x = x[~np.isnan(x)]
-    if len(x) < 2:
-        return (float(x[0]) if len(x) else math.nan), math.nan, math.nan, math.nan
-    mean, sd = float(x.mean()), float(x.std(ddof=1))
-    half = float(stats.t.ppf((1 + confidence) / 2, len(x) - 1)) * sd / math.sqrt(len(x))
-    return mean, sd, mean - half, mean + half
-
-
-def summary(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+def summary(
+    trials: pd.DataFrame, factors: Mapping[str, Sequence[str]], selection: str = "val_accuracy"
+) -> pd.DataFrame:
     """One row per cell of the study, also for cells without a single complete run.
 
     Returns:
-        cell, the factors, tuned and failed (numbers of tuning trials), val_accuracy of the chosen
-        one, n (repeats with a test score), mean, sd, low, high of test_accuracy (interval resamples
-        seeds), median over repeats of trained_depth (share of the layer groups trained, from the head
-        down) and trainable_share (of the parameters), and median, min and max over repeats of
-        train_seconds and peak_memory_mib; time_front and memory_front: on the Pareto front of accuracy
-        against that cost.
+        cell, the factors, tuned and failed (numbers of tuning trials), val_accuracy of the trial chosen by
+        `selection`, n (repeats with a test score), mean, sd, low, high of test_accuracy (interval resamples
+        seeds), iqm (mean of the middle half of the seeds, as of Agarwal 2021; NaN under 4 seeds), median over
+        repeats of trained_depth (share of the layer groups trained, from the head down) and trainable_share
+        (of the parameters), median, min and max over repeats of train_seconds, marginal_seconds and
+        peak_memory_mib (see `costs`), forecast_mib (median), and time_front and memory_front: on the Pareto
+        front of accuracy against that cost.
     """
-    repeats = completed(trials, "repeat")
-    repeats = repeats.assign(peak_memory_mib=repeats[memory_column(trials)])
-    best = chosen(trials).set_index("cell")["val_accuracy"]
+    repeats = priced(trials)
+    if FORECAST not in repeats:
+        repeats[FORECAST] = math.nan
+    best = chosen(trials, selection).set_index("cell")["val_accuracy"]
+    groups = dict(iter(repeats.groupby("cell")))
     tune = trials[trials["phase"] == "tune"]
+    tried = dict(iter(tune.groupby("cell")["outcome"]))
     rows = []
     for row in cells(factors).to_dict("records"):
-        own = repeats[repeats["cell"] == row["cell"]]
-        tried = tune.loc[tune["cell"] == row["cell"], "outcome"]
-        mean, sd, low, high = mean_interval(own["test_accuracy"])
-        costs = {
-            f"{cost}_{name}": float(getattr(own[cost], name)())
-            for cost in ("train_seconds", "peak_memory_mib")
-            for name in ("median", "min", "max")
-        }
+        own = groups.get(row["cell"], repeats[:0])
+        ended = tried.get(row["cell"], tune["outcome"][:0])
+        scores = own["test_accuracy"].dropna()
+        mean, sd, low, high = mean_interval(scores)
         rows.append(
             row
-            | {"tuned": int((tried == "complete").sum())}
-            | {"failed": int((~tried.isin(["complete", "pruned", "unfinished"])).sum())}
-            | {"val_accuracy": best.get(row["cell"], math.nan)}
-            | {"n": int(own["test_accuracy"].notna().sum())}
+            | {"tuned": int((ended == "complete").sum())}
+            | {"failed": int((~ended.isin(["complete", "pruned", "unfinished"])).sum())}
+            | {"val_accuracy": best.get(row["cell"], math.nan), "n": len(scores)}
             | {"mean": mean, "sd": sd, "low": low, "high": high}
-            | {share: float(own[share].median()) for share in ("trained_depth", "trainable_share")}
-            | costs
+            | {"iqm": float(stats.trim_mean(scores, 0.25)) if len(scores) > 3 else math.nan}
+            | {share: float(own[share].median()) for share in SHARES}
+            | {
+                f"{cost}_{name}": float(getattr(own[cost], name)())
+                for cost in COSTS
+                for name in ("median", "min", "max")
+            }
+            | {"forecast_mib": float(own[FORECAST].median())}
         )
     table = pd.DataFrame(rows)
     table["time_front"] = pareto_front(table, "mean", ["train_seconds_median"])
     table["memory_front"] = pareto_front(table, "mean", ["peak_memory_mib_median"])
     return table
-
-
-def pareto_front(table: pd.DataFrame, value: str, costs: Sequence[str]) -> pd.Series:
-    """Whether each row is on the front: no other is at least as good in `value` (more is better)
-    and in every cost (less is better), and better in one. A row with a NaN is never on it."""
-    points = np.column_stack([table[value], *(-table[cost] for cost in costs)]).astype(float)
-    known = ~np.isnan(points).any(axis=1)
-    front = [
-        bool(ok)
-        and not any(
-            bool((other >= point).all() and (other > point).any()) for other in points[known]
-        )
-        for point, ok in zip(points, known, strict=True)
-    ]
-    return pd.Series(front, index=table.index, dtype=bool)
 
 
 def outcomes(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from analysis.compare.cells import CONFIDENCE, cells, completed, mean_interval
+from analysis.compare.runs import CONFIDENCE, cells, completed, mean_interval
 from harness.spec import SHIFTS
 
 PLAIN = "plain"

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from analysis.compare.cells import CONFIDENCE, cells, completed, mean_interval
+from analysis.compare.runs import CONFIDENCE, cells, completed, mean_interval
 from harness.spec import cell_label
 
 RESAMPLES = 2000

@@ -1,21 +1,47 @@
 """What was tuning worth, and how did the compared runs learn?
 
-    python -c "from analysis import compare, load; \
+    python -c "from analysis import compare, load; \\
                print(compare.budget_curve(load.load_study('freeze_depth').trials))"
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
 import pandas as pd
+from scipy import stats
+from scipy.special import gammaln
 
-from analysis.compare.cells import chosen, completed
+from analysis.compare.contexts import arms
+from analysis.compare.runs import CONFIDENCE, chosen, completed
 
 WORTHLESS = ("diverged", "oom", "timeout", "pruned")
 """Outcomes that used up a tuning trial and gave nothing that could be chosen; the other incomplete
 outcomes (crashed, killed, audit_failed) are faults of the run, not of its configuration."""
+RESAMPLES = 200
+POINTS = 60
+"""Budgets at which a curve is taken; with fewer trials every one."""
+STEPS = (1, 2, 3, 5, 8, 12, 20, 30, 50, 80, 120, 200, 300, 500, 1000)
+"""Numbers of trials at which cells are ranked."""
+GRID = 8
+"""Numbers of seconds at which cells are ranked."""
+TAILS = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+
+
+@lru_cache(maxsize=64)
+def _weights(total: int, budgets: tuple[int, ...]) -> np.ndarray:
+    """(budgets x total) weight of the i-th smallest of `total` values in the expected best of n:
+    C(i - 1, n - 1) / C(total, n), by logarithms."""
+    i, n = np.arange(1, total + 1)[None], np.asarray(budgets)[:, None]
+    with np.errstate(invalid="ignore"):
+        logs = gammaln(i) - gammaln(n) - gammaln(np.maximum(i - n + 1, 1))
+        logs -= gammaln(total + 1) - gammaln(n + 1) - gammaln(total - n + 1)
+    weights: np.ndarray = np.where(i >= n, np.exp(logs), 0.0)
+    return weights
 
 
 def expected_best(values: Sequence[float]) -> list[float]:
@@ -24,12 +50,42 @@ def expected_best(values: Sequence[float]) -> list[float]:
     sum_i v_(i) C(i - 1, n - 1) / C(N, n) with v sorted ascending (the unbiased form of Dodge et al.
     2019). An estimate of best-of-n only when the values come from independent, identical draws.
     """
-    ordered = sorted(values)
-    total = len(ordered)
-    return [
-        sum(v * (math.comb(i, n - 1) / math.comb(total, n)) for i, v in enumerate(ordered))
-        for n in range(1, total + 1)
-    ]
+    budgets = tuple(range(1, len(values) + 1))
+    best: list[float] = (_weights(len(values), budgets) @ np.sort(values)).tolist()
+    return best
+
+
+@dataclass(frozen=True)
+class _Spent:
+    """The tuning trials of one cell: scores (worthless ones as the study's lowest) and mean seconds of
+    one."""
+
+    scores: np.ndarray
+    seconds: float
+
+    def draws(self, budgets: tuple[int, ...]) -> np.ndarray:
+        """(1 + RESAMPLES) x budgets: expected best of the trials, then of resamples of them."""
+        random = np.random.default_rng(0)
+        rows = random.integers(len(self.scores), size=(RESAMPLES, len(self.scores)))
+        sets = np.vstack([self.scores[None], self.scores[rows]])
+        best: np.ndarray = np.sort(sets, axis=1) @ _weights(len(self.scores), budgets).T
+        return best
+
+
+def _spent(trials: pd.DataFrame) -> dict[str, _Spent]:
+    tuned = completed(trials, "tune").dropna(subset="val_accuracy")
+    wasted = trials[(trials["phase"] == "tune") & trials["outcome"].isin(WORTHLESS)]
+    wasted = wasted.drop_duplicates(["cell", "index"])
+    worst = float(tuned["val_accuracy"].min()) if len(tuned) else math.nan
+    lost = wasted["cell"].value_counts()
+    seconds = pd.concat([tuned, wasted])[["cell", "train_seconds"]].groupby("cell").mean()
+    return {
+        str(cell): _Spent(
+            np.array([*own["val_accuracy"], *[worst] * int(lost.get(cell, 0))], dtype=float),
+            float(seconds["train_seconds"].get(cell, math.nan)),
+        )
+        for cell, own in tuned.groupby("cell", sort=False)
+    }
 
 
 def budget_curve(trials: pd.DataFrame) -> pd.DataFrame:
@@ -39,28 +95,88 @@ def budget_curve(trials: pd.DataFrame) -> pd.DataFrame:
     used up budget. Faulty runs are left out. Valid only for an i.i.d. sampler ("random").
 
     Returns:
-        cell, trials (n), val_accuracy; cells without a complete trial have no rows.
+        cell, trials (n), seconds (n times the mean training seconds of the cell's trials),
+        val_accuracy, low, high (95% percentile bootstrap over the cell's trials; near n = N too narrow,
+        as no resample can be better than the best trial); cells without a complete trial have no rows.
     """
-    tuned = completed(trials, "tune").dropna(subset="val_accuracy")
-    wasted = trials[(trials["phase"] == "tune") & trials["outcome"].isin(WORTHLESS)]
-    wasted = wasted.drop_duplicates(["cell", "index"])
-    worst = float(tuned["val_accuracy"].min()) if len(tuned) else math.nan
     rows = []
-    for cell, own in tuned.groupby("cell", sort=False):
-        lost = int((wasted["cell"] == cell).sum())
-        curve = expected_best([*own["val_accuracy"], *[worst] * lost])
-        rows += [{"cell": cell, "trials": n, "val_accuracy": v} for n, v in enumerate(curve, 1)]
-    return pd.DataFrame(rows, columns=["cell", "trials", "val_accuracy"])
+    for cell, spent in _spent(trials).items():
+        total = len(spent.scores)
+        budgets = tuple(dict.fromkeys(np.geomspace(1, total, POINTS).round().astype(int).tolist()))
+        budgets = tuple(range(1, total + 1)) if total <= POINTS else budgets
+        drawn = spent.draws(budgets)
+        low, high = np.quantile(drawn[1:], TAILS, axis=0)
+        rows += [
+            {"cell": cell, "trials": n, "seconds": n * spent.seconds, "val_accuracy": v}
+            | {"low": a, "high": b}
+            for n, v, a, b in zip(budgets, drawn[0], low, high, strict=True)
+        ]
+    columns = ["cell", "trials", "seconds", "val_accuracy", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def learning_curves(trials: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
+def budget_ranks(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """Which cell would have been ahead on validation had less been spent, in trials and in seconds.
+
+    Returns:
+        One row per unit ("trials", "seconds"), budget and cell that can run a trial in it: unit, budget,
+        cell, context (its target; ranked within), trials (that fit), val_accuracy, rank (1 is the best), low,
+        high (95% percentiles over resamples of each cell's trials), first (share of resamples in which
+        it is first). A cell that has fewer trials than fit is ranked with all it has.
+    """
+    spent = _spent(trials)
+    table = arms(factors)
+    rows: list[dict[str, object]] = []
+    for context, own in table[table["cell"].isin(spent)].groupby("context", sort=False):
+        group = {cell: spent[cell] for cell in own["cell"]}
+        if len(group) < 2:
+            continue
+        fewest = min(len(s.scores) for s in group.values())
+        for budget in [n for n in STEPS if n < fewest] + [fewest]:
+            fit = dict.fromkeys(group, budget)
+            rows += _ranked(group, fit, {"unit": "trials", "budget": budget, "context": context})
+        cost = np.array([s.seconds for s in group.values()])
+        if np.isnan(cost).any() or (cost <= 0).any():
+            continue
+        most = max(len(s.scores) * s.seconds for s in group.values())
+        for budget in np.geomspace(cost.max(), max(most, cost.max()), GRID):
+            fit = {c: min(len(s.scores), int(budget / s.seconds + 1e-9)) for c, s in group.items()}
+            head = {"unit": "seconds", "budget": float(budget), "context": context}
+            rows += _ranked({c: group[c] for c in group if fit[c]}, fit, head)
+    columns = "unit budget context cell trials val_accuracy rank low high first".split()
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _ranked(
+    group: Mapping[str, _Spent], fit: Mapping[str, int], head: Mapping[str, object]
+) -> list[dict[str, object]]:
+    drawn = np.stack([s.draws((fit[cell],))[:, 0] for cell, s in group.items()], axis=1)
+    ranks = stats.rankdata(-drawn, axis=1)
+    low, high = np.quantile(ranks[1:], TAILS, axis=0)
+    first = (ranks[1:] == ranks[1:].min(axis=1, keepdims=True)).mean(axis=0)
+    return [
+        {
+            **head,
+            "cell": cell,
+            "trials": fit[cell],
+            "val_accuracy": drawn[0, i],
+            "rank": ranks[0, i],
+        }
+        | {"low": low[i], "high": high[i], "first": first[i]}
+        for i, cell in enumerate(group)
+    ]
+
+
+def learning_curves(
+    trials: pd.DataFrame, epochs: pd.DataFrame, selection: str = "val_accuracy"
+) -> pd.DataFrame:
     """Validation accuracy by epoch of the compared repeats; without any, of the chosen trials.
 
     Returns:
         run_id, cell, epoch, val_accuracy, and mean: over the runs of the cell at that epoch.
     """
     runs = completed(trials, "repeat")
-    runs = runs if len(runs) else chosen(trials)
+    runs = runs if len(runs) else chosen(trials, selection)
     curves = epochs.merge(runs[["run_id", "cell"]], on="run_id", validate="many_to_one")
     curves = curves.dropna(subset="val_accuracy")
     mean = curves.groupby(["cell", "epoch"])["val_accuracy"].transform("mean")

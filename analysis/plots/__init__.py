@@ -8,20 +8,39 @@ A cell has the same colour and marker in every figure (`styles`). Figures are dr
 5.6 inches, so that their text stays legible on a telephone.
 """
 
-from analysis.plots.canvas import Style, styles
-from analysis.plots.cells import accuracy, cost, differences
+from analysis.plots.canvas import MANY, Style, styles
+from analysis.plots.cells import accuracy, cost, differences, matrix, ranks
+from analysis.plots.figures import figures
+from analysis.plots.likeness import agreement
 from analysis.plots.shifts import shifted
 from analysis.plots.sizes import by_size
-from analysis.plots.tuning import budget, learning_curves, rates
+from analysis.plots.tuning import (
+    budget,
+    budget_of_many,
+    budget_ranks,
+    importances,
+    learning_curves,
+    rate_ranges,
+    rates,
+)
 
 __all__ = [
+    "MANY",
     "Style",
     "accuracy",
+    "agreement",
     "budget",
+    "budget_of_many",
+    "budget_ranks",
     "by_size",
     "cost",
     "differences",
+    "figures",
+    "importances",
     "learning_curves",
+    "matrix",
+    "ranks",
+    "rate_ranges",
     "rates",
     "shifted",
     "styles",

@@ -31,6 +31,10 @@ OFFSETS = [
 """Where a label may sit, in points from its mark: the nearest ring first, right and left first."""
 
 
+MANY = 24
+"""Cells above which they are no longer told apart by colour and name."""
+
+
 @dataclass(frozen=True)
 class Style:
     """How one cell is drawn."""
@@ -42,6 +46,10 @@ class Style:
     def ink(self) -> tuple[float, ...]:
         """The colour, dark enough for text on white."""
         return tuple(0.62 * channel for channel in self.color)
+
+
+BACKGROUND = Style((0.72, 0.72, 0.72), "o")
+"""One of many."""
 
 
 def styles(cells: Sequence[str], lines: Mapping[str, str] | None = None) -> dict[str, Style]:
@@ -64,12 +72,14 @@ def styles(cells: Sequence[str], lines: Mapping[str, str] | None = None) -> dict
     }
 
 
-def canvas(height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure of its own (pyplot keeps none open) and its panels, which share both axes."""
+def canvas(
+    height: float, rows: int = 1, columns: int = 1, share_x: bool = True
+) -> tuple[Figure, list[Axes]]:
+    """A figure of its own (pyplot keeps none open) and its panels, which share their axes."""
     with sns.axes_style("whitegrid", {"grid.color": "#e6e6e6", "axes.edgecolor": "#555555"}):
         figure = Figure(figsize=(WIDTH, height), layout="constrained", dpi=160)
         FigureCanvasAgg(figure)
-        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        panels = figure.subplots(rows, columns, sharex=share_x, sharey=True, squeeze=False)
     for panel in panels.flat:
         sns.despine(ax=panel)
         panel.tick_params(labelsize=9.5, colors=INK)

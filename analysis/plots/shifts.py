@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from analysis.plots.canvas import INK, Style, canvas, name_rows, percent, plain
 
 
-def shifted(table: pd.DataFrame, style: Mapping[str, Style]) -> Figure:
+def shifted(table: pd.DataFrame, style: Mapping[str, Style], metric: str = "accuracy") -> Figure:
     """A panel per test set with the mean and interval of each cell; a hollow mark and a thin line
     show where the cell stood on the plain test set."""
     cells = [name for name in style if name in set(table["cell"])]
@@ -44,5 +44,5 @@ def shifted(table: pd.DataFrame, style: Mapping[str, Style]) -> Figure:
         percent(panel, "x", "")
         panel.set_xlabel("")
         panel.tick_params(labelbottom=k + 2 >= len(sets))
-    figure.supxlabel("Test accuracy (%)", fontsize=10)
+    figure.supxlabel(f"Test {metric} (%)", fontsize=10)
     return figure

@@ -18,7 +18,11 @@ from analysis.plots.canvas import Style, add_key, canvas, crowded, name_ends, pe
 
 
 def by_size(
-    table: pd.DataFrame, repeats: pd.DataFrame, factor: str, style: Mapping[str, Style]
+    table: pd.DataFrame,
+    repeats: pd.DataFrame,
+    factor: str,
+    style: Mapping[str, Style],
+    metric: str = "accuracy",
 ) -> Figure:
     """Mean test accuracy with its interval against size, a line per combination of the other
     factors, and a dot per repeat (`repeats`: line, size, test_accuracy). Lines stand a little apart."""
@@ -42,7 +46,7 @@ def by_size(
     axes.set_xticks([], minor=True)
     axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
     axes.set_xlabel(f"{factor} (log scale)")
-    percent(axes, "y", "Test accuracy")
+    percent(axes, "y", f"Test {metric}")
     if len(names) == 1:
         return figure
     if crowded(names):

@@ -104,8 +104,8 @@ def run_study(
         StudyStopped: after three crashes in a row.
         UserError: if the space changed since the study was recorded.
     """
-    forecasts = Forecasts(device, max_memory)
-    runner = _Runner(recorder, device, cache, forecasts, {"study": study.name, **tags})
+    tags = {"study": study.name, **tags}
+    runner = _Runner(recorder, device, cache, max_memory, tags)
     searches = [CellSearch(study, cell, storage) for cell in study.cells()]
     for search in searches:
         search.check_unchanged()
@@ -121,41 +121,6 @@ def run_study(
     for index in range(study.repeats):
         for search in repeats:
             yield runner.run_slot(search, index)
-
-
-@dataclass(frozen=True)
-class Forecasts:
-    """What trials are expected to take: asked for where there is an accelerator, or a limit.
-
-    Attributes:
-        device: where trials compute.
-        max_memory: bytes, or None for no limit.
-    """
-
-    device: Device
-    max_memory: int | None
-
-    def of(self, spec: TrialSpec) -> dict[str, float]:
-        """The forecast as metrics; empty when nobody asks.
-
-        Raises:
-            UserError: if there is a limit and no forecast can be made.
-        """
-        if self.max_memory is None and self.device.torch_device.type == "cpu":
-            return {}
-        try:
-            return {"forecast_peak_mib": forecast(spec).peak_mib}
-        except UserError:
-            if self.max_memory is None:
-                return {}
-            raise
-
-    def exceeded_by(self, expected: Mapping[str, float]) -> str:
-        """Why a trial of that forecast must not run; empty when it may."""
-        if self.max_memory is None or expected["forecast_peak_mib"] * MIB <= self.max_memory:
-            return ""
-        needed = in_words(expected["forecast_peak_mib"] * MIB)
-        return f"not run: forecast {needed}, --max-memory {in_words(self.max_memory)}"
 
 
 def compared(expected: Mapping[str, float], metrics: Mapping[str, float]) -> dict[str, float]:
@@ -174,11 +139,11 @@ class _Runner:
         recorder: Recorder,
         device: Device,
         cache: Cache,
-        forecasts: Forecasts,
+        max_memory: int | None,
         tags: Mapping[str, str],
     ) -> None:
         self._recorder, self._device, self._cache, self._tags = recorder, device, cache, tags
-        self._forecasts = forecasts
+        self._max_memory = max_memory
         self._crashes = 0
 
     def reap(self, run_ids: list[str]) -> None:
@@ -206,9 +171,11 @@ class _Runner:
 
     def _run(self, claim: Claim, run_id: str) -> TrialResult:
         try:
-            expected = self._forecasts.of(claim.spec)
-            if reason := self._forecasts.exceeded_by(expected):
-                return TrialResult("oom", expected, reason)
+            expected = self._forecast(claim.spec)
+            needed = expected.get("forecast_peak_mib", 0.0) * MIB
+            if self._max_memory is not None and needed > self._max_memory:
+                reason = f"forecast {in_words(needed)}, --max-memory {in_words(self._max_memory)}"
+                return TrialResult("oom", expected, f"not run: {reason}")
             result = _train(
                 claim,
                 start(claim.spec, self._device, self._cache),
@@ -222,6 +189,19 @@ class _Runner:
             outcome, reason = classify(error), _reason(error)
         gc.collect()
         return TrialResult(outcome, self._device.peaks(), reason)
+
+    def _forecast(self, spec: TrialSpec) -> dict[str, float]:
+        """Peak accelerator memory as a metric; none for a network that cannot be forecast.
+
+        Raises:
+            UserError: if there is a limit and no forecast can be made.
+        """
+        try:
+            return {"forecast_peak_mib": forecast(spec).peak_mib}
+        except UserError:
+            if self._max_memory is not None:
+                raise
+            return {}
 
     def _run_tags(self, search: CellSearch, claim: Claim) -> dict[str, object]:
         chosen = {} if search.phase == "tune" else {"chosen": search.chosen_index}

@@ -1,0 +1,246 @@
+"""Does a measure rank the sources as they turn out, and better than a ranking that ignores the target?
+
+    python -c "import pandas as pd; from analysis.compare.agreement import *; \\
+               print(rank_agreement(pd.read_csv('scores.csv'), ['logme', 'leep']))"
+
+Takes one row per source and target: columns source, target, accuracy (a share; whatever score is compared)
+and one per measure, more meaning more alike (turn the sign of a distance). Rows whose source is the
+target itself are for the caller to leave out: its score is no transfer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from analysis.compare.runs import mean_interval
+from harness.spec import UserError
+
+STATIC = "static"
+"""The column that `static_ranking` adds; a measure like any other."""
+PERMUTATIONS = 2000
+
+
+def require(scores: pd.DataFrame, columns: Sequence[str], unique: Sequence[str] = ()) -> None:
+    """Raises:
+    UserError: if a column is missing, or two rows have the same values in `unique`.
+    """
+    if missing := [column for column in columns if column not in scores]:
+        raise UserError(
+            f"the scores lack {', '.join(missing)}; they have {', '.join(scores.columns)}"
+        )
+    if unique and (double := scores.duplicated(list(unique))).any():
+        first = scores.loc[double, list(unique)].iloc[0]
+        which = ", ".join(f"{name} {value}" for name, value in first.items())
+        raise UserError(f"two scores for {which}: average them first")
+
+
+def static_ranking(scores: pd.DataFrame) -> pd.DataFrame:
+    """With a column `static`: how good the source was on all the other targets.
+
+    Minus the mean over the other targets of the source's rank by accuracy there (1 is the best; average
+    ranks for ties). It knows nothing of the target, so what a measure says about similarity is only what
+    it says beyond this. NaN for a source without another target.
+
+    Raises:
+        UserError: if a column is missing or a pair occurs twice.
+    """
+    require(scores, ["source", "target", "accuracy"], unique=["source", "target"])
+    rank = scores.groupby("target")["accuracy"].rank(ascending=False)
+    ranks = rank.groupby(scores["source"])
+    others = ranks.transform("count") - rank.notna()
+    total = ranks.transform("sum") - rank.fillna(0)
+    return scores.assign(**{STATIC: -(total / others.where(others > 0))})
+
+
+def rank_agreement(
+    scores: pd.DataFrame, measures: Sequence[str], permutations: int = PERMUTATIONS, seed: int = 0
+) -> pd.DataFrame:
+    """How well each measure orders the sources of each target.
+
+    tau_w is `scipy.stats.weightedtau` as it comes: Kendall's tau with weights 1 / (rank + 1) that
+    add up (Vigna 2015), the mean of ranking by either side.
+
+    Returns:
+        One row per target and measure: target, measure, n sources, tau_w, null_sd (of tau_w when the
+        sources are shuffled), p (two-sided, share of shuffles at least as far from 0), pearson. NaN
+        with fewer than 3 sources or a constant side.
+
+    Raises:
+        UserError: if a column is missing or a pair occurs twice.
+    """
+    require(scores, ["source", "target", "accuracy", *measures], unique=["source", "target"])
+    untied: dict[int, np.ndarray] = {}
+    rows = []
+    for target, measure in itertools.product(scores["target"].unique(), measures):
+        own = scores.loc[scores["target"] == target, [measure, "accuracy"]].dropna()
+        x, y = own[measure].to_numpy(dtype=float), own["accuracy"].to_numpy(dtype=float)
+        n = len(own)
+        row = {"target": target, "measure": measure, "n": n}
+        row |= dict.fromkeys(("tau_w", "null_sd", "p", "pearson"), math.nan)
+        if n >= 3 and np.ptp(x) > 0 and np.ptp(y) > 0:
+            tau = float(stats.weightedtau(x, y).statistic)
+            if len(np.unique(x)) == len(np.unique(y)) == n:  # without ties only n matters
+                if n not in untied:
+                    untied[n] = null_taus(np.arange(n), np.arange(n), permutations, seed)
+                null = untied[n]
+            else:
+                null = null_taus(x, y, permutations, seed)
+            hits = int((np.abs(null) >= abs(tau) - 1e-12).sum())
+            row |= {"tau_w": tau, "null_sd": float(null.std()), "p": (hits + 1) / (len(null) + 1)}
+            row["pearson"] = float(stats.pearsonr(x, y).statistic)
+        rows.append(row)
+    return pd.DataFrame(
+        rows, columns=["target", "measure", "n", "tau_w", "null_sd", "p", "pearson"]
+    )
+
+
+def null_taus(x: np.ndarray, y: np.ndarray, permutations: int, seed: int) -> np.ndarray:
+    """`permutations` values of tau_w of x, shuffled, with y; both of length n."""
+    shuffled = np.random.default_rng(seed).permuted(np.tile(x, (permutations, 1)), axis=1)
+    return weighted_taus(shuffled, np.broadcast_to(y, shuffled.shape))
+
+
+def weighted_taus(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """scipy's default weightedtau of every row of x with the same row of y; both draws x n.
+
+    scipy has no vectorised form. NaN for a row with a constant side.
+    """
+    signs = np.sign(x[:, :, None] - x[:, None, :]), np.sign(y[:, :, None] - y[:, None, :])
+    taus = []
+    for first, second in ((x, y), (y, x)):
+        order = np.lexsort((second, first), axis=1)[:, ::-1]
+        rank = np.empty_like(order)
+        np.put_along_axis(rank, order, np.arange(x.shape[1])[None, :], axis=1)
+        hyperbolic = 1 / (rank + 1.0)
+        weight = hyperbolic[:, :, None] + hyperbolic[:, None, :]
+        both, of_x, of_y = (
+            (weight * s).sum(axis=(1, 2))
+            for s in (signs[0] * signs[1], signs[0] ** 2, signs[1] ** 2)
+        )
+        with np.errstate(invalid="ignore"):
+            taus.append(both / np.sqrt(of_x * of_y))
+    mean: np.ndarray = (taus[0] + taus[1]) / 2
+    return mean
+
+
+def mean_agreement(agreement: pd.DataFrame) -> pd.DataFrame:
+    """Mean tau_w of each measure over the targets, and its lead over the static ranking.
+
+    Args:
+        agreement: from `rank_agreement`, with the measure `static` for the lead.
+
+    Returns:
+        measure, targets, tau_w, low, high (t interval over targets), and over the targets on which both
+        are known: static (its mean tau_w), lead, lead_low, lead_high (of the paired difference).
+    """
+    taus = agreement.pivot(index="target", columns="measure", values="tau_w")
+    rows = []
+    for measure in agreement["measure"].unique():
+        mean, _, low, high = mean_interval(taus[measure])
+        row = {"measure": measure, "targets": int(taus[measure].notna().sum()), "tau_w": mean}
+        row |= {"low": low, "high": high}
+        row |= dict.fromkeys(("static", "lead", "lead_low", "lead_high"), math.nan)
+        if STATIC in taus and measure != STATIC:
+            both = taus[[measure, STATIC]].dropna()
+            lead, _, lead_low, lead_high = mean_interval(both[measure] - both[STATIC])
+            row |= {"static": float(both[STATIC].mean()), "lead": lead}
+            row |= {"lead_low": lead_low, "lead_high": lead_high}
+        rows.append(row)
+    columns = [
+        "measure",
+        "targets",
+        "tau_w",
+        "low",
+        "high",
+        "static",
+        "lead",
+        "lead_low",
+        "lead_high",
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def regret(scores: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
+    """What is lost by taking the source that a measure puts first.
+
+    Returns:
+        One row per target and measure: target, measure, n sources, picked (all that tie for the
+        first place), best, regret (points of accuracy below the best; of ties the mean), random (the
+        mean regret of a source drawn at random). Sources without the measure are left out.
+
+    Raises:
+        UserError: if a column is missing or a pair occurs twice.
+    """
+    require(scores, ["source", "target", "accuracy", *measures], unique=["source", "target"])
+    rows = []
+    for target, measure in itertools.product(scores["target"].unique(), measures):
+        own = scores[scores["target"] == target].dropna(subset=[measure, "accuracy"])
+        if own.empty:
+            continue
+        best = own.loc[own["accuracy"].idxmax()]
+        picked = own[own[measure] == own[measure].max()]
+        lost = 100 * (best["accuracy"] - own["accuracy"])
+        rows.append(
+            {"target": target, "measure": measure, "n": len(own)}
+            | {"picked": ", ".join(picked["source"]), "best": best["source"]}
+            | {"regret": float(lost[picked.index].mean()), "random": float(lost.mean())}
+        )
+    columns = ["target", "measure", "n", "picked", "best", "regret", "random"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def doubts(scores: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
+    """Measures that cannot be what they are called: target, measure and reason ("constant", or
+    "the same values as NAME"). Empty when there is nothing to doubt."""
+    require(scores, ["source", "target", *measures])
+    rows = []
+    for target, own in scores.groupby("target", sort=False):
+        known = {m: own[m] for m in measures if own[m].notna().any()}
+        for measure, values in known.items():
+            if len(values.dropna()) > 1 and values.nunique() == 1:
+                rows.append({"target": target, "measure": measure, "reason": "constant"})
+        for first, second in itertools.combinations(known, 2):
+            if known[first].nunique() > 1 and known[first].equals(known[second]):
+                pair = ((first, second), (second, first))
+                rows += [
+                    {"target": target, "measure": m, "reason": f"the same values as {other}"}
+                    for m, other in pair
+                ]
+    return pd.DataFrame(rows, columns=["target", "measure", "reason"])
+
+
+def against_published(
+    agreement: pd.DataFrame, published: pd.DataFrame, tolerance: float = 0.03
+) -> pd.DataFrame:
+    """Do published correlations follow from the published scores?
+
+    Args:
+        agreement: from `rank_agreement`.
+        published: target, measure and any of tau_w, pearson.
+        tolerance: a score rounded to a tenth of a point makes or breaks ties, which moved tau_w of ten
+            models by up to .025 in a table that is otherwise right.
+
+    Returns:
+        target, measure, each statistic twice (`tau_w` ours, `tau_w_published`), and reproduced: all of
+        them within the tolerance.
+
+    Raises:
+        UserError: if `published` has neither statistic.
+    """
+    names = [name for name in ("tau_w", "pearson") if name in published]
+    if not names:
+        raise UserError("the published table has neither tau_w nor pearson")
+    table = agreement[["target", "measure", *names]].merge(
+        published[["target", "measure", *names]],
+        on=["target", "measure"],
+        suffixes=("", "_published"),
+        validate="one_to_one",
+    )
+    gaps = pd.concat([(table[name] - table[f"{name}_published"]).abs() for name in names], axis=1)
+    return table.assign(reproduced=(gaps <= tolerance).all(axis=1))

@@ -1,0 +1,211 @@
+"""What does MLflow's SQLite file hold of one study? By plain SQL: the client needs minutes for 100,000 runs.
+
+    python -c "from analysis.database import *; \\
+               print([e.name for e in Database(Path('mlruns/mlflow.db')).experiments()])"
+
+Reads only, in one transaction (what is being written meanwhile is seen whole or not at all), and one table
+after the other in the order it was written, so that the memory needed is that of the result.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import unquote, urlparse
+
+import numpy as np
+import pandas as pd
+
+from harness.spec import UserError
+
+CHUNK = 50_000
+SCHEMA = {
+    "experiments": "experiment_id, name, lifecycle_stage",
+    "experiment_tags": "experiment_id, key, value",
+    "runs": "run_uuid, experiment_id, start_time, lifecycle_stage, artifact_uri",
+    "tags": "run_uuid, key, value",
+    "params": "run_uuid, key, value",
+    "latest_metrics": "run_uuid, key, value, is_nan",
+    "metrics": "run_uuid, key, value, is_nan, step, timestamp",
+}
+"""The tables and columns that are read; MLflow has had them since 1.0."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A study as MLflow knows it."""
+
+    id: str
+    name: str
+    tags: dict[str, str]
+
+
+class Database:
+    """An MLflow database that exists.
+
+    Args:
+        path: the SQLite file; it is never made nor changed.
+
+    Raises:
+        UserError: if it is absent, cannot be read or is not MLflow's.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise UserError(
+                f"no tracking database at {path}: run a study first, or give --tracking-uri"
+            )
+        try:
+            self._connection = sqlite3.connect(
+                f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None
+            )
+            names = {n for (n,) in self._connection.execute("SELECT name FROM sqlite_master")}
+        except sqlite3.Error as error:
+            raise UserError(f"cannot read the tracking database {path}: {error}") from error
+        if "experiments" not in names:
+            self.close()
+            raise UserError(f"{path} is a database, but not one of MLflow's")
+        self._connection.execute("BEGIN")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def known(self) -> bool:
+        """Whether every table has the columns that are read here; else MLflow's client must read it."""
+        try:
+            for table, columns in SCHEMA.items():
+                self._connection.execute(f"SELECT {columns} FROM {table} LIMIT 0")
+        except sqlite3.Error:
+            return False
+        return True
+
+    def experiments(self) -> list[Experiment]:
+        """Every experiment that was not deleted, with its tags."""
+        found = self._rows(
+            "SELECT experiment_id, name FROM experiments WHERE lifecycle_stage = 'active'"
+        )
+        tags: dict[str, dict[str, str]] = {}
+        for owner, key, value in self._rows(
+            "SELECT experiment_id, key, value FROM experiment_tags"
+        ):
+            tags.setdefault(str(owner), {})[key] = value
+        return [Experiment(str(i), name, tags.get(str(i), {})) for i, name in found]
+
+    def runs(self, experiment_id: str) -> pd.DataFrame:
+        """Every run of the experiment that is a trial, oldest first.
+
+        Returns:
+            run_id, start_time (ms), artifact_uri, and `tags.X`, `params.X` (text, None if absent) and
+            `metrics.X` (the last value of each, float, NaN if absent).
+        """
+        rows = list(
+            self._rows(
+                "SELECT r.run_uuid, r.start_time, r.artifact_uri FROM runs r JOIN tags t "
+                "ON t.run_uuid = r.run_uuid AND t.key = 'phase' "
+                "WHERE r.experiment_id = ? AND r.lifecycle_stage = 'active' "
+                "ORDER BY r.start_time, r.run_uuid",
+                int(experiment_id),
+            )
+        )
+        columns: dict[str, Any] = {
+            name: [row[i] for row in rows]
+            for i, name in enumerate(("run_id", "start_time", "artifact_uri"))
+        }
+        place = {run: i for i, run in enumerate(columns["run_id"])}
+        for table in ("tags", "params"):
+            columns |= {f"{table}.{k}": v for k, v in self._texts(table, place).items()}
+        return pd.DataFrame(columns | self._latest(place))
+
+    def _texts(self, table: str, place: dict[str, int]) -> dict[str, np.ndarray]:
+        """One column per key; equal texts are one object, as most are shared by all runs."""
+        columns: dict[str, np.ndarray] = {}
+        texts: dict[str, str] = {}
+        for run, key, value in self._rows(f"SELECT run_uuid, key, value FROM {table}"):
+            at = place.get(run)
+            if at is None or value is None:
+                continue
+            if key not in columns:
+                columns[key] = np.full(len(place), None, dtype=object)
+            columns[key][at] = texts.setdefault(value, value)
+        return columns
+
+    def _latest(self, place: dict[str, int]) -> dict[str, np.ndarray]:
+        columns: dict[str, np.ndarray] = {}
+        for run, key, value, is_nan in self._rows(
+            "SELECT run_uuid, key, value, is_nan FROM latest_metrics"
+        ):
+            at = place.get(run)
+            if at is None:
+                continue
+            if key not in columns:
+                columns[key] = np.full(len(place), math.nan)
+            columns[key][at] = math.nan if is_nan else unclipped(value)
+        return {f"metrics.{key}": column for key, column in columns.items()}
+
+    def history(self, run_ids: Sequence[str], keys: Sequence[str]) -> pd.DataFrame:
+        """Every value of the metrics `keys`, by run and step.
+
+        Returns:
+            run_id, epoch and one column per key, NaN where there is none. Of two values at one step the
+            earlier counts.
+        """
+        place = {run: i for i, run in enumerate(run_ids)}
+        columns = {key: self._values(key, place) for key in keys}
+        wide = pd.DataFrame(columns)
+        names = pd.Series(list(run_ids), dtype="str").to_numpy()
+        runs = names[wide.index.get_level_values(0).to_numpy(dtype=int)]
+        frame = wide.reset_index(drop=True)
+        frame.insert(0, "run_id", runs)
+        frame.insert(1, "epoch", wide.index.get_level_values(1).to_numpy(dtype=int))
+        return frame
+
+    def _values(self, key: str, place: dict[str, int]) -> pd.Series:
+        """Values of one metric by place and step; the primary key gives them in the order of time."""
+        parts = [np.empty((0, 3))]
+        cursor = self._connection.execute(
+            "SELECT run_uuid, step, value, is_nan FROM metrics WHERE key = ? ORDER BY timestamp",
+            (key,),
+        )
+        with closing(cursor):
+            while rows := cursor.fetchmany(CHUNK):
+                kept = [
+                    (at, step, math.nan if is_nan else value)
+                    for run, step, value, is_nan in rows
+                    if (at := place.get(run)) is not None
+                ]
+                parts.append(np.asarray(kept, dtype=float).reshape(-1, 3))
+        table = np.concatenate(parts)
+        where = pd.MultiIndex.from_arrays([table[:, 0].astype(int), table[:, 1].astype(int)])
+        values = table[:, 2]
+        largest = np.abs(values) == sys.float_info.max
+        series = pd.Series(np.where(largest, np.copysign(np.inf, values), values), index=where)
+        return series[~where.duplicated()]
+
+    def _rows(self, command: str, *values: object) -> Iterator[tuple[Any, ...]]:
+        with closing(self._connection.execute(command, values)) as cursor:
+            yield from cursor
+
+
+def unclipped(value: float) -> float:
+    """MLflow's databases keep an infinity as the largest float; give it back."""
+    return math.copysign(math.inf, value) if abs(value) == sys.float_info.max else value
+
+
+def local_folder(artifact_uri: str) -> Path | None:
+    """The folder of a run's files, or None if they are not on this machine."""
+    parts = urlparse(artifact_uri)
+    if parts.scheme == "file":
+        return Path(unquote(parts.path))
+    return Path(artifact_uri) if not parts.scheme and artifact_uri else None

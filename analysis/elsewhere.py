@@ -1,0 +1,287 @@
+"""What did an experiment that was not made here record? A table of trials read into the same frame.
+
+    python -c "from analysis.elsewhere import *; \\
+               print(load_table('runs.csv', read_mapping('runs.toml')).trials)"
+
+CSV, TSV (both also as .gz) and Parquet; one row per run. `analysis.mapping` says which column is what.
+
+What is assumed, since no table says it:
+
+- Scores are shares in [0, 1], more is better (`percent = true`: in [0, 100]). The frame keeps them in its
+  columns val_accuracy and test_accuracy whatever they are; `Info.metric` is their name.
+- Without a phase column every row with a validation score is a tuning trial. The best of each cell (and
+  seed, where a seed column is mapped) on validation is copied as the repeat of that cell: its test
+  score is the only one compared, and it was not run again. So map the seed only if each seed was a
+  search of its own, never one that differs with every trial.
+- Without a validation column nothing was chosen here: every row is a repeat.
+- Runs of different cells with the same seed are a pair. No seed column: one repeat per cell, seed 0.
+- The mapped time counts as training time, the mapped memory as the accelerator's peak unless told.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.load import EPOCH_METRICS, PREDICTION_TYPES, Info, StudyTable, trials_frame
+from analysis.mapping import MEMORY, MIB, SECONDS, STATUS, TableMapping, near
+from harness.spec import UserError, cell_label, first_line
+
+BLANK = ("", "-", "na", "n/a", "none", "null", "nan")
+
+
+def load_table(path: str | Path, mapping: TableMapping) -> StudyTable:
+    """Read one table of trials.
+
+    Returns:
+        What `analysis.load.load_study` gives: its tracking_uri empty, its epochs and
+        predictions too. The docstring of this file says what is assumed.
+
+    Raises:
+        UserError: if the file cannot be read or is empty, a mapped column is missing, holds something
+            else than it should or nothing at all, or a trial occurs twice.
+    """
+    raw = read_table(Path(path))
+    for column in mapping.columns().values():
+        if column not in raw:
+            raise UserError(f"{path} has no column {column!r}{near(column, raw.columns)}")
+    frame = _typed(raw, mapping)
+    stem = Path(path).name.partition(".")[0]
+    info = Info(
+        name=mapping.name or stem,
+        question=mapping.question or f"Trials read from {Path(path).name}",
+        command="",
+        factors={name: list(frame[name].unique()) for name in mapping.factors},
+        baseline=mapping.baseline,
+        trials=0,
+        repeats=0,
+        sampler=mapping.sampler,
+        metric=mapping.metric,
+        selection=mapping.selection,
+    )
+    frame["study"] = info.name
+    frame = _with_phases(_numbered(frame, mapping), mapping)
+    blank = trials_frame(pd.DataFrame(), info)
+    tuned = [column for column in frame.columns if column.startswith("param.")]
+    dtypes: dict[Any, Any] = blank.dtypes.to_dict()
+    trials = frame.reindex(columns=[*blank.columns, *tuned]).astype(dtypes)
+    epochs = pd.DataFrame(columns=["run_id", "epoch", *EPOCH_METRICS])
+    predictions = pd.DataFrame(columns=["run_id", "cell", "seed", *PREDICTION_TYPES])
+    types: dict[Any, Any] = {"run_id": "str", "epoch": int, **dict.fromkeys(EPOCH_METRICS, float)}
+    return StudyTable(info, "", trials, epochs.astype(types), predictions)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Every column as text, as it stands in the file; what is missing is "".
+
+    Raises:
+        UserError: if it cannot be read, is of no known kind, or has no rows.
+    """
+    kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
+    try:
+        if kind in ("csv", "tsv"):
+            separator = "\t" if kind == "tsv" else ","
+            raw = pd.read_csv(
+                path, sep=separator, dtype="str", keep_default_na=False, encoding="utf-8-sig"
+            )
+        elif kind == "parquet":
+            raw = pd.read_parquet(path)
+            raw = raw.astype("str").where(raw.notna(), "")
+        else:
+            raise UserError(f"{path} is not a .csv, .tsv (.gz) or .parquet file")
+    except pd.errors.EmptyDataError as error:
+        raise UserError(f"{path} is empty") from error
+    except (OSError, EOFError, zlib.error, ValueError) as error:  # pandas and arrow: ValueError
+        raise UserError(f"cannot read {path}: {first_line(error)}") from error
+    if raw.empty:
+        raise UserError(f"{path} has no rows")
+    return raw.reset_index(drop=True)
+
+
+def load_measures(path: str | Path) -> pd.DataFrame:
+    """Likeness of sources and targets: columns source, target and one per measure, more meaning more alike.
+
+    Raises:
+        UserError: if it cannot be read, lacks a column, holds something else than numbers, or a pair twice.
+    """
+    raw = read_table(Path(path))
+    for column in ("source", "target"):
+        if column not in raw:
+            raise UserError(f"{path} has no column {column!r}{near(column, raw.columns)}")
+    names = [column for column in raw.columns if column not in ("source", "target")]
+    if not names:
+        raise UserError(f"{path} has no measure beside source and target")
+    if (double := raw.duplicated(["source", "target"])).any():
+        raise UserError(f"{path} has the pair of row {_row(double)} twice")
+    return raw[["source", "target"]].assign(**{name: _numbers(raw[name], name) for name in names})
+
+
+def _typed(raw: pd.DataFrame, mapping: TableMapping) -> pd.DataFrame:
+    """The mapped columns under the frame's names, in its types and units, and cell."""
+    frame = pd.DataFrame(index=raw.index)
+    for ours, theirs in mapping.columns().items():
+        text = raw[theirs].str.strip()
+        if ours in mapping.factors:
+            if (empty := text == "").any():
+                raise UserError(
+                    f"column {theirs!r} is empty in row {_row(empty)}: it names the cell"
+                )
+            frame[ours] = text
+        elif ours in ("trial", "device", "phase"):
+            frame[ours] = text
+        elif ours == "outcome":
+            frame[ours] = _outcomes(text, mapping)
+        elif ours == "start_time":
+            frame[ours] = _times(text, theirs)
+        elif ours.startswith("param."):
+            frame[ours] = _number_or_text(text)
+        else:
+            frame[ours] = _numbers(text, theirs)
+    for score in ("test_accuracy", "val_accuracy"):
+        if score in frame:
+            frame[score] = _shares(frame[score], mapping.columns()[score], mapping.percent)
+    if mapping.time:
+        frame["train_seconds"] *= SECONDS[mapping.time_unit]
+    if mapping.memory:
+        frame[MEMORY[mapping.memory_of]] *= MIB[mapping.memory_unit]
+    if "outcome" not in frame:
+        frame["outcome"] = "complete"
+    factors = list(mapping.factors)
+    cells = frame[factors].drop_duplicates()
+    values = list(zip(*(cells[factor] for factor in factors), strict=True))
+    labels = {key: cell_label(dict(zip(factors, key, strict=True))) for key in values}
+    frame["cell"] = [labels[key] for key in zip(*(frame[f] for f in factors), strict=True)]
+    return frame
+
+
+def _row(where: pd.Series) -> int:
+    """The number of the first row of the table that `where` marks, the first one being 1."""
+    return int(where.to_numpy().argmax()) + 1
+
+
+def _numbers(text: pd.Series, column: str) -> pd.Series:
+    """Text to floats, a missing one to NaN."""
+    missing = text.str.lower().isin(BLANK)
+    values = pd.to_numeric(text.mask(missing), errors="coerce").astype(float)
+    if (bad := values.isna() & ~missing).any():
+        row = _row(bad)
+        raise UserError(
+            f"column {column!r} holds {text.iloc[row - 1]!r} in row {row}, not a number"
+        )
+    if missing.all():
+        raise UserError(f"column {column!r} has no number in any row")
+    return values
+
+
+def _shares(values: pd.Series, column: str, percent: bool) -> pd.Series:
+    """Scores as shares; refuses what cannot be one."""
+    shares = values / 100 if percent else values
+    if (bad := (shares < 0) | (shares > 1)).any():
+        row = _row(bad)
+        hint = "" if percent else " (for [0, 100]: percent = true)"
+        top = 100 if percent else 1
+        raise UserError(
+            f"column {column!r} holds {values.iloc[row - 1]:g} in row {row}, not a score in "
+            f"[0, {top}]{hint}"
+        )
+    return shares
+
+
+def _times(text: pd.Series, column: str) -> pd.Series:
+    """ISO 8601 dates and times; UTC where they don't say."""
+    missing = text.str.lower().isin(BLANK)
+    times = pd.to_datetime(text.mask(missing), utc=True, errors="coerce", format="ISO8601")
+    if (bad := times.isna() & ~missing).any():
+        row = _row(bad)
+        raise UserError(
+            f"column {column!r} holds {text.iloc[row - 1]!r} in row {row}, not a date and time such as "
+            f"2025-01-31T12:00:00Z"
+        )
+    return times
+
+
+def _number_or_text(text: pd.Series) -> pd.Series:
+    values = text.mask(text.str.lower().isin(BLANK))
+    try:
+        return pd.to_numeric(values).astype(float)
+    except ValueError:
+        return text
+
+
+def _outcomes(text: pd.Series, mapping: TableMapping) -> pd.Series:
+    known = STATUS | {word.lower(): outcome for word, outcome in mapping.outcomes.items()}
+    outcomes = text.str.lower().map(known)
+    if (bad := outcomes.isna()).any():
+        word = text.iloc[_row(bad) - 1]
+        raise UserError(
+            f"status {word!r} in row {_row(bad)} is not known: say what it is, "
+            f'outcomes = {{"{word}" = "crashed"}}'
+        )
+    return outcomes
+
+
+def _numbered(frame: pd.DataFrame, mapping: TableMapping) -> pd.DataFrame:
+    """With run_id, phase, seed and index, unique within a cell and phase."""
+    frame = frame.assign(superseded=False)
+    if not mapping.phase:
+        frame["phase"] = "tune" if mapping.selection else "repeat"
+    elif (bad := ~frame["phase"].isin(["tune", "repeat"])).any():
+        word = frame["phase"].iloc[_row(bad) - 1]
+        raise UserError(f"column {mapping.phase!r} holds {word!r}, neither 'tune' nor 'repeat'")
+    if not mapping.seed:
+        frame["seed"] = 0.0
+    elif (bad := frame["seed"] % 1 != 0).any():
+        raise UserError(f"column {mapping.seed!r} is not a whole number in row {_row(bad)}")
+    slot = ["cell", "phase", "seed"]
+    if mapping.trial and (double := frame.duplicated([*slot, "trial"], keep=False)).any():
+        name = frame["trial"].iloc[_row(double) - 1]
+        rows = frame.index[double & (frame["trial"] == name)] + 1
+        raise UserError(
+            f"trial {name!r} occurs twice, in rows {rows[0]} and {rows[1]}: delete one, or map no "
+            f"trial column if it is not one's name"
+        )
+    repeats = frame["phase"] == "repeat"
+    if (
+        double := repeats & frame[repeats].duplicated(slot).reindex(frame.index, fill_value=False)
+    ).any():
+        raise UserError(
+            f"cell {frame['cell'].iloc[_row(double) - 1]!r} has a second repeat of one seed in row "
+            f"{_row(double)}: map the seed column, or the missing factor or validation score"
+        )
+    rows = "row " + (frame.index + 1).astype("str")
+    unique = mapping.trial and frame["trial"].is_unique
+    frame["run_id"] = frame["trial"] if unique else rows
+    numbers = (
+        pd.to_numeric(frame["trial"], errors="coerce") if mapping.trial else pd.Series(dtype=float)
+    )
+    whole = bool(len(numbers)) and bool((numbers % 1 == 0).all())
+    if whole and not frame.assign(index=numbers).duplicated(["cell", "phase", "index"]).any():
+        frame["index"] = numbers
+    else:
+        frame["index"] = frame.groupby(["cell", "phase"]).cumcount()
+    return frame
+
+
+def _with_phases(frame: pd.DataFrame, mapping: TableMapping) -> pd.DataFrame:
+    """Where no phase is told, the chosen trial of each cell and seed a second time, as its repeat."""
+    if mapping.phase or not mapping.selection:
+        return frame
+    scored = frame[frame["outcome"] == "complete"].dropna(subset=mapping.selection)
+    if scored.empty:
+        raise UserError("no complete trial has a validation score: nothing can be chosen")
+    ascending = {"val_accuracy": False, "val_loss": True, "index": True}
+    ties = [c for c in ("val_loss", "index") if c in scored and c != mapping.selection]
+    order = [mapping.selection, *ties]
+    best = scored.sort_values(order, ascending=[ascending[column] for column in order])
+    best = best.drop_duplicates(["cell", "seed"])
+    repeats = best.assign(
+        phase="repeat",
+        chosen=best["index"],
+        index=best.groupby("cell").cumcount(),
+        run_id=best["run_id"] + " (chosen)",
+        reason="the chosen trial itself, not run again",
+    )
+    return pd.concat([frame, repeats.sort_index()], ignore_index=True)

@@ -1,0 +1,206 @@
+"""Which column of a table of trials is what? Said in Python, TOML or JSON.
+
+    python -c "from analysis.mapping import *; print(read_mapping('runs.toml'))"
+
+    factors = ["source", "target"]   # or {source = "pretrained on"}: factor = "column"
+    val = "val_auc"
+    val_loss = "val_loss"
+    select = "val_loss"
+    test = "test_auc"
+    metric = "AUC"
+    time = "minutes"
+    time_unit = "min"
+
+`preset = "wandb"` fills in the columns of a CSV export of Weights & Biases. What the mapping can't say, and
+is assumed, stands in `analysis.elsewhere`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.spec import OUTCOMES, RESERVED_FACTORS, UserError, first_line
+
+SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
+MIB = {
+    "B": 2.0**-20,
+    "KiB": 2.0**-10,
+    "MB": 1e6 / 2**20,
+    "MiB": 1.0,
+    "GB": 1e9 / 2**20,
+    "GiB": 1024.0,
+}
+MEMORY = {"accelerator": "peak_accelerator_allocated_mib", "process": "peak_process_rss_mib"}
+SELECT = {"val": "val_accuracy", "val_loss": "val_loss"}
+STATUS: dict[str, str] = {
+    **{outcome: outcome for outcome in (*OUTCOMES, "unfinished")},
+    **dict.fromkeys(("finished", "completed", "success", "succeeded", "done", "ok"), "complete"),
+    **dict.fromkeys(("failed", "fail", "error"), "crashed"),
+    **dict.fromkeys(("preempted", "preempting"), "killed"),
+    **dict.fromkeys(("running", "pending", "scheduled"), "unfinished"),
+}
+"""What a status may be called elsewhere -> the outcome it is here; case does not matter."""
+PRESETS: dict[str, dict[str, str]] = {
+    "wandb": {"trial": "Name", "status": "State", "time": "Runtime", "started": "Created"},
+}
+
+
+@dataclass(frozen=True)
+class TableMapping:
+    """Which column of a table is what. Columns that are not named are not read.
+
+    Attributes:
+        factors: factor -> its column; the factors together name the cell.
+        test: test score.
+        val, val_loss: validation score of the same kind as `test`, and validation loss.
+        select: what a cell's trial is chosen by: the greatest "val" or the least "val_loss". Empty: val
+            where it is mapped, else val_loss.
+        metric: what the scores are, in print.
+        percent: scores are in [0, 100].
+        test_loss: loss on test.
+        trial: name or number of a trial; it must not occur twice in a cell, phase and seed.
+        seed: whole numbers.
+        phase: "tune" or "repeat".
+        status: how the run ended, in words of STATUS or of `outcomes` (word -> outcome).
+        time, time_unit: one of SECONDS.
+        memory, memory_unit, memory_of: units of MIB, places of MEMORY.
+        device: what it ran on; times of different devices are not comparable.
+        started: when it began, as a date and time (UTC unless it says otherwise).
+        parameters: name -> column of what was tuned.
+        baseline: one value of some factors.
+        sampler: "random", "tpe" or "" when not known.
+        name, question: of the study; empty: the file's name.
+    """
+
+    factors: dict[str, str]
+    test: str
+    val: str = ""
+    val_loss: str = ""
+    select: str = ""
+    metric: str = "accuracy"
+    percent: bool = False
+    test_loss: str = ""
+    trial: str = ""
+    seed: str = ""
+    phase: str = ""
+    status: str = ""
+    outcomes: dict[str, str] = field(default_factory=dict)
+    time: str = ""
+    time_unit: str = "s"
+    memory: str = ""
+    memory_unit: str = "MiB"
+    memory_of: str = "accelerator"
+    device: str = ""
+    started: str = ""
+    parameters: dict[str, str] = field(default_factory=dict)
+    baseline: dict[str, str] = field(default_factory=dict)
+    sampler: str = ""
+    name: str = ""
+    question: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.factors or not self.test:
+            raise UserError("a mapping needs factors and the column of the test score")
+        for name in self.factors.keys() & RESERVED_FACTORS:
+            raise UserError(f"factor {name!r} is a name of our own: call it something else")
+        allowed: list[tuple[str, str, Iterable[str]]] = [
+            ("select", self.select or "val", SELECT),
+            ("time_unit", self.time_unit, SECONDS),
+            ("memory_unit", self.memory_unit, MIB),
+            ("memory_of", self.memory_of, MEMORY),
+            *(("outcomes", o, (*OUTCOMES, "unfinished")) for o in self.outcomes.values()),
+        ]
+        for what, value, known in allowed:
+            if value not in known:
+                raise UserError(f"{what} {value!r} is not one of {', '.join(known)}")
+        if self.select and not getattr(self, self.select):
+            raise UserError(f"select = {self.select!r}, but no column is mapped to {self.select}")
+        for name in self.baseline.keys() - self.factors.keys():
+            raise UserError(f"baseline {name!r} is not a factor ({', '.join(self.factors)})")
+
+    @property
+    def selection(self) -> str:
+        """The frame's column that trials are chosen by; empty when nothing is chosen."""
+        if not self.val and not self.val_loss:
+            return ""
+        return SELECT[self.select or ("val" if self.val else "val_loss")]
+
+    def columns(self) -> dict[str, str]:
+        """Column of the frame -> column of the table, for all that is mapped."""
+        fixed = {
+            "test_accuracy": self.test,
+            "val_accuracy": self.val,
+            "val_loss": self.val_loss,
+            "test_loss": self.test_loss,
+            "trial": self.trial,
+            "seed": self.seed,
+            "phase": self.phase,
+            "outcome": self.status,
+            "train_seconds": self.time,
+            MEMORY[self.memory_of]: self.memory,
+            "device": self.device,
+            "start_time": self.started,
+        }
+        tuned = {f"param.{name}": column for name, column in self.parameters.items()}
+        return {ours: theirs for ours, theirs in (fixed | tuned | self.factors).items() if theirs}
+
+
+def read_mapping(path: str | Path) -> TableMapping:
+    """A mapping from a TOML or JSON file: the fields of TableMapping, and `preset`.
+
+    Raises:
+        UserError: if the file cannot be read, or names an unknown field, preset or value.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        entries = json.loads(text) if Path(path).suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the mapping {path}: {first_line(error)}") from error
+    if not isinstance(entries, dict):
+        raise UserError(f"the mapping {path} is not a table of fields")
+    return mapping_from(entries)
+
+
+def mapping_from(entries: Mapping[str, Any]) -> TableMapping:
+    """A mapping from plain values. `factors` and `parameters` may be lists of columns that keep their
+    names; `preset` names one of PRESETS, whose columns the other entries override.
+
+    Raises:
+        UserError: on an unknown field, preset or value.
+    """
+    given = dict(entries)
+    preset = given.pop("preset", "")
+    if preset and preset not in PRESETS:
+        raise UserError(f"no preset {preset!r}; presets: {', '.join(PRESETS)}")
+    given = {**PRESETS.get(preset, {}), **given}
+    fields = {f.name: f.type for f in dataclasses.fields(TableMapping)}
+    for name, value in given.items():
+        if name not in fields:
+            raise UserError(f"a mapping has no field {name!r}{near(name, fields)}")
+        if str(fields[name]).startswith("dict"):
+            pairs = {v: v for v in value} if isinstance(value, list) else value
+            if not isinstance(pairs, dict) or not all(isinstance(v, str) for v in pairs.values()):
+                raise UserError(f"{name} must be a list of columns or a table of names")
+            given[name] = pairs
+        elif not isinstance(value, bool if fields[name] == "bool" else str):
+            raise UserError(f"{name} = {value!r} is not a {fields[name]}")
+    if missing := [name for name in ("factors", "test") if name not in given]:
+        raise UserError(f"a mapping needs {' and '.join(missing)}")
+    return TableMapping(**given)
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """What was probably meant: "; near: 'val_loss'", or all there is when nothing is near."""
+    names = [str(k) for k in known]
+    lower = {k.lower(): k for k in names}
+    near = [lower[k] for k in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
+    if near:
+        return f"; near: {', '.join(repr(k) for k in near)}"
+    return f"; there are {', '.join(names[:12])}{' …' * (len(names) > 12)}"

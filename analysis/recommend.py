@@ -1,0 +1,171 @@
+"""Which cell of a study should I use, within my limits, and what would have to be run to be surer?
+
+python -m analysis.recommend --study freeze_depth --max-memory 8GiB --max-minutes 5
+python -m analysis.recommend --study target_size --where shots=30
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.spec import UserError, run_command
+
+if TYPE_CHECKING:  # imported where used: --help must not wait for them
+    import pandas as pd
+
+    from analysis.load import StudyTable
+
+UNITS = {"MB": 1e6 / 2**20, "GB": 1e9 / 2**20, "MIB": 1.0, "GIB": 1024.0}
+
+
+def mebibytes(text: str) -> float:
+    """8GiB, 500MB, ... in MiB.
+
+    Raises:
+        UserError: if it is not a size.
+    """
+    found = re.fullmatch(r"([0-9.]+) ?([MG]I?B)", text.strip().upper())
+    try:
+        if found and float(found[1]) > 0:
+            return float(found[1]) * UNITS[found[2]]
+    except ValueError:
+        pass
+    raise UserError(f"--max-memory {text!r} is not a size such as 8GiB or 500MB")
+
+
+def within(table: StudyTable, where: Sequence[str]) -> dict[str, list[str]]:
+    """The study's factors, narrowed to the values that `where` (FACTOR=VALUE) gives.
+
+    Raises:
+        UserError: if there is no such factor or value, or several targets remain.
+    """
+    factors = {name: list(values) for name, values in table.info.factors.items()}
+    for text in where:
+        name, _, value = text.partition("=")
+        if name not in factors:
+            raise UserError(f"no factor {name!r}; factors: {', '.join(factors)}")
+        if value not in factors[name]:
+            raise UserError(f"{name} has no value {value!r}; values: {', '.join(factors[name])}")
+        factors[name] = [value]
+    if len(factors.get("target", [])) > 1:
+        raise UserError(
+            f"scores of different targets cannot be compared: choose one with --where target=NAME "
+            f"({', '.join(factors['target'])})"
+        )
+    return factors
+
+
+def recommendation(
+    table: StudyTable, choices: pd.DataFrame, rivals: pd.DataFrame, memory_kind: str
+) -> list[str]:
+    """What to use, in sentences.
+
+    Args:
+        table: the study.
+        choices: from `compare.choice`.
+        rivals: from `compare.surer`.
+        memory_kind: from `compare.memory_kind`.
+    """
+    from analysis import words
+
+    fit, out = choices[choices["fits"]], choices[~choices["fits"]]
+    excluded = [f"left out: “{row['cell']}” ({row['why']})" for row in out.to_dict("records")]
+    if fit.empty:
+        return ["No cell fits.", *excluded]
+    best = fit.iloc[0]
+    text = [
+        f"Use “{best['cell']}”: test {table.info.metric} {100 * best['mean']:.1f}% "
+        f"({words.in_seeds(best['n'])}), {words.short(best['seconds'])} s of training, "
+        f"{words.short(best['memory_mib'])} MiB ({memory_kind})."
+    ]
+    if len(fit) == 1:
+        text.append("No other cell fits.")
+    elif best["p_best"] == best["p_best"]:
+        text.append(
+            f"It is the best of the {len(fit)} that fit with probability {best['p_best']:.2f}; "
+            f"expected regret {best['regret']:.2f} points."
+        )
+    else:
+        text.append("One seed: nothing can be said about chance.")
+    if len(rivals):
+        second = fit.set_index("cell").loc[rivals.iloc[0]["rival"]]
+        text.append(
+            f"Runner-up: “{second.name}”, {100 * second['mean']:.1f}%, "
+            f"{words.short(second['seconds'])} s, best with probability "
+            f"{words.number(second['p_best'], '.2f')} (regret "
+            f"{words.number(second['regret'], '.2f')} points)."
+        )
+        text.append(_to_be_surer(table, rivals.iloc[0]))
+    return [*text, *excluded]
+
+
+def _to_be_surer(table: StudyTable, row: pd.Series) -> str:
+    lead = f"a difference of {max(abs(row['lead']), 0.5):.1f} points"
+    if row["seeds"] != row["seeds"]:
+        return "To be surer: run every cell on at least 6 seeds."
+    if row["seeds"] == math.inf:
+        return f"To be surer: not worth it, {lead} would take more than 500 seeds; take the cheaper one."
+    if row["more"] == 0:
+        return f"{row['n']} seeds are enough to see {lead}: more would change little."
+    minutes = f", about {row['minutes']:.1f} minutes" if row["minutes"] == row["minutes"] else ""
+    command = f": {table.info.command} --repeats {row['seeds']:.0f}" if table.info.command else ""
+    seeds = f"{row['more']:.0f} more seed{'s' * bool(row['more'] != 1)}"
+    return (
+        f"To be surer: {seeds} of both (to {row['seeds']:.0f}{minutes}) would show {lead} "
+        f"4 times in 5{command}"
+    )
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.recommend", description="The cell to use, and how sure that is."
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--study", metavar="NAME", help="study (MLflow experiment) name")
+    what.add_argument("--table", type=Path, metavar="FILE", help="trials made elsewhere")
+    parser.add_argument("--mapping", type=Path, metavar="FILE", help="its columns, for --table")
+    parser.add_argument("--max-memory", metavar="SIZE", help="e.g. 8GiB; median peak of a repeat")
+    parser.add_argument(
+        "--max-minutes", type=float, default=math.inf, metavar="N", help="training time of a repeat"
+    )
+    parser.add_argument(
+        "--where", action="append", default=[], metavar="FACTOR=VALUE", help="only these cells"
+    )
+    parser.add_argument("--tracking-uri", metavar="URI", help="default: the database in ./mlruns")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code (2 for bad input)."""
+    options = parse(arguments)
+    return run_command(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Read, choose, say.
+
+    Raises:
+        UserError: if the study cannot be read or a limit is not one.
+    """
+    limit = mebibytes(options.max_memory) if options.max_memory else math.inf
+    from analysis import compare
+    from analysis.report import read
+
+    table = read(options.study, options.table, options.mapping, options.tracking_uri)
+    factors = within(table, options.where)
+    trials = table.trials[table.trials["cell"].isin(compare.cells(factors)["cell"])]
+    choices = compare.choice(trials, factors, 60 * options.max_minutes, limit)
+    rivals = compare.surer(trials, choices)
+    print(*recommendation(table, choices, rivals, compare.memory_kind(trials)), sep="\n")
+    return 0 if choices["fits"].any() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""How do numbers and names look in print?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+
+def quoted(names: Iterable[str]) -> list[str]:
+    return [f"“{name}”" for name in names]
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Parts in print: "a", "a and b", "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+
+
+def in_seeds(n: int | str) -> str:
+    return f"{n} seed{'s' * (str(n) != '1')}"
+
+
+def span(values: pd.Series) -> str:
+    """Whole numbers in print: "8" or "5 to 8"."""
+    low, high = (int(values.min()), int(values.max())) if len(values) else (0, 0)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def number(value: float, form: str, scale: float = 1) -> str:
+    """A number in print; – for one that was not measured."""
+    return "–" if value != value else format(scale * value, form)
+
+
+def short(value: float) -> str:
+    """A number in print with three significant digits or all before the point; – if missing."""
+    return number(value, ".0f" if value >= 1000 else ".3g")
+
+
+def plain(value: Any) -> str:
+    """A parameter in print."""
+    return short(value) if isinstance(value, float) else str(value)
+
+
+def tuned_parameters(chosen: pd.DataFrame) -> list[str]:
+    """The columns in which the chosen configurations differ, or the learning rate if they do not."""
+    names = [c for c in chosen.columns if c.startswith("param.") and c != "param.seed"]
+    differ = [c for c in names if chosen[c].astype(str).nunique() > 1]
+    return differ or [c for c in names if c == "param.lr"]
+
+
+def condition_rows(trials: pd.DataFrame, prefixes: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Every column that starts with one of `prefixes`, with its values (a range when many)."""
+    rows = []
+    for column in (c for c in trials.columns if c.startswith(prefixes)):
+        values = trials[column].dropna()
+        counts = values.value_counts()
+        name = column.partition(".")[2] or column
+        if 1 <= len(counts) <= 6:
+            many = len(counts) > 1
+            shown = [plain(v) + (f" ({k} runs)" if many else "") for v, k in counts.items()]
+            rows.append((name, ", ".join(shown)))
+        elif len(counts):
+            span = f"{plain(values.min())} to {plain(values.max())}"
+            rows.append((name, f"{len(counts)} values, {span}"))
+    return rows

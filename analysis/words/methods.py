@@ -1,0 +1,117 @@
+"""How was it done? The paragraph for a paper.
+
+    python -c "from analysis import compare, load, words; t = load.load_study('freeze_depth'); \\
+               print(words.methods(t, compare.find(t)))"
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis import compare
+from analysis.compare import Findings
+from analysis.load import StudyTable
+from analysis.words.form import listed, short, span
+
+
+def methods(table: StudyTable, found: Findings) -> str:
+    """What was compared, tuned, chosen, repeated, tested and measured, in the numbers of this study."""
+    info = table.info
+    parts = [_design(table, found), _choice(table), _statistics(found, info.metric)]
+    parts += [_costs(table, found)]
+    if environment := _environment(table.trials):
+        parts.append(environment)
+    return " ".join(parts)
+
+
+def _design(table: StudyTable, found: Findings) -> str:
+    factors = listed([f"{name} ({len(v)} levels)" for name, v in table.info.factors.items()])
+    scored = int((found.summary["n"] > 0).sum())
+    return f"We compared {scored} cells, the combinations of {factors}."
+
+
+def _choice(table: StudyTable) -> str:
+    info, trials = table.info, table.trials
+    tried = trials[trials["phase"] == "tune"].groupby("cell")["index"].nunique()
+    how = {"random": ", drawn independently at random", "tpe": ", proposed by Optuna's TPE"}
+    tuned = words_of(trials)
+    text = ""
+    if len(tried):
+        text = (
+            f"In each cell {span(tried)} configurations{f' of {tuned}' * bool(tuned)} were tried"
+            f"{how.get(info.sampler, '')}"
+        )
+        if info.selection == "val_accuracy":
+            text += f"; the one with the highest validation {info.metric} was chosen (ties: lower loss)."
+        elif info.selection:
+            text += "; the one with the lowest validation loss was chosen."
+        else:
+            text += "."
+    seeds = compare.completed(trials, "repeat").groupby("cell")["seed"].nunique()
+    if len(seeds) and seeds.max() > 1:
+        text += (
+            f" The chosen configuration was run again on {span(seeds)} fresh seeds, the same for every cell "
+            f"(one seed fixes images, head initialisation, batch order and augmentation), and each run was "
+            f"scored once on the test images."
+        )
+    elif len(seeds):
+        text += " The test score compared is that of a single run per cell."
+    return text.strip()
+
+
+def words_of(trials: pd.DataFrame) -> str:
+    """Names of the parameters that differ between the tuning trials of a cell."""
+    tuned = trials[trials["phase"] == "tune"]
+    names = [c for c in tuned.columns if c.startswith("param.") and c != "param.seed"]
+    vary = [c for c in names if (tuned.groupby("cell")[c].nunique() > 1).any()]
+    return listed([c.removeprefix("param.") for c in vary]) if vary else ""
+
+
+def _statistics(found: Findings, metric: str) -> str:
+    if found.summary["n"].max() < 2:
+        text = "With one score per cell no interval over seeds is given."
+    else:
+        text = (
+            f"Means of test {metric} come with 95% t intervals over seeds; differences are paired on seeds, "
+            f"tested by an exact two-sided sign-flip test and adjusted after Holm within each family."
+        )
+    if len(found.examples):
+        text += (
+            " Intervals that also hold for other test images take their standard error from a bootstrap of "
+            "seeds and, within each resample, of images; pairs of networks were compared image by image with "
+            "McNemar's exact test."
+        )
+    if len(found.ranks):
+        text += " Ranks are taken within each target; their 95% t intervals are over targets."
+    if len(found.similarity.slopes):
+        text += (
+            " The effect of similarity on the logit of the score was estimated in a mixed model with crossed "
+            "random sources and targets, with source and target fixed effects, and by a permutation of the "
+            "sources; a measure counts only if all three agree after Holm."
+        )
+    return text
+
+
+def _costs(table: StudyTable, found: Findings) -> str:
+    if found.summary["train_seconds_median"].isna().all():
+        return "Costs were not measured."
+    cold = bool(found.summary["marginal_seconds_median"].notna().any())
+    text = (
+        f"Training time excludes evaluation and data set-up{' and is cold-equivalent' * cold}; times are "
+        f"medians over repeats"
+    )
+    where = compare.condition(table.trials)
+    text += f" on {where}" * bool(where)
+    if found.summary["peak_memory_mib_median"].notna().any():
+        text += f"; memory is the peak of the {compare.memory_kind(table.trials)}"
+    spread = compare.completed(table.trials, "repeat")["train_seconds"]
+    return f"{text} (single runs took {short(spread.min())} to {short(spread.max())} s)."
+
+
+def _environment(trials: pd.DataFrame) -> str:
+    shown = []
+    for name in ("python", "torch", "timm", "cpu", "gpu", "revision"):
+        column = f"env.{name}"
+        if column in trials and trials[column].nunique() == 1:
+            shown.append(f"{name} {trials[column].dropna().iloc[0]}")
+    return f"Run with {listed(shown)}." if shown else ""

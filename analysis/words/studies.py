@@ -1,0 +1,40 @@
+"""What changed from one study to another?"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis.load import StudyTable
+from analysis.words.form import listed, quoted
+
+
+def changes(first: StudyTable, second: StudyTable, rows: pd.DataFrame) -> list[str]:
+    """The comparison of two studies in sentences; `rows` from `compare.side_by_side`."""
+    a, b = first.info.name, second.info.name
+    both = rows[rows["first"].notna() & rows["second"].notna()]
+    changed = both[both["changed"]]
+    text = []
+    if len(changed):
+        parts = [
+            f"“{row['cell']}” {row['difference']:+.1f} points ({row['low']:+.1f} to {row['high']:+.1f})"
+            for row in changed.to_dict("records")
+        ]
+        text.append(
+            f"From {a} to {b} {len(changed)} of {len(both)} cells changed: {listed(parts)}."
+        )
+    else:
+        text.append(
+            f"Of the cells that both studies scored ({len(both)}) none can be said to differ "
+            f"between {a} and {b} (Holm p at most .05)."
+        )
+    wide = both.dropna(subset="low")
+    if len(wide):
+        reach = max(wide["low"].abs().max(), wide["high"].abs().max())
+        text.append(f"The intervals of the differences reach as far as {reach:.1f} points.")
+    for name, column in ((a, "second"), (b, "first")):
+        alone = rows.loc[rows[column].isna(), "cell"]
+        if len(alone):
+            names = quoted(alone)
+            shown = listed(names[:4] + [f"{len(names) - 4} more"] * (len(names) > 4))
+            text.append(f"Only in {name}: {shown}.")
+    return text

@@ -1,0 +1,127 @@
+"""What must a reader know before believing the answer?
+
+    python -c "from analysis import compare, load, words; t = load.load_study('freeze_depth'); \\
+               print(*words.warnings(t, compare.find(t)), sep='\\n')"
+"""
+
+from __future__ import annotations
+
+from analysis import compare
+from analysis.compare import Findings
+from analysis.load import StudyTable
+from analysis.words.form import listed, quoted
+
+SETTLED = ["complete", "pruned", "diverged", "oom", "timeout", "audit_failed", "crashed"]
+SHOWN = 4
+"""Names in one sentence."""
+
+
+def warnings(table: StudyTable, found: Findings) -> list[str]:
+    """What a reader must know before believing the answer; empty when nothing is wrong."""
+    leaks = [f"Scores may be too high: {line}" for line in table.info.leaks]
+    return [
+        *_missing_work(table, found),
+        *_mixed_conditions(table, found),
+        *_censored(found),
+        *_doubtful_runs(table, found),
+        *leaks,
+    ]
+
+
+def _missing_work(table: StudyTable, found: Findings) -> list[str]:
+    """Runs that have not ended, tuning trials and repeats that were asked for and are not there."""
+    trials, info, text = table.trials, table.info, []
+    open_runs = int((trials["outcome"] == "unfinished").sum())
+    if open_runs:
+        text.append(f"Unfinished: {open_runs} runs have not ended.")
+    settled = trials[(trials["phase"] == "tune") & trials["outcome"].isin(SETTLED)]
+    done = settled.groupby("cell")["index"].nunique()
+    for phase, asked, counts in (
+        (
+            "tuning trials",
+            info.trials,
+            {cell: int(done.get(cell, 0)) for cell in found.summary["cell"]},
+        ),
+        (
+            "scored repeats",
+            info.repeats,
+            dict(zip(found.summary["cell"], found.summary["n"], strict=True)),
+        ),
+    ):
+        short = [f"“{cell}” {n} of {asked}" for cell, n in counts.items() if n < asked]
+        if len(short) > 2 and len(short) == len(counts) and len({*counts.values()}) == 1:
+            short = [f"every cell {next(iter(counts.values()))} of {asked}"]
+        if short:
+            text.append(f"Fewer {phase} than asked for: {'; '.join(short)}.")
+    return text
+
+
+def _mixed_conditions(table: StudyTable, found: Findings) -> list[str]:
+    """Conditions that differ between the runs that are compared."""
+    runs = table.trials[(table.trials["outcome"] == "complete") & ~table.trials["superseded"]]
+    text = []
+    for column, name in (("device", "devices"), ("threads", "thread counts")):
+        values = sorted(runs[column].dropna().astype(str).unique())
+        if len(values) > 1:
+            shown = ", ".join(values[:SHOWN]) + f" and {len(values) - SHOWN} more" * (
+                len(values) > SHOWN
+            )
+            text.append(f"Mixed {name} ({shown}): times and memory are not comparable.")
+    if len(found.left_out):
+        rows = found.left_out
+        where = rows["condition"].iloc[0] if len(rows) == 1 else f"{len(rows)} other conditions"
+        text.append(
+            f"Costs are compared for repeats on {compare.condition(table.trials) or 'one device'} only; "
+            f"{rows['runs'].sum()} repeats on {where or 'an unknown device'} are left out of times "
+            f"and memory."
+        )
+    mixed = [c for c in runs.columns if c.startswith("env.") and runs[c].nunique() > 1]
+    if mixed:
+        names = ", ".join(c.removeprefix("env.") for c in mixed)
+        text.append(f"The environment changed between runs: {names} (see Environment).")
+    if "env.dirty" in runs and runs["env.dirty"].str.lower().isin(["true", "1", "yes"]).any():
+        text.append("Some runs used uncommitted code: their revision does not tell all of it.")
+    return text
+
+
+def _censored(found: Findings) -> list[str]:
+    """Cells that ran out of memory or time."""
+    text = []
+    for outcome, what in (("oom", "memory"), ("timeout", "time")):
+        rows = found.censored[(found.censored["outcome"] == outcome) & ~found.censored["scored"]]
+        if len(rows):
+            text.append(
+                f"Out of {what}, without a score, and so not on any front: {listed(quoted(rows['cell']))}."
+            )
+    return text
+
+
+def _doubtful_runs(table: StudyTable, found: Findings) -> list[str]:
+    """Cells without a result, strays, unequal seeds, scores that the predictions do not bear out."""
+    text = []
+    trials = table.trials
+    dead = found.summary.loc[(found.summary["tuned"] == 0) & (found.summary["failed"] > 0), "cell"]
+    if len(dead) > SHOWN:
+        text.append(f"No tuning trial of {len(dead)} cells completed (see How the runs ended).")
+    for cell in dead[:SHOWN]:
+        counts = trials.loc[trials["cell"] == cell, "outcome"].value_counts()
+        seen = ", ".join(f"{n} {outcome}" for outcome, n in counts.items())
+        text.append(f"No tuning trial of “{cell}” completed: {seen}.")
+    strays = sorted(set(trials["cell"].dropna()) - set(found.summary["cell"]))
+    if strays:
+        text.append(f"Left out, no longer in the study file: {', '.join(strays)}.")
+    repeats = compare.completed(trials, "repeat").dropna(subset="test_accuracy")
+    if len({tuple(sorted(own)) for _, own in repeats.groupby("cell")["seed"]}) > 1:
+        text.append("The cells were not repeated on the same seeds: only shared seeds are paired.")
+    best = found.chosen.set_index("cell")["index"]
+    stale = repeats[repeats["chosen"].notna() & (repeats["chosen"] != repeats["cell"].map(best))]
+    if len(stale):
+        names = ", ".join(f"“{cell}”" for cell in stale["cell"].unique())
+        text.append(f"The repeats of {names} run another configuration than the best one tuned.")
+    wrong = compare.prediction_mismatches(trials, table.predictions)
+    if wrong and len(table.predictions):
+        text.append(
+            f"The kept predictions of {len(wrong)} repeats are missing or give another accuracy "
+            f"than the one recorded: {', '.join(wrong[:5])}{' …' * (len(wrong) > 5)}."
+        )
+    return text

@@ -1,0 +1,371 @@
+"""Are intervals over images, fronts, budgets, importances and recommendations right? Against scipy,
+statsmodels, simulation, brute force and cases worked by hand.
+
+    python -m pytest tests/test_analysis_evidence.py
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from scipy.special import expit
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.power import TTestPower
+
+from analysis import compare, recommend
+from analysis.load import EPOCH_METRICS, FINAL_METRICS, INTEGER_TAGS, TEXT_TAGS, Info, StudyTable
+from harness.spec import UserError
+
+AB = {"strategy": ["a", "b"]}
+
+
+def frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
+    """Trials with every column of analysis.load; what a row leaves out is missing."""
+    numbers = [*EPOCH_METRICS, *FINAL_METRICS]
+    base = ["run_id", "superseded", *TEXT_TAGS, *INTEGER_TAGS, *numbers]
+    full = [
+        {"run_id": f"r{i}", "outcome": "complete", "superseded": False, "device": "cpu"}
+        | {"threads": 2, "phase": "repeat", "index": i, "seed": i}
+        | dict(row)
+        for i, row in enumerate(rows)
+    ]
+    table = pd.DataFrame(full)
+    table = table.reindex(columns=list(dict.fromkeys([*base, *table.columns])))
+    return table.astype(dict.fromkeys(numbers, float) | dict.fromkeys(INTEGER_TAGS, "Int64"))
+
+
+def repeats(cell: str, scores: Sequence[float], **more: object) -> list[dict[str, object]]:
+    return [
+        {"cell": cell, "seed": i, "index": i, "test_accuracy": s} | more
+        for i, s in enumerate(scores)
+    ]
+
+
+def tuned(cell: str, scores: Sequence[float], **more: object) -> list[dict[str, object]]:
+    return [
+        {"cell": cell, "phase": "tune", "index": i, "val_accuracy": s, "val_loss": 1 - s} | more
+        for i, s in enumerate(scores)
+    ]
+
+
+def predicted(cell: str, right: np.ndarray) -> pd.DataFrame:
+    """Predictions of a cell from a 0/1 matrix, seeds x examples."""
+    seeds, examples = np.indices(right.shape)
+    table = {"run_id": "r", "cell": cell, "seed": seeds.ravel(), "example": examples.ravel()}
+    return pd.DataFrame(table | {"label": 1, "predicted": right.ravel().astype(int)})
+
+
+def test_an_interval_over_seeds_and_images_covers_the_truth_where_percentiles_would_not() -> None:
+    random, covered, n = np.random.default_rng(0), 0, 300
+    truth = stats.norm(1, math.sqrt(0.3**2 + 1)).expect(expit)
+    for _ in range(n):
+        skill = 1.0 + random.normal(0, 0.3, size=(4, 1)) + random.normal(0, 1, size=(1, 80))
+        right = random.random((4, 80)) < expit(skill)
+        row = compare.over_examples(predicted("a", right), resamples=200).iloc[0]
+        covered += bool(row["low"] <= truth <= row["high"])
+    assert 0.92 <= covered / n <= 0.99
+
+
+def test_images_alone_give_the_binomial_standard_error() -> None:
+    right = np.tile(np.arange(200) < 140, (3, 1))
+    row = compare.over_examples(predicted("a", right)).iloc[0]
+    assert row["se_seeds"] == pytest.approx(0, abs=1e-12)
+    assert row["se_examples"] == pytest.approx(math.sqrt(0.7 * 0.3 / 200), rel=0.1)
+    assert row["high"] - row["mean"] == pytest.approx(1.96 * math.sqrt(0.7 * 0.3 / 200), rel=0.1)
+
+
+def test_seeds_that_agree_on_every_image_share_still_differ_by_the_t_interval() -> None:
+    scores = [140, 150, 160]
+    random = np.random.default_rng(0)
+    right = np.stack([np.arange(20000) < 100 * s for s in scores])
+    right = right[:, random.permutation(20000)]
+    row = compare.over_examples(predicted("a", right), resamples=4000).iloc[0]
+    low, _ = stats.t.interval(0.95, 2, np.mean(scores) / 200, stats.sem(scores) / 200)
+    assert row["low"] == pytest.approx(low, abs=0.01)
+
+
+def test_mcnemar_is_that_of_statsmodels_on_one_seed_and_twice_the_median_over_several() -> None:
+    random = np.random.default_rng(3)
+    a, b = random.random((3, 300)) < 0.8, random.random((3, 300)) < 0.7
+    tables = compare.hits(pd.concat([predicted("a", a), predicted("b", b)]))
+    p = [
+        mcnemar([[(x & y).sum(), (x & ~y).sum()], [(~x & y).sum(), (~x & ~y).sum()]]).pvalue
+        for x, y in zip(a, b, strict=True)
+    ]
+    got = compare.mcnemar_over_seeds(tables, "a", "b")
+    assert got["p_images"] == pytest.approx(min(1, 2 * np.median(p)))
+    assert got["only_cell"] == pytest.approx((a & ~b).sum() / 3)
+    assert math.isnan(compare.mcnemar_over_seeds(tables, "a", "none")["p_images"])
+
+
+@pytest.mark.parametrize(("sd", "points"), [(1.0, 2.0), (3.0, 2.0), (2.5, 0.5)])
+def test_the_seeds_needed_are_the_fewest_with_that_power(sd: float, points: float) -> None:
+    n = compare.seeds_needed(sd, points)
+    power = [TTestPower().power(points / sd, nobs=m, alpha=0.05) for m in (n, n - 1)]
+    assert power[0] >= 0.8 - 1e-6
+    assert n == 6 or power[1] < 0.8
+    assert compare.seeds_needed(100, 0.5) == math.inf
+
+
+def test_a_contrast_says_how_many_seeds_would_show_more() -> None:
+    gap = [0.03, -0.04, 0.05, -0.05, 0.02]
+    trials = frame([*repeats("a", [0.5 + g for g in gap]), *repeats("b", [0.5] * 5)])
+    row = compare.contrasts(trials, [("a", "b")]).iloc[0]
+    needed = compare.seeds_needed(100 * float(np.std(gap, ddof=1)), 2.0)
+    assert f"; {needed:.0f} would show 2 points." in row["sentence"]
+
+
+def test_times_of_another_device_or_number_of_threads_are_not_pooled() -> None:
+    trials = frame(
+        [
+            *repeats("a", [0.5, 0.6, 0.7], train_seconds=10.0, peak_process_rss_mib=100.0),
+            *repeats("b", [0.5, 0.6], train_seconds=1.0, device="cuda"),
+            {"cell": "b", "seed": 7, "test_accuracy": 0.5, "train_seconds": 20.0, "threads": 2},
+            {"cell": "b", "seed": 8, "test_accuracy": 0.5, "train_seconds": 5.0, "threads": 1},
+        ]
+    )
+    table = compare.summary(trials, AB).set_index("cell")
+    assert compare.condition(trials) == "cpu, 2 threads"
+    assert table.loc["b", "train_seconds_median"] == 20.0
+    assert table.loc["b", "n"] == 4  # scores are compared all the same
+    gone = compare.left_out(trials).set_index("condition")["runs"]
+    assert gone.to_dict() == {"cpu, 1 thread": 1, "cuda, 2 threads": 2}
+
+
+def test_cold_equivalent_time_is_compared_and_the_marginal_stands_beside_it() -> None:
+    trials = frame(
+        [
+            *repeats("a", [0.5, 0.6], train_seconds=10.0, marginal_seconds=1.0),
+            *repeats("b", [0.5, 0.6], train_seconds=9.0, marginal_seconds=9.0),
+        ]
+    )
+    table = compare.summary(trials, AB).set_index("cell")
+    assert table["time_front"].to_dict() == {"a": False, "b": True}
+    assert table.loc["a", "marginal_seconds_median"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("metrics", "kind", "value"),
+    [
+        ({"peak_process_rss_mib": 900.0}, "process, measured", 900.0),
+        # A process is mostly libraries: its peak hardly tells strategies apart.
+        ({"peak_process_rss_mib": 900.0, "forecast_peak_mib": 50.0}, "accelerator, forecast", 50.0),
+        (
+            {"peak_accelerator_allocated_mib": 55.0, "forecast_peak_mib": 50.0},
+            "accelerator, measured",
+            55.0,
+        ),
+    ],
+)
+def test_memory_is_the_accelerators_measured_or_forecast_and_says_which(
+    metrics: dict[str, float], kind: str, value: float
+) -> None:
+    rows = frame(repeats("a", [0.5, 0.6], **metrics))
+    assert compare.memory_kind(rows) == kind
+    assert compare.summary(rows, AB)["peak_memory_mib_median"].iloc[0] == value
+
+
+def test_out_of_memory_and_time_are_kept_as_lower_bounds() -> None:
+    trials = frame(
+        [
+            *repeats("a", [0.5, 0.6], peak_process_rss_mib=10.0),
+            {"cell": "b", "phase": "tune", "outcome": "oom", "forecast_peak_mib": 9000.0},
+            {"cell": "b", "phase": "tune", "outcome": "timeout", "total_seconds": 61.0},
+            {"cell": "b", "phase": "tune", "outcome": "timeout", "train_seconds": 60.0},
+        ]
+    )
+    rows = compare.censored(trials, AB).set_index("outcome")
+    assert rows.loc["oom", "memory_mib"] == 9000.0
+    assert (rows.loc["timeout", "runs"], rows.loc["timeout", "seconds"]) == (2, 61.0)
+    assert not rows["scored"].any()
+    assert compare.front_chance(trials, AB)["cell"].tolist() == ["a"]
+
+
+def test_the_chance_of_being_on_the_front_counts_the_resamples_of_brute_force() -> None:
+    a, b, seconds = [0.5, 0.7, 0.6], [0.6, 0.6, 0.7], [3.0, 3.0, 1.0]
+    trials = frame(
+        [
+            *[r | {"train_seconds": s} for r, s in zip(repeats("a", a), seconds, strict=True)],
+            *repeats("b", b, train_seconds=2.0),
+        ]
+    )
+    hits = []
+    for draw in itertools.product(range(3), repeat=3):
+        mine = sum(a[i] for i in draw) / 3, -sum(seconds[i] for i in draw) / 3
+        theirs = sum(b[i] for i in draw) / 3, -2.0
+        worse = all(t >= m - 1e-12 for m, t in zip(mine, theirs, strict=True))
+        hits.append(not (worse and any(t > m + 1e-12 for m, t in zip(mine, theirs, strict=True))))
+    chance = compare.front_chance(trials, AB, resamples=20_000).set_index("cell")["chance"]
+    assert chance["a"] == pytest.approx(np.mean(hits), abs=0.015)
+
+
+def test_a_budget_in_seconds_is_that_of_its_trials() -> None:
+    trials = frame(tuned("a", [0.5, 0.7, 0.9], train_seconds=2.0))
+    curve = compare.budget_curve(trials)
+    assert curve["seconds"].tolist() == [2.0, 4.0, 6.0]
+    assert (curve["low"] <= curve["val_accuracy"] + 1e-12).all()
+    assert (curve["val_accuracy"] <= curve["high"] + 1e-12).all()
+
+
+def test_the_interval_of_a_budget_curve_at_one_trial_is_that_of_a_mean() -> None:
+    values = np.random.default_rng(0).normal(0.7, 0.05, 60)
+    row = compare.budget_curve(frame(tuned("a", list(values)))).iloc[0]
+    boot = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(1))
+    assert row["low"] == pytest.approx(boot.confidence_interval.low, abs=0.004)
+    assert row["high"] == pytest.approx(boot.confidence_interval.high, abs=0.004)
+
+
+def test_ranks_change_with_the_budget_and_with_what_a_trial_costs() -> None:
+    steady, wild = [0.70, 0.70, 0.71, 0.70], [0.10, 0.20, 0.95, 0.96]
+    trials = frame([*tuned("a", steady, train_seconds=1.0), *tuned("b", wild, train_seconds=4.0)])
+    table = compare.budget_ranks(trials, AB)
+    of_a = table[table["cell"] == "a"].set_index(["unit", "budget"])
+    assert of_a.loc[("trials", 1), "rank"] == 1
+    assert of_a.loc[("trials", 4), "rank"] == 2
+    assert of_a.loc[("seconds", 4.0), "trials"] == 4
+    assert of_a.loc[("seconds", 4.0), "rank"] == 1
+
+
+def test_the_parameter_that_decides_is_the_important_one() -> None:
+    random = np.random.default_rng(0)
+    lr, decay = 10 ** random.uniform(-4, -1, 60), random.uniform(0, 1, 60)
+    scores = 0.9 - 0.1 * (np.log10(lr) + 2.5) ** 2 + 0.001 * decay
+    rows = [
+        row | {"param.lr": x, "param.decay": y, "param.fixed": 1.0}
+        for row, x, y in zip(tuned("a", list(scores)), lr, decay, strict=True)
+    ]
+    table = compare.importances(frame(rows)).set_index("parameter")["importance"]
+    assert set(table.index) == {"lr", "decay"}
+    assert table["lr"] > 0.8
+    assert table.sum() == pytest.approx(1)
+    assert compare.importances(frame(rows[:9])).empty
+
+
+def test_values_from_a_grid_are_weighed_as_such() -> None:
+    random = np.random.default_rng(0)
+    grid = itertools.product([1e-5, 1e-4, 1e-3, 1e-2, 1e-1], [0.0, 1e-6, 1e-5, 1e-4], range(3))
+    rows = [
+        {"param.lr": lr, "param.decay": decay, "score": 0.9 - 0.1 * abs(math.log10(lr) + 2)}
+        for lr, decay, _ in grid
+    ]
+    noise = random.normal(0, 0.01, len(rows))
+    trials = frame(
+        [
+            new | {"param.lr": row["param.lr"], "param.decay": row["param.decay"]}
+            for row, new in zip(
+                rows,
+                tuned("a", [row["score"] + x for row, x in zip(rows, noise, strict=True)]),
+                strict=True,
+            )
+        ]
+    )
+    table = compare.importances(trials).set_index("parameter")["importance"]
+    assert table["lr"] > 3 * table["decay"]
+
+
+def test_the_range_of_good_rates_worked_by_hand() -> None:
+    rates = dict(zip([1e-4, 1e-3, 1e-2, 1e-1], [0.80, 0.895, 0.91, 0.5], strict=True))
+    rows = [
+        row | {"param.lr": lr}
+        for row, lr in zip(tuned("a", list(rates.values())), rates, strict=True)
+    ]
+    row = compare.rate_ranges(frame(rows)).iloc[0]
+    assert (row["good_low"], row["good_high"], row["best"]) == (1e-3, 1e-2, 1e-2)
+    assert row["decades"] == pytest.approx(1)
+    assert (row["good_share"], row["edge"]) == (0.5, False)
+
+
+def test_arms_are_ranked_within_each_target() -> None:
+    factors = {"target": ["x", "y", "z"], "net": ["a", "b"]}
+    scores = {"x | a": 0.9, "x | b": 0.8, "y | a": 0.3, "y | b": 0.2, "z | a": 0.5, "z | b": 0.6}
+    trials = frame([row for cell, s in scores.items() for row in repeats(cell, [s])])
+    table = compare.mean_ranks(trials, factors).set_index("arm")
+    assert table.loc["a", "mean_rank"] == pytest.approx(4 / 3)
+    assert table["wins"].to_dict() == {"a": 2, "b": 1}
+    assert table.loc["b", "behind"] == pytest.approx(100 * (0.1 + 0.1) / 3)
+    rivals = compare.against_best(trials, compare.summary(trials, factors), factors)
+    assert set(zip(rivals["cell"], rivals["reference"], strict=True)) == {
+        ("x | a", "x | b"), ("y | a", "y | b"), ("z | b", "z | a"),
+    }  # fmt: skip
+    assert compare.mean_ranks(trials, {"net": ["a", "b"]}).empty
+
+
+def test_two_studies_are_paired_on_shared_seeds_and_else_compared_by_welch() -> None:
+    old, new = [0.5, 0.52, 0.49, 0.51, 0.5, 0.53], [0.6, 0.63, 0.58, 0.62, 0.61, 0.62]
+    first = frame([*repeats("a", old), *repeats("b", old)])
+    second = frame(
+        [*repeats("a", new), *[row | {"seed": 50 + i} for i, row in enumerate(repeats("b", new))]]
+    )
+    rows = compare.side_by_side(first, second).set_index("cell")
+    paired = stats.ttest_rel(new, old).confidence_interval(0.95)
+    assert rows.loc["a", "low"] == pytest.approx(100 * paired.low)
+    assert rows.loc["a", "p"] == pytest.approx(2 / 64)
+    welch = stats.ttest_ind(new, old, equal_var=False)
+    assert rows.loc["b", "p"] == pytest.approx(welch.pvalue)
+    assert rows["pairs"].to_dict() == {"a": 6, "b": 0}
+
+
+def test_the_probability_of_being_best_of_two_is_that_of_the_paired_t() -> None:
+    a, b = [0.80, 0.83, 0.79, 0.86, 0.84], [0.79, 0.84, 0.78, 0.83, 0.80]
+    table = compare.choice(frame([*repeats("a", a), *repeats("b", b)]), AB).set_index("cell")
+    p = stats.ttest_rel(a, b, alternative="greater").pvalue
+    assert table.loc["a", "p_best"] == pytest.approx(1 - p, abs=0.01)
+    assert table["p_best"].sum() == pytest.approx(1)
+    gap = table["regret"]["b"] - table["regret"]["a"]
+    assert gap == pytest.approx(100 * (np.mean(a) - np.mean(b)), abs=0.05)
+
+
+def study(rows: Sequence[Mapping[str, object]], **more: object) -> StudyTable:
+    info = Info("s", "?", "python -m harness.study --space s.py", AB, {}, 1, 6)
+    empty = pd.DataFrame()
+    return StudyTable(info, "", frame(rows), empty, empty)
+
+
+def test_limits_leave_out_what_is_over_or_unmeasured_and_name_the_runs_that_would_help() -> None:
+    a = [0.80, 0.83, 0.79, 0.86, 0.84]
+    rows = [
+        *repeats("a", a, train_seconds=100.0, total_seconds=120.0, peak_process_rss_mib=900.0),
+        *repeats("b", [x - 0.005 + 0.01 * (i % 2) for i, x in enumerate(a)],
+                 train_seconds=10.0, total_seconds=20.0, peak_process_rss_mib=800.0),
+    ]  # fmt: skip
+    table = study(rows)
+    free = compare.choice(table.trials, AB)
+    text = recommend.recommendation(table, free, compare.surer(table.trials, free), "process")
+    assert text[0].startswith("Use “a”: test accuracy 82.4% (5 seeds), 100 s of training, 900 MiB")
+    assert "--repeats" in text[-1]
+    tight = compare.choice(table.trials, AB, max_seconds=60)
+    assert tight["cell"].tolist() == ["b", "a"]
+    assert tight["why"].tolist() == ["", "100 s is over the limit"]
+    none = compare.choice(table.trials.assign(peak_process_rss_mib=math.nan), AB, max_mib=1e6)
+    assert set(none["why"]) == {"peak memory not measured"}
+    assert recommend.recommendation(table, none, free[:0], "process")[0] == "No cell fits."
+
+
+@pytest.mark.parametrize(
+    ("text", "mib"), [("8GiB", 8192), ("512 MiB", 512), ("1gb", 1e9 / 2**20), ("1.5GiB", 1536)]
+)
+def test_sizes_are_read_with_their_units(text: str, mib: float) -> None:
+    assert recommend.mebibytes(text) == pytest.approx(mib)
+
+
+@pytest.mark.parametrize("text", ["8", "GiB", "1.2.3GB", "-1GB", "8 apples"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="not a size such as 8GiB"):
+        recommend.mebibytes(text)
+
+
+def test_a_study_of_several_targets_asks_which_one() -> None:
+    table = study(repeats("a", [0.5]))
+    info = Info("s", "", "", {"target": ["x", "y"], "net": ["a"]}, {}, 1, 1)
+    several = StudyTable(info, "", table.trials, table.epochs, table.predictions)
+    with pytest.raises(UserError, match="choose one with --where target=NAME"):
+        recommend.within(several, [])
+    assert recommend.within(several, ["target=y"])["target"] == ["y"]
+    with pytest.raises(UserError, match="no value 'q'; values: x, y"):
+        recommend.within(several, ["target=q"])

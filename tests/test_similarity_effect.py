@@ -1,0 +1,425 @@
+"""Does the analysis find a similarity effect that is there, and none that is not? Against scipy, tables
+worked by hand, data made with a known effect, and published tables.
+
+    python -m pytest tests/test_similarity_effect.py
+
+The published tables are found in $HARNESS_TABLES or in ../shared/tables beside the repository.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from analysis.compare.agreement import (
+    STATIC,
+    against_published,
+    doubts,
+    mean_agreement,
+    null_taus,
+    rank_agreement,
+    regret,
+    static_ranking,
+    weighted_taus,
+)
+from analysis.compare.similarity import (
+    gains,
+    interactions,
+    responses,
+    shuffled_p,
+    slopes,
+    variance_shares,
+    verdicts,
+    with_scratch,
+)
+from harness.spec import UserError
+
+TABLES = Path(
+    os.environ.get("HARNESS_TABLES", Path(__file__).parents[1].parent / "shared" / "tables")
+)
+MEASURES = ["lp", "logme", "leep", "nleep", "parc", "sfda", "ncti"]
+SPECIALISED = {"Camelyon", "EuroSAT", "Resisc45", "Retinopathy"}
+NATURAL = {"CIFAR-100", "Caltech101", "DTD", "Flowers102", "Pets", "SVHN", "Sun397"}
+
+
+@pytest.fixture(scope="module")
+def tables() -> Path:
+    if not (TABLES / "README.md").is_file():
+        pytest.skip(f"no published tables in {TABLES}: set HARNESS_TABLES")
+    return TABLES
+
+
+@pytest.fixture(scope="module")
+def medmnist(tables: Path) -> pd.DataFrame:
+    """accuracy (it is the AUC) and every measure by source and target, with the static ranking."""
+
+    def melted(file: str, name: str) -> pd.DataFrame:
+        wide = pd.read_csv(tables / f"medmnist_{file}_dataset.csv", index_col=0)
+        return wide.melt(id_vars="source", var_name="target", value_name=name)
+
+    scores = melted("AUCs", "accuracy")
+    for measure in MEASURES:
+        scores = scores.merge(melted(measure, measure), how="left", validate="one_to_one")
+    return static_ranking(scores[scores["source"] != scores["target"]])
+
+
+def made(
+    seed: int, effect: float, quality: float, carries: float, sources: int = 12, targets: int = 8
+) -> pd.DataFrame:
+    """Responses with a known slope on the measure `m`, sources that differ in quality, and a measure
+    that carries that quality."""
+    random = np.random.default_rng(seed)
+    good, hard = random.normal(size=sources), random.normal(size=targets)
+    m = carries * good[:, None] + random.normal(size=(sources, targets))
+    noise = 0.3 * random.normal(size=m.shape)
+    y = quality * good[:, None] + effect * m + hard[None] + noise
+    return pd.DataFrame(
+        [
+            {"source": f"s{i}", "target": f"t{j}", "response": y[i, j], "m": m[i, j]}
+            for i, j in itertools.product(range(sources), range(targets))
+        ]
+    )
+
+
+def by_model(table: pd.DataFrame, column: str) -> dict[str, float]:
+    return dict(zip(table["model"], table[column], strict=True))
+
+
+@pytest.mark.parametrize("values", [3, 50])
+def test_vectorised_weighted_tau_is_scipys_with_and_without_ties(values: int) -> None:
+    x, y = np.random.default_rng(0).integers(0, values, (2, 60, 9)).astype(float)
+    expected = [stats.weightedtau(a, b).statistic for a, b in zip(x, y, strict=True)]
+    assert weighted_taus(x, y) == pytest.approx(expected, abs=1e-12)
+
+
+def test_null_sd_of_weighted_tau_is_that_of_all_orders() -> None:
+    x = np.arange(6.0)
+    orders = np.array(list(itertools.permutations(x)))
+    exact = [stats.weightedtau(order, x).statistic for order in orders]
+    drawn = null_taus(x, x, 4000, seed=0)
+    assert drawn.std() == pytest.approx(np.std(exact), rel=0.05)
+    assert np.std(exact) == pytest.approx(0.40, abs=0.01)
+    assert null_taus(np.arange(10), np.arange(10), 4000, 0).std() == pytest.approx(0.29, abs=0.01)
+
+
+def test_agreement_is_nan_for_a_constant_measure_and_rare_p_for_a_perfect_one() -> None:
+    accuracy = np.linspace(0.5, 0.9, 8)
+    scores = pd.DataFrame(
+        {
+            "source": list("abcdefgh"),
+            "target": "x",
+            "accuracy": accuracy,
+            "c": 1.0,
+            "m": accuracy**2,
+        }
+    )
+    constant, perfect = rank_agreement(scores, ["c", "m"]).to_dict("records")
+    assert math.isnan(constant["tau_w"])
+    assert math.isnan(constant["p"])
+    assert perfect["tau_w"] == pytest.approx(1)
+    assert perfect["p"] < 0.005
+    assert doubts(scores, ["c", "m"]).to_dict("records") == [
+        {"target": "x", "measure": "c", "reason": "constant"}
+    ]
+
+
+def test_static_ranking_leaves_the_target_out() -> None:
+    scores = pd.DataFrame(
+        [
+            ("a", "x", 0.9), ("b", "x", 0.8), ("c", "x", 0.7),
+            ("a", "y", 0.6), ("b", "y", 0.7), ("c", "y", 0.5),
+            ("a", "z", 0.1), ("b", "z", 0.2),
+        ],
+        columns=["source", "target", "accuracy"],
+    )  # fmt: skip
+    ranked = static_ranking(scores)
+    assert ranked[STATIC].tolist() == [-2.0, -1.0, -3.0, -1.5, -1.5, -3.0, -1.5, -1.5]
+
+
+def test_regret_is_in_points_below_the_best_and_ties_share_it() -> None:
+    scores = pd.DataFrame(
+        {
+            "source": ["a", "b", "c"],
+            "target": "x",
+            "accuracy": [0.9, 0.8, 0.6],
+            "m": [1.0, 2.0, 0.0],
+            "tied": [0.0, 1.0, 1.0],
+        }
+    )
+    rows = {row["measure"]: row for row in regret(scores, ["m", "tied"]).to_dict("records")}
+    assert (rows["m"]["picked"], rows["m"]["best"]) == ("b", "a")
+    assert rows["m"]["regret"] == pytest.approx(10)
+    assert rows["m"]["random"] == pytest.approx((0 + 10 + 30) / 3)
+    assert rows["tied"]["picked"] == "b, c"
+    assert rows["tied"]["regret"] == pytest.approx(20)
+
+
+def test_response_is_the_difference_of_logits_to_the_matching_scratch_run() -> None:
+    scores = pd.DataFrame(
+        [
+            ("a", "x", 1, 0.8),
+            ("a", "x", 2, 0.9),
+            ("scratch", "x", 1, 0.5),
+            ("scratch", "x", 2, 0.8),
+        ],
+        columns=["source", "target", "seed", "accuracy"],
+    )
+    paired = responses(with_scratch(scores))
+    assert paired["response"].tolist() == pytest.approx([math.log(4), math.log(9) - math.log(4)])
+    full = responses(pd.DataFrame({"accuracy": [1.0, 0.5]}), examples=10)
+    assert full["response"].tolist() == pytest.approx([math.log(10.5 / 0.5), 0])
+    with pytest.raises(UserError, match="give `examples`"):
+        responses(pd.DataFrame({"accuracy": [1.0]}))
+    with pytest.raises(UserError, match="no run from 'scratch' for target x, seed 2"):
+        with_scratch(scores.iloc[:3])
+
+
+def test_an_effect_that_is_there_is_found_with_its_size() -> None:
+    table = slopes(made(0, effect=0.2, quality=0.5, carries=0.7), ["m"], permutations=500)
+    assert (table["p"] < 0.01).all()
+    scale = made(0, effect=0.2, quality=0.5, carries=0.7).groupby("target")["m"].std().mean()
+    for model in ("crossed", "fixed"):
+        assert by_model(table, "slope")[model] == pytest.approx(0.2 * scale, rel=0.25)
+    (row,) = verdicts(table).to_dict("records")
+    assert row["verdict"] == "similarity"
+    assert row["sentence"].startswith("Shown that sources with a higher m transfer better")
+
+
+def test_a_measure_of_source_quality_alone_does_not_pass_for_similarity() -> None:
+    table = slopes(made(0, effect=0.0, quality=1.0, carries=0.7), ["m"], permutations=500)
+    assert by_model(table, "p")["naive"] < 1e-4
+    assert by_model(table, "p")["fixed"] > 0.05
+    (row,) = verdicts(table).to_dict("records")
+    assert row["verdict"] == "open"
+    assert row["sentence"].startswith("Not shown that")
+
+
+def test_a_verdict_of_quality_alone_or_of_contradicting_signs_is_put_into_words() -> None:
+    table = slopes(made(0, effect=0.2, quality=0.5, carries=0.7), ["m"], permutations=200)
+    quality = table.assign(p_holm=[1e-9, 0.01, 0.4, 0.01])
+    (row,) = verdicts(quality).to_dict("records")
+    assert row["verdict"] == "source"
+    assert "not shown that it takes likeness to the target" in row["sentence"]
+    signs = table.assign(slope=[0.2, -0.1, -0.1, 0.2])
+    (row,) = verdicts(signs).to_dict("records")
+    assert row["verdict"] == "open"
+    assert "don't agree on the sign" in row["sentence"]
+
+
+def test_crossed_model_keeps_its_level_where_least_squares_does_not() -> None:
+    tables = [slopes(made(s, 0.0, 0.5, 0.7), ["m"], permutations=10) for s in range(15)]
+    ps = pd.DataFrame([by_model(table, "p") for table in tables])
+    assert (ps["naive"] < 0.05).sum() >= 13
+    assert (ps["crossed"] < 0.05).sum() <= 3
+    assert (ps["fixed"] < 0.05).sum() <= 3
+
+
+def test_crossed_model_converges_when_the_sources_do_not_differ() -> None:
+    tables = [slopes(made(s, 0.2, 0.0, 0.7), ["m"], permutations=10) for s in range(4)]
+    assert all(by_model(table, "p")["crossed"] < 0.01 for table in tables)
+    assert any("variance" in table["note"].iloc[1] for table in tables)
+
+
+def test_shuffled_p_is_the_share_of_all_orders_of_the_sources() -> None:
+    table = made(3, effect=0.1, quality=0.2, carries=0.0, sources=5, targets=3)
+    table["z"] = table.groupby("target")["m"].transform(lambda v: (v - v.mean()) / v.std())
+    table = table.drop(index=[4, 9])
+
+    def correlation(order: tuple[str, ...]) -> float:
+        names = dict(zip(order, sorted(set(table["source"])), strict=True))
+        moved = table.assign(source=table["source"].map(names))[["source", "target", "z"]]
+        both = table.drop(columns="z").merge(moved, on=["source", "target"])
+        a, b = (both[c] - both.groupby("target")[c].transform("mean") for c in ("z", "response"))
+        return float((a * b).sum() / math.sqrt((a**2).sum() * (b**2).sum()))
+
+    every = [correlation(order) for order in itertools.permutations(sorted(set(table["source"])))]
+    seen = correlation(tuple(sorted(set(table["source"]))))
+    exact = np.mean(np.abs(every) >= abs(seen) - 1e-12)
+    assert 0.05 < exact < 0.95
+    assert shuffled_p(table, 4000, 0) == pytest.approx(exact, abs=0.03)
+
+
+def test_runs_of_a_pair_are_one_observation() -> None:
+    once = made(0, 0.1, 0.5, 0.7)
+    shift = pd.concat([once.assign(seed=s, response=once["response"] + s) for s in (-1, 0, 1)])
+    first, second = (slopes(table, ["m"], permutations=50) for table in (once, shift))
+    pd.testing.assert_frame_equal(first, second)
+
+
+def test_pairs_without_every_condition_are_left_out_and_counted() -> None:
+    once = made(0, 0.1, 0.5, 0.7)
+    both = pd.concat([once.assign(strategy=s) for s in ("probe", "full")], ignore_index=True)
+    table = slopes(both.drop(index=0), ["m"], permutations=50)
+    assert set(table["left_out"]) == {1}
+    assert set(table["n"]) == {95}
+
+
+def test_interactions_have_the_pair_as_their_unit() -> None:
+    flat, steep = made(0, 0.0, 0.5, 0.7), made(0, 0.3, 0.5, 0.7)
+    noise = np.random.default_rng(9).normal(scale=0.1, size=len(flat))
+    runs = pd.concat(
+        [
+            base.assign(strategy=name, size=size, response=base["response"] + noise * i)
+            for i, (size, name, base) in enumerate(
+                [
+                    (10, "full", flat),
+                    (100, "full", flat),
+                    (10, "probe", steep),
+                    (100, "probe", steep),
+                ]
+            )
+        ]
+    )
+    table = interactions(runs, "m", permutations=200)
+    assert list(table["term"].unique()) == ["probe - full", "ln size"]
+    probe = table[table["term"] == "probe - full"]
+    size = table[table["term"] == "ln size"]
+    spread = flat.groupby("target")["m"].std().mean()
+    assert by_model(probe, "slope")["fixed"] == pytest.approx(0.3 * spread, rel=0.15)
+    assert (probe["p"] < 0.01).all()
+    assert abs(by_model(size, "slope")["fixed"]) < 0.03
+    assert set(table["n"]) == {96}
+
+
+def test_variance_shares_add_up_and_match_the_sums_of_squares() -> None:
+    scores = made(2, effect=0.3, quality=0.5, carries=0.7)
+    table = variance_shares(scores, "m").set_index("part")
+    assert table[["share", "share_measure_first"]].sum().tolist() == pytest.approx([1, 1])
+    y = scores["response"]
+    means = scores.groupby("target")["response"].transform("mean")
+    assert table.loc["target", "share"] == pytest.approx(
+        ((means - y.mean()) ** 2).sum() / ((y - y.mean()) ** 2).sum()
+    )
+    assert table["df"].tolist() == [7, 11, 1, 76]
+    assert (table["share_measure_first"] - table["share"]).loc["measure"] > 0
+
+
+def test_what_cannot_be_tested_is_said_to_be_untested() -> None:
+    few = made(0, 0.2, 0.5, 0.7, sources=2)
+    table = slopes(few, ["m"], permutations=10)
+    assert table["p"].isna().all()
+    (row,) = verdicts(table).to_dict("records")
+    assert row["verdict"] == "untested"
+    assert "fewer than 3 sources" in row["sentence"]
+    constant = slopes(made(0, 0.2, 0.5, 0.7).assign(m=1.0), ["m"], permutations=10)
+    assert verdicts(constant)["verdict"].tolist() == ["untested"]
+    per_source = made(0, 0.2, 0.5, 0.7)
+    per_source["m"] = per_source["source"].str[1:].astype(float)
+    size = slopes(per_source, ["m"], permutations=10)
+    assert "does not vary" in size["note"].iloc[2]
+
+
+def test_scores_that_cannot_be_compared_are_refused() -> None:
+    scores = made(0, 0.2, 0.5, 0.7)
+    with pytest.raises(UserError, match="the scores lack logme"):
+        slopes(scores, ["logme"])
+    with pytest.raises(UserError, match="is no transfer"):
+        slopes(scores.replace({"target": {"t0": "s0"}}), ["m"])
+    twice = pd.concat([scores, scores]).assign(accuracy=0.5)
+    with pytest.raises(UserError, match="two scores for source s0, target t0"):
+        rank_agreement(twice, ["m"])
+    with pytest.raises(UserError, match="static ranking is made of the accuracies"):
+        slopes(scores.assign(static=1.0), [STATIC])
+
+
+def test_medmnist_weighted_taus_are_the_published_ones(
+    medmnist: pd.DataFrame, tables: Path
+) -> None:
+    published = pd.read_csv(tables / "medmnist_tau_w_expected.csv", index_col="target")
+    published = published.rename(columns={"perf": "lp"})[MEASURES]
+    table = rank_agreement(medmnist, MEASURES, permutations=100)
+    ours = table.pivot(index="target", columns="measure", values="tau_w").loc[published.index]
+    known = published.notna()
+    assert known.sum().sum() == 11 * 7 - 2
+    assert (ours[MEASURES].notna() == known).all(axis=None)
+    assert np.nanmax((ours[MEASURES] - published).abs()) < 1e-6
+
+
+def test_medmnist_static_ranking_beats_every_measure(medmnist: pd.DataFrame, tables: Path) -> None:
+    scored = medmnist[medmnist["lp"].notna()]
+    means = mean_agreement(rank_agreement(scored, [*MEASURES, STATIC], permutations=100))
+    means = means.set_index("measure")
+    assert means.loc[STATIC, "tau_w"] == pytest.approx(0.561, abs=5e-4)
+    assert (means.loc[MEASURES, "lead"] < 0).all()
+    published = pd.read_csv(tables / "medmnist_tau_w_expected.csv")
+    assert published["our"].mean() == pytest.approx(0.523, abs=5e-4)
+    assert (means["tau_w"] > published["our"].mean()).tolist() == [False] * 7 + [True]
+
+
+def test_medmnist_has_a_highly_significant_effect_that_is_not_there(medmnist: pd.DataFrame) -> None:
+    means = mean_agreement(rank_agreement(medmnist, ["lp", STATIC], permutations=100))
+    table = slopes(responses(medmnist), ["lp"])
+    p = by_model(table, "p")
+    assert p["naive"] == pytest.approx(5.3e-8, rel=0.01)
+    assert p["crossed"] == pytest.approx(0.053, abs=5e-4)
+    assert p["fixed"] == pytest.approx(0.800, abs=5e-4)
+    assert set(table["n"]) == {154}
+    (row,) = verdicts(table, means).to_dict("records")
+    assert row["verdict"] == "open"
+    assert row["sentence"].startswith("Not shown that sources with a higher lp transfer better")
+    assert "Least squares alone would say p = 5e-08" in row["sentence"]
+    assert "(mean weighted tau 0.44 against 0.56)" in row["sentence"]
+
+
+def test_medmnist_constant_columns_are_flagged(medmnist: pd.DataFrame) -> None:
+    flagged = doubts(medmnist, MEASURES).to_dict("records")
+    assert [(row["target"], row["measure"]) for row in flagged] == [
+        ("breastmnist", "sfda"),
+        ("pneumoniamnist", "sfda"),
+    ]
+
+
+def test_tll_table_reproduces_where_it_can_and_is_flagged_where_it_cannot(tables: Path) -> None:
+    scores = pd.read_csv(tables / "tll_model_ranking.csv")
+    scores = scores.rename(columns={"dataset": "target", "model": "source"})
+    scores["accuracy"] = scores["finetuned_acc"] / 100
+    measures = ["HScore", "LEEP", "LogME", "NCE"]
+    expected = pd.read_csv(tables / "tll_expected.csv")
+    expected = expected.rename(columns={"dataset": "target", "metric": "measure"})
+    ours = rank_agreement(scores, measures, permutations=100)
+    both = ours.merge(expected, on=["target", "measure"], validate="one_to_one")
+    assert len(both) == 32
+    assert both["tau_w"].tolist() == pytest.approx(both["tauw_avg"].tolist(), abs=6e-4)
+    assert both["pearson"].tolist() == pytest.approx(both["pear"].tolist(), abs=6e-4)
+    published = expected.rename(columns={"pub_wtau": "tau_w", "pub_pearson": "pearson"})
+    checked = against_published(ours, published)
+    failed = checked[~checked["reproduced"]]
+    assert set(zip(failed["target"], failed["measure"], strict=True)) == {
+        *itertools.product(["Aircraft", "OxfordIIITPets"], measures),
+        ("DTD", "NCE"),
+    }
+    copies = doubts(scores, measures)
+    assert set(zip(copies["target"], copies["measure"], strict=True)) == {
+        ("DTD", "NCE"),
+        ("DTD", "LogME"),
+    }
+
+
+def test_vtab_pretraining_gains_most_on_natural_images_with_few_examples(tables: Path) -> None:
+    wide = pd.read_csv(tables / "vtab_results.csv", header=[0, 1], index_col=0)
+    long = wide.loc[["Sup-100%", "From-Scratch"]].drop(columns="metadata", level=0).astype(float)
+    long.columns.names = ["size", "target"]
+    runs = long.div(100).melt(ignore_index=False, value_name="accuracy")
+    runs = runs.rename_axis("source").reset_index()
+    runs["group"] = [
+        "natural" if t in NATURAL else "specialised" if t in SPECIALISED else "structured"
+        for t in runs["target"]
+    ]
+    table = gains(with_scratch(runs, "From-Scratch"), ["group", "size"])
+    got = {(row["group"], row["size"]): row["gain"] for row in table.to_dict("records")}
+    expected = {  # differences of two means rounded to a tenth, hence the tolerance
+        "natural": (45.6, 32.8),
+        "specialised": (13.6, 4.0),
+        "structured": (8.5, 3.3),
+    }
+    for group, (few, full) in expected.items():
+        assert got[group, "1000"] == pytest.approx(few, abs=0.1)
+        assert got[group, "full"] == pytest.approx(full, abs=0.1)
+    assert set(table["targets"]) == {7, 4, 8}
