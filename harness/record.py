@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
+import shutil
 import sqlite3
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -89,9 +93,90 @@ class StudyInfo:
         }
 
 
+class Info(Protocol):
+    """What an experiment is called, and the tags that describe it."""
+
+    @property
+    def name(self) -> str:
+        """Of the experiment."""
+
+    def tags(self) -> Mapping[str, str]:
+        """Of the experiment; others are left as they are."""
+
+
+@dataclass(frozen=True)
+class PlainInfo:
+    """An experiment with nothing but a note, or one that its study describes."""
+
+    name: str
+    note: str = ""
+
+    def tags(self) -> dict[str, str]:
+        """The note, if there is one."""
+        if not self.note:
+            return {}
+        kind = {"mlflow.experimentKind": "custom_model_development"}
+        return {**kind, "mlflow.note.content": self.note}
+
+
 def default_tracking_uri(root: Path = Path("mlruns")) -> str:
     """The SQLite database under `root`, as MLflow wants it."""
     return f"sqlite:///{root.resolve()}/mlflow.db"
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A run as it was recorded: name of its experiment, tags, parameters and last values of its metrics."""
+
+    experiment: str
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+
+def read_runs(tracking_uri: str, phases: Sequence[str]) -> list[Recorded]:
+    """Every finished run of these phases in any experiment, older first; none where there is no store.
+
+    Raises:
+        UserError: if the store cannot be read.
+    """
+    path = sqlite_path(tracking_uri)
+    if path is not None and not path.exists():
+        return []
+    found: list[Recorded] = []
+    try:
+        if path is not None:
+            require_sqlite(path)
+        client = MlflowClient(tracking_uri=tracking_uri)
+        for experiment in client.search_experiments():
+            for phase in phases:
+                found += [
+                    Recorded(experiment.name, r.data.tags, r.data.params, r.data.metrics)
+                    for r in _search(client, experiment.experiment_id, f"tags.phase = '{phase}'")
+                    if r.info.status == "FINISHED"
+                ]
+    except Exception as error:  # MLflow and SQLAlchemy raise many kinds here
+        raise UserError(
+            f"cannot read the tracking store {without_password(tracking_uri)}: "
+            f"{without_password(first_line(error))}"
+        ) from error
+    return found
+
+
+def _search(client: MlflowClient, experiment: str, condition: str) -> Iterator[Run]:
+    token = None
+    while True:
+        page = client.search_runs(
+            [experiment],
+            condition,
+            max_results=1000,
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 class Recorder:
@@ -99,13 +184,13 @@ class Recorder:
 
     Args:
         tracking_uri: MLflow tracking URI; a SQLite file is created when absent.
-        info: the study as a whole.
+        info: the study, or whatever else the experiment holds, as a whole.
 
     Raises:
         UserError: if the store cannot be opened or its experiment was deleted.
     """
 
-    def __init__(self, tracking_uri: str, info: StudyInfo) -> None:
+    def __init__(self, tracking_uri: str, info: Info) -> None:
         path = sqlite_path(tracking_uri)
         try:
             if path is not None:
@@ -121,7 +206,7 @@ class Recorder:
                 f"{without_password(first_line(error))}"
             ) from error
 
-    def _open_experiment(self, info: StudyInfo, path: Path | None) -> str:
+    def _open_experiment(self, info: Info, path: Path | None) -> str:
         found = self._client.get_experiment_by_name(info.name)
         if found is not None and found.lifecycle_stage == "deleted":
             raise UserError(
@@ -166,6 +251,38 @@ class Recorder:
             self._client.log_text(run_id, predictions_csv(result.predictions), "predictions.csv")
         self._client.set_terminated(run_id, status=STATUS.get(result.outcome, "FAILED"))
 
+    def keep(
+        self,
+        name: str,
+        params: Mapping[str, object],
+        tags: Mapping[str, object],
+        metrics: Mapping[str, float],
+        artifacts: Mapping[str, Path] | None = None,
+    ) -> None:
+        """Write a run that is no trial, from start to end: a pretraining, or the measures of one pair.
+
+        Args:
+            name: of the run.
+            params, tags, metrics: of it; a metric that is NaN or infinite is left out.
+            artifacts: name under which each file is kept -> where it lies now.
+        """
+        run = self._client.create_run(
+            self._experiment, run_name=name, tags={k: str(v)[:5000] for k, v in tags.items()}
+        )
+        finite = {k: v for k, v in metrics.items() if math.isfinite(v)}
+        written = [Param(k, str(v)) for k, v in params.items()]
+        self._client.log_batch(run.info.run_id, _metrics(finite, step=0), written)
+        with tempfile.TemporaryDirectory() as folder:
+            for kept_as, path in (artifacts or {}).items():
+                shutil.copy(path, Path(folder, kept_as))
+                self._client.log_artifact(run.info.run_id, str(Path(folder, kept_as)))
+        self._client.set_terminated(run.info.run_id, status="FINISHED")
+
+    def kept(self, phase: str) -> list[dict[str, str]]:
+        """The tags of the finished runs of that phase."""
+        found = self._search(f"tags.phase = '{phase}' and attributes.status = 'FINISHED'")
+        return [dict(run.data.tags) for run in found]
+
     def supersede(self, cell: str, chosen: int) -> None:
         """Mark the cell's repeats of any configuration but the chosen one: kept, not compared.
 
@@ -187,15 +304,7 @@ class Recorder:
         return [run.info.run_id for run in self._search("attributes.status = 'RUNNING'")]
 
     def _search(self, condition: str) -> Iterator[Run]:
-        token = None
-        while True:
-            page = self._client.search_runs(
-                [self._experiment], condition, max_results=1000, page_token=token
-            )
-            yield from page
-            token = page.token
-            if not token:
-                return
+        return _search(self._client, self._experiment, condition)
 
 
 def _metrics(values: Mapping[str, float], step: int) -> list[Metric]:

@@ -129,7 +129,7 @@ class TrialSpec:
         target: data set to adapt to, e.g. "digits" or "folder:PATH" (see harness.data).
         backbone: timm model name.
         strategy: which layer groups train, and how fast, at each epoch.
-        source: where the weights come from: "imagenet", "scratch" or "file:PATH".
+        source: where the weights come from: "imagenet", "scratch", "file:PATH" or "recorded:NAME".
         shots: training images per class; None takes all that validation and test leave.
         val_shots: validation images per class; None takes 20 % of what test leaves.
         test_shots: test images per class; None takes the official test set, or else 25 %.

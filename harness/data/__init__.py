@@ -9,7 +9,8 @@ from harness.data.images import open_image
 from harness.data.leakage import Leak, find_leaks, leaks_in_words
 from harness.data.shift import shifted
 from harness.data.splits import Examples, SplitIndices, read_examples, split_indices
-from harness.data.targets import Target, load_target
+from harness.data.target import Target
+from harness.data.targets import load_target
 
 __all__ = [
     "Augment",

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from harness.data.splits import Examples
-from harness.data.targets import Indices
+from harness.data.target import Indices
 from harness.rows import Cache, Full, View
 from harness.spec import derive_seed, versions
 

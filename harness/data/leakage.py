@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from harness.data.splits import Examples
-from harness.data.targets import Target
+from harness.data.target import Target
 
 NEAR = 0.99
 """Correlation of two grey 16 x 16 thumbnails from which they count as near duplicates."""

@@ -1,0 +1,305 @@
+"""What can be made of the data sets there are? Some classes, a part, a mixture, the same pictures spoilt.
+
+    X[classes=0-4]      some classes, by name or position, joined by "+": [classes=bag+boot], [classes=0-2+7]
+    X[part=1/3]         one of so many disjoint parts of each class; [part=2-3/3] is the other two
+    mix(X,Y,0.25)       class by class a quarter of the images from X, the rest from Y; as many at any share
+    shuffle(4,X)        each picture's 4 x 4 tiles in an order of its own
+    permute(X)          the pixels of all pictures in one and the same random order
+    random_labels(X)    the labels dealt out anew, each as often as before
+
+X and Y are names of targets or expressions again, e.g. shuffle(2,fashion_mnist[classes=0-4][part=1/2]).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import TypeVar, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from harness.data.target import Indices, Target
+from harness.spec import UserError, derive_seed
+
+Load = Callable[[str], Target]
+T = TypeVar("T", int, float)
+FORMS = "X[classes=0-4], X[part=1/2], mix(X,Y,0.5), shuffle(4,X), permute(X), random_labels(X)"
+
+
+class Change(ABC):
+    """What happens to the pixels of an image."""
+
+    @abstractmethod
+    def __call__(self, images: torch.Tensor, positions: Indices) -> torch.Tensor:
+        """(n, 3, s, s) changed copies of as many images, at these positions in the target."""
+
+
+@final
+@dataclass(frozen=True)
+class Shuffle(Change):
+    """The k x k tiles of each image in an order that its position decides; what is left over at the lower
+    and right edges stays."""
+
+    k: int
+
+    def __call__(self, images: torch.Tensor, positions: Indices) -> torch.Tensor:
+        count, k, side = len(images), self.k, images.shape[-1] // self.k
+        if not side:
+            raise UserError(
+                f"shuffle({k},...): images of {images.shape[-1]} pixels have no {k} x {k} tiles"
+            )
+        orders = [
+            np.random.default_rng(derive_seed("shuffle", k, i)).permutation(k * k)
+            for i in positions
+        ]
+        order = torch.from_numpy(np.array(orders, np.int64).reshape(count, k * k))
+        square = images[:, :, : k * side, : k * side]
+        tiles = square.unflatten(3, (k, side)).unflatten(2, (k, side))  # n, 3, k, side, k, side
+        tiles = tiles.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+        moved = tiles[torch.arange(count)[:, None], order].unflatten(1, (k, k))
+        out = images.clone()
+        back = moved.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        out[:, :, : k * side, : k * side] = back
+        return out
+
+
+@final
+@dataclass(frozen=True)
+class Permute(Change):
+    """One random order of the pixels, the same for every image of that size in every data set."""
+
+    def __call__(self, images: torch.Tensor, positions: Indices) -> torch.Tensor:
+        size = images.shape[-1]
+        order = np.random.default_rng(derive_seed("permute", size)).permutation(size * size)
+        return images.flatten(2)[:, :, torch.from_numpy(order)].view(images.shape)
+
+
+@final
+@dataclass(frozen=True)
+class MadeTarget(Target):
+    """Images of other targets under new labels.
+
+    Attributes:
+        parts: those targets.
+        which, where: (n,) the part that each image is from, and its position there.
+        change: of the pixels, or None.
+    """
+
+    parts: tuple[Target, ...]
+    which: Indices
+    where: Indices
+    change: Change | None = None
+
+    def describe(self, position: int) -> str:
+        return self.parts[int(self.which[position])].describe(int(self.where[position]))
+
+    @property
+    def key(self) -> str:
+        own = "\x1f".join([repr(self.change), *(part.key for part in self.parts)])
+        hashed = hashlib.sha256(own.encode())
+        hashed.update(self.which.tobytes() + self.where.tobytes())
+        return hashed.hexdigest()
+
+    def stamps(self, indices: Indices) -> NDArray[np.uint8]:
+        found = [(at, part.stamps(where)) for part, at, where in self._by_part(indices)]
+        width = max((stamps.shape[1] for _, stamps in found), default=0)
+        out = np.zeros((len(indices), width), np.uint8)
+        for at, stamps in found:
+            out[at, : stamps.shape[1]] = stamps
+        return out
+
+    def _identity(self) -> Iterable[bytes]:
+        yield repr(self.change).encode()
+        yield self.which.tobytes() + self.where.tobytes()
+        for part in self.parts:
+            yield part.fingerprint().encode()
+
+    def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
+        out = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
+        for part, at, where in self._by_part(indices):
+            out[torch.from_numpy(at)] = part.read(where, size, interpolation)
+        return out if self.change is None else self.change(out, indices)
+
+    def _by_part(self, indices: Indices) -> Iterator[tuple[Target, Indices, Indices]]:
+        """Every part that some of these images are from, which of them are, and their positions there."""
+        which = self.which[indices]
+        for number, part in enumerate(self.parts):
+            if len(at := np.flatnonzero(which == number)):
+                yield part, at, self.where[indices[at]]
+
+
+def roots(target: Target, indices: Indices) -> list[tuple[str, int]]:
+    """For each image, the data set that it is from in the end and its position there."""
+    if not isinstance(target, MadeTarget):
+        return [(target.name, int(i)) for i in indices]
+    return [
+        roots(target.parts[part], np.array([at]))[0]
+        for part, at in zip(target.which[indices], target.where[indices], strict=True)
+    ]
+
+
+def evaluate(name: str, load: Load) -> Target | None:
+    """The target that an expression makes; None if the name is none.
+
+    Args:
+        name: what was written.
+        load: makes a target of a name.
+
+    Raises:
+        UserError: naming what is wrong in the expression.
+    """
+    if match := re.fullmatch(r"(.+)\[(\w+)=([^\[\]]*)\]", name):
+        inner, kind, value = match.groups()
+        if kind not in ("classes", "part"):
+            raise UserError(f"target {name!r}: unknown selection {kind!r}; want classes or part")
+        target = load(inner.strip())
+        return _classes(target, value, name) if kind == "classes" else _part(target, value, name)
+    match = re.fullmatch(r"(\w+)\((.*)\)", name)
+    if match is None:
+        return None
+    function, arguments = match[1], _arguments(match[2])
+    if function == "mix" and len(arguments) == 3:
+        share = _number(arguments[2], name, float)
+        return _mix(load(arguments[0]), load(arguments[1]), share, name)
+    if function == "shuffle" and len(arguments) == 2:
+        tiles = _number(arguments[0], name, int)
+        if tiles < 2:
+            raise UserError(f"target {name!r}: at least 2 tiles a side, got {tiles}")
+        return _changed(load(arguments[1]), f"shuffle({tiles},", Shuffle(tiles))
+    if function == "permute" and len(arguments) == 1:
+        return _changed(load(arguments[0]), "permute(", Permute())
+    if function == "random_labels" and len(arguments) == 1:
+        return _random_labels(load(arguments[0]))
+    raise UserError(f"target {name!r} is not understood; there are {FORMS}")
+
+
+def _arguments(text: str) -> list[str]:
+    """Split at the commas outside brackets."""
+    parts, depth = [""], 0
+    for sign in text:
+        depth += (sign in "([") - (sign in ")]")
+        if sign == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return [part.strip() for part in parts]
+
+
+def _number(text: str, name: str, kind: type[T]) -> T:
+    try:
+        return kind(text)
+    except ValueError:
+        what = "a whole number" if kind is int else "a number"
+        raise UserError(f"target {name!r}: want {what}, got {text!r}") from None
+
+
+def _taken(target: Target, rows: Indices, name: str) -> MadeTarget:
+    """Some images of a target, labels and classes as they are."""
+    test = None if target.official_test is None else target.official_test[rows]
+    which = np.zeros(len(rows), np.int64)
+    return MadeTarget(name, target.classes, target.labels[rows], test, (target,), which, rows)
+
+
+def _classes(target: Target, text: str, name: str) -> Target:
+    chosen: list[int] = []
+    for item in map(str.strip, text.split("+")):
+        ends = [item] if item in target.classes else item.split("-")
+        at = [_class(target, end, name) for end in ends]
+        chosen += range(at[0], at[-1] + 1) if len(at) == 2 else at[:1]
+    if len(set(chosen)) < len(chosen) or len(chosen) < 2:
+        raise UserError(f"target {name!r}: want at least 2 classes, each once")
+    rows = np.flatnonzero(np.isin(target.labels, chosen)).astype(np.int64)
+    made = _taken(target, rows, f"{target.name}[classes={text}]")
+    labels = np.array([chosen.index(label) for label in target.labels[rows]], np.int64)
+    return replace(made, classes=tuple(target.classes[c] for c in chosen), labels=labels)
+
+
+def _class(target: Target, text: str, name: str) -> int:
+    if text in target.classes:
+        return target.classes.index(text)
+    if text.isdecimal() and int(text) < len(target.classes):
+        return int(text)
+    raise UserError(f"target {name!r}: no class {text!r}; there are {', '.join(target.classes)}")
+
+
+def _part(target: Target, text: str, name: str) -> Target:
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?/(\d+)", text)
+    first, last, of = map(int, (match[1], match[2] or match[1], match[3])) if match else (0, 0, 0)
+    if not 1 <= first <= last <= of:
+        raise UserError(f"target {name!r}: want a part such as 1/2 or 2-3/3, got {text!r}")
+    rows = []
+    for label, members in _members(target, _is_test(target)):
+        rng = np.random.default_rng(derive_seed("part", target.name, label))
+        rows += np.array_split(rng.permutation(members), of)[first - 1 : last]
+    kept = np.sort(np.concatenate(rows)).astype(np.int64)
+    made = _taken(target, kept, f"{target.name}[part={text}]")
+    if len(np.unique(made.labels)) < len(target.classes):
+        raise UserError(f"target {name!r}: a class has no image in that part")
+    return made
+
+
+def _mix(first: Target, second: Target, share: float, name: str) -> Target:
+    """Official test images are left out: a mixture is there to be learned from."""
+    if len(first.classes) != len(second.classes):
+        raise UserError(
+            f"target {name!r}: mix wants equal numbers of classes, got {len(first.classes)} and "
+            f"{len(second.classes)}; choose with [classes=...]"
+        )
+    if not 0 <= share <= 1:
+        raise UserError(f"target {name!r}: the share must be in [0, 1], got {share}")
+    which, where, labels = [], [], []
+    for label in range(len(first.classes)):
+        own = []
+        for target in (first, second):
+            members = np.flatnonzero((target.labels == label) & ~_is_test(target))
+            rng = np.random.default_rng(derive_seed("mix", target.name, label))
+            own.append(rng.permutation(members))
+        size = min(map(len, own))
+        counts = round(share * size), size - round(share * size)
+        which.append(np.repeat([0, 1], counts))
+        where += [order[:count] for order, count in zip(own, counts, strict=True)]
+        labels.append(np.full(size, label))
+    return MadeTarget(
+        f"mix({first.name},{second.name},{share:g})",
+        tuple(f"{a}/{b}" for a, b in zip(first.classes, second.classes, strict=True)),
+        np.concatenate(labels).astype(np.int64),
+        None,
+        (first, second),
+        np.concatenate(which).astype(np.int64),
+        np.concatenate(where).astype(np.int64),
+    )
+
+
+def _changed(target: Target, prefix: str, change: Change) -> Target:
+    every = np.arange(len(target.labels))
+    return replace(_taken(target, every, f"{prefix}{target.name})"), change=change)
+
+
+def _random_labels(target: Target) -> Target:
+    labels = target.labels.copy()
+    for test in (False, True):
+        rows = np.flatnonzero(_is_test(target) == test)
+        rng = np.random.default_rng(derive_seed("random labels", target.name, test))
+        labels[rows] = rng.permutation(labels[rows])
+    made = _taken(target, np.arange(len(labels)), f"random_labels({target.name})")
+    return replace(made, labels=labels)
+
+
+def _is_test(target: Target) -> NDArray[np.bool_]:
+    if target.official_test is None:
+        return np.zeros(len(target.labels), np.bool_)
+    return target.official_test
+
+
+def _members(target: Target, test: NDArray[np.bool_]) -> Iterable[tuple[str, Indices]]:
+    """Positions by class, official test images apart, each with a name for its random stream."""
+    for label in range(len(target.classes)):
+        for part in (False, True):
+            rows = np.flatnonzero((target.labels == label) & (test == part))
+            if len(rows):
+                yield f"{label} {part}", rows

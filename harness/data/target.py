@@ -1,0 +1,172 @@
+"""What is a labelled image data set to the rest? Labels now, pixels on demand."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+import torchvision
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision.transforms.v2 import functional as tvf
+
+from harness.data.images import open_image
+from harness.spec import UserError, first_line
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Target(ABC):
+    """A labelled image data set whose pixels are read on demand.
+
+    Attributes:
+        name: short name; the split depends on it, not on where the files lie.
+        classes: class names, position = label.
+        labels: (n,) int64 labels.
+        official_test: (n,) True for images of the data set's own test set; None if it has none.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    labels: Indices
+    official_test: NDArray[np.bool_] | None
+
+    def describe(self, position: int) -> str:
+        """An image in words, for messages: its file where it has one."""
+        return f"{self.name}[{position}]"
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what identifies the images and labels: equal as long as the data set is unchanged."""
+        hashed = hashlib.sha256("\x1f".join(self.classes).encode())
+        hashed.update(self.labels.tobytes())
+        for part in self._identity():
+            hashed.update(part)
+        return hashed.hexdigest()
+
+    @property
+    def key(self) -> str:
+        """What the images lie under when they are kept: together with `stamps` it decides their pixels."""
+        return self._fingerprint
+
+    def stamps(self, indices: Indices) -> NDArray[np.uint8]:
+        """(n, k) bytes that change when an image does and `key` does not."""
+        return np.zeros((len(indices), 0), np.uint8)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self.fingerprint()
+
+    @abstractmethod
+    def _identity(self) -> Iterable[bytes]:
+        """What else than labels and class names tells this data set from a changed one."""
+
+    @abstractmethod
+    def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
+        """(len(indices), 3, size, size) uint8 RGB: shorter side resized to `size`, centre cropped."""
+
+
+@final
+@dataclass(frozen=True)
+class ArrayTarget(Target):
+    """Images that are all in memory: (n, h, w) or (n, h, w, 3) uint8."""
+
+    images: NDArray[np.uint8]
+
+    def _identity(self) -> Iterable[bytes]:
+        return [self.images.tobytes()]
+
+    def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
+        images = torch.from_numpy(self.images[indices])
+        images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
+        return _square(images, size, interpolation).expand(-1, 3, -1, -1).contiguous()
+
+
+@final
+@dataclass(frozen=True)
+class FileTarget(Target):
+    """Images in files, decoded when read."""
+
+    paths: tuple[Path, ...]
+
+    def describe(self, position: int) -> str:
+        return str(self.paths[position])
+
+    def _identity(self) -> Iterable[bytes]:
+        """Bytes of every file: a picture replaced by another of the same name is a changed data set."""
+        for path in self.paths:
+            yield f"{path.parent.name}/{path.name}".encode("utf-8", "surrogateescape")
+            yield path.read_bytes()
+
+    @cached_property
+    def key(self) -> str:
+        """Where the files are; what is in each of them is its stamp."""
+        paths = "\n".join(str(path.absolute()) for path in self.paths)
+        return hashlib.sha256(paths.encode("utf-8", "surrogateescape")).hexdigest()
+
+    def stamps(self, indices: Indices) -> NDArray[np.uint8]:
+        hashes = (hashlib.sha256(_bytes_of(self.paths[i])).digest() for i in indices)
+        return np.frombuffer(b"".join(hashes), np.uint8).reshape(len(indices), 32)
+
+    def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
+        def image(i: int) -> torch.Tensor:
+            return _square(tvf.pil_to_tensor(open_image(self.paths[i])), size, interpolation)
+
+        # Pillow and torch let go of the interpreter while they decode and resize.
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            return torch.stack(list(pool.map(image, indices)))
+
+
+@final
+@dataclass(frozen=True)
+class TorchvisionTarget(Target):
+    """The parts (train first) of a torchvision data set, one after the other."""
+
+    parts: tuple[Any, ...]
+
+    def _identity(self) -> Iterable[bytes]:
+        """A few images stand for all: torchvision and the hub check what they download."""
+        return [np.asarray(self._image(i)).tobytes() for i in range(0, len(self.labels), 997)]
+
+    def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
+        images = (tvf.pil_to_tensor(self._image(int(i)).convert("RGB")) for i in indices)
+        return _stack(images, len(indices), size, interpolation)
+
+    def _image(self, index: int) -> Image.Image:
+        for part in self.parts:
+            if index < len(part):
+                image: Image.Image = part[index][0]
+                return image
+            index -= len(part)
+        raise IndexError(index)
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"image {path} cannot be read: {first_line(error)}") from error
+
+
+def _stack(
+    images: Iterable[torch.Tensor], count: int, size: int, interpolation: str
+) -> torch.Tensor:
+    out = torch.empty(count, 3, size, size, dtype=torch.uint8)
+    for i, image in enumerate(images):
+        out[i] = _square(image, size, interpolation)
+    return out
+
+
+def _square(images: torch.Tensor, size: int, interpolation: str) -> torch.Tensor:
+    mode = torchvision.transforms.InterpolationMode(interpolation)
+    resized = tvf.resize(images, [size], interpolation=mode, antialias=True)
+    cropped: torch.Tensor = tvf.center_crop(resized, [size, size])
+    return cropped

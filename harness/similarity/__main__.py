@@ -1,0 +1,85 @@
+"""Measure how alike the sources and targets of a study are, and record it beside its trials.
+
+    python -m harness.similarity --space studies/source_similarity.py
+
+Only training images of the target are looked at. A pair that was measured before is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from harness.spec import run_command
+
+ROOT = Path("mlruns")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.similarity",
+        description="Measure every pair of a source and a target that a study compares.",
+        epilog="Running the same command again measures only what is not recorded yet.",
+    )
+    parser.add_argument(
+        "--space", required=True, type=Path, help="study file, a Python file (its code is run)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    parser.add_argument(
+        "--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns/mlflow.db)"
+    )
+    parser.add_argument(
+        "--cache-dir", type=Path, help="where outputs of networks are kept (default: user's cache)"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    arguments = parse(argv)
+    return run_command(lambda: run(arguments), "run the same command again to go on")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Everything after the command line has been read.
+
+    Raises:
+        UserError: on bad input.
+    """
+    from harness.study_file import load_study
+
+    study = load_study(arguments.space)
+
+    from harness.measure import resolve_device
+    from harness.record import PlainInfo, Recorder, default_tracking_uri
+    from harness.rows import Cache, default_folder
+    from harness.sources.measuring import Measuring, as_run, pairs_of, shared_images
+
+    device = resolve_device(arguments.device)
+    pairs = pairs_of(study)
+    for pair in pairs:
+        if shared := shared_images(pair):
+            print(
+                f"warning: {pair.name}: the source learned from {shared} images of the target",
+                file=sys.stderr,
+            )
+    recorder = Recorder(arguments.tracking_uri or default_tracking_uri(ROOT), PlainInfo(study.name))
+    known = {run.get("pair_sha256") for run in recorder.kept("similarity")}
+    todo = [pair for pair in pairs if pair.identity() not in known]
+    if todo:
+        measuring = Measuring(pairs, device, Cache(arguments.cache_dir or default_folder()))
+    for count, pair in enumerate(todo, start=1):
+        found = list(measuring.measure(pair))
+        tags, metrics = as_run(pair, found)
+        tags["study"] = study.name
+        recorder.keep(f"similarity {pair.name}", pair.spec.flat(), tags, metrics)
+        shown = ", ".join(f"{m.name} {m.value:.3g}" for m in found if not m.refused)
+        print(f"[{count:>3}/{len(todo)}] {pair.name}: {shown}", flush=True)
+    print(f"{len(todo)} pairs measured, {len(pairs) - len(todo)} were recorded before")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""Targets made of targets, checked against the pixels and labels that they are made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from harness.data import load_target, read_examples
+from harness.data.expressions import MadeTarget, Permute, Shuffle, roots
+from harness.rows import Cache, _open
+from harness.spec import UserError
+
+LOW, HIGH = "digits[classes=0-4]", "digits[classes=5-9]"
+MIXTURE = f"mix({LOW},{HIGH},0.25)"
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> str:
+    """Three classes of four pictures of one colour each, as a folder target."""
+    for c, name in enumerate(("ant", "bee", "cat")):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(4):
+            picture = Image.new("RGB", (8, 8), (40 * c, 10 * i, 0))
+            picture.save(tmp_path / "pets" / name / f"{i}.png")
+    return f"folder:{tmp_path / 'pets'}"
+
+
+def pixels(name: str, rows: list[int] | None = None, size: int = 8) -> torch.Tensor:
+    target = load_target(name)
+    at = np.arange(len(target.labels)) if rows is None else np.array(rows)
+    return target.read(at, size, "bilinear")
+
+
+def test_some_classes_are_those_images_counted_from_zero() -> None:
+    made, digits = load_target("digits[classes=7+2-3]"), load_target("digits")
+    assert made.classes == ("7", "2", "3")
+    kept = np.isin(digits.labels, [7, 2, 3])
+    assert torch.equal(pixels("digits[classes=7+2-3]"), pixels("digits")[kept])
+    assert np.array_equal(np.array([7, 2, 3])[made.labels], digits.labels[kept])
+
+
+def test_a_class_can_be_named(pets: str) -> None:
+    made = load_target(f"{pets}[classes=cat+ant]")
+    assert made.classes == ("cat", "ant")
+    assert np.bincount(made.labels).tolist() == [4, 4]
+    assert made.describe(0).endswith("ant/0.png")
+
+
+def test_parts_of_a_data_set_share_no_image_and_miss_none() -> None:
+    parts = [load_target(f"digits[part={which}]") for which in ("1/3", "2-3/3")]
+    found = [i for part in parts for _, i in roots(part, np.arange(len(part.labels)))]
+    assert sorted(found) == list(range(1797))
+    thirds = np.bincount(load_target("digits").labels) / 3
+    assert np.abs(np.bincount(parts[0].labels) - thirds).max() < 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+def test_a_mixture_has_the_same_size_at_any_share(share: float) -> None:
+    made = load_target(f"mix({LOW},{HIGH},{share})")
+    assert isinstance(made, MadeTarget)
+    size = [min(a, b) for a, b in zip((178, 182, 177, 183, 181), (182, 181, 179, 174, 180))]  # noqa: B905
+    assert np.bincount(made.labels).tolist() == size
+    from_first = np.bincount(made.labels[made.which == 0], minlength=5)
+    assert from_first.tolist() == [round(share * n) for n in size]
+
+
+def test_a_mixture_shows_each_class_with_the_images_of_its_two() -> None:
+    made, digits = load_target(MIXTURE), load_target("digits")
+    origin = np.array([i for _, i in roots(made, np.arange(len(made.labels)))])
+    assert len(set(origin)) == len(origin)
+    assert torch.equal(pixels(MIXTURE), pixels("digits")[origin])
+    assert (digits.labels[origin] % 5 == made.labels).all()
+
+
+def test_more_of_a_data_set_in_a_mixture_keeps_what_was_there() -> None:
+    def first(share: float) -> set[tuple[str, int]]:
+        made = load_target(f"mix({LOW},{HIGH},{share})")
+        assert isinstance(made, MadeTarget)
+        return set(roots(made, np.flatnonzero(made.which == 0)))
+
+    assert first(0.25) < first(0.5) < first(0.75)
+
+
+def test_a_data_set_can_be_mixed_with_itself() -> None:
+    made = load_target(f"mix({LOW},{LOW},0.5)")
+    assert made.read(np.arange(len(made.labels)), 8, "bilinear").float().std() > 0
+
+
+def test_shuffled_tiles_are_the_same_tiles_in_another_order() -> None:
+    image = torch.arange(36, dtype=torch.uint8).view(1, 1, 6, 6).expand(2, 3, -1, -1)
+    moved = Shuffle(2)(image, np.array([0, 1]))
+
+    def tiles(x: torch.Tensor) -> list[list[int]]:
+        return [x[r : r + 3, c : c + 3].flatten().tolist() for r in (0, 3) for c in (0, 3)]
+
+    for one in moved:
+        assert sorted(tiles(one[0])) == sorted(tiles(image[0, 0]))
+        assert torch.equal(one[0], one[1])
+        assert torch.equal(one[0], one[2])
+    both = Shuffle(4)(image, np.array([0, 1]))
+    assert not torch.equal(both[0], both[1]), "each picture has an order of its own"
+    assert torch.equal(both[:, :, 4:], image[:, :, 4:]), "what is left over stays"
+
+
+def test_an_image_is_shuffled_alike_whenever_it_is_read() -> None:
+    whole = pixels(f"shuffle(4,{LOW})")
+    assert torch.equal(pixels(f"shuffle(4,{LOW})", [30, 4]), whole[[30, 4]])
+
+
+def test_one_permutation_moves_the_pixels_of_all_images() -> None:
+    plain, moved = pixels("digits"), pixels("permute(digits)")
+    assert torch.equal(plain.flatten(2).sort(2).values, moved.flatten(2).sort(2).values)
+    ramp = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).expand(1, 3, -1, -1)
+    order = Permute()(ramp, np.array([0]))[0, 0].flatten().long()
+    assert torch.equal(moved.flatten(2), plain.flatten(2)[:, :, order])
+    assert not torch.equal(order, torch.arange(64))
+
+
+def test_random_labels_are_as_frequent_and_know_nothing() -> None:
+    made, digits = load_target("random_labels(digits)"), load_target("digits")
+    assert np.array_equal(np.bincount(made.labels), np.bincount(digits.labels))
+    agree = (made.labels == digits.labels).mean()
+    assert abs(agree - 0.1) < 4 * np.sqrt(0.1 * 0.9 / 1797)
+
+
+def test_kept_pixels_of_two_expressions_never_mix() -> None:
+    names = ["digits", LOW, HIGH, MIXTURE, f"mix({LOW},{HIGH},0.5)", f"shuffle(2,{LOW})"]
+    names += [f"shuffle(4,{LOW})", f"permute({LOW})", "digits[part=1/2]", "digits[part=2/2]"]
+    assert len({load_target(name).key for name in names}) == len(names)
+    assert len({load_target(name).fingerprint() for name in names}) == len(names)
+    cache = Cache()
+    for name in names[:-2]:
+        read = read_examples(name, (3, 60), 8, "bilinear", cache)
+        assert torch.equal(read.images, pixels(name, [3, 60])), name
+
+
+def test_a_changed_file_is_noticed_through_an_expression(pets: str, tmp_path: Path) -> None:
+    name = f"shuffle(2,{pets}[classes=bee+cat])"
+    cache = Cache(tmp_path / "kept")
+    before = read_examples(name, (0, 1), 8, "bilinear", cache).images
+    changed = Path(load_target(name).describe(1))
+    stamps = load_target(name).stamps(np.array([0, 1]))
+    Image.new("RGB", (8, 8), "white").save(changed)
+    again = load_target(name).stamps(np.array([0, 1]))
+    assert (stamps[0] == again[0]).all()
+    assert (stamps[1] != again[1]).any()
+    read_examples.cache_clear()  # as in another process
+    _open.cache_clear()
+    after = read_examples(name, (0, 1), 8, "bilinear", cache).images
+    assert torch.equal(before[0], after[0])
+    assert (after[1] == 255).all()
+
+
+REFUSED = {
+    "digits[clases=0-4]": "unknown selection 'clases'",
+    "digits[classes=3]": "at least 2 classes",
+    "digits[classes=1+1]": "each once",
+    "digits[classes=0-ten]": "no class 'ten'",
+    "digits[part=3/2]": "a part such as 1/2",
+    "digits[part=half]": "a part such as 1/2",
+    "digits[part=200/200]": "has no image in that part",
+    "shufle(4,digits)": "there are X",
+    "shuffle(digits)": "there are X",
+    "shuffle(one,digits)": "want a whole number, got 'one'",
+    "shuffle(1,digits)": "at least 2 tiles",
+    f"mix(digits,{LOW},0.5)": "equal numbers of classes, got 10 and 5",
+    f"mix({LOW},{HIGH},1.5)": "the share must be in",
+    "permute(digts)": "did you mean digits",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_wrong_expression_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(UserError) as found:
+        load_target(name)
+    assert REFUSED[name] in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+def test_a_folder_whose_name_holds_brackets_is_still_a_folder(pets: str, tmp_path: Path) -> None:
+    (tmp_path / "pets").rename(tmp_path / "pets (2) [new]")
+    assert len(load_target(f"folder:{tmp_path}/pets (2) [new]").classes) == 3
