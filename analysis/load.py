@@ -12,8 +12,8 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,10 @@ FINAL_METRICS = [
 ]
 INTEGER_TAGS = ["index", "seed", "attempt", "chosen", "threads"]
 TEXT_TAGS = ["study", "cell", "phase", "outcome", "reason", "device", "prefix"]
+MEASURE_COLUMNS = ["source", "target", "backbone", "source_data", "measure", "value", "low", "high", "n",
+                   "better", "reason"]  # fmt: skip
+PRETRAINING = "pretraining"
+"""Experiment that says what each source model learned from."""
 PREDICTION_TYPES = {"example": int, "label": int, "predicted": int, "probability": float}
 
 
@@ -103,6 +107,10 @@ class StudyTable:
         epochs: one row per run and epoch: run_id, epoch, EPOCH_METRICS.
         predictions: one row per complete repeat and test example: run_id, cell, seed, example,
             label, predicted, probability (of the true class).
+        measures: how alike sources and targets are, one row per pair and measure: MEASURE_COLUMNS. `value` is
+            as measured, NaN where it was refused for `reason`; `better` ("higher" or "lower") is what
+            promises more transfer; low and high are the 95% interval; n the images; source_data what the
+            source learned from, "" if it is not known. Of a pair measured twice the later counts.
     """
 
     info: Info
@@ -110,6 +118,7 @@ class StudyTable:
     trials: pd.DataFrame
     epochs: pd.DataFrame
     predictions: pd.DataFrame
+    measures: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=MEASURE_COLUMNS))
 
 
 def default_tracking_uri(root: Path = Path("mlruns")) -> str:
@@ -141,15 +150,32 @@ def load_study(name: str, tracking_uri: str | None = None) -> StudyTable:
 
 
 def _read(store: Database | Client, name: str, uri: str) -> StudyTable:
-    experiment = find_experiment(store.experiments(), name, uri)
+    experiments = store.experiments()
+    experiment = find_experiment(experiments, name, uri)
     info = read_info(experiment)
-    raw = store.runs(experiment.id)
+    every = store.runs(experiment.id)
+    likeness = _column(every, "tags.phase") == "similarity"
+    raw = every
+    measures = pd.DataFrame(columns=MEASURE_COLUMNS)
+    if likeness.any():  # no trials: neither their rows nor the columns that only they have
+        raw = every[~likeness].dropna(axis="columns", how="all").reset_index(drop=True)
+        measures = measures_frame(every[likeness], _learned_from(store, experiments))
     trials = trials_frame(raw, info)
     epochs = store.history(list(trials["run_id"]), EPOCH_METRICS)
-    folders = dict(zip(trials["run_id"], raw["artifact_uri"], strict=True))
+    folders = dict(zip(trials["run_id"], _column(raw, "artifact_uri"), strict=True))
     predictions = predictions_frame(trials, folders, uri)
     types: dict[str, Any] = {"run_id": "str", "epoch": int, **dict.fromkeys(EPOCH_METRICS, float)}
-    return StudyTable(info, uri, trials, epochs.astype(types), predictions)
+    return StudyTable(info, uri, trials, epochs.astype(types), predictions, measures)
+
+
+def _learned_from(store: Database | Client, experiments: Sequence[Experiment]) -> dict[str, str]:
+    """Source model -> the data it learned from, of those that were trained by us."""
+    found: dict[str, str] = {}
+    for experiment in (e for e in experiments if e.name == PRETRAINING):
+        runs = store.runs(experiment.id)
+        models = zip(_column(runs, "tags.model"), _column(runs, "params.data"), strict=True)
+        found |= {model: data for model, data in models if isinstance(data, str)}
+    return found
 
 
 def _unreadable(uri: str, error: Exception) -> UserError:
@@ -299,6 +325,39 @@ def _number_or_text(column: pd.Series) -> pd.Series:
         return pd.to_numeric(values).astype(float)
     except ValueError:
         return column.astype("str")
+
+
+def measures_frame(raw: pd.DataFrame, learned_from: Mapping[str, str]) -> pd.DataFrame:
+    """One row per pair and measure, as StudyTable.measures promises.
+
+    Args:
+        raw: the runs of phase "similarity", older first.
+        learned_from: model -> its data.
+    """
+    prefix, why = "metrics.similarity.", "tags.reason."
+    named = [c.removeprefix(prefix) for c in raw.columns if c.startswith(prefix)]
+    refused = [c.removeprefix(why) for c in raw.columns if c.startswith(why)]
+    names = [n for n in dict.fromkeys([*named, *refused]) if "." not in n]
+    pair = pd.DataFrame({k: _text(raw, f"tags.{k}") for k in ("source", "target", "backbone")})
+    pair["source_data"] = (
+        _column(raw, "tags.model").map(dict(learned_from)).fillna("").astype("str")
+    )
+    parts = []
+    for name in names:
+        one = pair.assign(measure=name)
+        for column, metric in (
+            ("value", name),
+            *((k, f"{name}.{k}") for k in ("low", "high", "n")),
+        ):
+            one[column] = _column(raw, prefix + metric).astype(float)
+        one["better"] = _text(raw, f"tags.better.{name}")
+        one["reason"] = _text(raw, why + name)
+        parts.append(one[one["value"].notna() | one["reason"].notna()])
+    if not parts:
+        return pd.DataFrame(columns=MEASURE_COLUMNS)
+    long = pd.concat(parts)[MEASURE_COLUMNS]
+    keys = ["source", "target", "backbone", "measure"]
+    return long.drop_duplicates(keys, keep="last").reset_index(drop=True)
 
 
 def predictions_frame(trials: pd.DataFrame, folders: dict[str, str], uri: str) -> pd.DataFrame:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # imported where used: --help must not wait for them
     import jinja2
     import pandas as pd
 
-    from analysis.compare import Findings
+    from analysis.compare import Findings, Similarity
     from analysis.load import StudyTable
 
 
@@ -76,13 +76,14 @@ def build(table: StudyTable, output: Path, measures: pd.DataFrame | None = None)
 
     folder = _fresh(output, table.info.name)
     found = compare.find(table, measures)
-    images = {}
+    images, spots = {}, {}
     for name, figure in plots.figures(table, found).items():
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
         (folder / "figures" / f"{name}.png").write_bytes(buffer.getvalue())
         figure.savefig(folder / "figures" / f"{name}.svg")
         images[name] = base64.b64encode(buffer.getvalue()).decode()
+        spots[name] = plots.said(figure)
     for name, frame in {**found.tables(), "trials": table.trials}.items():
         if len(frame):
             frame.to_csv(folder / "tables" / f"{name}.csv", index=False)
@@ -95,7 +96,7 @@ def build(table: StudyTable, output: Path, measures: pd.DataFrame | None = None)
         ):
             (folder / "tables" / name).write_text(text, encoding="utf-8")
     page = folder / "index.html"
-    page.write_text(render(table, found, images), encoding="utf-8")
+    page.write_text(render(table, found, images, spots), encoding="utf-8")
     return page
 
 
@@ -156,8 +157,13 @@ def _template(name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
-def render(table: StudyTable, found: Findings, images: Mapping[str, str]) -> str:
-    """The page as text; `images` are base64 PNGs by file stem."""
+def render(
+    table: StudyTable,
+    found: Findings,
+    images: Mapping[str, str],
+    spots: Mapping[str, Sequence[tuple[float, float, str]]],
+) -> str:
+    """The page as text; `images` are base64 PNGs by file stem, `spots` what marks say (`plots.said`)."""
     from analysis import compare, words
 
     question, _, notes = table.info.question.strip().partition("\n")
@@ -176,6 +182,7 @@ def render(table: StudyTable, found: Findings, images: Mapping[str, str]) -> str
         warnings=words.warnings(table, found),
         methods=words.methods(table, found),
         images=images,
+        spots=spots,
         many=len(found.summary) > MANY_ROWS,
         n_repeats=words.span(found.summary.loc[found.summary["n"] > 0, "n"]),
         n_pairs=words.span(found.differences["n"]),
@@ -188,9 +195,7 @@ def render(table: StudyTable, found: Findings, images: Mapping[str, str]) -> str
         fronts={row["cell"]: row for row in found.fronts.to_dict("records")},
         censored=found.censored.to_dict("records"),
         ranks=found.ranks.to_dict("records"),
-        similarity={
-            k: v.to_dict("records") for k, v in vars(found.similarity).items() if k != "note"
-        },
+        similarity=_likeness(found.similarity),
         differences=found.differences.to_dict("records"),
         rivals=found.rivals.to_dict("records"),
         shifted={(row["cell"], row["test_set"]): row for row in found.shifted.to_dict("records")},
@@ -220,6 +225,23 @@ def render(table: StudyTable, found: Findings, images: Mapping[str, str]) -> str
         viewer=viewer_command(table.tracking_uri) if table.tracking_uri else "",
         run_link=run_link(table),
     )
+
+
+def _likeness(known: Similarity) -> dict[str, object]:
+    """What the page shows of the similarity effect: its tables as rows, and two of them put otherwise."""
+    from analysis import compare, words
+
+    shown: dict[str, object] = {
+        k: v.to_dict("records") if hasattr(v, "to_dict") else v for k, v in vars(known).items()
+    }
+    shown |= {"interaction": "", "shares": ""}
+    if len(known.interactions):
+        rows = compare.interaction_verdicts(known.interactions)
+        shown |= {"interactions": rows.to_dict("records"), "interaction": words.interaction(rows)}
+    if len(known.variance):
+        rows = compare.variance_table(known.variance)
+        shown |= {"variance": rows.to_dict("records"), "shares": words.variance(rows)}
+    return shown
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -305,6 +327,11 @@ def run(options: argparse.Namespace) -> int:
     except OSError as error:
         raise UserError(f"cannot write the report to {options.output}: {error}") from error
     print(f"report: {page.resolve()}")
+    if table.tracking_uri and not options.compare:
+        from analysis.publish import publish
+
+        if parent := publish(table.info.name, table.tracking_uri, [page]):
+            print(f"        also an artifact of run {parent} in MLflow")
     if table.tracking_uri:
         print(f"runs:   {viewer_command(table.tracking_uri, program('mlflow'))}")
     return 0

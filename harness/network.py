@@ -116,7 +116,13 @@ class Network:
         if not self._cache.budget:
             raise NoCut("the cache is switched off")
         key = (
-            *(type(self._backbone.model), spec.backbone, self.size, spec.strategy.lora_rank),
+            *(
+                type(self._backbone.model),
+                spec.backbone,
+                spec.source,
+                self.size,
+                spec.strategy.lora_rank,
+            ),
             *(depth, spec.precision, self._device.name),
         )
         if key not in _cuts:
@@ -137,7 +143,11 @@ class Network:
     def feed(self, examples: Examples) -> Feed:
         """Examples, through the frozen part if there is one and its outputs can be kept."""
         prefix = self._prefix
-        if prefix is not None and isinstance(examples.pixels, View):
+        if prefix is not None and isinstance(examples.pixels, torch.Tensor):
+            if not self._words:  # else these are shifted images, which nothing is kept of
+                self._words["whole network: its images do not fit the cache"] = None
+        elif prefix is not None:
+            assert isinstance(examples.pixels, View)
             try:
                 kept, paid = prefix.of(examples.pixels, self._before)
             except Full as reason:

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness.backbone import Backbone
 from harness.rows import Cache, Positions, View, in_words
-from harness.spec import versions
+from harness.spec import first_line, versions
 
 WORTH = 20
 """Operations per kept byte from which reading beats computing; about 10 break even on a CPU."""
@@ -62,6 +62,16 @@ class Cut:
 
 
 def find_cut(backbone: Backbone, depth: int, images: torch.Tensor) -> Cut:
+    """As `_find_cut`; whatever goes wrong in an unusual network means that it is not divided."""
+    try:
+        return _find_cut(backbone, depth, images)
+    except NoCut:
+        raise
+    except Exception as error:  # each architecture has its own kind
+        raise NoCut(f"it cannot be divided: {type(error).__name__}: {first_line(error)}") from error
+
+
+def _find_cut(backbone: Backbone, depth: int, images: torch.Tensor) -> Cut:
     """Divide a network after its `depth` leading groups, and try it.
 
     Pooling and the like behind the last frozen group count as frozen. Any network will do whose modules
@@ -84,10 +94,12 @@ def find_cut(backbone: Backbone, depth: int, images: torch.Tensor) -> Cut:
         else:
             hook = module.register_forward_pre_hook(lambda m, a, n=name: events.append((n, None)))
         hooks.append(hook)
-    with torch.no_grad():
-        whole = backbone.model(images)
-    for hook in hooks:
-        hook.remove()
+    try:
+        with torch.no_grad():
+            whole = backbone.model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
     cut = _cut(events, len(images))
     tail = Tail(backbone, cut, images.shape)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

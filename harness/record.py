@@ -198,6 +198,7 @@ class Recorder:
                 require_sqlite(path)
             self._client = MlflowClient(tracking_uri=tracking_uri)
             self._experiment = self._open_experiment(info, path)
+            self._parent = self._open_parent(info) if isinstance(info, StudyInfo) else None
         except UserError:
             raise
         except Exception as error:  # MLflow and SQLAlchemy raise many kinds here
@@ -222,12 +223,30 @@ class Recorder:
             self._client.set_experiment_tag(experiment, key, value)
         return experiment
 
+    def _open_parent(self, info: Info) -> str:
+        """The run of the study as a whole: the UI groups the trials under it, the report is its artifact.
+        It is finished from the start, because nothing that runs hangs on it. "" where there is no study."""
+        found = self._client.search_runs([self._experiment], "tags.kind = 'study'", max_results=1)
+        if found:
+            parent: str = found[0].info.run_id
+            return parent
+        if not isinstance(info, StudyInfo):
+            return ""
+        tags = {"kind": "study", "study": info.name, "mlflow.note.content": info.question}
+        run = self._client.create_run(self._experiment, run_name=f"study {info.name}", tags=tags)
+        parent = run.info.run_id
+        self._client.set_terminated(parent)
+        return parent
+
+    def _under_parent(self) -> dict[str, str]:
+        return {"mlflow.parentRunId": self._parent} if self._parent else {}
+
     def start(self, spec: TrialSpec, name: str, tags: Mapping[str, object]) -> str:
         """Open a run with the spec as parameters; returns the run id."""
         run = self._client.create_run(
             self._experiment,
             run_name=name,
-            tags={k: str(v) for k, v in tags.items()},
+            tags={k: str(v) for k, v in {**self._under_parent(), **tags}.items()},
         )
         params = [Param(k, str(v)) for k, v in spec.flat().items()]
         self._client.log_batch(run.info.run_id, params=params)
@@ -266,8 +285,11 @@ class Recorder:
             params, tags, metrics: of it; a metric that is NaN or infinite is left out.
             artifacts: name under which each file is kept -> where it lies now.
         """
+        parent = {"mlflow.parentRunId": self._parent} if self._parent else {}
         run = self._client.create_run(
-            self._experiment, run_name=name, tags={k: str(v)[:5000] for k, v in tags.items()}
+            self._experiment,
+            run_name=name,
+            tags={**parent, **{k: str(v)[:5000] for k, v in tags.items()}},
         )
         finite = {k: v for k, v in metrics.items() if math.isfinite(v)}
         written = [Param(k, str(v)) for k, v in params.items()]

@@ -20,8 +20,10 @@ import mmap
 import os
 import re
 import shutil
+import tempfile
 import time
 import weakref
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,7 +35,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from harness.spec import UserError
+from harness.spec import UserError, first_line
 
 Positions = NDArray[np.int64]
 Stamps = NDArray[np.uint8]
@@ -45,7 +47,8 @@ GIB = 2**30
 DEFAULT_BUDGET = 10 * GIB
 RESIDENT = GIB
 """Bytes of one mapped entry that are read before its pages are given back to the system."""
-_MARK = np.dtype([("sha256", np.uint8, 32), ("seconds", "<f4")])
+_MARK = np.dtype([("sha256", np.uint8, 32), ("seconds", "<f4"), ("check", "<u4")])
+"""Hash of a row and its stamp; seconds that it took; checksum of both."""
 UNITS = {"": 1, "b": 1} | {
     f"{prefix}{suffix}": base**power
     for power, prefix in enumerate("kmgt", start=1)
@@ -84,8 +87,22 @@ class Cache:
             count: number of rows, filled or not.
             shape: of one row.
             dtype: of its values.
+
+        Raises:
+            Full: if the folder cannot be used, or the system has no room for so many rows.
         """
         return _open(self, json.dumps(dict(sorted(key.items()))), count, shape, dtype)
+
+    def complaint(self) -> str:
+        """Why nothing can be kept in the folder; empty when it can."""
+        if self.folder is None or not self.budget:
+            return ""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                return ""
+        except OSError as error:
+            return f"cannot keep anything in {self.folder}: {first_line(error)}"
 
     def entries(self) -> list[Entry]:
         """What lies in the folder, the longest unused first."""
@@ -110,20 +127,26 @@ class Cache:
         """
         if self.folder is None:
             if need + sum(rows.held for rows in _live if rows.cache == self) > self.budget:
-                raise Full(f"{need} bytes do not fit the budget of {self.budget}")
+                raise Full(f"{in_words(need)} do not fit the budget of {in_words(self.budget)}")
             return
-        entries = self.entries()
-        used = sum(entry.size for entry in entries)
-        mine = {rows.folder for rows in _live}
-        for entry in entries:
+        if need > self.budget:
+            raise Full(f"{in_words(need)} do not fit the budget of {in_words(self.budget)}")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)  # somebody may have deleted it
             free = shutil.disk_usage(self.folder).free
-            if used + need <= self.budget and 2 * need <= free:
-                return
-            if entry.folder not in mine:
-                shutil.rmtree(entry.folder, ignore_errors=True)
-                used -= entry.size
-        if used + need > self.budget or 2 * need > shutil.disk_usage(self.folder).free:
-            raise Full(f"{need} bytes do not fit the budget of {self.budget} or the disk")
+        except OSError as error:
+            raise Full(f"the cache cannot be used: {error}") from error
+        entries, mine = self.entries(), {rows.folder for rows in _live}
+        others = [entry for entry in entries if entry.folder not in mine]
+        # Half of what is free is left to others. Nothing is deleted unless that makes room enough.
+        over = max(sum(e.size for e in entries) + need - self.budget, 2 * need - free)
+        if over > sum(entry.size for entry in others):
+            raise Full(f"{in_words(need)} do not fit the budget or the disk beside what is in use")
+        for entry in others:
+            if over <= 0:
+                break
+            shutil.rmtree(entry.folder, ignore_errors=True)
+            over -= entry.size
 
 
 @dataclass(frozen=True)
@@ -240,7 +263,8 @@ class Rows:
         marks = np.zeros(len(index), _MARK)
         marks["seconds"] = share
         for i, row in enumerate(raw):
-            marks["sha256"][i] = _mark(row, stamps[i], share)
+            marks["sha256"][i] = _hash(row, stamps[i])
+            marks["check"][i] = _check(marks[i])
         for start, end in _runs(index):
             self._write(int(index[start]), raw[start:end], marks[start:end])
         self.held += raw.nbytes
@@ -261,10 +285,11 @@ class Rows:
 
     def _holds(self, position: int, stamp: NDArray[np.uint8]) -> bool:
         mark = self._marks[position]
-        if not mark["sha256"].any():
+        # A row without a mark is a hole in the file, which is not read: a full tmpfs could not give the page.
+        if not mark["check"] or mark["check"] != _check(mark):
             return False
         row = self._bytes[position * self.row_bytes :][: self.row_bytes]
-        return bool((mark["sha256"] == _mark(row, stamp, mark["seconds"])).all())
+        return bool((mark["sha256"] == _hash(row, stamp)).all())
 
 
 _live: weakref.WeakSet[Rows] = weakref.WeakSet()
@@ -274,17 +299,18 @@ _live: weakref.WeakSet[Rows] = weakref.WeakSet()
 def _open(cache: Cache, key: str, count: int, shape: tuple[int, ...], dtype: torch.dtype) -> Rows:
     try:
         return Rows(cache, key, count, shape, dtype)
-    except OSError as error:
-        raise UserError(
-            f"cannot keep anything in the cache folder {cache.folder}: {error}"
-        ) from error
+    except (OSError, MemoryError) as error:
+        raise Full(f"the cache cannot be used: {first_line(error)}") from error
 
 
-def _mark(row: NDArray[np.uint8], stamp: NDArray[np.uint8], seconds: np.float32) -> Stamps:
+def _hash(row: NDArray[np.uint8], stamp: NDArray[np.uint8]) -> Stamps:
     hashed = hashlib.sha256(row.data)
     hashed.update(stamp.tobytes())
-    hashed.update(np.float32(seconds).tobytes())
     return np.frombuffer(hashed.digest(), np.uint8)
+
+
+def _check(mark: NDArray[Any]) -> int:
+    return zlib.crc32(mark["sha256"].tobytes() + mark["seconds"].tobytes()) or 1
 
 
 def _runs(index: Positions) -> Iterator[tuple[int, int]]:
@@ -310,6 +336,8 @@ def _make_folder(folder: Path, key: Mapping[str, str], sizes: tuple[int, int]) -
     for path, size in zip(_paths(beside), sizes, strict=True):
         with path.open("wb") as file:
             file.truncate(size)  # a hole: no disk until rows are written
+    with _paths(beside)[1].open("r+b") as marks:
+        os.posix_fallocate(marks.fileno(), 0, sizes[1])  # these are read before they are written
     (beside / "about.json").write_text(json.dumps(key, indent=1))
     try:
         beside.rename(folder)
@@ -332,9 +360,9 @@ def _entry(folder: Path) -> Entry | None:
     about = folder / "about.json"
     try:
         size = sum(path.stat().st_blocks * 512 for path in _paths(folder))
-        what = str(json.loads(about.read_text()).get("what", "?"))
+        what = str(json.loads(about.read_text())["what"])
         return Entry(folder, what, size, about.stat().st_mtime)
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, KeyError):
         return None  # being deleted, or damaged: the next use makes it anew
 
 
@@ -351,8 +379,13 @@ def _close(files: tuple[int, int]) -> None:
 
 
 def default_folder() -> Path:
-    """transfer-harness in the user's cache folder ($XDG_CACHE_HOME, else ~/.cache)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "transfer-harness"
+    """transfer-harness in the user's cache folder ($XDG_CACHE_HOME, else ~/.cache); that for temporary files
+    where a user has no home."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"transfer-harness-{os.getuid()}"
+    return folder / "transfer-harness"
 
 
 def parse_size(text: str) -> int:
@@ -363,7 +396,7 @@ def parse_size(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)\s*", text)
     unit = UNITS.get(match[2].lower()) if match else None
-    if match is None or unit is None:
+    if match is None or unit is None or len(match[1]) > 18:
         raise UserError(f"size {text!r} is not understood; want one such as 8GiB, 500MB, 2G or 0")
     return int(float(match[1]) * unit)
 

@@ -137,7 +137,7 @@ class TrialSpec:
         epochs: passes over the training images.
         batch_size: images per step.
         augment: how training images are varied (see harness.data.augment).
-        views: number of seeded variants per image that `augment` draws from, so that the outputs of
+        views: number of seeded variants per image, one after the other by epoch, so that the outputs of
             frozen layers can be kept; None draws a new one at every step.
         batch_norm: statistics of batch norms: "train" (frozen groups keep theirs), "frozen" (all keep
             theirs), or "reestimate" (averaged once over the training images, then kept).

@@ -148,7 +148,11 @@ def run(arguments: argparse.Namespace) -> int:
     from harness.search.storage import open_storage
 
     device = resolve_device(arguments.device)
-    cache = Cache(arguments.cache_dir or default_folder(), parse_size(arguments.cache_budget))
+    budget = parse_size(arguments.cache_budget)
+    cache = Cache((arguments.cache_dir or default_folder()) if budget else None, budget)
+    if complaint := cache.complaint():
+        print(f"warning: {complaint}; name another folder with --cache-dir", file=sys.stderr)
+        cache = Cache(None, 0)
     admitted = check_at_the_door(study, cache)
     for line in admitted.leaks:
         print(f"warning: {line}", file=sys.stderr)
@@ -187,9 +191,20 @@ def study_info(study: Study, arguments: argparse.Namespace, leaks: tuple[str, ..
     from harness.record import StudyInfo
 
     command = f"python -m harness.study --space {shlex.quote(str(arguments.space))}"
-    for name in ("device", "trials", "repeats", "storage", "tracking_uri", "max_memory"):
+    for name in (
+        "device",
+        "trials",
+        "repeats",
+        "storage",
+        "tracking_uri",
+        "max_memory",
+        "cache_budget",
+    ):
         value = getattr(arguments, name)
-        if value is not None and (name, value) != ("device", "auto"):
+        if value is not None and (name, value) not in (
+            ("device", "auto"),
+            ("cache_budget", "10GiB"),
+        ):
             shown = without_password(str(value))
             command += f" --{name.replace('_', '-')} {shlex.quote(shown)}"
     return StudyInfo(

@@ -28,7 +28,7 @@ from harness.data import (
     augmentation,
     load_target,
     read_examples,
-    seeded_views,
+    seeded_view,
     shifted,
     split_indices,
 )
@@ -206,9 +206,6 @@ class Training(Fit):
         order = torch.Generator().manual_seed(derive_seed(spec.seed, "batches"))
         variation = torch.Generator().manual_seed(derive_seed(spec.seed, "augment"))
         vary = augmentation(spec.augment, self._network.size, self._classes)
-        if spec.views is not None:
-            train = seeded_views(train, vary, spec.views, spec.seed, self.cache)
-            vary = augmentation("none", self._network.size, self._classes)
         per_epoch = len(batches(count, spec.batch_size, torch.Generator()))
         steps = per_epoch * spec.epochs
         schedule = Schedule(steps, round(spec.warmup * steps), spec.schedule)
@@ -224,15 +221,18 @@ class Training(Fit):
             with clock.pause():
                 audit.begin_epoch(scales)
                 self._network.freeze(scales, audit.frozen_digest)
-                feed = self._network.feed(train)
+                seen, varied = train, vary
+                if spec.views is not None:
+                    view = epoch % spec.views
+                    seen = seeded_view(train, vary, view, spec.seed, self.cache)
+                    varied = augmentation("none", self._network.size, self._classes)
+                feed = self._network.feed(seen)
                 self._seconds.add("train", feed)
             step = epoch * per_epoch
             optimizer.begin_epoch(scales, step)
             total = torch.zeros((), device=self.device.torch_device)
             for rows in batches(count, spec.batch_size, order):
-                if spec.views is not None:
-                    rows += count * torch.randint(spec.views, rows.shape, generator=variation)
-                images, labels = vary(feed.values[rows], feed.labels[rows], variation)
+                images, labels = varied(feed.values[rows], feed.labels[rows], variation)
                 loss = self._network.loss(feed.run(images), labels)
                 optimizer.step(loss, step)
                 total += loss.detach() * len(rows)

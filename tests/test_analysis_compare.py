@@ -214,6 +214,13 @@ def test_least_detectable_difference_has_the_power_it_promises() -> None:
     assert math.isnan(compare.least_detectable(math.nan, 1))
 
 
+def test_least_detectable_difference_is_found_for_every_number_of_seeds() -> None:
+    found = [compare.least_detectable(1.0, n) for n in range(2, 130)]
+    assert found == sorted(found, reverse=True)
+    assert found[0] == pytest.approx(11.54989, rel=1e-5)  # statsmodels, as the next
+    assert found[98] == pytest.approx(0.2829117, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("scores", "verdict", "phrase"),
     [

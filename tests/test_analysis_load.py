@@ -167,6 +167,31 @@ def test_a_lost_prediction_file_does_not_stop_the_reading(uri: str, table: Study
     assert list(again.predictions.columns) == list(table.predictions.columns)
 
 
+def test_measures_of_pairs_are_a_table_of_their_own_and_no_trials(
+    uri: str, table: StudyTable
+) -> None:
+    learned = replace(INFO, name="pretraining")
+    Recorder(uri, learned).keep(
+        "a.0", {"data": "permute(digits)"}, {"phase": "source", "source": "a", "model": "a.0"}, {}
+    )
+    pair = {"phase": "similarity", "source": "a", "target": "digits", "backbone": "resnet18"}
+    pair |= {"model": "a.0", "better.frechet": "lower", "reason.leep": "no class scores"}
+    recorder = Recorder(uri, INFO)
+    for value in (4.0, 3.0):  # measured again: the later counts
+        metrics = {"similarity.frechet": value, "similarity.frechet.low": 2.0}
+        recorder.keep("a -> digits", {"only_here": 1}, pair, metrics)
+    again = load_study(INFO.name, uri)
+    pd.testing.assert_frame_equal(again.trials, table.trials)
+    frechet, leep = again.measures.sort_values("measure").to_dict("records")
+    assert (frechet["source"], frechet["target"]) == ("a", "digits")
+    assert (frechet["value"], frechet["low"], frechet["better"]) == (3.0, 2.0, "lower")
+    assert math.isnan(frechet["high"])
+    assert frechet["source_data"] == "permute(digits)"
+    assert math.isnan(leep["value"])
+    assert leep["reason"] == "no class scores"
+    assert table.measures.empty
+
+
 def test_a_study_without_runs_gives_empty_tables(uri: str) -> None:
     Recorder(uri, INFO)
     table = load_study(INFO.name, uri)

@@ -7,6 +7,7 @@ the whole way from a store that harness.record wrote.
 from __future__ import annotations
 
 import html
+import itertools
 import math
 import re
 import subprocess
@@ -15,6 +16,7 @@ import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -486,6 +488,58 @@ def test_a_table_from_elsewhere_gets_the_same_page(
     ):
         assert absent not in text
     assert {p.stem for p in page.parent.glob("figures/*.png")} >= {"accuracy", "ranks", "agreement"}
+
+
+def likeness_study() -> StudyTable:
+    """Six sources, one a control, and random weights, on three targets, with recorded measures."""
+    rows, pairs = [], []
+    for s, t, k in itertools.product("abcdefr", "xyz", ("full", "probe")):
+        cell = f"{t} | {s} | {k}"
+        gain = 0.0 if s == "r" else 0.03 * "abcdef".index(s) + 0.01 * ((3 * ord(s) + ord(t)) % 4)
+        more: dict[str, Any] = {"target": t, "source": s, "strategy": k}
+        more |= {"param.source": "scratch" if s == "r" else f"recorded:{s}"}
+        rows += scored(cell, 0.5 + gain, **more)
+        if k == "full" and s != "r":
+            row: dict[str, object] = {
+                "source": s,
+                "target": t,
+                "backbone": "small_cnn",
+                "measure": "frechet",
+            }
+            row |= {
+                "value": -gain,
+                "better": "lower",
+                "source_data": "permute(q)" if s == "a" else "q",
+            }
+            size = {"measure": "log_source_size", "value": float(ord(s)), "better": "higher"}
+            pairs += [row, row | size]
+    factors = {"target": list("xyz"), "source": list("abcdefr"), "strategy": ["full", "probe"]}
+    measures = pd.DataFrame(pairs, columns=load.MEASURE_COLUMNS)
+    return replace(table(rows, factors), measures=measures)
+
+
+def test_recorded_measures_of_likeness_are_judged_without_being_given(tmp_path: Path) -> None:
+    made = likeness_study()
+    known = compare.likeness(made)
+    assert known.blind == ("log_source_size",)
+    assert set(known.slopes["measure"]) == {"frechet"}
+    frechet = known.means.set_index("measure").loc["frechet"]
+    assert frechet["tau_w"] == pytest.approx(1)  # a distance: its sign is turned
+    assert set(known.points.loc[known.points["control"], "source"]) == {"a"}
+    assert set(known.points["source"]) == set("abcdef")
+    page = report.build(made, tmp_path)
+    text = read(page)
+    for said in (
+        "Gain over scratch against likeness",
+        "Hollow: controls",
+        "a (control)",
+        "Does the slope depend on strategy or size?",
+        "What the scores vary with",
+        "Without a slope, because the same for every target: log_source_size.",
+    ):
+        assert said in text
+    assert 'title="f -&gt; x: +' in page.read_text(encoding="utf-8")
+    assert (page.parent / "figures" / "gain.svg").exists()
 
 
 def test_a_table_without_a_mapping_and_measures_that_fit_nothing_are_refused(

@@ -26,7 +26,7 @@ from harness.data import (
     split_indices,
     targets,
 )
-from harness.data.targets import ArrayTarget
+from harness.data.target import ArrayTarget
 from harness.spec import TrialSpec, UserError
 from harness.transfer import LinearProbe
 

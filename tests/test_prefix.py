@@ -16,7 +16,7 @@ from harness import network as network_module
 from harness import rows, transfer
 from harness.backbone import Backbone, Group, build
 from harness.backbone.library import Input
-from harness.data import augmentation, read_examples, seeded_views
+from harness.data import augmentation, read_examples, seeded_view
 from harness.measure import Cpu
 from harness.prefix import NoCut, Tail, find_cut
 from harness.rows import Cache, View
@@ -359,19 +359,45 @@ def test_views_are_kept_and_train_as_without_keeping(make_spec: MakeSpec, cache:
 
 @pytest.mark.parametrize("policy", ["flip_crop", "rotation", "trivial", "rand"])
 def test_a_view_depends_on_its_image_number_and_seed_alone(policy: str) -> None:
-    def views(part: tuple[int, ...], seed: int = 0) -> torch.Tensor:
+    def view(part: tuple[int, ...], number: int, seed: int = 0) -> torch.Tensor:
         examples = read_examples("digits", part, 16, "bilinear")
-        made = seeded_views(examples, augmentation(policy, 16, 10), 4, seed)
+        made = seeded_view(examples, augmentation(policy, 16, 10), number, seed)
         assert isinstance(made.pixels, View)
-        assert made.labels.tolist() == examples.labels.tolist() * 4
-        assert made.index.tolist() == list(part) * 4
+        assert torch.equal(made.labels, examples.labels)
+        assert made.index.tolist() == list(part)
+        unkept = seeded_view(
+            dataclasses.replace(examples, pixels=examples.images),
+            *(augmentation(policy, 16, 10), number, seed),
+        )
+        assert torch.equal(unkept.images, made.images)
         return made.images
 
-    both, one = views((3, 8)), views((8,))
-    assert both.shape == (8, 3, 16, 16)
-    assert torch.equal(both[1::2], one)
-    assert len({image.numpy().tobytes() for image in both}) > 4
-    assert not torch.equal(views((8,), seed=1), one)
+    assert view((3, 8), 0).shape == (2, 3, 16, 16)
+    assert torch.equal(view((3, 8), 0)[1:], view((8,), 0))
+    several = [view((8,), number, seed) for number in range(4) for seed in range(2)]
+    assert len({image.numpy().tobytes() for image in several}) > 4
+
+
+def test_no_more_views_are_made_than_epochs_see(make_spec: MakeSpec, cache: Cache) -> None:
+    spec = make_spec(strategy=transfer.LinearProbe(), augment="flip_crop", views=50, epochs=2)
+    run(spec, cache)
+    assert sorted(e.what for e in cache.entries() if e.what.startswith("view")) == [
+        "view 0 by flip_crop",
+        "view 1 by flip_crop",
+    ]
+
+
+def test_network_that_cannot_be_traced_is_run_whole(
+    make_spec: MakeSpec, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("running_mean should contain 96 elements")
+
+    monkeypatch.setattr(network_module, "_cuts", {})
+    monkeypatch.setattr("harness.prefix._cut", broken)
+    _, epochs, result = run(make_spec(strategy=transfer.LinearProbe()), cache)
+    assert len(epochs) == 2
+    assert "running_mean should contain" in result.notes["prefix"]
 
 
 @pytest.mark.parametrize("augment", ["none", "mixup", "cutmix"])

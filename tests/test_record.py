@@ -288,3 +288,16 @@ def test_only_sqlite_uris_have_a_file(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_passwords_are_not_shown(text: str, shown: str) -> None:
     assert without_password(text) == shown
+
+
+def test_trials_lie_under_one_run_of_their_study(
+    recorder: Recorder, client: MlflowClient, make_spec: MakeSpec, tracking_uri: str
+) -> None:
+    first = client.get_run(recorder.start(make_spec(), "x", {"phase": "tune"}))
+    Recorder(tracking_uri, INFO)  # the command again
+    [parent] = client.search_runs([first.info.experiment_id], "tags.kind = 'study'")
+    assert first.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert parent.info.status == "FINISHED"
+    assert parent.info.run_name == f"study {INFO.name}"
+    assert recorder.unfinished() == [first.info.run_id]
+    assert recorder.complete() == set()

@@ -200,10 +200,41 @@ def test_a_full_disk_is_no_crash(on_disk: Cache, monkeypatch: pytest.MonkeyPatch
     assert maker.asked == [[1]]
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_used_is_done_without(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file"):
-        Cache(tmp_path / "file").rows({"what": "x"}, 1, (1,))
+    unusable = Cache(tmp_path / "file")
+    assert "file" in unusable.complaint()
+    with pytest.raises(Full, match="cannot be used"):
+        unusable.rows({"what": "x"}, 1, (1,))
+    assert Cache(tmp_path / "folder").complaint() == ""
+    with pytest.raises(Full, match="cannot be used"):
+        Cache().rows({"what": "more than any machine has"}, 2**20, (2**40,))
+
+
+def test_a_request_that_cannot_be_met_deletes_nothing(on_disk: Cache) -> None:
+    fill(reopened(on_disk), [1], Maker())
+    module._open.cache_clear()
+    for budget, need in ((0, 1), (10**6, 10**9)):
+        with pytest.raises(Full):
+            Cache(on_disk.folder, budget).make_room(need)
+    assert len(on_disk.entries()) == 1
+
+
+def test_a_folder_deleted_meanwhile_is_made_again(on_disk: Cache) -> None:
+    rows = reopened(on_disk)
+    fill(rows, [1], Maker())
+    assert on_disk.folder is not None
+    shutil.rmtree(on_disk.folder)
+    fill(rows, [1, 2], Maker())
+    assert rows.take(np.array([1, 2]))[:, 0, 0].tolist() == [1, 2]
+
+
+def test_marks_of_equal_rows_are_equal_whatever_they_took(cache: Cache) -> None:
+    """They are the stamps of what is made from the rows: decoding an image again must not make it stale."""
+    one, other = reopened(cache), reopened(cache, twin="yes")
+    fill(one, [1, 2, 3], Maker())
+    fill(other, [2], Maker())
+    assert (one.marks(np.array([2])) == other.marks(np.array([2]))).all()
 
 
 def _race(folder: Path, number: int) -> None:
@@ -294,7 +325,9 @@ def test_sizes_are_read_as_coreutils_does(text: str, wanted: int) -> None:
     assert parse_size(text) == wanted
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "-1GB", "8 gigs", "1e9", "1,5G", "nan", "8GiB4"])
+@pytest.mark.parametrize(
+    "text", ["9" * 400, "", "GiB", "-1GB", "8 gigs", "1e9", "1,5G", "nan", "8GiB4"]
+)
 def test_size_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="want one such as 8GiB"):
         parse_size(text)

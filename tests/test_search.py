@@ -135,7 +135,8 @@ class Lab:
     def runs(self, **tags: object) -> list[Run]:
         experiment = self.client.get_experiment_by_name("toy")
         assert experiment is not None
-        found = list(self.client.search_runs([experiment.experiment_id]))
+        every = self.client.search_runs([experiment.experiment_id])
+        found = [run for run in every if "phase" in run.data.tags]  # not the study's own run
         wanted = {k: str(v) for k, v in tags.items()}.items()
         return [r for r in found if wanted <= r.data.tags.items()]
 
@@ -707,3 +708,17 @@ def test_resolution_that_a_network_cannot_take_is_refused_at_the_door() -> None:
     tiny = scratch(resolution=lambda _: 33, backbone=lambda _: "test_vit")
     with pytest.raises(UserError, match=r"test_vit .*33"):
         check_at_the_door(make_study(space=tiny))
+
+
+def test_strategy_that_freezes_everything_for_an_epoch_is_refused_at_the_door() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Rests(transfer.Strategy):
+        def lr_scales(self, num_groups: int, epoch: int) -> transfer.Scales:
+            return (None,) * num_groups if epoch == 1 else (1.0,) * num_groups
+
+    def resting(trial: optuna.trial.BaseTrial, strategy: str) -> TrialSpec:
+        spec = space(trial, "full")
+        return dataclasses.replace(spec, strategy=Rests(), epochs=2, source="scratch")
+
+    with pytest.raises(UserError, match="freezes every group in epoch 1"):
+        check_at_the_door(make_study(space=resting))

@@ -29,16 +29,10 @@ from analysis.compare.agreement import (
     static_ranking,
     weighted_taus,
 )
-from analysis.compare.similarity import (
-    gains,
-    interactions,
-    responses,
-    shuffled_p,
-    slopes,
-    variance_shares,
-    verdicts,
-    with_scratch,
-)
+from analysis.compare.responses import gains, pair_gains, responses, with_scratch
+from analysis.compare.slopes import interactions, shuffled_p, slopes
+from analysis.compare.variance import variance_shares, variance_table
+from analysis.compare.verdicts import interaction_verdicts, verdicts
 from harness.spec import UserError
 
 TABLES = Path(
@@ -277,7 +271,7 @@ def test_interactions_have_the_pair_as_their_unit() -> None:
             )
         ]
     )
-    table = interactions(runs, "m", permutations=200)
+    table = interactions(runs, ["m"], permutations=200)
     assert list(table["term"].unique()) == ["probe - full", "ln size"]
     probe = table[table["term"] == "probe - full"]
     size = table[table["term"] == "ln size"]
@@ -286,6 +280,28 @@ def test_interactions_have_the_pair_as_their_unit() -> None:
     assert (probe["p"] < 0.01).all()
     assert abs(by_model(size, "slope")["fixed"]) < 0.03
     assert set(table["n"]) == {96}
+
+
+def test_a_slope_that_differs_is_told_from_one_that_does_not_and_holm_counts_every_row() -> None:
+    flat, steep = made(0, 0.0, 0.5, 0.7), made(0, 0.3, 0.5, 0.7)
+    noise = np.random.default_rng(9).normal(scale=0.1, size=len(flat))
+    runs = pd.concat(
+        [
+            flat.assign(strategy="full"),
+            steep.assign(strategy="probe", response=steep["response"] + noise),
+        ]
+    )
+    runs["other"] = np.tile(np.random.default_rng(3).normal(size=len(flat)), 2)
+    table = interactions(runs, ["m", "other"], permutations=200)
+    for _, own in table.groupby("model"):
+        low, high = sorted(own["p"])
+        assert sorted(own["p_holm"]) == pytest.approx([2 * low, max(2 * low, high)])
+    rows = interaction_verdicts(table).set_index("measure")
+    assert rows.loc["m", "verdict"] == "similarity"
+    assert rows.loc["other", "verdict"] == "open"
+    assert rows["term"].unique().tolist() == ["probe - full"]
+    crossed = table[(table["measure"] == "m") & (table["model"] == "crossed")].iloc[0]
+    assert rows.loc["m", "slope"] == crossed["slope"]
 
 
 def test_variance_shares_add_up_and_match_the_sums_of_squares() -> None:
@@ -299,6 +315,29 @@ def test_variance_shares_add_up_and_match_the_sums_of_squares() -> None:
     )
     assert table["df"].tolist() == [7, 11, 1, 76]
     assert (table["share_measure_first"] - table["share"]).loc["measure"] > 0
+
+
+def test_the_table_of_shares_has_one_row_per_measure_that_adds_up() -> None:
+    scores = made(2, effect=0.3, quality=0.5, carries=0.7)
+    row = variance_table(variance_shares(scores, "m").assign(measure="m")).iloc[0]
+    assert row[["target", "source", "added", "residual"]].sum() == pytest.approx(1)
+    assert row["n"] == len(scores)
+    assert row["at_most"] > row["added"]
+
+
+def test_gain_of_a_pair_has_the_interval_of_the_paired_differences() -> None:
+    random = np.random.default_rng(0)
+    accuracy, scratch = random.uniform(0.4, 0.9, (2, 5))
+    runs = pd.DataFrame({"source": "a", "target": "x", "strategy": "full", "seed": range(5)})
+    row = pair_gains(runs.assign(accuracy=accuracy, scratch=scratch)).iloc[0]
+    expected = stats.ttest_rel(100 * accuracy, 100 * scratch).confidence_interval()
+    assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high))
+    assert row["seeds"] == 5
+
+
+def test_the_number_of_test_images_makes_a_perfect_score_finite() -> None:
+    scores = pd.DataFrame({"accuracy": [1.0, 0.5], "examples": [75, 75]})
+    assert responses(scores)["response"].tolist() == pytest.approx([math.log(75.5 / 0.5), 0.0])
 
 
 def test_what_cannot_be_tested_is_said_to_be_untested() -> None:

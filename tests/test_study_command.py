@@ -384,7 +384,8 @@ class Place:
         client = MlflowClient(tracking_uri=f"sqlite:///{self.folder}/mlruns/mlflow.db")
         experiment = client.get_experiment_by_name("toy")
         assert experiment is not None
-        return list(client.search_runs([experiment.experiment_id]))
+        every = client.search_runs([experiment.experiment_id])
+        return [run for run in every if "phase" in run.data.tags]  # not the study's own run
 
     def complete(self) -> dict[tuple[str, ...], Run]:
         """Complete runs by slot."""

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy import stats
+from scipy.optimize import brentq
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
 
 from analysis.compare.contexts import arms
 from analysis.compare.examples import hits, mcnemar_over_seeds
@@ -61,8 +61,14 @@ def least_detectable(sd: float, n: int) -> float:
 
 @cache
 def _effect(n: int) -> float:
-    effect = TTestPower().solve_power(effect_size=None, nobs=n, alpha=ALPHA, power=POWER)
-    return float(effect)
+    # statsmodels' solve_power leaves the root for some n (73 or 120: a negative effect, in an array); at this
+    # power the tail on the wrong side is below 1e-5
+    critical = stats.t.ppf(1 - ALPHA / 2, n - 1)
+    guess = float(critical + stats.t.ppf(POWER, n - 1))
+    found = brentq(
+        lambda shift: stats.nct.sf(critical, n - 1, shift) - POWER, guess / 2, 1.3 * guess
+    )
+    return float(found) / math.sqrt(n)
 
 
 def seeds_needed(sd: float, points: float) -> float:

@@ -8,10 +8,10 @@ A cell has the same colour and marker in every figure (`styles`). Figures are dr
 5.6 inches, so that their text stays legible on a telephone.
 """
 
-from analysis.plots.canvas import MANY, Style, styles
+from analysis.plots.canvas import MANY, Style, said, styles
 from analysis.plots.cells import accuracy, cost, differences, matrix, ranks
 from analysis.plots.figures import figures
-from analysis.plots.likeness import agreement
+from analysis.plots.likeness import agreement, gain
 from analysis.plots.shifts import shifted
 from analysis.plots.sizes import by_size
 from analysis.plots.tuning import (
@@ -36,12 +36,14 @@ __all__ = [
     "cost",
     "differences",
     "figures",
+    "gain",
     "importances",
     "learning_curves",
     "matrix",
     "ranks",
     "rate_ranges",
     "rates",
+    "said",
     "shifted",
     "styles",
 ]

@@ -86,6 +86,25 @@ def canvas(
     return figure, list(panels.flat)
 
 
+def say(mark: Line2D, text: str) -> None:
+    """Words that the page shows when the pointer is on `mark`, a single point."""
+    mark.set_gid(f"say:{text}")
+
+
+def said(figure: Figure) -> list[tuple[float, float, str]]:
+    """Every mark that says something: its place in percent of the figure from the left and from the top (as
+    it was last drawn), and the words."""
+    spots = []
+    for axes in figure.axes:
+        for line in axes.lines:
+            if (gid := line.get_gid() or "").startswith("say:"):
+                x, y = figure.transFigure.inverted().transform(
+                    line.get_transform().transform(line.get_xydata())[0]
+                )
+                spots.append((100 * float(x), 100 * (1 - float(y)), gid.removeprefix("say:")))
+    return spots
+
+
 def plain(name: str) -> str:
     """A cell's name as text: matplotlib would read what is between dollar signs as mathematics."""
     return name.replace("$", r"\$")

@@ -8,7 +8,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,7 @@ from analysis.plots.canvas import (
     percent,
     place_labels,
     plain,
+    say,
 )
 
 LONG = 10
@@ -50,10 +52,18 @@ def accuracy(
         axes.plot(scores, i + 0.2 + np.asarray(spread), ls="", marker=look.marker, ms=4,
                   color=look.color, alpha=0.55, mew=0)  # fmt: skip
         axes.plot([row["low"], row["high"]], [i - 0.1] * 2, color=look.color, lw=2.5)
-        axes.plot(row["mean"], i - 0.1, marker=look.marker, ms=8, color=look.color, mec="white")
+        mean = axes.plot(
+            row["mean"], i - 0.1, marker=look.marker, ms=8, color=look.color, mec="white"
+        )
+        say(mean[0], f"{row['cell']}: {_score(row)}")
     name_rows(axes, list(table["cell"]))
     percent(axes, "x", f"Test {metric}")
     return figure
+
+
+def _score(row: Mapping[Hashable, Any]) -> str:
+    interval = f" ({row['low']:.1%} to {row['high']:.1%})" if row["low"] == row["low"] else ""
+    return f"{row['mean']:.1%}{interval}"
 
 
 def matrix(summary: pd.DataFrame, row: str, column: str, metric: str = "accuracy") -> Figure:
@@ -111,7 +121,10 @@ def cost(
         axes.plot([row[f"{cost}_min"], row[f"{cost}_max"]], [y, y], color=look.color, lw=1.2)
         axes.plot([x, x], [row["low"], row["high"]], color=look.color, lw=1.2)
         size, over = (4, 2) if look is BACKGROUND else (8, 4)
-        axes.plot(x, y, marker=look.marker, ms=size, color=look.color, mec="white", zorder=over)
+        mark = axes.plot(
+            x, y, marker=look.marker, ms=size, color=look.color, mec="white", zorder=over
+        )
+        say(mark[0], f"{row['cell']}: {_score(row)}, {x:.3g} {label[label.rfind('(') + 1 : -1]}")
     best = table[table[front]].sort_values(f"{cost}_median")
     corners = list(zip(best[f"{cost}_median"], best["mean"], strict=True))
     axes.step(*zip(*corners, strict=True), where="post", color=INK, lw=1, ls=":", zorder=1)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from analysis import compare
 from analysis.plots.canvas import MANY, Style, styles
 from analysis.plots.cells import accuracy, cost, differences, matrix, ranks
-from analysis.plots.likeness import agreement
+from analysis.plots.likeness import agreement, gain
 from analysis.plots.shifts import shifted
 from analysis.plots.sizes import by_size
 from analysis.plots.tuning import (
@@ -63,7 +63,8 @@ def _scores(
     factors, metric = table.info.factors, table.info.metric
     factor, lines = compare.size_factor(factors), compare.size_lines(factors)
     repeats = compare.completed(trials, "repeat")
-    if factor and found.by_size["size"].nunique() > 1:
+    few = lines["line"].nunique() <= MANY
+    if factor and few and found.by_size["size"].nunique() > 1:
         look = styles(list(lines["line"].unique()))
         scores = repeats.merge(lines, on="cell")
         made["by_size"] = by_size(found.by_size, scores, factor, look, metric)
@@ -76,7 +77,7 @@ def _scores(
         made["accuracy"] = accuracy(found.summary, repeats, style, metric)
     if len(found.ranks) > 1:
         made["ranks"] = ranks(found.ranks, styles(list(found.ranks["arm"])))
-    if found.differences["difference"].notna().any():
+    if 0 < found.differences["difference"].notna().sum() <= 2 * MANY:
         made["differences"] = differences(found.differences, style, metric)
     if len(found.shifted):
         made["shifted"] = shifted(found.shifted, style, metric)
@@ -133,4 +134,5 @@ def _tuning(
 
 def _likeness(found: Findings) -> dict[str, Figure]:
     known = found.similarity
-    return {"agreement": agreement(known.agreement, known.means)} if len(known.means) else {}
+    made = {"agreement": agreement(known.agreement, known.means)} if len(known.means) else {}
+    return made | ({"gain": gain(known.points)} if len(known.points) else {})

@@ -17,6 +17,7 @@ from analysis.words.form import (
     span,
     tuned_parameters,
 )
+from analysis.words.likeness import interaction, likeness, variance
 from analysis.words.methods import methods
 from analysis.words.studies import changes
 from analysis.words.warnings import warnings
@@ -28,7 +29,9 @@ __all__ = [
     "crossing",
     "crossing_interval",
     "in_seeds",
+    "interaction",
     "latex",
+    "likeness",
     "listed",
     "main_table",
     "markdown",
@@ -39,5 +42,6 @@ __all__ = [
     "short",
     "span",
     "tuned_parameters",
+    "variance",
     "warnings",
 ]

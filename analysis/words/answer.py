@@ -13,9 +13,10 @@ from typing import Any
 import pandas as pd
 
 from analysis import compare
-from analysis.compare import Findings, Similarity
+from analysis.compare import Findings
 from analysis.load import StudyTable
 from analysis.words.form import in_seeds, listed, number, quoted, short, span
+from analysis.words.likeness import likeness
 
 SHOWN = 4
 """Crossings, or arms, that the answer names; the tables have them all."""
@@ -29,7 +30,7 @@ def answer(table: StudyTable, found: Findings) -> list[str]:
     if scored.empty:
         return _untested_answer(table, found)
     if len(found.ranks):
-        return [*_over_targets(table, found), *_likeness(found)]
+        return [*_over_targets(table, found), *likeness(found.similarity)]
     best = scored.iloc[0]
     among = f" among {len(scored)} cells" if len(scored) > 1 else ""
     interval = (
@@ -62,7 +63,7 @@ def answer(table: StudyTable, found: Findings) -> list[str]:
         *_price(best, scored, found, table),
         *_sizes(table, found),
         *_shifts(found),
-        *_likeness(found),
+        *likeness(found.similarity),
     ]
 
 
@@ -149,49 +150,6 @@ def _rank(row: pd.Series) -> str:
     if row["low"] != row["low"]:
         return f"{row['mean_rank']:.1f}"
     return f"{row['mean_rank']:.1f} (95% interval {row['low']:.1f} to {row['high']:.1f})"
-
-
-def _likeness(found: Findings) -> list[str]:
-    """Whether likeness of source and target explains transfer, and how far a ranking without it goes."""
-    known = found.similarity
-    text = _measures(known)
-    if len(known.means):
-        row = known.means[known.means["measure"] == "static"].iloc[0]
-        text.append(
-            f"A ranking of the sources that ignores the target (how they do on the other targets) agrees "
-            f"with the scores at a mean weighted tau of {row['tau_w']:.2f} ({row['low']:.2f} to "
-            f"{row['high']:.2f}, {row['targets']} targets): what a measure of likeness must beat."
-        )
-    return [*text, known.note] if known.note else text
-
-
-def _measures(known: Similarity) -> list[str]:
-    """The verdict on one or two measures in full; on more of them in sum, the table has the rest."""
-    rows = known.verdicts
-    if len(rows) <= 2:
-        return list(rows["sentence"]) if len(rows) else []
-    shown = rows[rows["verdict"] == "similarity"]
-    source = rows[rows["verdict"] == "source"]
-    text = f"Of {len(rows)} measures of likeness ({', '.join(rows['measure'])}) "
-    if len(shown):
-        text += (
-            f"{listed(quoted(shown['measure']))} were shown to tell which source suits a target."
-        )
-    else:
-        text += (
-            "none was shown to tell which source suits a given target, beyond which sources are good "
-            "everywhere."
-        )
-    if len(source):
-        text += f" {listed(quoted(source['measure']))} tell good sources, not likeness."
-    naive = known.slopes[(known.slopes["model"] == "naive") & (known.slopes["p_holm"] <= 0.05)]
-    fooled = set(naive["measure"]) - set(shown["measure"])
-    if fooled:
-        text += (
-            f" Least squares, which takes pairs that share a source for independent, would have called "
-            f"{len(fooled)} more significant."
-        )
-    return [text]
 
 
 def _sizes(table: StudyTable, found: Findings) -> list[str]:

@@ -53,7 +53,7 @@ def _pretrained(name: str, source: str) -> nn.Module:
         load_state(model, read_weights(path), library.head_names(model), str(path))
         return model
     raise UserError(
-        f"unknown source {source!r}; want imagenet, scratch, file:PATH or recorded:NAME"
+        f"unknown source {source!r}; want imagenet, scratch or file:PATH, or recorded:NAME"
     )
 
 

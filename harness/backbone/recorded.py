@@ -66,7 +66,12 @@ def folder() -> Path:
 
 def content_sha256(state: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 of the tensors as a safetensors file without metadata: names, types, shapes and values."""
-    return hashlib.sha256(save(dict(state))).hexdigest()
+    return hashlib.sha256(save(_contiguous(state))).hexdigest()
+
+
+def _contiguous(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As safetensors wants them; networks of ours lie channels last."""
+    return {name: tensor.contiguous() for name, tensor in state.items()}
 
 
 def write_model(name: str, state: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> Model:
@@ -77,13 +82,12 @@ def write_model(name: str, state: Mapping[str, torch.Tensor], about: Mapping[str
         state: its state dict, on the CPU.
         about: how it was trained.
     """
-    tensors = {n: t.contiguous() for n, t in state.items()}
-    told = {**about, HASH: content_sha256(tensors)}
+    told = {**about, HASH: content_sha256(state)}
     path = folder() / f"{name}{SUFFIX}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_bytes(save(tensors, told))
+        beside.write_bytes(save(_contiguous(state), told))
         beside.rename(path)
     except OSError as error:
         raise UserError(f"cannot keep a model in {path.parent}: {first_line(error)}") from error

@@ -62,6 +62,10 @@ def depths(model: nn.Module) -> dict[str, int]:
     if (stages := depth_by_pooling(model)) is not None:
         return stages
     tensors = [*model.named_parameters(), *model.named_buffers()]
+    if not hasattr(model, "group_matcher"):
+        raise UserError(
+            f"timm gives no layer groups for {type(model).__name__}: take a backbone of another family"
+        )
     matched = group_with_matcher(iter(tensors), model.group_matcher(coarse=True))  # type: ignore[operator]
     found = {name: d for d, names in enumerate(matched.values()) for name in names}
     last = max(found.values())

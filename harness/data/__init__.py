@@ -4,7 +4,7 @@ The only importer of torchvision's data side: targets (data sets by name), split
 training images, shifts of test images, and the guard against leakage between the parts.
 """
 
-from harness.data.augment import Augment, augmentation, seeded_views
+from harness.data.augment import Augment, augmentation, seeded_view
 from harness.data.images import open_image
 from harness.data.leakage import Leak, find_leaks, leaks_in_words
 from harness.data.shift import shifted
@@ -24,7 +24,7 @@ __all__ = [
     "load_target",
     "open_image",
     "read_examples",
-    "seeded_views",
+    "seeded_view",
     "shifted",
     "split_indices",
 ]

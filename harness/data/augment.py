@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 from torchvision.transforms import v2
@@ -82,61 +81,45 @@ def augmentation(name: str, size: int, num_classes: int) -> Augment:
     return policies[name]
 
 
-def seeded_views(
-    examples: Examples, policy: Augment, views: int, seed: int, cache: Cache = Cache()
+def seeded_view(
+    examples: Examples, policy: Augment, number: int, seed: int, cache: Cache = Cache()
 ) -> Examples:
-    """Every image in `views` variants, each decided by (seed, image, number) alone.
+    """One variant of every image, decided by (seed, image, number) alone.
 
     Args:
         examples: n images.
         policy: varies each image by itself.
-        views: number of variants.
+        number: of the variant.
         seed: the trial's.
         cache: where they are kept; in memory when they do not fit.
 
     Returns:
-        views * n examples: variant v of the i-th is at v * n + i.
+        As many examples, in the same order.
     """
-    assert policy.per_image is not None
-    vary, pixels, count = policy.per_image, examples.pixels, len(examples)
-    if isinstance(pixels, View):
-        every, own = pixels.rows.count, pixels.index
-        image = np.arange(every)
-    else:
-        every, own = count, np.arange(count)
-        image = examples.index
-    index = np.concatenate([v * every + own for v in range(views)])
+    vary, pixels = policy.per_image, examples.pixels
+    assert vary is not None
 
-    def make(at: Indices) -> torch.Tensor:
-        generators = (
-            torch.Generator().manual_seed(derive_seed(seed, "view", i // every, image[i % every]))
-            for i in at
-        )
-        rows = at % every
-        images = (
-            pixels.rows.take(rows) if isinstance(pixels, View) else pixels[torch.from_numpy(rows)]
-        )
+    def varied(images: torch.Tensor, which: Indices) -> torch.Tensor:
+        seeds = (derive_seed(seed, "view", number, image) for image in which)
+        generators = (torch.Generator().manual_seed(s) for s in seeds)
         return torch.cat([vary(x[None], g) for x, g in zip(images, generators, strict=True)])
 
-    def tiled(values: Indices) -> Indices:
-        return np.tile(values, views)
-
-    labels = examples.labels.repeat(views)
     if isinstance(pixels, View):
         key = {
-            "what": f"views by {policy.name}",
-            "views": str(views),
+            "what": f"view {number} by {policy.name}",
             "seed": str(seed),
             "images": pixels.rows.key,
             **versions("torch", "torchvision"),
         }
-        rows = cache.rows(key, views * every, pixels.rows.shape)
+        source = pixels.rows
         try:
-            rows.fill(index, np.tile(pixels.rows.marks(own), (views, 1)), make)
-            return Examples(View(rows, index), labels, tiled(examples.index))
+            rows = cache.rows(key, source.count, source.shape)
+            marks = source.marks(pixels.index)
+            rows.fill(pixels.index, marks, lambda at: varied(source.take(at), at))
+            return replace(examples, pixels=View(rows, pixels.index))
         except Full:
             pass
-    return Examples(make(index), labels, tiled(examples.index))
+    return replace(examples, pixels=varied(examples.images, examples.index))
 
 
 def _flip_crop(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

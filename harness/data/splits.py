@@ -117,8 +117,8 @@ def read_examples(
         "interpolation": interpolation,
         **versions("torch", "torchvision", "pillow"),
     }
-    rows = cache.rows(key, len(source.labels), (3, size, size))
     try:
+        rows = cache.rows(key, len(source.labels), (3, size, size))
         rows.fill(index, source.stamps(index), lambda at: source.read(at, size, interpolation))
     except Full:
         return Examples(source.read(index, size, interpolation), labels, index)

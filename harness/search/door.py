@@ -78,6 +78,12 @@ def _try_strategy(spec: TrialSpec, num_groups: int) -> None:
         raise UserError(
             f"strategy {type(spec.strategy).__name__} on {spec.backbone}: {first_line(error)}"
         ) from error
+    still = [e for e, row in enumerate(rows) if all(scale is None for scale in row)]
+    if bad is None and still and spec.strategy.readout == "head":
+        raise UserError(
+            f"strategy {type(spec.strategy).__name__}: lr_scales freezes every group in epoch {still[0]} "
+            f"on {spec.backbone}; at least one must train"
+        )
     if bad is not None:
         raise UserError(
             f"strategy {type(spec.strategy).__name__}: lr_scales must return {num_groups} numbers "

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from harness.spec import run_command
+from harness.spec import UserError, run_command
 
 ROOT = Path("mlruns")
 
@@ -33,6 +33,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--cache-dir", type=Path, help="where outputs of networks are kept (default: user's cache)"
     )
+    parser.add_argument(
+        "--resamples",
+        type=int,
+        help="behind each interval; 0 for none, several times faster (default: each measure's own)",
+    )
     return parser.parse_args(argv)
 
 
@@ -50,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from harness.study_file import load_study
 
+    if arguments.resamples is not None and arguments.resamples < 0:
+        raise UserError(f"--resamples must be at least 0, got {arguments.resamples}")
     study = load_study(arguments.space)
 
     from harness.measure import resolve_device
@@ -71,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     if todo:
         measuring = Measuring(pairs, device, Cache(arguments.cache_dir or default_folder()))
     for count, pair in enumerate(todo, start=1):
-        found = list(measuring.measure(pair))
+        found = list(measuring.measure(pair, arguments.resamples))
         tags, metrics = as_run(pair, found)
         tags["study"] = study.name
         recorder.keep(f"similarity {pair.name}", pair.spec.flat(), tags, metrics)

@@ -173,8 +173,14 @@ class Measuring:
             self._embedded = {data: x @ axes for data, x in raw.items()}
             self._bandwidth = median_bandwidth(equal @ axes, SEED)
 
-    def measure(self, pair: Pair) -> Iterator[Measurement]:
-        """Every measure that ranks sources, and the two baselines that need no other target."""
+    def measure(self, pair: Pair, resamples: int | None = None) -> Iterator[Measurement]:
+        """Every measure that ranks sources, and the two baselines that need no other target.
+
+        Args:
+            pair: one of those that this was made for.
+            resamples: behind each interval, 0 for none; None is each measure's own number.
+        """
+        options = {"seed": SEED} | ({} if resamples is None else {"resamples": resamples})
         given = self._given(pair)
         for name, measure in MEASURES.items():
             if name in DIAGNOSTIC:
@@ -183,7 +189,7 @@ class Measuring:
                 data = "source" in measure.needs
                 yield _refused(name, NO_DATA if data else NO_HEAD)
                 continue
-            yield measure.compute(**{need: given[need] for need in measure.needs}, seed=SEED)
+            yield measure.compute(**{need: given[need] for need in measure.needs}, **options)
         yield from baselines(pair.model)
 
     def _given(self, pair: Pair) -> dict[str, Any]:

@@ -87,12 +87,12 @@ def static_ranks(pairs: Sequence[Pair], runs: Sequence[Recorded]) -> dict[str, M
         if run.tags["phase"] != "repeat" or "test_accuracy" not in run.metrics:
             continue
         for column, pair in enumerate(pairs):
-            own = (run.params["backbone"], run.params["source"])
-            sources = (pair.spec.source, pair.source)
-            if own[0] == pair.spec.backbone and own[1] in sources and run.params["target"] != here:
-                scores.setdefault((run.params["target"], column), []).append(
-                    run.metrics["test_accuracy"]
-                )
+            backbone, source, target = (
+                run.params.get(k, "") for k in ("backbone", "source", "target")
+            )
+            same = backbone == pair.spec.backbone and source in (pair.spec.source, pair.source)
+            if same and target != here:
+                scores.setdefault((target, column), []).append(run.metrics["test_accuracy"])
     targets = sorted({target for target, _ in scores})
     table = np.full((len(targets) + 1, len(pairs)), math.nan)
     for (target, column), values in scores.items():

@@ -1,0 +1,232 @@
+"""What does a study with the factors source and target say about their likeness?
+
+    python -c "from analysis import compare, load; t = load.load_study('source_similarity'); \\
+               print(*compare.likeness(t).verdicts['sentence'], sep='\\n')"
+
+Measures are those recorded with the study, or a table given for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from analysis.compare.agreement import (
+    STATIC,
+    mean_agreement,
+    rank_agreement,
+    regret,
+    static_ranking,
+)
+from analysis.compare.pairs import standardised
+from analysis.compare.responses import CONDITIONS, gains, pair_gains, responses, with_scratch
+from analysis.compare.runs import completed
+from analysis.compare.sizes import size_factor
+from analysis.compare.slopes import interactions, slopes
+from analysis.compare.variance import variance_shares
+from analysis.compare.verdicts import verdicts
+from harness.spec import UserError
+
+if TYPE_CHECKING:
+    from analysis.load import StudyTable
+
+SCRATCH = "scratch"
+PAIR = ["source", "target"]
+SPOILT = re.compile(r"^(?:shuffle|permute|random_labels)\(")
+"""Data that a control learned from: pictures or labels made worthless."""
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """What a study with the factors source and target says about their likeness; empty otherwise.
+
+    Attributes:
+        agreement, means, regret: how measures, and the static ranking, order the sources
+            (`agreement.rank_agreement`, `mean_agreement`, `regret`).
+        slopes, verdicts: `slopes.slopes` and `verdicts.verdicts`; empty without measures.
+        interactions: `slopes.interactions`; empty without several strategies or sizes.
+        variance: `variance.variance_shares` of each measure, with a column measure.
+        gains: points over scratch by source, strategy and size, with control (whether the source learned
+            from spoilt data); empty without scratch.
+        points: `responses.pair_gains` with control, measure (the one with the greatest mean tau_w) and
+            likeness (that measure in standard deviations within the target); empty without either.
+        blind: measures that say the same whatever the target, so have no slope.
+        note: why something is missing, in sentences.
+    """
+
+    agreement: pd.DataFrame = field(default_factory=pd.DataFrame)
+    means: pd.DataFrame = field(default_factory=pd.DataFrame)
+    regret: pd.DataFrame = field(default_factory=pd.DataFrame)
+    slopes: pd.DataFrame = field(default_factory=pd.DataFrame)
+    verdicts: pd.DataFrame = field(default_factory=pd.DataFrame)
+    interactions: pd.DataFrame = field(default_factory=pd.DataFrame)
+    variance: pd.DataFrame = field(default_factory=pd.DataFrame)
+    gains: pd.DataFrame = field(default_factory=pd.DataFrame)
+    points: pd.DataFrame = field(default_factory=pd.DataFrame)
+    blind: tuple[str, ...] = ()
+    note: str = ""
+
+
+def recorded_measures(table: StudyTable) -> pd.DataFrame | None:
+    """source, target and one column per measure, turned so that more means more alike; None without any.
+
+    Raises:
+        UserError: if a pair was measured through several backbones: which is meant is not known.
+    """
+    long = table.measures.dropna(subset="value")
+    if long.empty:
+        return None
+    if (double := long.duplicated([*PAIR, "measure"])).any():
+        first = long[double].iloc[0]
+        raise UserError(
+            f"{first['source']} and {first['target']} were measured through several backbones"
+        )
+    turned = long.assign(value=long["value"].where(long["better"] != "lower", -long["value"]))
+    order = list(long["measure"].unique())
+    wide = turned.pivot(index=PAIR, columns="measure", values="value")[order]
+    return wide.rename_axis(columns=None).reset_index()
+
+
+def controls(table: StudyTable) -> set[str]:
+    """Sources that learned from spoilt pictures or labels."""
+    known = table.measures.dropna(subset="source_data")
+    return set(known.loc[known["source_data"].str.contains(SPOILT.pattern), "source"])
+
+
+def pair_scores(table: StudyTable, measures: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The compared repeats: source, target, seed, accuracy and, where known, examples (size of the test
+    set), backbone, strategy, size and measures.
+
+    A source whose runs all began from random weights is called SCRATCH. Rows whose source is the target
+    itself are left out: their score is no transfer.
+    """
+    factors = table.info.factors
+    repeats = completed(table.trials, "repeat").dropna(subset="test_accuracy")
+    scores = repeats[[*PAIR, "seed"]].assign(accuracy=repeats["test_accuracy"])
+    if "param.source" in repeats:
+        random = (repeats["param.source"] == SCRATCH).groupby(repeats["source"]).transform("all")
+        scores["source"] = scores["source"].mask(random.astype(bool), SCRATCH)
+    size = size_factor(factors)
+    rest = [name for name in factors if name not in ("source", "target", size)]
+    if rest:
+        scores["strategy"] = repeats[rest].agg(" | ".join, axis="columns")
+    if size:
+        scores["size"] = repeats[size].astype(float)
+    if "param.backbone" in repeats and "backbone" not in factors:
+        scores["backbone"] = repeats["param.backbone"]
+    if len(table.predictions):
+        scores["examples"] = repeats["run_id"].map(table.predictions.groupby("run_id").size())
+    if measures is not None:
+        scores = scores.merge(measures, on=PAIR, how="left", validate="many_to_one")
+    return scores[scores["source"] != scores["target"]]
+
+
+def likeness(table: StudyTable, measures: pd.DataFrame | None = None) -> Similarity:
+    """The similarity effect, as far as the factors and the measures allow.
+
+    Args:
+        table: as loaded.
+        measures: source, target and one column per measure; None takes those recorded with the study.
+
+    Raises:
+        UserError: if measures are given but the study has no factors source and target, or none of its
+            pairs is among them.
+    """
+    given = [] if measures is None else [str(c) for c in measures if c not in PAIR]
+    if not set(PAIR) <= set(table.info.factors):
+        if given:
+            raise UserError("measures need a study with the factors source and target")
+        return Similarity()
+    notes: list[str] = []
+    if measures is None:
+        try:
+            measures = recorded_measures(table)
+        except UserError as error:
+            notes.append(f"Measures are not shown: {error}.")
+    names = [] if measures is None else [str(c) for c in measures if c not in PAIR]
+    scores = _comparable(pair_scores(table, measures), notes)
+    if given and scores[given].isna().all(axis=None):
+        raise UserError("the measures have no source and target in common with the study")
+    names = [name for name in names if scores[name].notna().any()]
+    runs = scores[scores["source"] != SCRATCH]
+    spoilt = controls(table)
+    known = Similarity()
+    if len(runs) < len(scores):
+        try:
+            runs = with_scratch(scores)
+            by = ["source", *(name for name in CONDITIONS if name in runs)]
+            table_of_gains = gains(runs, by)
+            marked = table_of_gains.assign(control=table_of_gains["source"].isin(spoilt))
+            known = replace(known, gains=marked)
+        except UserError as error:
+            notes.append(f"Gains over scratch are not shown: {error}.")
+    if runs["source"].nunique() < 3 or runs["target"].nunique() < 2:
+        note = " ".join(notes or ["Rankings need 3 sources and 2 targets."])
+        return replace(known, note=note)
+    known = _effect(_ranked(known, runs, names), runs, names, notes)
+    if len(known.gains) and names:
+        known = replace(known, points=_points(runs, known, spoilt))
+    return replace(known, note=" ".join(notes))
+
+
+def _comparable(scores: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """Without sources of another architecture than the run from scratch: their gain would be its too."""
+    if "backbone" not in scores or not (scratch := scores["source"] == SCRATCH).any():
+        return scores
+    other = ~scores["backbone"].isin(scores.loc[scratch, "backbone"])
+    if other.any():
+        names = ", ".join(scores.loc[other, "source"].unique())
+        notes.append(f"Another architecture than from scratch, so left out of all slopes: {names}.")
+    return scores[~other]
+
+
+def _ranked(known: Similarity, runs: pd.DataFrame, names: Sequence[str]) -> Similarity:
+    """With agreement, means and regret."""
+    pairs = runs.groupby(PAIR, sort=False, as_index=False)[["accuracy", *names]].mean()
+    ranked = static_ranking(pairs)
+    agreement = rank_agreement(ranked, [*names, STATIC])
+    means = mean_agreement(agreement)
+    lost = regret(ranked.dropna(subset=STATIC), [*names, STATIC])
+    return replace(known, agreement=agreement, means=means, regret=lost)
+
+
+def _effect(
+    known: Similarity, runs: pd.DataFrame, names: Sequence[str], notes: list[str]
+) -> Similarity:
+    """With slopes, verdicts, interactions and variance of the measures that look at the target."""
+    blind = tuple(n for n in names if (runs.groupby("source")[n].nunique() <= 1).all())
+    seeing = [name for name in names if name not in blind]
+    known = replace(known, blind=blind)
+    if not seeing:
+        return known
+    try:
+        answered = responses(runs)
+        found = slopes(answered, seeing)
+        known = replace(known, slopes=found, verdicts=verdicts(found, known.means))
+        known = replace(known, interactions=interactions(answered, seeing))
+    except UserError as error:
+        notes.append(f"Slopes are not shown: {error}.")
+        return known
+    parts = []
+    for name in seeing:
+        try:
+            parts.append(variance_shares(answered, name).assign(measure=name))
+        except UserError as error:
+            notes.append(f"{str(error)[:1].upper()}{str(error)[1:]}.")
+    return replace(known, variance=pd.concat(parts, ignore_index=True)) if parts else known
+
+
+def _points(runs: pd.DataFrame, known: Similarity, spoilt: set[str]) -> pd.DataFrame:
+    """Gains of the pairs beside their likeness; see Similarity.points."""
+    means = known.means[~known.means["measure"].isin([STATIC, *known.blind])].dropna(subset="tau_w")
+    if means.empty:
+        return pd.DataFrame()
+    measure = str(means.sort_values("tau_w", kind="stable")["measure"].iloc[-1])
+    pairs = runs.groupby(PAIR, sort=False, as_index=False)[[measure]].mean()
+    z = standardised(pairs.assign(response=0.0), measure)[[*PAIR, "z"]]
+    table = pair_gains(runs).merge(z.rename(columns={"z": "likeness"}), on=PAIR)
+    return table.assign(measure=measure, control=table["source"].isin(spoilt))

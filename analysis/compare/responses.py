@@ -1,0 +1,119 @@
+"""What did a source give beyond no source at all? Gains in points, and on the logit scale.
+
+    python -c "import pandas as pd; from analysis.compare.responses import *; \\
+               print(gains(with_scratch(pd.read_csv('scores.csv')), ['source']))"
+
+Takes one row per run: columns source, target, accuracy (a share), and where they exist seed, strategy, size
+and examples (size of the test set).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+from scipy.special import logit
+
+from analysis.compare.agreement import require
+from analysis.compare.runs import mean_interval
+from harness.spec import UserError
+
+CONDITIONS = ("strategy", "size")
+
+
+def with_scratch(scores: pd.DataFrame, scratch: str = "scratch") -> pd.DataFrame:
+    """The runs with a source, and as column scratch the accuracy of the run without one, under the same
+    target and, where the columns exist, seed, strategy and size.
+
+    Args:
+        scores: source, target, accuracy, ...
+        scratch: what `source` is for a run without one.
+
+    Raises:
+        UserError: if a run has no such partner, or several.
+    """
+    require(scores, ["source", "target", "accuracy"])
+    keys = [key for key in ("target", "seed", *CONDITIONS) if key in scores]
+    partners = scores.loc[scores["source"] == scratch, [*keys, "accuracy"]]
+    require(partners, keys, unique=keys)
+    runs = scores[scores["source"] != scratch].drop(columns="scratch", errors="ignore")
+    joined = runs.merge(
+        partners.rename(columns={"accuracy": "scratch"}), on=keys, how="left", indicator=True
+    )
+    if (alone := joined["_merge"] == "left_only").any():
+        first = joined.loc[alone, keys].iloc[0]
+        which = ", ".join(f"{name} {value}" for name, value in first.items())
+        raise UserError(f"no run from {scratch!r} for {which}")
+    return joined.drop(columns="_merge")
+
+
+def responses(scores: pd.DataFrame, examples: int | None = None) -> pd.DataFrame:
+    """With a column response: logit(accuracy) - logit(scratch), or logit(accuracy) without scratch.
+
+    Args:
+        scores: accuracy and perhaps scratch, shares; perhaps examples, known for every run.
+        examples: size of the test set; None takes the column. Where it is known the logit is the empirical
+            one, log((k + .5) / (n - k + .5)) with k hits of n (Haldane 1956), which is finite at 0 and 1.
+
+    Raises:
+        UserError: if a share is not in [0, 1], or is 0 or 1 and the number of examples is not given.
+    """
+    require(scores, ["accuracy"])
+    n = None if examples is None else pd.Series(float(examples), index=scores.index)
+    if n is None and "examples" in scores and scores["examples"].notna().all():
+        n = scores["examples"].astype(float)
+
+    def of(column: str) -> pd.Series:
+        share = scores[column].astype(float)
+        if ((share < 0) | (share > 1)).any():
+            raise UserError(f"{column} holds values outside [0, 1]")
+        if n is not None:
+            share = (share * n + 0.5) / (n + 1)
+        elif share.isin([0.0, 1.0]).any():
+            raise UserError(f"{column} holds a 0 or 1, whose logit is infinite: give `examples`")
+        return pd.Series(logit(share), index=scores.index)
+
+    gain = of("accuracy") - of("scratch") if "scratch" in scores else of("accuracy")
+    return scores.assign(response=gain)
+
+
+def gains(scores: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Points of accuracy gained over scratch.
+
+    Returns:
+        One row per combination of the columns `by`: those, targets, gain (mean over targets of the
+        mean over their runs), low, high (t interval over targets).
+    """
+    require(scores, ["target", "accuracy", "scratch", *by])
+    points = 100 * (scores["accuracy"] - scores["scratch"])
+    table = scores.assign(gain=points).groupby([*by, "target"], sort=False)["gain"].mean()
+    rows = []
+    for key, own in table.groupby(level=list(range(len(by))), sort=False):
+        mean, _, low, high = mean_interval(own)
+        names = key if isinstance(key, tuple) else (key,)
+        rows.append(
+            dict(zip(by, names, strict=True))
+            | {"targets": int(own.notna().sum()), "gain": mean, "low": low, "high": high}
+        )
+    return pd.DataFrame(rows, columns=[*by, "targets", "gain", "low", "high"])
+
+
+def pair_gains(scores: pd.DataFrame) -> pd.DataFrame:
+    """Points of accuracy gained over scratch by each pair, under each strategy and size.
+
+    Args:
+        scores: source, target, accuracy and scratch, perhaps strategy and size; one row per seed.
+
+    Returns:
+        source, target, those of strategy and size that there are, seeds, gain (mean of the differences to the
+        run from scratch with the same seed), low, high (95% t interval over seeds).
+    """
+    require(scores, ["source", "target", "accuracy", "scratch"])
+    keys = ["source", "target", *(name for name in CONDITIONS if name in scores)]
+    points = scores.assign(gain=100 * (scores["accuracy"] - scores["scratch"]))
+    rows = []
+    for key, own in points.groupby(keys, sort=False)["gain"]:
+        mean, _, low, high = mean_interval(own)
+        row = dict(zip(keys, key, strict=True)) | {"seeds": int(own.notna().sum())}
+        rows.append(row | {"gain": mean, "low": low, "high": high})
+    return pd.DataFrame(rows, columns=[*keys, "seeds", "gain", "low", "high"])

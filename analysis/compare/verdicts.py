@@ -1,0 +1,125 @@
+"""What was shown about a measure of likeness, and what was not?
+
+    python -c "import pandas as pd; from analysis.compare.slopes import slopes; \\
+               from analysis.compare.verdicts import *; \\
+               print(verdicts(slopes(pd.read_csv('responses.csv'), ['logme'])))"
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import pandas as pd
+
+ALPHA = 0.05
+TESTS = ("crossed", "fixed", "shuffled")
+"""Models that do not take pairs for independent."""
+
+
+def verdicts(slopes: pd.DataFrame, means: pd.DataFrame | None = None) -> pd.DataFrame:
+    """What was and what was not shown about each measure.
+
+    Args:
+        slopes: from `slopes`.
+        means: from `agreement.mean_agreement`, for how far the ranking beats the static one.
+
+    Returns:
+        measure, verdict ("similarity": all three tests at .05 after Holm, with one sign; "source": the
+        crossed model and the shuffles, but not within sources; "open": anything less; "untested") and
+        sentence.
+    """
+    known = {} if means is None else {row["measure"]: row for row in means.to_dict("records")}
+    names = list(slopes["measure"].unique())
+    rows = []
+    for measure in names:
+        own = slopes[slopes["measure"] == measure].set_index("model").to_dict("index")
+        verdict = _verdict(own)
+        sentence = _sentence(measure, verdict, own, len(names))
+        if measure in known:
+            sentence += _against_static(known[measure])
+        rows.append({"measure": measure, "verdict": verdict, "sentence": sentence})
+    return pd.DataFrame(rows, columns=["measure", "verdict", "sentence"])
+
+
+def interaction_verdicts(table: pd.DataFrame) -> pd.DataFrame:
+    """Whether each slope was shown to differ between strategies, or to change with size.
+
+    Args:
+        table: from `slopes.interactions`.
+
+    Returns:
+        One row per term and measure: term, measure, n, slope, low, high (crossed model), crossed, fixed,
+        shuffled (p after Holm) and verdict, as in `verdicts`.
+    """
+    rows = []
+    for (term, measure), group in table.groupby(["term", "measure"], sort=False):
+        own = group.set_index("model").to_dict("index")
+        row = {"term": term, "measure": measure, "n": own["crossed"]["n"]}
+        row |= {k: own["crossed"][k] for k in ("slope", "low", "high")}
+        row |= {model: own[model]["p_holm"] for model in TESTS}
+        rows.append(row | {"verdict": _verdict(own)})
+    columns = ["term", "measure", "n", "slope", "low", "high", *TESTS, "verdict"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _verdict(own: Mapping[Hashable, Mapping[Hashable, Any]]) -> str:
+    if any(math.isnan(own[model]["p"]) for model in TESTS):
+        return "untested"
+    low = {model for model in TESTS if own[model]["p_holm"] <= ALPHA}
+    if len(low) == 3 and len({own[model]["slope"] > 0 for model in TESTS}) == 1:
+        return "similarity"
+    same = (own["crossed"]["slope"] > 0) == (own["shuffled"]["slope"] > 0)
+    return "source" if low == {"crossed", "shuffled"} and same else "open"
+
+
+def _sentence(
+    measure: str, verdict: str, own: Mapping[Hashable, Mapping[Hashable, Any]], family: int
+) -> str:
+    """One measure in plain words; `family` is the number of measures that Holm adjusts for."""
+    naive, crossed, fixed = own["naive"], own["crossed"], own["fixed"]
+    shape = f"{naive['n']} pairs of {naive['sources']} sources and {naive['targets']} targets"
+    if verdict == "untested":
+        why = next((row["note"] for row in own.values() if row["note"]), "a fit failed")
+        return f"Nothing can be said about {measure} ({shape}): {why}."
+    way = "worse" if crossed["slope"] < 0 and verdict != "open" else "better"
+    claim = f"that sources with a higher {measure} transfer {way}"
+    slope = f"{crossed['slope']:+.2g} logits per standard deviation"
+    interval = f"{slope}, {crossed['low']:+.2g} to {crossed['high']:+.2g}"
+    evidence = (
+        f"with sources and targets crossed p = {crossed['p_holm']:.2g} ({interval}), within sources "
+        f"p = {fixed['p_holm']:.2g}, with sources shuffled p = {own['shuffled']['p_holm']:.2g}"
+        f"{f' (Holm over {family} measures)' * (family > 1)}"
+    )
+    if verdict == "similarity":
+        return f"Shown {claim}, for a given target and beyond the source's own quality ({shape}): {evidence}."
+    if verdict == "source":
+        return (
+            f"Shown {claim} ({shape}); not shown that it takes likeness to the target: the same sources "
+            f"may be the good ones everywhere. {evidence[0].upper()}{evidence[1:]}."
+        )
+    trap = ""
+    if naive["p_holm"] <= ALPHA:
+        trap = (
+            f" Least squares alone would say p = {naive['p_holm']:.1g}, for it takes the pairs for "
+            f"independent."
+        )
+    if len({row["slope"] > 0 for row in own.values()}) > 1:
+        trap += " The models don't agree on the sign."
+    return f"Not shown {claim} ({shape}): {evidence}.{trap}"
+
+
+def _against_static(row: Mapping[Hashable, Any]) -> str:
+    if math.isnan(row["lead"]):
+        return ""
+    if row["lead_low"] > 0:
+        how = "it ranks the sources better than"
+    elif row["lead_high"] < 0:
+        how = "it ranks the sources worse than"
+    else:
+        how = "its ranking can't be told apart from"
+    return (
+        f" Over {row['targets']} targets {how} the one that ignores the target (mean weighted tau "
+        f"{row['static'] + row['lead']:.2f} against {row['static']:.2f})."
+    )

@@ -1,0 +1,49 @@
+"""Where do others find the report? Beside the runs, as an artifact of the study's own run in MLflow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+
+from mlflow import MlflowClient
+
+from harness.spec import first_line, without_password
+
+FOLDER = "report"
+
+
+def publish(study: str, tracking_uri: str, files: Iterable[Path]) -> str:
+    """Log files as artifacts of the study's parent run, in the place of earlier ones.
+
+    Args:
+        study: name of the study and of its MLflow experiment.
+        tracking_uri: of the store that it was read from.
+        files: what to log, into the artifact folder "report".
+
+    Returns:
+        Id of the parent run; "" when nothing could be logged, and why is printed: the report itself is
+        written and good.
+    """
+    try:
+        client = MlflowClient(tracking_uri=tracking_uri)
+        experiment = client.get_experiment_by_name(study)
+        found = experiment and client.search_runs(
+            [experiment.experiment_id], "tags.kind = 'study'", max_results=1
+        )
+        if not found:
+            return ""  # recorded before studies had a run of their own
+        parent: str = found[0].info.run_id
+        for file in files:
+            client.log_artifact(parent, str(file), FOLDER)
+        return parent
+    except Exception as error:  # MLflow, SQLAlchemy, OSError and requests raise many kinds here
+        print(
+            f"warning: the report could not be logged to {without_password(tracking_uri)}: "
+            f"{without_password(first_line(error))}"
+        )
+        return ""
