@@ -114,7 +114,8 @@ def _to_be_surer(table: StudyTable, row: pd.Series) -> str:
     if row["more"] == 0:
         return f"{row['n']} seeds are enough to see {lead}: more would change little."
     minutes = f", about {row['minutes']:.1f} minutes" if row["minutes"] == row["minutes"] else ""
-    command = f": {table.info.command} --repeats {row['seeds']:.0f}" if table.info.command else ""
+    again = re.sub(r" --repeats \d+", "", table.info.command)
+    command = f": {again} --repeats {row['seeds']:.0f}" if again else ""
     seeds = f"{row['more']:.0f} more seed{'s' * bool(row['more'] != 1)}"
     return (
         f"To be surer: {seeds} of both (to {row['seeds']:.0f}{minutes}) would show {lead} "
