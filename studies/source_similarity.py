@@ -23,8 +23,8 @@ network gets the batch norm statistics of the target's training images, or the p
 those of the source.
 
 But in the paper tier nothing is tuned: one rate per strategy, chosen beforehand among four by test
-accuracy (a leak, if a small one) on both digit targets, other seeds and two sources (random weights and digits of 40 steps), as good as the best
-for either within a point or two.
+accuracy (a leak, if a small one) on both digit targets, other seeds and two sources (random weights
+and digits of 40 steps), as good as the best for either within a point or two.
 
 Expected before the first run: the gain over random weights grows with similarity and shrinks from 5 to
 30 images a class, both more so for the linear probe than for full fine-tuning. The ladder is in order
