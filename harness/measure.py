@@ -26,6 +26,7 @@ from harness.spec import UserError
 
 MIB = 2**20
 DEVICES = ("auto", "cpu", "cuda", "mps")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 class Clock:
@@ -167,6 +168,18 @@ class Accelerator(Device):
         return found
 
 
+def keep_freed_memory() -> None:
+    """Let this process keep what tensors free for the next ones (glibc only; nothing happens elsewhere).
+
+    By default glibc gives every large block back to the system, which then clears each page anew: an eighth
+    of the time of fine-tuning on a CPU. `Cpu.reset_peak` still gives it back between trials.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for parameter, value in ((_M_MMAP_THRESHOLD, 2**30), (_M_TRIM_THRESHOLD, 2**31 - 1)):
+            mallopt(parameter, value)
+
+
 def resolve_device(name: str) -> Device:
     """The device of that name; "auto" takes an accelerator when there is one.
 
@@ -177,6 +190,7 @@ def resolve_device(name: str) -> Device:
         raise UserError(f"unknown device {name!r}; want one of {', '.join(DEVICES)}")
     found = torch.accelerator.current_accelerator(check_available=True)
     if name == "cpu" or (name == "auto" and found is None):
+        keep_freed_memory()
         return Cpu()
     if found is None or (name != "auto" and found.type != name):
         have = "cpu" if found is None else f"cpu and {found.type}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -243,3 +245,25 @@ def test_device_is_the_accelerator_when_asked_for_or_auto(
 ) -> None:
     pretend(monkeypatch, there)
     assert resolve_device(name).name == wanted
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries have no mallopt")
+def test_what_tensors_free_is_kept_for_the_next_ones_until_a_reset() -> None:
+    program = """
+import resource, torch
+from harness.measure import resolve_device
+device = resolve_device("cpu")
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(16, 2**20)  # 64 MiB, 16,384 pages
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+first, second = faults(), faults()
+device.reset_peak()
+print(first, second, faults())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    first, second, after_reset = map(int, done.stdout.split())
+    assert second < first / 10
+    assert after_reset > first / 2
