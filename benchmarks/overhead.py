@@ -20,12 +20,13 @@ from statistics import mean, median
 from typing import Any
 from unittest.mock import patch
 
+from harness.environment import environment
 from harness.measure import Device, resolve_device
 from harness.record import Recorder
-from harness.search.runner import run_study
+from harness.search.runner import Bench, run_study
 from harness.search.storage import open_storage
 from harness.spec import EpochResult, Study, TrialResult, TrialSpec
-from harness.study import environment, parse, study_info
+from harness.study import parse, study_info
 from harness.study_file import load_study
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +66,7 @@ def seconds_per_trial(trials: int) -> list[float]:
         recorder = Recorder(f"sqlite:///{folder}/mlflow.db", study_info(study, arguments, ()))
         storage = open_storage(f"sqlite:///{folder}/optuna.db")
         ends = []
-        for done in run_study(study, storage, recorder, device, environment(device)):
+        for done in run_study(study, Bench(storage, recorder, device, environment(device))):
             assert done.result is not None
             assert done.result.outcome == "complete", done.result.reason
             ends.append(time.perf_counter())

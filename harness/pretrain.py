@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     from harness.measure import resolve_device
     from harness.record import PlainInfo, Recorder, default_tracking_uri
     from harness.rows import Cache, default_folder
-    from harness.search.runner import sole_runner
+    from harness.search.lock import sole_runner
     from harness.sources.recording import EXPERIMENT, NOTE, check_sources, metrics_of, pretrain_all
     from harness.train import Diverged
 

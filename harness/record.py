@@ -28,6 +28,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
 
 from harness.spec import (
     EpochResult,
@@ -216,9 +217,13 @@ class Recorder:
             )
         if found is None:
             location = None if path is None else (path.parent / "artifacts" / info.name).as_uri()
-            experiment: str = self._client.create_experiment(info.name, artifact_location=location)
-        else:
-            experiment = found.experiment_id
+            try:
+                made = self._client.create_experiment(info.name, artifact_location=location)
+            except MlflowException:  # another process may have made it a moment ago
+                found = self._client.get_experiment_by_name(info.name)
+                if found is None:
+                    raise
+        experiment: str = found.experiment_id if found else made
         for key, value in info.tags().items():
             self._client.set_experiment_tag(experiment, key, value)
         return experiment
@@ -226,17 +231,20 @@ class Recorder:
     def _open_parent(self, info: Info) -> str:
         """The run of the study as a whole: the UI groups the trials under it, the report is its artifact.
         It is finished from the start, because nothing that runs hangs on it. "" where there is no study."""
-        found = self._client.search_runs([self._experiment], "tags.kind = 'study'", max_results=1)
-        if found:
-            parent: str = found[0].info.run_id
-            return parent
-        if not isinstance(info, StudyInfo):
-            return ""
-        tags = {"kind": "study", "study": info.name, "mlflow.note.content": info.question}
-        run = self._client.create_run(self._experiment, run_name=f"study {info.name}", tags=tags)
-        parent = run.info.run_id
-        self._client.set_terminated(parent)
-        return parent
+        if not self._parents() and isinstance(info, StudyInfo):
+            tags = {"kind": "study", "study": info.name, "mlflow.note.content": info.question}
+            run = self._client.create_run(
+                self._experiment, run_name=f"study {info.name}", tags=tags
+            )
+            self._client.set_terminated(run.info.run_id)
+        return next(iter(self._parents()), "")
+
+    def _parents(self) -> list[str]:
+        """The first one counts, where several processes made one at once."""
+        found = self._search("tags.kind = 'study'")
+        return [
+            r.info.run_id for r in sorted(found, key=lambda r: (r.info.start_time, r.info.run_id))
+        ]
 
     def _under_parent(self) -> dict[str, str]:
         return {"mlflow.parentRunId": self._parent} if self._parent else {}
@@ -259,16 +267,24 @@ class Recorder:
         self._client.log_batch(run_id, metrics=_metrics(values, step=result.epoch))
 
     def finish(self, run_id: str, result: TrialResult) -> None:
-        """Final metrics, outcome and predictions, then the terminal status. Safe to repeat."""
-        tags = [RunTag("outcome", result.outcome)]
-        tags += [RunTag(name, note[:5000]) for name, note in result.notes.items()]
+        """Everything about how a run ended. Safe to repeat."""
+        self.write(run_id, result)
+        self.end(run_id, result.outcome)
+
+    def write(self, run_id: str, result: TrialResult) -> None:
+        """Final metrics, notes and predictions of a run that goes on to be open. Safe to repeat."""
+        tags = [RunTag(name, note[:5000]) for name, note in result.notes.items()]
         if result.reason:
             tags.append(RunTag("reason", result.reason[:5000]))
         final = {k: v for k, v in result.metrics.items() if k not in PER_EPOCH}
         self._client.log_batch(run_id, metrics=_metrics(final, step=0), tags=tags)
         if result.predictions is not None:
             self._client.log_text(run_id, predictions_csv(result.predictions), "predictions.csv")
-        self._client.set_terminated(run_id, status=STATUS.get(result.outcome, "FAILED"))
+
+    def end(self, run_id: str, outcome: str) -> None:
+        """The outcome and the terminal status. Safe to repeat."""
+        self._client.set_tag(run_id, "outcome", outcome)
+        self._client.set_terminated(run_id, status=STATUS.get(outcome, "FAILED"))
 
     def keep(
         self,
@@ -317,13 +333,15 @@ class Recorder:
                 stale = run.data.tags["chosen"] != str(chosen)
                 self._client.set_tag(run.info.run_id, "superseded", str(stale).lower())
 
-    def complete(self) -> set[str]:
-        """Run ids of this study that ended as complete."""
-        return {run.info.run_id for run in self._search("tags.outcome = 'complete'")}
+    def outcomes(self) -> dict[str, str]:
+        """Outcome of each trial's run by its id; "" as long as it has none."""
+        found = (run for run in self._search("") if "index" in run.data.tags)
+        return {run.info.run_id: run.data.tags.get("outcome", "") for run in found}
 
-    def unfinished(self) -> list[str]:
-        """Run ids of this study that are still marked RUNNING."""
-        return [run.info.run_id for run in self._search("attributes.status = 'RUNNING'")]
+    def unfinished(self) -> dict[str, str]:
+        """Runs of this study that are still marked RUNNING: run id -> owner, "" where none was recorded."""
+        found = self._search("attributes.status = 'RUNNING'")
+        return {run.info.run_id: run.data.tags.get("owner", "") for run in found}
 
     def _search(self, condition: str) -> Iterator[Run]:
         return _search(self._client, self._experiment, condition)

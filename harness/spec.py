@@ -39,7 +39,7 @@ Arms = Mapping[str, "Callable[[optuna.trial.BaseTrial], Strategy]"]
 """Label of a strategy -> how one trial draws it."""
 
 RESERVED_FACTORS = frozenset(
-    "study cell phase index seed outcome reason run_id attempt chosen device threads superseded "
+    "study cell phase index seed outcome reason run_id attempt chosen owner device threads superseded "
     "start_time optuna_trial size epoch example predicted probability failed tuned n mean sd low high "
     "train_loss val_loss test_loss val_accuracy test_accuracy train_seconds marginal_seconds "
     "total_seconds prefix "
@@ -299,7 +299,8 @@ class Study:
         trials: configurations tried per cell, the same for every cell.
         repeats: fresh seeds on which the chosen configuration of each cell is run and tested.
         baseline: one value of some factors; the other cells are compared with it.
-        sampler: "random" (i.i.d., needed for budget curves) or "tpe".
+        sampler: "random" (i.i.d., needed for budget curves), "qmc" (scrambled Sobol points, spread evenly) or
+            "tpe" (looks at what has finished, so that it hangs on the order).
         pruner: "none" or "median" (a pruned trial has no comparable cost).
         seed: root of every random stream of the study.
         name: set from the file's name when left empty.
@@ -310,7 +311,7 @@ class Study:
     trials: int = 16
     repeats: int = 5
     baseline: Cell = field(default_factory=dict)
-    sampler: Literal["random", "tpe"] = "random"
+    sampler: Literal["random", "qmc", "tpe"] = "random"
     pruner: Literal["none", "median"] = "none"
     seed: int = 0
     name: str = ""
@@ -345,7 +346,10 @@ class Study:
                 raise UserError(
                     f"Study: {name} must be a whole number of at least {least}, got {value!r}"
                 )
-        for name, choices in (("sampler", ("random", "tpe")), ("pruner", ("none", "median"))):
+        for name, choices in (
+            ("sampler", ("random", "qmc", "tpe")),
+            ("pruner", ("none", "median")),
+        ):
             if getattr(self, name) not in choices:
                 raise UserError(
                     f"Study: {name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"

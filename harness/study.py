@@ -2,7 +2,8 @@
 
     python -m harness.study --space studies/freeze_depth.py
 
-Running the same command again goes on where the last run stopped.
+Running the same command again goes on where the last run stopped; running it while it runs, here or on
+another machine that shares the stores, joins in.
 """
 
 from __future__ import annotations
@@ -11,12 +12,10 @@ import argparse
 import dataclasses
 import hashlib
 import shlex
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from harness.spec import Study, UserError, program, run_command, without_password
 from harness.study_file import load_study, question_of
@@ -28,10 +27,6 @@ if TYPE_CHECKING:
     from harness.spec import TrialSpec
 
 ROOT = Path("mlruns")
-
-
-class Terminated(BaseException):
-    """SIGTERM; no Exception, so that nothing mistakes it for a failed trial."""
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -66,6 +61,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="e.g. 8GiB: a trial whose forecast is higher is recorded as oom, not run",
     )
     parser.add_argument(
+        "--max-minutes", type=float, help="a trial that takes longer is recorded as timeout"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        help="processes, each with its share of threads or GPUs (default: 1)",
+    )
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="print cells, trials, forecasts of memory and time; then stop",
@@ -73,50 +77,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def environment(device: Device) -> dict[str, str]:
-    """What a reader must know to repeat a run or to compare its times: tags of every run."""
-    import platform
-    from importlib.metadata import version
-
-    import torch
-
-    tags = {
-        "device": device.name,
-        "threads": str(torch.get_num_threads()),
-        "env.hardware": device.describe(),
-        "env.cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "env.host": platform.node(),
-        "env.platform": platform.platform(),
-        "env.python": platform.python_version(),
-    }
-    for package in ("torch", "torchvision", "timm", "optuna", "mlflow"):
-        tags[f"env.{package}"] = version(package)
-    return {**tags, **code_revision()}
-
-
-def code_revision() -> dict[str, str]:
-    """Git revision of the harness and whether it was changed since; empty outside a checkout."""
-    folder = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return {"env.revision": git("rev-parse", "HEAD"), "env.dirty": str(bool(changed)).lower()}
-    except (OSError, subprocess.CalledProcessError):
-        return {}
-
-
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     arguments = parse(argv)
-    try:
-        return run_command(lambda: run(arguments), "run the same command again to go on")
-    except Terminated:
-        return _say("stopped by SIGTERM; run the same command again to go on", 143)
+    return run_command(lambda: run(arguments), "run the same command again to go on")
 
 
 def _say(message: str, code: int) -> int:
@@ -130,22 +94,23 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: on bad input.
     """
-    for name in ("trials", "repeats"):
-        least = 1 if name == "trials" else 0
+    for name, least in (("trials", 1), ("repeats", 0), ("workers", 1)):
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise UserError(f"--{name} must be at least {least}, got {value}")
+    if arguments.max_minutes is not None and not arguments.max_minutes > 0:
+        raise UserError(f"--max-minutes must be above 0, got {arguments.max_minutes:g}")
     study = load_study(arguments.space)
     changes = {k: getattr(arguments, k) for k in ("trials", "repeats")}
     study = dataclasses.replace(study, **{k: v for k, v in changes.items() if v is not None})
 
     # Heavy imports wait until the command line and the study file are known to be right.
     from harness.measure import resolve_device
-    from harness.record import Recorder, default_tracking_uri, sqlite_path
     from harness.rows import Cache, default_folder, parse_size
     from harness.search.door import check_at_the_door
-    from harness.search.runner import StudyStopped, run_study, sole_runner
-    from harness.search.storage import open_storage
+    from harness.search.runner import Limits, StudyStopped, prepare, run_study
+    from harness.search.signals import Terminated, raise_on_terminate
+    from harness.search.workers import Job, run_in_processes
 
     device = resolve_device(arguments.device)
     budget = parse_size(arguments.cache_budget)
@@ -156,34 +121,40 @@ def run(arguments: argparse.Namespace) -> int:
     admitted = check_at_the_door(study, cache)
     for line in admitted.leaks:
         print(f"warning: {line}", file=sys.stderr)
-    tracking_uri = arguments.tracking_uri or default_tracking_uri(ROOT)
-    database = sqlite_path(tracking_uri)
-    folder = database.parent if database else ROOT.resolve()
-    storage_url = arguments.storage or f"sqlite:///{folder}/optuna.db"
     max_memory = None if arguments.max_memory is None else parse_size(arguments.max_memory)
     if arguments.dry_run:
         print_plan(study, admitted.specs, device)
         print_forecasts(study, admitted.specs, device, max_memory)
         return 0
-    signal.signal(signal.SIGTERM, _on_terminate)
-    with sole_runner(folder, study.name):
-        # What the user named is opened first: if it is refused, no default database is left behind.
-        storage = open_storage(storage_url) if arguments.storage else None
-        recorder = Recorder(tracking_uri, study_info(study, arguments, admitted.leaks))
-        storage = storage or open_storage(storage_url)
-        events = run_study(study, storage, recorder, device, environment(device), cache, max_memory)
-        try:
-            show(study, events)
-        except StudyStopped as error:
-            return _say(f"study stopped: {error}", 1)
-        if not recorder.complete():
+    info = study_info(study, arguments, admitted.leaks)
+    seconds = None if arguments.max_minutes is None else 60 * arguments.max_minutes
+    job = Job(
+        space=arguments.space,
+        info=info,
+        device=arguments.device,
+        storage=arguments.storage,
+        tracking_uri=arguments.tracking_uri,
+        root=ROOT.resolve(),
+        cache=cache,
+        limits=Limits(max_memory, seconds),
+    )
+    raise_on_terminate()
+    try:
+        bench = job.bench()
+        for other in sorted(prepare(study, bench)):
+            print(f"process {other} works on this study too; joining in", file=sys.stderr)
+        if arguments.workers > 1:
+            show(study, run_in_processes(job, bench, study, arguments.workers))
+        else:
+            show(study, run_study(study, bench))
+        if "complete" not in bench.recorder.outcomes().values():
             return _say("no trial of any cell completed; the report counts how they ended", 1)
-    print_where_to_look(study, arguments.tracking_uri, tracking_uri)
+    except StudyStopped as error:
+        return _say(f"study stopped: {error}", 1)
+    except Terminated:
+        return _say("stopped by SIGTERM; run the same command again to go on", 143)
+    print_where_to_look(study, arguments.tracking_uri)
     return 0
-
-
-def _on_terminate(*_: object) -> NoReturn:
-    raise Terminated
 
 
 def study_info(study: Study, arguments: argparse.Namespace, leaks: tuple[str, ...]) -> StudyInfo:
@@ -198,11 +169,14 @@ def study_info(study: Study, arguments: argparse.Namespace, leaks: tuple[str, ..
         "storage",
         "tracking_uri",
         "max_memory",
+        "max_minutes",
+        "workers",
         "cache_budget",
     ):
         value = getattr(arguments, name)
         if value is not None and (name, value) not in (
             ("device", "auto"),
+            ("workers", 1),
             ("cache_budget", "10GiB"),
         ):
             shown = without_password(str(value))
@@ -328,13 +302,13 @@ def _in_words(event: TrialDone) -> str:
     return f"{', '.join(scores)}, trained {metrics['train_seconds']:.1f} s"
 
 
-def print_where_to_look(study: Study, given_uri: str | None, tracking_uri: str) -> None:
+def print_where_to_look(study: Study, given_uri: str | None) -> None:
     """The next two commands, ready to paste."""
     uri = given_uri or "sqlite:///mlruns/mlflow.db"
     extra = f" --tracking-uri {shlex.quote(without_password(given_uri))}" if given_uri else ""
     print(f"report:    {program('python')} -m analysis.report --study {study.name}{extra}")
-    if tracking_uri.startswith("http"):
-        print(f"MLflow UI: {without_password(tracking_uri)}")
+    if uri.startswith("http"):
+        print(f"MLflow UI: {without_password(uri)}")
     else:
         shown = shlex.quote(without_password(uri))
         print(

@@ -84,7 +84,7 @@ def test_started_run_is_running_with_the_whole_spec_and_its_tags(
     assert (run.data.tags["cell"], run.data.tags["index"]) == ("full", "0")
     assert run.info.run_name == "full trial 0"
     assert run.info.status == "RUNNING"
-    assert recorder.unfinished() == [run.info.run_id]
+    assert list(recorder.unfinished()) == [run.info.run_id]
 
 
 def test_each_epoch_adds_one_step_to_every_curve(
@@ -128,7 +128,7 @@ def test_finished_run_has_its_outcome_and_a_terminal_status(
     assert run.info.end_time is not None
     assert (run.data.tags["outcome"], run.data.tags["reason"]) == (outcome, "because")
     assert run.data.metrics == {"peak_process_rss_mib": 12.5}
-    assert recorder.unfinished() == []
+    assert recorder.unfinished() == {}
 
 
 def artifact(run: Run, name: str) -> str:
@@ -204,7 +204,7 @@ def test_second_recorder_goes_on_in_the_same_experiment(
     tracking_uri: str, recorder: Recorder, make_spec: MakeSpec
 ) -> None:
     run_id = recorder.start(make_spec(), "x", {})
-    assert Recorder(tracking_uri, INFO).unfinished() == [run_id]
+    assert Recorder(tracking_uri, INFO).unfinished() == {run_id: ""}
 
 
 def test_other_studies_runs_are_not_ours(
@@ -212,7 +212,7 @@ def test_other_studies_runs_are_not_ours(
 ) -> None:
     recorder.start(make_spec(), "x", {})
     other = Recorder(tracking_uri, StudyInfo(**{**vars(INFO), "name": "width"}))
-    assert other.unfinished() == []
+    assert other.unfinished() == {}
 
 
 @pytest.mark.usefixtures("recorder")
@@ -299,5 +299,4 @@ def test_trials_lie_under_one_run_of_their_study(
     assert first.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert parent.info.status == "FINISHED"
     assert parent.info.run_name == f"study {INFO.name}"
-    assert recorder.unfinished() == [first.info.run_id]
-    assert recorder.complete() == set()
+    assert list(recorder.unfinished()) == [first.info.run_id]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,7 +28,16 @@ from harness.record import Recorder, StudyInfo
 from harness.search import cells, runner
 from harness.search.cells import CellSearch, first_draw
 from harness.search.door import check_at_the_door
-from harness.search.runner import StudyStopped, TrialDone, compared, run_study, sole_runner
+from harness.search.leases import Owner, Watch
+from harness.search.runner import (
+    Bench,
+    Limits,
+    StudyStopped,
+    TrialDone,
+    compared,
+    prepare,
+    run_study,
+)
 from harness.spec import (
     Arms,
     EpochResult,
@@ -42,6 +52,8 @@ from harness.train import Diverged
 
 ARMS: Arms = {"probe": lambda t: transfer.LinearProbe(), "full": lambda t: transfer.FullFineTune()}
 Flat = dict[str, Any]
+DEAD = dataclasses.replace(Owner.here(), pid=2**22, started="1")
+"""A process of this machine that is no more."""
 
 
 def space(trial: BaseTrial, strategy: str) -> TrialSpec:
@@ -128,9 +140,13 @@ class Lab:
         )  # fmt: skip
         return Recorder(self.uri, info)
 
+    def bench(self, study: Study, **options: Any) -> Bench:
+        return Bench(self.storage, self.recorder(study), Cpu(), {"device": "cpu"}, **options)
+
     def run(self, study: Study, **options: Any) -> list[TrialDone]:
-        recorder, tags = self.recorder(study), {"device": "cpu"}
-        return list(run_study(study, self.storage, recorder, Cpu(), tags, **options))
+        bench = self.bench(study, **options)
+        prepare(study, bench)
+        return list(run_study(study, bench))
 
     def runs(self, **tags: object) -> list[Run]:
         experiment = self.client.get_experiment_by_name("toy")
@@ -371,7 +387,8 @@ def test_second_attempt_says_so(world: World, lab: Lab) -> None:
 def kill_after_claim(lab: Lab, study: Study, chosen: Any = None) -> str:
     """What kill -9 leaves behind: an open trial in Optuna and an open run in MLflow."""
     search = CellSearch(study, study.cells()[0], lab.storage, chosen)
-    claim = search.claim(0)
+    claim = search.claim(0, DEAD)
+    assert claim is not None
     tags = {"cell": "probe", "phase": search.phase, "index": 0}
     run_id = lab.recorder(study).start(claim.spec, "x", {**tags, "chosen": 0})
     claim.trial.set_user_attr("run_id", run_id)
@@ -393,7 +410,8 @@ def test_trial_killed_between_its_outcome_and_its_closing_is_run_again(
     world: World, lab: Lab
 ) -> None:
     study = make_study()
-    claim = CellSearch(study, study.cells()[0], lab.storage).claim(0)
+    claim = CellSearch(study, study.cells()[0], lab.storage).claim(0, DEAD)
+    assert claim is not None
     claim.trial.set_user_attr("outcome", "complete")
     world.fail_on({1}, KeyboardInterrupt())  # and the next run does not get far either
     with pytest.raises(KeyboardInterrupt):
@@ -413,7 +431,7 @@ def test_run_that_was_never_linked_to_a_trial_is_closed(world: World, lab: Lab) 
     lab.assert_nothing_is_running()
 
 
-@pytest.mark.parametrize("moment", ["start", "epoch", "finish"])
+@pytest.mark.parametrize("moment", ["start", "epoch", "write", "end"])
 def test_interruption_while_recording_leaves_a_study_that_can_be_resumed(
     moment: str, world: World, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -628,7 +646,7 @@ def test_what_would_not_fit_ends_as_oom_without_being_run(world: World, lab: Lab
     sizes = {cell["strategy"]: forecast(first_draw(study, cell)).peak_mib for cell in study.cells()}
     (small, low), (large, high) = sorted(sizes.items(), key=lambda item: item[1])
     assert low < high
-    lab.run(study, max_memory=int((low + high) / 2 * 2**20))
+    lab.run(study, limits=Limits(memory=int((low + high) / 2 * 2**20)))
     assert lab.outcomes() == {"complete": 3, "oom": 2}
     refused = lab.runs(outcome="oom")
     assert {run.data.tags["strategy"] for run in refused} == {large}
@@ -636,7 +654,7 @@ def test_what_would_not_fit_ends_as_oom_without_being_run(world: World, lab: Lab
     assert refused[0].data.metrics["forecast_peak_mib"] == pytest.approx(high)
     assert lab.runs(strategy=small)[0].data.metrics["forecast_peak_mib"] == pytest.approx(low)
     assert len(world.specs) == 3
-    assert not lab.run(study, max_memory=1)[0].result, (
+    assert not lab.run(study, limits=Limits(memory=1))[0].result, (
         "oom speaks of the configuration: not retried"
     )
 
@@ -658,7 +676,7 @@ def test_every_trial_records_its_forecast_where_there_is_one(
     lab.run(make_study(trials=2, repeats=1))
     assert set(lab.outcomes()) == {"complete"}
     with pytest.raises(UserError, match="depends on values"):
-        lab.run(make_study(trials=3, repeats=1), max_memory=2**40)
+        lab.run(make_study(trials=3, repeats=1), limits=Limits(memory=2**40))
 
 
 def test_measured_peak_is_set_against_the_forecast() -> None:
@@ -670,16 +688,6 @@ def test_measured_peak_is_set_against_the_forecast() -> None:
 
 
 # --- lock and door ---------------------------------------------------------------------------------
-
-
-def test_second_runner_of_one_study_is_refused(tmp_path: Any) -> None:
-    with sole_runner(tmp_path, "toy"):
-        with sole_runner(tmp_path, "other"):
-            pass
-        with pytest.raises(UserError, match=r"'toy' is running already \(process \d+\)"):
-            sole_runner(tmp_path, "toy").__enter__()
-    with sole_runner(tmp_path, "toy"):
-        pass
 
 
 def scratch(**changes: Any) -> Callable[..., TrialSpec]:
@@ -722,3 +730,117 @@ def test_strategy_that_freezes_everything_for_an_epoch_is_refused_at_the_door() 
 
     with pytest.raises(UserError, match="freezes every group in epoch 1"):
         check_at_the_door(make_study(space=resting))
+
+
+# --- many processes --------------------------------------------------------------------------------
+
+
+ANOTHER = "another-host/12345678 77 99"
+
+
+def test_two_runners_of_one_study_share_its_slots(world: World, lab: Lab) -> None:
+    """They take turns, each starting a trial while the other is in the middle of one."""
+    study = make_study()
+    mine, theirs = (
+        run_study(study, lab.bench(study, watch=Watch(Owner(h, 1, "1", h), clock=lambda: 0.0)))
+        for h in ("one/1", "two/2")
+    )
+    first = next(theirs)
+    nested: list[TrialDone] = []
+
+    def disturb(spec: TrialSpec, epoch: int) -> None:
+        if epoch == 1:
+            world.disturb = lambda spec, epoch: None
+            nested.append(next(theirs))
+
+    world.disturb = disturb
+    done = [first, *mine, *nested, *theirs]
+    ran = [(d.slot.phase, str(d.slot)) for d in done if d.result is not None]
+    assert len(ran) == len(set(ran)) == 10
+    assert lab.complete_slots() == dict.fromkeys(ALL_SLOTS, 1)
+    lab.assert_nothing_is_running()
+
+
+def open_elsewhere(lab: Lab, study: Study) -> None:
+    search = CellSearch(study, study.cells()[0], lab.storage)
+    assert search.claim(0, Owner(ANOTHER.split()[0], 77, "99", "elsewhere")) is not None
+
+
+def test_slot_that_another_host_holds_is_run_here_when_its_lease_is_over(
+    world: World, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, now = make_study(), [0.0]
+    open_elsewhere(lab, study)
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        now[0] += 4
+
+    monkeypatch.setattr("harness.search.runner.time.sleep", wait)
+    watch = Watch(Owner.here(), grace=10, clock=lambda: now[0])
+    done = lab.run(study, watch=watch)
+    assert str(done[5].slot) == "probe, trial 0", "the last tuning slot to be run"
+    assert len(waits) == 3
+    assert lab.complete_slots() == dict.fromkeys(ALL_SLOTS, 1)
+
+
+def test_starting_a_run_leaves_what_others_work_on(world: World, lab: Lab) -> None:
+    study = make_study()
+    open_elsewhere(lab, study)
+    bench = lab.bench(study)
+    assert prepare(study, bench) == {ANOTHER}
+    assert [t.state for t in lab.trials()] == [TrialState.RUNNING]
+
+
+def test_result_of_a_worker_that_was_taken_for_dead_is_dropped(world: World, lab: Lab) -> None:
+    """It was suspended for longer than its lease: another one has run the slot meanwhile."""
+    study = make_study(compare={"strategy": ["probe"]}, trials=1, repeats=0)
+    other: list[TrialDone] = []
+    late = Watch(Owner("other/2", 2, "2", "2"), grace=-1, clock=lambda: 0.0)
+
+    def disturb(spec: TrialSpec, epoch: int) -> None:
+        world.disturb = lambda spec, epoch: None
+        other.extend(run_study(study, lab.bench(study, watch=late)))
+
+    world.disturb = disturb
+    done = list(run_study(study, lab.bench(study)))
+    assert [d.resumed for d in done] == [True]
+    assert [d.result.outcome for d in other if d.result] == ["complete"]
+    assert lab.outcomes() == {"complete": 1, "killed": 1}
+    (lost,) = lab.runs(outcome="killed")
+    assert "took it over" in lost.data.tags["reason"]
+    lab.assert_nothing_is_running()
+
+
+def test_death_between_optunas_word_and_mlflows_is_made_good(
+    world: World, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dead(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise Dead
+
+    study = make_study()
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "end", die)
+        with pytest.raises(Dead):
+            lab.run(study)
+    assert [r.info.status for r in lab.runs()] == ["RUNNING"]
+    world.specs.clear()
+    lab.run(study)
+    assert len(world.specs) == 9, "the trial counts, and is not run again"
+    assert lab.complete_slots() == dict.fromkeys(ALL_SLOTS, 1)
+    lab.assert_nothing_is_running()
+
+
+def test_trial_that_takes_too_long_ends_as_timeout(world: World, lab: Lab) -> None:
+    def hang(spec: TrialSpec, epoch: int) -> None:
+        if len(world.specs) == 2:
+            threading.Event().wait(60)
+
+    world.disturb = hang
+    lab.run(make_study(), limits=Limits(seconds=0.5))
+    assert lab.outcomes() == {"complete": 9, "timeout": 1}
+    assert "longer than 0.5 s" in lab.runs(outcome="timeout")[0].data.tags["reason"]

@@ -266,15 +266,6 @@ def test_cuda_is_refused_where_there_is_none(here: Path, capfd: pytest.CaptureFi
     assert_refused(capfd, here, "device cuda is not available", "--device", "cuda")
 
 
-def test_study_that_is_running_already_is_refused(
-    here: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    from harness.search.runner import sole_runner
-
-    with sole_runner(here / "mlruns", "toy"):
-        assert_refused(capfd, here, "'toy' is running already")
-
-
 @pytest.mark.usefixtures("here")
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

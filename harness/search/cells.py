@@ -1,16 +1,17 @@
 """What has one cell tried, what is left, and what did it choose? One Optuna study per cell.
 
-The configuration of slot i is a function of (study seed, cell, i) alone for random sampling, so an
-interrupted and resumed study tries what an uninterrupted one would have tried.
+The configuration of slot i is a function of (study seed, cell, i) alone for random and Sobol sampling, so
+an interrupted and resumed study, or one with many workers, tries what one uninterrupted worker would try.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import traceback
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 
 import optuna
@@ -18,6 +19,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from harness.backbone import weights_sha256
 from harness.data import load_target
+from harness.search.leases import OWNER, SESSION, Owner
+from harness.search.sampling import fixed, sampler_of
 from harness.spec import (
     Cell,
     Phase,
@@ -32,6 +35,10 @@ from harness.spec import (
 
 RETRIED: frozenset[str] = frozenset({"killed", "crashed", "audit_failed"})
 """Outcomes that say nothing about the configuration; a later run of the command tries again."""
+YIELDED = "yielded"
+"""Of a trial in Optuna that was opened when another process had just taken the slot: nothing was run."""
+KILLED_AT_MOST = 3
+"""Times that one run of the command begins a slot whose workers die."""
 
 
 @dataclass(frozen=True)
@@ -89,19 +96,57 @@ class CellSearch:
         )
         if [d.name for d in self._optuna.directions] != ["MAXIMIZE"]:
             raise UserError(f"Optuna study {name!r} in this storage was not made by this harness")
-        self._attempts: dict[int, int] = {}
+        self._settled = 0  # so many trials from the first on have ended and are noted
+        self._attempts: dict[int, dict[int, FrozenTrial]] = {}
         self._done: dict[int, FrozenTrial] = {}
-        for trial in self._optuna.get_trials(deepcopy=False):
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look at what other processes have done meanwhile."""
+        trials = self._optuna.get_trials(deepcopy=False)
+        for trial in trials[self._settled :]:
             self._note(trial)
+        while self._settled < len(trials) and trials[self._settled].state.is_finished():
+            self._settled += 1
 
     def _note(self, trial: FrozenTrial) -> None:
         index = trial.user_attrs.get("index")
         if index is None:
             return
-        self._attempts[index] = self._attempts.get(index, 0) + 1
-        # A trial that a dead runner left behind is failed without an outcome: it was killed.
-        if trial.state.is_finished() and trial.user_attrs.get("outcome", "killed") not in RETRIED:
-            self._done[index] = trial
+        attempts = self._attempts.setdefault(index, {})
+        if trial.user_attrs.get("outcome") == YIELDED:
+            attempts.pop(trial.number, None)
+            return
+        attempts[trial.number] = trial
+        if trial.state.is_finished() and _outcome(trial) not in RETRIED:
+            self._done.setdefault(index, trial)
+
+    def holder(self, index: int) -> FrozenTrial | None:
+        """The running trial of that slot; the first one where several were opened at once."""
+        attempts = self._attempts.get(index, {})
+        running = [n for n, t in attempts.items() if t.state == TrialState.RUNNING]
+        return attempts[min(running)] if running else None
+
+    def given_up(self, index: int, session: str) -> bool:
+        """True if this run of the command has had enough of that slot: it crashed, or killed its workers."""
+        ends = [
+            _outcome(t)
+            for t in self._attempts.get(index, {}).values()
+            if t.state.is_finished() and t.user_attrs.get(SESSION) == session
+        ]
+        return ends.count("killed") >= KILLED_AT_MOST or any(
+            end in RETRIED and end != "killed" for end in ends
+        )
+
+    @property
+    def storage(self) -> optuna.storages.BaseStorage:
+        """Where Optuna keeps it."""
+        return self._optuna._storage
+
+    def end_dead(self, trial: FrozenTrial) -> None:
+        """Fail a running trial of this cell whose process is gone."""
+        end_dead(self._optuna, trial)
+        self.refresh()
 
     @property
     def chosen_index(self) -> int:
@@ -145,27 +190,34 @@ class CellSearch:
                 f"{'; '.join(changes[:3])}; give the study another name"
             )
 
-    def claim(self, index: int) -> Claim:
-        """Open the Optuna trial of a slot and draw its spec."""
-        base = _sampler(self.study, self.cell, index)
-        if self._chosen is not None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                base = optuna.samplers.PartialFixedSampler(self._chosen.params, base)
-        self._optuna.sampler = base
-        trial = self._optuna.ask()
+    def claim(self, index: int, owner: Owner) -> Claim | None:
+        """Open a trial for a slot and draw its spec; None if another process was first.
+
+        Of all trials opened for one slot at once the one with the lowest number is the one that counts,
+        whatever the storage.
+        """
+        base = sampler_of(self.study, self.cell, index)
+        self._optuna.sampler = fixed(self._chosen.params, base) if self._chosen else base
+        trial_id = self._optuna._storage.create_new_trial(
+            self._optuna._study_id, _opened(index, owner)
+        )
+        self.refresh()
+        trial = optuna.Trial(self._optuna, trial_id)
+        first = self.holder(index)
+        if index in self._done or first is None or first.number != trial.number:
+            trial.set_user_attr("outcome", YIELDED)
+            self._optuna.tell(trial, state=TrialState.FAIL)
+            return None
         seed = trial_seed(self.study, self.phase, index)
         try:
             spec = self.draw(trial, seed)
         except BaseException:
             self._optuna.tell(trial, state=TrialState.FAIL)
             raise
-        self._attempts[index] = self._attempts.get(index, 0) + 1
         trial.set_user_attr("spec", spec.flat())
         trial.set_user_attr("inputs", inputs_of(spec.target, spec.backbone, spec.source))
-        trial.set_user_attr("index", index)
         slot = Slot(self.cell, self.phase, index)
-        return Claim(slot, trial, spec, self._attempts[index])
+        return Claim(slot, trial, spec, len(self._attempts[index]))
 
     def draw(self, trial: optuna.trial.BaseTrial, seed: int) -> TrialSpec:
         """The study's space at this trial, with the harness's seed.
@@ -191,19 +243,34 @@ class CellSearch:
             )
         return dataclasses.replace(spec, seed=seed)
 
-    def close(self, claim: Claim, result: TrialResult) -> None:
-        """Tell Optuna how a trial ended. Until this is done the trial does not count."""
-        claim.trial.set_user_attr("outcome", result.outcome)
-        if result.reason:
-            claim.trial.set_user_attr("reason", result.reason)
-        if result.outcome == "complete":
-            claim.trial.set_user_attr("val_loss", float(result.metrics["val_loss"]))
-            told = self._optuna.tell(claim.trial, float(result.metrics["val_accuracy"]))
-        else:
-            state = TrialState.PRUNED if result.outcome == "pruned" else TrialState.FAIL
-            told = self._optuna.tell(claim.trial, state=state)
-        if result.outcome not in RETRIED:
-            self._done[claim.slot.index] = told
+    def close(self, claim: Claim, result: TrialResult) -> bool:
+        """Tell Optuna how a trial ended; until this is done it does not count.
+
+        Returns:
+            False if the lease was lost: another process has ended the trial, and its word stands.
+        """
+        try:
+            claim.trial.set_user_attr("outcome", result.outcome)
+            if result.reason:
+                claim.trial.set_user_attr("reason", result.reason)
+            claim.trial.set_user_attr("metrics", dict(result.metrics))
+            if result.outcome == "complete":
+                told = self._optuna.tell(claim.trial, float(result.metrics["val_accuracy"]))
+            else:
+                state = TrialState.PRUNED if result.outcome == "pruned" else TrialState.FAIL
+                told = self._optuna.tell(claim.trial, state=state)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            return False
+        except ValueError:  # tell's own word for a trial that has ended
+            if not self._has_ended(claim):
+                raise
+            return False
+        self._note(told)
+        return True
+
+    def _has_ended(self, claim: Claim) -> bool:
+        found = self._optuna._storage.get_trial(claim.trial._trial_id)
+        return found.state.is_finished()
 
     def choose(self) -> FrozenTrial | None:
         """The complete trial that is best on validation: accuracy, then loss, then the earlier one."""
@@ -217,7 +284,34 @@ class CellSearch:
 
 def _preference(trial: FrozenTrial) -> tuple[float, float, int]:
     assert trial.value is not None
-    return trial.value, -trial.user_attrs["val_loss"], -trial.user_attrs["index"]
+    attrs = trial.user_attrs
+    # Studies of before metrics were kept whole have the loss alone.
+    loss = attrs["metrics"]["val_loss"] if "metrics" in attrs else attrs["val_loss"]
+    return trial.value, -loss, -attrs["index"]
+
+
+def _outcome(trial: FrozenTrial) -> str:
+    """Of a trial that has ended; one that a dead runner left behind was failed without an outcome."""
+    outcome: str = trial.user_attrs.get("outcome", "killed")
+    return outcome
+
+
+def _opened(index: int, owner: Owner) -> FrozenTrial:
+    """A running trial with its slot and its lease from the first moment on."""
+    return FrozenTrial(
+        number=-1,
+        trial_id=-1,
+        state=TrialState.RUNNING,
+        value=None,
+        values=None,
+        datetime_start=datetime.now(),
+        datetime_complete=None,
+        params={},
+        distributions={},
+        user_attrs={"index": index, OWNER: owner.name, SESSION: owner.session},
+        system_attrs={},
+        intermediate_values={},
+    )
 
 
 def trial_seed(study: Study, phase: Phase, index: int) -> int:
@@ -247,27 +341,46 @@ def inputs_of(target: str, backbone: str, source: str) -> dict[str, str]:
     return inputs | ({"sha256 of the weights": weights} if weights else {})
 
 
-def check_stores_agree(study: Study, storage: optuna.storages.BaseStorage, runs: set[str]) -> None:
+def trials_of(
+    study: Study, storage: optuna.storages.BaseStorage, *states: TrialState
+) -> Iterator[tuple[optuna.Study, FrozenTrial]]:
+    """Every trial of the study in one of these states, with the Optuna study that holds it."""
+    for name in optuna.get_all_study_names(storage):
+        if name.startswith(f"{study.name}/"):
+            found = optuna.load_study(study_name=name, storage=storage)
+            for trial in found.get_trials(deepcopy=False, states=states):
+                yield found, trial
+
+
+def check_stores_agree(
+    study: Study,
+    storage: optuna.storages.BaseStorage,
+    outcomes: Callable[[], Mapping[str, str]],
+) -> None:
     """Refuse to go on when one of the two stores was lost: half of the study would be missing, or double.
+
+    Other processes may record meanwhile: they open a run in MLflow first, end its trial in Optuna next, and
+    the run in MLflow last. So each store is read before the one that must know as much.
 
     Args:
         study: the study.
         storage: Optuna's memory.
-        runs: ids of the study's complete MLflow runs.
+        outcomes: reads the outcome of each of the study's runs from MLflow, by run id; "" is unfinished.
 
     Raises:
         UserError: saying which store lacks what.
     """
+    runs = outcomes()
     known = {
         trial.user_attrs["run_id"]
-        for name in optuna.get_all_study_names(storage)
-        if name.startswith(f"{study.name}/")
-        for trial in optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
-        if trial.state == TrialState.COMPLETE and "run_id" in trial.user_attrs
+        for _, trial in trials_of(study, storage, TrialState.COMPLETE)
+        if "run_id" in trial.user_attrs
     }
+    complete = {run for run, outcome in runs.items() if outcome == "complete"}
+    unknown = known - runs.keys()
     for lost, found, missing in (
-        (known - runs, "search storage", "MLflow store"),
-        (runs - known, "MLflow store", "search storage"),
+        (unknown and unknown - outcomes().keys(), "search storage", "MLflow store"),
+        (complete - known, "MLflow store", "search storage"),
     ):
         if lost:
             raise UserError(
@@ -283,32 +396,17 @@ def first_draw(study: Study, cell: Cell) -> TrialSpec:
     Raises:
         UserError: if the study's space does not work for this cell.
     """
-    scratch = optuna.create_study(sampler=_sampler(study, cell, 0))
+    scratch = optuna.create_study(sampler=sampler_of(study, cell, 0))
     search = CellSearch(study, cell, optuna.storages.InMemoryStorage())
     return search.draw(scratch.ask(), trial_seed(study, "tune", 0))
 
 
-def reap(study: Study, storage: optuna.storages.BaseStorage) -> list[str]:
-    """Fail every trial of the study that a dead runner left running; returns their MLflow run ids."""
-    run_ids = []
-    for name in optuna.get_all_study_names(storage):
-        if not name.startswith(f"{study.name}/"):
-            continue
-        found = optuna.load_study(study_name=name, storage=storage)
-        for trial in found.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            # A trial killed between its outcome and its end never counted; say so in the record.
-            storage.set_trial_user_attr(trial._trial_id, "outcome", "killed")
-            found.tell(trial.number, state=TrialState.FAIL)
-            if "run_id" in trial.user_attrs:
-                run_ids.append(trial.user_attrs["run_id"])
-    return run_ids
-
-
-def _sampler(study: Study, cell: Cell, index: int) -> optuna.samplers.BaseSampler:
-    seed = derive_seed(study.seed, study.name, cell_label(cell), index)
-    if study.sampler == "tpe":
-        return optuna.samplers.TPESampler(seed=seed, group=True, multivariate=True)
-    return optuna.samplers.RandomSampler(seed=seed)
+def end_dead(found: optuna.Study, trial: FrozenTrial) -> None:
+    """Fail a trial whose process is gone; another process may have done so a moment ago."""
+    with suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
+        # A trial killed between its outcome and its end never counted; say so in the record.
+        found._storage.set_trial_user_attr(trial._trial_id, "outcome", "killed")
+        found.tell(trial.number, state=TrialState.FAIL)
 
 
 def _pruner(study: Study) -> optuna.pruners.BasePruner:

@@ -1,28 +1,37 @@
 """What happens to each slot of the plan? Cells x trials, then cells x repeats, one after the other.
 
-`run_study` yields one TrialDone per slot; showing progress is the caller's business.
+`run_study` yields one TrialDone per slot; showing progress is the caller's business. Any number of processes
+may run it at once, on any number of machines that share the stores: each takes the next slot that is free.
 """
 
 from __future__ import annotations
 
-import fcntl
 import gc
-import os
+import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import optuna
 import torch
+from optuna.trial import FrozenTrial, TrialState
 
 from harness.audit import AuditFailed
 from harness.forecast import forecast
 from harness.measure import MIB, Device
 from harness.record import Recorder
 from harness.rows import Cache, in_words
-from harness.search.cells import CellSearch, Claim, Slot, check_stores_agree, reap
+from harness.search.cells import (
+    CellSearch,
+    Claim,
+    Slot,
+    check_stores_agree,
+    end_dead,
+    trials_of,
+)
+from harness.search.leases import OWNER, Owner, Watch, died_here, held
+from harness.search.signals import TrialTimeout, time_limit
 from harness.spec import (
     EpochResult,
     Outcome,
@@ -31,96 +40,153 @@ from harness.spec import (
     TrialSpec,
     UserError,
     cell_label,
-    first_line,
 )
 from harness.train import Diverged, Fit, start
 
-CRASHES_IN_A_ROW = 3
+FAILURES_IN_A_ROW = 3
+POLL_SECONDS = 1.0
 
 
 class StudyStopped(Exception):
     """The study ended itself because going on would waste the budget."""
 
 
+class LeaseLost(Exception):
+    """Another process took this trial for dead and has ended it."""
+
+
 @dataclass(frozen=True)
 class TrialDone:
-    """One slot of the plan, finished now or (`resumed`) by an earlier run of the command."""
+    """One slot of the plan, finished by this process or (`resumed`) by another one, now or before."""
 
     slot: Slot
     resumed: bool
     result: TrialResult | None = None
 
 
-@contextmanager
-def sole_runner(folder: Path, name: str) -> Iterator[None]:
-    """Hold the study's lock; the system drops it when the process dies, however it dies.
+@dataclass(frozen=True)
+class Limits:
+    """What a trial may take.
+
+    Attributes:
+        memory: bytes; a trial whose forecast is higher ends as oom without being run.
+        seconds: a trial that takes longer ends as timeout.
+    """
+
+    memory: int | None = None
+    seconds: float | None = None
+
+
+def prepare(study: Study, bench: Bench) -> set[str]:
+    """Check that this is the study that was recorded, and end what dead processes left open. To be done once
+    by whoever starts a run, not by each of its workers.
+
+    Returns:
+        Who else works on the study now.
 
     Raises:
-        UserError: if another process holds it.
+        UserError: if the space or one of the stores is not what it was.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        opened = (folder / f".{name}.lock").open("a+")
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {first_line(error)}") from error
-    with opened as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            raise UserError(
-                f"study {name!r} is running already (process {lock.read().strip() or 'unknown'}); "
-                "wait for it or stop it"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
+    for cell in study.cells():
+        CellSearch(study, cell, bench.storage).check_unchanged()
+    others = reap(study, bench.storage, bench.recorder, bench.watch)
+    check_stores_agree(study, bench.storage, bench.recorder.outcomes)
+    return others
 
 
-def run_study(
-    study: Study,
-    storage: optuna.storages.BaseStorage,
-    recorder: Recorder,
-    device: Device,
-    tags: Mapping[str, str],
-    cache: Cache = Cache(),
-    max_memory: int | None = None,
-) -> Iterator[TrialDone]:
-    """Tune every cell, choose on validation, repeat the chosen configurations and score them on test.
+def reap(
+    study: Study, storage: optuna.storages.BaseStorage, recorder: Recorder, watch: Watch
+) -> set[str]:
+    """End the trials and the runs of processes that are gone; leave what others work on.
 
-    Cells take turns, so that a machine that slows down slows all of them alike.
+    Returns:
+        The owners of those.
+    """
+    held_runs, outcomes, others = set[str](), dict[str, str](), set[str]()
+    for found, trial in trials_of(study, storage, *TrialState):
+        run_id = trial.user_attrs.get("run_id")
+        if trial.state == TrialState.RUNNING and watch.is_over(trial):
+            end_dead(found, trial)
+        elif trial.state == TrialState.RUNNING:
+            others.add(trial.user_attrs[OWNER])
+            held_runs.add(run_id or "")
+        elif run_id:
+            outcomes[run_id] = trial.user_attrs.get("outcome", "killed")
+    for run_id, owner in recorder.unfinished().items():
+        if run_id in outcomes:  # its process died between Optuna's word and MLflow's
+            recorder.end(run_id, outcomes[run_id])
+        elif run_id not in held_runs and _is_gone(owner, watch.me):
+            recorder.finish(run_id, _its_runner_died())
+    return others
 
-    Args:
-        study: the question, with trials and repeats as they are to be.
+
+def finished(study: Study, storage: optuna.storages.BaseStorage) -> Iterator[TrialDone]:
+    """The slots of the plan that need no more work."""
+    searches = [CellSearch(study, cell, storage) for cell in study.cells()]
+    chosen = [(s.cell, s.choose()) for s in searches]
+    repeats = [CellSearch(study, cell, storage, best) for cell, best in chosen if best is not None]
+    for count, cells in ((study.trials, searches), (study.repeats, repeats)):
+        for search in cells:
+            for index in filter(search.is_done, range(count)):
+                yield TrialDone(Slot(search.cell, search.phase, index), resumed=True)
+
+
+def _is_gone(owner: str, me: Owner) -> bool:
+    """True unless it may still be about to link its run to its trial."""
+    return owner in ("", me.name) or died_here(owner)
+
+
+def _its_runner_died() -> TrialResult:
+    return TrialResult("killed", reason="its runner died")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and with what trials are run: everything but the study.
+
+    Attributes:
         storage: Optuna's memory.
         recorder: MLflow's.
         device: where to compute.
         tags: environment, put on every run.
         cache: where decoded images and outputs of frozen groups are kept.
-        max_memory: bytes; a trial whose forecast is higher ends as oom without being run.
+        limits: what a trial may take.
+        watch: who this process is, and when others' leases are over.
+    """
+
+    storage: optuna.storages.BaseStorage
+    recorder: Recorder
+    device: Device
+    tags: Mapping[str, str]
+    cache: Cache = field(default_factory=Cache)
+    limits: Limits = field(default_factory=Limits)
+    watch: Watch = field(default_factory=lambda: Watch(Owner.here()))
+
+
+def run_study(study: Study, bench: Bench) -> Iterator[TrialDone]:
+    """Tune every cell, choose on validation, repeat the chosen configurations and score them on test.
+
+    Cells take turns, so that a machine that slows down slows all of them alike. A slot that another process
+    works on is left to it, and looked at again when nothing else is free.
+
+    Args:
+        study: the question, with trials and repeats as they are to be.
+        bench: where and with what.
 
     Raises:
         StudyStopped: after three crashes in a row.
-        UserError: if the space changed since the study was recorded.
+        UserError: if the space fails.
     """
-    tags = {"study": study.name, **tags}
-    runner = _Runner(recorder, device, cache, max_memory, tags)
-    searches = [CellSearch(study, cell, storage) for cell in study.cells()]
-    for search in searches:
-        search.check_unchanged()
-    runner.reap(reap(study, storage))
-    check_stores_agree(study, storage, recorder.complete())
-    for index in range(study.trials):
-        for search in searches:
-            yield runner.run_slot(search, index)
+    runner = _Runner(study, bench)
+    searches = [CellSearch(study, cell, bench.storage) for cell in study.cells()]
+    yield from runner.work_off([(s, i) for i in range(study.trials) for s in searches])
     chosen = [(s.cell, s.choose()) for s in searches]
-    repeats = [CellSearch(study, cell, storage, best) for cell, best in chosen if best is not None]
+    repeats = [
+        CellSearch(study, cell, bench.storage, best) for cell, best in chosen if best is not None
+    ]
     for search in repeats:
-        recorder.supersede(cell_label(search.cell), search.chosen_index)
-    for index in range(study.repeats):
-        for search in repeats:
-            yield runner.run_slot(search, index)
+        bench.recorder.supersede(cell_label(search.cell), search.chosen_index)
+    yield from runner.work_off([(s, i) for i in range(study.repeats) for s in repeats])
 
 
 def compared(expected: Mapping[str, float], metrics: Mapping[str, float]) -> dict[str, float]:
@@ -132,57 +198,93 @@ def compared(expected: Mapping[str, float], metrics: Mapping[str, float]) -> dic
 
 
 class _Runner:
-    """Runs slots and writes down how they ended, MLflow first, Optuna last."""
+    """Runs slots and writes down how they ended: what was measured to MLflow, then the end to Optuna, whose
+    word counts, then the end to MLflow."""
 
-    def __init__(
-        self,
-        recorder: Recorder,
-        device: Device,
-        cache: Cache,
-        max_memory: int | None,
-        tags: Mapping[str, str],
-    ) -> None:
-        self._recorder, self._device, self._cache, self._tags = recorder, device, cache, tags
-        self._max_memory = max_memory
-        self._crashes = 0
+    def __init__(self, study: Study, bench: Bench) -> None:
+        self._study, self._bench = study, bench
+        self._recorder, self._device, self._watch = bench.recorder, bench.device, bench.watch
+        self._failures = 0
 
-    def reap(self, run_ids: list[str]) -> None:
-        """Close the runs of trials whose runner died, and runs never linked to an Optuna trial."""
-        for run_id in {*run_ids, *self._recorder.unfinished()}:
-            self._recorder.finish(run_id, TrialResult("killed", reason="its runner died"))
+    def work_off(self, slots: Sequence[tuple[CellSearch, int]]) -> Iterator[TrialDone]:
+        """Run every slot that no other process runs, until all are done."""
+        left = list(slots)
+        while left:
+            elsewhere = []
+            for search, index in left:
+                done = self._run_slot(search, index)
+                if done is None:
+                    elsewhere.append((search, index))
+                else:
+                    yield done
+            if len(elsewhere) == len(left):
+                time.sleep(POLL_SECONDS)
+            left = elsewhere
 
-    def run_slot(self, search: CellSearch, index: int) -> TrialDone:
-        if search.is_done(index):
+    def _run_slot(self, search: CellSearch, index: int) -> TrialDone | None:
+        """The slot's end; None as long as another process has it."""
+        if not search.is_done(index):
+            search.refresh()
+        if search.is_done(index) or search.given_up(index, self._watch.me.session):
             return TrialDone(Slot(search.cell, search.phase, index), resumed=True)
-        claim = search.claim(index)
+        holder = search.holder(index)
+        if holder is not None:
+            if not self._watch.is_over(holder):
+                return None
+            self._end(search, holder)
+        claim = search.claim(index, self._watch.me)
+        if claim is None:
+            return None
+        with held(search.storage, claim.trial._trial_id):
+            result = self._run_claim(search, claim)
+        if result is None:
+            return None
+        self._count_failures(claim, result)
+        return TrialDone(claim.slot, resumed=False, result=result)
+
+    def _end(self, search: CellSearch, holder: FrozenTrial) -> None:
+        search.end_dead(holder)
+        if "run_id" in holder.user_attrs:
+            self._recorder.finish(holder.user_attrs["run_id"], _its_runner_died())
+
+    def _run_claim(self, search: CellSearch, claim: Claim) -> TrialResult | None:
+        """Run it and write down how it ended; None if the lease was lost meanwhile."""
         run_id = self._recorder.start(claim.spec, _run_name(claim), self._run_tags(search, claim))
         claim.trial.set_user_attr("run_id", run_id)
         try:
             result = self._run(claim, run_id)
+        except LeaseLost:
+            self._recorder.finish(run_id, _taken_over())
+            return None
         except BaseException as error:  # Ctrl-C and bad input end the study, but not silently
             killed = TrialResult("killed", reason=f"{type(error).__name__}: {error}"[:500])
-            self._recorder.finish(run_id, killed)
-            search.close(claim, killed)
+            self._close(search, claim, run_id, killed)
             raise
-        self._recorder.finish(run_id, result)
-        search.close(claim, result)
-        self._count_crashes(claim, result)
-        return TrialDone(claim.slot, resumed=False, result=result)
+        return result if self._close(search, claim, run_id, result) else None
+
+    def _close(self, search: CellSearch, claim: Claim, run_id: str, result: TrialResult) -> bool:
+        self._recorder.write(run_id, result)
+        if search.close(claim, result):
+            self._recorder.end(run_id, result.outcome)
+            return True
+        self._recorder.finish(run_id, _taken_over())
+        return False
 
     def _run(self, claim: Claim, run_id: str) -> TrialResult:
         try:
             expected = self._forecast(claim.spec)
-            needed = expected.get("forecast_peak_mib", 0.0) * MIB
-            if self._max_memory is not None and needed > self._max_memory:
-                reason = f"forecast {in_words(needed)}, --max-memory {in_words(self._max_memory)}"
+            needed, limit = expected.get("forecast_peak_mib", 0.0) * MIB, self._bench.limits.memory
+            if limit is not None and needed > limit:
+                reason = f"forecast {in_words(needed)}, --max-memory {in_words(limit)}"
                 return TrialResult("oom", expected, f"not run: {reason}")
-            result = _train(
-                claim,
-                start(claim.spec, self._device, self._cache),
-                lambda e: self._recorder.epoch(run_id, e),
-            )
+            with time_limit(self._bench.limits.seconds):
+                result = _train(
+                    claim,
+                    start(claim.spec, self._device, self._bench.cache),
+                    lambda e: self._recorder.epoch(run_id, e),
+                )
             return replace(result, metrics={**result.metrics, **compared(expected, result.metrics)})
-        except UserError:
+        except (UserError, LeaseLost):
             raise
         except Exception as error:
             # Only words leave this block: the traceback would keep the model's tensors alive.
@@ -199,14 +301,15 @@ class _Runner:
         try:
             return {"forecast_peak_mib": forecast(spec).peak_mib}
         except UserError:
-            if self._max_memory is not None:
+            if self._bench.limits.memory is not None:
                 raise
             return {}
 
     def _run_tags(self, search: CellSearch, claim: Claim) -> dict[str, object]:
         chosen = {} if search.phase == "tune" else {"chosen": search.chosen_index}
         return {
-            **self._tags,
+            "study": self._study.name,
+            **self._bench.tags,
             **claim.slot.cell,
             "cell": cell_label(claim.slot.cell),
             "phase": claim.slot.phase,
@@ -214,23 +317,41 @@ class _Runner:
             "seed": claim.spec.seed,
             "attempt": claim.attempt,
             "optuna_trial": claim.trial.number,
+            OWNER: self._watch.me.name,
             **chosen,
         }
 
-    def _count_crashes(self, claim: Claim, result: TrialResult) -> None:
-        self._crashes = self._crashes + 1 if result.outcome in ("crashed", "audit_failed") else 0
-        if self._crashes >= CRASHES_IN_A_ROW:
-            raise StudyStopped(
-                f"{CRASHES_IN_A_ROW} trials in a row ended as {result.outcome}, the last one "
-                f"({claim.slot}) with: {result.reason}"
-            )
+    def _count_failures(self, claim: Claim, result: TrialResult) -> None:
+        self._failures = failures_in_a_row(self._failures, result)
+        if self._failures >= FAILURES_IN_A_ROW:
+            raise StudyStopped(stopped_because(claim.slot, result))
+
+
+def failures_in_a_row(before: int, result: TrialResult) -> int:
+    """So many trials in a row have ended in a way that says that something is broken."""
+    return before + 1 if result.outcome in ("crashed", "audit_failed") else 0
+
+
+def stopped_because(slot: Slot, result: TrialResult) -> str:
+    """Why the study ended itself after that trial, in words."""
+    return (
+        f"{FAILURES_IN_A_ROW} trials in a row ended as {result.outcome}, the last one "
+        f"({slot}) with: {result.reason}"
+    )
+
+
+def _taken_over() -> TrialResult:
+    return TrialResult("killed", reason="another process took it for dead and took it over")
 
 
 def _train(claim: Claim, fit: Fit, log: Callable[[EpochResult], None]) -> TrialResult:
     last = None
     for last in fit:
         log(last)
-        claim.trial.report(last.val_accuracy, last.epoch)
+        try:
+            claim.trial.report(last.val_accuracy, last.epoch)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            raise LeaseLost from None
         if claim.slot.phase == "tune" and claim.trial.should_prune():
             return replace(fit.finish(test=False), outcome="pruned")
     result = fit.finish(test=claim.slot.phase == "repeat")
@@ -245,6 +366,8 @@ def classify(error: Exception) -> Outcome:
         return "diverged"
     if isinstance(error, AuditFailed):
         return "audit_failed"
+    if isinstance(error, TrialTimeout):
+        return "timeout"
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return "oom"
     if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):

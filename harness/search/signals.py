@@ -1,0 +1,67 @@
+"""What ends a trial or a process from outside? Time limits, SIGTERM, the death of a parent."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+
+class TrialTimeout(Exception):
+    """The trial took longer than it may."""
+
+
+class Terminated(BaseException):
+    """SIGTERM; no Exception, so that nothing mistakes it for a failed trial."""
+
+
+def raise_on_terminate() -> None:
+    """From now on SIGTERM raises Terminated in the main thread."""
+    signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask for SIGTERM when the parent process ends, however it ends (Linux only).
+
+    Args:
+        parent: its number; if it is gone already, this raises Terminated.
+    """
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        if os.getppid() != parent:
+            raise Terminated
+
+
+@contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """Raise TrialTimeout in the block after so many seconds; None is no limit.
+
+    By the system's alarm, which interrupts sleeping and waiting and is seen as soon as a call into a library
+    returns. Outside the main thread, and where there is no such alarm, nothing is limited.
+    """
+    here = threading.current_thread() is threading.main_thread()
+    if seconds is None or not here or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise TrialTimeout(f"took longer than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,250 @@
+"""How does a study run in several processes? Each is a worker that takes slots; the parent watches over them.
+
+The parent trains nothing. It starts a worker anew when one dies, ends what it left open, and stops the study
+when too much goes wrong in a row. Workers on other machines join by the same command.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from harness.environment import environment
+from harness.measure import resolve_device
+from harness.record import Recorder, StudyInfo, default_tracking_uri, sqlite_path
+from harness.rows import Cache
+from harness.search.leases import GRACE_SECONDS, Owner, Watch
+from harness.search.runner import (
+    FAILURES_IN_A_ROW,
+    Bench,
+    Limits,
+    StudyStopped,
+    TrialDone,
+    failures_in_a_row,
+    finished,
+    reap,
+    run_study,
+    stopped_because,
+)
+from harness.search.signals import Terminated, die_with_parent, raise_on_terminate
+from harness.search.storage import open_storage
+from harness.spec import Study, TrialResult, UserError
+from harness.study_file import load_study
+
+DEATHS_IN_A_ROW = 3
+PATIENCE_SECONDS = 30.0
+"""How long a worker may take to write down that it was stopped, before it is killed."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A study to be run, in words that another process understands.
+
+    Attributes:
+        space: study file.
+        info: the study as the recorder describes it.
+        device: name of where to compute.
+        storage: URL of Optuna's memory; None is beside MLflow's database.
+        tracking_uri: MLflow's; None is a database in `root`.
+        root: absolute path of the folder for what is kept.
+        cache: where decoded images and outputs of frozen groups are kept.
+        limits: what a trial may take.
+        grace: seconds after which a lease that is not renewed is over.
+        session: names this run of the command.
+    """
+
+    space: Path
+    info: StudyInfo
+    device: str
+    storage: str | None
+    tracking_uri: str | None
+    root: Path
+    cache: Cache = field(default_factory=Cache)
+    limits: Limits = field(default_factory=Limits)
+    grace: float = GRACE_SECONDS
+    session: str = field(default_factory=lambda: Owner.here().session)
+
+    def study(self) -> Study:
+        """The study, read from its file, with trials and repeats as they were asked for."""
+        asked = {"trials": self.info.trials, "repeats": self.info.repeats}
+        return dataclasses.replace(load_study(self.space), **asked)  # type: ignore[arg-type]
+
+    def bench(self) -> Bench:
+        """Both stores opened, for this process.
+
+        Raises:
+            UserError: if one of them, or the device, is not to be had.
+        """
+        # What the user named is opened first: if it is refused, no default database is left behind.
+        storage = open_storage(self.storage) if self.storage else None
+        uri = self.tracking_uri or default_tracking_uri(self.root)
+        recorder, database = Recorder(uri, self.info), sqlite_path(uri)
+        folder = database.parent if database else self.root
+        storage = storage or open_storage(f"sqlite:///{folder}/optuna.db")
+        device = resolve_device(self.device)
+        watch = Watch(Owner.here(self.session), self.grace)
+        tags = environment(device)
+        return Bench(storage, recorder, device, tags, self.cache, self.limits, watch)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A worker's last words: why the study cannot go on."""
+
+    reason: str
+    by_user: bool
+
+
+def run_in_processes(job: Job, bench: Bench, study: Study, count: int) -> Iterator[TrialDone]:
+    """Run the study in `count` processes of this machine.
+
+    Args:
+        job: what they run.
+        bench: the parent's own, of the same job.
+        study: the same as `job.study()`.
+        count: workers at a time.
+
+    Yields:
+        What was finished before, then every slot as a worker ends it; predictions stay in the record.
+
+    Raises:
+        StudyStopped: after three crashes, or three deaths of workers, in a row.
+        UserError: as a worker said.
+    """
+    yield from finished(study, bench.storage)
+    pool = _Pool(job, count)
+    failures = deaths = 0
+    try:
+        for number in range(count):
+            pool.start(number)
+        for number, message in pool.messages():
+            if isinstance(message, TrialDone):
+                assert message.result is not None
+                yield message
+                deaths, failures = 0, failures_in_a_row(failures, message.result)
+                if failures >= FAILURES_IN_A_ROW:
+                    raise StudyStopped(stopped_because(message.slot, message.result))
+            elif isinstance(message, Failed):
+                raise (UserError if message.by_user else StudyStopped)(message.reason)
+            else:
+                deaths += 1
+                if deaths >= DEATHS_IN_A_ROW:
+                    raise StudyStopped(f"{deaths} workers in a row died ({_in_words(message)})")
+                reap(study, bench.storage, bench.recorder, bench.watch)
+                pool.start(number)
+    finally:
+        pool.stop()
+        reap(study, bench.storage, bench.recorder, bench.watch)
+
+
+def _in_words(exit_code: int) -> str:
+    if exit_code >= 0:
+        return f"exit code {exit_code}"
+    name = signal.Signals(-exit_code).name
+    return f"{name}, as when memory runs out" if name == "SIGKILL" else name
+
+
+class _Pool:
+    """The workers that are alive, each with a pipe of its own: one that dies in the middle of a message
+    holds up nobody else."""
+
+    def __init__(self, job: Job, count: int) -> None:
+        self._job, self._count = job, count
+        self._alive: dict[Connection, tuple[int, BaseProcess]] = {}
+
+    def start(self, number: int) -> None:
+        """Start worker `number` with its share of the machine."""
+        context = multiprocessing.get_context("spawn")
+        receive, send = context.Pipe(duplex=False)
+        process = context.Process(
+            target=_work, args=(self._job, os.getpid(), send), name=f"worker {number}"
+        )
+        with _share(self._job.device, number, self._count):
+            process.start()
+        send.close()
+        self._alive[receive] = (number, process)
+
+    def messages(self) -> Iterator[tuple[int, TrialDone | Failed | int]]:
+        """(worker, what it said), until all have ended; the exit code where one died."""
+        while self._alive:
+            for pipe in wait(list(self._alive)):
+                assert isinstance(pipe, Connection)
+                number, process = self._alive[pipe]
+                try:
+                    message = pipe.recv()
+                except (EOFError, OSError):
+                    process.join()
+                    pipe.close()
+                    del self._alive[pipe]
+                    if process.exitcode:
+                        yield number, process.exitcode
+                else:
+                    yield number, message
+
+    def stop(self) -> None:
+        """Let every worker write down that it was stopped; kill what does not end, or at a second Ctrl-C."""
+        processes = [process for _, process in self._alive.values()]
+        try:
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.join(PATIENCE_SECONDS)
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+
+
+@contextmanager
+def _share(device: str, number: int, count: int) -> Iterator[None]:
+    """Environment of worker `number` of `count`: its threads, and its accelerator where there are several.
+
+    Threads are those of the processor divided by the workers, unless the user has set OMP_NUM_THREADS; GPUs
+    are dealt out one by one."""
+    import torch
+
+    changes = {}
+    if "OMP_NUM_THREADS" not in os.environ:
+        changes["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // count))
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        gpus = [v for v in visible if v] or [str(i) for i in range(torch.cuda.device_count())]
+        changes["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+    before = dict(os.environ)
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _work(job: Job, parent: int, send: Connection) -> None:
+    """A worker's whole life."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    raise_on_terminate()
+    try:
+        die_with_parent(parent)
+        for done in run_study(job.study(), job.bench()):
+            if done.result is not None:
+                send.send(dataclasses.replace(done, result=_light(done)))
+    except Terminated:
+        sys.exit(128 + signal.SIGTERM)
+    except (UserError, StudyStopped) as error:
+        send.send(Failed(str(error), isinstance(error, UserError)))
+    except BrokenPipeError:
+        pass  # the parent is gone
+
+
+def _light(done: TrialDone) -> TrialResult:
+    assert done.result is not None
+    return dataclasses.replace(done.result, predictions=None)
