@@ -1,0 +1,34 @@
+"""What do the recorded trials say? `load_study` reads them, the commands `report` and `recommend` answer.
+
+    from analysis import load_study
+    load_study("freeze_depth").trials
+
+Every name is loaded when it is first used, so that `import analysis` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from analysis.load import StudyTable, load_study
+    from analysis.recommend import recommend_cell
+    from analysis.report import build as build_report
+
+__all__ = ["StudyTable", "build_report", "load_study", "recommend_cell"]
+
+_HOME = {
+    "StudyTable": ("load", "StudyTable"),
+    "build_report": ("report", "build"),
+    "load_study": ("load", "load_study"),
+    "recommend_cell": ("recommend", "recommend_cell"),
+}
+"""Name offered here -> module and name there. None is a module's: `analysis.report` stays the module."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        module, there = _HOME[name]
+        return getattr(importlib.import_module(f"analysis.{module}"), there)
+    raise AttributeError(f"module 'analysis' has no attribute {name!r}")

@@ -156,16 +156,46 @@ def run(options: argparse.Namespace) -> int:
         UserError: if the study cannot be read or a limit is not one.
     """
     limit = mebibytes(options.max_memory) if options.max_memory else math.inf
-    from analysis import compare
     from analysis.report import read
 
     table = read(options.study, options.table, options.mapping, options.tracking_uri)
-    factors = within(table, options.where)
+    said, any_fits = _recommend(table, options.where, limit, options.max_minutes)
+    print(*said, sep="\n")
+    return 0 if any_fits else 1
+
+
+def recommend_cell(
+    table: StudyTable,
+    where: Sequence[str] = (),
+    max_memory_mib: float = math.inf,
+    max_minutes: float = math.inf,
+) -> list[str]:
+    """What to use, the runner-up and how to be surer, in sentences.
+
+    Args:
+        table: from `load_study`.
+        where: "FACTOR=VALUE", to look at these cells only.
+        max_memory_mib: median peak of a repeat, in MiB.
+        max_minutes: training time of a repeat.
+
+    Raises:
+        UserError: if there is no such factor or value, or several targets remain.
+    """
+    return _recommend(table, where, max_memory_mib, max_minutes)[0]
+
+
+def _recommend(
+    table: StudyTable, where: Sequence[str], limit: float, minutes: float
+) -> tuple[list[str], bool]:
+    """The sentences, and whether any cell fits."""
+    from analysis import compare
+
+    factors = within(table, where)
     trials = table.trials[table.trials["cell"].isin(compare.cells(factors)["cell"])]
-    choices = compare.choice(trials, factors, 60 * options.max_minutes, limit)
+    choices = compare.choice(trials, factors, 60 * minutes, limit)
     rivals = compare.surer(trials, choices)
-    print(*recommendation(table, choices, rivals, compare.memory_kind(trials)), sep="\n")
-    return 0 if choices["fits"].any() else 1
+    said = recommendation(table, choices, rivals, compare.memory_kind(trials))
+    return said, bool(choices["fits"].any())
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional as F
 
 from harness.audit import Audit
-from harness.backbone import build
+from harness.backbone import Backbone, build
 from harness.data import (
     Examples,
     augmentation,
@@ -113,6 +113,16 @@ class Fit(ABC):
         self._audit: Audit | None = None
         self._seconds = Seconds()
         self._trained: set[int] = set()
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network as it is now; do not change it before `finish`."""
+        return self._backbone
+
+    @property
+    def readout(self) -> Readout | None:
+        """The fitted classifier on frozen features, where there is one."""
+        return None
 
     @abstractmethod
     def __iter__(self) -> Iterator[EpochResult]:
@@ -317,6 +327,11 @@ class FeatureTraining(Fit):
     """Features of the frozen network, once, into scikit-learn; a single epoch without gradients."""
 
     _readout: Readout
+
+    @property
+    def readout(self) -> Readout:
+        """The fitted classifier; there is none before the epoch."""
+        return self._readout
 
     def __iter__(self) -> Iterator[EpochResult]:
         """Fit the readout; one result."""

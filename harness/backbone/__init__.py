@@ -10,6 +10,7 @@ learning-rate scales has one entry per group. This package alone imports timm.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import cast
@@ -18,13 +19,22 @@ import torch
 from torch import nn
 
 from harness.backbone import own_models, recorded, timm_models, torchvision_models
-from harness.backbone.adapters import add_lora
+from harness.backbone.adapters import add_lora, merge_adapters
 from harness.backbone.groups import Backbone, Group, depths_to_groups, group_names, module_groups
 from harness.backbone.library import Library
 from harness.backbone.weights import load_state, read_weights, weights_sha256
-from harness.spec import UserError, derive_seed
+from harness.spec import UserError, derive_seed, first_line
 
-__all__ = ["Backbone", "Group", "build", "check_backbone", "read_weights", "weights_sha256"]
+__all__ = [
+    "Backbone",
+    "Group",
+    "build",
+    "check_backbone",
+    "merge_adapters",
+    "read_weights",
+    "restore",
+    "weights_sha256",
+]
 
 
 def library_of(name: str) -> Library:
@@ -125,6 +135,34 @@ def build(
         no_decay=library.no_weight_decay(model),
         input=expected,
     )
+
+
+def restore(
+    name: str, state: Mapping[str, torch.Tensor], num_classes: int, resolution: int
+) -> nn.Module:
+    """A network with all of its weights, head included, from a state dict that was written of it.
+
+    Args:
+        name: of the backbone.
+        state: one tensor per parameter and buffer.
+        num_classes: size of the head.
+        resolution: side of the input.
+
+    Raises:
+        UserError: on an unknown name, or weights that do not fit.
+    """
+    library = library_of(name)
+    library.check(name)
+    with torch.random.fork_rng(devices=[]):
+        model = library.create(name)
+        if resolution != library.input_of(model).resolution:
+            library.set_resolution(model, resolution)
+        library.reset_head(model, num_classes)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"the weights are not of {name}: {first_line(error)}") from error
+    return model.to(memory_format=torch.channels_last)
 
 
 def _groups(model: nn.Module, index: dict[str, int]) -> tuple[Group, ...]:

@@ -37,3 +37,13 @@ def add_lora(model: nn.Module, name: str, rank: int) -> nn.Module:
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers)
     adapted: nn.Module = inject_adapter_in_model(config, model)
     return adapted
+
+
+def merge_adapters(model: nn.Module) -> nn.Module:
+    """The model with its adapters added into the layers that they adapt; as it was if it has none."""
+    for path, module in list(model.named_modules()):
+        if hasattr(module, "lora_A"):
+            module.merge()
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, module.get_base_layer())
+    return model

@@ -1,0 +1,219 @@
+"""How do I use the winner? Trains the best cell's configuration again and writes it as plain files.
+
+    python -m harness.export --study freeze_depth
+
+model.safetensors loads into the plain network of timm or torchvision; model.json says which, the classes,
+and how an image is prepared. `python -m harness.predict` uses the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.spec import TrialSpec, UserError, program, run_command
+
+if TYPE_CHECKING:
+    import torch
+
+    from harness.record_runs import Kept
+    from harness.spec import Predictions
+    from harness.train import Fit
+    from harness.winner.model import Model
+
+ALLOWED = 1e-3
+"""Largest difference of a probability between the network that was trained and the files read back."""
+SHOWN_TO_ONNX = 32
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        folder: where.
+        cell: label of the cell.
+        why: it was chosen.
+        val_accuracy, test_accuracy: of the network in the folder, as trained now.
+    """
+
+    folder: Path
+    cell: str
+    why: str
+    val_accuracy: float
+    test_accuracy: float
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.export",
+        description="Train a study's best configuration again and write it as plain files.",
+    )
+    parser.add_argument("--study", required=True, metavar="NAME", help="study (MLflow experiment)")
+    parser.add_argument(
+        "--cell", help="its label, e.g. 'linear probe' (default: best mean validation accuracy)"
+    )
+    parser.add_argument("--out", type=Path, help="folder to write (default: models/NAME)")
+    parser.add_argument("--onnx", action="store_true", help="also model.onnx (extra onnx)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    parser.add_argument(
+        "--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns/mlflow.db)"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    arguments = parse(argv)
+    return run_command(lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Everything after the command line has been read.
+
+    Raises:
+        UserError: on bad input.
+    """
+    a = arguments
+    done = export_model(a.study, a.cell, a.out, a.onnx, a.device, a.tracking_uri)
+    command = f"{program('python')} -m harness.predict {shlex.quote(str(done.folder))} IMAGES..."
+    print(f"wrote {done.folder}; to use it:\n    {command}")
+    return 0
+
+
+def export_model(
+    study: str,
+    cell: str | None = None,
+    out: Path | None = None,
+    onnx: bool = False,
+    device: str = "auto",
+    tracking_uri: str | None = None,
+) -> Exported:
+    """Train a cell's chosen configuration again, with the seed of its first repeat, and write it.
+
+    Args:
+        study: name of a study that was run.
+        cell: its label; None takes the one of highest mean validation accuracy.
+        out: folder; None is models/STUDY. A model that is there is not overwritten.
+        onnx: also write model.onnx.
+        device: "auto", "cpu", "cuda" or "mps".
+        tracking_uri: where the study is recorded; None is the database in ./mlruns.
+
+    Raises:
+        UserError: if there is no such study or cell, the configuration cannot be trained here or cannot be
+            written as a plain network, or the files do not predict what the network did.
+    """
+    from harness.measure import resolve_device
+    from harness.record_runs import runs_of
+    from harness.rows import Cache, default_folder
+    from harness.train import start
+    from harness.winner.choice import cell_records, choose
+    from harness.winner.model import open_model, require_free
+    from harness.winner.onnx import require_onnx, write_onnx
+
+    folder = out or Path("models", study)
+    require_free(folder)
+    if onnx:
+        require_onnx()
+    chosen, why = choose(cell_records(runs_of(study, "repeat", tracking_uri)), cell)
+    print(f"cell “{chosen.cell}”: {why}")
+    kept = chosen.repeats[0]
+    spec = TrialSpec.from_flat(kept.run.params)
+    cache = Cache(default_folder())
+    fit = start(spec, resolve_device(device), Cache(None, 0) if cache.complaint() else cache)
+    val_accuracy = [epoch.val_accuracy for epoch in fit][-1]
+    result = fit.finish(test=True)
+    test_accuracy = result.metrics["test_accuracy"]
+    print(_agreement(kept, val_accuracy, test_accuracy))
+    _write_folder(folder, study, chosen.cell, kept, fit, (val_accuracy, test_accuracy))
+    model = open_model(folder)
+    assert result.predictions is not None
+    pixels = _pixels(spec, model, result.predictions)
+    print(_read_back(model, pixels, result.predictions, spec))
+    if onnx:
+        worst = write_onnx(model, folder, pixels[:SHOWN_TO_ONNX])
+        print(
+            f"model.onnx: logits of {len(pixels[:SHOWN_TO_ONNX])} images differ by at most {worst:.1e}"
+        )
+    return Exported(folder, chosen.cell, why, val_accuracy, test_accuracy)
+
+
+def _write_folder(
+    folder: Path, study: str, cell: str, kept: Kept, fit: Fit, accuracies: tuple[float, float]
+) -> None:
+    from harness.data import load_target
+    from harness.winner.model import describe, plain_network, write
+
+    spec, names = fit.spec, ("val_accuracy", "test_accuracy")
+    size = spec.resolution or fit.backbone.input.resolution
+    about = {
+        **describe(fit.backbone, spec.backbone, load_target(spec.target).classes, size),
+        "study": study,
+        "cell": cell,
+        "run_id": kept.run_id,
+        "recorded": {name: kept.run.metrics.get(name) for name in names},
+        "exported": dict(zip(names, accuracies, strict=True)),
+        "trial": spec.flat(),
+    }
+    write(folder, plain_network(fit.backbone, fit.readout), about)
+
+
+def _agreement(kept: Kept, val_accuracy: float, test_accuracy: float) -> str:
+    """Whether training again gave what was recorded, in words."""
+    now = {"val_accuracy": val_accuracy, "test_accuracy": test_accuracy}
+    then = {k: kept.run.metrics[k] for k in now if k in kept.run.metrics}
+    shown = f"validation {val_accuracy:.1%}, test {test_accuracy:.1%}"
+    if then and all(now[k] == value for k, value in then.items()):
+        return f"trained again: {shown}, exactly as recorded"
+    recorded = ", ".join(f"{k.partition('_')[0]} {value:.1%}" for k, value in then.items())
+    where = ", ".join(kept.run.tags.get(k, "?") for k in ("env.hardware", "env.torch"))
+    return (
+        f"trained again: {shown}; NOT as recorded ({recorded}, on {where}, "
+        f"{kept.run.tags.get('threads', '?')} threads): another machine, version, number of threads or data"
+    )
+
+
+def _pixels(spec: TrialSpec, model: Model, predictions: Predictions) -> torch.Tensor:
+    """The test images, as the model takes them."""
+    from harness.data import read_examples
+
+    prepared = model.about["preprocessing"]
+    part = tuple(predictions.example.tolist())
+    return read_examples(
+        spec.target, part, prepared["resolution"], prepared["interpolation"]
+    ).images
+
+
+def _read_back(
+    model: Model, pixels: torch.Tensor, predictions: Predictions, spec: TrialSpec
+) -> str:
+    """Whether the files predict what the network did, in words.
+
+    Raises:
+        UserError: if they do not.
+    """
+    import torch
+
+    found = model.probabilities(pixels)
+    labels = torch.from_numpy(predictions.label)
+    given = found.gather(1, labels[:, None])[:, 0]
+    worst = float((given - torch.from_numpy(predictions.probability)).abs().max())
+    agree = int((found.argmax(1).numpy() == predictions.predicted).sum())
+    said = (
+        f"read back: {agree} of {len(labels)} test predictions are the same, probabilities differ by at "
+        f"most {worst:.1e}"
+    )
+    if spec.precision == "bfloat16":
+        return f"{said} (the network was trained in bfloat16 and is written in float32)"
+    if not worst <= ALLOWED:
+        raise UserError(f"the files are not the network that was trained: {said}")
+    return said
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""Which study should I begin with? Looks at images, says what it finds, writes a study file to edit.
+
+    python -m harness.new --target folder:PATH
+
+Beside it, in report/NAME/, a sheet of the classes: classes.png and classes.html. Nothing is overwritten.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.spec import SAFE_NAME, Study, UserError, program, run_command
+from harness.study_file import load_study
+
+if TYPE_CHECKING:
+    from harness.measure import Device
+    from harness.survey.look import Survey
+
+LONG_MINUTES = 60.0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.new",
+        description="Look at images, say what is found, and write a study file to edit.",
+    )
+    parser.add_argument("--target", required=True, help="e.g. folder:PATH, csv:PATH or digits")
+    parser.add_argument("--out", type=Path, help="study file to write (default: studies/NAME.py)")
+    parser.add_argument("--report", type=Path, default=Path("report"), help="default: report/")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    arguments = parse(argv)
+    return run_command(lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Everything after the command line has been read.
+
+    Raises:
+        UserError: on bad input.
+    """
+    path = arguments.out or Path("studies", f"{slug(arguments.target)}.py")
+    propose_study(arguments.target, path, arguments.report, arguments.device)
+    return 0
+
+
+def slug(target: str) -> str:
+    """A name for the study of that target: letters, digits and underscores."""
+    inner = target.partition("[")[0]
+    last = Path(inner.partition(":")[2] or inner).expanduser().resolve().stem
+    return re.sub(r"\W+", "_", last, flags=re.ASCII).strip("_").lower() or "my_study"
+
+
+def propose_study(
+    target: str, out: Path, report: Path = Path("report"), device: str = "auto"
+) -> Study:
+    """Look at a target, print what is found, draw its classes, and write a study file for it.
+
+    Args:
+        target: as in TrialSpec, e.g. "folder:PATH".
+        out: the study file; its stem is the study's name. Never overwritten.
+        report: folder in which a folder of the study's name gets classes.png and classes.html.
+        device: "auto", "cpu", "cuda" or "mps": whose time is forecast.
+
+    Returns:
+        The study as the file has it.
+
+    Raises:
+        UserError: if the file is there already, an image cannot be read, or there are too few images.
+    """
+    if out.suffix != ".py" or not SAFE_NAME.fullmatch(out.stem):
+        raise UserError(f"--out {out}: want a file such as studies/my_study.py")
+    if out.exists():
+        raise UserError(f"{out} exists and is not overwritten; name another file with --out")
+
+    from harness.measure import resolve_device
+    from harness.survey.look import look
+    from harness.survey.proposal import propose, source
+    from harness.survey.words import findings
+
+    where = resolve_device(device)
+    survey = look(target)
+    found = findings(survey)
+    print(f"target {survey.target.name}", *(f"- {line}" for line in found), sep="\n")
+    folder = show_classes(survey, report / out.stem, found)
+    print(f"classes in pictures: {folder / 'classes.png'}, {folder / 'classes.html'}")
+    if survey.broken:
+        raise UserError(
+            f"{len(survey.broken)} images cannot be read, first {next(iter(survey.broken))}; repair or "
+            "remove them (all are listed in classes.html), then run this again"
+        )
+    proposal = propose(survey, target, where.name != "cpu")
+    for line in proposal.words:
+        print(f"- {line}")
+    lines = forecast_lines(source(proposal, out, found, []), out.name, where)
+    print(*lines, sep="\n")
+    _write(out, source(proposal, out, found, lines))
+    command = f"{program('python')} -m harness.study --space {shlex.quote(str(out))}"
+    print(f"wrote {out}: read and edit it, then\n    {command}")
+    return load_study(out)
+
+
+def show_classes(survey: Survey, folder: Path, found: list[str]) -> Path:
+    """Write classes.png and classes.html; returns their folder."""
+    from harness.survey.sheet import draw, page
+    from harness.survey.words import details
+
+    sheet = draw(survey)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        sheet.save(folder / "classes.png")
+        text = page(survey, sheet, found, details(survey))
+        (folder / "classes.html").write_bytes(text.encode("utf-8", "replace"))
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+    return folder
+
+
+def forecast_lines(text: str, name: str, device: Device) -> list[str]:
+    """What the study of that source text would take on this machine; all of its door is passed on the way."""
+    from harness.rows import Cache, default_folder
+    from harness.search.costs import cell_costs, study_seconds
+    from harness.search.door import check_at_the_door
+
+    cache = Cache(default_folder())
+    if cache.complaint():
+        cache = Cache(None, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        path.write_text(text, encoding="utf-8")
+        study = load_study(path)
+        admitted = check_at_the_door(study, cache)
+    costs = list(cell_costs(admitted.specs, device, cache))
+    minutes = study_seconds(study, costs) / 60
+    lines = [
+        f"on {device.name} ({device.describe()}), per cell: accelerator memory, seconds a trial"
+    ]
+    lines += [
+        f"{c.cell}: {c.memory.peak_mib:.0f} MiB"
+        + (f", {c.seconds:.1f} s" if c.seconds is not None else "")
+        for c in costs
+    ]
+    count = len(study.cells()) * (study.trials + study.repeats)
+    lines.append(
+        f"{len(study.cells())} cells x ({study.trials} trials + {study.repeats} repeats) = {count} runs: "
+        f"{minutes:.0f} minutes of training if nothing were kept between them"
+    )
+    if minutes > LONG_MINUTES:
+        lines.append("that is long: fewer backbones, a lower resolution or fewer epochs shorten it")
+    return lines
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

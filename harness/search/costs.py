@@ -1,0 +1,65 @@
+"""What would a study take? Per cell: accelerator memory, forecast; training time, from a few steps here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from harness.forecast import Forecast, forecast
+from harness.measure import MIB, Device
+from harness.rows import Cache, in_words
+from harness.spec import Study, TrialSpec
+from harness.train import Training
+
+
+@dataclass(frozen=True)
+class CellCost:
+    """What the first trial of a cell would take.
+
+    Attributes:
+        cell: its label.
+        memory: at the peak, on an accelerator.
+        seconds: of training, cold; None where there are no gradient steps.
+    """
+
+    cell: str
+    memory: Forecast
+    seconds: float | None
+
+    def in_words(self, max_memory: int | None = None) -> str:
+        """One line; a forecast above `max_memory` (bytes) is marked."""
+        found = self.memory
+        parts = ", ".join(
+            f"{part.removesuffix('_mib')} {getattr(found, part):.0f}"
+            for part in ("parameters_mib", "gradients_mib", "optimizer_mib", "activations_mib")
+        )
+        memory = (
+            f"{found.peak_mib:.0f} MiB (training {found.train_peak_mib:.0f}: {parts}; "
+            f"evaluation {found.eval_peak_mib:.0f})"
+        )
+        if max_memory is not None and found.peak_mib * MIB > max_memory:
+            memory += f", MORE THAN {in_words(max_memory)}: would not run"
+        if self.seconds is None:
+            return f"{self.cell}: {memory}; time not forecast, no gradient steps"
+        return f"{self.cell}: {memory}; {self.seconds:.1f} s"
+
+
+def cell_costs(
+    specs: Mapping[str, TrialSpec], device: Device, cache: Cache = Cache()
+) -> Iterator[CellCost]:
+    """One per cell, as soon as it is known.
+
+    Args:
+        specs: first spec of each cell, by the cell's label.
+        device: whose time is measured.
+        cache: where decoded images are kept.
+    """
+    for label, spec in specs.items():
+        steps = spec.strategy.readout == "head"
+        seconds = Training(spec, device, cache).estimate_seconds() if steps else None
+        yield CellCost(label, forecast(spec), seconds)
+
+
+def study_seconds(study: Study, costs: list[CellCost]) -> float:
+    """Training time of the whole study, if nothing were kept between trials."""
+    return sum(c.seconds or 0.0 for c in costs) * (study.trials + study.repeats)

@@ -1,0 +1,219 @@
+"""What is in a data set? Counts, sizes, files that are none, broken and double images."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from harness.data import Examples, Leak, Target, find_leaks, load_target
+from harness.data.images import IMAGE_FORMATS
+from harness.data.target import ArrayTarget, Indices
+from harness.data.targets import IMAGE_SUFFIXES
+from harness.spec import UserError
+
+LOOKED_AT = 3000
+"""Images decoded at most, to find broken and double ones; headers and bytes of files are read of all."""
+THUMBNAIL = 96
+LEAST = 5
+"""Images of a class from which something can be trained, selected and tested: 3, 1 and 1."""
+WIDE = 3.0
+"""Largest class by smallest from which the imbalance is worth a sentence."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found in a target.
+
+    Attributes:
+        target: the data set.
+        counts: (classes,) images per class.
+        test_counts: (classes,) of them in the official test set; None if there is none.
+        shapes: (width, height, mode) -> number of files, from their headers; empty where there are none.
+        looked_at: (k,) positions of the images that were decoded.
+        thumbnails: those, (k, 3, s, s) uint8.
+        broken: file -> why it cannot be read.
+        others: files in the folder that are no images by their names.
+        misnamed: file -> the format that it has, unlike its name.
+        same_files: groups of positions whose files are equal, byte by byte.
+        doubles: pairs among `looked_at` that show the same picture, or nearly.
+        leaks: such pairs, and equal files, between the given train and test parts.
+    """
+
+    target: Target
+    counts: Indices
+    test_counts: Indices | None
+    shapes: Counter[tuple[int, int, str]]
+    looked_at: Indices
+    thumbnails: torch.Tensor
+    broken: dict[str, str]
+    others: tuple[str, ...]
+    misnamed: dict[str, str]
+    same_files: tuple[tuple[int, ...], ...]
+    doubles: tuple[Leak, ...]
+    leaks: tuple[Leak, ...]
+
+    @cached_property
+    def _root(self) -> str:
+        """The folder that all files of the target lie in; "" where there are none."""
+        files = [p for i in self.looked_at.tolist() if (p := _file(self.target, i))]
+        return os.path.commonpath(files) + os.sep if len(files) > 1 else ""
+
+    def short(self, path: str) -> str:
+        """A file's name within the target."""
+        return path.removeprefix(self._root)
+
+    def at(self, position: int) -> str:
+        """The image at that position, as shortly as it can be named."""
+        return self.short(self.target.describe(position))
+
+    @property
+    def short_side(self) -> int | None:
+        """Median of the shorter sides in pixels."""
+        sides = [min(w, h) for (w, h, _), n in self.shapes.items() for _ in range(n)]
+        return round(float(np.median(sides))) if sides else None
+
+
+def look(name: str) -> Survey:
+    """Everything about the target of that name that can be seen without training.
+
+    Raises:
+        UserError: if there is no such target, or no image of it can be read.
+    """
+    target = load_target(name)
+    labels, official = target.labels, target.official_test
+    classes = len(target.classes)
+    test = None if official is None else np.bincount(labels[official], minlength=classes)
+    files = {i: path for i in range(len(labels)) if (path := _file(target, i)) is not None}
+    shapes, misnamed, broken = _headers(files)
+    whole = np.array([i for i in _some(target) if str(files.get(int(i))) not in broken], np.int64)
+    thumbnails = list(_thumbnails(target, whole, broken))
+    if not thumbnails:
+        raise UserError(f"target {name}: no image can be read, first {next(iter(broken.items()))}")
+    seen = np.array([i for i, _ in thumbnails], np.int64)
+    pixels = torch.stack([p for _, p in thumbnails])
+    same = _same_files(files)
+    doubles = _doubles(Examples(pixels, torch.from_numpy(labels[seen]), seen), same)
+    leaks = () if official is None else tuple(_across(doubles, official))
+    if not shapes and isinstance(target, ArrayTarget):
+        height, width = target.images.shape[1:3]
+        mode = "L" if target.images.ndim == 3 else "RGB"
+        shapes[width, height, mode] = len(labels)
+    return Survey(
+        target=target,
+        counts=np.bincount(labels, minlength=classes),
+        test_counts=test,
+        shapes=shapes,
+        looked_at=seen,
+        thumbnails=pixels,
+        broken=broken,
+        others=tuple(_others(name)),
+        misnamed=misnamed,
+        same_files=same,
+        doubles=tuple(doubles),
+        leaks=leaks,
+    )
+
+
+def _file(target: Target, position: int) -> Path | None:
+    path = Path(target.describe(position))
+    return path if path.is_file() else None
+
+
+def _others(name: str) -> Iterator[str]:
+    """Files below a folder: target that are passed over: other names, or beside the class folders."""
+    kind, _, path = name.partition("[")[0].partition(":")
+    if kind != "folder":
+        return
+    root = Path(path).expanduser()
+    for file in sorted(root.rglob("*")):
+        hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
+        picture = file.suffix.lower() in IMAGE_SUFFIXES
+        if file.is_file() and not hidden and (not picture or file.parent == root):
+            yield str(file)
+
+
+def _headers(
+    files: dict[int, Path],
+) -> tuple[Counter[tuple[int, int, str]], dict[str, str], dict[str, str]]:
+    """Shapes, misnamed files, and files without an image's header."""
+    shapes: Counter[tuple[int, int, str]] = Counter()
+    misnamed: dict[str, str] = {}
+    broken: dict[str, str] = {}
+    known = Image.registered_extensions()
+    for path in files.values():
+        try:
+            with Image.open(path, formats=IMAGE_FORMATS) as image:
+                shapes[image.width, image.height, image.mode] += 1
+                promised = known.get(path.suffix.lower())
+                if promised and promised != image.format:
+                    misnamed[str(path)] = str(image.format)
+        except Exception:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
+            broken[str(path)] = "no image that can be read"
+    return shapes, misnamed, broken
+
+
+def _some(target: Target) -> Indices:
+    """At most LOOKED_AT positions, the same share of every class, spread over it."""
+    share = min(1.0, LOOKED_AT / len(target.labels))
+    chosen = []
+    for label in range(len(target.classes)):
+        members = np.flatnonzero(target.labels == label)
+        count = max(1, round(share * len(members)))
+        chosen.append(members[np.linspace(0, len(members) - 1, count).round().astype(int)])
+    return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+
+def _thumbnails(
+    target: Target, positions: Indices, broken: dict[str, str]
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Every image that can be read; the others are added to `broken`."""
+    for start in range(0, len(positions), 64):
+        some = positions[start : start + 64]
+        try:
+            yield from zip(some.tolist(), target.read(some, THUMBNAIL, "bilinear"), strict=True)
+        except UserError:  # one of them is broken: which?
+            for i in some:
+                try:
+                    yield int(i), target.read(np.array([i]), THUMBNAIL, "bilinear")[0]
+                except UserError as error:
+                    broken[target.describe(int(i))] = str(error)
+
+
+def _same_files(files: dict[int, Path]) -> tuple[tuple[int, ...], ...]:
+    by_size: defaultdict[int, list[int]] = defaultdict(list)
+    for i, path in files.items():
+        by_size[path.stat().st_size].append(i)
+    by_hash: defaultdict[bytes, list[int]] = defaultdict(list)
+    for group in by_size.values():
+        if len(group) > 1:  # files of a size of their own are equal to none
+            for i in group:
+                by_hash[hashlib.sha256(files[i].read_bytes()).digest()].append(i)
+    return tuple(tuple(group) for group in by_hash.values() if len(group) > 1)
+
+
+def _doubles(examples: Examples, same: tuple[tuple[int, ...], ...]) -> list[Leak]:
+    """Pairs of one picture, each once, equal files that were not decoded included."""
+    found = find_leaks({"": examples, " ": examples})
+    # Two thumbnails that are equal show the same picture; whether the files do is another question.
+    pairs = {tuple(sorted(leak.positions)): leak for leak in found}
+    for group in same:
+        for i in group[1:]:
+            pairs[group[0], i] = Leak(("", ""), (group[0], i), exact=True)
+    return [replace(pairs[a, b], positions=(a, b)) for a, b in sorted(pairs) if a != b]
+
+
+def _across(doubles: list[Leak], official: np.ndarray) -> Iterator[Leak]:
+    """Of them, those with one image in the official test set."""
+    for leak in doubles:
+        a, b = leak.positions
+        if official[a] != official[b]:
+            yield replace(leak, parts=("test", "train") if official[a] else ("train", "test"))

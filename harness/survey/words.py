@@ -1,0 +1,130 @@
+"""What was found in the images, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from harness.data import Leak
+from harness.survey.look import LEAST, LOOKED_AT, WIDE, Survey
+
+SHOWN = 3
+
+
+def findings(survey: Survey) -> list[str]:
+    """One sentence per finding; what is as it should be is not mentioned."""
+    return [*_counts(survey), *_shapes(survey), *_files(survey), *_doubles(survey)]
+
+
+def _counts(survey: Survey) -> Iterator[str]:
+    counts, names = survey.counts, survey.target.classes
+    low, high = int(counts.argmin()), int(counts.argmax())
+    official = ""
+    if survey.test_counts is not None:
+        official = f", {survey.test_counts.sum()} of them an official test set"
+    spread = f"{counts[low]} ({names[low]}) to {counts[high]} ({names[high]})"
+    spread = spread if counts[low] < counts[high] else str(counts[low])
+    yield f"{len(names)} classes, {counts.sum()} images{official}: {spread} per class."
+    if counts[high] >= WIDE * counts[low]:
+        yield (
+            f"The classes are unequal: the largest has {counts[high] / counts[low]:.0f} times as many "
+            "images as the smallest. The study takes equally many of each, so that accuracy is not that "
+            "of the large classes; the smallest limits the rest (X[classes=A+B] leaves classes out)."
+        )
+    if small := [names[i] for i in np.flatnonzero(counts < LEAST)]:
+        yield f"Classes with fewer than {LEAST} images: {', '.join(small)}."
+    if survey.test_counts is not None and (empty := np.flatnonzero(survey.test_counts == 0)).size:
+        yield f"Classes without official test images: {', '.join(names[i] for i in empty)}."
+
+
+def _shapes(survey: Survey) -> Iterator[str]:
+    if not survey.shapes:
+        return
+    sides = np.array([(w, h) for (w, h, _), n in survey.shapes.items() for _ in range(n)])
+    low, high = sides.min(0), sides.max(0)
+    if len({(w, h) for w, h, _ in survey.shapes}) == 1:
+        yield f"Every image is {low[0]} x {low[1]} pixels."
+    else:
+        yield (
+            f"Sizes are mixed: {low[0]} to {high[0]} pixels wide, {low[1]} to {high[1]} high, median "
+            f"shorter side {survey.short_side}; each is resized by its shorter side and cropped square."
+        )
+    modes: dict[str, int] = {}
+    for (_, _, mode), count in survey.shapes.items():
+        modes[mode] = modes.get(mode, 0) + count
+    if set(modes) != {"RGB"}:
+        shown = ", ".join(f"{n} {mode}" for mode, n in sorted(modes.items(), key=lambda x: -x[1]))
+        yield f"Modes: {shown}; all become RGB, transparent pixels white."
+
+
+def _files(survey: Survey) -> Iterator[str]:
+    if survey.broken:
+        yield f"Images that cannot be read: {_few([survey.short(p) for p in survey.broken])}."
+    if survey.others:
+        yield (
+            "Files that are passed over, being no images or in no class folder: "
+            f"{_few([survey.short(p) for p in survey.others])}."
+        )
+    if survey.misnamed:
+        shown = [f"{survey.short(path)} is {kind}" for path, kind in survey.misnamed.items()]
+        yield f"Images in another format than their name says: {_few(shown)}."
+
+
+def _doubles(survey: Survey) -> Iterator[str]:
+    target = survey.target
+    if survey.same_files:
+        shown = [" = ".join(survey.at(i) for i in group[:3]) for group in survey.same_files]
+        yield f"Files that are equal, byte by byte: {_few(shown)}."
+    near = [leak for leak in survey.doubles if not _same(survey, leak)]
+    if near:
+        yield (
+            "Pairs of images that look the same (=) or nearly (~; small grey copies correlate by 0.99): "
+            f"{_few([_pair(survey, leak) for leak in near])}."
+        )
+    crossing = [
+        leak for leak in survey.doubles if len(set(target.labels[list(leak.positions)])) > 1
+    ]
+    if crossing:
+        yield (
+            "Of all these, pairs in different classes, so that a label may be wrong: "
+            f"{_few([_pair(survey, leak) for leak in crossing])}."
+        )
+    if survey.leaks:
+        yield (
+            "LEAKAGE: official test images that are training images too, or nearly: "
+            f"{_few([_pair(survey, leak) for leak in survey.leaks])}; remove them from one part, or test "
+            "accuracy flatters."
+        )
+    if len(survey.looked_at) < len(target.labels) and len(target.labels) > LOOKED_AT:
+        yield (
+            f"{len(survey.looked_at)} of {len(target.labels)} images were decoded to look for broken ones "
+            "and doubles."
+        )
+
+
+def details(survey: Survey) -> list[str]:
+    """The files and pairs that the sentences count, one a line, at most 300 of a kind."""
+    kinds = (
+        [f"cannot be read: {path}: {why}" for path, why in survey.broken.items()],
+        [f"leak: {_pair(survey, leak)}" for leak in survey.leaks],
+        [f"alike: {_pair(survey, leak)}" for leak in survey.doubles],
+        [f"{survey.short(path)} is {kind}" for path, kind in survey.misnamed.items()],
+        [f"passed over: {survey.short(path)}" for path in survey.others],
+    )
+    return [line for lines in kinds for line in lines[:300]]
+
+
+def _same(survey: Survey, leak: Leak) -> bool:
+    return any(set(leak.positions) <= set(group) for group in survey.same_files)
+
+
+def _pair(survey: Survey, leak: Leak) -> str:
+    a, b = leak.positions
+    return f"{survey.at(a)} {'=' if leak.exact else '~'} {survey.at(b)}"
+
+
+def _few(items: Sequence[str]) -> str:
+    """How many, and the first ones."""
+    more = "; ..." if len(items) > SHOWN else ""
+    return f"{len(items)} ({'; '.join(items[:SHOWN])}{more})"

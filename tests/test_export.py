@@ -1,0 +1,255 @@
+"""The winner, chosen from the record, trained again, written, read back, used with and without us."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import timm
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from PIL import Image
+
+from harness.data import load_target
+from harness.export import main
+from harness.measure import Cpu
+from harness.predict import main as predict
+from harness.predict import predict_images
+from harness.record import Recorded
+from harness.record_runs import Kept
+from harness.rows import Cache
+from harness.spec import TrialSpec, UserError
+from harness.train import start
+from harness.transfer import FeatureTransfer, FullFineTune, LoRA
+from harness.winner import onnx as onnx_file
+from harness.winner.choice import cell_records, choose
+from harness.winner.model import Model, describe, open_model, plain_network
+
+SPEC = TrialSpec(
+    target="digits",
+    backbone="test_resnet",
+    strategy=FullFineTune(),
+    source="scratch",
+    shots=20,
+    val_shots=5,
+    test_shots=6,
+    resolution=32,
+    epochs=6,
+    batch_size=16,
+    lr=1e-2,
+)
+
+
+def record(uri: str, cell: str, spec: TrialSpec, metrics: dict[str, float], index: int = 0) -> str:
+    """A complete repeat, as MLflow has it."""
+    client = MlflowClient(tracking_uri=uri)
+    found = client.get_experiment_by_name("toy")
+    experiment = found.experiment_id if found else client.create_experiment("toy")
+    tags = {"phase": "repeat", "outcome": "complete", "cell": cell, "index": str(index)}
+    run = client.create_run(experiment, tags=tags)
+    client.log_batch(
+        run.info.run_id,
+        [Metric(k, v, 0, 0) for k, v in metrics.items()],
+        [Param(k, str(v)) for k, v in spec.flat().items()],
+    )
+    client.set_terminated(run.info.run_id)
+    run_id: str = run.info.run_id
+    return run_id
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+    """Metrics of the trial, and its test predictions with the examples they are of."""
+    fit = start(SPEC, Cpu(), Cache(None, 0))
+    val = [e.val_accuracy for e in fit][-1]
+    result = fit.finish(test=True)
+    assert result.predictions is not None
+    metrics = {"val_accuracy": val, "test_accuracy": result.metrics["test_accuracy"]}
+    return metrics, result.predictions.example, result.predictions.predicted
+
+
+@pytest.fixture(scope="module")
+def exported(
+    trained: tuple[dict[str, float], np.ndarray, np.ndarray],
+    mlflow_template: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, str, str]:
+    """Folder of an exported model, the run it is from, and what the command said."""
+    folder = tmp_path_factory.mktemp("export")
+    shutil.copy(mlflow_template, folder / "mlflow.db")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    record(uri, "worse", SPEC, {"val_accuracy": 0.1, "test_accuracy": 1.0})
+    run_id = record(uri, "better", SPEC, {**trained[0], "train_seconds": 1.0})
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        arguments = ["--study", "toy", "--tracking-uri", uri, "--device", "cpu"]
+        assert main([*arguments, "--out", str(folder / "model")]) == 0
+    return folder / "model", run_id, said.getvalue()
+
+
+def test_exported_model_is_the_recorded_one(
+    exported: tuple[Path, str, str], trained: tuple[dict[str, float], np.ndarray, np.ndarray]
+) -> None:
+    folder, run_id, said = exported
+    about = json.loads((folder / "model.json").read_text())
+    assert "cell “better”: highest mean validation accuracy" in said
+    assert "exactly as recorded" in said
+    assert about["run_id"] == run_id
+    assert about["exported"] == about["recorded"] == trained[0]
+    assert TrialSpec.from_flat(about["trial"]) == SPEC
+    pixels = load_target("digits").read(trained[1], 32, about["preprocessing"]["interpolation"])
+    found = open_model(folder).probabilities(pixels).argmax(1)
+    assert found.tolist() == trained[2].tolist()
+    assert len(set(trained[2].tolist())) > 2  # else equality would mean little
+
+
+def test_snippet_of_the_readme_predicts_as_the_command_does(
+    exported: tuple[Path, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (snippet,) = (s for s in re.findall(r"```python\n(.*?)```", readme, re.S) if "load_file" in s)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(exported[0], "model")
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    Image.fromarray(pixels).save("image.png")
+    defined: dict[str, Any] = {}
+    exec(snippet, defined)
+    (ours,) = predict_images(Path("model"), [Path("image.png")], top=10)
+    theirs = defined["probabilities"]
+    assert dict(zip(ours.classes, ours.probabilities, strict=True)) == pytest.approx(
+        theirs, abs=1e-5
+    )
+    assert len(theirs) == 10
+
+
+def test_broken_images_are_named_and_the_others_predicted(
+    exported: tuple[Path, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "c"):
+        Image.new("RGBA", (30, 20), (200, 0, 0, 128)).save(tmp_path / f"{name}.png")
+    (tmp_path / "b.png").write_text("no picture")
+    assert predict([str(exported[0]), str(tmp_path), "--csv", "--top", "2"]) == 2
+    shown = capsys.readouterr()
+    rows = [line.split(",") for line in shown.out.splitlines()]
+    assert rows[0] == ["image", "rank", "class", "probability"]
+    assert [Path(r[0]).name for r in rows[1:]] == ["a.png", "a.png", "c.png", "c.png"]
+    assert [r[1] for r in rows[1:]] == ["1", "2", "1", "2"]
+    assert float(rows[1][3]) >= float(rows[2][3])
+    assert re.fullmatch(r"error: image \S*b\.png cannot be read: [^\n]*\n", shown.err)
+
+
+def test_model_that_was_changed_or_is_absent_is_refused(
+    exported: tuple[Path, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(exported[0], tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    for folder, said in ((tmp_path / "model", "another SHA-256"), (tmp_path, "no model in")):
+        assert predict([str(folder), "x.png"]) == 2
+        assert said in capsys.readouterr().err
+    assert predict([str(exported[0]), str(tmp_path / "gone.png")]) == 2
+    assert "gone.png cannot be read" in capsys.readouterr().err
+
+
+def test_unknown_study_and_taken_folder_are_refused(
+    exported: tuple[Path, str, str], tracking_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options, said in (
+        (["--out", str(exported[0])], "holds a model already"),
+        ([], "no study 'toy'"),
+        (["--tracking-uri", "sqlite:///gone.db"], "no tracking store"),
+    ):
+        assert main(["--study", "toy", "--tracking-uri", tracking_uri, *options]) == 2
+        assert said in capsys.readouterr().err
+
+
+def kept(cell: str, accuracy: float, seconds: float, index: int = 0, target: str = "x") -> Kept:
+    metrics = {"val_accuracy": accuracy, "train_seconds": seconds}
+    return Kept(
+        "id", Recorded("s", {"cell": cell, "index": str(index)}, {"target": target}, metrics)
+    )
+
+
+def test_cell_is_chosen_by_mean_validation_then_by_time() -> None:
+    runs = [kept("a", 0.9, 1), kept("a", 0.7, 1, 1), kept("b", 0.85, 9), kept("c", 0.85, 3)]
+    best, why = choose(cell_records(runs))
+    assert best.cell == "c"
+    assert "85.0% over 1 repeats; next “b”, 85.0%, equal but slower" in why
+    assert choose(cell_records(runs), "a")[0].mean("val_accuracy") == pytest.approx(0.8)
+    with pytest.raises(UserError, match="no cell 'd'"):
+        choose(cell_records(runs), "d")
+    with pytest.raises(UserError, match="different targets"):
+        choose(cell_records([*runs, kept("d", 0.1, 1, target="y")]))
+    with pytest.raises(UserError, match="no complete repeat"):
+        choose([])
+
+
+@pytest.mark.parametrize(
+    ("target", "classes"), [("digits[classes=3+8]", 2), ("digits", 10)], ids=["two", "ten"]
+)
+def test_readout_on_features_becomes_the_head(
+    target: str, classes: int, make_spec: Callable[..., TrialSpec]
+) -> None:
+    fit = start(make_spec(target=target, strategy=FeatureTransfer()), Cpu(), Cache(None, 0))
+    list(fit)
+    test = fit._read(fit._split.test)
+    expected = fit._predict(test).exp()
+    about = describe(fit.backbone, "test_resnet", tuple(map(str, range(classes))), 32)
+    found = Model(plain_network(fit.backbone, fit.readout), about).probabilities(test.images)
+    assert torch.allclose(found, expected.float(), atol=1e-4)
+
+
+def test_nearest_neighbours_cannot_be_written_as_a_network(
+    make_spec: Callable[..., TrialSpec],
+) -> None:
+    fit = start(make_spec(strategy=FeatureTransfer("knn")), Cpu(), Cache(None, 0))
+    list(fit)
+    with pytest.raises(UserError, match=r"KNeighborsClassifier .* cannot be written as a network"):
+        plain_network(fit.backbone, fit.readout)
+
+
+def test_adapters_are_merged_into_the_layers_they_adapt(
+    make_spec: Callable[..., TrialSpec],
+) -> None:
+    pytest.importorskip("peft")
+    fit = start(make_spec(backbone="test_vit", strategy=LoRA(rank=2)), Cpu(), Cache(None, 0))
+    list(fit)
+    network = plain_network(fit.backbone, None)
+    about = describe(fit.backbone, "test_vit", tuple("0123456789"), 32)
+    plain = timm.create_model(about["timm"], **about["arguments"]).eval()
+    plain.load_state_dict(network.state_dict())
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = fit.backbone.model.eval()(images)
+        assert torch.allclose(plain(images), expected, atol=1e-5)
+
+
+def test_onnx_gives_the_same_logits_or_is_refused(
+    exported: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    model = open_model(exported[0])
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (3, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    assert onnx_file.write_onnx(model, tmp_path, pixels) <= 1e-3
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    other = model.prepare(pixels[:2].flip(0))  # another batch size
+    with torch.inference_mode():
+        expected = model.network(other).numpy()
+    (logits,) = session.run(None, {"images": other.numpy()})
+    np.testing.assert_allclose(logits, expected, atol=1e-3)
+    with torch.no_grad():
+        next(p for p in model.network.parameters() if p.ndim == 1).add_(0.5)
+    with pytest.raises(UserError, match="a logit differs by"):
+        onnx_file._compare(model, tmp_path / "model.onnx", model.prepare(pixels))
+    assert not (tmp_path / "model.onnx").exists()

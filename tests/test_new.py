@@ -1,0 +1,163 @@
+"""From a folder of images to a study file: what is odd is said, what is written runs."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness.data import load_target, read_examples, split_indices
+from harness.new import main, propose_study, slug
+from harness.spec import TrialSpec, UserError
+from harness.survey import proposal
+from harness.survey.look import look
+from harness.survey.words import findings
+from harness.transfer import LinearProbe
+
+CONFIG = Path(__file__).parents[1] / "pyproject.toml"
+
+
+def noise(path: Path, seed: int, size: tuple[int, int] = (20, 16)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(pixels).save(path, path.suffix[1:])
+
+
+@pytest.fixture
+def pets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with 24 cats, 8 dogs and 3 emus, all different noise."""
+    monkeypatch.chdir(tmp_path)
+    for kind, (name, count) in enumerate((("cat", 24), ("dog", 8), ("emu", 3))):
+        for i in range(count):
+            noise(tmp_path / "pets" / name / f"{i}.png", 100 * kind + i, (20 + i, 16))
+    yield tmp_path / "pets"
+    load_target.cache_clear()  # by name, and the next working directory has its own folder:pets
+    read_examples.cache_clear()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One cell, so that its costs are soon known."""
+    monkeypatch.setattr(proposal, "AT_HAND", ("tf_efficientnet_lite0",))
+    monkeypatch.setattr(proposal, "BY_SHOTS", ((10**9, ("linear probe",)),))
+
+
+@pytest.mark.usefixtures("quick")
+def test_written_study_is_formatted_and_splits_and_says_its_costs(
+    pets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--target", "folder:pets", "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    file = Path("studies/pets.py")
+    text = file.read_text()
+    options = ("--config", str(CONFIG), "--config", f"src = ['{CONFIG.parent}']")
+    for checked in (("format", "--check"), ("check",)):
+        ruff = [sys.executable, "-m", "ruff", *checked, *options, str(file)]
+        done = subprocess.run(ruff, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+    assert 'TARGET = "folder:pets[classes=cat+dog]"' in text
+    assert "Left out, with fewer than 5 images: emu" in shown
+    assert "8 times as many" in shown
+    assert "Sizes are mixed: 20 to 43 pixels wide" in shown
+    assert "tf_efficientnet_lite0 | linear probe: " in text
+    assert "1 cells x (6 trials + 5 repeats) = 11 runs" in text
+    assert f"harness.study --space {file}" in shown
+    with Image.open("report/pets/classes.png") as sheet:
+        assert sheet.height == 3 * 102 + 6
+    page = Path("report/pets/classes.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "<td>emu<td>3" in page
+    assert main(["--target", "folder:pets", "--device", "cpu"]) == 2
+    assert "exists and is not overwritten" in capsys.readouterr().err
+    assert file.read_text() == text
+
+
+def test_what_is_odd_in_a_folder_is_said(pets: Path) -> None:
+    shutil.copy(pets / "cat" / "0.png", pets / "dog" / "copy.png")
+    shutil.move(pets / "cat" / "1.png", pets / "cat" / "1.jpg")
+    (pets / "notes.txt").write_text("bought in 2019")
+    with Image.open(pets / "dog" / "2.png") as image:
+        image.point(lambda v: v // 2 + 60).save(pets / "dog" / "brighter.png")
+    Image.new("L", (20, 16), 80).save(pets / "emu" / "grey.png")
+    said = "\n".join(findings(look("folder:pets")))
+    assert "equal, byte by byte: 1 (cat/0.png = dog/copy.png)" in said
+    assert (
+        "in different classes, so that a label may be wrong: 1 (cat/0.png = dog/copy.png)" in said
+    )
+    assert (
+        "nearly (~; small grey copies correlate by 0.99): 1 (dog/2.png ~ dog/brighter.png)" in said
+    )
+    assert "1 (cat/1.jpg is PNG)" in said
+    assert "in no class folder: 1 (notes.txt)" in said
+    assert "Modes: 37 RGB, 1 L" in said
+    assert "Classes with fewer than 5 images: emu." in said
+    assert "cannot be read" not in said
+    assert "LEAKAGE" not in said
+
+
+def test_leak_between_given_parts_is_said(pets: Path) -> None:
+    shutil.copy(pets / "cat" / "0.png", pets / "cat" / "test.png")
+    rows = [f"cat/{i}.png,cat,train" for i in range(8)] + ["cat/test.png,cat,test"]
+    rows += [f"dog/{i}.png,dog,train" for i in range(7)] + ["dog/7.png,dog,test"]
+    (pets / "table.csv").write_text("\n".join(["image,label,split", *rows]))
+    survey = look("csv:pets/table.csv")
+    assert [leak.parts for leak in survey.leaks] == [("train", "test")]
+    assert "training images too, or nearly: 1 (0.png = test.png)" in "\n".join(
+        findings(survey)
+    ).replace("cat/", "")
+
+
+def test_broken_images_are_named_and_no_study_is_written(
+    pets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (pets / "dog" / "3.png").read_bytes()
+    (pets / "dog" / "3.png").write_bytes(whole[: len(whole) // 2])
+    (pets / "cat" / "4.png").write_text("no picture")
+    assert main(["--target", "folder:pets", "--device", "cpu"]) == 2
+    shown = capsys.readouterr()
+    assert "Images that cannot be read: 2 (cat/4.png; dog/3.png)" in shown.out
+    assert shown.err.startswith("error: 2 images cannot be read, first pets/cat/4.png")
+    assert not Path("studies").exists()
+    assert "pets/dog/3.png" in Path("report/pets/classes.html").read_text()
+
+
+@pytest.mark.usefixtures("pets")
+def test_too_few_images_are_refused_with_what_would_be_enough() -> None:
+    for i in range(2):
+        noise(Path("few", "cat", f"{i}.png"), i)
+        noise(Path("few", "dog", f"{i}.png"), 10 + i)
+    with pytest.raises(
+        UserError, match=r"cat has 2, dog has 2\); at least 2 classes need 5 images"
+    ):
+        propose_study("folder:few", Path("few.py"), Path("report"), "cpu")
+    assert not Path("few.py").exists()
+
+
+def test_proposed_sizes_can_be_drawn_from_the_smallest_class() -> None:
+    survey, two = look("digits"), load_target("digits[classes=0+1]")
+    for count in (5, 6, 9, 31, 400):
+        labels = np.repeat(np.arange(2), (count, 3 * count))
+        made = replace(two, labels=labels)
+        p = proposal.propose(
+            replace(survey, target=made, counts=np.bincount(labels)), "x", accelerator=False
+        )
+        spec = replace(
+            TrialSpec(target="x", backbone="x", strategy=LinearProbe()),
+            shots=p.shots,
+            val_shots=p.val_shots,
+            test_shots=p.test_shots,
+        )
+        assert len(split_indices(made, spec).train) == 2 * p.shots
+        assert p.shots >= max(3, min(100, count // 2))
+
+
+def test_study_is_named_after_the_folder() -> None:
+    assert slug("folder:/data/My Pets (2019)/[classes=a+b]") == "my_pets_2019"
+    assert slug("digits") == "digits"
