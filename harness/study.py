@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import os
 import shlex
 import signal
 import subprocess
@@ -157,6 +158,11 @@ def run(arguments: argparse.Namespace) -> int:
     for line in admitted.leaks:
         print(f"warning: {line}", file=sys.stderr)
     tracking_uri = arguments.tracking_uri or default_tracking_uri(ROOT)
+    if not arguments.tracking_uri and (elsewhere := os.environ.get("MLFLOW_TRACKING_URI")):
+        shown = without_password(elsewhere)
+        print(
+            f"warning: MLFLOW_TRACKING_URI={shown} is not used; --tracking-uri is", file=sys.stderr
+        )
     database = sqlite_path(tracking_uri)
     folder = database.parent if database else ROOT.resolve()
     storage_url = arguments.storage or f"sqlite:///{folder}/optuna.db"
