@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
+            _require_uncompressed(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip, safetensors and RuntimeError kinds
         raise UserError(
@@ -69,9 +71,21 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{path} is not a weights file: want a state dict of tensors")
     tensors = {str(k).removeprefix("module."): v for k, v in state.items()}
     for key, value in tensors.items():
+        if value.layout != torch.strided or value.device.type != "cpu":
+            raise UserError(f"weights file {path}: {key} is no plain tensor")
+        if value.numel() * value.element_size() > path.stat().st_size:  # one value, spread out
+            raise UserError(f"weights file {path}: {key} claims more values than the file holds")
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise UserError(f"weights file {path}: {key} holds NaN or infinity")
     return tensors
+
+
+def _require_uncompressed(path: Path) -> None:
+    """torch never compresses what it saves; a compressed file may unpack to more than the memory holds."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
+                raise ValueError("a compressed archive, which torch.save does not make")
 
 
 def load_state(
