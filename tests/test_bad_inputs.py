@@ -6,12 +6,16 @@ said to be fine is tested to be fine.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import dataclasses
+import hashlib
 import io
 import logging
 import os
 import re
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -34,7 +38,7 @@ from PIL import Image
 
 from harness import study_file, transfer
 from harness.backbone import build
-from harness.backbone.weights import read_weights, weights_sha256
+from harness.backbone.weights import Wheel, read_weights, weights_sha256
 from harness.data import load_target, open_image, read_examples, split_indices
 from harness.optimizer import batches
 from harness.record import PlainInfo, Recorder, default_tracking_uri
@@ -236,17 +240,20 @@ def test_good_suggestions_are_passed_on() -> None:
     assert 1e-4 <= draw(space).lr <= 1e-1
 
 
-def test_03_space_that_loops_is_refused_at_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_03_space_that_loops_is_refused_at_the_door() -> None:
     def loops(trial: BaseTrial, strategy: str) -> TrialSpec:
+        signal.raise_signal(signal.SIGALRM)  # the time is up
         while True:
             pass
 
-    monkeypatch.setattr(door, "SPACE_SECONDS", 0.1)
+    before = signal.getsignal(signal.SIGALRM)
     study = Study(compare={"strategy": ["a"]}, space=loops, name="toy")
     with refused(
-        r"study 'toy': drawing .* more than 0\.1 s; .*loop\? \(at .*test_bad_inputs\.py:\d+"
+        r"study 'toy': drawing .* more than 10 s; .*loop\? \(at .*test_bad_inputs\.py:\d+"
     ):
         door.check_at_the_door(study)
+    assert signal.getsignal(signal.SIGALRM) == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 def test_20_batch_larger_than_the_data_is_one_batch() -> None:
@@ -277,6 +284,8 @@ def for_nobody() -> Iterator[Path]:
         yield Path(name)
         if os.geteuid() == 65534:
             os.seteuid(0)
+        for folder in Path(name).rglob("*/"):
+            folder.chmod(0o755)
 
 
 def become_nobody() -> None:
@@ -318,7 +327,7 @@ def test_database_of_another_optuna_is_refused_with_the_way_out(
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("UPDATE alembic_version SET version_num = ?", (schema,))
         connection.commit()
-    with refused("cannot open the storage .*(optuna storage upgrade|newer)"):
+    with refused("cannot open the storage .*(optuna storage upgrade|pip install -U optuna)"):
         open_storage(f"sqlite:///{database}")
 
 
@@ -554,8 +563,8 @@ def test_53_class_that_is_only_tested_is_refused(pets: Path) -> None:
     rows += [f"b/{i}.png,y,test" for i in range(1, 12, 2)]
     (pets / "t.csv").write_text("\n".join(["image,label,split", *rows]))
     target = load_target(f"csv:{pets}/t.csv")
-    with refused("target csv:.*class 'x' has 6 images, too few for"):
-        split_indices(target, spec(target=f"csv:{pets}/t.csv"))
+    with refused("target csv:.*class 'y' has 6 images, too few for"):
+        split_indices(target, dataclasses.replace(spec(), target=f"csv:{pets}/t.csv"))
 
 
 def archive(path: Path, kind: str) -> None:
@@ -591,7 +600,6 @@ def test_57_folder_that_may_not_be_written_is_fine(photographs: Path, for_nobody
         path.chmod(0o555 if path.is_dir() else 0o444)
     become_nobody()
     assert len(look(root)) == 12
-    root.chmod(0o755)
 
 
 # --- weights ---------------------------------------------------------------------------------------
@@ -605,7 +613,7 @@ def save_weights(path: Path, keep: slice = slice(None)) -> Path:
 
 def test_60_half_of_the_weights_are_refused(tmp_path: Path) -> None:
     path = save_weights(tmp_path / "half.pt", slice(0, None, 2))
-    with refused(r"weights file:\S+half\.pt are of another architecture: .*missing"):
+    with refused(r"weights \S+half\.pt are of another architecture: .*missing"):
         build("test_resnet", f"file:{path}", 2, seed=0)
 
 
@@ -641,6 +649,28 @@ def test_64_one_changed_byte_changes_the_hash_that_a_resumed_study_compares(tmp_
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     assert weights_sha256(f"file:{path}", "test_resnet") != before
+
+
+def test_64_changed_byte_in_an_installed_wheel_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "made_up").mkdir()
+    (tmp_path / "made_up" / "__init__.py").touch()
+    file = save_weights(tmp_path / "made_up" / "w.pth")
+    told = base64.urlsafe_b64encode(hashlib.sha256(file.read_bytes()).digest()).decode().rstrip("=")
+    about = tmp_path / "made_up-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: made-up\nVersion: 1\n")
+    (about / "RECORD").write_text(f"made_up/__init__.py,,\nmade_up/w.pth,sha256={told},1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    wheel = Wheel("made_up", "*.pth", "made-up")
+    assert wheel.file() == file
+    assert len(wheel.read(file)) == len(timm.create_model("test_resnet").state_dict())
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with refused(r"weights file \S+w\.pth is not as it was installed: pip install .* made-up"):
+        wheel.read(file)
 
 
 # --- where it runs ---------------------------------------------------------------------------------

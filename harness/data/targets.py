@@ -140,7 +140,7 @@ def _csv(path: str) -> Target:
     paths = tuple(file.parent / image for image in table["image"])
     absent = [p for p in paths if not _is_file(p)]
     if absent:
-        raise UserError(f"target csv:{path}: {len(absent)} images are absent, first {absent[0]}")
+        raise UserError(f"target csv:{path}: {len(absent)} images are absent, first {shown(absent[0])}")
     if len(set(paths)) < len(paths):
         raise UserError(f"target csv:{path}: an image is listed twice")
     classes, labels = np.unique(table["label"].to_numpy(str), return_inverse=True)
@@ -163,8 +163,7 @@ def _complaint(table: pd.DataFrame) -> str:
         return f"column {min(missing)!r} is absent{comma}"
     if table.empty:
         return "it has no rows"
-    both = table[["image", "label"]]
-    if both.isna().any(axis=None) or both.eq("").any(axis=None):
+    if (table[["image", "label"]].fillna("") == "").any(axis=None):
         return "an image or label is empty"
     unsafe = [label for label in table["label"] if not label.isprintable()]
     return f"label {unsafe[0]!r} is no printable text" if unsafe else ""
@@ -225,9 +224,10 @@ class _ImageColumn:
 def _torchvision(name: str) -> Target:
     """A torchvision classification set, downloaded on first use; its own test split where it has one."""
     kind = getattr(torchvision.datasets, name)
-    # torchvision unpacks archives as they are; this keeps Python < 3.14 from writing outside the folder.
-    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
     try:
+        # torchvision unpacks archives as they are (it knows the hashes of most); this keeps Python < 3.14
+        # from writing outside the folder.
+        tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
         try:
             parts = [kind(DOWNLOADS, train=flag, download=True) for flag in (True, False)]
         except TypeError:

@@ -24,7 +24,7 @@ from harness.rows import Cache
 from harness.search.cells import first_draw, trial_seed
 from harness.spec import Study, TrialSpec, UserError, cell_label, first_line
 
-SPACE_SECONDS = 15.0
+SPACE_SECONDS = 10
 """Drawing the first trial of every cell may take so long."""
 
 
@@ -83,6 +83,8 @@ def _time_limit(study: Study) -> Iterator[None]:
     """Ends a `space` that loops and says where; only in the main thread, which alone gets signals."""
 
     def stop(_signal: int, frame: FrameType | None) -> None:
+        while frame and frame.f_code is not getattr(study.space, "__code__", None):
+            frame = frame.f_back
         where = f" (at {frame.f_code.co_filename}:{frame.f_lineno})" if frame else ""
         raise UserError(
             f"study {study.name!r}: drawing the first trial of each cell takes more than "
