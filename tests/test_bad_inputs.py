@@ -264,7 +264,7 @@ def test_20_batch_larger_than_the_data_is_one_batch() -> None:
 @pytest.mark.parametrize("effort", [0, -1, 10**9], ids=["22 none", "22 negative", "22 a slip"])
 def test_senseless_effort_is_refused(effort: int) -> None:
     with refused("Study: trials must be"):
-        Study(compare={"strategy": ["a"]}, space=print, trials=effort)
+        Study(compare={"strategy": ["a"]}, space=recursive, trials=effort)
 
 
 # --- storages --------------------------------------------------------------------------------------
@@ -334,7 +334,7 @@ def test_database_of_another_optuna_is_refused_with_the_way_out(
 def test_25_study_that_minimizes_is_refused() -> None:
     kept = optuna.storages.InMemoryStorage()
     optuna.create_study(study_name="toy/a", storage=kept, direction="minimize")
-    study = Study(compare={"strategy": ["a"]}, space=print, name="toy")
+    study = Study(compare={"strategy": ["a"]}, space=recursive, name="toy")
     with refused("Optuna study 'toy/a' in this storage was not made by this harness"):
         CellSearch(study, {"strategy": "a"}, kept)
 
@@ -342,7 +342,7 @@ def test_25_study_that_minimizes_is_refused() -> None:
 @pytest.mark.parametrize("name", ["../x", "..", "a'b", "x" * 600, "🙂", "-x", "a\n"])
 def test_27_name_that_would_break_a_path_or_a_filter_is_refused(name: str) -> None:
     with refused("Study: name .* must be letters, digits"):
-        Study(compare={"strategy": ["a"]}, space=print, name=name)
+        Study(compare={"strategy": ["a"]}, space=recursive, name=name)
 
 
 def unreachable() -> int:
