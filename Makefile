@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STUDY ?= freeze_depth
 
-.PHONY: study test check format bench clean
+.PHONY: study test slow check format bench clean
 
 study: .venv/installed
 	$(BIN)/python -m harness.study --space studies/$(STUDY).py
@@ -11,6 +11,9 @@ study: .venv/installed
 
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+slow: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

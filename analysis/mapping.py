@@ -203,4 +203,4 @@ def near(name: str, known: Iterable[str]) -> str:
     near = [lower[k] for k in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
     if near:
         return f"; near: {', '.join(repr(k) for k in near)}"
-    return f"; there are {', '.join(names[:12])}{' …' * (len(names) > 12)}"
+    return f"; there are {' '.join(', '.join(names[:12]).split())}{' …' * (len(names) > 12)}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
 import hashlib
 import itertools
 import math
@@ -46,7 +47,10 @@ RESERVED_FACTORS = frozenset(
     "trained_depth trainable_share".split()
 )
 """Tags and columns of our own; a factor of that name would hide one."""
-SAFE_NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,99}")
+SAFE_NAME = re.compile(r"(?!\.+$)[A-Za-z0-9_.][A-Za-z0-9_.-]{0,99}")
+"""Names become folders, database keys and parts of filters: no "..", no quotes, at most 100 characters."""
+MAX_EFFORT = 100_000
+"""Trials or repeats per cell; more is a slip of the keyboard."""
 
 
 class UserError(Exception):
@@ -54,13 +58,26 @@ class UserError(Exception):
 
 
 def without_password(text: str) -> str:
-    """`text` with the password of any URL in it replaced by ***."""
-    return re.sub(r"(\w://[^:/@\s]*):\S*@", r"\1:***@", text)
+    """`text` with every password in a URL, its query or a database's "password=..." replaced by ***."""
+    text = re.sub(r"(\w://[^:/@\s]*):\S*@", r"\1:***@", text)
+    named = r"\b(\w*(?:passw|pwd|token|secret|api_?key)\w*=)('[^']*'|[^&;'\"\s]*)"
+    return re.sub(named, r"\1***", text, flags=re.IGNORECASE)
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, at most 200 characters; its type when it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def unknown_argument(error: BaseException) -> str:
+    """What was probably meant, when the error is a misspelt field of ours; "" for any other error."""
+    found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    kind = {**names(), "Study": Study, "TrialSpec": TrialSpec}.get(found[1]) if found else None
+    if found is None or kind is None:
+        return ""
+    known = [f.name for f in dataclasses.fields(kind)]
+    near = difflib.get_close_matches(found[2], known, n=3)
+    return f"; did you mean {', '.join(near)}?" if near else f"; it has {', '.join(known)}"
 
 
 def run_command(run: Callable[[], int], if_stopped: str = "nothing was lost") -> int:
@@ -346,6 +363,8 @@ class Study:
                 raise UserError(
                     f"Study: {name} must be a whole number of at least {least}, got {value!r}"
                 )
+            if value > MAX_EFFORT:
+                raise UserError(f"Study: {name} must be at most {MAX_EFFORT:,}, got {value:,}")
         for name, choices in (
             ("sampler", ("random", "qmc", "tpe")),
             ("pruner", ("none", "median")),

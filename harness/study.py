@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -121,6 +122,11 @@ def run(arguments: argparse.Namespace) -> int:
     admitted = check_at_the_door(study, cache)
     for line in admitted.leaks:
         print(f"warning: {line}", file=sys.stderr)
+    if not arguments.tracking_uri and (elsewhere := os.environ.get("MLFLOW_TRACKING_URI")):
+        shown = without_password(elsewhere)
+        print(
+            f"warning: MLFLOW_TRACKING_URI={shown} is not used; --tracking-uri is", file=sys.stderr
+        )
     max_memory = None if arguments.max_memory is None else parse_size(arguments.max_memory)
     if arguments.dry_run:
         print_plan(study, admitted.specs, device)

@@ -283,6 +283,12 @@ def test_only_sqlite_uris_have_a_file(tmp_path: Path) -> None:
         ("mysql://ann:p:q/r@db", "mysql://ann:***@db"),
         ("cannot reach http://u:pw@h and http://v:pw2@h", "cannot reach http://u:***@h and http://v:***@h"),
         ("http://host:5000/path", "http://host:5000/path"),
+        ("redis://:pw@h/0", "redis://:***@h/0"),
+        ("postgresql://ann@h/x?password=pw&sslmode=require", "postgresql://ann@h/x?password=***&sslmode=require"),
+        ("mysql://h/x?user=ann&PASSWD=pw", "mysql://h/x?user=ann&PASSWD=***"),
+        ("http://h/?access_token=abc#x y", "http://h/?access_token=*** y"),
+        ("host=h user=ann password='p w' dbname=x", "host=h user=ann password=*** dbname=x"),
+        ("postgresql://ann:p%40w:d@h:5432/x", "postgresql://ann:***@h:5432/x"),
         ("sqlite:////tmp/a@b.db", "sqlite:////tmp/a@b.db"),
     ],
 )  # fmt: skip

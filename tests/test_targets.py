@@ -123,7 +123,7 @@ BROKEN = {
         ["image,class", GOOD],
         "column 'label' is absent; want columns image, label",
     ),
-    "no rows": (["image,label"], "empty"),
+    "no rows": (["image,label"], "it has no rows"),
     "nothing": ([""], "cannot be read as a table"),
     "ragged": (["image,label", GOOD, "images/1.png,b,c,d"], "cannot be read as a table"),
     "empty label": (["image,label", GOOD, "images/1.png,"], "an image or label is empty"),

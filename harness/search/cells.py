@@ -21,6 +21,7 @@ from harness.backbone import weights_sha256
 from harness.data import load_target
 from harness.search.leases import OWNER, SESSION, Owner
 from harness.search.sampling import fixed, sampler_of
+from harness.search.space import CarefulTrial
 from harness.spec import (
     Cell,
     Phase,
@@ -31,6 +32,7 @@ from harness.spec import (
     cell_label,
     derive_seed,
     first_line,
+    unknown_argument,
 )
 
 RETRIED: frozenset[str] = frozenset({"killed", "crashed", "audit_failed"})
@@ -227,14 +229,14 @@ class CellSearch:
         """
         cell = cell_label(self.cell)
         try:
-            spec = self.study.space(trial, **self.cell)
+            spec = self.study.space(CarefulTrial(trial), **self.cell)
         except UserError:
             raise
-        except Exception as error:  # whatever the user's function raises
+        except (Exception, SystemExit) as error:  # whatever the user's function raises
             where = traceback.extract_tb(error.__traceback__)[-1]
             raise UserError(
                 f"study {self.study.name!r}: space failed for {cell}: {type(error).__name__}: "
-                f"{first_line(error)} ({where.filename}:{where.lineno})"
+                f"{first_line(error)}{unknown_argument(error)} ({where.filename}:{where.lineno})"
             ) from error
         if not isinstance(spec, TrialSpec):
             raise UserError(

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import FrameType
 
 import torch
 
@@ -19,6 +23,9 @@ from harness.data import (
 from harness.rows import Cache
 from harness.search.cells import first_draw, trial_seed
 from harness.spec import Study, TrialSpec, UserError, cell_label, first_line
+
+SPACE_SECONDS = 10
+"""Drawing the first trial of every cell may take so long."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,8 @@ def check_at_the_door(study: Study, cache: Cache = Cache()) -> Admission:
     Raises:
         UserError: naming what is wrong.
     """
-    specs = {cell_label(cell): first_draw(study, cell) for cell in study.cells()}
+    with _time_limit(study):
+        specs = {cell_label(cell): first_draw(study, cell) for cell in study.cells()}
     leaks: dict[str, str] = {}
     depths: dict[tuple[object, ...], int] = {}
     for spec in specs.values():
@@ -68,6 +76,31 @@ def check_at_the_door(study: Study, cache: Cache = Cache()) -> Admission:
                 leaks[spec.target] = line  # one split of a target speaks for its others
         _try_strategy(spec, depths[key])
     return Admission(specs, tuple(leaks.values()))
+
+
+@contextmanager
+def _time_limit(study: Study) -> Iterator[None]:
+    """Ends a `space` that loops and says where; only in the main thread, which alone gets signals."""
+
+    def stop(_signal: int, frame: FrameType | None) -> None:
+        while frame and frame.f_code is not getattr(study.space, "__code__", None):
+            frame = frame.f_back
+        where = f" (at {frame.f_code.co_filename}:{frame.f_lineno})" if frame else ""
+        raise UserError(
+            f"study {study.name!r}: drawing the first trial of each cell takes more than "
+            f"{SPACE_SECONDS} s; does `space` loop?{where}"
+        )
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, SPACE_SECONDS, 1)  # again, if `space` swallows the first
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _try_strategy(spec: TrialSpec, num_groups: int) -> None:

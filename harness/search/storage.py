@@ -2,39 +2,57 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy import event
 
 from harness.record import create_sqlite, require_sqlite, sqlite_path
 from harness.spec import UserError, first_line, without_password
 
 SQLITE_TIMEOUT_SECONDS = 60
+MOUNTS = Path("/proc/self/mounts")
+NETWORK = frozenset("nfs nfs4 cifs smb3 smbfs lustre gpfs beegfs ceph afs fuse.sshfs".split())
+"""Kinds of file systems on which SQLite's locks are not to be trusted (sqlite.org/faq.html#q5)."""
+
+_log = logging.getLogger(__name__)
 
 
 def open_storage(url: str) -> optuna.storages.BaseStorage:
     """The Optuna storage at a URL: sqlite:///PATH, journal:PATH or any SQLAlchemy database URL.
 
     SQLite writes start with BEGIN IMMEDIATE: Optuna would otherwise hand one waiting trial to several
-    workers.
+    workers. A journal whose last line was torn by a full disk or a power cut is repaired. Both that and a
+    SQLite file on a network's file system are warned of in the log.
 
     Raises:
-        UserError: if it cannot be opened; a password in the URL is not shown.
+        UserError: if it cannot be opened or written; a password in the URL is not shown.
     """
     try:
         if url.startswith("journal:"):
             path = Path(url.removeprefix("journal:"))
             path.parent.mkdir(parents=True, exist_ok=True)
+            _repair_journal(path)
             backend = JournalFileBackend(str(path))
             return optuna.storages.JournalStorage(backend)
         sqlite = sqlite_path(url)
         if sqlite is None:
             return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
         create_sqlite(sqlite, lambda uri: optuna.storages.RDBStorage(uri).engine.dispose())
-        require_sqlite(sqlite)
+        _require_writable(sqlite)
+        if kind := _network_file_system(sqlite):
+            _log.warning(
+                "warning: %s lies on %s, where SQLite may lose trials when several machines write; "
+                "use --storage journal:PATH or a PostgreSQL server",
+                sqlite,
+                kind,
+            )
         storage = optuna.storages.RDBStorage(
             f"sqlite:///{sqlite}",
             engine_kwargs={"connect_args": {"timeout": SQLITE_TIMEOUT_SECONDS}},
@@ -47,6 +65,57 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
             f"{without_password(first_line(error))} "
             "(want sqlite:///PATH, journal:PATH or postgresql+psycopg://USER@HOST/DATABASE)"
         ) from error
+
+
+def _repair_journal(path: Path) -> None:
+    """Cut off what was written of a last line that has no end, and keep a copy of the file as it was.
+
+    The next line would be written behind it, and no process could read the journal from then on.
+    """
+    if not path.is_file() or _ends_whole(path):
+        return
+    lock = JournalFileSymlinkLock(str(path))
+    lock.acquire()
+    try:
+        if _ends_whole(path):  # another process was in the middle of writing it
+            return
+        content = path.read_bytes()
+        copy = path.with_name(f"{path.name}.torn.{len(content)}")
+        copy.write_bytes(content)
+        os.truncate(path, content.rfind(b"\n") + 1)
+    finally:
+        lock.release()
+    _log.warning("warning: the last line of %s was torn and is cut off; %s has it", path, copy)
+
+
+def _ends_whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
+
+
+def _require_writable(path: Path) -> None:
+    """Raises OSError or sqlite3.Error unless `path` is a SQLite database that can be written to."""
+    require_sqlite(path)
+    with closing(sqlite3.connect(path, timeout=SQLITE_TIMEOUT_SECONDS)) as connection:
+        connection.isolation_level = None
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+
+
+def _network_file_system(path: Path) -> str:
+    """The kind of the file system that `path` lies on if it is a network's; else ""."""
+    try:
+        lines = [line.split() for line in MOUNTS.read_text().splitlines()]
+    except OSError:  # no Linux
+        return ""
+    # "\\040" stands for a blank; the deepest mount point counts, of two equal ones the later.
+    points = [(Path(line[1].replace("\\040", " ")), line[2]) for line in lines if len(line) > 2]
+    inside = [(len(at.parts), kind) for at, kind in points if path.resolve().is_relative_to(at)]
+    kind = max(enumerate(inside), key=lambda x: (x[1][0], x[0]))[1][1] if inside else ""
+    return kind if kind in NETWORK else ""
 
 
 def _begin_immediate(storage: optuna.storages.RDBStorage) -> None:

@@ -1,0 +1,91 @@
+"""What may a study's `space` ask of Optuna? What could not be drawn, kept or resumed is refused at once.
+
+Optuna itself takes a list as a choice, an infinite bound (which fails later, with an OverflowError) and a
+second range under a known name (which is silently ignored).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from harness.spec import SAFE_NAME, UserError
+
+Choice = bool | int | float | str | None
+
+
+class CarefulTrial:
+    """A trial that refuses senseless suggestions; for everything else the trial it was made of."""
+
+    def __init__(self, trial: optuna.trial.BaseTrial) -> None:
+        self._trial = trial
+        self._asked: dict[str, BaseDistribution] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trial, name)
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        """A number in [low, high]."""
+        _check_range(name, low, high, step, log)
+        self._note(name, FloatDistribution(low, high, log=log, step=step))
+        return self._trial.suggest_float(name, low, high, step=step, log=log)
+
+    def suggest_int(
+        self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
+    ) -> int:
+        """A whole number in [low, high]."""
+        _check_range(name, low, high, step, log)
+        self._note(name, IntDistribution(low, high, log=log, step=step))
+        return self._trial.suggest_int(name, low, high, step=step, log=log)
+
+    def suggest_categorical(self, name: str, choices: Sequence[Choice]) -> Choice:
+        """One of the choices."""
+        given = list(choices)
+        if not given:
+            raise UserError(f"space: {name!r} has no choices to choose from")
+        for choice in given:
+            plain = choice is None or type(choice) in (bool, int, float, str)
+            if not plain or (isinstance(choice, float) and not math.isfinite(choice)):
+                raise UserError(
+                    f"space: choices of {name!r} must be names, finite numbers, True, False or None, "
+                    f"got {choice!r} (choose a label and look the value up in a dict)"
+                )
+        self._note(name, CategoricalDistribution(given))
+        return self._trial.suggest_categorical(name, given)
+
+    def _note(self, name: object, distribution: BaseDistribution) -> None:
+        if not isinstance(name, str) or not SAFE_NAME.fullmatch(name):
+            raise UserError(
+                f"space: parameter name {str(name)[:120]!r} must be at most 100 letters, digits, '_', '.', "
+                "'-'"
+            )
+        before = self._asked.setdefault(name, distribution)
+        if before != distribution:
+            raise UserError(
+                f"space: {name!r} is suggested twice, as {before} and as {distribution}; use two names"
+            )
+
+
+def _check_range(name: str, low: float, high: float, step: float | None, log: bool) -> None:
+    for bound in (low, high):
+        if not isinstance(bound, (int, float)) or not math.isfinite(bound):
+            raise UserError(f"space: bounds of {name!r} must be finite numbers, got {bound!r}")
+    if low > high:
+        raise UserError(f"space: {name!r} has its low bound {low} above its high bound {high}")
+    if log and low <= 0:
+        raise UserError(
+            f"space: {name!r} has log=True, so its low bound must be above 0, got {low}"
+        )
+    if step is not None and (step <= 0 or (log and step != 1)):
+        raise UserError(f"space: {name!r} needs a step above 0, and none with log=True, got {step}")

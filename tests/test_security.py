@@ -1,0 +1,125 @@
+"""No code in weights is run, no password is written down, and nothing listens to other machines."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+import harness.record
+from harness.search import storage
+from harness.study import main
+
+ROOT = Path(__file__).parent.parent
+SOURCES = [
+    p
+    for part in ("harness", "analysis", "benchmarks", "studies")
+    for p in (ROOT / part).rglob("*.py")
+]
+STUDY = """from harness import transfer
+from harness.spec import Study, TrialSpec
+
+def space(trial, strategy):
+    return TrialSpec("digits", "test_resnet", transfer.LinearProbe(), source="scratch", shots=3,
+                     val_shots=3, test_shots=3, resolution=32, epochs=1)
+
+study = Study(compare={"strategy": ["a"]}, space=space, trials=1, repeats=1)
+"""  # fmt: skip
+
+
+def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_that_could_run_code_is_read(path: Path) -> None:
+    for name, call in calls(path):
+        options = {k.arg: ast.unparse(k.value) for k in call.keywords}
+        if name == "torch.load":
+            assert options.get("weights_only") == "True", f"{path}:{call.lineno}"
+        if name in ("np.load", "numpy.load"):
+            assert options.get("allow_pickle", "False") == "False", f"{path}:{call.lineno}"
+        unsafe = {"pickle.load", "pickle.loads", "joblib.load", "pd.read_pickle", "eval", "exec"}
+        assert name not in unsafe, f"{path}:{call.lineno}"
+        assert options.get("shell") != "True", f"{path}:{call.lineno}"
+
+
+def test_the_interface_that_is_shown_listens_to_this_machine_only() -> None:
+    """Every `mlflow ui` and `mlflow server` in code and documents names its host."""
+    documents = [*SOURCES, ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    shown = [
+        (path, line)
+        for path in documents
+        for line in path.read_text().replace("\\\n", " ").splitlines()
+        if re.search(r"mlflow\S* (ui|server) +-|'mlflow'\)\} ui", line)
+    ]
+    assert shown
+    assert [(p, line) for p, line in shown if "--host 127.0.0.1" not in line] == []
+
+
+def test_telemetry_is_off() -> None:
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+CANARY = "ca-na-ry"
+
+
+def test_a_password_is_nowhere_after_a_study(
+    tmp_path: Path,
+    tracking_uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Both URLs hold one. The servers are stood in for by a journal and by a SQLite database."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy.py").write_text(STUDY)
+    given = [
+        f"postgresql+psycopg://ann:{CANARY}@db/search?sslpassword={CANARY}",
+        f"postgresql+psycopg://ann:{CANARY}@db/tracking",
+    ]
+    started: list[Any] = []
+    real_open, real_client, real_popen = (
+        storage.open_storage, mlflow.MlflowClient, subprocess.Popen.__init__,
+    )  # fmt: skip
+
+    def popen(self: Any, args: Any, *rest: Any, **options: Any) -> None:
+        started.append(args)
+        real_popen(self, args, *rest, **options)
+
+    def opens(url: str) -> object:
+        assert url == given[0]
+        return real_open("journal:search.log")
+
+    def client(tracking_uri: str) -> mlflow.MlflowClient:
+        assert tracking_uri == given[1]
+        return real_client(tracking_uri=stand_in)
+
+    stand_in = tracking_uri
+    monkeypatch.setattr(storage, "open_storage", opens)
+    monkeypatch.setattr(harness.record, "MlflowClient", client)
+    monkeypatch.setattr(subprocess.Popen, "__init__", popen)
+    code = main(
+        ["--space", "toy.py", "--device", "cpu", "--storage", given[0], "--tracking-uri", given[1]]
+    )
+    said = capfd.readouterr()
+    assert code == 0, said.err
+    assert "ann:***@db/tracking" in said.out
+    assert CANARY not in said.out + said.err
+    assert started
+    assert CANARY not in str(started)
+    for path in tmp_path.rglob("*"):
+        assert CANARY not in str(path)
+        assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path
+    assert b"ann:***@db" in b"".join(
+        p.read_bytes() for p in (tmp_path / "mlruns").glob("mlflow.db*")
+    )
+    assert CANARY not in str({k: v for k, v in os.environ.items() if "MLFLOW" in k})
