@@ -122,7 +122,7 @@ def alone(
     return results_of
 
 
-@pytest.mark.parametrize("sampler", ["random", "qmc"])
+@pytest.mark.parametrize("sampler", ["random", pytest.param("qmc", marks=pytest.mark.slow)])
 def test_workers_try_and_find_what_one_would(
     here: Path, alone: Callable[[str], pd.DataFrame], sampler: str
 ) -> None:
@@ -133,6 +133,7 @@ def test_workers_try_and_find_what_one_would(
     pd.testing.assert_frame_equal(results(here), alone(sampler))
 
 
+@pytest.mark.slow
 def test_worker_that_is_killed_is_replaced_and_its_trial_run_again(
     here: Path, alone: Callable[[str], pd.DataFrame]
 ) -> None:
@@ -143,6 +144,7 @@ def test_worker_that_is_killed_is_replaced_and_its_trial_run_again(
     pd.testing.assert_frame_equal(results(here), alone("random"))
 
 
+@pytest.mark.slow
 def test_workers_end_when_their_parent_is_killed_and_the_study_goes_on(here: Path) -> None:
     write_study(
         here, ONCE.format(what="mark.write_text(str(os.getpid())); import time; time.sleep(600)")
@@ -164,6 +166,7 @@ def test_workers_end_when_their_parent_is_killed_and_the_study_goes_on(here: Pat
     assert_whole(here)
 
 
+@pytest.mark.slow
 def test_study_whose_workers_keep_dying_stops_and_says_why(here: Path) -> None:
     write_study(here, '"worker" in current_process().name and os._exit(9)')
     done = run(here, "--workers", "2")
