@@ -22,7 +22,7 @@ COMMANDS = "<!-- commands -->"
 
 
 def commands() -> list[str]:
-    """Modules that can be typed after `python -m`: those of harness/ and analysis/ that parse a command line."""
+    """Modules that can be typed after `python -m`: those that parse a command line."""
     files = [*ROOT.glob("harness/*.py"), *ROOT.glob("harness/*/__main__.py")]
     files += ROOT.glob("analysis/*.py")
     found = [f.relative_to(ROOT) for f in files if "ArgumentParser(" in f.read_text()]

@@ -25,7 +25,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         epilog="Running the same command again trains only what is not recorded yet.",
     )
     parser.add_argument(
-        "--space", required=True, type=study_path, help="a Python file with `sources` (its code is run)"
+        "--space",
+        required=True,
+        type=study_path,
+        help="a Python file with `sources` (its code is run)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     parser.add_argument(

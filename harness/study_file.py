@@ -12,7 +12,6 @@ from typing import Any
 
 from harness.spec import SAFE_NAME, Study, UserError
 
-
 SHIPPED = Path(__file__).parents[1] / "studies"
 """Where the project's own studies are: in a checkout, and beside the packages of an installed wheel."""
 

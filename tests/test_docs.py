@@ -143,9 +143,7 @@ def test_every_command_shown_is_one_and_knows_its_options(hooks: ModuleType) -> 
 
 def test_every_make_target_shown_exists() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    shown = {
-        x for p in WRITTEN for x in re.findall(r"(?:`|^    )make ([a-z-]+)", text_of(p), re.M)
-    }
+    shown = {x for p in WRITTEN for x in re.findall(r"(?:`|^    )make ([a-z-]+)", text_of(p), re.M)}
     assert shown
     assert shown <= targets
 
