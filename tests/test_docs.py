@@ -59,7 +59,7 @@ def parts() -> Iterator[Mapping[Path, dict[str, Any]]]:
     yield defined
     for table, old in zip((LOADERS, MEASURES), before, strict=True):
         table.clear()
-        table.update(old)  # type: ignore[arg-type]
+        table.update(old)
     load_target.cache_clear()
 
 
