@@ -36,8 +36,13 @@ def text_of(page: Path) -> str:
     return re.sub(r'^--8<-- "([^":]+)"$', lambda m: (ROOT / m[1]).read_text(), text, flags=re.M)
 
 
+NOT_RUN = "<!-- not run by test_docs"
+BLOCK = re.compile(r"(^<!--[^\n]*\n)?^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
 def python_blocks(page: Path) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", text_of(page), re.MULTILINE | re.DOTALL)
+    """The blocks that are run: all but those whose page says why not in the line before."""
+    return [b for why, b in BLOCK.findall(page.read_text()) if not why.startswith(NOT_RUN)]
 
 
 def name_of(page: Path) -> str:
@@ -72,6 +77,15 @@ def test_every_python_block_runs_and_the_studies_draw_a_trial_of_each_cell(
         assert isinstance(study, Study), name_of(page)
         for cell in study.cells():
             assert isinstance(first_draw(study, cell), TrialSpec), name_of(page)
+
+
+def test_what_the_other_blocks_import_is_there() -> None:
+    found = [(p, b) for p in WRITTEN for why, b in BLOCK.findall(p.read_text()) if why]
+    assert found
+    for page, block in found:
+        lines = [x for x in block.splitlines() if x.startswith(("import ", "from "))]
+        assert lines, name_of(page)
+        exec(compile("\n".join(lines), name_of(page), "exec"), {})
 
 
 def test_the_parts_of_the_how_to_are_short_and_work_together_in_one_trial(
@@ -150,6 +164,8 @@ def test_every_make_target_shown_exists() -> None:
 
 def test_every_study_file_shown_exists() -> None:
     shown = {x for p in WRITTEN for x in re.findall(r"--space (studies/\S+\.py)", text_of(p))}
+    made = {x for p in WRITTEN for x in re.findall(r"^wrote (studies/\S+\.py)", text_of(p), re.M)}
+    shown -= made  # by a command of the page
     assert shown
     assert [x for x in shown if not (ROOT / x).is_file()] == []
 
