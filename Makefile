@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STUDY ?= freeze_depth
 
-.PHONY: study test slow check format bench clean
+.PHONY: study test slow check format docs bench clean
 
 study: .venv/installed
 	$(BIN)/python -m harness.study --space studies/$(STUDY).py
@@ -25,6 +25,11 @@ format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Not --quiet: it hides warnings from --strict too.
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/mkdocs.yml
+	@echo "docs/site/index.html"
+
 bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks.run $(if $(ONLY),--only $(ONLY))
 
@@ -38,10 +43,15 @@ bench: .venv/installed-bench
 	$(BIN)/python -m pip install -e '.[dev]'
 	touch $@ .venv/installed
 
+.venv/installed-docs: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -e '.[docs]'
+	touch $@ .venv/installed
+
 .venv/installed-bench: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -e '.[bench]'
 	touch $@ .venv/installed
 
 clean:
-	rm -rf .venv report .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv report docs/site .mypy_cache .ruff_cache .pytest_cache

@@ -12,10 +12,9 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from harness.spec import UserError, run_command
-from harness.study_file import load_study
+from harness.study_file import load_study, study_path
 
 
 def suggest(
@@ -47,7 +46,7 @@ def suggest(
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m harness.lr_find", description=__doc__)
-    parser.add_argument("--space", required=True, type=Path, help="study file")
+    parser.add_argument("--space", required=True, type=study_path, help="study file")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     parser.add_argument("--steps", type=int, default=60, help="batches per cell (default: 60)")
     parser.add_argument(

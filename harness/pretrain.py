@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from harness.spec import UserError, run_command
+from harness.study_file import run_file, study_path
 
 ROOT = Path("mlruns")
 
@@ -24,7 +25,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         epilog="Running the same command again trains only what is not recorded yet.",
     )
     parser.add_argument(
-        "--space", required=True, type=Path, help="a Python file with `sources` (its code is run)"
+        "--space",
+        required=True,
+        type=study_path,
+        help="a Python file with `sources` (its code is run)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     parser.add_argument(
@@ -50,7 +54,6 @@ def run(arguments: argparse.Namespace) -> int:
         UserError: on bad input.
     """
     from harness.sources.spec import sources_of
-    from harness.study_file import run_file
 
     sources = sources_of(run_file(arguments.space), arguments.space)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.spec import Study, UserError, program, run_command, without_password
-from harness.study_file import load_study, question_of
+from harness.study_file import load_study, question_of, study_path
 
 if TYPE_CHECKING:
     from harness.measure import Device
@@ -38,7 +38,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         epilog="Running the same command again goes on where the last run stopped.",
     )
     parser.add_argument(
-        "--space", required=True, type=Path, help="study file, a Python file (its code is run)"
+        "--space",
+        required=True,
+        type=study_path,
+        help="study file, a Python file (its code is run), or the name of a shipped study",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     parser.add_argument("--trials", type=int, help="configurations per cell, instead of the file's")

@@ -32,6 +32,17 @@ LIMIT_BYTES = 8 * 2**30
 """Of memory that a study file may fill while it is read; torch and its like take a tenth of it."""
 DONE = "done"
 
+SHIPPED = Path(__file__).parents[1] / "studies"
+"""Where the project's own studies are: in a checkout, and beside the packages of an installed wheel."""
+
+
+def study_path(text: str) -> Path:
+    """The study file that `--space TEXT` means: a path, else the name of a shipped study."""
+    given = Path(text)
+    shipped = SHIPPED / f"{given.stem}.py"
+    by_name = text in (given.stem, f"studies/{given.stem}.py")
+    return shipped if by_name and not given.exists() and shipped.is_file() else given
+
 
 def load_study(path: Path) -> Study:
     """The `study` of a study file, named after the file if it has no name.

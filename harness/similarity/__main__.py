@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from harness.spec import UserError, run_command
+from harness.study_file import load_study, study_path
 
 ROOT = Path("mlruns")
 
@@ -24,7 +25,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         epilog="Running the same command again measures only what is not recorded yet.",
     )
     parser.add_argument(
-        "--space", required=True, type=Path, help="study file, a Python file (its code is run)"
+        "--space",
+        required=True,
+        type=study_path,
+        help="study file, a Python file (its code is run)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     parser.add_argument(
@@ -53,7 +57,6 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: on bad input.
     """
-    from harness.study_file import load_study
 
     if arguments.resamples is not None and arguments.resamples < 0:
         raise UserError(f"--resamples must be at least 0, got {arguments.resamples}")
