@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
 from harness.backbone import Group
+from harness.checkpoint import BadCheckpoint
 from harness.transfer import Scales
 
 
@@ -97,6 +99,24 @@ class Audit:
                 raise AuditFailed(
                     f"group {self._groups[g].name}: a parameter that the strategy does not tune changed"
                 )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The hashes of what is frozen now and of what each trained group was at first."""
+        return {"frozen": dict(self._frozen), "start": dict(self._start)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on watching; call while the groups are as they were before the first step.
+
+        Raises:
+            BadCheckpoint: if a trained group began as something else than it is now.
+        """
+        for g, start in state["start"].items():
+            if self._parts(g) != start:
+                raise BadCheckpoint(
+                    f"group {self._groups[g].name} starts from other weights than when the checkpoint was "
+                    "made"
+                )
+        self._frozen, self._start = dict(state["frozen"]), dict(state["start"])
 
     def frozen_digest(self, depth: int) -> str:
         """Hash of all tensors of the `depth` leading groups, which are frozen now."""

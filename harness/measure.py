@@ -14,7 +14,7 @@ import platform
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,11 +34,12 @@ class Clock:
 
     Args:
         synchronize: waits until the device has finished what was asked of it.
+        counted: seconds counted before, by a clock that this one goes on from.
     """
 
-    def __init__(self, synchronize: Callable[[], None]) -> None:
+    def __init__(self, synchronize: Callable[[], None], counted: float = 0.0) -> None:
         self._synchronize = synchronize
-        self._counted = 0.0
+        self._counted = counted
         self._paused = False
         self._since = time.perf_counter()
 
@@ -63,6 +64,50 @@ class Clock:
         finally:
             self._paused = False
             self._since = time.perf_counter()
+
+
+class Seconds:
+    """What training took: by the clock, and for outputs of frozen groups that another trial may have made.
+
+    Attributes:
+        counted: by the clock, which stands still while outputs of frozen groups are made or looked up;
+            None before the first epoch has ended.
+    """
+
+    def __init__(self) -> None:
+        self.counted: float | None = None
+        self._paid = 0.0
+        self._cold: dict[tuple[str, str], float] = {}
+
+    def add(self, part: str, key: str, paid: float, cold: float) -> None:
+        """Count what feeding a part of the split took; the same outputs again cost nothing.
+
+        Args:
+            part: of the split.
+            key: of the outputs.
+            paid: spent now.
+            cold: as if nothing had been kept.
+        """
+        self._paid += paid
+        self._cold[part, key] = cold
+
+    @property
+    def cold(self) -> float:
+        """As if nothing had been kept before this trial."""
+        return (self.counted or 0.0) + sum(self._cold.values())
+
+    @property
+    def marginal(self) -> float:
+        """What this trial itself spent."""
+        return (self.counted or 0.0) + self._paid
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that was counted."""
+        return {"counted": self.counted, "paid": self._paid, "cold": dict(self._cold)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Count on from there."""
+        self.counted, self._paid, self._cold = state["counted"], state["paid"], dict(state["cold"])
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,9 @@ class Network:
         spec: the trial.
         device: where to compute.
         cache: where outputs of the frozen part are kept.
+
+    Attributes:
+        words: what was kept of the frozen part, or why nothing was: one key per cut, in order.
     """
 
     def __init__(self, backbone: Backbone, spec: TrialSpec, device: Device, cache: Cache) -> None:
@@ -70,12 +73,12 @@ class Network:
         self._train_model = torch.compile(backbone.model) if spec.compile else backbone.model
         self._prefix: Prefix | None = None
         self._chunk = CHUNK // 2 if where.type == "cpu" else CHUNK
-        self._words: dict[str, None] = {}
+        self.words: dict[str, None] = {}
 
     @property
     def prefix_in_words(self) -> str:
-        """What was kept of this trial's frozen part, or why nothing was; one entry per cut."""
-        return "; ".join(self._words)
+        """The `words` in one line."""
+        return "; ".join(self.words)
 
     def freeze(self, scales: Scales, weights: Callable[[int], str]) -> None:
         """Let the frozen part end where the leading run of None in `scales` does.
@@ -90,7 +93,7 @@ class Network:
         try:
             cut = self._cut(depth)
         except NoCut as reason:
-            self._words[f"whole network: {reason}"] = None
+            self.words[f"whole network: {reason}"] = None
             return
         spec = self._spec
         key = {
@@ -144,17 +147,17 @@ class Network:
         """Examples, through the frozen part if there is one and its outputs can be kept."""
         prefix = self._prefix
         if prefix is not None and isinstance(examples.pixels, torch.Tensor):
-            if not self._words:  # else these are shifted images, which nothing is kept of
-                self._words["whole network: its images do not fit the cache"] = None
+            if not self.words:  # else these are shifted images, which nothing is kept of
+                self.words["whole network: its images do not fit the cache"] = None
         elif prefix is not None:
             assert isinstance(examples.pixels, View)
             try:
                 kept, paid = prefix.of(examples.pixels, self._before)
             except Full as reason:
-                self._words[f"whole network: {reason}"] = None
+                self.words[f"whole network: {reason}"] = None
             else:
                 size = in_words(prefix.cut.row_bytes)
-                self._words[f"kept after {prefix.cut.gate}, {size} an image"] = None
+                self.words[f"kept after {prefix.cut.gate}, {size} an image"] = None
                 cold = kept.rows.seconds(kept.index)
                 return Feed(kept, examples.labels, self._after, kept.rows.key, paid, cold)
         return Feed(examples.pixels, examples.labels, self._whole)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -118,6 +119,18 @@ class GroupedOptimizer:
             else:
                 self._born.setdefault(g, step)
         self._backbone.train_mode(self._born, self._fixed_statistics)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments by number of the parameter, and the step before which each group was unfrozen."""
+        return {"moments": self._torch.state_dict()["state"], "born": dict(self._born)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there; rates and decay are the spec's, the pull is towards the weights that the network
+        had when this was made."""
+        entries = self._torch.state_dict()["param_groups"]
+        moments = copy.deepcopy(state["moments"])  # torch would train on in the very tensors
+        self._torch.load_state_dict({"state": moments, "param_groups": entries})
+        self._born = dict(state["born"])
 
     def rate(self, step: int) -> list[float]:
         """Learning rate of a group with scale 1 at this step, per group."""

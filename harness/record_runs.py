@@ -1,10 +1,12 @@
-"""Which runs of one study are recorded? Its finished ones, with their ids, as plain values."""
+"""What is recorded? The finished runs of a study, with their ids, or one run by its id, as plain values."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from harness.record import Recorded, default_tracking_uri, require_sqlite, sqlite_path
 from harness.record import _search as search_runs
@@ -54,3 +56,59 @@ def runs_of(study: str, phase: str, tracking_uri: str | None = None) -> list[Kep
         for r in found
         if r.data.tags.get("superseded") != "true"
     ]
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """One run with every epoch of its metrics.
+
+    Attributes:
+        run_id: MLflow's.
+        name: of the run.
+        experiment: name of its experiment, the study's.
+        tags, params: as text.
+        metrics: name -> step -> the value logged last for it.
+    """
+
+    run_id: str
+    name: str
+    experiment: str
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    metrics: Mapping[str, Mapping[int, float]]
+
+
+def read_run(tracking_uri: str, run_id: str) -> RecordedRun:
+    """The run of that id.
+
+    Raises:
+        UserError: if there is no such store or no such run in it.
+    """
+    shown = without_password(tracking_uri)
+    path = sqlite_path(tracking_uri)
+    if path is not None and not path.exists():
+        raise UserError(
+            f"there is no tracking store {shown}; name another with --tracking-uri, or go to the folder "
+            "in which the study was run"
+        )
+    try:
+        if path is not None:
+            require_sqlite(path)
+        client = MlflowClient(tracking_uri=tracking_uri)
+        run = client.get_run(run_id)
+        experiment = client.get_experiment(run.info.experiment_id)
+        metrics = {
+            name: {m.step: m.value for m in client.get_metric_history(run_id, name)}
+            for name in run.data.metrics
+        }
+    except Exception as error:  # MLflow and SQLAlchemy raise many kinds here
+        if isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            raise UserError(
+                f"no run {run_id!r} in {shown}; the MLflow UI shows a run's id on its page"
+            ) from error
+        raise UserError(
+            f"cannot read the tracking store {shown}: {without_password(first_line(error))}"
+        ) from error
+    return RecordedRun(
+        run_id, run.info.run_name, experiment.name, run.data.tags, run.data.params, metrics
+    )

@@ -11,198 +11,61 @@ Knows neither Optuna nor MLflow, and never the name of a strategy: a row of scal
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from math import inf, isfinite
 from statistics import median
 from typing import final
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from harness.audit import Audit
-from harness.backbone import Backbone, build
+from harness.checkpoint import Checkpoint, copied, trial_key
 from harness.data import (
+    Augment,
     Examples,
     augmentation,
-    load_target,
-    read_examples,
     seeded_view,
-    shifted,
-    split_indices,
 )
 from harness.features import Readout, fit_readout
+from harness.fit import Diverged, Fit, score
 from harness.measure import Clock, Device
-from harness.network import Feed, Network
+from harness.network import Feed
 from harness.optimizer import GroupedOptimizer, Schedule, batches
 from harness.rows import Cache
-from harness.spec import EpochResult, Predictions, TrialResult, TrialSpec, derive_seed
+from harness.spec import EpochResult, TrialSpec, derive_seed
 from harness.transfer import Scales
 
-
-class Diverged(Exception):
-    """The training loss is not finite."""
+__all__ = ["Diverged", "FeatureTraining", "Fit", "Training", "score", "start"]
 
 
-class Seconds:
-    """What training took: by the clock, and for outputs of frozen groups that another trial may have made.
-
-    Attributes:
-        counted: by the clock, which stands still while outputs of frozen groups are made or looked up;
-            None before the first epoch has ended.
-    """
-
-    def __init__(self) -> None:
-        self.counted: float | None = None
-        self._paid = 0.0
-        self._cold: dict[tuple[str, str], float] = {}
-
-    def add(self, part: str, feed: Feed) -> None:
-        """Count what feeding a part of the split took; the same outputs again cost nothing."""
-        self._paid += feed.paid_seconds
-        self._cold[part, feed.key] = feed.cold_seconds
-
-    @property
-    def cold(self) -> float:
-        """As if nothing had been kept before this trial."""
-        return (self.counted or 0.0) + sum(self._cold.values())
-
-    @property
-    def marginal(self) -> float:
-        """What this trial itself spent."""
-        return (self.counted or 0.0) + self._paid
-
-
-def start(spec: TrialSpec, device: Device, cache: Cache = Cache()) -> Fit:
-    """One trial, ready to be iterated: gradient steps, or a readout on frozen features."""
+def start(
+    spec: TrialSpec, device: Device, cache: Cache = Cache(), checkpoint: Checkpoint | None = None
+) -> Fit:
+    """One trial, ready to be iterated: gradient steps, or a readout on frozen features. See Fit."""
     kind = Training if spec.strategy.readout == "head" else FeatureTraining
-    return kind(spec, device, cache)
+    return kind(spec, device, cache, checkpoint)
 
 
-class Fit(ABC):
-    """One trial from its spec. Iterate it for its epochs, then call `finish`.
+@dataclass(frozen=True)
+class _Going:
+    """What training goes on with from epoch to epoch, the network apart."""
 
-    Args:
-        spec: everything that decides the run.
-        device: where to compute.
-        cache: where decoded images and outputs of frozen groups are kept for other trials.
-
-    Raises:
-        UserError: if target, backbone or source are not to be had.
-    """
-
-    def __init__(self, spec: TrialSpec, device: Device, cache: Cache = Cache()) -> None:
-        self.spec, self.device, self.cache = spec, device, cache
-        self._started = time.perf_counter()
-        device.reset_peak()
-        target = load_target(spec.target)
-        self._classes = len(target.classes)
-        self._split = split_indices(target, spec)
-        self._backbone = build(
-            spec.backbone,
-            spec.source,
-            self._classes,
-            spec.seed,
-            device.torch_device,
-            spec.resolution,
-            spec.strategy.lora_rank,
-        )
-        self._network = Network(self._backbone, spec, device, cache)
-        self._tuned = self._backbone.tuned_names(spec.strategy.tuned)
-        self._audit: Audit | None = None
-        self._seconds = Seconds()
-        self._trained: set[int] = set()
-
-    @property
-    def backbone(self) -> Backbone:
-        """The network as it is now; do not change it before `finish`."""
-        return self._backbone
-
-    @property
-    def readout(self) -> Readout | None:
-        """The fitted classifier on frozen features, where there is one."""
-        return None
-
-    @abstractmethod
-    def __iter__(self) -> Iterator[EpochResult]:
-        """Train; one result per epoch. The clock stands still while the caller has it."""
-
-    @abstractmethod
-    def _predict(self, examples: Examples) -> torch.Tensor:
-        """Log-probabilities (n, classes) on the CPU."""
-
-    def finish(self, test: bool) -> TrialResult:
-        """Audit, measurements and, if asked, the one look at the test images.
-
-        Raises:
-            AuditFailed: if a frozen group changed or a trained one did not move.
-        """
-        if self._audit is not None:
-            self._audit.finish()
-        metrics = {**self._shares(), **self.device.peaks()}
-        if self._seconds.counted is not None:
-            metrics["train_seconds"] = self._seconds.cold
-            metrics["marginal_seconds"] = self._seconds.marginal
-        predictions = None
-        if test:
-            scores, predictions = self._test()
-            metrics |= scores
-        metrics["total_seconds"] = time.perf_counter() - self._started
-        notes = {"prefix": self._network.prefix_in_words}
-        return TrialResult("complete", metrics, predictions=predictions, notes=notes)
-
-    def _test(self) -> tuple[dict[str, float], Predictions]:
-        examples = self._read(self._split.test)
-        log_p = self._predict(examples)
-        loss, accuracy = score(log_p, examples.labels)
-        metrics = {"test_loss": loss, "test_accuracy": accuracy}
-        for name in self.spec.shift_names():
-            moved = shifted(examples, name)
-            metrics[f"test_accuracy.{name}"] = score(self._predict(moved), moved.labels)[1]
-        predictions = Predictions(
-            example=examples.index,
-            label=examples.labels.numpy(),
-            predicted=log_p.argmax(1).numpy(),
-            probability=log_p.gather(1, examples.labels[:, None])[:, 0].exp().numpy(),
-        )
-        return metrics, predictions
-
-    def _judge(self, epoch: int, train_loss: float, val: Examples) -> EpochResult:
-        val_loss, val_accuracy = score(self._predict(val), val.labels)
-        for name, loss in (("training", train_loss), ("validation", val_loss)):
-            if not isfinite(loss):
-                raise Diverged(f"{name} loss {loss} in epoch {epoch}")
-        seconds = (self._seconds.cold, self._seconds.marginal)
-        return EpochResult(epoch, train_loss, val_loss, val_accuracy, *seconds)
-
-    def _shares(self) -> dict[str, float]:
-        """Share of all parameters that were trained, and how deep: share of the groups above the stem
-        side of the deepest trained one."""
-        groups = self._backbone.groups
-        every = sum(p.numel() for g in groups for p in g.parameters.values())
-        trained = sum(
-            p.numel()
-            for g in self._trained
-            for n, p in groups[g].parameters.items()
-            if n in self._tuned
-        )
-        depth = (len(groups) - min(self._trained)) / len(groups) if self._trained else 0.0
-        return {"trainable_share": trained / every, "trained_depth": depth}
-
-    def _read(self, part: np.ndarray) -> Examples:
-        return read_examples(
-            self.spec.target,
-            tuple(part.tolist()),
-            self._network.size,
-            self._backbone.input.interpolation,
-            self.cache,
-        )
+    clock: Clock
+    audit: Audit
+    optimizer: GroupedOptimizer
+    order: torch.Generator
+    variation: torch.Generator
+    epochs: list[EpochResult] = field(default_factory=list)
 
 
 @final
 class Training(Fit):
     """Gradient steps on the groups that the strategy unfreezes."""
+
+    _at_rest: tuple[_Going, float] | None = None
+    """Between two epochs: what training goes on with, and the clock's seconds."""
 
     def __iter__(self) -> Iterator[EpochResult]:
         """Train; one result per epoch. The clock stands still while the caller has it.
@@ -210,23 +73,14 @@ class Training(Fit):
         Raises:
             Diverged: after an epoch whose loss is not finite.
             AuditFailed: if frozen tensors moved or a learning rate is not the strategy's.
+            BadCheckpoint: if the trial cannot go on from its checkpoint.
         """
         spec, train, val = self.spec, self._read(self._split.train), self._read(self._split.val)
-        count = len(train)
-        order = torch.Generator().manual_seed(derive_seed(spec.seed, "batches"))
-        variation = torch.Generator().manual_seed(derive_seed(spec.seed, "augment"))
         vary = augmentation(spec.augment, self._network.size, self._classes)
-        per_epoch = len(batches(count, spec.batch_size, torch.Generator()))
-        steps = per_epoch * spec.epochs
-        schedule = Schedule(steps, round(spec.warmup * steps), spec.schedule)
-        clock = Clock(self.device.synchronize)
-        if spec.batch_norm == "reestimate":
-            self._network.reestimate_statistics(train)
-        with clock.pause():
-            audit = Audit(self._backbone.groups, self._tuned)
-            self._audit = audit
-        optimizer = GroupedOptimizer(self._backbone, spec, schedule)
-        for epoch in range(spec.epochs):
+        per_epoch = len(batches(len(train), spec.batch_size, torch.Generator()))
+        going = self._begin(train, per_epoch * spec.epochs)
+        clock, audit, optimizer = going.clock, going.audit, going.optimizer
+        for epoch in range(len(going.epochs), spec.epochs):
             scales = self._scales(epoch)
             with clock.pause():
                 audit.begin_epoch(scales)
@@ -237,20 +91,101 @@ class Training(Fit):
                     seen = seeded_view(train, vary, view, spec.seed, self.cache)
                     varied = augmentation("none", self._network.size, self._classes)
                 feed = self._network.feed(seen)
-                self._seconds.add("train", feed)
+                self._seconds.add("train", feed.key, feed.paid_seconds, feed.cold_seconds)
             step = epoch * per_epoch
             optimizer.begin_epoch(scales, step)
-            total = torch.zeros((), device=self.device.torch_device)
-            for rows in batches(count, spec.batch_size, order):
-                images, labels = varied(feed.values[rows], feed.labels[rows], variation)
-                loss = self._network.loss(feed.run(images), labels)
-                optimizer.step(loss, step)
-                total += loss.detach() * len(rows)
-                step += 1
+            with torch.random.fork_rng(devices=[]):
+                # Dropout and the like draw from torch's global generator.
+                torch.manual_seed(derive_seed(spec.seed, "dropout", epoch))
+                total = self._steps(going, feed, varied, step)
             self._seconds.counted = clock.seconds
             with clock.pause():
-                audit.check_rates(optimizer.applied(), scales, optimizer.rate(step - 1))
-                yield self._judge(epoch, float(total) / count, val)
+                audit.check_rates(optimizer.applied(), scales, optimizer.rate(step + per_epoch - 1))
+                going.epochs.append(self._judge(epoch, float(total) / len(train), val))
+                self._at_rest = going, clock.seconds
+                yield going.epochs[-1]
+                self._at_rest = None
+
+    def _begin(self, train: Examples, steps: int) -> _Going:
+        """The start of training, or where the checkpoint left off."""
+        spec, kept = self.spec, self._resumed
+        clock = Clock(self.device.synchronize)
+        if spec.batch_norm == "reestimate" and kept is None:
+            self._network.reestimate_statistics(train)
+        with clock.pause():
+            self._audit = Audit(self._backbone.groups, self._tuned)
+        going = _Going(
+            clock,
+            self._audit,
+            GroupedOptimizer(
+                self._backbone,
+                spec,
+                Schedule(steps, round(spec.warmup * steps), spec.schedule),
+            ),
+            order=torch.Generator().manual_seed(derive_seed(spec.seed, "batches")),
+            variation=torch.Generator().manual_seed(derive_seed(spec.seed, "augment")),
+        )
+        return going if kept is None else self._restore(going, kept)
+
+    def _steps(self, going: _Going, feed: Feed, vary: Augment, step: int) -> torch.Tensor:
+        """One epoch from its first step on; returns the sum of the images' losses, a scalar."""
+        total = torch.zeros((), device=self.device.torch_device)
+        for rows in batches(len(feed.labels), self.spec.batch_size, going.order):
+            images, labels = vary(feed.values[rows], feed.labels[rows], going.variation)
+            loss = self._network.loss(feed.run(images), labels)
+            going.optimizer.step(loss, step)
+            total += loss.detach() * len(rows)
+            step += 1
+        return total
+
+    def checkpoint(self) -> Checkpoint:
+        """What going on after the epoch just yielded takes; call while the caller has that epoch.
+
+        Raises:
+            RuntimeError: in the middle of an epoch, or before the first or after the last.
+        """
+        if self._at_rest is None:
+            raise RuntimeError("a checkpoint is of whole epochs: ask while one has been yielded")
+        going, seconds = self._at_rest
+        state = {
+            "network": self._tensors(),
+            "optimizer": going.optimizer.state_dict(),
+            "audit": going.audit.state_dict(),
+            "order": going.order.get_state(),
+            "variation": going.variation.get_state(),
+            "clock": seconds,
+            "seconds": self._seconds.state_dict(),
+            "total_seconds": time.perf_counter() - self._started,
+            "peaks": self._peaks(),
+            "words": list(self._network.words),
+        }
+        return Checkpoint(trial_key(self.spec), tuple(going.epochs), copied(state))
+
+    def _restore(self, fresh: _Going, kept: Checkpoint) -> _Going:
+        """As it was when the checkpoint was made. The network comes last: audit and pull start from the
+        weights that the trial started from."""
+        state = kept.state
+        fresh.audit.load_state_dict(state["audit"])
+        fresh.optimizer.load_state_dict(state["optimizer"])
+        fresh.order.set_state(state["order"])
+        fresh.variation.set_state(state["variation"])
+        with torch.no_grad():
+            for name, tensor in self._tensors().items():
+                tensor.copy_(state["network"][name])
+        self._seconds.load_state_dict(state["seconds"])
+        self._started -= state["total_seconds"]
+        self._earlier_peaks = state["peaks"]
+        self._network.words = dict.fromkeys(state["words"])
+        for epoch in range(len(kept.epochs)):
+            scales = self._scales(epoch)
+        # Should no epoch be left, the test images still go through what was kept.
+        self._network.freeze(scales, fresh.audit.frozen_digest)
+        clock = Clock(self.device.synchronize, state["clock"])
+        return replace(fresh, clock=clock, epochs=list(kept.epochs))
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        groups = self._backbone.groups
+        return {n: t for g in groups for n, t in {**g.parameters, **g.buffers}.items()}
 
     def range_test(self, steps: int) -> Iterator[tuple[float, float]]:
         """Learning-rate range test (Smith 2017): one batch per step while the rate grows to spec.lr.
@@ -346,7 +281,8 @@ class FeatureTraining(Fit):
         with clock.pause():
             # C or k is chosen on validation: its features are part of the fit.
             for name, part in (("train", train), ("val", val)):
-                self._seconds.add(name, self._network.feed(part))
+                feed = self._network.feed(part)
+                self._seconds.add(name, feed.key, feed.paid_seconds, feed.cold_seconds)
         parts = [(self._features(part), part.labels.numpy()) for part in (train, val)]
         self._readout = fit_readout(kind, parts[0], parts[1], self._classes)
         self._seconds.counted = clock.seconds
@@ -361,9 +297,3 @@ class FeatureTraining(Fit):
 
     def _predict(self, examples: Examples) -> torch.Tensor:
         return torch.from_numpy(self._readout.log_probabilities(self._features(examples)))
-
-
-def score(log_probabilities: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
-    """Mean cross-entropy in nats and accuracy of (n, classes) log-probabilities against (n,) labels."""
-    loss = F.nll_loss(log_probabilities, labels)
-    return float(loss), float((log_probabilities.argmax(1) == labels).double().mean())

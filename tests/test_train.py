@@ -398,14 +398,31 @@ def test_two_runs_are_bitwise_equal(make_spec: MakeSpec) -> None:
     assert all(torch.equal(t, state(second)[n]) for n, t in state(first).items())
 
 
-def test_runs_do_not_depend_on_the_global_generators(make_spec: MakeSpec) -> None:
+@pytest.mark.parametrize("backbone", ["test_resnet", "torchvision:mobilenet_v3_small"])
+def test_runs_do_not_depend_on_the_global_generators(backbone: str, make_spec: MakeSpec) -> None:
+    """torchvision's MobileNets have dropout, which draws from torch's."""
+    spec = make_spec(backbone=backbone, shots=3, epochs=1)
     torch.manual_seed(1)
     np.random.seed(1)
-    _, a = run(make_spec(epochs=1))
+    _, a = run(spec)
     torch.manual_seed(2)
     np.random.seed(2)
-    _, b = run(make_spec(epochs=1))
+    state = torch.get_rng_state()
+    _, b = run(spec)
     assert losses(a) == losses(b)
+    assert torch.equal(torch.get_rng_state(), state), "the caller's generator was moved"
+
+
+def test_every_epoch_draws_other_dropout(make_spec: MakeSpec) -> None:
+    """At a rate too low to learn anything, with all images in one batch, only dropout tells epochs apart."""
+    spec = make_spec(
+        backbone="torchvision:mobilenet_v3_small",
+        batch_size=50,
+        lr=1e-30,
+        epochs=2,
+    )
+    first, second = losses(run(spec)[1])
+    assert first != pytest.approx(second, rel=1e-4)
 
 
 def test_another_seed_gives_another_run(make_spec: MakeSpec) -> None:

@@ -1,0 +1,252 @@
+"""Does a recorded trial come out again? Reruns it from its MLflow row alone and compares digit by digit.
+
+    python -m harness.replay RUN_ID
+
+Exit code 0 when it agreed: bitwise where nothing that computes differs, within a tolerance elsewhere. 1 when
+it did not, 2 on bad input. Nothing is recorded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.spec import TrialSpec, UserError, run_command
+
+if TYPE_CHECKING:
+    from harness.measure import Device
+    from harness.record_runs import RecordedRun
+    from harness.rows import Cache
+
+ROOT = Path("mlruns")
+TOLERANCE = 0.05
+"""Elsewhere: relative, of a loss; absolute, of an accuracy. So far were losses of emulated processors apart
+after 80 steps of AdamW; after 2 steps it is 1e-5 (tests/test_processors.py)."""
+COMPUTES = (
+    *("device", "threads", "env.hardware", "env.cpu_capability", "env.platform"),
+    *("env.torch", "env.torchvision", "env.timm"),
+)
+"""Tags without whose agreement equal bits are not promised."""
+INPUTS = ("sha256.images", "sha256.weights")
+"""Tags that say what the trial read."""
+PER_EPOCH = ("train_loss", "val_loss", "val_accuracy")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric of one epoch (or, for the test images, of the end), recorded and replayed."""
+
+    name: str
+    epoch: int
+    recorded: float
+    replayed: float
+
+    @property
+    def equal(self) -> bool:
+        """Bit for bit."""
+        return self.recorded == self.replayed
+
+    @property
+    def error(self) -> float:
+        """Relative difference of a loss, difference of an accuracy."""
+        off = abs(self.recorded - self.replayed)
+        largest = max(abs(self.recorded), abs(self.replayed))
+        return off / largest if "loss" in self.name and largest else off
+
+    @property
+    def digits(self) -> float:
+        """Leading decimal digits that agree; -1 where one of the two is missing."""
+        if math.isnan(self.error):
+            return -1.0
+        return math.inf if self.equal else max(0.0, -math.log10(self.error))
+
+    @property
+    def in_words(self) -> str:
+        """How well they agree."""
+        if self.equal:
+            return "bitwise equal"
+        return "one is missing" if self.digits < 0 else f"{self.digits:.1f} digits"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.replay",
+        description="Rerun a recorded trial and say whether it came out again, and to how many digits.",
+    )
+    parser.add_argument("run_id", metavar="RUN_ID", help="of a complete trial, from the MLflow UI")
+    parser.add_argument(
+        "--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns/mlflow.db)"
+    )
+    parser.add_argument(
+        "--device", help="auto, cpu, cuda or mps (default: the recorded one if it is there)"
+    )
+    parser.add_argument(
+        "--cache-dir",
+        type=Path,
+        help="read outputs of frozen layers from here (default: they are computed again)",
+    )
+    parser.add_argument(
+        "--cache-budget", default="10GiB", help="bytes kept there; 0 keeps nothing (default: 10GiB)"
+    )
+    arguments = parser.parse_args(argv)
+    return run_command(lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Everything after the command line has been read.
+
+    Raises:
+        UserError: on bad input.
+    """
+    from harness.record import default_tracking_uri
+    from harness.record_runs import read_run
+    from harness.rows import Cache, parse_size
+
+    budget = parse_size(arguments.cache_budget)
+    recorded = read_run(arguments.tracking_uri or default_tracking_uri(ROOT), arguments.run_id)
+    spec = spec_of(recorded)
+    device = _device(arguments.device, recorded)
+    print(f"run {recorded.run_id} of study {recorded.experiment}: {recorded.name}")
+    changed = differences(recorded, _now(spec, device))
+    for line in changed.values():
+        print(f"differs: {line}")
+    if unknown := [t for t in (*COMPUTES, *INPUTS) if t not in recorded.tags]:
+        print(f"not recorded, so not compared: {', '.join(unknown)}")
+    # A folder of its own: what an earlier trial kept would not be computed again.
+    with tempfile.TemporaryDirectory(prefix="replay-") as own:
+        cache = Cache((arguments.cache_dir or Path(own)) if budget else None, budget)
+        replayed = replay(spec, device, cache, test=recorded.tags["phase"] == "repeat")
+    if isinstance(replayed, str):
+        print(f"DISAGREED: recorded as complete, it now ends with {replayed}")
+        return 1
+    found, notes = replayed
+    ways = differences(recorded, notes)
+    for line in ways.values():
+        print(f"differs: {line} (see --cache-budget)")
+    elsewhere = bool(ways or changed.keys() & COMPUTES)
+    return _verdict(list(compared(recorded, found)), elsewhere)
+
+
+def spec_of(recorded: RecordedRun) -> TrialSpec:
+    """The trial that a run records.
+
+    Raises:
+        UserError: if it is no trial, did not complete, or is of a strategy that is not in harness.transfer.
+    """
+    run = f"run {recorded.run_id!r} ({recorded.name})"
+    if recorded.tags.get("phase") not in ("tune", "repeat"):
+        raise UserError(
+            f"{run} is no trial of a study; choose one with the tag phase: tune or repeat"
+        )
+    outcome = recorded.tags.get("outcome", "unfinished")
+    if outcome != "complete":
+        raise UserError(f"{run} is {outcome}; only a complete trial can be compared")
+    try:
+        return TrialSpec.from_flat(recorded.params)
+    except (UserError, ValueError, TypeError, SyntaxError) as error:
+        raise UserError(f"the parameters of {run} make no trial here: {error}") from error
+
+
+def _device(asked: str | None, recorded: RecordedRun) -> Device:
+    """The one asked for, else the recorded one, else what there is; as many threads as then."""
+    import torch
+
+    from harness.measure import resolve_device
+
+    if (threads := recorded.tags.get("threads", "")).isdecimal() and int(threads):
+        torch.set_num_threads(int(threads))  # else sums would be made in another order
+    if asked is not None:
+        return resolve_device(asked)
+    try:
+        return resolve_device(recorded.tags.get("device", "auto").partition(":")[0])
+    except UserError:
+        return resolve_device("auto")
+
+
+def _now(spec: TrialSpec, device: Device) -> dict[str, str]:
+    """What the runner would put on a run of this trial here and now."""
+    from harness.backbone import weights_sha256
+    from harness.data import load_target
+    from harness.environment import environment
+
+    weights = weights_sha256(spec.source, spec.backbone)
+    inputs = {"sha256.images": load_target(spec.target).fingerprint()}
+    return {**environment(device), **inputs, **({"sha256.weights": weights} if weights else {})}
+
+
+def differences(recorded: RecordedRun, now: Mapping[str, str]) -> dict[str, str]:
+    """Tag -> what it was and what it is, for those recorded that are not as they were."""
+    return {
+        tag: f"{tag} was {recorded.tags[tag]}, is {value}"
+        for tag, value in now.items()
+        if tag in recorded.tags and recorded.tags[tag] != value
+    }
+
+
+Values = dict[str, dict[int, float]]
+"""Metric -> epoch -> value; those of the test images at epoch 0, as the recorder has it."""
+
+
+def replay(
+    spec: TrialSpec, device: Device, cache: Cache, test: bool
+) -> tuple[Values, Mapping[str, str]] | str:
+    """What the trial gives now, and its notes on what was kept of frozen groups; or why it gives nothing."""
+    from harness.audit import AuditFailed
+    from harness.train import Diverged, start
+
+    fit = start(spec, device, cache)
+    found: Values = {}
+    try:
+        for epoch in fit:
+            for name in PER_EPOCH:
+                found.setdefault(name, {})[epoch.epoch] = getattr(epoch, name)
+        result = fit.finish(test)
+    except (Diverged, AuditFailed) as error:
+        return f"{type(error).__name__}: {error}"
+    tested = {k: {0: v} for k, v in result.metrics.items() if k.startswith("test_")}
+    return found | tested, result.notes
+
+
+def compared(
+    recorded: RecordedRun, replayed: Mapping[str, Mapping[int, float]]
+) -> Iterator[Comparison]:
+    """Every value that was recorded or replayed; NaN where one of the two lacks it."""
+    names = [n for n in recorded.metrics if n in PER_EPOCH or n.startswith("test_")]
+    for name in dict.fromkeys((*PER_EPOCH, *names, *replayed)):
+        then, now = recorded.metrics.get(name, {}), replayed.get(name, {})
+        for epoch in sorted({*then, *now}):
+            yield Comparison(name, epoch, then.get(epoch, math.nan), now.get(epoch, math.nan))
+
+
+def _verdict(found: list[Comparison], elsewhere: bool) -> int:
+    """Print a line per metric and one in all; returns the exit code."""
+    for name in dict.fromkeys(c.name for c in found):
+        values = [c for c in found if c.name == name]
+        last, equal = values[-1], sum(c.equal for c in values)
+        line = f"{name}: recorded {last.recorded!r}, replayed {last.replayed!r}: {last.in_words}"
+        if len(values) > 1 and equal < len(values):
+            worst = min(values, key=lambda c: c.digits)
+            line += f"; epoch {worst.epoch}: {worst.in_words}"
+        print(f"{line} ({equal} of {len(values)} epochs bitwise)" if name in PER_EPOCH else line)
+    if all(c.equal for c in found):
+        print("AGREED: bitwise equal")
+        return 0
+    close = all(c.error <= TOLERANCE for c in found)
+    if elsewhere and close:
+        print(f"AGREED within {TOLERANCE:g} (losses relative, accuracies absolute)")
+        print("equal bits are promised only where nothing named above differs")
+        return 0
+    wanted = f"{TOLERANCE:g} is allowed" if elsewhere else "bitwise equal is promised here"
+    print(f"DISAGREED: {wanted}")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
