@@ -479,7 +479,7 @@ def test_a_table_from_elsewhere_gets_the_same_page(
     assert "“d” ranks best over 3 targets: mean rank 1.0" in text
     assert "Test AUC, %" in text
     assert "accuracy" not in text.replace("test accuracy", "")
-    assert "Not shown that sources with a higher likeness transfer better" in text
+    assert "Not shown that sources which likeness ranks higher transfer better" in text
     for absent in (
         "To repeat the study",
         "0 tuning trials",

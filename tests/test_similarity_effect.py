@@ -183,7 +183,7 @@ def test_an_effect_that_is_there_is_found_with_its_size() -> None:
         assert by_model(table, "slope")[model] == pytest.approx(0.2 * scale, rel=0.25)
     (row,) = verdicts(table).to_dict("records")
     assert row["verdict"] == "similarity"
-    assert row["sentence"].startswith("Shown that sources with a higher m transfer better")
+    assert row["sentence"].startswith("Shown that sources which m ranks higher transfer better")
 
 
 def test_a_measure_of_source_quality_alone_does_not_pass_for_similarity() -> None:
@@ -402,7 +402,9 @@ def test_medmnist_has_a_highly_significant_effect_that_is_not_there(medmnist: pd
     assert set(table["n"]) == {154}
     (row,) = verdicts(table, means).to_dict("records")
     assert row["verdict"] == "open"
-    assert row["sentence"].startswith("Not shown that sources with a higher lp transfer better")
+    assert row["sentence"].startswith(
+        "Not shown that sources which lp ranks higher transfer better"
+    )
     assert "Least squares alone would say p = 5e-08" in row["sentence"]
     assert "(mean weighted tau 0.44 against 0.56)" in row["sentence"]
 

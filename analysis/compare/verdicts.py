@@ -84,7 +84,7 @@ def _sentence(
         why = next((row["note"] for row in own.values() if row["note"]), "a fit failed")
         return f"Nothing can be said about {measure} ({shape}): {why}."
     way = "worse" if crossed["slope"] < 0 and verdict != "open" else "better"
-    claim = f"that sources with a higher {measure} transfer {way}"
+    claim = f"that sources which {measure} ranks higher transfer {way}"
     slope = f"{crossed['slope']:+.2g} logits per standard deviation"
     interval = f"{slope}, {crossed['low']:+.2g} to {crossed['high']:+.2g}"
     evidence = (
