@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from harness.record import Recorded, default_tracking_uri, require_sqlite, sqlite_path
-from harness.record import _search as search_runs
+from harness.delivery import search
+from harness.record import Recorded
 from harness.spec import UserError, first_line, without_password
+from harness.stores import default_tracking_uri, require_sqlite, sqlite_path
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def runs_of(study: str, phase: str, tracking_uri: str | None = None) -> list[Kep
         experiments = {e.name: e.experiment_id for e in client.search_experiments()}
         if study in experiments:
             condition = f"tags.phase = '{phase}' and tags.outcome = 'complete'"
-            found = list(search_runs(client, experiments[study], condition))
+            found = list(search(client, experiments[study], condition))
     except Exception as error:  # MLflow and SQLAlchemy raise many kinds here
         raise UserError(
             f"cannot read the tracking store {shown}: {without_password(first_line(error))}"
