@@ -94,6 +94,26 @@ class StudyInfo:
             "space_sha256": self.space_sha256,
         }
 
+    @classmethod
+    def from_tags(cls, name: str, tags: Mapping[str, str]) -> StudyInfo:
+        """The same from the experiment's tags.
+
+        Raises:
+            KeyError, ValueError: if they are not those of a study.
+        """
+        return cls(
+            name=name,
+            question=tags["question"],
+            command=tags["command"],
+            factors=json.loads(tags["factors"]),
+            baseline=json.loads(tags["baseline"]),
+            trials=int(tags["trials"]),
+            repeats=int(tags["repeats"]),
+            sampler=tags["sampler"],
+            leaks=tuple(tags.get("leaks", "").splitlines()),
+            space_sha256=tags["space_sha256"],
+        )
+
 
 class Info(Protocol):
     """What an experiment is called, and the tags that describe it."""
