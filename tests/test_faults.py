@@ -1,7 +1,7 @@
 """Whatever happens in the middle of a study, its two stores end up telling one whole story.
 
-Numbers are rows of the issue's table of faults. Optuna and MLflow are real, training is a stand-in; after each
-fault the study is run again, or not, and verified.
+Numbers are rows of the issue's table of faults. Optuna and MLflow are real, training is a stand-in; after
+each fault the study is run again, or not, and verified.
 """
 
 from __future__ import annotations
@@ -384,10 +384,8 @@ def place_results(place: Place) -> set[tuple[object, ...]]:
     """What the report reads of each complete run."""
     return {
         (
-            *(
-                run.data.tags.get(k)
-                for k in ("cell", "phase", "index", "seed", "attempt", "superseded")
-            ),
+            *(run.data.tags.get(k) for k in ("cell", "phase", "index", "seed", "attempt")),
+            run.data.tags.get("superseded") == "true",
             *(run.data.metrics.get(k) for k in ("val_loss", "val_accuracy", "test_accuracy")),
             tuple(sorted(run.data.params.items())),
         )

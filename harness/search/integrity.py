@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
@@ -282,9 +282,9 @@ def _epochs(tried: list[Tried], by_id: Mapping[str, Stored]) -> Iterator[Finding
         if missing and t.outcome == "complete":
             what = f"{t} lacks the epochs {missing} in MLflow"
             yield Finding("I5", what, "epochs", t, t.run_id)
-        first = run.epochs[0] if run.epochs else 0
-        if not missing and list(run.epochs) != list(range(first, first + len(run.epochs))):
-            yield Finding("I5", f"{t} has the epochs {list(run.epochs)} in MLflow", tried=t)
+        epochs = sorted(run.epochs)
+        if not missing and epochs and epochs != list(range(epochs[0], epochs[0] + len(epochs))):
+            yield Finding("I5", f"{t} has the epochs {epochs} in MLflow", tried=t)
 
 
 # --- repair ----------------------------------------------------------------------------------------
@@ -300,7 +300,9 @@ def _cure(info: StudyInfo, stores: Stores, curable: list[Finding]) -> None:
         if f.tried is not None and f.cure == "end":
             recorder.end(f.run_id, f.tried.outcome)
         elif f.tried is not None and f.cure == "epochs":
-            _write_epochs(recorder, f.run_id, f.tried.trial)
+            runs = every_run(info.name, stores.tracking_uri)
+            known = next(run.epochs for run in runs if run.run_id == f.run_id)
+            _write_epochs(recorder, f.run_id, f.tried.trial, known)
         elif f.tried is not None and f.cure == "write":
             _write_again(info, stores, f.tried)
     if any(f.cure == "write" for f in curable):
@@ -342,9 +344,14 @@ def _write_again(info: StudyInfo, stores: Stores, tried: Tried) -> None:
     recorder.finish(run_id, TrialResult(outcome, attrs.get("metrics", {}), attrs.get("reason", "")))
 
 
-def _write_epochs(recorder: Recorder, run_id: str, trial: FrozenTrial) -> None:
+def _write_epochs(
+    recorder: Recorder, run_id: str, trial: FrozenTrial, known: Collection[int] = ()
+) -> None:
+    """All but those that are known."""
     values, metrics = sorted(trial.intermediate_values.items()), trial.user_attrs.get("metrics", {})
     for epoch, accuracy in values:
+        if epoch in known:
+            continue
         last = epoch == values[-1][0]
         seen = {k: metrics.get(k, math.nan) if last else math.nan for k in _LAST}
         recorder.epoch(run_id, EpochResult(epoch, val_accuracy=accuracy, **seen))
