@@ -1,4 +1,4 @@
-"""What is recorded? Runs of a study, those that finished or all of them, or one by its id, as plain values."""
+"""What is recorded? Runs of a study, finished ones or all of them, or one by its id, as plain values."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Faults that need whole processes: the real command, stopped, doubled, or eight times at once. Numbers are rows
-of the issue's table of faults."""
+"""Faults that need whole processes: the real command, stopped, doubled, or eight times at once.
+
+Numbers are rows of the issue's table of faults.
+"""
 
 from __future__ import annotations
 
