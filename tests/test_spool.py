@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import resource
 import signal
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 
+from harness.delivery import Delivery, end
 from harness.record import Recorder, StudyInfo
 from harness.spec import EpochResult, Predictions, TrialResult, TrialSpec, UserError
 from harness.spool import Spool
@@ -207,6 +210,38 @@ def test_superseding_waits_for_the_runs_it_is_about(
     recorder.flush()
     found = {r.data.tags["chosen"]: r.data.tags["superseded"] for r in runs(tracking_uri)}
     assert found == {"0": "true", "1": "false"}
+
+
+class Broken(BaseHTTPRequestHandler):
+    """A server that answers 500 to everything, or hangs up in the middle of it."""
+
+    hangs_up = False
+
+    def do_POST(self) -> None:
+        """The only kind of request that writes."""
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if not self.hangs_up:
+            self.send_error(500)
+        self.close_connection = True
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing on stderr."""
+
+
+@pytest.mark.parametrize("hangs_up", [False, True])
+def test_server_that_fails_or_hangs_up_is_a_store_that_is_away(
+    hangs_up: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    handler = type("Handler", (Broken,), {"hangs_up": hangs_up})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        client = MlflowClient(tracking_uri=f"http://127.0.0.1:{server.server_port}")
+        delivery = Delivery(client, "1", Spool(tmp_path))
+        run_id = delivery.create("x", {})
+        delivery.write(run_id, end("complete"))
+        server.shutdown()
+    assert [e["do"] for e in Spool(tmp_path).entries(run_id)] == ["create", "end"]
 
 
 # --- the files themselves --------------------------------------------------------------------------
