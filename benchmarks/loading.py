@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.record import StudyInfo, _make_mlflow_tables, create_sqlite
+from harness.record import StudyInfo, _make_mlflow_tables
 from harness.spec import TrialSpec
+from harness.stores import create_sqlite
 from harness.transfer import LinearProbe
 
 CELLS = [f"arm {i}" for i in range(20)]

@@ -62,10 +62,11 @@ def run(arguments: argparse.Namespace) -> int:
     from harness.backbone import check_backbone
     from harness.backbone.recorded import PREFIX
     from harness.measure import resolve_device
-    from harness.record import PlainInfo, Recorder, default_tracking_uri
+    from harness.record import PlainInfo, Recorder
     from harness.rows import Cache, default_folder
     from harness.search.lock import sole_runner
     from harness.sources.recording import EXPERIMENT, NOTE, check_sources, metrics_of, pretrain_all
+    from harness.stores import default_tracking_uri
     from harness.train import Diverged
 
     device = resolve_device(arguments.device)

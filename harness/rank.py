@@ -72,10 +72,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     from harness.backbone.weights import WHEELS
     from harness.measure import resolve_device
-    from harness.record import default_tracking_uri, read_runs
+    from harness.record import read_runs
     from harness.rows import Cache, default_folder
     from harness.sources.evidence import PHASES, evidence, read_results
     from harness.sources.ranking import candidates, headline, pair_of, ranked, verdict
+    from harness.stores import default_tracking_uri
 
     device = resolve_device(arguments.device)
     given = (arguments.sources or "").split(",") if arguments.sources else None

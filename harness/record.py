@@ -13,11 +13,9 @@ import logging
 import math
 import os
 import shutil
-import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -27,9 +25,10 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
+from harness.delivery import WHOLE_STUDY, Delivery, batch, end, search
 from harness.spec import (
     EpochResult,
     Predictions,
@@ -39,14 +38,16 @@ from harness.spec import (
     first_line,
     without_password,
 )
+from harness.spool import Spool
+from harness.stores import create_sqlite, home_of, require_sqlite, sqlite_path
 
-for _name in ("alembic", "mlflow.store.db.utils", "mlflow.store.db.base_sql_model"):
+for _name in ("alembic", "mlflow.store.db.base_sql_model"):
     logging.getLogger(_name).setLevel(logging.WARNING)
+# Its errors come as exceptions too, of which we say one line.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 PER_EPOCH = ("train_loss", "val_loss", "val_accuracy", "train_seconds", "marginal_seconds")
 """Metrics with one value per epoch; MLflow shows the last, which is the trial's."""
-STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "killed": "KILLED"}
-"""MLflow's own status of an outcome; every other outcome is FAILED."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,26 @@ class StudyInfo:
             "space_sha256": self.space_sha256,
         }
 
+    @classmethod
+    def from_tags(cls, name: str, tags: Mapping[str, str]) -> StudyInfo:
+        """The same from the experiment's tags.
+
+        Raises:
+            KeyError, ValueError: if they are not those of a study.
+        """
+        return cls(
+            name=name,
+            question=tags["question"],
+            command=tags["command"],
+            factors=json.loads(tags["factors"]),
+            baseline=json.loads(tags["baseline"]),
+            trials=int(tags["trials"]),
+            repeats=int(tags["repeats"]),
+            sampler=tags["sampler"],
+            leaks=tuple(tags.get("leaks", "").splitlines()),
+            space_sha256=tags["space_sha256"],
+        )
+
 
 class Info(Protocol):
     """What an experiment is called, and the tags that describe it."""
@@ -118,11 +139,6 @@ class PlainInfo:
             return {}
         kind = {"mlflow.experimentKind": "custom_model_development"}
         return {**kind, "mlflow.note.content": self.note}
-
-
-def default_tracking_uri(root: Path = Path("mlruns")) -> str:
-    """The SQLite database under `root`, as MLflow wants it."""
-    return f"sqlite:///{root.resolve()}/mlflow.db"
 
 
 @dataclass(frozen=True)
@@ -153,7 +169,7 @@ def read_runs(tracking_uri: str, phases: Sequence[str]) -> list[Recorded]:
             for phase in phases:
                 found += [
                     Recorded(experiment.name, r.data.tags, r.data.params, r.data.metrics)
-                    for r in _search(client, experiment.experiment_id, f"tags.phase = '{phase}'")
+                    for r in search(client, experiment.experiment_id, f"tags.phase = '{phase}'")
                     if r.info.status == "FINISHED"
                 ]
     except Exception as error:  # MLflow and SQLAlchemy raise many kinds here
@@ -164,34 +180,22 @@ def read_runs(tracking_uri: str, phases: Sequence[str]) -> list[Recorded]:
     return found
 
 
-def _search(client: MlflowClient, experiment: str, condition: str) -> Iterator[Run]:
-    token = None
-    while True:
-        page = client.search_runs(
-            [experiment],
-            condition,
-            max_results=1000,
-            order_by=["attributes.start_time ASC"],
-            page_token=token,
-        )
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
 class Recorder:
-    """Writes one study's trials to MLflow.
+    """Writes one study's trials to MLflow. A store that does not answer holds up nothing: what it should get
+    is kept in spool/<name>/, beside its database or in mlruns/.
 
     Args:
         tracking_uri: MLflow tracking URI; a SQLite file is created when absent.
         info: the study, or whatever else the experiment holds, as a whole.
+        clock: seconds, never going back.
 
     Raises:
         UserError: if the store cannot be opened or its experiment was deleted.
     """
 
-    def __init__(self, tracking_uri: str, info: Info) -> None:
+    def __init__(
+        self, tracking_uri: str, info: Info, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         path = sqlite_path(tracking_uri)
         try:
             if path is not None:
@@ -199,6 +203,8 @@ class Recorder:
                 require_sqlite(path)
             self._client = MlflowClient(tracking_uri=tracking_uri)
             self._experiment = self._open_experiment(info, path)
+            spool = Spool(home_of(tracking_uri) / "spool" / info.name)
+            self._delivery = Delivery(self._client, self._experiment, spool, clock)
             self._parent = self._open_parent(info) if isinstance(info, StudyInfo) else None
         except UserError:
             raise
@@ -241,7 +247,7 @@ class Recorder:
 
     def _parents(self) -> list[str]:
         """The first one counts, where several processes made one at once."""
-        found = self._search("tags.kind = 'study'")
+        found = list(search(self._client, self._experiment, "tags.kind = 'study'"))
         return [
             r.info.run_id for r in sorted(found, key=lambda r: (r.info.start_time, r.info.run_id))
         ]
@@ -251,20 +257,17 @@ class Recorder:
 
     def start(self, spec: TrialSpec, name: str, tags: Mapping[str, object]) -> str:
         """Open a run with the spec as parameters; returns the run id."""
-        run = self._client.create_run(
-            self._experiment,
-            run_name=name,
-            tags={k: str(v) for k, v in {**self._under_parent(), **tags}.items()},
+        run_id = self._delivery.create(
+            name, {k: str(v) for k, v in {**self._under_parent(), **tags}.items()}
         )
-        params = [Param(k, str(v)) for k, v in spec.flat().items()]
-        self._client.log_batch(run.info.run_id, params=params)
-        run_id: str = run.info.run_id
+        params = {k: str(v) for k, v in spec.flat().items()}
+        self._delivery.write(run_id, batch(params=params))
         return run_id
 
     def epoch(self, run_id: str, result: EpochResult) -> None:
         """One call per epoch, all its metrics in it."""
         values = {name: getattr(result, name) for name in PER_EPOCH}
-        self._client.log_batch(run_id, metrics=_metrics(values, step=result.epoch))
+        self._delivery.write(run_id, batch(_finite(values), step=result.epoch))
 
     def finish(self, run_id: str, result: TrialResult) -> None:
         """Everything about how a run ended. Safe to repeat."""
@@ -273,18 +276,22 @@ class Recorder:
 
     def write(self, run_id: str, result: TrialResult) -> None:
         """Final metrics, notes and predictions of a run that goes on to be open. Safe to repeat."""
-        tags = [RunTag(name, note[:5000]) for name, note in result.notes.items()]
+        tags = {name: note[:5000] for name, note in result.notes.items()}
         if result.reason:
-            tags.append(RunTag("reason", result.reason[:5000]))
+            tags["reason"] = result.reason[:5000]
         final = {k: v for k, v in result.metrics.items() if k not in PER_EPOCH}
-        self._client.log_batch(run_id, metrics=_metrics(final, step=0), tags=tags)
+        self._delivery.write(run_id, batch(_finite(final), tags=tags))
         if result.predictions is not None:
-            self._client.log_text(run_id, predictions_csv(result.predictions), "predictions.csv")
+            text = predictions_csv(result.predictions)
+            self._delivery.write(run_id, {"do": "text", "file": "predictions.csv", "text": text})
 
     def end(self, run_id: str, outcome: str) -> None:
         """The outcome and the terminal status. Safe to repeat."""
-        self._client.set_tag(run_id, "outcome", outcome)
-        self._client.set_terminated(run_id, status=STATUS.get(outcome, "FAILED"))
+        self._delivery.write(run_id, end(outcome))
+
+    def flush(self) -> int:
+        """Send what was kept while the store did not answer; returns the number of runs that still wait."""
+        return self._delivery.flush()
 
     def keep(
         self,
@@ -307,9 +314,8 @@ class Recorder:
             run_name=name,
             tags={**parent, **{k: str(v)[:5000] for k, v in tags.items()}},
         )
-        finite = {k: v for k, v in metrics.items() if math.isfinite(v)}
         written = [Param(k, str(v)) for k, v in params.items()]
-        self._client.log_batch(run.info.run_id, _metrics(finite, step=0), written)
+        self._client.log_batch(run.info.run_id, _metrics(_finite(metrics)), written)
         with tempfile.TemporaryDirectory() as folder:
             for kept_as, path in (artifacts or {}).items():
                 shutil.copy(path, Path(folder, kept_as))
@@ -318,8 +324,8 @@ class Recorder:
 
     def kept(self, phase: str) -> list[dict[str, str]]:
         """The tags of the finished runs of that phase."""
-        found = self._search(f"tags.phase = '{phase}' and attributes.status = 'FINISHED'")
-        return [dict(run.data.tags) for run in found]
+        condition = f"tags.phase = '{phase}' and attributes.status = 'FINISHED'"
+        return [dict(r.data.tags) for r in search(self._client, self._experiment, condition)]
 
     def supersede(self, cell: str, chosen: int) -> None:
         """Mark the cell's repeats of any configuration but the chosen one: kept, not compared.
@@ -328,28 +334,39 @@ class Recorder:
             cell: label of the cell.
             chosen: index of the tuning trial whose configuration is repeated now.
         """
-        for run in self._search("tags.phase = 'repeat'"):
-            if run.data.tags["cell"] == cell:
-                stale = run.data.tags["chosen"] != str(chosen)
-                self._client.set_tag(run.info.run_id, "superseded", str(stale).lower())
+        self._delivery.write(WHOLE_STUDY, {"do": "supersede", "cell": cell, "chosen": chosen})
 
     def outcomes(self) -> dict[str, str]:
-        """Outcome of each trial's run by its id; "" as long as it has none."""
-        found = (run for run in self._search("") if "index" in run.data.tags)
-        return {run.info.run_id: run.data.tags.get("outcome", "") for run in found}
+        """Outcome of each trial's run by the id that the trial knows; "" as long as it has none.
+
+        Raises:
+            UserError: if the store does not answer.
+        """
+        found = self._delivery.ask("")
+        if found is None:
+            raise UserError("the tracking store does not answer; try again later")
+        recorded = {
+            self._delivery.identity(run): run.data.tags.get("outcome", "")
+            for run in found
+            if "index" in run.data.tags
+        }
+        return recorded | self._delivery.kept_outcomes()
 
     def unfinished(self) -> dict[str, str]:
-        """Runs of this study that are still marked RUNNING: run id -> owner, "" where none was recorded."""
-        found = self._search("attributes.status = 'RUNNING'")
-        return {run.info.run_id: run.data.tags.get("owner", "") for run in found}
-
-    def _search(self, condition: str) -> Iterator[Run]:
-        return _search(self._client, self._experiment, condition)
+        """Runs of this study that are still marked RUNNING: run id -> owner, "" where none was recorded. None
+        as long as the store does not answer."""
+        found = self._delivery.ask("attributes.status = 'RUNNING'") or []
+        return {self._delivery.identity(run): run.data.tags.get("owner", "") for run in found}
 
 
-def _metrics(values: Mapping[str, float], step: int) -> list[Metric]:
+def _finite(values: Mapping[str, float]) -> dict[str, float]:
+    """Without what MLflow would turn into the largest number or into nothing that can be compared."""
+    return {k: v for k, v in values.items() if math.isfinite(v)}
+
+
+def _metrics(values: Mapping[str, float]) -> list[Metric]:
     now = int(time.time() * 1000)
-    return [Metric(k, float(v), now, step) for k, v in values.items()]
+    return [Metric(k, float(v), now, 0) for k, v in values.items()]
 
 
 def predictions_csv(predictions: Predictions) -> str:
@@ -366,48 +383,6 @@ def predictions_csv(predictions: Predictions) -> str:
         )
     ]
     return "\n".join(lines) + "\n"
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """The database file of a sqlite:/// URI, or None for any other store."""
-    return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
-
-
-def create_sqlite(path: Path, make_tables: Callable[[str], object]) -> None:
-    """Make a complete SQLite database at `path` unless one is there.
-
-    The tables are made in a temporary file in the same folder that is then linked into place: a kill
-    in the middle of the migrations, or several processes starting at once, would otherwise leave a
-    database that no later process can open. WAL makes each later write several times cheaper.
-
-    Args:
-        path: where the database belongs.
-        make_tables: opens the sqlite:/// URI it is given and makes all tables.
-    """
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    try:
-        make_tables(f"sqlite:///{temporary}")
-        with closing(sqlite3.connect(temporary)) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
-        # A FileExistsError says that another process was first; its database is as good as ours.
-        with suppress(FileExistsError):
-            os.link(temporary, path)
-    finally:
-        for leftover in path.parent.glob(f"{temporary.name}*"):
-            leftover.unlink()
-
-
-def require_sqlite(path: Path) -> None:
-    """Raises OSError or sqlite3.Error unless `path` is a SQLite database; MLflow and Optuna would retry a
-    folder or a text file for minutes."""
-    if not path.is_file():
-        raise OSError(f"{path} is not a file")
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA schema_version")
 
 
 def _make_mlflow_tables(uri: str) -> None:

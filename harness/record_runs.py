@@ -1,16 +1,21 @@
-"""What is recorded? The finished runs of a study, with their ids, or one run by its id, as plain values."""
+"""What is recorded? Runs of a study, finished ones or all of them, or one by its id, as plain values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from mlflow import MlflowClient
+from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 
-from harness.record import Recorded, default_tracking_uri, require_sqlite, sqlite_path
-from harness.record import _search as search_runs
+from harness.delivery import STANDS_FOR, search
+from harness.record import Recorded, StudyInfo
 from harness.spec import UserError, first_line, without_password
+from harness.stores import default_tracking_uri, require_sqlite, sqlite_path
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,73 @@ def runs_of(study: str, phase: str, tracking_uri: str | None = None) -> list[Kep
         UserError: if the store cannot be read or knows no such study.
     """
     uri = tracking_uri or default_tracking_uri()
+    condition = f"tags.phase = '{phase}' and tags.outcome = 'complete'"
+
+    def read(client: MlflowClient, experiment: Experiment) -> list[Run]:
+        return list(search(client, experiment.experiment_id, condition))
+
+    return [
+        Kept(r.info.run_id, Recorded(study, r.data.tags, r.data.params, r.data.metrics))
+        for r in _read(study, uri, read)
+        if r.data.tags.get("superseded") != "true"
+    ]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How a trial's run stands in the store.
+
+    Attributes:
+        run_id: under which its trial knows it.
+        status: MLflow's: RUNNING, FINISHED, FAILED or KILLED.
+        tags: of the run.
+        epochs: those of which a validation accuracy is recorded, in the order of recording.
+    """
+
+    run_id: str
+    status: str
+    tags: Mapping[str, str]
+    epochs: tuple[int, ...]
+
+
+def every_run(study: str, tracking_uri: str) -> list[Stored]:
+    """All runs of the study's trials, older first.
+
+    Raises:
+        UserError: if the store cannot be read or knows no such study.
+    """
+
+    def read(client: MlflowClient, experiment: Experiment) -> list[Stored]:
+        return [
+            Stored(
+                r.data.tags.get(STANDS_FOR, r.info.run_id),
+                r.info.status,
+                r.data.tags,
+                tuple(m.step for m in client.get_metric_history(r.info.run_id, "val_accuracy")),
+            )
+            for r in search(client, experiment.experiment_id, "")
+            if "index" in r.data.tags
+        ]
+
+    return _read(study, tracking_uri, read)
+
+
+def info_of(study: str, tracking_uri: str) -> StudyInfo:
+    """The study as its experiment's tags tell it.
+
+    Raises:
+        UserError: if the store cannot be read, knows no such study, or its tags are damaged.
+    """
+    tags = _read(study, tracking_uri, lambda _, experiment: dict(experiment.tags))
+    try:
+        return StudyInfo.from_tags(study, tags)
+    except (KeyError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"experiment {study!r} is no study, or its tags are damaged: {error}"
+        ) from error
+
+
+def _read(study: str, uri: str, read: Callable[[MlflowClient, Experiment], Found]) -> Found:
     shown, path = without_password(uri), sqlite_path(uri)
     if path is not None and not path.exists():
         raise UserError(f"there is no tracking store {shown}: run a study first, or --tracking-uri")
@@ -40,22 +112,15 @@ def runs_of(study: str, phase: str, tracking_uri: str | None = None) -> list[Kep
         if path is not None:
             require_sqlite(path)
         client = MlflowClient(tracking_uri=uri)
-        experiments = {e.name: e.experiment_id for e in client.search_experiments()}
+        experiments = {e.name: e for e in client.search_experiments()}
         if study in experiments:
-            condition = f"tags.phase = '{phase}' and tags.outcome = 'complete'"
-            found = list(search_runs(client, experiments[study], condition))
+            return read(client, experiments[study])
     except Exception as error:  # MLflow and SQLAlchemy raise many kinds here
         raise UserError(
             f"cannot read the tracking store {shown}: {without_password(first_line(error))}"
         ) from error
-    if study not in experiments:
-        known = ", ".join(n for n in experiments if n != "Default") or "none"
-        raise UserError(f"no study {study!r} in {shown}; there are: {known}")
-    return [
-        Kept(r.info.run_id, Recorded(study, r.data.tags, r.data.params, r.data.metrics))
-        for r in found
-        if r.data.tags.get("superseded") != "true"
-    ]
+    known = ", ".join(n for n in experiments if n != "Default") or "none"
+    raise UserError(f"no study {study!r} in {shown}; there are: {known}")
 
 
 @dataclass(frozen=True)

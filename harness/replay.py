@@ -105,9 +105,9 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: on bad input.
     """
-    from harness.record import default_tracking_uri
     from harness.record_runs import read_run
     from harness.rows import Cache, parse_size
+    from harness.stores import default_tracking_uri
 
     budget = parse_size(arguments.cache_budget)
     recorded = read_run(arguments.tracking_uri or default_tracking_uri(ROOT), arguments.run_id)

@@ -112,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
     from harness.measure import resolve_device
     from harness.rows import Cache, default_folder, parse_size
     from harness.search.door import check_at_the_door
-    from harness.search.runner import Limits, StudyStopped, prepare, run_study
+    from harness.search.runner import Limits, StudyStopped, any_complete, prepare, run_study
     from harness.search.signals import Terminated, raise_on_terminate
     from harness.search.workers import Job, run_in_processes
 
@@ -156,7 +156,13 @@ def run(arguments: argparse.Namespace) -> int:
             show(study, run_in_processes(job, bench, study, arguments.workers))
         else:
             show(study, run_study(study, bench))
-        if "complete" not in bench.recorder.outcomes().values():
+        if waiting := bench.recorder.flush():
+            print(
+                f"warning: the tracking store lacks what is kept for it of {waiting} runs; when it answers, "
+                f"python -m harness.verify --study {study.name} sends it",
+                file=sys.stderr,
+            )
+        if not any_complete(study, bench.storage):
             return _say("no trial of any cell completed; the report counts how they ended", 1)
     except StudyStopped as error:
         return _say(f"study stopped: {error}", 1)

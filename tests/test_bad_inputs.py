@@ -41,12 +41,13 @@ from harness.backbone import build
 from harness.backbone.weights import Wheel, read_weights, weights_sha256
 from harness.data import load_target, open_image, read_examples, split_indices
 from harness.optimizer import batches
-from harness.record import PlainInfo, Recorder, default_tracking_uri
+from harness.record import PlainInfo, Recorder
 from harness.rows import default_folder
 from harness.search import door, storage
 from harness.search.cells import CellSearch, first_draw
 from harness.search.storage import open_storage
 from harness.spec import Study, TrialSpec, UserError, run_command
+from harness.stores import default_tracking_uri
 from harness.study import main
 from harness.study_file import load_study
 

@@ -18,7 +18,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from harness.record import Recorder, StudyInfo, predictions_csv, sqlite_path
+from harness.record import Recorder, StudyInfo, predictions_csv
 from harness.spec import (
     OUTCOMES,
     EpochResult,
@@ -29,6 +29,7 @@ from harness.spec import (
     UserError,
     without_password,
 )
+from harness.stores import sqlite_path
 from harness.transfer import DiscriminativeLR
 
 MakeSpec = Callable[..., TrialSpec]
@@ -231,7 +232,8 @@ def test_deleted_experiment_is_refused_with_the_way_out(
 RACER = """
 import sys
 from pathlib import Path
-from harness.record import _make_mlflow_tables, create_sqlite
+from harness.record import _make_mlflow_tables
+from harness.stores import create_sqlite
 print("ready", flush=True)
 sys.stdin.readline()
 create_sqlite(Path(sys.argv[1]), _make_mlflow_tables)

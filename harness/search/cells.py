@@ -161,6 +161,10 @@ class CellSearch:
         """True if that slot needs no more work."""
         return index in self._done
 
+    def ends(self, count: int) -> tuple[str, ...]:
+        """Outcomes of those of the first `count` slots that need no more work."""
+        return tuple(_outcome(self._done[i]) for i in range(count) if i in self._done)
+
     def check_unchanged(self) -> None:
         """Refuse to mix results of two spaces.
 

@@ -7,6 +7,7 @@ may run it at once, on any number of machines that share the stores: each takes 
 from __future__ import annotations
 
 import gc
+import math
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +41,8 @@ from harness.spec import (
     TrialSpec,
     UserError,
     cell_label,
+    first_line,
+    without_password,
 )
 from harness.train import Diverged, Fit, start
 
@@ -131,6 +134,11 @@ def finished(study: Study, storage: optuna.storages.BaseStorage) -> Iterator[Tri
                 yield TrialDone(Slot(search.cell, search.phase, index), resumed=True)
 
 
+def any_complete(study: Study, storage: optuna.storages.BaseStorage) -> bool:
+    """True if there is anything to report."""
+    return any(True for _ in trials_of(study, storage, TrialState.COMPLETE))
+
+
 def _is_gone(owner: str, me: Owner) -> bool:
     """True unless it may still be about to link its run to its trial."""
     return owner in ("", me.name) or died_here(owner)
@@ -174,9 +182,18 @@ def run_study(study: Study, bench: Bench) -> Iterator[TrialDone]:
         bench: where and with what.
 
     Raises:
-        StudyStopped: after three crashes in a row.
-        UserError: if the space fails.
+        StudyStopped: after three crashes in a row, or if the search storage fails.
+        UserError: if the space fails, or if results can no longer be written.
     """
+    try:
+        yield from _run_study(study, bench)
+    except (optuna.exceptions.StorageInternalError, OSError) as error:
+        raise StudyStopped(
+            f"the search storage failed: {without_password(first_line(error.__cause__ or error))}"
+        ) from error
+
+
+def _run_study(study: Study, bench: Bench) -> Iterator[TrialDone]:
     runner = _Runner(study, bench)
     searches = [CellSearch(study, cell, bench.storage) for cell in study.cells()]
     yield from runner.work_off([(s, i) for i in range(study.trials) for s in searches])
@@ -286,7 +303,7 @@ class _Runner:
             return replace(result, metrics={**result.metrics, **compared(expected, result.metrics)})
         except (UserError, LeaseLost):
             raise
-        except Exception as error:
+        except (Exception, TrialTimeout) as error:
             # Only words leave this block: the traceback would keep the model's tensors alive.
             outcome, reason = classify(error), _reason(error)
         gc.collect()
@@ -347,6 +364,9 @@ def _taken_over() -> TrialResult:
 def _train(claim: Claim, fit: Fit, log: Callable[[EpochResult], None]) -> TrialResult:
     last = None
     for last in fit:
+        if not (math.isfinite(last.val_accuracy) and math.isfinite(last.val_loss)):
+            # Optuna would take infinity for the best value of all, and NaN for none.
+            raise Diverged(f"validation loss {last.val_loss}, accuracy {last.val_accuracy}")
         log(last)
         try:
             claim.trial.report(last.val_accuracy, last.epoch)
@@ -360,7 +380,7 @@ def _train(claim: Claim, fit: Fit, log: Callable[[EpochResult], None]) -> TrialR
     return replace(result, metrics={**result.metrics, **final})
 
 
-def classify(error: Exception) -> Outcome:
+def classify(error: BaseException) -> Outcome:
     """The outcome that an exception in a trial stands for."""
     if isinstance(error, Diverged):
         return "diverged"
@@ -375,7 +395,7 @@ def classify(error: Exception) -> Outcome:
     return "crashed"
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     where = traceback.extract_tb(error.__traceback__)[-1]
     file = "/".join(Path(where.filename).parts[-2:])
     return f"{type(error).__name__}: {error} ({file}:{where.lineno})"

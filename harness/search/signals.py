@@ -13,8 +13,9 @@ from types import FrameType
 from typing import NoReturn
 
 
-class TrialTimeout(Exception):
-    """The trial took longer than it may."""
+class TrialTimeout(BaseException):
+    """The trial took longer than it may; no Exception, because it may come in the middle of a library
+    that turns those into its own."""
 
 
 class Terminated(BaseException):

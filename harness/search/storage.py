@@ -13,8 +13,8 @@ import optuna
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy import event
 
-from harness.record import create_sqlite, require_sqlite, sqlite_path
 from harness.spec import UserError, first_line, without_password
+from harness.stores import create_sqlite, require_sqlite, sqlite_path
 
 SQLITE_TIMEOUT_SECONDS = 60
 MOUNTS = Path("/proc/self/mounts")

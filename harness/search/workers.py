@@ -20,7 +20,7 @@ from pathlib import Path
 
 from harness.environment import environment
 from harness.measure import resolve_device
-from harness.record import Recorder, StudyInfo, default_tracking_uri, sqlite_path
+from harness.record import Recorder, StudyInfo
 from harness.rows import Cache
 from harness.search.leases import GRACE_SECONDS, Owner, Watch
 from harness.search.runner import (
@@ -38,6 +38,7 @@ from harness.search.runner import (
 from harness.search.signals import Terminated, die_with_parent, raise_on_terminate
 from harness.search.storage import open_storage
 from harness.spec import Study, TrialResult, UserError
+from harness.stores import default_tracking_uri, sqlite_path
 from harness.study_file import load_study
 
 DEATHS_IN_A_ROW = 3

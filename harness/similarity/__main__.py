@@ -63,9 +63,10 @@ def run(arguments: argparse.Namespace) -> int:
     study = load_study(arguments.space)
 
     from harness.measure import resolve_device
-    from harness.record import PlainInfo, Recorder, default_tracking_uri
+    from harness.record import PlainInfo, Recorder
     from harness.rows import Cache, default_folder
     from harness.sources.measuring import Measuring, as_run, pairs_of, shared_images
+    from harness.stores import default_tracking_uri
 
     device = resolve_device(arguments.device)
     pairs = pairs_of(study)

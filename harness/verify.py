@@ -1,0 +1,84 @@
+"""Is a recorded study whole, and do its two stores agree? Repairs what can be repaired, and says what it did.
+
+    python -m harness.verify --study freeze_depth
+
+It may be typed at any time, also while the study runs. Exit code 0: all holds now; 1: something is missing or
+cannot be repaired.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from harness.spec import UserError, run_command, without_password
+from harness.stores import default_tracking_uri, home_of, sqlite_path
+
+if TYPE_CHECKING:
+    from harness.search.integrity import Verdict
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.verify",
+        description="Check a recorded study, repair what can be repaired, and say what was done.",
+        epilog="Exit code 0: all holds; 1: something is missing or cannot be repaired.",
+    )
+    parser.add_argument("--study", required=True, help="its name")
+    parser.add_argument(
+        "--storage", help="Optuna storage URL (default: optuna.db beside the MLflow database)"
+    )
+    parser.add_argument(
+        "--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns/mlflow.db)"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    arguments = parse(argv)
+    return run_command(lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Everything after the command line has been read.
+
+    Raises:
+        UserError: if one of the stores, or the study in it, is not to be had.
+    """
+    from harness.record import Recorder
+    from harness.record_runs import info_of
+    from harness.search.integrity import Stores, verify
+    from harness.search.leases import Owner, Watch
+    from harness.search.storage import open_storage
+
+    uri = arguments.tracking_uri or default_tracking_uri()
+    info = info_of(arguments.study, uri)
+    url = arguments.storage or f"sqlite:///{home_of(uri) / 'optuna.db'}"
+    path = sqlite_path(url)
+    if path is not None and not path.exists():
+        raise UserError(f"there is no search storage {without_password(url)}; name it by --storage")
+    storage = open_storage(url)
+    verdict = verify(info, Stores(storage, uri, Recorder(uri, info), Watch(Owner.here())))
+    show(info.name, verdict)
+    return 0 if verdict.holds else 1
+
+
+def show(name: str, verdict: Verdict) -> None:
+    """What was found, in plain lines."""
+    for progress in verdict.progress:
+        print(progress)
+    for owner in verdict.at_work:
+        print(f"process {owner} works on it")
+    for finding in verdict.repaired:
+        print(f"repaired: {finding.invariant}: {finding.what}")
+    for finding in verdict.left:
+        print(f"wrong: {finding.invariant}: {finding.what}")
+    if verdict.holds:
+        print(f"study {name} is whole: both stores agree, nothing is missing, nothing is double")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

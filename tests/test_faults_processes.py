@@ -1,0 +1,161 @@
+"""Faults that need whole processes: the real command, stopped, doubled, or eight times at once.
+
+Numbers are rows of the issue's table of faults.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from harness.search.leases import start_of
+from tests.test_workers import (
+    ONCE,
+    ROOT,
+    RUN,
+    assert_whole,
+    environment,
+    run,
+    wait_for,
+    write_study,
+)
+
+pytestmark = pytest.mark.slow
+VERIFY = [sys.executable, "-m", "harness.verify", "--study", "toy"]
+HANG = ONCE.format(what="mark.write_text(str(os.getpid())); import time; time.sleep(600)")
+FULL = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+from harness.study import main
+sys.exit(main(["--space", "toy.py", "--device", "cpu"]))
+"""
+RACER = """
+import sys
+from pathlib import Path
+from harness.record import PlainInfo, Recorder
+from harness.search.storage import open_storage
+print("ready", flush=True)
+sys.stdin.readline()
+Recorder(f"sqlite:///{sys.argv[1]}/mlflow.db", PlainInfo("toy"))
+open_storage(f"sqlite:///{sys.argv[1]}/optuna.db")
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, mlflow_template: Path, optuna_template: Path) -> Path:
+    (tmp_path / "mlruns").mkdir()
+    (tmp_path / "mlruns" / "mlflow.db").write_bytes(mlflow_template.read_bytes())
+    (tmp_path / "mlruns" / "optuna.db").write_bytes(optuna_template.read_bytes())
+    return tmp_path
+
+
+def verify(folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        VERIFY, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300
+    )
+
+
+def begin(folder: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*RUN, *options],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def hanging(folder: Path) -> int:
+    """Wait until a trial hangs; returns its process."""
+    wait_for(lambda: (folder / "mark").exists() and (folder / "mark").read_text() != "")
+    return int((folder / "mark").read_text())
+
+
+def go_on(folder: Path) -> None:
+    done = run(folder)
+    assert done.returncode == 0, done.stderr
+    assert_whole(folder)
+    found = verify(folder)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_2_ctrl_c_ends_all_workers_and_their_trials(here: Path) -> None:
+    write_study(here, HANG)
+    parent = begin(here, "--workers", "2")
+    worker = hanging(here)
+    os.killpg(parent.pid, signal.SIGINT)
+    _, err = parent.communicate(timeout=240)
+    assert parent.returncode == 130
+    assert "stopped by Ctrl-C" in err
+    assert not start_of(worker)
+    found = verify(here)
+    assert found.returncode == 1
+    assert {line.split(":")[1] for line in found.stdout.splitlines() if "wrong" in line} == {" I3"}
+    go_on(here)
+
+
+def test_14_full_disk_ends_the_study_in_one_line_and_spoils_no_database(here: Path) -> None:
+    write_study(here)
+    size = max(p.stat().st_size for p in (here / "mlruns").iterdir())
+    (here / "full.py").write_text(FULL)
+    full = subprocess.run(
+        [sys.executable, "full.py", str(size)],
+        cwd=here,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert full.returncode in (1, 2)
+    assert "Traceback" not in full.stderr
+    for name in ("mlflow.db", "optuna.db"):
+        with closing(sqlite3.connect(here / "mlruns" / name)) as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    go_on(here)
+
+
+def test_16_eight_processes_start_on_no_database(tmp_path: Path) -> None:
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACER, str(tmp_path)],
+            cwd=ROOT,
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(8)
+    ]
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    assert [racer.wait(300) for racer in racers] == [0] * 8
+    for name in ("mlflow.db", "optuna.db"):
+        with closing(sqlite3.connect(tmp_path / name)) as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    for racer in racers:
+        racer.communicate()
+
+
+def test_17_command_typed_twice_at_once_does_the_study_once(here: Path) -> None:
+    write_study(here)
+    pair = [begin(here), begin(here)]
+    ends = [one.communicate(timeout=300) for one in pair]
+    assert [one.returncode for one in pair] == [0, 0], ends
+    assert_whole(here)
+    found = verify(here)
+    assert found.returncode == 0, found.stdout
