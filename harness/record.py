@@ -45,6 +45,8 @@ for _name in ("alembic", "mlflow.store.db.utils", "mlflow.store.db.base_sql_mode
 
 PER_EPOCH = ("train_loss", "val_loss", "val_accuracy", "train_seconds", "marginal_seconds")
 """Metrics with one value per epoch; MLflow shows the last, which is the trial's."""
+DESCRIPTIONS = 20
+"""Times that a process tries to describe a study that others describe at the same moment."""
 STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "killed": "KILLED"}
 """MLflow's own status of an outcome; every other outcome is FAILED."""
 
@@ -224,9 +226,22 @@ class Recorder:
                 if found is None:
                     raise
         experiment: str = found.experiment_id if found else made
-        for key, value in info.tags().items():
-            self._client.set_experiment_tag(experiment, key, value)
+        self._describe(experiment, info)
         return experiment
+
+    def _describe(self, experiment: str, info: Info) -> None:
+        """Write the tags that are not as they should be. Of processes that insert one tag at the same moment
+        MLflow fails all but one; what they wanted to write is there then."""
+        for left in reversed(range(DESCRIPTIONS)):
+            known = self._client.get_experiment(experiment).tags
+            try:
+                for key, value in info.tags().items():
+                    if known.get(key) != value:
+                        self._client.set_experiment_tag(experiment, key, value)
+                return
+            except MlflowException:
+                if not left:
+                    raise
 
     def _open_parent(self, info: Info) -> str:
         """The run of the study as a whole: the UI groups the trials under it, the report is its artifact.
