@@ -7,11 +7,12 @@ import inspect
 import multiprocessing
 import re
 import shutil
-import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import optuna
 import pytest
@@ -73,24 +74,23 @@ def work(
     url: str, tracking_uri: str, begin: Any, said: Any
 ) -> None:  # pragma: no cover, in a process of its own
     """A worker: its own connections, made at the same moment as those of all others."""
-    pauses = 0
+    pauses: list[float] = []
+    pause = time.sleep
 
-    def pause(seconds: float) -> None:
-        nonlocal pauses
-        pauses += 1
-        threading.Event().wait(seconds)
+    def count_pause(seconds: float) -> None:
+        pauses.append(seconds)
+        pause(seconds)
 
     try:
         begin.wait()
         mine = bench(url, tracking_uri)
-        patience.time = type("Clock", (), {"sleep": pause, "monotonic": patience.time.monotonic})  # type: ignore[misc,assignment]
-        runner.start = Nothing  # type: ignore[assignment]
-        for done in run_study(STUDY, mine):
-            if done.result is not None:
-                said.put(done.result.outcome)
-        said.put(pauses)
+        with patch.object(patience, "pause", count_pause), patch.object(runner, "start", Nothing):
+            for done in run_study(STUDY, mine):
+                if done.result is not None:
+                    said.put(done.result.outcome)
+        said.put(len(pauses))
     except BaseException as error:
-        said.put(f"{type(error).__name__}: {error}")
+        said.put(f"{type(error).__name__}: {error} {error.__cause__!r}")
 
 
 @pytest.mark.slow

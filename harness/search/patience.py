@@ -10,6 +10,7 @@ import functools
 import random
 import time
 from collections.abc import Callable, Sequence
+from time import sleep as pause
 from typing import Any, TypeVar
 
 import optuna
@@ -85,7 +86,7 @@ class PatientStorage(RDBStorage):
 
     def _patiently(self, call: Callable[[], Result]) -> Result:
         """The result of a call, which is repeated as long as it fails because the server is away."""
-        end, pause = time.monotonic() + AWAY_SECONDS, 0.05
+        end, seconds = time.monotonic() + AWAY_SECONDS, 0.05
         while True:
             try:
                 result = call()
@@ -102,8 +103,8 @@ class PatientStorage(RDBStorage):
             else:
                 self._given_up = False
                 return result
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            pause(seconds)
+            seconds = min(2 * seconds, LONGEST_PAUSE_SECONDS)
 
 
 def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -146,7 +147,7 @@ def open_patiently(url: str) -> PatientStorage:
         except (DBAPIError, optuna.exceptions.StorageInternalError) as error:
             if not (left and will_open(cause_of(error))):
                 raise
-        time.sleep(random.uniform(0.05, 0.5))
+        pause(random.uniform(0.05, 0.5))
     raise AssertionError
 
 
