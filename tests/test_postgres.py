@@ -127,7 +127,7 @@ def test_sixteen_workers_lose_nothing_when_the_server_restarts(
 
 def complete_in_optuna(url: str) -> Counter[tuple[str, str, int]]:
     """How often each slot is complete; nothing may be left running."""
-    storage, slots = open_storage(url), Counter[tuple[str, str, int]]()
+    storage, slots = patience.open_patiently(url), Counter[tuple[str, str, int]]()
     for found in storage.get_all_studies():
         name = found.study_name.split("/")
         phase = "tune" if len(name) == 2 else "repeat"
@@ -135,6 +135,7 @@ def complete_in_optuna(url: str) -> Counter[tuple[str, str, int]]:
             assert trial.state.is_finished(), trial
             if trial.state == TrialState.COMPLETE:
                 slots[name[1], phase, trial.user_attrs["index"]] += 1
+    storage.engine.dispose()
     return slots
 
 

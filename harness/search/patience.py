@@ -16,7 +16,14 @@ from typing import Any, TypeVar
 import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
-from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import (
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    PendingRollbackError,
+    SQLAlchemyError,
+)
 
 from harness.spec import UserError, first_line, without_password
 
@@ -90,7 +97,7 @@ class PatientStorage(RDBStorage):
         while True:
             try:
                 result = call()
-            except (DBAPIError, optuna.exceptions.StorageInternalError) as error:
+            except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
                 cause = cause_of(error)
                 if not is_away(cause):
                     raise
@@ -121,12 +128,13 @@ for _name in CALLS:
 
 def cause_of(error: BaseException) -> BaseException:
     """What the driver said, which Optuna hides behind a sentence of its own."""
-    return error if isinstance(error, DBAPIError) else error.__cause__ or error
+    return error if isinstance(error, SQLAlchemyError) else error.__cause__ or error
 
 
 def is_away(cause: BaseException) -> bool:
-    """True if a database could not be reached, or not for long enough."""
-    return isinstance(cause, (OperationalError, InterfaceError)) or (
+    """True if a database could not be reached, or not for long enough; the second statement of a transaction
+    that lost its connection says only that it cannot go on."""
+    return isinstance(cause, (OperationalError, InterfaceError, PendingRollbackError)) or (
         isinstance(cause, DBAPIError) and cause.connection_invalidated
     )
 
