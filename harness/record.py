@@ -45,8 +45,10 @@ for _name in ("alembic", "mlflow.store.db.utils", "mlflow.store.db.base_sql_mode
 
 PER_EPOCH = ("train_loss", "val_loss", "val_accuracy", "train_seconds", "marginal_seconds")
 """Metrics with one value per epoch; MLflow shows the last, which is the trial's."""
-DESCRIPTIONS = 20
-"""Times that a process tries to describe a study that others describe at the same moment."""
+TIMES_AMONG_OTHERS = 20
+"""Times that a process tries to write tags that others write at the same moment."""
+INSERTED_TWICE = ("UNIQUE constraint", "duplicate key", "Duplicate entry")
+"""What SQLite, PostgreSQL and MySQL say then."""
 STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "killed": "KILLED"}
 """MLflow's own status of an outcome; every other outcome is FAILED."""
 
@@ -226,22 +228,15 @@ class Recorder:
                 if found is None:
                     raise
         experiment: str = found.experiment_id if found else made
-        self._describe(experiment, info)
+        _among_others(lambda: self._describe(experiment, info))
         return experiment
 
     def _describe(self, experiment: str, info: Info) -> None:
-        """Write the tags that are not as they should be. Of processes that insert one tag at the same moment
-        MLflow fails all but one; what they wanted to write is there then."""
-        for left in reversed(range(DESCRIPTIONS)):
-            known = self._client.get_experiment(experiment).tags
-            try:
-                for key, value in info.tags().items():
-                    if known.get(key) != value:
-                        self._client.set_experiment_tag(experiment, key, value)
-                return
-            except MlflowException:
-                if not left:
-                    raise
+        """Write the tags that are not as they should be."""
+        known = self._client.get_experiment(experiment).tags
+        for key, value in info.tags().items():
+            if known.get(key) != value:
+                self._client.set_experiment_tag(experiment, key, value)
 
     def _open_parent(self, info: Info) -> str:
         """The run of the study as a whole: the UI groups the trials under it, the report is its artifact.
@@ -343,10 +338,13 @@ class Recorder:
             cell: label of the cell.
             chosen: index of the tuning trial whose configuration is repeated now.
         """
+        _among_others(lambda: self._supersede(cell, chosen))
+
+    def _supersede(self, cell: str, chosen: int) -> None:
         for run in self._search("tags.phase = 'repeat'"):
-            if run.data.tags["cell"] == cell:
-                stale = run.data.tags["chosen"] != str(chosen)
-                self._client.set_tag(run.info.run_id, "superseded", str(stale).lower())
+            stale = str(run.data.tags["chosen"] != str(chosen)).lower()
+            if run.data.tags["cell"] == cell and run.data.tags.get("superseded") != stale:
+                self._client.set_tag(run.info.run_id, "superseded", stale)
 
     def outcomes(self) -> dict[str, str]:
         """Outcome of each trial's run by its id; "" as long as it has none."""
@@ -360,6 +358,22 @@ class Recorder:
 
     def _search(self, condition: str) -> Iterator[Run]:
         return _search(self._client, self._experiment, condition)
+
+
+def _among_others(write: Callable[[], None]) -> None:
+    """Of processes that insert one tag at the same moment MLflow fails all but one. Who looks again finds
+    what it wanted to write, and goes on.
+
+    Args:
+        write: writes only what is not there yet.
+    """
+    for left in reversed(range(TIMES_AMONG_OTHERS)):
+        try:
+            write()
+            break
+        except MlflowException as error:
+            if not left or not any(words in str(error) for words in INSERTED_TWICE):
+                raise
 
 
 def _metrics(values: Mapping[str, float], step: int) -> list[Metric]:
