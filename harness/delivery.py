@@ -38,6 +38,10 @@ REFUSALS = frozenset(
 )
 """Errors that would come again: the store answers, but does not take this."""
 WHOLE_STUDY = "study"
+TIMES_AMONG_OTHERS = 20
+"""Times that a process tries to write tags that others write at the same moment."""
+INSERTED_TWICE = ("UNIQUE constraint", "duplicate key", "Duplicate entry")
+"""What SQLite, PostgreSQL and MySQL say then."""
 
 
 class Delivery:
@@ -162,7 +166,7 @@ class Delivery:
         if kind == "create":
             return self._create(run_id, entry, again)
         if kind == "supersede":
-            self._supersede(entry["cell"], entry["chosen"])
+            among_others(lambda: self._supersede(entry["cell"], entry["chosen"]))
             return run_id
         real = self._known_as(run_id)
         if kind == "batch":
@@ -205,9 +209,25 @@ class Delivery:
 
     def _supersede(self, cell: str, chosen: int) -> None:
         for run in search(self._client, self._experiment, "tags.phase = 'repeat'"):
-            if run.data.tags["cell"] == cell:
-                stale = run.data.tags["chosen"] != str(chosen)
-                self._client.set_tag(run.info.run_id, "superseded", str(stale).lower())
+            stale = str(run.data.tags["chosen"] != str(chosen)).lower()
+            if run.data.tags["cell"] == cell and run.data.tags.get("superseded") != stale:
+                self._client.set_tag(run.info.run_id, "superseded", stale)
+
+
+def among_others(write: Callable[[], None]) -> None:
+    """Of processes that insert one tag at the same moment MLflow fails all but one. Who looks again finds
+    what it wanted to write, and goes on.
+
+    Args:
+        write: writes only what is not there yet.
+    """
+    for left in reversed(range(TIMES_AMONG_OTHERS)):
+        try:
+            write()
+            break
+        except MlflowException as error:
+            if not left or not any(words in str(error) for words in INSERTED_TWICE):
+                raise
 
 
 def search(client: MlflowClient, experiment: str, condition: str) -> Iterator[Run]:

@@ -28,7 +28,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
-from harness.delivery import WHOLE_STUDY, Delivery, batch, end, search
+from harness.delivery import WHOLE_STUDY, Delivery, among_others, batch, end, search
 from harness.spec import (
     EpochResult,
     Predictions,
@@ -230,9 +230,15 @@ class Recorder:
                 if found is None:
                     raise
         experiment: str = found.experiment_id if found else made
-        for key, value in info.tags().items():
-            self._client.set_experiment_tag(experiment, key, value)
+        among_others(lambda: self._describe(experiment, info))
         return experiment
+
+    def _describe(self, experiment: str, info: Info) -> None:
+        """Write the tags that are not as they should be."""
+        known = self._client.get_experiment(experiment).tags
+        for key, value in info.tags().items():
+            if known.get(key) != value:
+                self._client.set_experiment_tag(experiment, key, value)
 
     def _open_parent(self, info: Info) -> str:
         """The run of the study as a whole: the UI groups the trials under it, the report is its artifact.

@@ -74,6 +74,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="processes, each with its share of threads or GPUs (default: 1)",
     )
     parser.add_argument(
+        "--engine",
+        choices=["processes", "ray"],
+        default="processes",
+        help="where workers run: on this machine, or on a Ray cluster (default: processes)",
+    )
+    parser.add_argument("--address", help="of the Ray cluster (default: auto)")
+    parser.add_argument(
+        "--worker-cpus", type=float, help="of its node that a worker on Ray takes (default: 1)"
+    )
+    parser.add_argument(
+        "--worker-gpus", type=float, help="the same; 0.5 puts two workers on a GPU (default: 0)"
+    )
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="print cells, trials, forecasts of memory and time; then stop",
@@ -104,6 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"--{name} must be at least {least}, got {value}")
     if arguments.max_minutes is not None and not arguments.max_minutes > 0:
         raise UserError(f"--max-minutes must be above 0, got {arguments.max_minutes:g}")
+    check_engine(arguments)
     study = load_study(arguments.space)
     changes = {k: getattr(arguments, k) for k in ("trials", "repeats")}
     study = dataclasses.replace(study, **{k: v for k, v in changes.items() if v is not None})
@@ -147,12 +161,22 @@ def run(arguments: argparse.Namespace) -> int:
         cache=cache,
         limits=Limits(max_memory, seconds),
     )
+    if arguments.engine == "ray":
+        from harness.search.ray_engine import Room, connect, run_on_ray
+
+        room = Room(
+            1.0 if arguments.worker_cpus is None else arguments.worker_cpus,
+            arguments.worker_gpus or 0.0,
+        )
+        connect(arguments.address or "auto", job, room)
     raise_on_terminate()
     try:
         bench = job.bench()
         for other in sorted(prepare(study, bench)):
             print(f"process {other} works on this study too; joining in", file=sys.stderr)
-        if arguments.workers > 1:
+        if arguments.engine == "ray":
+            show(study, run_on_ray(job, bench, study, arguments.workers, room))
+        elif arguments.workers > 1:
             show(study, run_in_processes(job, bench, study, arguments.workers))
         else:
             show(study, run_study(study, bench))
@@ -172,6 +196,19 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def check_engine(arguments: argparse.Namespace) -> None:
+    """Raises UserError if an option of Ray's is out of range, or given where it would do nothing."""
+    for name in ("address", "worker_cpus", "worker_gpus"):
+        value, option = getattr(arguments, name), f"--{name.replace('_', '-')}"
+        if value is not None and arguments.engine != "ray":
+            raise UserError(f"{option} is for --engine ray")
+        if isinstance(value, float) and not 0 <= value < float("inf"):
+            raise UserError(f"{option} must be at least 0, got {value:g}")
+    gpus = arguments.worker_gpus or 0.0
+    if gpus > 1 and gpus != int(gpus):
+        raise UserError(f"--worker-gpus must be a part of one or a whole number, got {gpus:g}")
+
+
 def study_info(study: Study, arguments: argparse.Namespace, leaks: tuple[str, ...]) -> StudyInfo:
     """The study as the recorder describes it."""
     from harness.record import StudyInfo
@@ -186,12 +223,17 @@ def study_info(study: Study, arguments: argparse.Namespace, leaks: tuple[str, ..
         "max_memory",
         "max_minutes",
         "workers",
+        "engine",
+        "address",
+        "worker_cpus",
+        "worker_gpus",
         "cache_budget",
     ):
         value = getattr(arguments, name)
         if value is not None and (name, value) not in (
             ("device", "auto"),
             ("workers", 1),
+            ("engine", "processes"),
             ("cache_budget", "10GiB"),
         ):
             shown = without_password(str(value))

@@ -96,6 +96,14 @@ def test_process_that_is_gone_loses_its_lease_at_once() -> None:
     assert watch.is_over(running(owner))
 
 
+def test_process_elsewhere_that_is_said_to_be_dead_loses_its_lease_at_once() -> None:
+    watch = Watch(Owner.here(), clock=Time())
+    assert not watch.is_over(running(ELSEWHERE))
+    watch.believe_dead(ELSEWHERE)
+    assert watch.is_over(running(ELSEWHERE))
+    assert not watch.is_over(running("another-host/12345678 78 99"))
+
+
 def test_process_number_that_is_used_again_is_another_process() -> None:
     me = Owner.here()
     assert not died_here(me.name)

@@ -107,11 +107,20 @@ class Watch:
     ) -> None:
         self.me, self.grace, self._clock = me, grace, clock
         self._seen: dict[int, tuple[object, float]] = {}
+        self._told = set[str]()
+
+    def believe_dead(self, owner: str) -> None:
+        """Somebody who knows, on whatever machine, says that this process is no more."""
+        self._told.add(owner)
+
+    def is_gone(self, owner: str) -> bool:
+        """True if that owner, "" where none was recorded, is known not to work any more; this process counts,
+        because it is asking."""
+        return owner in ("", self.me.name) or owner in self._told or died_here(owner)
 
     def is_over(self, trial: FrozenTrial) -> bool:
         """True if nobody works on that running trial any more."""
-        owner = trial.user_attrs.get(OWNER)
-        if owner is None or owner == self.me.name or died_here(owner):
+        if self.is_gone(trial.user_attrs.get(OWNER, "")):
             return True
         beat, now = trial.user_attrs.get(BEAT), self._clock()
         last, since = self._seen.get(trial._trial_id, (None, now))

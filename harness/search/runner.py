@@ -31,7 +31,7 @@ from harness.search.cells import (
     end_dead,
     trials_of,
 )
-from harness.search.leases import OWNER, Owner, Watch, died_here, held
+from harness.search.leases import OWNER, Owner, Watch, held
 from harness.search.signals import TrialTimeout, time_limit
 from harness.spec import (
     EpochResult,
@@ -118,7 +118,7 @@ def reap(
     for run_id, owner in recorder.unfinished().items():
         if run_id in outcomes:  # its process died between Optuna's word and MLflow's
             recorder.end(run_id, outcomes[run_id])
-        elif run_id not in held_runs and _is_gone(owner, watch.me):
+        elif run_id not in held_runs and watch.is_gone(owner):
             recorder.finish(run_id, _its_runner_died())
     return others
 
@@ -137,11 +137,6 @@ def finished(study: Study, storage: optuna.storages.BaseStorage) -> Iterator[Tri
 def any_complete(study: Study, storage: optuna.storages.BaseStorage) -> bool:
     """True if there is anything to report."""
     return any(True for _ in trials_of(study, storage, TrialState.COMPLETE))
-
-
-def _is_gone(owner: str, me: Owner) -> bool:
-    """True unless it may still be about to link its run to its trial."""
-    return owner in ("", me.name) or died_here(owner)
 
 
 def _its_runner_died() -> TrialResult:

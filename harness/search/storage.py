@@ -13,6 +13,7 @@ import optuna
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy import event
 
+from harness.search.patience import open_patiently
 from harness.spec import UserError, first_line, without_password
 from harness.stores import create_sqlite, require_sqlite, sqlite_path
 
@@ -43,7 +44,7 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
             return optuna.storages.JournalStorage(backend)
         sqlite = sqlite_path(url)
         if sqlite is None:
-            return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+            return open_patiently(url)
         create_sqlite(sqlite, lambda uri: optuna.storages.RDBStorage(uri).engine.dispose())
         _require_writable(sqlite)
         if kind := _network_file_system(sqlite):

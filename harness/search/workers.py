@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Protocol
 
 from harness.environment import environment
 from harness.measure import resolve_device
@@ -105,24 +106,57 @@ class Failed:
     by_user: bool
 
 
+@dataclass(frozen=True)
+class Died:
+    """A worker is no more, and had no last words.
+
+    Attributes:
+        how: in words.
+        owner: the name under which it held its trial, where whoever says this knows.
+    """
+
+    how: str
+    owner: str = ""
+
+
+class Pool(Protocol):
+    """Workers, wherever they are."""
+
+    deaths_at_most: int
+    """So many deaths in a row without a trial done say that something is broken."""
+
+    def start(self, number: int) -> None:
+        """Start worker `number`."""
+
+    def messages(self) -> Iterator[tuple[int, TrialDone | Failed | Died]]:
+        """(worker, what was heard of it), until all have ended."""
+
+    def stop(self) -> None:
+        """Let every worker write down that it was stopped; end what does not."""
+
+
 def run_in_processes(job: Job, bench: Bench, study: Study, count: int) -> Iterator[TrialDone]:
-    """Run the study in `count` processes of this machine.
+    """Run the study in `count` processes of this machine; as `watch_over`."""
+    return watch_over(_Processes(job, count), bench, study, count)
+
+
+def watch_over(pool: Pool, bench: Bench, study: Study, count: int) -> Iterator[TrialDone]:
+    """Run the study with `count` workers.
 
     Args:
-        job: what they run.
+        pool: starts them.
         bench: the parent's own, of the same job.
-        study: the same as `job.study()`.
+        study: the same as the workers'.
         count: workers at a time.
 
     Yields:
         What was finished before, then every slot as a worker ends it; predictions stay in the record.
 
     Raises:
-        StudyStopped: after three crashes, or three deaths of workers, in a row.
+        StudyStopped: after three crashes, or too many deaths of workers, in a row.
         UserError: as a worker said.
     """
     yield from finished(study, bench.storage)
-    pool = _Pool(job, count)
     failures = deaths = 0
     try:
         for number in range(count):
@@ -138,8 +172,9 @@ def run_in_processes(job: Job, bench: Bench, study: Study, count: int) -> Iterat
                 raise (UserError if message.by_user else StudyStopped)(message.reason)
             else:
                 deaths += 1
-                if deaths >= DEATHS_IN_A_ROW:
-                    raise StudyStopped(f"{deaths} workers in a row died ({_in_words(message)})")
+                if deaths >= pool.deaths_at_most:
+                    raise StudyStopped(f"{deaths} workers in a row died ({message.how})")
+                bench.watch.believe_dead(message.owner)
                 reap(study, bench.storage, bench.recorder, bench.watch)
                 pool.start(number)
     finally:
@@ -154,9 +189,11 @@ def _in_words(exit_code: int) -> str:
     return f"{name}, as when memory runs out" if name == "SIGKILL" else name
 
 
-class _Pool:
+class _Processes:
     """The workers that are alive, each with a pipe of its own: one that dies in the middle of a message
     holds up nobody else."""
+
+    deaths_at_most = DEATHS_IN_A_ROW
 
     def __init__(self, job: Job, count: int) -> None:
         self._job, self._count = job, count
@@ -174,8 +211,8 @@ class _Pool:
         send.close()
         self._alive[receive] = (number, process)
 
-    def messages(self) -> Iterator[tuple[int, TrialDone | Failed | int]]:
-        """(worker, what it said), until all have ended; the exit code where one died."""
+    def messages(self) -> Iterator[tuple[int, TrialDone | Failed | Died]]:
+        """(worker, what was heard of it), until all have ended."""
         while self._alive:
             for pipe in wait(list(self._alive)):
                 assert isinstance(pipe, Connection)
@@ -187,7 +224,7 @@ class _Pool:
                     pipe.close()
                     del self._alive[pipe]
                     if process.exitcode:
-                        yield number, process.exitcode
+                        yield number, Died(_in_words(process.exitcode))
                 else:
                     yield number, message
 
@@ -235,17 +272,23 @@ def _work(job: Job, parent: int, send: Connection) -> None:
     raise_on_terminate()
     try:
         die_with_parent(parent)
-        for done in run_study(job.study(), job.bench()):
-            if done.result is not None:
-                send.send(dataclasses.replace(done, result=_light(done)))
+        for message in work(job):
+            send.send(message)
     except Terminated:
         sys.exit(128 + signal.SIGTERM)
-    except (UserError, StudyStopped) as error:
-        send.send(Failed(str(error), isinstance(error, UserError)))
     except BrokenPipeError:
         pass  # the parent is gone
 
 
-def _light(done: TrialDone) -> TrialResult:
-    assert done.result is not None
-    return dataclasses.replace(done.result, predictions=None)
+def work(job: Job) -> Iterator[TrialDone | Failed]:
+    """What a worker does and says: each slot that it ran, without predictions, and why it cannot go on."""
+    try:
+        for done in run_study(job.study(), job.bench()):
+            if done.result is not None:
+                yield dataclasses.replace(done, result=_light(done.result))
+    except (UserError, StudyStopped) as error:
+        yield Failed(str(error), isinstance(error, UserError))
+
+
+def _light(result: TrialResult) -> TrialResult:
+    return dataclasses.replace(result, predictions=None)
