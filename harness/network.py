@@ -103,6 +103,7 @@ class Network:
             "resolution": str(self.size),
             "precision": spec.precision,
             "device": self._device.describe(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
             "threads": str(torch.get_num_threads()),
         }
         tail = Tail(self._backbone, cut, (1, 3, self.size, self.size))

@@ -126,6 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
     from harness.measure import resolve_device
     from harness.rows import Cache, default_folder, parse_size
     from harness.search.door import check_at_the_door
+    from harness.search.preemption import stop_on_request
     from harness.search.runner import Limits, StudyStopped, any_complete, prepare, run_study
     from harness.search.signals import Terminated, raise_on_terminate
     from harness.search.workers import Job, run_in_processes
@@ -170,6 +171,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         connect(arguments.address or "auto", job, room)
     raise_on_terminate()
+    stop_on_request()
     try:
         bench = job.bench()
         for other in sorted(prepare(study, bench)):
@@ -191,7 +193,7 @@ def run(arguments: argparse.Namespace) -> int:
     except StudyStopped as error:
         return _say(f"study stopped: {error}", 1)
     except Terminated:
-        return _say("stopped by SIGTERM; run the same command again to go on", 143)
+        return _say("stopped by SIGTERM or SIGUSR1; run the same command again to go on", 143)
     print_where_to_look(study, arguments.tracking_uri)
     return 0
 

@@ -85,7 +85,9 @@ class World:
         self.truth: Callable[[TrialSpec], tuple[float, float]] = truth
         self.disturb: Callable[[TrialSpec, int], None] = lambda spec, epoch: None
 
-    def start(self, spec: TrialSpec, device: object, cache: object) -> FakeTraining:
+    def start(
+        self, spec: TrialSpec, device: object, cache: object, checkpoint: object = None
+    ) -> FakeTraining:
         self.specs.append(spec)
         return FakeTraining(self, spec)
 

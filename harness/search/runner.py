@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import gc
 import math
+import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 import optuna
@@ -19,6 +21,7 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.audit import AuditFailed
+from harness.checkpoint import BadCheckpoint
 from harness.forecast import forecast
 from harness.measure import MIB, Device
 from harness.record import Recorder
@@ -32,7 +35,8 @@ from harness.search.cells import (
     trials_of,
 )
 from harness.search.leases import OWNER, Owner, Watch, held
-from harness.search.signals import TrialTimeout, time_limit
+from harness.search.preemption import Checkpoints, stop_if_asked
+from harness.search.signals import Terminated, TrialTimeout, time_limit
 from harness.spec import (
     EpochResult,
     Outcome,
@@ -155,6 +159,7 @@ class Bench:
         cache: where decoded images and outputs of frozen groups are kept.
         limits: what a trial may take.
         watch: who this process is, and when others' leases are over.
+        checkpoints: what is kept of trials that have not ended.
     """
 
     storage: optuna.storages.BaseStorage
@@ -164,6 +169,7 @@ class Bench:
     cache: Cache = field(default_factory=Cache)
     limits: Limits = field(default_factory=Limits)
     watch: Watch = field(default_factory=lambda: Watch(Owner.here()))
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
 
 
 def run_study(study: Study, bench: Bench) -> Iterator[TrialDone]:
@@ -244,6 +250,7 @@ class _Runner:
             if not self._watch.is_over(holder):
                 return None
             self._end(search, holder)
+        stop_if_asked()
         claim = search.claim(index, self._watch.me)
         if claim is None:
             return None
@@ -290,11 +297,7 @@ class _Runner:
                 reason = f"forecast {in_words(needed)}, --max-memory {in_words(limit)}"
                 return TrialResult("oom", expected, f"not run: {reason}")
             with time_limit(self._bench.limits.seconds):
-                result = _train(
-                    claim,
-                    start(claim.spec, self._device, self._bench.cache),
-                    lambda e: self._recorder.epoch(run_id, e),
-                )
+                result = self._train(claim, run_id)
             return replace(result, metrics={**result.metrics, **compared(expected, result.metrics)})
         except (UserError, LeaseLost):
             raise
@@ -303,6 +306,45 @@ class _Runner:
             outcome, reason = classify(error), _reason(error)
         gc.collect()
         return TrialResult(outcome, self._device.peaks(), reason)
+
+    def _train(self, claim: Claim, run_id: str) -> TrialResult:
+        spec, checkpoints = claim.spec, self._bench.checkpoints
+        kept = checkpoints.find(spec)
+        try:
+            fit = start(spec, self._device, self._bench.cache, kept)
+            result = self._follow(claim, run_id, fit, kept.epochs if kept else ())
+        except BadCheckpoint as error:
+            checkpoints.drop(spec, first_line(error))
+            fit = start(spec, self._device, self._bench.cache)
+            result = self._follow(claim, run_id, fit, ())
+        finally:
+            if not isinstance(sys.exception(), (Terminated, KeyboardInterrupt, LeaseLost)):
+                checkpoints.drop(spec)
+        if kept is not None:
+            notes = {**result.notes, "resumed": f"after epoch {kept.epochs[-1].epoch}"}
+            result = replace(result, notes=notes)
+        return result
+
+    def _follow(
+        self, claim: Claim, run_id: str, fit: Fit, earlier: tuple[EpochResult, ...]
+    ) -> TrialResult:
+        """Train epoch by epoch and tell both stores of each; those of an earlier attempt come first."""
+        last = None
+        for last in chain(earlier, self._bench.checkpoints.keeping(claim.spec, fit)):
+            if not (math.isfinite(last.val_accuracy) and math.isfinite(last.val_loss)):
+                # Optuna would take infinity for the best value of all, and NaN for none.
+                raise Diverged(f"validation loss {last.val_loss}, accuracy {last.val_accuracy}")
+            self._recorder.epoch(run_id, last)
+            try:
+                claim.trial.report(last.val_accuracy, last.epoch)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                raise LeaseLost from None
+            if claim.slot.phase == "tune" and claim.trial.should_prune():
+                return replace(fit.finish(test=False), outcome="pruned")
+        result = fit.finish(test=claim.slot.phase == "repeat")
+        assert last is not None  # a spec has at least one epoch
+        final = {"val_loss": last.val_loss, "val_accuracy": last.val_accuracy}
+        return replace(result, metrics={**result.metrics, **final})
 
     def _forecast(self, spec: TrialSpec) -> dict[str, float]:
         """Peak accelerator memory as a metric; none for a network that cannot be forecast.
@@ -354,25 +396,6 @@ def stopped_because(slot: Slot, result: TrialResult) -> str:
 
 def _taken_over() -> TrialResult:
     return TrialResult("killed", reason="another process took it for dead and took it over")
-
-
-def _train(claim: Claim, fit: Fit, log: Callable[[EpochResult], None]) -> TrialResult:
-    last = None
-    for last in fit:
-        if not (math.isfinite(last.val_accuracy) and math.isfinite(last.val_loss)):
-            # Optuna would take infinity for the best value of all, and NaN for none.
-            raise Diverged(f"validation loss {last.val_loss}, accuracy {last.val_accuracy}")
-        log(last)
-        try:
-            claim.trial.report(last.val_accuracy, last.epoch)
-        except optuna.exceptions.UpdateFinishedTrialError:
-            raise LeaseLost from None
-        if claim.slot.phase == "tune" and claim.trial.should_prune():
-            return replace(fit.finish(test=False), outcome="pruned")
-    result = fit.finish(test=claim.slot.phase == "repeat")
-    assert last is not None  # a spec has at least one epoch
-    final = {"val_loss": last.val_loss, "val_accuracy": last.val_accuracy}
-    return replace(result, metrics={**result.metrics, **final})
 
 
 def classify(error: BaseException) -> Outcome:

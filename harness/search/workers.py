@@ -24,6 +24,7 @@ from harness.measure import resolve_device
 from harness.record import Recorder, StudyInfo
 from harness.rows import Cache
 from harness.search.leases import GRACE_SECONDS, Owner, Watch
+from harness.search.preemption import Checkpoints, stop_on_request
 from harness.search.runner import (
     FAILURES_IN_A_ROW,
     Bench,
@@ -39,7 +40,7 @@ from harness.search.runner import (
 from harness.search.signals import Terminated, die_with_parent, raise_on_terminate
 from harness.search.storage import open_storage
 from harness.spec import Study, TrialResult, UserError
-from harness.stores import default_tracking_uri, sqlite_path
+from harness.stores import default_tracking_uri, home_of
 from harness.study_file import load_study
 
 DEATHS_IN_A_ROW = 3
@@ -89,13 +90,13 @@ class Job:
         # What the user named is opened first: if it is refused, no default database is left behind.
         storage = open_storage(self.storage) if self.storage else None
         uri = self.tracking_uri or default_tracking_uri(self.root)
-        recorder, database = Recorder(uri, self.info), sqlite_path(uri)
-        folder = database.parent if database else self.root
-        storage = storage or open_storage(f"sqlite:///{folder}/optuna.db")
+        recorder, home = Recorder(uri, self.info), home_of(uri, self.root)
+        storage = storage or open_storage(f"sqlite:///{home}/optuna.db")
         device = resolve_device(self.device)
         watch = Watch(Owner.here(self.session), self.grace)
         tags = environment(device)
-        return Bench(storage, recorder, device, tags, self.cache, self.limits, watch)
+        kept = Checkpoints(home / "checkpoints")
+        return Bench(storage, recorder, device, tags, self.cache, self.limits, watch, kept)
 
 
 @dataclass(frozen=True)
@@ -270,6 +271,7 @@ def _work(job: Job, parent: int, send: Connection) -> None:
     """A worker's whole life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     raise_on_terminate()
+    stop_on_request()
     try:
         die_with_parent(parent)
         for message in work(job):

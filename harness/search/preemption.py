@@ -1,0 +1,105 @@
+"""Where does a trial go on that was stopped from outside? After its last kept epoch, in any process.
+
+Every so often the state of a long trial is kept in a file, named by the hash of its complete spec; whoever
+runs that trial next finds it. SIGUSR1, which batch systems send ahead of the end, asks to keep it after the
+epoch that is running, and to stop.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.checkpoint import BadCheckpoint, Checkpoint, trial_key
+from harness.fit import Fit
+from harness.search.signals import Terminated
+from harness.spec import EpochResult, TrialSpec, first_line
+
+EVERY_SECONDS = 30.0
+_asked = threading.Event()
+
+
+def stop_on_request() -> None:
+    """From now on SIGUSR1 stops this process after the epoch that is running."""
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, lambda *_: _asked.set())
+
+
+def stop_if_asked() -> None:
+    """Raises Terminated if SIGUSR1 has come."""
+    if _asked.is_set():
+        raise Terminated
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """What is kept of trials that have not ended.
+
+    Attributes:
+        folder: shared by all processes that may go on with a trial; None keeps nothing.
+        every: seconds between two files of a trial; one that ends sooner leaves none.
+    """
+
+    folder: Path | None = None
+    every: float = EVERY_SECONDS
+
+    def find(self, spec: TrialSpec) -> Checkpoint | None:
+        """What was kept of that trial; a damaged file is named in a warning, and dropped."""
+        if self.folder is None:
+            return None
+        try:
+            found = Checkpoint.load(self._file(spec))
+            found.check(spec)
+        except FileNotFoundError:
+            return None
+        except BadCheckpoint as error:
+            self.drop(spec, first_line(error))
+            return None
+        return found
+
+    def drop(self, spec: TrialSpec, why: str = "") -> None:
+        """The trial has ended, or starts over for that reason."""
+        if self.folder is None:
+            return
+        if why:
+            print(f"warning: {why}; the trial starts over", file=sys.stderr)
+        with suppress(OSError):
+            self._file(spec).unlink(missing_ok=True)
+
+    def keeping(self, spec: TrialSpec, fit: Fit) -> Iterator[EpochResult]:
+        """The epochs of `fit`, some of which are kept.
+
+        Raises:
+            Terminated: after an epoch in which SIGUSR1 came; it is kept.
+        """
+        kept = time.monotonic()
+        for epoch in fit:
+            yield epoch
+            if self.folder is not None and (
+                _asked.is_set() or time.monotonic() - kept >= self.every
+            ):
+                self._save(spec, fit)
+                kept = time.monotonic()
+            stop_if_asked()
+
+    def _save(self, spec: TrialSpec, fit: Fit) -> None:
+        state = fit.checkpoint()
+        if state is None:
+            return
+        try:
+            state.save(self._file(spec))
+        except OSError as error:
+            print(
+                f"warning: no checkpoint could be kept in {self.folder}: {first_line(error)}",
+                file=sys.stderr,
+            )
+
+    def _file(self, spec: TrialSpec) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{trial_key(spec)}.checkpoint"
