@@ -14,7 +14,7 @@ import mlflow
 import pytest
 
 import harness.record
-from harness.search import storage
+from harness.search import storage, workers
 from harness.study import main
 
 ROOT = Path(__file__).parent.parent
@@ -104,7 +104,7 @@ def test_a_password_is_nowhere_after_a_study(
         return real_client(tracking_uri=stand_in)
 
     stand_in = tracking_uri
-    monkeypatch.setattr(storage, "open_storage", opens)
+    monkeypatch.setattr(workers, "open_storage", opens)  # which has it by that name
     monkeypatch.setattr(harness.record, "MlflowClient", client)
     monkeypatch.setattr(subprocess.Popen, "__init__", popen)
     code = main(
