@@ -182,7 +182,7 @@ def draw(lines: Sequence[dict[str, str]], path: Path) -> None:
     )  # fmt: skip
     right.set(
         xscale="log", yscale="log", xlabel="workers", ylabel="trials per minute",
-        title="MODELLED: workers in parallel until the storage is full",
+        title="MODELLED, not measured: throughput",
     )  # fmt: skip
     left.legend()
     right.legend(fontsize="small")
