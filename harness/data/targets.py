@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import gzip
-import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +22,7 @@ import torchvision
 from numpy.typing import NDArray
 from PIL import Image
 
+from harness.data.archives import careful_archives
 from harness.data.expressions import evaluate
 from harness.data.images import shown
 from harness.data.target import ArrayTarget, FileTarget, Indices, Target, TorchvisionTarget
@@ -225,16 +225,8 @@ def _torchvision(name: str) -> Target:
     """A torchvision classification set, downloaded on first use; its own test split where it has one."""
     kind = getattr(torchvision.datasets, name)
     try:
-        # torchvision unpacks archives as they are (it knows the hashes of most); this keeps Python < 3.14
-        # from writing outside the folder.
-        tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
-        try:
-            parts = [kind(DOWNLOADS, train=flag, download=True) for flag in (True, False)]
-        except TypeError:
-            try:
-                parts = [kind(DOWNLOADS, split=s, download=True) for s in ("train", "test")]
-            except (TypeError, ValueError):
-                parts = [kind(DOWNLOADS, download=True)]
+        with careful_archives(Path(DOWNLOADS)):
+            parts = _parts(kind)
     except Exception as error:  # urllib, RuntimeError, missing optional packages, ...
         raise UserError(
             f"target {name} could not be made from torchvision: {first_line(error)} "
@@ -244,6 +236,17 @@ def _torchvision(name: str) -> Target:
     classes = getattr(parts[0], "classes", None) or range(int(labels.max()) + 1)
     test = np.repeat([False, True], [len(parts[0]), len(parts[1])]) if len(parts) == 2 else None
     return TorchvisionTarget(name.lower(), tuple(map(str, classes)), labels, test, tuple(parts))
+
+
+def _parts(kind: Any) -> list[Any]:
+    """Training and test part of a torchvision set, or the one that it has, by whatever arguments it takes."""
+    try:
+        return [kind(DOWNLOADS, train=flag, download=True) for flag in (True, False)]
+    except TypeError:
+        try:
+            return [kind(DOWNLOADS, split=s, download=True) for s in ("train", "test")]
+        except (TypeError, ValueError):
+            return [kind(DOWNLOADS, download=True)]
 
 
 def _labels_of(part: Any) -> Indices:
