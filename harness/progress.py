@@ -1,6 +1,6 @@
 """What does a person see of a study? A table on a terminal, calm lines in a pipe or a log.
 
-    python -m harness.study --space studies/freeze_depth.py
+python -m harness.study --space studies/freeze_depth.py
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def show(
 ) -> None:
     """Progress until the events end.
 
-    On a terminal a table that is kept up to date, above it the trials that failed (verbose: every trial). In a
+    On a terminal a table that is kept up to date, above it trials that failed (verbose: all of them). In a
     pipe one line per trial. Verbose adds the accuracy after each epoch, quiet leaves only the last lines.
 
     Args:
@@ -48,7 +48,9 @@ def show(
     console = Console(highlight=False)
     plan, resumed = Plan.of(study), 0
     live = console.is_terminal and detail != "quiet"
-    with _Board(console, plan, storage).live() if live else nullcontext() as board:
+    shown: AbstractContextManager[_Board | None]
+    shown = _Board(console, plan, storage) if live else nullcontext()
+    with shown as board:
         for number, event in enumerate(events, 1):
             if event.result is None:
                 resumed += 1
@@ -82,17 +84,13 @@ def _lines(counted: str, event: TrialDone, with_curve: bool) -> Iterator[str]:
         yield f"{' ' * len(counted)}validation after each epoch: {curve}"
 
 
-class _Board:
+class _Board(AbstractContextManager["_Board"]):
     """The table on a terminal, read anew between trials, so that nothing runs beside what is measured."""
 
     def __init__(self, console: Console, plan: Plan, storage: optuna.storages.BaseStorage) -> None:
         self._plan, self._storage = plan, storage
         self._view = Live(console=console, auto_refresh=False)
         self._due = 0.0
-
-    def live(self) -> AbstractContextManager[_Board]:
-        """Shows it as long as the block lasts."""
-        return self
 
     def __enter__(self) -> _Board:
         self._view.__enter__()
@@ -124,7 +122,7 @@ def picture(found: Overview) -> Group:
     now = f"{datetime.now():%H:%M:%S}"
     head.add_row(
         found.plan.study,
-        ProgressBar(total, done, width=30),
+        ProgressBar(total, done, width=16),
         f"{done} of {total}{left if done < total else ', done'} ({now})",
     )
     table = Table("cell", box=None, pad_edge=False, header_style="bold")

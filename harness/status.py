@@ -1,22 +1,16 @@
 """How far is a study that runs, here or on a cluster, and who works on what? Only reads.
 
-    python -m harness.status --study freeze_depth
+python -m harness.status --study freeze_depth
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from harness.spec import UserError, cell_label, run_command
-
-if TYPE_CHECKING:
-    from harness.search.overview import Plan
+from harness.spec import run_command
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -50,42 +44,24 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from harness.progress import picture, working_in_words
-    from harness.record import default_tracking_uri, sqlite_path
-    from harness.record_runs import tags_of
-    from harness.search.overview import overview
+    from harness.record_runs import info_of
+    from harness.search.overview import Plan, overview
     from harness.search.storage import read_storage
+    from harness.stores import default_tracking_uri, sqlite_path
 
     uri = arguments.tracking_uri or default_tracking_uri()
-    plan = asked_for(arguments.study, tags_of(arguments.study, uri))
+    info = info_of(arguments.study, uri)
+    cells = tuple(" | ".join(labels) for labels in itertools.product(*info.factors.values()))
+    plan = Plan(info.name, cells, info.trials, info.repeats)
     database = sqlite_path(uri)
     folder = database.parent if database else Path("mlruns").resolve()
-    with read_storage(arguments.storage or f"sqlite:///{folder}/optuna.db") as storage:
-        found = overview(plan, storage)
+    found = overview(plan, read_storage(arguments.storage or f"sqlite:///{folder}/optuna.db"))
     console = Console(highlight=False)
     console.print(picture(found))
     print("\nat work:" if found.working else "\nnobody works on it now")
     for work in found.working:
         print(f"  {working_in_words(work)}")
     return 0
-
-
-def asked_for(study: str, tags: Mapping[str, str]) -> Plan:
-    """What was asked for, from the tags of the study's experiment.
-
-    Raises:
-        UserError: if they are not those of a study.
-    """
-    from harness.search.overview import Plan
-
-    try:
-        factors = json.loads(tags["factors"])
-        cells = (
-            cell_label(dict(zip(factors, v, strict=True)))
-            for v in itertools.product(*factors.values())
-        )
-        return Plan(study, tuple(cells), int(tags["trials"]), int(tags["repeats"]))
-    except (KeyError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"experiment {study!r} is not a study of this harness: {error!r}") from None
 
 
 if __name__ == "__main__":

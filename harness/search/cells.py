@@ -291,7 +291,7 @@ class CellSearch:
         return max(complete, key=preference, default=None)
 
     def summary(self) -> dict[str, float]:
-        """Of a cell whose repeats are done: validation accuracy of the chosen trial, means over the repeats."""
+        """Of a cell whose repeats are done: validation of the chosen trial, means over the repeats."""
         assert self._chosen is not None
         assert self._chosen.value is not None
         kept = [t for i, t in self._done.items() if i < self.study.repeats]

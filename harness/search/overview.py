@@ -1,6 +1,6 @@
 """How far is a study, and who works on what? Read from Optuna's storage; nothing is written.
 
-    python -m harness.status --study freeze_depth
+python -m harness.status --study freeze_depth
 """
 
 from __future__ import annotations
