@@ -166,7 +166,7 @@ class CellSearch:
 
     def ends(self, count: int) -> tuple[str, ...]:
         """Outcomes of those of the first `count` slots that need no more work."""
-        return tuple(_outcome(self._done[i]) for i in range(count) if i in self._done)
+        return tuple(outcome_of(self._done[i]) for i in range(count) if i in self._done)
 
     def check_unchanged(self) -> None:
         """Refuse to mix results of two spaces.
