@@ -276,7 +276,7 @@ def test_logged_model_is_the_exported_one_with_signature_example_and_version(
     assert loaded.metadata.signature.inputs.inputs[0].shape == (-1, 3, 32, 32)
     assert loaded.input_example.shape == (2, 3, 32, 32)
     client = MlflowClient(tracking_uri=uri)
-    run = client.get_run(client.get_model_version("strokes", "1").run_id)
+    run = client.get_run(client.get_model_version("strokes", "1").run_id or "")
     assert run.info.status == "FINISHED"
     assert (run.data.tags["kind"], run.data.tags["cell"]) == ("model", "better")
     assert "phase" not in run.data.tags, "no comparison counts it"
