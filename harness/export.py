@@ -60,6 +60,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, help="folder to write (default: models/NAME)")
     parser.add_argument("--onnx", action="store_true", help="also model.onnx (extra onnx)")
+    parser.add_argument(
+        "--log-model", action="store_true", help="also as a model of MLflow, with signature"
+    )
+    parser.add_argument(
+        "--register", metavar="NAME", help="and as a new version of NAME in MLflow's model registry"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     parser.add_argument(
         "--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns/mlflow.db)"
@@ -80,7 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
         UserError: on bad input.
     """
     a = arguments
-    done = export_model(a.study, a.cell, a.out, a.onnx, a.device, a.tracking_uri)
+    done = export_model(
+        a.study, a.cell, a.out, a.onnx, a.device, a.tracking_uri, a.log_model, a.register
+    )
     command = f"{program('python')} -m harness.predict {shlex.quote(str(done.folder))} IMAGES..."
     print(f"wrote {done.folder}; to use it:\n    {command}")
     return 0
@@ -93,6 +101,8 @@ def export_model(
     onnx: bool = False,
     device: str = "auto",
     tracking_uri: str | None = None,
+    log_model: bool = False,
+    register: str | None = None,
 ) -> Exported:
     """Train a cell's chosen configuration again, with the seed of its first repeat, and write it.
 
@@ -103,6 +113,8 @@ def export_model(
         onnx: also write model.onnx.
         device: "auto", "cpu", "cuda" or "mps".
         tracking_uri: where the study is recorded; None is the database in ./mlruns.
+        log_model: also log the network as a model of MLflow.
+        register: and register it there under this name.
 
     Raises:
         UserError: if there is no such study or cell, the configuration cannot be trained here or cannot be
@@ -140,7 +152,10 @@ def export_model(
         print(
             f"model.onnx: logits of {len(pixels[:SHOWN_TO_ONNX])} images differ by at most {worst:.1e}"
         )
-    return Exported(folder, chosen.cell, why, val_accuracy, test_accuracy)
+    done = Exported(folder, chosen.cell, why, val_accuracy, test_accuracy)
+    if log_model or register:
+        print(_log(done, study, model, pixels, tracking_uri, register))
+    return done
 
 
 def _write_folder(
@@ -161,6 +176,32 @@ def _write_folder(
         "trial": spec.flat(),
     }
     write(folder, plain_network(fit.backbone, fit.readout), about)
+
+
+def _log(
+    done: Exported,
+    study: str,
+    model: Model,
+    pixels: torch.Tensor,
+    tracking_uri: str | None,
+    register: str | None,
+) -> str:
+    """Log it as a model of MLflow; says where it is."""
+    from harness.record_model import log_model
+    from harness.stores import default_tracking_uri
+    from harness.winner.model import ABOUT
+
+    logged = log_model(
+        model.network,
+        model.prepare(pixels[:2]),
+        [done.folder / ABOUT],
+        {"study": study, "cell": done.cell},
+        {"val_accuracy": done.val_accuracy, "test_accuracy": done.test_accuracy},
+        tracking_uri or default_tracking_uri(),
+        register,
+    )
+    version = f", registered as {register} version {logged.version}" if register else ""
+    return f"logged to MLflow{version}: mlflow.pytorch.load_model({logged.uri!r})"
 
 
 def _agreement(kept: Kept, val_accuracy: float, test_accuracy: float) -> str:

@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -27,6 +28,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from harness.delivery import WHOLE_STUDY, Delivery, among_others, batch, end, search
 from harness.spec import (
@@ -206,6 +208,8 @@ class Recorder:
             spool = Spool(home_of(tracking_uri) / "spool" / info.name)
             self._delivery = Delivery(self._client, self._experiment, spool, clock)
             self._parent = self._open_parent(info) if isinstance(info, StudyInfo) else None
+            self._factors = tuple(info.factors) if isinstance(info, StudyInfo) else ()
+            self._cells: dict[str, str] = {}
         except UserError:
             raise
         except Exception as error:  # MLflow and SQLAlchemy raise many kinds here
@@ -258,14 +262,39 @@ class Recorder:
             r.info.run_id for r in sorted(found, key=lambda r: (r.info.start_time, r.info.run_id))
         ]
 
+    def _above(self, tags: Mapping[str, str]) -> dict[str, str]:
+        """Tag that puts a trial under the run of its cell; under the study's while the store is away."""
+        cell = tags.get("cell")
+        if not self._parent or cell is None:
+            return self._under_parent()
+        if cell not in self._cells:
+            self._find_cells()
+        if cell not in self._cells:
+            # Made at the cell's first trial, finished at once, and the first one counts, as of the study.
+            kept = {k: v for k, v in tags.items() if k in ("study", "cell", *self._factors)}
+            with suppress(MlflowException, SQLAlchemyError, OSError):
+                run = self._client.create_run(
+                    self._experiment,
+                    run_name=cell,
+                    tags={**self._under_parent(), "kind": "cell", **kept},
+                )
+                self._client.set_terminated(run.info.run_id)
+            self._find_cells()
+        known = self._cells.get(cell)
+        return {"mlflow.parentRunId": known} if known else self._under_parent()
+
+    def _find_cells(self) -> None:
+        found = self._delivery.ask("tags.kind = 'cell'") or []
+        for run in sorted(found, key=lambda r: (r.info.start_time, r.info.run_id), reverse=True):
+            self._cells[run.data.tags["cell"]] = run.info.run_id
+
     def _under_parent(self) -> dict[str, str]:
         return {"mlflow.parentRunId": self._parent} if self._parent else {}
 
     def start(self, spec: TrialSpec, name: str, tags: Mapping[str, object]) -> str:
         """Open a run with the spec as parameters; returns the run id."""
-        run_id = self._delivery.create(
-            name, {k: str(v) for k, v in {**self._under_parent(), **tags}.items()}
-        )
+        written = {k: str(v) for k, v in tags.items()}
+        run_id = self._delivery.create(name, {**self._above(written), **written})
         params = {k: str(v) for k, v in spec.flat().items()}
         self._delivery.write(run_id, batch(params=params))
         return run_id
@@ -298,6 +327,13 @@ class Recorder:
     def flush(self) -> int:
         """Send what was kept while the store did not answer; returns the number of runs that still wait."""
         return self._delivery.flush()
+
+    def summarise(self, cell: str, metrics: Mapping[str, float]) -> None:
+        """Metrics of a cell as a whole, on its own run, so that cells can be compared. Safe to repeat."""
+        if cell not in self._cells:
+            self._find_cells()
+        if cell in self._cells:  # a study of before cells had runs has none
+            self._delivery.write(self._cells[cell], batch(metrics))
 
     def keep(
         self,

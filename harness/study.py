@@ -14,7 +14,7 @@ import hashlib
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from harness.study_file import load_study, question_of, study_path
 if TYPE_CHECKING:
     from harness.measure import Device
     from harness.record import StudyInfo
-    from harness.search.runner import TrialDone
+    from harness.search.costs import CellCost
     from harness.spec import TrialSpec
 
 ROOT = Path("mlruns")
@@ -91,6 +91,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="print cells, trials, forecasts of memory and time; then stop",
     )
+    how_much = parser.add_mutually_exclusive_group()
+    how_much.add_argument(
+        "--quiet",
+        dest="detail",
+        action="store_const",
+        const="quiet",
+        default="normal",
+        help="say nothing of single trials",
+    )
+    how_much.add_argument(
+        "--verbose",
+        dest="detail",
+        action="store_const",
+        const="verbose",
+        help="a line per trial on a terminal too, and the accuracy after each epoch",
+    )
     return parser.parse_args(argv)
 
 
@@ -124,7 +140,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     # Heavy imports wait until the command line and the study file are known to be right.
     from harness.measure import resolve_device
+    from harness.progress import show
     from harness.rows import Cache, default_folder, parse_size
+    from harness.search.costs import cell_costs
     from harness.search.door import check_at_the_door
     from harness.search.preemption import stop_on_request
     from harness.search.runner import Limits, StudyStopped, any_complete, prepare, run_study
@@ -148,7 +166,7 @@ def run(arguments: argparse.Namespace) -> int:
     max_memory = None if arguments.max_memory is None else parse_size(arguments.max_memory)
     if arguments.dry_run:
         print_plan(study, admitted.specs, device)
-        print_forecasts(study, admitted.specs, device, max_memory)
+        print_costs(study, cell_costs(admitted.specs, device, cache), max_memory)
         return 0
     info = study_info(study, arguments, admitted.leaks)
     seconds = None if arguments.max_minutes is None else 60 * arguments.max_minutes
@@ -177,11 +195,12 @@ def run(arguments: argparse.Namespace) -> int:
         for other in sorted(prepare(study, bench)):
             print(f"process {other} works on this study too; joining in", file=sys.stderr)
         if arguments.engine == "ray":
-            show(study, run_on_ray(job, bench, study, arguments.workers, room))
+            events = run_on_ray(job, bench, study, arguments.workers, room)
         elif arguments.workers > 1:
-            show(study, run_in_processes(job, bench, study, arguments.workers))
+            events = run_in_processes(job, bench, study, arguments.workers)
         else:
-            show(study, run_study(study, bench))
+            events = run_study(study, bench)
+        show(study, bench.storage, events, arguments.detail)
         if waiting := bench.recorder.flush():
             print(
                 f"warning: the tracking store lacks what is kept for it of {waiting} runs; when it answers, "
@@ -272,39 +291,20 @@ def print_plan(study: Study, specs: Mapping[str, TrialSpec], device: Device) -> 
         print(f"  {label}: {_entries({k: v for k, v in flat.items() if k not in common})}")
 
 
-def print_forecasts(
-    study: Study, specs: Mapping[str, TrialSpec], device: Device, max_memory: int | None
-) -> None:
+def print_costs(study: Study, costs: Iterable[CellCost], max_memory: int | None) -> None:
     """What the first trial of each cell would take: memory on an accelerator, time on this device."""
-    from harness.forecast import forecast
-    from harness.measure import MIB
-    from harness.rows import in_words
-    from harness.train import Training
+    from harness.search.costs import study_seconds
 
     print(
         "forecast of each cell: accelerator memory at the peak, of training by part, and training time"
     )
     print("of one trial, cold, from a few steps on this device:")
-    total = 0.0
-    for label, spec in specs.items():
-        found = forecast(spec)
-        parts = ", ".join(
-            f"{part.removesuffix('_mib')} {getattr(found, part):.0f}"
-            for part in ("parameters_mib", "gradients_mib", "optimizer_mib", "activations_mib")
-        )
-        memory = (
-            f"{found.peak_mib:.0f} MiB (training {found.train_peak_mib:.0f}: {parts}; "
-            f"evaluation {found.eval_peak_mib:.0f})"
-        )
-        if max_memory is not None and found.peak_mib * MIB > max_memory:
-            memory += f", MORE THAN {in_words(max_memory)}: would not run"
-        if spec.strategy.readout == "head":
-            seconds = Training(spec, device).estimate_seconds()
-            total += seconds * (study.trials + study.repeats)
-            print(f"  {label}: {memory}; {seconds:.1f} s")
-        else:
-            print(f"  {label}: {memory}; time not forecast, no gradient steps")
-    print(f"training of the whole study, if nothing were kept between trials: {total / 60:.1f} min")
+    known = []
+    for cost in costs:
+        known.append(cost)
+        print(f"  {cost.in_words(max_memory)}")
+    minutes = study_seconds(study, known) / 60
+    print(f"training of the whole study, if nothing were kept between trials: {minutes:.1f} min")
 
 
 def _shown(spec: TrialSpec) -> dict[str, object]:
@@ -315,50 +315,6 @@ def _entries(flat: Mapping[str, object]) -> str:
     return ", ".join(
         f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in flat.items()
     )
-
-
-def show(study: Study, events: Iterator[TrialDone]) -> None:
-    """Progress: a bar and lines on a terminal, plain lines when piped."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    total = len(study.cells()) * (study.trials + study.repeats)
-    console = Console(highlight=False, soft_wrap=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    resumed = 0
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(study.name, total=total)
-        for number, event in enumerate(events, 1):
-            bar.advance(task)
-            if event.result is None:
-                resumed += 1
-                continue
-            console.print(f"[{number:>3}/{total}] {event.slot}: {_in_words(event)}", markup=False)
-    if resumed:
-        console.print(f"{resumed} of {total} were finished before and not run again")
-    if resumed == total:
-        console.print("nothing was left to do")
-
-
-def _in_words(event: TrialDone) -> str:
-    assert event.result is not None
-    metrics, outcome = event.result.metrics, event.result.outcome
-    if outcome != "complete":
-        return f"{outcome.upper()} {event.result.reason}".strip()
-    names = {"val_accuracy": "validation", "test_accuracy": "test"}
-    scores = [f"{words} {metrics[k]:.1%}" for k, words in names.items() if k in metrics]
-    return f"{', '.join(scores)}, trained {metrics['train_seconds']:.1f} s"
 
 
 def print_where_to_look(study: Study, given_uri: str | None) -> None:

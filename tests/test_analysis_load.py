@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow import MlflowClient
 
 from analysis import load
 from analysis.database import Database
@@ -94,6 +95,10 @@ def table(uri: str) -> StudyTable:
 
     run = recorder.start(spec, "diverged", tags("discriminative", "tune", 1, 8))
     recorder.epoch(run, EpochResult(0, math.inf, math.nan, 0.1, 1.0, 1.0))
+    # The recorder leaves out what is not finite; stores of before hold it.
+    client = MlflowClient(tracking_uri=uri)
+    client.log_metric(run, "train_loss", math.inf, step=0)
+    client.log_metric(run, "val_loss", math.nan, step=0)
     recorder.finish(run, TrialResult("diverged", reason="loss became nan"))
 
     recorder.start(spec, "running", tags("linear probe", "tune", 0, 9))

@@ -375,7 +375,7 @@ def test_28_password_in_a_drivers_message_is_not_shown(monkeypatch: pytest.Monke
     def fails(*_: object, **__: object) -> None:
         raise OSError("no route for host=h user=ann password=s3cret, postgresql://ann:s3cret@h/x")
 
-    monkeypatch.setattr(optuna.storages, "RDBStorage", fails)
+    monkeypatch.setattr(storage, "open_patiently", fails)
     with refused("cannot open the storage .*no route for host=h") as caught:
         open_storage("postgresql+psycopg://ann:s3cret@h/x")
     assert "s3cret" not in str(caught.value)

@@ -7,10 +7,11 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import onnxruntime
 import pytest
@@ -253,3 +254,37 @@ def test_onnx_gives_the_same_logits_or_is_refused(
     with pytest.raises(UserError, match="a logit differs by"):
         onnx_file._compare(model, tmp_path / "model.onnx", model.prepare(pixels))
     assert not (tmp_path / "model.onnx").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quiet_default_store")
+def test_logged_model_is_the_exported_one_with_signature_example_and_version(
+    exported: tuple[Path, str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    uri = f"sqlite:///{exported[0].parent}/mlflow.db"
+    arguments = ["--study", "toy", "--tracking-uri", uri, "--device", "cpu"]
+    assert main([*arguments, "--out", str(tmp_path / "model"), "--register", "strokes"]) == 0
+    said = capsys.readouterr().out
+    assert "registered as strokes version 1" in said
+    model = open_model(exported[0])
+    images = model.prepare(torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8))
+    with torch.inference_mode():
+        wanted = model.network(images)
+    mlflow.set_tracking_uri(uri)
+    loaded = mlflow.pyfunc.load_model("models:/strokes/1")
+    assert np.allclose(loaded.predict(images.numpy()), wanted.numpy(), atol=1e-5)
+    assert loaded.metadata.signature.inputs.inputs[0].shape == (-1, 3, 32, 32)
+    assert loaded.input_example.shape == (2, 3, 32, 32)
+    client = MlflowClient(tracking_uri=uri)
+    run = client.get_run(client.get_model_version("strokes", "1").run_id or "")
+    assert run.info.status == "FINISHED"
+    assert (run.data.tags["kind"], run.data.tags["cell"]) == ("model", "better")
+    assert "phase" not in run.data.tags, "no comparison counts it"
+
+
+@pytest.fixture
+def quiet_default_store() -> Iterator[None]:
+    """MLflow's global store as it was."""
+    before = mlflow.get_tracking_uri()
+    yield
+    mlflow.set_tracking_uri(before)

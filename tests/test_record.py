@@ -308,3 +308,51 @@ def test_trials_lie_under_one_run_of_their_study(
     assert parent.info.status == "FINISHED"
     assert parent.info.run_name == f"study {INFO.name}"
     assert list(recorder.unfinished()) == [first.info.run_id]
+
+
+def test_trials_lie_under_their_cell_and_cells_under_the_study(
+    recorder: Recorder, client: MlflowClient, make_spec: MakeSpec, tracking_uri: str
+) -> None:
+    tags = {"phase": "tune", "study": "depth", "index": 0}
+    probe = {**tags, "cell": "linear probe", "strategy": "linear probe"}
+    runs = [client.get_run(r.start(make_spec(), "x", probe)) for r in (recorder,) * 2]
+    again = Recorder(tracking_uri, INFO)  # a worker that joins
+    runs.append(client.get_run(again.start(make_spec(), "x", probe)))
+    full = {**tags, "cell": "full", "strategy": "full"}
+    other = client.get_run(again.start(make_spec(), "x", full))
+    [study] = client.search_runs([other.info.experiment_id], "tags.kind = 'study'")
+    cells = client.search_runs([other.info.experiment_id], "tags.kind = 'cell'")
+    by_name = {run.info.run_name: run for run in cells}
+    assert by_name.keys() == {"linear probe", "full"}
+    assert len(cells) == 2
+    for run in cells:
+        assert run.data.tags["mlflow.parentRunId"] == study.info.run_id
+        assert run.data.tags["strategy"] == run.info.run_name
+        assert run.info.status == "FINISHED"
+    assert {r.data.tags["mlflow.parentRunId"] for r in runs} == {
+        by_name["linear probe"].info.run_id
+    }
+    assert other.data.tags["mlflow.parentRunId"] == by_name["full"].info.run_id
+
+
+def test_of_two_runs_made_at_once_for_a_cell_the_first_counts_for_everybody(
+    recorder: Recorder, client: MlflowClient, make_spec: MakeSpec, tracking_uri: str
+) -> None:
+    tags = {"phase": "tune", "cell": "full", "index": 0}
+    first = client.get_run(recorder.start(make_spec(), "x", tags))
+    parent = client.get_run(first.data.tags["mlflow.parentRunId"])
+    client.create_run(
+        first.info.experiment_id, tags=parent.data.tags, start_time=parent.info.start_time + 1
+    )
+    last = client.get_run(Recorder(tracking_uri, INFO).start(make_spec(), "y", tags))
+    assert last.data.tags["mlflow.parentRunId"] == parent.info.run_id
+
+
+def test_summary_of_a_cell_is_on_its_run(
+    recorder: Recorder, client: MlflowClient, make_spec: MakeSpec, tracking_uri: str
+) -> None:
+    trial = client.get_run(recorder.start(make_spec(), "x", {"cell": "full", "index": 0}))
+    Recorder(tracking_uri, INFO).summarise("full", {"mean_test_accuracy": 0.75})
+    recorder.summarise("no such cell", {"mean_test_accuracy": 0.5})
+    found = client.search_runs([trial.info.experiment_id], "metrics.mean_test_accuracy > 0")
+    assert [r.info.run_id for r in found] == [trial.data.tags["mlflow.parentRunId"]]

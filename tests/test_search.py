@@ -200,6 +200,24 @@ def test_every_cell_gets_the_same_number_of_trials_and_repeats(world: World, lab
     lab.assert_nothing_is_running()
 
 
+@pytest.mark.usefixtures("world")
+def test_each_cell_ends_with_its_summary(lab: Lab) -> None:
+    lab.run(make_study())
+    [experiment] = lab.client.search_experiments(filter_string="name = 'toy'")
+    cells = lab.client.search_runs([experiment.experiment_id], "tags.kind = 'cell'")
+    tuned = lab.runs(phase="tune")
+    for run in cells:
+        mine = [r for r in tuned if r.data.tags["cell"] == run.data.tags["cell"]]
+        best = max(r.data.metrics["val_accuracy"] for r in mine)
+        assert run.data.metrics == {
+            "best_val_accuracy": best,
+            "mean_val_accuracy": best,
+            "mean_test_accuracy": 0.5,
+            "mean_train_seconds": 1.0,
+        }
+    assert {run.data.tags["cell"] for run in cells} == set(ARMS)
+
+
 def test_cells_take_turns(world: World, lab: Lab) -> None:
     done = lab.run(make_study())
     order = [(d.slot.phase, d.slot.index, d.slot.cell["strategy"]) for d in done]

@@ -54,7 +54,7 @@ def test_nothing_that_could_run_code_is_read(path: Path) -> None:
 
 
 def test_the_interface_that_is_shown_listens_to_this_machine_only() -> None:
-    """Every `mlflow ui` and `mlflow server` in code and documents names its host."""
+    """Every `mlflow ui` and `mlflow server` in code and documents names its host, or asks who is there."""
     documents = [*SOURCES, ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     shown = [
         (path, line)
@@ -63,7 +63,8 @@ def test_the_interface_that_is_shown_listens_to_this_machine_only() -> None:
         if re.search(r"mlflow\S* (ui|server) +-|'mlflow'\)\} ui", line)
     ]
     assert shown
-    assert [(p, line) for p, line in shown if "--host 127.0.0.1" not in line] == []
+    safe = ("--host 127.0.0.1", "--app-name basic-auth")
+    assert [(p, line) for p, line in shown if not any(s in line for s in safe)] == []
 
 
 def test_telemetry_is_off() -> None:

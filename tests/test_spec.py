@@ -157,7 +157,7 @@ BAD_STUDY: list[tuple[dict[str, Any], str]] = [
     ({"trials": 2.0}, "trials"),
     ({"trials": True}, "trials"),
     ({"repeats": -1}, "repeats"),
-    ({"sampler": "grid"}, "sampler.*random, tpe.*grid"),
+    ({"sampler": "grid"}, "sampler.*random, qmc, tpe.*grid"),
     ({"pruner": "halving"}, "pruner.*none, median.*halving"),
     ({"baseline": {"strategy": "c"}}, "baseline strategy='c'"),
     ({"baseline": {"target": "a"}}, "baseline target"),

@@ -140,7 +140,9 @@ def _csv(path: str) -> Target:
     paths = tuple(file.parent / image for image in table["image"])
     absent = [p for p in paths if not _is_file(p)]
     if absent:
-        raise UserError(f"target csv:{path}: {len(absent)} images are absent, first {shown(absent[0])}")
+        raise UserError(
+            f"target csv:{path}: {len(absent)} images are absent, first {shown(absent[0])}"
+        )
     if len(set(paths)) < len(paths):
         raise UserError(f"target csv:{path}: an image is listed twice")
     classes, labels = np.unique(table["label"].to_numpy(str), return_inverse=True)

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from statistics import fmean
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -66,6 +67,11 @@ class Claim:
     attempt: int
 
 
+def optuna_name(study: str, cell: str, chosen: FrozenTrial | None = None) -> str:
+    """What the Optuna study of a cell is called; a new choice (after more trials) gets repeats of its own."""
+    return f"{study}/{cell}" + (f"/repeats of {chosen.user_attrs['index']}" if chosen else "")
+
+
 class CellSearch:
     """One phase of one cell in Optuna.
 
@@ -85,10 +91,7 @@ class CellSearch:
     ) -> None:
         self.study, self.cell, self._chosen = study, cell, chosen
         self.phase: Phase = "tune" if chosen is None else "repeat"
-        name = f"{study.name}/{cell_label(cell)}"
-        if chosen is not None:
-            # A new choice (after more trials) gets repeats of its own.
-            name += f"/repeats of {chosen.user_attrs['index']}"
+        name = optuna_name(study.name, cell_label(cell), chosen)
         self._optuna = optuna.create_study(
             study_name=name,
             storage=storage,
@@ -120,7 +123,7 @@ class CellSearch:
             attempts.pop(trial.number, None)
             return
         attempts[trial.number] = trial
-        if trial.state.is_finished() and _outcome(trial) not in RETRIED:
+        if trial.state.is_finished() and outcome_of(trial) not in RETRIED:
             self._done.setdefault(index, trial)
 
     def holder(self, index: int) -> FrozenTrial | None:
@@ -132,7 +135,7 @@ class CellSearch:
     def given_up(self, index: int, session: str) -> bool:
         """True if this run of the command has had enough of that slot: it crashed, or killed its workers."""
         ends = [
-            _outcome(t)
+            outcome_of(t)
             for t in self._attempts.get(index, {}).values()
             if t.state.is_finished() and t.user_attrs.get(SESSION) == session
         ]
@@ -163,7 +166,7 @@ class CellSearch:
 
     def ends(self, count: int) -> tuple[str, ...]:
         """Outcomes of those of the first `count` slots that need no more work."""
-        return tuple(_outcome(self._done[i]) for i in range(count) if i in self._done)
+        return tuple(outcome_of(self._done[i]) for i in range(count) if i in self._done)
 
     def check_unchanged(self) -> None:
         """Refuse to mix results of two spaces.
@@ -285,10 +288,29 @@ class CellSearch:
             for i, t in self._done.items()
             if i < self.study.trials and t.state == TrialState.COMPLETE
         ]
-        return max(complete, key=_preference, default=None)
+        return max(complete, key=preference, default=None)
+
+    def summary(self) -> dict[str, float]:
+        """Of a cell whose repeats are done: validation of the chosen trial, means over the repeats."""
+        assert self._chosen is not None
+        assert self._chosen.value is not None
+        kept = [t for i, t in self._done.items() if i < self.study.repeats]
+        metrics = [t.user_attrs.get("metrics", {}) for t in kept if t.state == TrialState.COMPLETE]
+        means = {
+            f"mean_{name}": fmean(m[name] for m in metrics)
+            for name in ("val_accuracy", "test_accuracy", "train_seconds")
+            if metrics and all(name in m for m in metrics)
+        }
+        return {"best_val_accuracy": self._chosen.value, **means}
+
+    def curve(self, claim: Claim) -> tuple[float, ...]:
+        """Validation accuracy after each epoch of a trial that was closed."""
+        trial = self._attempts[claim.slot.index][claim.trial.number]
+        return tuple(trial.intermediate_values[step] for step in sorted(trial.intermediate_values))
 
 
-def _preference(trial: FrozenTrial) -> tuple[float, float, int]:
+def preference(trial: FrozenTrial) -> tuple[float, float, int]:
+    """Of two complete trials of a cell the one with the greater key is chosen."""
     assert trial.value is not None
     attrs = trial.user_attrs
     # Studies of before metrics were kept whole have the loss alone.
@@ -296,7 +318,7 @@ def _preference(trial: FrozenTrial) -> tuple[float, float, int]:
     return trial.value, -loss, -attrs["index"]
 
 
-def _outcome(trial: FrozenTrial) -> str:
+def outcome_of(trial: FrozenTrial) -> str:
     """Of a trial that has ended; one that a dead runner left behind was failed without an outcome."""
     outcome: str = trial.user_attrs.get("outcome", "killed")
     return outcome

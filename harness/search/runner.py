@@ -69,6 +69,8 @@ class TrialDone:
     slot: Slot
     resumed: bool
     result: TrialResult | None = None
+    curve: tuple[float, ...] = ()
+    """Validation accuracy after each epoch, of a trial of this process."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,8 @@ def _run_study(study: Study, bench: Bench) -> Iterator[TrialDone]:
     for search in repeats:
         bench.recorder.supersede(cell_label(search.cell), search.chosen_index)
     yield from runner.work_off([(s, i) for i in range(study.repeats) for s in repeats])
+    for search in repeats:
+        bench.recorder.summarise(cell_label(search.cell), search.summary())
 
 
 def compared(expected: Mapping[str, float], metrics: Mapping[str, float]) -> dict[str, float]:
@@ -259,7 +263,7 @@ class _Runner:
         if result is None:
             return None
         self._count_failures(claim, result)
-        return TrialDone(claim.slot, resumed=False, result=result)
+        return TrialDone(claim.slot, False, result, search.curve(claim))
 
     def _end(self, search: CellSearch, holder: FrozenTrial) -> None:
         search.end_dead(holder)

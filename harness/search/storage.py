@@ -8,6 +8,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import optuna
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
@@ -129,3 +130,30 @@ def _begin_immediate(storage: optuna.storages.RDBStorage) -> None:
     @event.listens_for(storage.engine, "begin")
     def _begin(connection: Any) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def read_storage(url: str) -> optuna.storages.BaseStorage:
+    """The storage at a URL to be looked at: it must exist, and a SQLite file is opened read-only.
+
+    Raises:
+        UserError: if there is none or it cannot be read; a password in the URL is not shown.
+    """
+    try:
+        journal = Path(url.removeprefix("journal:")) if url.startswith("journal:") else None
+        sqlite = sqlite_path(url)
+        for path in (p for p in (journal, sqlite) if p and not p.is_file()):
+            raise FileNotFoundError(f"there is no file {path}")
+        storage: optuna.storages.BaseStorage
+        if journal:
+            storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
+        else:
+            if sqlite:
+                require_sqlite(sqlite)
+                url = f"sqlite:///file:{quote(str(sqlite))}?mode=ro&uri=true"
+            storage = optuna.storages.RDBStorage(url, skip_table_creation=True)
+        storage.get_all_studies()
+    except Exception as error:  # SQLAlchemy, sqlite3, OSError, ImportError of a driver, ...
+        raise UserError(
+            f"cannot read the storage {without_password(url)}: {without_password(first_line(error))}"
+        ) from error
+    return storage

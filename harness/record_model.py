@@ -1,0 +1,135 @@
+"""Can MLflow serve the winner? The network as a logged model, with signature and example, perhaps registered.
+
+python -m harness.export --study freeze_depth --log-model --register digits
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import torch
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, infer_signature
+from torch import nn
+
+from harness.spec import UserError, first_line, versions, without_password
+
+LOGGERS = ("mlflow", "mlflow.models.model", "mlflow.pytorch", "torch.export")
+
+
+@dataclass(frozen=True)
+class LoggedModel:
+    """What MLflow keeps.
+
+    Attributes:
+        uri: to be given to mlflow.pytorch.load_model or mlflow.pyfunc.load_model.
+        run_id: of the run that it belongs to, a child of the study's.
+        version: in the registry under the name that was asked for; "" if none was.
+    """
+
+    uri: str
+    run_id: str
+    version: str
+
+
+def log_model(
+    network: nn.Module,
+    images: torch.Tensor,
+    files: list[Path],
+    tags: Mapping[str, str],
+    metrics: Mapping[str, float],
+    tracking_uri: str,
+    register: str | None = None,
+) -> LoggedModel:
+    """Log a network as a run of its own under its study's.
+
+    Args:
+        network: in eval mode on the CPU; (n, 3, s, s) -> (n, classes) logits.
+        images: (n, 3, s, s) normalised, n at least 2: the input example, of which the first two are kept.
+        files: kept beside it: how an image is prepared, the classes.
+        tags: of the run; "study" names the experiment.
+        metrics: of the run.
+        tracking_uri: of the study's store.
+        register: name in the model registry; None registers nothing.
+
+    Raises:
+        UserError: if torch.export or the store refuses.
+    """
+    client = MlflowClient(tracking_uri=tracking_uri)
+    example = images[:2].contiguous()
+    with torch.inference_mode():
+        signature = infer_signature(example.numpy(), network(example).numpy())
+    run_id = ""
+    try:
+        run_id = _run(client, tags)
+        for name, value in metrics.items():
+            client.log_metric(run_id, name, value)
+        with _quiet_at(tracking_uri):
+            found = Model.log(
+                artifact_path=None,
+                name="winner",
+                flavor=mlflow.pytorch,
+                run_id=run_id,
+                registered_model_name=register,
+                pytorch_model=network,
+                signature=signature,
+                input_example=example.numpy(),
+                extra_files=[str(file) for file in files],
+                # Found out by MLflow it would take ten times as long as all the rest.
+                pip_requirements=[f"{k}=={v}" for k, v in versions("torch", "mlflow").items()],
+                serialization_format="pt2",
+            )
+        client.set_terminated(run_id)
+    except Exception as error:  # MLflow, its stores and torch.export raise many kinds
+        if run_id:
+            client.set_terminated(run_id, status="FAILED")
+        raise UserError(
+            f"the model could not be logged to {without_password(tracking_uri)}: "
+            f"{without_password(first_line(error))}"
+        ) from error
+    return LoggedModel(found.model_uri, run_id, str(found.registered_model_version or ""))
+
+
+def _run(client: MlflowClient, tags: Mapping[str, str]) -> str:
+    """A run of kind "model": no trial, so that no comparison counts it."""
+    experiment = client.get_experiment_by_name(tags["study"])
+    if experiment is None:
+        raise MlflowException(f"no experiment {tags['study']!r}")
+    parents = client.search_runs(
+        [experiment.experiment_id],
+        "tags.kind = 'study'",
+        order_by=["attributes.start_time ASC"],
+        max_results=1,
+    )
+    under = {"mlflow.parentRunId": parents[0].info.run_id} if parents else {}
+    run = client.create_run(
+        experiment.experiment_id,
+        run_name=f"model {tags['cell']}",
+        tags={**under, "kind": "model", **tags},
+    )
+    run_id: str = run.info.run_id
+    return run_id
+
+
+@contextmanager
+def _quiet_at(tracking_uri: str) -> Iterator[None]:
+    """Model.log knows only the global store: this one as long as the block lasts, without its chatter."""
+    before, levels = mlflow.get_tracking_uri(), [logging.getLogger(n).level for n in LOGGERS]
+    mlflow.set_tracking_uri(tracking_uri)
+    try:
+        for name in LOGGERS:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.export's own, on torch's internals
+            yield
+    finally:
+        mlflow.set_tracking_uri(before)
+        for name, level in zip(LOGGERS, levels, strict=True):
+            logging.getLogger(name).setLevel(level)
