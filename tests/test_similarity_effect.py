@@ -207,6 +207,7 @@ def test_a_verdict_of_quality_alone_or_of_contradicting_signs_is_put_into_words(
     assert "don't agree on the sign" in row["sentence"]
 
 
+@pytest.mark.slow
 def test_crossed_model_keeps_its_level_where_least_squares_does_not() -> None:
     tables = [slopes(made(s, 0.0, 0.5, 0.7), ["m"], permutations=10) for s in range(15)]
     ps = pd.DataFrame([by_model(table, "p") for table in tables])
@@ -215,6 +216,7 @@ def test_crossed_model_keeps_its_level_where_least_squares_does_not() -> None:
     assert (ps["fixed"] < 0.05).sum() <= 3
 
 
+@pytest.mark.slow
 def test_crossed_model_converges_when_the_sources_do_not_differ() -> None:
     tables = [slopes(made(s, 0.2, 0.0, 0.7), ["m"], permutations=10) for s in range(4)]
     assert all(by_model(table, "p")["crossed"] < 0.01 for table in tables)

@@ -1,8 +1,8 @@
 """What may an archive unpack to? Files below its own folder, and no more bytes than the disk has room for.
 
-torchvision unpacks what it downloads by `tarfile` and `zipfile` as they are. For the length of a block both are
-made careful: tar members pass Python's data filter (PEP 706, the default only from 3.14 on), and the sizes that
-an archive declares for its members are added up before they are written.
+torchvision unpacks what it downloads by `tarfile` and `zipfile` as they are. For the length of a block both
+are made careful: tar members pass Python's data filter (PEP 706, the default only from 3.14 on), and the
+sizes that an archive declares for its members are added up before they are written.
 """
 
 from __future__ import annotations
