@@ -267,9 +267,7 @@ class Recorder:
         cell = tags.get("cell")
         if not self._parent or cell is None:
             return self._under_parent()
-        if cell not in self._cells:
-            self._find_cells()
-        if cell not in self._cells:
+        if cell not in self._cells and self._find_cells() and cell not in self._cells:
             # Made at the cell's first trial, finished at once, and the first one counts, as of the study.
             kept = {k: v for k, v in tags.items() if k in ("study", "cell", *self._factors)}
             with suppress(MlflowException, SQLAlchemyError, OSError):
@@ -283,10 +281,14 @@ class Recorder:
         known = self._cells.get(cell)
         return {"mlflow.parentRunId": known} if known else self._under_parent()
 
-    def _find_cells(self) -> None:
-        found = self._delivery.ask("tags.kind = 'cell'") or []
-        for run in sorted(found, key=lambda r: (r.info.start_time, r.info.run_id), reverse=True):
+    def _find_cells(self) -> bool:
+        """Look up the runs of the cells; False if the store does not answer."""
+        found = self._delivery.ask("tags.kind = 'cell'")
+        for run in sorted(
+            found or [], key=lambda r: (r.info.start_time, r.info.run_id), reverse=True
+        ):
             self._cells[run.data.tags["cell"]] = run.info.run_id
+        return found is not None
 
     def _under_parent(self) -> dict[str, str]:
         return {"mlflow.parentRunId": self._parent} if self._parent else {}
