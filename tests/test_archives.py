@@ -10,8 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from harness.data.archives import careful_archives
 
+from harness.data.archives import careful_archives
 from harness.spec import UserError
 
 SIZE = 3_000_000
