@@ -281,7 +281,9 @@ def _work(job: Job, parent: int, send: Connection) -> None:
     except BrokenPipeError:
         pass  # the parent is gone
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing is left that a second one could stop
+        signal.signal(
+            signal.SIGTERM, signal.SIG_IGN
+        )  # nothing is left that a second one could stop
 
 
 def work(job: Job) -> Iterator[TrialDone | Failed]:
