@@ -159,6 +159,8 @@ def run(options: argparse.Namespace) -> int:
     from analysis.report import read
 
     table = read(options.study, options.table, options.mapping, options.tracking_uri)
+    if not options.max_minutes > 0:
+        raise UserError(f"--max-minutes must be above 0, got {options.max_minutes:g}")
     said, any_fits = _recommend(table, options.where, limit, options.max_minutes)
     print(*said, sep="\n")
     return 0 if any_fits else 1

@@ -189,7 +189,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
         connect(arguments.address or "auto", job, room)
     raise_on_terminate()
-    stop_on_request()
+    if arguments.workers == 1 and arguments.engine != "ray":
+        stop_on_request()
     try:
         bench = job.bench()
         for other in sorted(prepare(study, bench)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from harness.search.storage import open_storage
 
 STUDY = '''"""Does it run?"""
 import os
+import signal
 import signal
 from multiprocessing import current_process
 from pathlib import Path
@@ -179,3 +181,23 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_parent_that_is_asked_to_stop_stops_its_workers_and_the_study_goes_on(here: Path) -> None:
+    write_study(here, ONCE.format(what="mark.touch(); import time; time.sleep(600)"))
+    parent = subprocess.Popen(
+        [*RUN, "--workers", "2"],
+        cwd=here,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: (here / "mark").exists())
+    parent.send_signal(signal.SIGUSR1)
+    _, said = parent.communicate(timeout=240)
+    assert parent.returncode == 143
+    assert "stopped by SIGTERM or SIGUSR1" in said
+    assert run(here).returncode == 0
+    assert_whole(here)

@@ -23,8 +23,11 @@ class Terminated(BaseException):
 
 
 def raise_on_terminate() -> None:
-    """From now on SIGTERM raises Terminated in the main thread."""
+    """From now on SIGTERM raises Terminated in the main thread, and so does SIGUSR1 until
+    `preemption.stop_on_request` gives it a gentler meaning: who trains nothing has no epoch to end."""
     signal.signal(signal.SIGTERM, _terminate)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, _terminate)
 
 
 def _terminate(*_: object) -> NoReturn:
