@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.trial import BaseTrial, TrialState
 
+from harness.checkpoint import BadCheckpoint
 from harness.measure import Cpu
 from harness.record import Recorder, StudyInfo
 from harness.rows import Cache
@@ -24,6 +25,7 @@ from harness.search.preemption import Checkpoints
 from harness.search.runner import Bench, prepare, run_study
 from harness.search.signals import Terminated
 from harness.spec import EpochResult, Study, TrialSpec
+from harness.train import Training
 
 MakeSpec = Callable[..., TrialSpec]
 
@@ -155,6 +157,31 @@ def test_damaged_checkpoint_is_named_and_the_trial_starts_over(
     file.write_bytes(file.read_bytes()[:-1])
     run(study, bench)
     assert "is damaged" in capsys.readouterr().err
+    (done,) = runs(tracking_uri, "complete")
+    assert "resumed" not in done.data.tags
+    assert curve(tracking_uri, done.info.run_id) == losses_of_an_uninterrupted_trial(study)
+
+
+def test_checkpoint_that_turns_out_bad_when_training_begins_leaves_no_trace(
+    study: Study,
+    bench: Bench,
+    tracking_uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def terminate() -> None:
+        raise Terminated
+
+    def refuse(*_: object) -> None:
+        raise BadCheckpoint("the network began as another one")
+
+    with monkeypatch.context() as patch:
+        stop_in_epoch(patch, 2, terminate)
+        with pytest.raises(Terminated):
+            run(study, bench)
+    monkeypatch.setattr(Training, "_restore", refuse)
+    run(study, bench)
+    assert "began as another one; the trial starts over" in capsys.readouterr().err
     (done,) = runs(tracking_uri, "complete")
     assert "resumed" not in done.data.tags
     assert curve(tracking_uri, done.info.run_id) == losses_of_an_uninterrupted_trial(study)

@@ -96,8 +96,8 @@ def prepare(study: Study, bench: Bench) -> set[str]:
     Raises:
         UserError: if the space or one of the stores is not what it was.
     """
-    for cell in study.cells():
-        CellSearch(study, cell, bench.storage).check_unchanged()
+    for search in _searches(study, bench.storage):
+        search.check_unchanged()
     others = reap(study, bench.storage, bench.recorder, bench.watch)
     check_stores_agree(study, bench.storage, bench.recorder.outcomes)
     return others
@@ -131,13 +131,22 @@ def reap(
 
 def finished(study: Study, storage: optuna.storages.BaseStorage) -> Iterator[TrialDone]:
     """The slots of the plan that need no more work."""
-    searches = [CellSearch(study, cell, storage) for cell in study.cells()]
-    chosen = [(s.cell, s.choose()) for s in searches]
-    repeats = [CellSearch(study, cell, storage, best) for cell, best in chosen if best is not None]
+    searches = _searches(study, storage)
+    repeats = _repeats(searches)
     for count, cells in ((study.trials, searches), (study.repeats, repeats)):
         for search in cells:
             for index in filter(search.is_done, range(count)):
                 yield TrialDone(Slot(search.cell, search.phase, index), resumed=True)
+
+
+def _searches(study: Study, storage: optuna.storages.BaseStorage) -> list[CellSearch]:
+    return [CellSearch(study, cell, storage) for cell in study.cells()]
+
+
+def _repeats(searches: Sequence[CellSearch]) -> list[CellSearch]:
+    """The repeats of every cell that has something to repeat."""
+    chosen = [(search, search.choose()) for search in searches]
+    return [CellSearch(s.study, s.cell, s.storage, best) for s, best in chosen if best is not None]
 
 
 def any_complete(study: Study, storage: optuna.storages.BaseStorage) -> bool:
@@ -198,12 +207,9 @@ def run_study(study: Study, bench: Bench) -> Iterator[TrialDone]:
 
 def _run_study(study: Study, bench: Bench) -> Iterator[TrialDone]:
     runner = _Runner(study, bench)
-    searches = [CellSearch(study, cell, bench.storage) for cell in study.cells()]
+    searches = _searches(study, bench.storage)
     yield from runner.work_off([(s, i) for i in range(study.trials) for s in searches])
-    chosen = [(s.cell, s.choose()) for s in searches]
-    repeats = [
-        CellSearch(study, cell, bench.storage, best) for cell, best in chosen if best is not None
-    ]
+    repeats = _repeats(searches)
     for search in repeats:
         bench.recorder.supersede(cell_label(search.cell), search.chosen_index)
     yield from runner.work_off([(s, i) for i in range(study.repeats) for s in repeats])
@@ -319,6 +325,7 @@ class _Runner:
             result = self._follow(claim, run_id, fit, kept.epochs if kept else ())
         except BadCheckpoint as error:
             checkpoints.drop(spec, first_line(error))
+            kept = None
             fit = start(spec, self._device, self._bench.cache)
             result = self._follow(claim, run_id, fit, ())
         finally:
@@ -333,8 +340,10 @@ class _Runner:
         self, claim: Claim, run_id: str, fit: Fit, earlier: tuple[EpochResult, ...]
     ) -> TrialResult:
         """Train epoch by epoch and tell both stores of each; those of an earlier attempt come first."""
-        last = None
-        for last in chain(earlier, self._bench.checkpoints.keeping(claim.spec, fit)):
+        last, epochs = None, self._bench.checkpoints.keeping(claim.spec, fit)
+        # A checkpoint may turn out bad when training begins: nothing of it is told before.
+        begun = [e for e in [next(epochs, None)] if e is not None]
+        for last in chain(earlier, begun, epochs):
             if not (math.isfinite(last.val_accuracy) and math.isfinite(last.val_loss)):
                 # Optuna would take infinity for the best value of all, and NaN for none.
                 raise Diverged(f"validation loss {last.val_loss}, accuracy {last.val_accuracy}")
