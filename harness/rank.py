@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from harness.backbone.weights import WHEELS
     from harness.measure import resolve_device
-    from harness.record import read_runs
+    from harness.record_runs import read_runs
     from harness.rows import Cache, default_folder
     from harness.sources.evidence import PHASES, evidence, read_results
     from harness.sources.ranking import candidates, headline, pair_of, ranked, verdict

@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -143,45 +143,6 @@ class PlainInfo:
         return {**kind, "mlflow.note.content": self.note}
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """A run as it was recorded: name of its experiment, tags, parameters and last values of its metrics."""
-
-    experiment: str
-    tags: Mapping[str, str]
-    params: Mapping[str, str]
-    metrics: Mapping[str, float]
-
-
-def read_runs(tracking_uri: str, phases: Sequence[str]) -> list[Recorded]:
-    """Every finished run of these phases in any experiment, older first; none where there is no store.
-
-    Raises:
-        UserError: if the store cannot be read.
-    """
-    path = sqlite_path(tracking_uri)
-    if path is not None and not path.exists():
-        return []
-    found: list[Recorded] = []
-    try:
-        if path is not None:
-            require_sqlite(path)
-        client = MlflowClient(tracking_uri=tracking_uri)
-        for experiment in client.search_experiments():
-            for phase in phases:
-                found += [
-                    Recorded(experiment.name, r.data.tags, r.data.params, r.data.metrics)
-                    for r in search(client, experiment.experiment_id, f"tags.phase = '{phase}'")
-                    if r.info.status == "FINISHED"
-                ]
-    except Exception as error:  # MLflow and SQLAlchemy raise many kinds here
-        raise UserError(
-            f"cannot read the tracking store {without_password(tracking_uri)}: "
-            f"{without_password(first_line(error))}"
-        ) from error
-    return found
-
-
 class Recorder:
     """Writes one study's trials to MLflow. A store that does not answer holds up nothing: what it should get
     is kept in spool/<name>/, beside its database or in mlruns/.
@@ -257,10 +218,8 @@ class Recorder:
 
     def _parents(self) -> list[str]:
         """The first one counts, where several processes made one at once."""
-        found = list(search(self._client, self._experiment, "tags.kind = 'study'"))
-        return [
-            r.info.run_id for r in sorted(found, key=lambda r: (r.info.start_time, r.info.run_id))
-        ]
+        found = search(self._client, self._experiment, "tags.kind = 'study'")
+        return [run.info.run_id for run in sorted(found, key=_age)]
 
     def _above(self, tags: Mapping[str, str]) -> dict[str, str]:
         """Tag that puts a trial under the run of its cell; under the study's while the store is away."""
@@ -284,9 +243,7 @@ class Recorder:
     def _find_cells(self) -> bool:
         """Look up the runs of the cells; False if the store does not answer."""
         found = self._delivery.ask("tags.kind = 'cell'")
-        for run in sorted(
-            found or [], key=lambda r: (r.info.start_time, r.info.run_id), reverse=True
-        ):
+        for run in sorted(found or [], key=_age, reverse=True):
             self._cells[run.data.tags["cell"]] = run.info.run_id
         return found is not None
 
@@ -352,11 +309,10 @@ class Recorder:
             params, tags, metrics: of it; a metric that is NaN or infinite is left out.
             artifacts: name under which each file is kept -> where it lies now.
         """
-        parent = {"mlflow.parentRunId": self._parent} if self._parent else {}
         run = self._client.create_run(
             self._experiment,
             run_name=name,
-            tags={**parent, **{k: str(v)[:5000] for k, v in tags.items()}},
+            tags={**self._under_parent(), **{k: str(v)[:5000] for k, v in tags.items()}},
         )
         written = [Param(k, str(v)) for k, v in params.items()]
         self._client.log_batch(run.info.run_id, _metrics(_finite(metrics)), written)
@@ -401,6 +357,11 @@ class Recorder:
         as long as the store does not answer."""
         found = self._delivery.ask("attributes.status = 'RUNNING'") or []
         return {self._delivery.identity(run): run.data.tags.get("owner", "") for run in found}
+
+
+def _age(run: Run) -> tuple[int, str]:
+    """Orders runs alike for every process that looks."""
+    return run.info.start_time, run.info.run_id
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,11 +12,21 @@ from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 
 from harness.delivery import STANDS_FOR, search
-from harness.record import Recorded, StudyInfo
+from harness.record import StudyInfo
 from harness.spec import UserError, first_line, without_password
 from harness.stores import default_tracking_uri, require_sqlite, sqlite_path
 
 Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A run as it was recorded: name of its experiment, tags, parameters and last values of its metrics."""
+
+    experiment: str
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,25 @@ def runs_of(study: str, phase: str, tracking_uri: str | None = None) -> list[Kep
         for r in _read(study, uri, read)
         if r.data.tags.get("superseded") != "true"
     ]
+
+
+def read_runs(tracking_uri: str, phases: Sequence[str]) -> list[Recorded]:
+    """Every finished run of these phases in any experiment, older first; none where there is no store.
+
+    Raises:
+        UserError: if the store cannot be read.
+    """
+    path = sqlite_path(tracking_uri)
+    if path is not None and not path.exists():
+        return []
+    with _reading(tracking_uri) as client:
+        return [
+            Recorded(experiment.name, r.data.tags, r.data.params, r.data.metrics)
+            for experiment in client.search_experiments()
+            for phase in phases
+            for r in search(client, experiment.experiment_id, f"tags.phase = '{phase}'")
+            if r.info.status == "FINISHED"
+        ]
 
 
 @dataclass(frozen=True)
@@ -108,17 +138,10 @@ def _read(study: str, uri: str, read: Callable[[MlflowClient, Experiment], Found
     shown, path = without_password(uri), sqlite_path(uri)
     if path is not None and not path.exists():
         raise UserError(f"there is no tracking store {shown}: run a study first, or --tracking-uri")
-    try:
-        if path is not None:
-            require_sqlite(path)
-        client = MlflowClient(tracking_uri=uri)
+    with _reading(uri) as client:
         experiments = {e.name: e for e in client.search_experiments()}
         if study in experiments:
             return read(client, experiments[study])
-    except Exception as error:  # MLflow and SQLAlchemy raise many kinds here
-        raise UserError(
-            f"cannot read the tracking store {shown}: {without_password(first_line(error))}"
-        ) from error
     known = ", ".join(n for n in experiments if n != "Default") or "none"
     raise UserError(f"no study {study!r} in {shown}; there are: {known}")
 
@@ -156,24 +179,37 @@ def read_run(tracking_uri: str, run_id: str) -> RecordedRun:
             f"there is no tracking store {shown}; name another with --tracking-uri, or go to the folder "
             "in which the study was run"
         )
-    try:
-        if path is not None:
-            require_sqlite(path)
-        client = MlflowClient(tracking_uri=tracking_uri)
-        run = client.get_run(run_id)
+    with _reading(tracking_uri) as client:
+        try:
+            run = client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise UserError(
+                f"no run {run_id!r} in {shown}; the MLflow UI shows a run's id on its page"
+            ) from error
         experiment = client.get_experiment(run.info.experiment_id)
         metrics = {
             name: {m.step: m.value for m in client.get_metric_history(run_id, name)}
             for name in run.data.metrics
         }
-    except Exception as error:  # MLflow and SQLAlchemy raise many kinds here
-        if isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            raise UserError(
-                f"no run {run_id!r} in {shown}; the MLflow UI shows a run's id on its page"
-            ) from error
-        raise UserError(
-            f"cannot read the tracking store {shown}: {without_password(first_line(error))}"
-        ) from error
     return RecordedRun(
         run_id, run.info.run_name, experiment.name, run.data.tags, run.data.params, metrics
     )
+
+
+@contextmanager
+def _reading(uri: str) -> Iterator[MlflowClient]:
+    """A client of that store; what goes wrong with it in the block is one line."""
+    try:
+        path = sqlite_path(uri)
+        if path is not None:
+            require_sqlite(path)
+        yield MlflowClient(tracking_uri=uri)
+    except UserError:
+        raise
+    except Exception as error:  # MLflow and SQLAlchemy raise many kinds here
+        raise UserError(
+            f"cannot read the tracking store {without_password(uri)}: "
+            f"{without_password(first_line(error))}"
+        ) from error

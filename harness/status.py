@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from pathlib import Path
 
 from harness.spec import run_command
 
@@ -47,15 +46,13 @@ def run(arguments: argparse.Namespace) -> int:
     from harness.record_runs import info_of
     from harness.search.overview import Plan, overview
     from harness.search.storage import read_storage
-    from harness.stores import default_tracking_uri, sqlite_path
+    from harness.stores import default_tracking_uri, search_url
 
     uri = arguments.tracking_uri or default_tracking_uri()
     info = info_of(arguments.study, uri)
     cells = tuple(" | ".join(labels) for labels in itertools.product(*info.factors.values()))
     plan = Plan(info.name, cells, info.trials, info.repeats)
-    database = sqlite_path(uri)
-    folder = database.parent if database else Path("mlruns").resolve()
-    found = overview(plan, read_storage(arguments.storage or f"sqlite:///{folder}/optuna.db"))
+    found = overview(plan, read_storage(arguments.storage or search_url(uri)))
     console = Console(highlight=False)
     console.print(picture(found))
     print("\nat work:" if found.working else "\nnobody works on it now")

@@ -22,6 +22,11 @@ def home_of(tracking_uri: str, root: Path = ROOT) -> Path:
     return root.resolve() if path is None else path.parent
 
 
+def search_url(tracking_uri: str, root: Path = ROOT) -> str:
+    """Where Optuna's memory lies unless the user named another place: beside MLflow's store."""
+    return f"sqlite:///{home_of(tracking_uri, root)}/optuna.db"
+
+
 def sqlite_path(uri: str) -> Path | None:
     """The database file of a sqlite:/// URI, or None for any other store."""
     return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None

@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from harness.spec import UserError, run_command, without_password
-from harness.stores import default_tracking_uri, home_of, sqlite_path
+from harness.stores import default_tracking_uri, search_url, sqlite_path
 
 if TYPE_CHECKING:
     from harness.search.integrity import Verdict
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     uri = arguments.tracking_uri or default_tracking_uri()
     info = info_of(arguments.study, uri)
-    url = arguments.storage or f"sqlite:///{home_of(uri) / 'optuna.db'}"
+    url = arguments.storage or search_url(uri)
     path = sqlite_path(url)
     if path is not None and not path.exists():
         raise UserError(f"there is no search storage {without_password(url)}; name it by --storage")

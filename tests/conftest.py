@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.postgres import Server
 from harness.spec import TrialSpec
 from harness.transfer import FullFineTune
 
@@ -76,3 +77,16 @@ def tracking_uri(mlflow_template: Path, tmp_path: Path) -> str:
     path.parent.mkdir(exist_ok=True)
     shutil.copy(mlflow_template, path)
     return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A PostgreSQL of its own; skipped where there is none."""
+    try:
+        made = Server()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    try:
+        yield made
+    finally:
+        made.remove()

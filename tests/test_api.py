@@ -12,8 +12,7 @@ import pytest
 import analysis
 import harness
 from harness import api
-from harness.record import Recorded
-from harness.record_runs import Kept
+from harness.record_runs import Kept, Recorded
 from harness.spec import UserError
 from harness.winner.choice import CellRecord
 

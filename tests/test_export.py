@@ -26,8 +26,7 @@ from harness.export import main
 from harness.measure import Cpu
 from harness.predict import main as predict
 from harness.predict import predict_images
-from harness.record import Recorded
-from harness.record_runs import Kept
+from harness.record_runs import Kept, Recorded
 from harness.rows import Cache
 from harness.spec import TrialSpec, UserError
 from harness.train import start

@@ -18,7 +18,8 @@ from harness.backbone.recorded import write_model
 from harness.data import load_target, split_indices
 from harness.measure import Cpu
 from harness.pretrain import main as pretrain_main
-from harness.record import PlainInfo, Recorded, Recorder
+from harness.record import PlainInfo, Recorder
+from harness.record_runs import Recorded
 from harness.rows import Cache
 from harness.similarity import MEASURES, static_rank
 from harness.similarity.__main__ import main as similarity_main

@@ -9,7 +9,6 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -47,18 +46,6 @@ def space(trial: BaseTrial, strategy: str) -> TrialSpec:
 STUDY = Study(
     compare={"strategy": ["a", "b"]}, space=space, trials=TRIALS, repeats=2, name="toy", pruner="median"
 )  # fmt: skip
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    try:
-        made = Server()
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-    try:
-        yield made
-    finally:
-        made.remove()
 
 
 def bench(url: str, tracking_uri: str) -> Bench:

@@ -7,7 +7,7 @@ import importlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,18 +50,6 @@ study = Study(compare={"strategy": ["a", "b"]}, space=space, trials=4, repeats=1
 def job(tmp_path: Path, storage: str | None, tracking_uri: str | None) -> Job:
     info = StudyInfo("toy", "", "", {}, {}, 1, 1, "random", (), "")
     return Job(tmp_path / "toy.py", info, "cpu", storage, tracking_uri, tmp_path)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    try:
-        made = Server()
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-    try:
-        yield made
-    finally:
-        made.remove()
 
 
 @pytest.mark.slow

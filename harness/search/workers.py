@@ -40,7 +40,7 @@ from harness.search.runner import (
 from harness.search.signals import Terminated, die_with_parent, raise_on_terminate
 from harness.search.storage import open_storage
 from harness.spec import Study, TrialResult, UserError
-from harness.stores import default_tracking_uri, home_of
+from harness.stores import default_tracking_uri, home_of, search_url
 from harness.study_file import load_study
 
 DEATHS_IN_A_ROW = 3
@@ -90,12 +90,12 @@ class Job:
         # What the user named is opened first: if it is refused, no default database is left behind.
         storage = open_storage(self.storage) if self.storage else None
         uri = self.tracking_uri or default_tracking_uri(self.root)
-        recorder, home = Recorder(uri, self.info), home_of(uri, self.root)
-        storage = storage or open_storage(f"sqlite:///{home}/optuna.db")
+        recorder = Recorder(uri, self.info)
+        storage = storage or open_storage(search_url(uri, self.root))
         device = resolve_device(self.device)
         watch = Watch(Owner.here(self.session), self.grace)
         tags = environment(device)
-        kept = Checkpoints(home / "checkpoints")
+        kept = Checkpoints(home_of(uri, self.root) / "checkpoints")
         return Bench(storage, recorder, device, tags, self.cache, self.limits, watch, kept)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import weightedtau
 
-from harness.record import Recorded
+from harness.record_runs import Recorded
 from harness.similarity import static_rank
 from harness.sources.measuring import labels_of
 

@@ -12,7 +12,7 @@ from harness.backbone import check_backbone
 from harness.backbone.recorded import PREFIX
 from harness.data import load_target
 from harness.measure import Device
-from harness.record import Recorded
+from harness.record_runs import Recorded
 from harness.rows import Cache
 from harness.similarity import Measurement, static_rank
 from harness.sources.evidence import STATIC, Evidence
