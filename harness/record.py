@@ -250,11 +250,14 @@ class Recorder:
     def _under_parent(self) -> dict[str, str]:
         return {"mlflow.parentRunId": self._parent} if self._parent else {}
 
-    def start(self, spec: TrialSpec, name: str, tags: Mapping[str, object]) -> str:
-        """Open a run with the spec as parameters; returns the run id."""
+    def start(
+        self, spec: TrialSpec | Mapping[str, object], name: str, tags: Mapping[str, object]
+    ) -> str:
+        """Open a run with the spec, or as much of one as is known, as parameters; returns the run id."""
         written = {k: str(v) for k, v in tags.items()}
         run_id = self._delivery.create(name, {**self._above(written), **written})
-        params = {k: str(v) for k, v in spec.flat().items()}
+        flat = spec.flat() if isinstance(spec, TrialSpec) else spec
+        params = {k: str(v) for k, v in flat.items()}
         self._delivery.write(run_id, batch(params=params))
         return run_id
 

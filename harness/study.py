@@ -155,7 +155,7 @@ def run(arguments: argparse.Namespace) -> int:
     if complaint := cache.complaint():
         print(f"warning: {complaint}; name another folder with --cache-dir", file=sys.stderr)
         cache = Cache(None, 0)
-    admitted = check_at_the_door(study, cache)
+    admitted = check_at_the_door(study, cache, arguments.max_memory is not None)
     for line in admitted.leaks:
         print(f"warning: {line}", file=sys.stderr)
     if not arguments.tracking_uri and (elsewhere := os.environ.get("MLFLOW_TRACKING_URI")):

@@ -23,6 +23,7 @@ from tests.test_workers import (
     assert_whole,
     environment,
     run,
+    trials,
     wait_for,
     write_study,
 )
@@ -37,6 +38,22 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
 from harness.study import main
 sys.exit(main(["--space", "toy.py", "--device", "cpu"]))
 """
+HANGS_FOR_EVER = """
+from dataclasses import dataclass
+import time
+from harness.search import signals
+
+signals.HUNG_SECONDS = 1
+
+
+@dataclass(frozen=True)
+class Hangs(transfer.LinearProbe):
+    def lr_scales(self, num_groups, epoch):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})  # as in a call that never returns
+        time.sleep(600)
+
+
+def space(trial, strategy):"""
 RACER = """
 import sys
 from pathlib import Path
@@ -159,3 +176,25 @@ def test_17_command_typed_twice_at_once_does_the_study_once(here: Path) -> None:
     assert_whole(here)
     found = verify(here)
     assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_30_trial_that_nothing_interrupts_ends_with_its_process(here: Path, workers: int) -> None:
+    write_study(here)
+    text = (
+        (here / "toy.py").read_text().replace("def space(trial, strategy):", HANGS_FOR_EVER.strip())
+    )
+    once = "Hangs() if trial.number == 2 and strategy == 'a' else transfer.LinearProbe()"
+    (here / "toy.py").write_text(text.replace("transfer.LinearProbe(),", f"{once},"))
+    limits = ("--workers", str(workers), "--max-minutes", "0.2")
+    done = run(here, *limits)
+    assert "a, trial 2 took longer than --max-minutes, and could not be interrupted" in done.stderr
+    assert "Traceback" not in done.stderr
+    if workers == 1:
+        assert done.returncode == 1
+        done = run(here, *limits)
+    assert done.returncode == 0, done.stderr
+    found = trials(here)
+    assert found["outcome"].value_counts().to_dict() == {"complete": 11, "timeout": 1}
+    assert found.query("outcome == 'timeout'")["index"].tolist() == [2]
+    assert verify(here).returncode == 0

@@ -25,10 +25,11 @@ from harness.audit import AuditFailed
 from harness.forecast import forecast
 from harness.measure import Cpu
 from harness.record import Recorder, StudyInfo
-from harness.search import cells, runner
+from harness.search import cells, door, runner
 from harness.search.cells import CellSearch, first_draw
 from harness.search.door import check_at_the_door
 from harness.search.leases import Owner, Watch
+from harness.search.outcomes import classify
 from harness.search.runner import (
     Bench,
     Limits,
@@ -38,6 +39,7 @@ from harness.search.runner import (
     prepare,
     run_study,
 )
+from harness.search.signals import TrialTimeout
 from harness.spec import (
     Arms,
     EpochResult,
@@ -548,18 +550,35 @@ def test_changed_study_is_refused_with_the_difference(
         lab.run(make_study(trials=2, repeats=0, **changed))
 
 
-def test_space_that_fails_on_a_later_draw_is_a_users_error(world: World, lab: Lab) -> None:
-    calls: list[int] = []
-
+def test_space_that_fails_for_some_values_costs_those_trials_only(world: World, lab: Lab) -> None:
     def fragile(trial: BaseTrial, strategy: str) -> TrialSpec:
-        calls.append(1)
-        if len(calls) == 4:
+        spec = space(trial, strategy)
+        if strategy == "full" and spec.lr > 3e-3:
             raise ZeroDivisionError("in the user's code")
-        return space(trial, strategy)
+        return spec
 
-    with pytest.raises(UserError, match="in the user's code"):
-        lab.run(make_study(space=fragile))
+    study = make_study(space=fragile, trials=6)
+    lab.run(study)
+    failed = lab.runs(outcome="crashed")
+    rates = [float(r.data.params["lr"]) for r in failed]
+    assert 0 < len(rates) < 6
+    assert min(rates) > 3e-3, "what was suggested is recorded, though there is no spec"
+    assert all("ZeroDivisionError: in the user's code" in r.data.tags["reason"] for r in failed)
+    assert {r.data.tags["cell"] for r in failed} == {"full"}
+    assert lab.outcomes() == {"complete": 12 - len(rates) + 4, "crashed": len(rates)}
     lab.assert_nothing_is_running()
+    world.specs = []
+    lab.run(make_study(trials=6))  # the study file was mended: the same values are tried again
+    assert sorted(s.lr for s in world.specs if s not in world.tested) == sorted(rates)
+
+
+def test_space_that_always_fails_stops_the_study(world: World, lab: Lab) -> None:
+    def broken(trial: BaseTrial, strategy: str) -> TrialSpec:
+        raise UserError("TrialSpec: lr must be a positive number, got -1")
+
+    with pytest.raises(StudyStopped, match=r"3 trials in a row ended as crashed.* got -1$"):
+        lab.run(make_study(space=broken))
+    assert lab.outcomes() == {"crashed": 3}
 
 
 # --- trials that end badly -------------------------------------------------------------------------
@@ -621,10 +640,29 @@ def test_crashes_that_are_not_in_a_row_do_not_stop_the_study(world: World, lab: 
     assert len(lab.run(make_study())) == 10
 
 
-def test_diverging_trials_do_not_stop_the_study(world: World, lab: Lab) -> None:
-    world.fail_on(set(range(1, 7)), Diverged("nan"))
-    done = lab.run(make_study())
-    assert lab.outcomes() == {"diverged": 6}
+@pytest.mark.parametrize("error", [Diverged("nan"), MemoryError(), TrialTimeout("too long")])
+def test_ten_poor_trials_of_a_kind_in_a_row_stop_the_study(
+    error: BaseException, world: World, lab: Lab
+) -> None:
+    world.fail_on(set(range(2, 100)), error)
+    with pytest.raises(StudyStopped, match=f"10 trials in a row ended as {classify(error)}"):
+        lab.run(make_study(trials=8))
+    assert len(world.specs) == 11
+    lab.assert_nothing_is_running()
+
+
+def test_fewer_poor_trials_or_of_several_kinds_do_not_stop_the_study(
+    world: World, lab: Lab
+) -> None:
+    kinds = [Diverged("nan"), MemoryError(), TrialTimeout("too long")]
+
+    def disturb(spec: TrialSpec, epoch: int) -> None:
+        number = len(world.specs)
+        raise kinds[number // 6 % 3]
+
+    world.disturb = disturb
+    done = lab.run(make_study(trials=8))
+    assert len(done) == sum(lab.outcomes().values()) == 16
     assert [d for d in done if d.slot.phase == "repeat"] == [], "nothing to choose from"
 
 
@@ -634,12 +672,12 @@ def test_failed_trial_is_never_chosen(world: World, lab: Lab) -> None:
     assert {r.data.tags["chosen"] for r in lab.runs(phase="repeat")} == {"1"}
 
 
-def test_bad_input_during_a_trial_ends_the_study(world: World, lab: Lab) -> None:
-    world.fail_on({3}, UserError("image x.png cannot be read"))
-    with pytest.raises(UserError, match=r"x\.png"):
-        lab.run(make_study())
-    assert lab.outcomes() == {"complete": 2, "killed": 1}
-    lab.assert_nothing_is_running()
+def test_bad_input_that_only_a_trial_meets_costs_that_trial(world: World, lab: Lab) -> None:
+    world.fail_on({3}, UserError("torchvision's ViT takes 224 px only, not 32"))
+    lab.run(make_study())
+    assert lab.outcomes() == {"complete": 9, "crashed": 1}
+    (run,) = lab.runs(outcome="crashed")
+    assert run.data.tags["reason"] == "torchvision's ViT takes 224 px only, not 32"
 
 
 def test_pruned_trials_are_recorded_as_such_and_repeats_are_never_pruned(
@@ -695,8 +733,20 @@ def test_every_trial_records_its_forecast_where_there_is_one(
     monkeypatch.setattr(runner, "forecast", by_values)
     lab.run(make_study(trials=2, repeats=1))
     assert set(lab.outcomes()) == {"complete"}
+    lab.run(make_study(trials=3, repeats=0), limits=Limits(memory=2**40))
+    assert [r.data.tags["reason"] for r in lab.runs(outcome="crashed")] == ["depends on values"] * 2
+
+
+def test_limit_of_memory_that_no_forecast_can_keep_is_refused_at_the_door(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def by_values(spec: TrialSpec) -> None:
+        raise UserError("depends on values")
+
+    monkeypatch.setattr(door, "forecast", by_values)
+    check_at_the_door(make_study(space=scratch()))
     with pytest.raises(UserError, match="depends on values"):
-        lab.run(make_study(trials=3, repeats=1), limits=Limits(memory=2**40))
+        check_at_the_door(make_study(space=scratch()), memory_is_limited=True)
 
 
 def test_measured_peak_is_set_against_the_forecast() -> None:

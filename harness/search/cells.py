@@ -59,12 +59,38 @@ class Slot:
 
 @dataclass(frozen=True)
 class Claim:
-    """A slot that is being run: its Optuna trial and the complete spec."""
+    """A slot that is being run.
+
+    Attributes:
+        slot: which one.
+        trial: Optuna's.
+        seed: of the trial.
+        drawn: what the space made of it, or why it made nothing.
+        attempt: counted from 1.
+    """
 
     slot: Slot
     trial: optuna.Trial
-    spec: TrialSpec
+    seed: int
+    drawn: TrialSpec | UserError
     attempt: int
+
+    @property
+    def spec(self) -> TrialSpec:
+        """The complete spec.
+
+        Raises:
+            UserError: if the space made none.
+        """
+        if isinstance(self.drawn, UserError):
+            raise self.drawn
+        return self.drawn
+
+    @property
+    def params(self) -> Mapping[str, object]:
+        """The spec as it is recorded; what was suggested, if the space made none of it."""
+        failed = isinstance(self.drawn, UserError)
+        return self.trial.params if failed else self.spec.flat()
 
 
 def optuna_name(study: str, cell: str, chosen: FrozenTrial | None = None) -> str:
@@ -200,7 +226,7 @@ class CellSearch:
             )
 
     def claim(self, index: int, owner: Owner) -> Claim | None:
-        """Open a trial for a slot and draw its spec; None if another process was first.
+        """Open a trial for a slot and draw from the space; None if another process was first.
 
         Of all trials opened for one slot at once the one with the lowest number is the one that counts,
         whatever the storage.
@@ -218,15 +244,19 @@ class CellSearch:
             self._optuna.tell(trial, state=TrialState.FAIL)
             return None
         seed = trial_seed(self.study, self.phase, index)
+        drawn: TrialSpec | UserError
         try:
-            spec = self.draw(trial, seed)
+            drawn = self.draw(trial, seed)
+            inputs = inputs_of(drawn.target, drawn.backbone, drawn.source)
+            trial.set_user_attr("spec", drawn.flat())
+            trial.set_user_attr("inputs", inputs)
+        except UserError as error:  # with other values the space may work
+            drawn = error
         except BaseException:
             self._optuna.tell(trial, state=TrialState.FAIL)
             raise
-        trial.set_user_attr("spec", spec.flat())
-        trial.set_user_attr("inputs", inputs_of(spec.target, spec.backbone, spec.source))
         slot = Slot(self.cell, self.phase, index)
-        return Claim(slot, trial, spec, len(self._attempts[index]))
+        return Claim(slot, trial, seed, drawn, len(self._attempts[index]))
 
     def draw(self, trial: optuna.trial.BaseTrial, seed: int) -> TrialSpec:
         """The study's space at this trial, with the harness's seed.

@@ -20,6 +20,7 @@ from harness.data import (
     read_examples,
     split_indices,
 )
+from harness.forecast import forecast
 from harness.rows import Cache
 from harness.search.cells import first_draw, trial_seed
 from harness.spec import Study, TrialSpec, UserError, cell_label, first_line
@@ -41,13 +42,16 @@ class Admission:
     leaks: tuple[str, ...]
 
 
-def check_at_the_door(study: Study, cache: Cache = Cache()) -> Admission:
+def check_at_the_door(
+    study: Study, cache: Cache = Cache(), memory_is_limited: bool = False
+) -> Admission:
     """Draw the first spec of every cell, and try each distinct one: build its network, pass one blank image,
     split its target for every seed, and read the images of a target that the user brought.
 
     Args:
         study: the study.
         cache: where decoded images are kept.
+        memory_is_limited: every cell must have a forecast of its memory.
 
     Raises:
         UserError: naming what is wrong.
@@ -75,6 +79,8 @@ def check_at_the_door(study: Study, cache: Cache = Cache()) -> Admission:
             if line := _try_images(study, spec, network, cache):
                 leaks[spec.target] = line  # one split of a target speaks for its others
         _try_strategy(spec, depths[key])
+        if memory_is_limited:
+            forecast(spec)
     return Admission(specs, tuple(leaks.values()))
 
 

@@ -315,7 +315,7 @@ def _write_again(info: StudyInfo, stores: Stores, tried: Tried) -> None:
     """The run of a trial from what Optuna knows: all but predictions, environment and most of the curves."""
     attrs, recorder = tried.trial.user_attrs, stores.recorder
     cell = next((c for c in _study(info).cells() if cell_label(c) == tried.cell), {})
-    spec = TrialSpec.from_flat(attrs["spec"])
+    spec = attrs.get("spec", tried.trial.params)  # a space that failed made no spec
     earlier = [
         t
         for t in _tried(info, stores.storage)
@@ -330,7 +330,7 @@ def _write_again(info: StudyInfo, stores: Stores, tried: Tried) -> None:
         "cell": tried.cell,
         "phase": tried.phase,
         "index": attrs["index"],
-        "seed": spec.seed,
+        **({"seed": spec["seed"]} if "seed" in spec else {}),
         "attempt": len(earlier) + 1,
         "optuna_trial": tried.trial.number,
         "restored": "from the search storage: without predictions, environment and most curves",

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import sys
 import time
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
-from pathlib import Path
 
 import optuna
-import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from harness.audit import AuditFailed
 from harness.checkpoint import BadCheckpoint
 from harness.forecast import forecast
 from harness.measure import MIB, Device
@@ -35,11 +33,11 @@ from harness.search.cells import (
     trials_of,
 )
 from harness.search.leases import OWNER, Owner, Watch, held
+from harness.search.outcomes import NOT_RUN, Row, classify, reason_of
 from harness.search.preemption import Checkpoints, stop_if_asked
-from harness.search.signals import Terminated, TrialTimeout, time_limit
+from harness.search.signals import Terminated, TrialTimeout, if_hung, time_limit
 from harness.spec import (
     EpochResult,
-    Outcome,
     Study,
     TrialResult,
     TrialSpec,
@@ -50,8 +48,8 @@ from harness.spec import (
 )
 from harness.train import Diverged, Fit, start
 
-FAILURES_IN_A_ROW = 3
 POLL_SECONDS = 1.0
+end_process = os._exit
 
 
 class StudyStopped(Exception):
@@ -194,8 +192,8 @@ def run_study(study: Study, bench: Bench) -> Iterator[TrialDone]:
         bench: where and with what.
 
     Raises:
-        StudyStopped: after three crashes in a row, or if the search storage fails.
-        UserError: if the space fails, or if results can no longer be written.
+        StudyStopped: after too many bad ends of one kind in a row, or if the search storage fails.
+        UserError: if results can no longer be written.
     """
     try:
         yield from _run_study(study, bench)
@@ -232,7 +230,7 @@ class _Runner:
     def __init__(self, study: Study, bench: Bench) -> None:
         self._study, self._bench = study, bench
         self._recorder, self._device, self._watch = bench.recorder, bench.device, bench.watch
-        self._failures = 0
+        self._row = Row()
 
     def work_off(self, slots: Sequence[tuple[CellSearch, int]]) -> Iterator[TrialDone]:
         """Run every slot that no other process runs, until all are done."""
@@ -268,7 +266,8 @@ class _Runner:
             result = self._run_claim(search, claim)
         if result is None:
             return None
-        self._count_failures(claim, result)
+        self._row = self._row.then(result)
+        stop_if_too_long(self._row, claim.slot, result)
         return TrialDone(claim.slot, False, result, search.curve(claim))
 
     def _end(self, search: CellSearch, holder: FrozenTrial) -> None:
@@ -278,14 +277,14 @@ class _Runner:
 
     def _run_claim(self, search: CellSearch, claim: Claim) -> TrialResult | None:
         """Run it and write down how it ended; None if the lease was lost meanwhile."""
-        run_id = self._recorder.start(claim.spec, _run_name(claim), self._run_tags(search, claim))
+        run_id = self._recorder.start(claim.params, _run_name(claim), self._run_tags(search, claim))
         claim.trial.set_user_attr("run_id", run_id)
         try:
-            result = self._run(claim, run_id)
+            result = self._run(search, claim, run_id)
         except LeaseLost:
             self._recorder.finish(run_id, _taken_over())
             return None
-        except BaseException as error:  # Ctrl-C and bad input end the study, but not silently
+        except BaseException as error:  # Ctrl-C ends the study, but not silently
             killed = TrialResult("killed", reason=f"{type(error).__name__}: {error}"[:500])
             self._close(search, claim, run_id, killed)
             raise
@@ -299,23 +298,36 @@ class _Runner:
         self._recorder.finish(run_id, _taken_over())
         return False
 
-    def _run(self, claim: Claim, run_id: str) -> TrialResult:
+    def _leave(self, search: CellSearch, claim: Claim, run_id: str) -> None:
+        """Nothing but the end of its process ends that trial: write down why, and end it."""
+        reason = (
+            "took longer than --max-minutes, and could not be interrupted: its process was ended"
+        )
+        if self._close(search, claim, run_id, TrialResult("timeout", reason=reason)):
+            print(f"{claim.slot} {reason}; run the same command again to go on", file=sys.stderr)
+            end_process(1)
+
+    def _run(self, search: CellSearch, claim: Claim, run_id: str) -> TrialResult:
+        seconds = self._bench.limits.seconds
         try:
-            expected = self._forecast(claim.spec)
-            needed, limit = expected.get("forecast_peak_mib", 0.0) * MIB, self._bench.limits.memory
-            if limit is not None and needed > limit:
-                reason = f"forecast {in_words(needed)}, --max-memory {in_words(limit)}"
-                return TrialResult("oom", expected, f"not run: {reason}")
-            with time_limit(self._bench.limits.seconds):
-                result = self._train(claim, run_id)
-            return replace(result, metrics={**result.metrics, **compared(expected, result.metrics)})
-        except (UserError, LeaseLost):
+            with if_hung(seconds, partial(self._leave, search, claim, run_id)), time_limit(seconds):
+                return self._train_if_it_fits(claim, run_id)
+        except LeaseLost:
             raise
         except (Exception, TrialTimeout) as error:
             # Only words leave this block: the traceback would keep the model's tensors alive.
-            outcome, reason = classify(error), _reason(error)
+            outcome, reason = classify(error), reason_of(error)
         gc.collect()
         return TrialResult(outcome, self._device.peaks(), reason)
+
+    def _train_if_it_fits(self, claim: Claim, run_id: str) -> TrialResult:
+        expected = self._forecast(claim.spec)
+        needed, limit = expected.get("forecast_peak_mib", 0.0) * MIB, self._bench.limits.memory
+        if limit is not None and needed > limit:
+            reason = f"forecast {in_words(needed)}, --max-memory {in_words(limit)}"
+            return TrialResult("oom", expected, NOT_RUN + reason)
+        result = self._train(claim, run_id)
+        return replace(result, metrics={**result.metrics, **compared(expected, result.metrics)})
 
     def _train(self, claim: Claim, run_id: str) -> TrialResult:
         spec, checkpoints = claim.spec, self._bench.checkpoints
@@ -381,55 +393,25 @@ class _Runner:
             "cell": cell_label(claim.slot.cell),
             "phase": claim.slot.phase,
             "index": claim.slot.index,
-            "seed": claim.spec.seed,
+            "seed": claim.seed,
             "attempt": claim.attempt,
             "optuna_trial": claim.trial.number,
             OWNER: self._watch.me.name,
             **chosen,
         }
 
-    def _count_failures(self, claim: Claim, result: TrialResult) -> None:
-        self._failures = failures_in_a_row(self._failures, result)
-        if self._failures >= FAILURES_IN_A_ROW:
-            raise StudyStopped(stopped_because(claim.slot, result))
 
-
-def failures_in_a_row(before: int, result: TrialResult) -> int:
-    """So many trials in a row have ended in a way that says that something is broken."""
-    return before + 1 if result.outcome in ("crashed", "audit_failed") else 0
-
-
-def stopped_because(slot: Slot, result: TrialResult) -> str:
-    """Why the study ended itself after that trial, in words."""
-    return (
-        f"{FAILURES_IN_A_ROW} trials in a row ended as {result.outcome}, the last one "
-        f"({slot}) with: {result.reason}"
-    )
+def stop_if_too_long(row: Row, slot: Slot, result: TrialResult) -> None:
+    """Raises StudyStopped, in words, if so many trials in a row, that one the last, ended badly."""
+    if row.is_too_long:
+        raise StudyStopped(
+            f"{row.length} trials in a row ended as {result.outcome}, the last one ({slot}) with: "
+            f"{result.reason}"
+        )
 
 
 def _taken_over() -> TrialResult:
     return TrialResult("killed", reason="another process took it for dead and took it over")
-
-
-def classify(error: BaseException) -> Outcome:
-    """The outcome that an exception in a trial stands for."""
-    if isinstance(error, Diverged):
-        return "diverged"
-    if isinstance(error, AuditFailed):
-        return "audit_failed"
-    if isinstance(error, TrialTimeout):
-        return "timeout"
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return "oom"
-    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
-        return "oom"
-    return "crashed"
-
-
-def _reason(error: BaseException) -> str:
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    file = "/".join(Path(where.filename).parts[-2:])
-    return f"{type(error).__name__}: {error} ({file}:{where.lineno})"
 
 
 def _run_name(claim: Claim) -> str:

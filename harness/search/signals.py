@@ -7,10 +7,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
+
+HUNG_SECONDS = 60.0
+"""So long after its time a trial that no alarm could interrupt is taken to hang."""
 
 
 class TrialTimeout(BaseException):
@@ -69,3 +72,23 @@ def time_limit(seconds: float | None) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def if_hung(seconds: float | None, act: Callable[[], None]) -> Iterator[None]:
+    """Call `act` from another thread if the block still runs HUNG_SECONDS after it should have ended; None
+    never does.
+
+    The alarm of `time_limit` is seen only when a call into a library returns: one that waits for a device or
+    a file server may never do.
+    """
+    if seconds is None:
+        yield
+        return
+    timer = threading.Timer(seconds + HUNG_SECONDS, act)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

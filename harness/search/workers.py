@@ -24,18 +24,17 @@ from harness.measure import resolve_device
 from harness.record import Recorder, StudyInfo
 from harness.rows import Cache
 from harness.search.leases import GRACE_SECONDS, Owner, Watch
+from harness.search.outcomes import Row
 from harness.search.preemption import Checkpoints, stop_on_request
 from harness.search.runner import (
-    FAILURES_IN_A_ROW,
     Bench,
     Limits,
     StudyStopped,
     TrialDone,
-    failures_in_a_row,
     finished,
     reap,
     run_study,
-    stopped_because,
+    stop_if_too_long,
 )
 from harness.search.signals import Terminated, die_with_parent, raise_on_terminate
 from harness.search.storage import open_storage
@@ -154,11 +153,11 @@ def watch_over(pool: Pool, bench: Bench, study: Study, count: int) -> Iterator[T
         What was finished before, then every slot as a worker ends it; predictions stay in the record.
 
     Raises:
-        StudyStopped: after three crashes, or too many deaths of workers, in a row.
+        StudyStopped: after too many bad ends of one kind, or deaths of workers, in a row.
         UserError: as a worker said.
     """
     yield from finished(study, bench.storage)
-    failures = deaths = 0
+    deaths, row = 0, Row()
     try:
         for number in range(count):
             pool.start(number)
@@ -166,9 +165,8 @@ def watch_over(pool: Pool, bench: Bench, study: Study, count: int) -> Iterator[T
             if isinstance(message, TrialDone):
                 assert message.result is not None
                 yield message
-                deaths, failures = 0, failures_in_a_row(failures, message.result)
-                if failures >= FAILURES_IN_A_ROW:
-                    raise StudyStopped(stopped_because(message.slot, message.result))
+                deaths, row = 0, row.then(message.result)
+                stop_if_too_long(row, message.slot, message.result)
             elif isinstance(message, Failed):
                 raise (UserError if message.by_user else StudyStopped)(message.reason)
             else:

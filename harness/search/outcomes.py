@@ -1,0 +1,78 @@
+"""How did a trial end, and how often may it end badly before the study stops?
+
+An outcome is one word (`harness.spec.Outcome`). Some of the bad ones say that something is broken, others
+that a configuration was poor; many of either in a row say that going on would waste the budget.
+"""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from harness.audit import AuditFailed
+from harness.search.signals import TrialTimeout
+from harness.spec import Outcome, TrialResult, UserError, first_line
+from harness.train import Diverged
+
+BROKEN_IN_A_ROW = 3
+"""Trials that end as crashed or audit_failed: the code, the study file or the data are broken."""
+POOR_IN_A_ROW = 10
+"""Trials that end all as diverged, all as oom or all as timeout: the ranges, or somebody else's use of the
+machine, are to blame rather than ten configurations."""
+NOT_RUN = "not run: "
+"""Begins the reason of a trial that was ended by its forecast: it cost nothing, so it stops nothing."""
+
+
+def classify(error: BaseException) -> Outcome:
+    """The outcome that an exception in a trial stands for."""
+    if isinstance(error, Diverged):
+        return "diverged"
+    if isinstance(error, AuditFailed):
+        return "audit_failed"
+    if isinstance(error, TrialTimeout):
+        return "timeout"
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return "oom"
+    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
+        return "oom"
+    return "crashed"
+
+
+def reason_of(error: BaseException) -> str:
+    """What an exception says, and where in the code; bad input says by itself where it is."""
+    if isinstance(error, UserError):
+        return first_line(error)
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    file = "/".join(Path(where.filename).parts[-2:])
+    return f"{type(error).__name__}: {error} ({file}:{where.lineno})"
+
+
+@dataclass(frozen=True)
+class Row:
+    """So many trials in a row, the last ones of all, ended badly in the same way.
+
+    Attributes:
+        kind: "broken", "diverged", "oom", "timeout"; "" if the last one ended well.
+        length: how many.
+    """
+
+    kind: str = ""
+    length: int = 0
+
+    def then(self, result: TrialResult) -> Row:
+        """The row after one more trial."""
+        if result.outcome in ("complete", "pruned"):
+            return Row()
+        if result.reason.startswith(NOT_RUN):
+            return self
+        broken = result.outcome in ("crashed", "audit_failed")
+        kind = "broken" if broken else result.outcome
+        return Row(kind, self.length + 1 if kind == self.kind else 1)
+
+    @property
+    def is_too_long(self) -> bool:
+        """True if the study should stop."""
+        return self.length >= (BROKEN_IN_A_ROW if self.kind == "broken" else POOR_IN_A_ROW)
