@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from analysis.load import load_study
+from harness.record_runs import every_run
 from harness.search.leases import start_of
 from harness.search.storage import open_storage
 
@@ -184,8 +185,11 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.slow
-def test_parent_that_is_asked_to_stop_stops_its_workers_and_the_study_goes_on(here: Path) -> None:
-    write_study(here, ONCE.format(what="mark.touch(); import time; time.sleep(600)"))
+def test_parent_that_is_asked_to_stop_lets_its_workers_end_their_epochs(here: Path) -> None:
+    waits = "mark.touch(); [None for _ in iter(preemption.is_asked, True)]"
+    write_study(
+        here, f"    from harness.search import preemption\n{ONCE.format(what=waits)}".strip()
+    )
     parent = subprocess.Popen(
         [*RUN, "--workers", "2"],
         cwd=here,
@@ -196,6 +200,31 @@ def test_parent_that_is_asked_to_stop_stops_its_workers_and_the_study_goes_on(he
     )
     wait_for(lambda: (here / "mark").exists())
     parent.send_signal(signal.SIGUSR1)
+    _, said = parent.communicate(timeout=240)
+    assert parent.returncode == 143
+    assert "stopped by SIGTERM or SIGUSR1" in said
+    kept = list((here / "mlruns" / "checkpoints").iterdir())
+    assert run(here).returncode == 0
+    assert_whole(here)
+    runs = every_run("toy", f"sqlite:///{here}/mlruns/mlflow.db")
+    notes = [run.tags["resumed"] for run in runs if "resumed" in run.tags]
+    assert notes == ["after epoch 0"] * len(kept)
+    assert kept
+
+
+@pytest.mark.slow
+def test_parent_that_gets_sigterm_stops_its_workers_and_the_study_goes_on(here: Path) -> None:
+    write_study(here, ONCE.format(what="mark.touch(); import time; time.sleep(600)"))
+    parent = subprocess.Popen(
+        [*RUN, "--workers", "2"],
+        cwd=here,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: (here / "mark").exists())
+    parent.terminate()
     _, said = parent.communicate(timeout=240)
     assert parent.returncode == 143
     assert "stopped by SIGTERM or SIGUSR1" in said

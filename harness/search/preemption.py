@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +25,29 @@ EVERY_SECONDS = 30.0
 _asked = threading.Event()
 
 
-def stop_on_request() -> None:
-    """From now on SIGUSR1 stops this process after the epoch that is running."""
+def stop_on_request(pass_on: Callable[[], None] = lambda: None) -> None:
+    """From now on SIGUSR1 stops this process after the epoch that is running.
+
+    Args:
+        pass_on: tells it to the processes that run epochs for this one.
+    """
+
+    def note(*_: object) -> None:
+        _asked.set()
+        pass_on()
+
     if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, lambda *_: _asked.set())
+        signal.signal(signal.SIGUSR1, note)
+
+
+def is_asked() -> bool:
+    """True if SIGUSR1 has come."""
+    return _asked.is_set()
 
 
 def stop_if_asked() -> None:
     """Raises Terminated if SIGUSR1 has come."""
-    if _asked.is_set():
+    if is_asked():
         raise Terminated
 
 
@@ -81,9 +95,7 @@ class Checkpoints:
         kept = time.monotonic()
         for epoch in fit:
             yield epoch
-            if self.folder is not None and (
-                _asked.is_set() or time.monotonic() - kept >= self.every
-            ):
+            if self.folder is not None and (is_asked() or time.monotonic() - kept >= self.every):
                 self._save(spec, fit)
                 kept = time.monotonic()
             stop_if_asked()

@@ -25,7 +25,7 @@ from harness.record import Recorder, StudyInfo
 from harness.rows import Cache
 from harness.search.leases import GRACE_SECONDS, Owner, Watch
 from harness.search.outcomes import Row
-from harness.search.preemption import Checkpoints, stop_on_request
+from harness.search.preemption import Checkpoints, is_asked, stop_if_asked, stop_on_request
 from harness.search.runner import (
     Bench,
     Limits,
@@ -136,8 +136,11 @@ class Pool(Protocol):
 
 
 def run_in_processes(job: Job, bench: Bench, study: Study, count: int) -> Iterator[TrialDone]:
-    """Run the study in `count` processes of this machine; as `watch_over`."""
-    return watch_over(_Processes(job, count), bench, study, count)
+    """Run the study in `count` processes of this machine, as `watch_over`. SIGUSR1 stops them after the
+    epochs that are running."""
+    pool = _Processes(job, count)
+    stop_on_request(pool.pass_on)
+    return watch_over(pool, bench, study, count)
 
 
 def watch_over(pool: Pool, bench: Bench, study: Study, count: int) -> Iterator[TrialDone]:
@@ -154,6 +157,7 @@ def watch_over(pool: Pool, bench: Bench, study: Study, count: int) -> Iterator[T
 
     Raises:
         StudyStopped: after too many bad ends of one kind, or deaths of workers, in a row.
+        Terminated: if SIGUSR1 came, when the workers have ended.
         UserError: as a worker said.
     """
     yield from finished(study, bench.storage)
@@ -169,13 +173,14 @@ def watch_over(pool: Pool, bench: Bench, study: Study, count: int) -> Iterator[T
                 stop_if_too_long(row, message.slot, message.result)
             elif isinstance(message, Failed):
                 raise (UserError if message.by_user else StudyStopped)(message.reason)
-            else:
+            elif not is_asked():
                 deaths += 1
                 if deaths >= pool.deaths_at_most:
                     raise StudyStopped(f"{deaths} workers in a row died ({message.how})")
                 bench.watch.believe_dead(message.owner)
                 reap(study, bench.storage, bench.recorder, bench.watch)
                 pool.start(number)
+        stop_if_asked()
     finally:
         pool.stop()
         reap(study, bench.storage, bench.recorder, bench.watch)
@@ -226,6 +231,12 @@ class _Processes:
                         yield number, Died(_in_words(process.exitcode))
                 else:
                     yield number, message
+
+    def pass_on(self) -> None:
+        """Let every worker end after the epoch that it is in; one that is still starting ends at once."""
+        for _, process in list(self._alive.values()):
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, signal.SIGUSR1)
 
     def stop(self) -> None:
         """Let every worker write down that it was stopped; kill what does not end, or at a second Ctrl-C."""
