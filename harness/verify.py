@@ -68,14 +68,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 def show(name: str, verdict: Verdict) -> None:
     """What was found, in plain lines."""
+    from harness.search.leases import is_here
+
     for progress in verdict.progress:
         print(progress)
     for owner in verdict.at_work:
-        print(f"process {owner} works on it")
+        doubt = "" if is_here(owner) else ", or did: only its own machine knows whether it lives"
+        print(f"process {owner} works on it{doubt}")
     for finding in verdict.repaired:
         print(f"repaired: {finding.invariant}: {finding.what}")
     for finding in verdict.left:
-        print(f"wrong: {finding.invariant}: {finding.what}")
+        word = "unfinished" if finding.invariant == "I3" else "wrong"
+        print(f"{word}: {finding.invariant}: {finding.what}")
     if verdict.holds:
         print(f"study {name} is whole: both stores agree, nothing is missing, nothing is double")
 

@@ -33,7 +33,7 @@ from harness.search.integrity import Stores, Verdict, findings, verify
 from harness.search.leases import Owner, Watch
 from harness.search.runner import StudyStopped, TrialDone
 from harness.spec import Study
-from harness.verify import main
+from harness.verify import main, show
 from tests.test_search import DEAD, Lab, World, make_study
 
 STUDY = make_study(compare={"strategy": ["probe", "full"]}, trials=2, repeats=1)
@@ -435,7 +435,9 @@ def test_verify_does_not_hide_what_it_cannot_repair(
     assert invariant in {f.invariant for f in verdict.left}
 
 
-def test_what_another_process_works_on_is_left_alone(world: World, place: Place) -> None:
+def test_what_another_process_works_on_is_left_alone(
+    world: World, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = Owner("elsewhere/12345678", 7, "9", "other")
     search = CellSearch(STUDY, {"strategy": "probe"}, place.storage)
     claim = search.claim(0, other)
@@ -445,6 +447,8 @@ def test_what_another_process_works_on_is_left_alone(world: World, place: Place)
     verdict = place.verify(STUDY)
     assert {f.invariant for f in verdict.left} == {"I3"}
     assert verdict.at_work == (other.name,)
+    show("toy", verdict)
+    assert "only its own machine knows whether it lives" in capsys.readouterr().out
     assert verdict.repaired == ()
 
 
@@ -477,9 +481,9 @@ def test_command_says_what_it_did_and_by_its_exit_code_whether_all_holds(
     place.recorder(dataclasses.replace(SMALL, trials=3))
     assert main([*options, tracking_uri]) == 1
     out, _ = capsys.readouterr()
-    assert (
-        "wrong: I3: probe: 1 of 3 trials complete (2 missing); run the study's command again" in out
-    )
+    asked = "probe: 1 of 3 trials complete (2 missing); run the study's command again"
+    assert f"unfinished: I3: {asked}" in out
+    assert "wrong" not in out
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,27 @@ class Hangs(transfer.LinearProbe):
 
 
 def space(trial, strategy):"""
+SUSPENDED = """
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Suspended(transfer.LinearProbe):
+    def lr_scales(self, num_groups, epoch):
+        if not Path("mark").exists():
+            Path("mark").touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().lr_scales(num_groups, epoch)
+
+
+def space(trial, strategy):"""
+SHORT_LEASES = """
+import sys
+from harness.search import leases
+leases.GRACE_SECONDS = 2
+from harness.study import main
+sys.exit(main(["--space", "toy.py", "--device", "cpu"]))
+"""
 RACER = """
 import sys
 from pathlib import Path
@@ -117,8 +138,58 @@ def test_2_ctrl_c_ends_all_workers_and_their_trials(here: Path) -> None:
     assert not start_of(worker)
     found = verify(here)
     assert found.returncode == 1
-    assert {line.split(":")[1] for line in found.stdout.splitlines() if "wrong" in line} == {" I3"}
+    assert "wrong" not in found.stdout
+    assert "unfinished: I3: " in found.stdout
     go_on(here)
+
+
+def test_2_second_ctrl_c_does_not_wait_for_a_worker_that_does_not_listen(here: Path) -> None:
+    deaf = "signal.signal(signal.SIGTERM, lambda *_: Path('asked').touch())"
+    hangs = "mark.write_text(str(os.getpid())); import time; time.sleep(600)"
+    write_study(here, ONCE.format(what=f"{deaf}; {hangs}"))
+    text = (here / "toy.py").read_text()
+    patient = (
+        "from harness.search import workers\n\nworkers.PATIENCE_SECONDS = 3600\n\n\ndef space("
+    )
+    (here / "toy.py").write_text(text.replace("def space(", patient))
+    parent = begin(here, "--workers", "2")
+    worker = hanging(here)
+    os.killpg(parent.pid, signal.SIGINT)
+    wait_for((here / "asked").exists)
+    os.killpg(parent.pid, signal.SIGINT)
+    _, err = parent.communicate(timeout=240)
+    assert parent.returncode == 130
+    assert "Traceback" not in err
+    assert not start_of(worker)
+    go_on(here)
+
+
+def test_4_worker_that_was_suspended_for_longer_than_its_lease_is_not_counted(here: Path) -> None:
+    write_study(here)
+    text = (here / "toy.py").read_text().replace("def space(trial, strategy):", SUSPENDED.strip())
+    once = "Suspended() if trial.number == 2 else transfer.LinearProbe()"
+    (here / "toy.py").write_text(text.replace("transfer.LinearProbe(),", f"{once},"))
+    (here / "short.py").write_text(SHORT_LEASES)
+    first = begin(here)
+    wait_for(lambda: (here / "mark").exists())
+    os.waitpid(first.pid, os.WUNTRACED)
+    other = subprocess.run(
+        [sys.executable, "short.py"],
+        cwd=here,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert other.returncode == 0, other.stderr
+    assert_whole(here)
+    first.send_signal(signal.SIGCONT)
+    _, err = first.communicate(timeout=240)
+    assert first.returncode == 0, err
+    assert_whole(here)
+    assert verify(here).returncode == 0
+    (lost,) = trials(here).query("outcome == 'killed'")["reason"]
+    assert "took it over" in lost
 
 
 def test_14_full_disk_ends_the_study_in_one_line_and_spoils_no_database(here: Path) -> None:

@@ -84,10 +84,15 @@ def start_of(pid: int) -> str:
     return "" if fields[0] in "ZX" else fields[19]
 
 
+def is_here(owner: str) -> bool:
+    """True if that owner is, or was, a process of this machine."""
+    return owner.split(" ")[0] == _host()
+
+
 def died_here(owner: str) -> bool:
     """True if that owner was a process of this machine that is no more."""
-    host, pid, started = owner.split(" ")
-    return host == _host() and start_of(int(pid)) != started
+    _, pid, started = owner.split(" ")
+    return is_here(owner) and start_of(int(pid)) != started
 
 
 class Watch:
