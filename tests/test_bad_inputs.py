@@ -40,21 +40,24 @@ from harness import study_file, transfer
 from harness.backbone import build
 from harness.backbone.weights import Wheel, read_weights, weights_sha256
 from harness.data import load_target, open_image, read_examples, split_indices
+from harness.measure import Cpu
 from harness.optimizer import batches
 from harness.record import PlainInfo, Recorder
 from harness.rows import default_folder
 from harness.search import door, storage
 from harness.search.cells import CellSearch, first_draw
+from harness.search.outcomes import classify
 from harness.search.storage import open_storage
 from harness.spec import Study, TrialSpec, UserError, run_command
 from harness.stores import default_tracking_uri
 from harness.study import main
 from harness.study_file import load_study
+from harness.train import start
 
 ELSEWHERE = {
     1: "test_study_command.py::test_bad_study_file_is_refused_in_one_line",
     6: "test_spec.py::test_bad_field_of_a_study_is_named",
-    17: "test_search.py::test_space_that_fails_on_a_later_draw_is_a_users_error",
+    17: "test_search.py::test_space_that_fails_for_some_values_costs_those_trials_only",
     18: "test_spec.py::test_bad_field_of_a_study_is_named",
     26: "test_search.py::test_images_that_changed_since_are_refused",
     29: "test_record.py::test_deleted_experiment_is_refused_with_the_way_out",
@@ -254,6 +257,15 @@ def test_03_space_that_loops_is_refused_at_the_door() -> None:
         door.check_at_the_door(study)
     assert signal.getsignal(signal.SIGALRM) == before
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_20_batch_of_one_that_batch_norm_cannot_train_on_is_a_crash_that_says_so() -> None:
+    strategy = transfer.FullFineTune()
+    fields: dict[str, Any] = {"strategy": strategy, "source": "scratch", "resolution": 32}
+    one = TrialSpec("digits", "resnet18", **fields, shots=2, batch_size=1)
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel") as caught:
+        list(start(one, Cpu()))
+    assert classify(caught.value) == "crashed"
 
 
 def test_20_batch_larger_than_the_data_is_one_batch() -> None:

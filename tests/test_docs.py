@@ -206,3 +206,14 @@ def test_the_notebook_holds_the_outputs_of_all_its_cells_in_order() -> None:
     assert counts == list(range(1, len(counts) + 1))
     assert str(Path.home()) not in NOTEBOOK.read_text()
     assert sys.prefix not in NOTEBOOK.read_text()
+
+
+def test_every_fault_is_shown_by_tests_that_exist() -> None:
+    lines = (ROOT / "docs" / "pages" / "faults.md").read_text().splitlines()
+    rows = [line for line in lines if re.match(r"\| \d+ \|", line)]
+    assert [int(row.split("|")[1]) for row in rows] == list(range(1, 31))
+    for row in rows:
+        tests = re.findall(r"`(\w+\.py)::(\w+)`", row)
+        assert tests, row
+        for file, test in tests:
+            assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text(), test

@@ -85,7 +85,7 @@ class World:
         self.specs: list[TrialSpec] = []
         self.tested: list[TrialSpec] = []
         self.truth: Callable[[TrialSpec], tuple[float, float]] = truth
-        self.disturb: Callable[[TrialSpec, int], None] = lambda spec, epoch: None
+        self.disturb: Callable[[TrialSpec, int], object] = lambda spec, epoch: None
 
     def start(
         self, spec: TrialSpec, device: object, cache: object, checkpoint: object = None
@@ -609,6 +609,17 @@ def test_bad_end_is_recorded_in_both_places_and_the_study_goes_on(
     assert str(error.args[0]) in run.data.tags["reason"]
     assert lab.outcomes() == {"complete": 9, outcome: 1}
     lab.assert_nothing_is_running()
+
+
+@pytest.mark.parametrize(
+    "allocate", [lambda: torch.empty(2**60), lambda: np.empty(2**58)], ids=["torch", "numpy"]
+)
+def test_allocation_that_the_machine_refuses_is_oom(
+    allocate: Callable[[], object], world: World, lab: Lab
+) -> None:
+    world.disturb = lambda spec, epoch: len(world.specs) == 2 and allocate()
+    lab.run(make_study())
+    assert lab.outcomes() == {"complete": 9, "oom": 1}
 
 
 @pytest.mark.parametrize(
