@@ -205,9 +205,8 @@ def stores(tracking_uri: str, optuna_template: Path) -> Path:
     """The folder of both databases of a study that is half done."""
     folder = Path(tracking_uri.removeprefix("sqlite:///")).parent
     shutil.copy(optuna_template, folder / "optuna.db")
-    storage = open_storage(f"sqlite:///{folder}/optuna.db")
+    storage = optuna.storages.RDBStorage(f"sqlite:///{folder}/optuna.db")
     fill(storage)
-    assert isinstance(storage, optuna.storages.RDBStorage)
     storage.engine.dispose()
     Recorder(tracking_uri, INFO)
     return folder

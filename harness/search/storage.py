@@ -37,36 +37,45 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
         UserError: if it cannot be opened or written; a password in the URL is not shown.
     """
     try:
-        if url.startswith("journal:"):
-            path = Path(url.removeprefix("journal:"))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _repair_journal(path)
-            backend = JournalFileBackend(str(path))
-            return optuna.storages.JournalStorage(backend)
-        sqlite = sqlite_path(url)
-        if sqlite is None:
-            return open_patiently(url)
-        create_sqlite(sqlite, lambda uri: optuna.storages.RDBStorage(uri).engine.dispose())
-        _require_writable(sqlite)
-        if kind := _network_file_system(sqlite):
-            _log.warning(
-                "warning: %s lies on %s, where SQLite may lose trials when several machines write; "
-                "use --storage journal:PATH or a PostgreSQL server",
-                sqlite,
-                kind,
-            )
-        storage = optuna.storages.RDBStorage(
-            f"sqlite:///{sqlite}",
-            engine_kwargs={"connect_args": {"timeout": SQLITE_TIMEOUT_SECONDS}},
-        )
-        _begin_immediate(storage)
-        return storage
+        return _remembering(_open(url))
     except Exception as error:  # SQLAlchemy, sqlite3, OSError, ImportError of a driver, ...
         raise UserError(
             f"cannot open the storage {without_password(url)}: "
             f"{without_password(first_line(error))} "
             "(want sqlite:///PATH, journal:PATH or postgresql+psycopg://USER@HOST/DATABASE)"
         ) from error
+
+
+def _remembering(storage: optuna.storages.BaseStorage) -> optuna.storages.BaseStorage:
+    """The same, with one memory of the trials that have ended. Optuna gives each Study object a memory of its
+    own, and ten thousand trials take seconds to read."""
+    return optuna.storages.get_storage(storage)
+
+
+def _open(url: str) -> optuna.storages.BaseStorage:
+    if url.startswith("journal:"):
+        path = Path(url.removeprefix("journal:"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _repair_journal(path)
+        return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+    sqlite = sqlite_path(url)
+    if sqlite is None:
+        return open_patiently(url)
+    create_sqlite(sqlite, lambda uri: optuna.storages.RDBStorage(uri).engine.dispose())
+    _require_writable(sqlite)
+    if kind := _network_file_system(sqlite):
+        _log.warning(
+            "warning: %s lies on %s, where SQLite may lose trials when several machines write; "
+            "use --storage journal:PATH or a PostgreSQL server",
+            sqlite,
+            kind,
+        )
+    storage = optuna.storages.RDBStorage(
+        f"sqlite:///{sqlite}",
+        engine_kwargs={"connect_args": {"timeout": SQLITE_TIMEOUT_SECONDS}},
+    )
+    _begin_immediate(storage)
+    return storage
 
 
 def _repair_journal(path: Path) -> None:
@@ -150,7 +159,7 @@ def read_storage(url: str) -> optuna.storages.BaseStorage:
             if sqlite:
                 require_sqlite(sqlite)
                 url = f"sqlite:///file:{quote(str(sqlite))}?mode=ro&uri=true"
-            storage = optuna.storages.RDBStorage(url, skip_table_creation=True)
+            storage = _remembering(optuna.storages.RDBStorage(url, skip_table_creation=True))
         storage.get_all_studies()
     except Exception as error:  # SQLAlchemy, sqlite3, OSError, ImportError of a driver, ...
         raise UserError(
