@@ -572,6 +572,26 @@ def test_space_that_fails_for_some_values_costs_those_trials_only(world: World, 
     assert sorted(s.lr for s in world.specs if s not in world.tested) == sorted(rates)
 
 
+def test_space_that_loops_for_some_values_costs_those_trials_only(
+    world: World, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loops: list[float] = []
+
+    def loop_once(trial: BaseTrial, strategy: str) -> TrialSpec:
+        spec = space(trial, strategy)
+        if not loops:
+            loops.append(spec.lr)
+            while True:
+                pass
+        return spec
+
+    monkeypatch.setattr(cells, "DRAW_SECONDS", 0.3)
+    lab.run(make_study(space=loop_once))
+    assert lab.outcomes() == {"complete": 9, "crashed": 1}
+    (run,) = lab.runs(outcome="crashed")
+    assert run.data.tags["reason"] == "space: took longer than 0.3 s"
+
+
 def test_space_that_always_fails_stops_the_study(world: World, lab: Lab) -> None:
     def broken(trial: BaseTrial, strategy: str) -> TrialSpec:
         raise UserError("TrialSpec: lr must be a positive number, got -1")

@@ -22,6 +22,7 @@ from harness.backbone import weights_sha256
 from harness.data import load_target
 from harness.search.leases import OWNER, SESSION, Owner
 from harness.search.sampling import fixed, sampler_of
+from harness.search.signals import TrialTimeout, time_limit
 from harness.search.space import CarefulTrial
 from harness.spec import (
     Cell,
@@ -40,6 +41,8 @@ RETRIED: frozenset[str] = frozenset({"killed", "crashed", "audit_failed"})
 """Outcomes that say nothing about the configuration; a later run of the command tries again."""
 YIELDED = "yielded"
 """Of a trial in Optuna that was opened when another process had just taken the slot: nothing was run."""
+DRAW_SECONDS = 60.0
+"""So long `space` may take for one trial."""
 KILLED_AT_MOST = 3
 """Times that one run of the command begins a slot whose workers die."""
 
@@ -246,12 +249,13 @@ class CellSearch:
         seed = trial_seed(self.study, self.phase, index)
         drawn: TrialSpec | UserError
         try:
-            drawn = self.draw(trial, seed)
+            with time_limit(DRAW_SECONDS):
+                drawn = self.draw(trial, seed)
             inputs = inputs_of(drawn.target, drawn.backbone, drawn.source)
             trial.set_user_attr("spec", drawn.flat())
             trial.set_user_attr("inputs", inputs)
-        except UserError as error:  # with other values the space may work
-            drawn = error
+        except (UserError, TrialTimeout) as error:  # with other values the space may work
+            drawn = UserError(f"space: {error}" if isinstance(error, TrialTimeout) else str(error))
         except BaseException:
             self._optuna.tell(trial, state=TrialState.FAIL)
             raise
