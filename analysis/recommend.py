@@ -14,29 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.spec import UserError, run_command
+from harness.command import Parser, run_command, size
+from harness.sizes import parse_size
+from harness.spec import UserError
 
 if TYPE_CHECKING:  # imported where used: --help must not wait for them
     import pandas as pd
 
     from analysis.load import StudyTable
 
-UNITS = {"MB": 1e6 / 2**20, "GB": 1e9 / 2**20, "MIB": 1.0, "GIB": 1024.0}
-
-
-def mebibytes(text: str) -> float:
-    """8GiB, 500MB, ... in MiB.
-
-    Raises:
-        UserError: if it is not a size.
-    """
-    found = re.fullmatch(r"([0-9.]+) ?([MG]I?B)", text.strip().upper())
-    try:
-        if found and float(found[1]) > 0:
-            return float(found[1]) * UNITS[found[2]]
-    except ValueError:
-        pass
-    raise UserError(f"--max-memory {text!r} is not a size such as 8GiB or 500MB")
+MIB = 2**20
 
 
 def within(table: StudyTable, where: Sequence[str]) -> dict[str, list[str]]:
@@ -125,14 +112,16 @@ def _to_be_surer(table: StudyTable, row: pd.Series) -> str:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m analysis.recommend", description="The cell to use, and how sure that is."
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--study", metavar="NAME", help="study (MLflow experiment) name")
     what.add_argument("--table", type=Path, metavar="FILE", help="trials made elsewhere")
     parser.add_argument("--mapping", type=Path, metavar="FILE", help="its columns, for --table")
-    parser.add_argument("--max-memory", metavar="SIZE", help="e.g. 8GiB; median peak of a repeat")
+    parser.add_argument(
+        "--max-memory", type=size, metavar="SIZE", help="e.g. 8GiB; median peak of a repeat"
+    )
     parser.add_argument(
         "--max-minutes", type=float, default=math.inf, metavar="N", help="training time of a repeat"
     )
@@ -145,8 +134,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (2 for bad input)."""
-    options = parse(arguments)
-    return run_command(lambda: run(options))
+    return run_command(lambda: run(parse(arguments)))
 
 
 def run(options: argparse.Namespace) -> int:
@@ -155,12 +143,12 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: if the study cannot be read or a limit is not one.
     """
-    limit = mebibytes(options.max_memory) if options.max_memory else math.inf
+    if not options.max_minutes > 0:
+        raise UserError(f"--max-minutes must be above 0, got {options.max_minutes:g}")
+    limit = parse_size(options.max_memory) / MIB if options.max_memory else math.inf
     from analysis.report import read
 
     table = read(options.study, options.table, options.mapping, options.tracking_uri)
-    if not options.max_minutes > 0:
-        raise UserError(f"--max-minutes must be above 0, got {options.max_minutes:g}")
     said, any_fits = _recommend(table, options.where, limit, options.max_minutes)
     print(*said, sep="\n")
     return 0 if any_fits else 1

@@ -18,7 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.spec import SAFE_NAME, UserError, program, run_command, without_password
+from harness.command import Parser, program, run_command
+from harness.spec import SAFE_NAME, UserError, without_password
 
 if TYPE_CHECKING:  # imported where used: --help must not wait for them
     import jinja2
@@ -246,7 +247,7 @@ def _likeness(known: Similarity) -> dict[str, object]:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m analysis.report", description="Report of one study, as a page of its own."
     )
     what = parser.add_mutually_exclusive_group(required=True)
@@ -281,8 +282,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (2 for bad input)."""
-    options = parse(arguments)
-    return run_command(lambda: run(options))
+    return run_command(lambda: run(parse(arguments)))
 
 
 def read(

@@ -25,7 +25,7 @@ def commands() -> list[str]:
     """Modules that can be typed after `python -m`: those that parse a command line."""
     files = [*ROOT.glob("harness/*.py"), *ROOT.glob("harness/*/__main__.py")]
     files += ROOT.glob("analysis/*.py")
-    found = [f.relative_to(ROOT) for f in files if "ArgumentParser(" in f.read_text()]
+    found = [f.relative_to(ROOT) for f in files if " = Parser(" in f.read_text()]
     return sorted(".".join(f.with_suffix("").parts).removesuffix(".__main__") for f in found)
 
 

@@ -11,21 +11,56 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from harness.spec import UserError, run_command
+from harness.command import Parser, run_command
+from harness.display import as_table
+from harness.sizes import in_words
+from harness.spec import UserError
+
+if TYPE_CHECKING:
+    from harness.rows import Cache, Entry
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
+@dataclass(frozen=True)
+class CacheContents:
+    """What is kept; a table in a notebook.
+
+    Attributes:
+        folder: where.
+        entries: one per kind of rows, with its size in bytes and when it was last used.
+    """
+
+    folder: Path
+    entries: tuple[Entry, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all entries."""
+        return sum(entry.size for entry in self.entries)
+
+    def _repr_html_(self) -> str:
+        caption = f"{len(self.entries)} entries, {in_words(self.size)}, in {self.folder}"
+        rows = [(in_words(e.size), _when(e), e.what) for e in self.entries]
+        return as_table(caption, ("size", "last used", "what"), rows)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = Parser(
         prog="python -m harness.cache",
         description="List what is kept of frozen layers and decoded images, or delete it.",
     )
     parser.add_argument("--cache-dir", type=Path, help="the folder (default: in the user's cache)")
     parser.add_argument("--empty", action="store_true", help="delete every entry")
-    arguments = parser.parse_args(argv)
-    return run_command(lambda: run(arguments))
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return run_command(lambda: run(parse(argv)))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -34,22 +69,50 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: if the folder named does not exist.
     """
-    from harness.rows import Cache, default_folder, in_words
-
-    folder = arguments.cache_dir or default_folder()
-    if arguments.cache_dir and not folder.is_dir():
-        raise UserError(f"--cache-dir {folder} is not a folder")
-    cache = Cache(folder)
-    entries = cache.entries()
-    total = in_words(sum(entry.size for entry in entries))
+    found = list_cache(arguments.cache_dir)
     if arguments.empty:
-        print(f"deleted {cache.empty()} entries, {total}, from {folder}")
+        count = empty_cache(arguments.cache_dir)
+        print(f"deleted {count} entries, {in_words(found.size)}, from {found.folder}")
         return 0
-    for entry in entries:
-        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
-        print(f"{in_words(entry.size):>9}  last used {used}  {entry.what}")
-    print(f"{len(entries)} entries, {total}, in {folder}")
+    for entry in found.entries:
+        print(f"{in_words(entry.size):>9}  last used {_when(entry)}  {entry.what}")
+    print(f"{len(found.entries)} entries, {in_words(found.size)}, in {found.folder}")
     return 0
+
+
+def list_cache(folder: Path | None = None) -> CacheContents:
+    """What is kept of frozen layers and decoded images.
+
+    Args:
+        folder: where; None is the folder in the user's cache.
+
+    Raises:
+        UserError: if the folder named does not exist.
+    """
+    cache = _cache(folder)
+    assert cache.folder is not None
+    return CacheContents(cache.folder, tuple(cache.entries()))
+
+
+def empty_cache(folder: Path | None = None) -> int:
+    """Delete every entry, and say how many there were.
+
+    Raises:
+        UserError: if the folder named does not exist.
+    """
+    return _cache(folder).empty()
+
+
+def _cache(folder: Path | None) -> Cache:
+    from harness.rows import Cache, default_folder
+
+    if folder and not Path(folder).is_dir():
+        raise UserError(f"--cache-dir {folder} is not a folder")
+    return Cache(Path(folder) if folder else default_folder())
+
+
+def _when(entry: Entry) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
 
 
 if __name__ == "__main__":

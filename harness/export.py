@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.spec import TrialSpec, UserError, program, run_command
+from harness.command import Parser, program, run_command
+from harness.spec import TrialSpec, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,7 @@ class Exported:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m harness.export",
         description="Train a study's best configuration again and write it as plain files.",
     )
@@ -75,8 +76,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    arguments = parse(argv)
-    return run_command(lambda: run(arguments))
+    return run_command(lambda: run(parse(argv)))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -120,6 +120,9 @@ def export_model(
         UserError: if there is no such study or cell, the configuration cannot be trained here or cannot be
             written as a plain network, or the files do not predict what the network did.
     """
+    if register is not None and (not register or set("/:") & set(register)):
+        raise UserError(f"--register {register!r}: a name in MLflow's registry holds no '/' or ':'")
+
     from harness.measure import resolve_device
     from harness.record_runs import runs_of
     from harness.rows import Cache, default_folder
@@ -128,7 +131,7 @@ def export_model(
     from harness.winner.model import open_model, require_free
     from harness.winner.onnx import require_onnx, write_onnx
 
-    folder = out or Path("models", study)
+    folder = Path(out or Path("models", study))
     require_free(folder)
     if onnx:
         require_onnx()

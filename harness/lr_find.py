@@ -12,9 +12,35 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from harness.spec import UserError, run_command
+from harness.command import Parser, run_command
+from harness.spec import UserError
 from harness.study_file import load_study, study_path
+
+
+@dataclass(frozen=True)
+class LrRange:
+    """Where to search in one cell.
+
+    Attributes:
+        cell: its label.
+        low, high: learning rates; None where no gradient steps are taken.
+        rates: that were tried, rising, one per batch.
+        losses: after each, in nats.
+    """
+
+    cell: str
+    low: float | None = None
+    high: float | None = None
+    rates: tuple[float, ...] = ()
+    losses: tuple[float, ...] = ()
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.cell}: takes no gradient steps"
+        return f"{self.cell}: search between {self.low:.1e} and {self.high:.1e}"
 
 
 def suggest(
@@ -43,17 +69,21 @@ def suggest(
     return float(kept[int(slope.argmin())]), float(kept[lowest] / 10)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m harness.lr_find", description=__doc__)
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = Parser(prog="python -m harness.lr_find", description=__doc__)
     parser.add_argument("--space", required=True, type=study_path, help="study file")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     parser.add_argument("--steps", type=int, default=60, help="batches per cell (default: 60)")
     parser.add_argument(
         "--highest", type=float, default=1.0, help="last learning rate (default: 1)"
     )
-    arguments = parser.parse_args(argv)
-    return run_command(lambda: run(arguments))
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return run_command(lambda: run(parse(argv)))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -62,24 +92,43 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: on bad input.
     """
-    study = load_study(arguments.space)
-    if arguments.steps < 10 or not arguments.highest > 0:
+    find_lr(arguments.space, arguments.device, arguments.steps, arguments.highest)
+    return 0
+
+
+def find_lr(
+    path: str | Path, device: str = "auto", steps: int = 60, highest: float = 1.0
+) -> tuple[LrRange, ...]:
+    """A range test for each cell of a study, printed as it is done.
+
+    Args:
+        path: the study file, or the name of a shipped study.
+        device: "auto", "cpu", "cuda" or "mps".
+        steps: batches per cell, at least 10.
+        highest: last learning rate, above 0.
+
+    Raises:
+        UserError: on bad input.
+    """
+    if steps < 10 or not highest > 0:
         raise UserError("--steps must be at least 10 and --highest above 0")
+    study = load_study(study_path(str(path)))
 
     from harness.measure import resolve_device
     from harness.search.door import check_at_the_door
     from harness.train import Training
 
-    device = resolve_device(arguments.device)
+    where, found = resolve_device(device), []
     for label, spec in check_at_the_door(study).specs.items():
-        if spec.strategy.readout != "head":
-            print(f"{label}: takes no gradient steps")
-            continue
-        fit = Training(dataclasses.replace(spec, lr=arguments.highest), device)
-        rates, losses = zip(*fit.range_test(arguments.steps), strict=True)
-        low, high = sorted(suggest(rates, losses))
-        print(f"{label}: search between {low:.1e} and {high:.1e}")
-    return 0
+        if spec.strategy.readout == "head":
+            fit = Training(dataclasses.replace(spec, lr=highest), where)
+            rates, losses = zip(*fit.range_test(steps), strict=True)
+            low, high = sorted(suggest(rates, losses))
+            found.append(LrRange(label, low, high, rates, losses))
+        else:
+            found.append(LrRange(label))
+        print(found[-1], flush=True)
+    return tuple(found)
 
 
 if __name__ == "__main__":

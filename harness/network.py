@@ -18,7 +18,8 @@ from harness.backbone import Backbone
 from harness.data import Examples
 from harness.measure import Device
 from harness.prefix import PROBES, Cut, NoCut, Prefix, Tail, find_cut
-from harness.rows import Cache, Full, View, in_words
+from harness.rows import Cache, Full, View
+from harness.sizes import in_words
 from harness.spec import TrialSpec
 from harness.transfer import Scales
 

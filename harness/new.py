@@ -15,7 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.spec import SAFE_NAME, Study, UserError, program, run_command
+from harness.command import Parser, program, run_command
+from harness.spec import SAFE_NAME, Study, UserError
 from harness.study_file import load_study
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ LONG_MINUTES = 60.0
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m harness.new",
         description="Look at images, say what is found, and write a study file to edit.",
     )
@@ -40,8 +41,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    arguments = parse(argv)
-    return run_command(lambda: run(arguments))
+    return run_command(lambda: run(parse(argv)))
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.spec import UserError, run_command
+from harness.command import Parser, run_command
+from harness.spec import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,7 @@ class Prediction:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m harness.predict", description="Classify images with an exported model."
     )
     parser.add_argument("model", type=Path, help="folder that harness.export wrote")
@@ -56,8 +57,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    arguments = parse(argv)
-    return run_command(lambda: run(arguments))
+    return run_command(lambda: run(parse(argv)))
 
 
 def run(arguments: argparse.Namespace) -> int:

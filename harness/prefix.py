@@ -19,7 +19,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.backbone import Backbone
-from harness.rows import Cache, Positions, View, in_words
+from harness.rows import Cache, Positions, View
+from harness.sizes import in_words
 from harness.spec import first_line, versions
 
 WORTH = 20

@@ -9,17 +9,35 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.spec import UserError, run_command
+from harness.command import Parser, run_command
+from harness.spec import UserError
 from harness.study_file import run_file, study_path
 
 ROOT = Path("mlruns")
 
 
+@dataclass(frozen=True)
+class Pretrained:
+    """A source model that is there.
+
+    Attributes:
+        source: as a TrialSpec names it, "recorded:NAME".
+        resumed: it was recorded before, not trained now.
+        metrics: measured when it was trained.
+    """
+
+    source: str
+    resumed: bool
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m harness.pretrain",
         description="Train the `sources` of a file and record them; a trial names one as its source.",
         epilog="Running the same command again trains only what is not recorded yet.",
@@ -43,8 +61,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    arguments = parse(argv)
-    return run_command(lambda: run(arguments), "run the same command again to go on")
+    return run_command(lambda: run(parse(argv)), "run the same command again to go on")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -53,9 +70,34 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: on bad input.
     """
+    a = arguments
+    pretrain_sources(a.space, a.device, a.tracking_uri, a.cache_dir, a.dry_run)
+    return 0
+
+
+def pretrain_sources(
+    path: str | Path,
+    device: str = "auto",
+    tracking_uri: str | None = None,
+    cache_dir: Path | None = None,
+    dry_run: bool = False,
+) -> tuple[Pretrained, ...]:
+    """Train the `sources` of a file that are not recorded yet, and record them; progress is printed.
+
+    Args:
+        path: a Python file with `sources`, or the name of a shipped study.
+        device: "auto", "cpu", "cuda" or "mps".
+        tracking_uri: where they are recorded; None is the database in ./mlruns.
+        cache_dir: where decoded images are kept; None is the user's cache.
+        dry_run: only print what would be trained.
+
+    Raises:
+        UserError: on bad input, or if a loss is not finite.
+    """
     from harness.sources.spec import sources_of
 
-    sources = sources_of(run_file(arguments.space), arguments.space)
+    file = study_path(str(path))
+    sources = sources_of(run_file(file), file)
 
     import torch
 
@@ -69,32 +111,31 @@ def run(arguments: argparse.Namespace) -> int:
     from harness.stores import default_tracking_uri
     from harness.train import Diverged
 
-    device = resolve_device(arguments.device)
+    where = resolve_device(device)
     for spec in sources:
         check_backbone(spec.backbone)
     check_sources(sources)
-    if arguments.dry_run:
+    if dry_run:
         for spec in sources:
             print(f"{PREFIX}{spec.name} x {spec.models}: {spec.objective} on {spec.data}")
-        return 0
-    cache = Cache(arguments.cache_dir or default_folder())
-    tags = {"device": device.name, "threads": str(torch.get_num_threads())}
+        return ()
+    cache, done = Cache(cache_dir or default_folder()), list[Pretrained]()
+    tags = {"device": where.name, "threads": str(torch.get_num_threads())}
+    total = sum(spec.models for spec in sources)
     with sole_runner(ROOT, EXPERIMENT):
-        uri = arguments.tracking_uri or default_tracking_uri(ROOT)
-        recorder = Recorder(uri, PlainInfo(EXPERIMENT, NOTE))
-        total, resumed = sum(spec.models for spec in sources), 0
+        recorder = Recorder(tracking_uri or default_tracking_uri(ROOT), PlainInfo(EXPERIMENT, NOTE))
         try:
-            for count, done in enumerate(
-                pretrain_all(sources, recorder, device, tags, cache), start=1
-            ):
-                resumed += done.resumed
-                if not done.resumed:
-                    shown = ", ".join(f"{k} {v:.3g}" for k, v in metrics_of(done.model).items())
-                    print(f"[{count:>3}/{total}] {PREFIX}{done.model.name}: {shown}", flush=True)
+            for one in pretrain_all(sources, recorder, where, tags, cache):
+                name, metrics = f"{PREFIX}{one.model.name}", metrics_of(one.model)
+                done.append(Pretrained(name, one.resumed, metrics))
+                if not one.resumed:
+                    shown = ", ".join(f"{k} {v:.3g}" for k, v in metrics.items())
+                    print(f"[{len(done):>3}/{total}] {name}: {shown}", flush=True)
         except Diverged as error:
             raise UserError(f"training diverged ({error}); lower the source's lr") from error
+    resumed = sum(one.resumed for one in done)
     print(f"{total - resumed} models trained, {resumed} of {total} were recorded before")
-    return 0
+    return tuple(done)
 
 
 if __name__ == "__main__":

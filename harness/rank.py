@@ -10,13 +10,17 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from harness.spec import UserError, run_command
+from harness.command import Parser, run_command
+from harness.display import as_table
+from harness.spec import UserError
 
 if TYPE_CHECKING:
     from harness.similarity import Measurement
@@ -26,9 +30,39 @@ if TYPE_CHECKING:
 ROOT = Path("mlruns")
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """Sources for a target, the most promising first; a table in a notebook.
+
+    Attributes:
+        target: its name.
+        images: training images of it that were looked at.
+        candidates: with what each measure says of them.
+        measure: that they are ranked by.
+        evidence: how measures picked in recorded studies.
+        verdict: what to believe of it, in sentences.
+    """
+
+    target: str
+    images: int
+    candidates: tuple[Candidate, ...]
+    measure: str
+    evidence: tuple[Evidence, ...]
+    verdict: tuple[str, ...]
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for name in dict.fromkeys(n for c in self.candidates for n in c.measures):
+            measured = [c.measures[name] for c in self.candidates]
+            if not all(m.refused for m in measured):
+                rows.append((name, *map(_in_words, measured)))
+        caption = f"target {self.target}: {self.images} training images; {'; '.join(self.verdict)}"
+        return as_table(caption, ("measure", *(c.name for c in self.candidates)), rows)
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m harness.rank",
         description="Rank candidate sources for a target by measures of transferability.",
     )
@@ -56,8 +90,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    arguments = parse(argv)
-    return run_command(lambda: run(arguments))
+    return run_command(lambda: run(parse(argv)))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -66,9 +99,45 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: on bad input.
     """
-    for name, least in (("images", 10), ("resolution", 8)):
-        if getattr(arguments, name) < least:
-            raise UserError(f"--{name} must be at least {least}, got {getattr(arguments, name)}")
+    a = arguments
+    sources = a.sources.split(",") if a.sources else None
+    found = rank_sources(
+        a.target, sources, a.images, a.resolution, a.device, a.tracking_uri, a.cache_dir
+    )
+    print(f"target {found.target}: {found.images} training images looked at")
+    show(found.candidates)
+    show_evidence(found.evidence)
+    print(*found.verdict, sep="\n")
+    return 0
+
+
+def rank_sources(
+    target: str,
+    sources: Sequence[str] | None = None,
+    images: int = 200,
+    resolution: int = 96,
+    device: str = "auto",
+    tracking_uri: str | None = None,
+    cache_dir: Path | None = None,
+) -> Ranking:
+    """Which source should this target be learned from? Measured before paying for any training.
+
+    Args:
+        target: as in TrialSpec, e.g. "folder:PATH".
+        sources: backbones (with their ImageNet weights) and "recorded:NAME", at least 2; None are the
+            backbones whose weights are installed.
+        images: training images looked at, at least 10.
+        resolution: of the backbones, in pixels, at least 8.
+        device: "auto", "cpu", "cuda" or "mps".
+        tracking_uri: where studies are recorded; None is the database in ./mlruns.
+        cache_dir: where outputs of networks are kept; None is the user's cache.
+
+    Raises:
+        UserError: on bad input.
+    """
+    for name, value, least in (("images", images, 10), ("resolution", resolution, 8)):
+        if value < least:
+            raise UserError(f"--{name} must be at least {least}, got {value}")
 
     from harness.backbone.weights import WHEELS
     from harness.measure import resolve_device
@@ -78,26 +147,27 @@ def run(arguments: argparse.Namespace) -> int:
     from harness.sources.ranking import candidates, headline, pair_of, ranked, verdict
     from harness.stores import default_tracking_uri
 
-    device = resolve_device(arguments.device)
-    given = (arguments.sources or "").split(",") if arguments.sources else None
-    names = given or [name for name, wheel in WHEELS.items() if wheel.file()]
+    where = resolve_device(device)
+    names = [name for name, wheel in WHEELS.items() if wheel.file()] if sources is None else sources
     names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     if len(names) < 2:
         raise UserError(f"--sources must name at least 2, got {', '.join(names) or 'none'}")
-    pairs = [pair_of(n, arguments.target, arguments.resolution, arguments.images) for n in names]
-    runs = read_runs(arguments.tracking_uri or default_tracking_uri(ROOT), PHASES)
-    found = candidates(pairs, runs, device, Cache(arguments.cache_dir or default_folder()))
+    pairs = [pair_of(name, target, resolution, images) for name in names]
+    runs = read_runs(tracking_uri or default_tracking_uri(ROOT), PHASES)
+    found = candidates(pairs, runs, where, Cache(cache_dir or default_folder()))
     known = evidence(read_results(runs))
     measure = headline(found, known)
-    print(f"target {pairs[0].target}: {len(pairs[0].target_data[1])} training images looked at")
-    show(ranked(found, measure))
-    show_evidence(known)
-    for line in verdict(found, measure, known):
-        print(line)
-    return 0
+    return Ranking(
+        pairs[0].target,
+        len(pairs[0].target_data[1]),
+        tuple(ranked(found, measure)),
+        measure,
+        tuple(known),
+        tuple(verdict(found, measure, known)),
+    )
 
 
-def show(found: list[Candidate]) -> None:
+def show(found: Sequence[Candidate]) -> None:
     """A table: one row per measure that has a value for any candidate, one column per candidate."""
     names = dict.fromkeys(n for c in found for n in c.measures)
     absent: dict[str, list[str]] = {}
@@ -127,7 +197,7 @@ def console() -> Console:
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
 
-def show_evidence(known: list[Evidence]) -> None:
+def show_evidence(known: Sequence[Evidence]) -> None:
     """How each measure picked in recorded studies."""
     if not known:
         return

@@ -17,7 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.spec import TrialSpec, UserError, run_command
+from harness.command import Parser, run_command, size
+from harness.display import as_table
+from harness.sizes import parse_size
+from harness.spec import TrialSpec, UserError
 
 if TYPE_CHECKING:
     from harness.measure import Device
@@ -74,9 +77,36 @@ class Comparison:
         return "one is missing" if self.digits < 0 else f"{self.digits:.1f} digits"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
+@dataclass(frozen=True)
+class Replayed:
+    """A trial run again; a table in a notebook.
+
+    Attributes:
+        run_id: of the recorded trial.
+        agreed: bitwise where nothing that computes differs, within a tolerance elsewhere.
+        comparisons: every value of every epoch, then those of the test images; empty where it `ended`.
+        differs: what is not as it was, one line each.
+        ended: why it gave nothing to compare; else "".
+    """
+
+    run_id: str
+    agreed: bool
+    comparisons: tuple[Comparison, ...] = ()
+    differs: tuple[str, ...] = ()
+    ended: str = ""
+
+    def _repr_html_(self) -> str:
+        word = (
+            f"ended with {self.ended}" if self.ended else "agreed" if self.agreed else "DISAGREED"
+        )
+        rows = [(c.name, c.epoch, c.recorded, c.replayed, c.in_words) for c in self.comparisons]
+        columns = ("metric", "epoch", "recorded", "replayed", "")
+        return as_table(f"run {self.run_id}: {word}", columns, rows)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = Parser(
         prog="python -m harness.replay",
         description="Rerun a recorded trial and say whether it came out again, and to how many digits.",
     )
@@ -93,10 +123,17 @@ def main(argv: list[str] | None = None) -> int:
         help="read outputs of frozen layers from here (default: they are computed again)",
     )
     parser.add_argument(
-        "--cache-budget", default="10GiB", help="bytes kept there; 0 keeps nothing (default: 10GiB)"
+        "--cache-budget",
+        default="10GiB",
+        type=size,
+        help="bytes kept there; 0 keeps nothing (default: 10GiB)",
     )
-    arguments = parser.parse_args(argv)
-    return run_command(lambda: run(arguments))
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return run_command(lambda: run(parse(argv)))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -105,33 +142,59 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: on bad input.
     """
+    a = arguments
+    done = replay_run(a.run_id, a.tracking_uri, a.device, a.cache_dir, a.cache_budget)
+    return 0 if done.agreed else 1
+
+
+def replay_run(
+    run_id: str,
+    tracking_uri: str | None = None,
+    device: str | None = None,
+    cache_dir: Path | None = None,
+    cache_budget: str = "10GiB",
+) -> Replayed:
+    """Run a recorded trial again, and print how well it agrees. Nothing is recorded.
+
+    Args:
+        run_id: of a complete trial, from the MLflow UI.
+        tracking_uri: where it is recorded; None is the database in ./mlruns.
+        device: "auto", "cpu", "cuda" or "mps"; None is the recorded one if it is there.
+        cache_dir: outputs of frozen layers are read from here; None computes them again.
+        cache_budget: a size; "0" keeps nothing.
+
+    Raises:
+        UserError: on bad input.
+    """
     from harness.record_runs import read_run
-    from harness.rows import Cache, parse_size
+    from harness.rows import Cache
     from harness.stores import default_tracking_uri
 
-    budget = parse_size(arguments.cache_budget)
-    recorded = read_run(arguments.tracking_uri or default_tracking_uri(ROOT), arguments.run_id)
+    budget = parse_size(cache_budget)
+    recorded = read_run(tracking_uri or default_tracking_uri(ROOT), run_id)
     spec = spec_of(recorded)
-    device = _device(arguments.device, recorded)
+    where = _device(device, recorded)
     print(f"run {recorded.run_id} of study {recorded.experiment}: {recorded.name}")
-    changed = differences(recorded, _now(spec, device))
+    changed = differences(recorded, _now(spec, where))
     for line in changed.values():
         print(f"differs: {line}")
     if unknown := [t for t in (*COMPUTES, *INPUTS) if t not in recorded.tags]:
         print(f"not recorded, so not compared: {', '.join(unknown)}")
     # A folder of its own: what an earlier trial kept would not be computed again.
     with tempfile.TemporaryDirectory(prefix="replay-") as own:
-        cache = Cache((arguments.cache_dir or Path(own)) if budget else None, budget)
-        replayed = replay(spec, device, cache, test=recorded.tags["phase"] == "repeat")
+        cache = Cache((cache_dir or Path(own)) if budget else None, budget)
+        replayed = replay(spec, where, cache, test=recorded.tags["phase"] == "repeat")
     if isinstance(replayed, str):
         print(f"DISAGREED: recorded as complete, it now ends with {replayed}")
-        return 1
+        return Replayed(run_id, False, differs=tuple(changed.values()), ended=replayed)
     found, notes = replayed
     ways = differences(recorded, notes)
     for line in ways.values():
         print(f"differs: {line} (see --cache-budget)")
     elsewhere = bool(ways or changed.keys() & COMPUTES)
-    return _verdict(list(compared(recorded, found)), elsewhere)
+    values = list(compared(recorded, found))
+    agreed = _verdict(values, elsewhere)
+    return Replayed(run_id, agreed, tuple(values), (*changed.values(), *ways.values()))
 
 
 def spec_of(recorded: RecordedRun) -> TrialSpec:
@@ -225,8 +288,8 @@ def compared(
             yield Comparison(name, epoch, then.get(epoch, math.nan), now.get(epoch, math.nan))
 
 
-def _verdict(found: list[Comparison], elsewhere: bool) -> int:
-    """Print a line per metric and one in all; returns the exit code."""
+def _verdict(found: list[Comparison], elsewhere: bool) -> bool:
+    """Print a line per metric and one in all; says whether it agreed."""
     for name in dict.fromkeys(c.name for c in found):
         values = [c for c in found if c.name == name]
         last, equal = values[-1], sum(c.equal for c in values)
@@ -237,15 +300,15 @@ def _verdict(found: list[Comparison], elsewhere: bool) -> int:
         print(f"{line} ({equal} of {len(values)} epochs bitwise)" if name in PER_EPOCH else line)
     if all(c.equal for c in found):
         print("AGREED: bitwise equal")
-        return 0
+        return True
     close = all(c.error <= TOLERANCE for c in found)
     if elsewhere and close:
         print(f"AGREED within {TOLERANCE:g} (losses relative, accuracies absolute)")
         print("equal bits are promised only where nothing named above differs")
-        return 0
+        return True
     wanted = f"{TOLERANCE:g} is allowed" if elsewhere else "bitwise equal is promised here"
     print(f"DISAGREED: {wanted}")
-    return 1
+    return False
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import json
 import math
 import mmap
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -35,7 +34,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from harness.spec import UserError, first_line
+from harness.sizes import in_words
+from harness.spec import first_line
 
 Positions = NDArray[np.int64]
 Stamps = NDArray[np.uint8]
@@ -49,12 +49,6 @@ RESIDENT = GIB
 """Bytes of one mapped entry that are read before its pages are given back to the system."""
 _MARK = np.dtype([("sha256", np.uint8, 32), ("seconds", "<f4"), ("check", "<u4")])
 """Hash of a row and its stamp; seconds that it took; checksum of both."""
-UNITS = {"": 1, "b": 1} | {
-    f"{prefix}{suffix}": base**power
-    for power, prefix in enumerate("kmgt", start=1)
-    for suffix, base in (("", 1024), ("ib", 1024), ("b", 1000))
-}
-"""Unit of memory -> bytes, as GNU coreutils have it: G and GiB are 1024^3, GB is 1000^3."""
 
 
 class Full(Exception):
@@ -386,25 +380,3 @@ def default_folder() -> Path:
     except RuntimeError:
         return Path(tempfile.gettempdir()) / f"transfer-harness-{os.getuid()}"
     return folder / "transfer-harness"
-
-
-def parse_size(text: str) -> int:
-    """Bytes in a size such as "8GiB", "500MB", "2G" (= 2GiB) or "1000000".
-
-    Raises:
-        UserError: if it is no such size.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)\s*", text)
-    unit = UNITS.get(match[2].lower()) if match else None
-    if match is None or unit is None or len(match[1]) > 18:
-        raise UserError(f"size {text!r} is not understood; want one such as 8GiB, 500MB, 2G or 0")
-    return int(float(match[1]) * unit)
-
-
-def in_words(size: float) -> str:
-    """Bytes as people say them: "512 B", "1.5 MiB"."""
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.3g} {unit}"
-        size /= 1024
-    return f"{size:.3g} GiB"

@@ -12,15 +12,11 @@ import difflib
 import hashlib
 import itertools
 import math
-import os
 import re
-import shutil
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from harness.transfer import Scalar, Strategy, names, to_flat
@@ -78,35 +74,6 @@ def unknown_argument(error: BaseException) -> str:
     known = [f.name for f in dataclasses.fields(kind)]
     near = difflib.get_close_matches(found[2], known, n=3)
     return f"; did you mean {', '.join(near)}?" if near else f"; it has {', '.join(known)}"
-
-
-def run_command(run: Callable[[], int], if_stopped: str = "nothing was lost") -> int:
-    """The exit code of a command: bad input gives one line and 2, Ctrl-C 130, a closed pipe 1."""
-    try:
-        code = run()
-        sys.stdout.flush()
-        return code
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"stopped by Ctrl-C; {if_stopped}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader has gone (`| head`): what is still buffered must not raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-
-
-def program(name: str) -> str:
-    """How to type a program of this Python's environment here: plain when the shell finds that very one,
-    else by its path, relative when it lies below the current folder."""
-    path = Path(sys.executable).parent / name
-    found = shutil.which(name)
-    if found and Path(found).parent == path.parent:
-        return name
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 @cache

@@ -8,13 +8,17 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
+from typing import TYPE_CHECKING
 
-from harness.spec import run_command
+from harness.command import Parser, run_command
+
+if TYPE_CHECKING:
+    from harness.search.overview import Overview
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m harness.status",
         description="Say how far a study is and who works on what; only reads.",
     )
@@ -30,8 +34,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    arguments = parse(argv)
-    return run_command(lambda: run(arguments))
+    return run_command(lambda: run(parse(argv)))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -43,22 +46,38 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from harness.progress import picture, working_in_words
+
+    found = study_status(arguments.study, arguments.storage, arguments.tracking_uri)
+    Console(highlight=False).print(picture(found))
+    print("\nat work:" if found.working else "\nnobody works on it now")
+    for work in found.working:
+        print(f"  {working_in_words(work)}")
+    return 0
+
+
+def study_status(
+    study: str, storage: str | None = None, tracking_uri: str | None = None
+) -> Overview:
+    """How far a study is, and who works on what; a table in a notebook. Only reads.
+
+    Args:
+        study: its name.
+        storage: Optuna storage URL; None is the database beside MLflow's.
+        tracking_uri: where it is recorded; None is the database in ./mlruns.
+
+    Raises:
+        UserError: if there is no such study, or a store cannot be read.
+    """
     from harness.record_runs import info_of
     from harness.search.overview import Plan, overview
     from harness.search.storage import read_storage
     from harness.stores import default_tracking_uri, search_url
 
-    uri = arguments.tracking_uri or default_tracking_uri()
-    info = info_of(arguments.study, uri)
+    uri = tracking_uri or default_tracking_uri()
+    info = info_of(study, uri)
     cells = tuple(" | ".join(labels) for labels in itertools.product(*info.factors.values()))
     plan = Plan(info.name, cells, info.trials, info.repeats)
-    found = overview(plan, read_storage(arguments.storage or search_url(uri)))
-    console = Console(highlight=False)
-    console.print(picture(found))
-    print("\nat work:" if found.working else "\nnobody works on it now")
-    for work in found.working:
-        print(f"  {working_in_words(work)}")
-    return 0
+    return overview(plan, read_storage(storage or search_url(uri)))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.spec import Study, UserError, program, run_command, without_password
+from harness.command import Parser, program, run_command, size
+from harness.sizes import parse_size
+from harness.spec import Study, UserError, without_password
 from harness.study_file import load_study, question_of, study_path
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ ROOT = Path("mlruns")
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m harness.study",
         description="Tune every cell of a study, repeat what was chosen on fresh seeds, record it all.",
         epilog="Running the same command again goes on where the last run stopped.",
@@ -58,10 +60,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="where outputs of frozen layers are kept (default: user's cache)",
     )
     parser.add_argument(
-        "--cache-budget", default="10GiB", help="bytes kept there; 0 keeps nothing (default: 10GiB)"
+        "--cache-budget",
+        default="10GiB",
+        type=size,
+        help="bytes kept there; 0 keeps nothing (default: 10GiB)",
     )
     parser.add_argument(
         "--max-memory",
+        type=size,
         help="e.g. 8GiB: a trial whose forecast is higher is recorded as oom, not run",
     )
     parser.add_argument(
@@ -112,8 +118,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    arguments = parse(argv)
-    return run_command(lambda: run(arguments), "run the same command again to go on")
+    return run_command(lambda: run(parse(argv)), "run the same command again to go on")
 
 
 def _say(message: str, code: int) -> int:
@@ -141,16 +146,20 @@ def run(arguments: argparse.Namespace) -> int:
     # Heavy imports wait until the command line and the study file are known to be right.
     from harness.measure import resolve_device
     from harness.progress import show
-    from harness.rows import Cache, default_folder, parse_size
+    from harness.rows import Cache, default_folder
     from harness.search.costs import cell_costs
     from harness.search.door import check_at_the_door
     from harness.search.preemption import stop_on_request
     from harness.search.runner import Limits, StudyStopped, any_complete, prepare, run_study
     from harness.search.signals import Terminated, raise_on_terminate
+    from harness.search.storage import check_storage_url
     from harness.search.workers import Job, run_in_processes
 
+    if arguments.storage:
+        check_storage_url(arguments.storage)
     device = resolve_device(arguments.device)
     budget = parse_size(arguments.cache_budget)
+    max_memory = None if arguments.max_memory is None else parse_size(arguments.max_memory)
     cache = Cache((arguments.cache_dir or default_folder()) if budget else None, budget)
     if complaint := cache.complaint():
         print(f"warning: {complaint}; name another folder with --cache-dir", file=sys.stderr)
@@ -163,7 +172,6 @@ def run(arguments: argparse.Namespace) -> int:
         print(
             f"warning: MLFLOW_TRACKING_URI={shown} is not used; --tracking-uri is", file=sys.stderr
         )
-    max_memory = None if arguments.max_memory is None else parse_size(arguments.max_memory)
     if arguments.dry_run:
         print_plan(study, admitted.specs, device)
         print_costs(study, cell_costs(admitted.specs, device, cache), max_memory)

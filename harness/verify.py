@@ -12,7 +12,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from harness.spec import UserError, run_command, without_password
+from harness.command import Parser, run_command
+from harness.spec import UserError, without_password
 from harness.stores import default_tracking_uri, search_url, sqlite_path
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m harness.verify",
         description="Check a recorded study, repair what can be repaired, and say what was done.",
         epilog="Exit code 0: all holds; 1: something is missing or cannot be repaired.",
@@ -38,12 +39,32 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    arguments = parse(argv)
-    return run_command(lambda: run(arguments))
+    return run_command(lambda: run(parse(argv)))
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Everything after the command line has been read.
+
+    Raises:
+        UserError: if one of the stores, or the study in it, is not to be had.
+    """
+    verdict = verify_study(arguments.study, arguments.storage, arguments.tracking_uri)
+    show(arguments.study, verdict)
+    return 0 if verdict.holds else 1
+
+
+def verify_study(
+    study: str, storage: str | None = None, tracking_uri: str | None = None
+) -> Verdict:
+    """Check a recorded study, and repair what can be repaired.
+
+    Args:
+        study: its name.
+        storage: Optuna storage URL; None is the database beside MLflow's.
+        tracking_uri: where it is recorded; None is the database in ./mlruns.
+
+    Returns:
+        What was found, repaired and left; `holds` says whether all is well.
 
     Raises:
         UserError: if one of the stores, or the study in it, is not to be had.
@@ -54,16 +75,14 @@ def run(arguments: argparse.Namespace) -> int:
     from harness.search.leases import Owner, Watch
     from harness.search.storage import open_storage
 
-    uri = arguments.tracking_uri or default_tracking_uri()
-    info = info_of(arguments.study, uri)
-    url = arguments.storage or search_url(uri)
+    uri = tracking_uri or default_tracking_uri()
+    info = info_of(study, uri)
+    url = storage or search_url(uri)
     path = sqlite_path(url)
     if path is not None and not path.exists():
         raise UserError(f"there is no search storage {without_password(url)}; name it by --storage")
-    storage = open_storage(url)
-    verdict = verify(info, Stores(storage, uri, Recorder(uri, info), Watch(Owner.here())))
-    show(info.name, verdict)
-    return 0 if verdict.holds else 1
+    stores = Stores(open_storage(url), uri, Recorder(uri, info), Watch(Owner.here()))
+    return verify(info, stores)
 
 
 def show(name: str, verdict: Verdict) -> None:

@@ -347,19 +347,6 @@ def test_limits_leave_out_what_is_over_or_unmeasured_and_name_the_runs_that_woul
     assert recommend.recommendation(table, none, free[:0], "process")[0] == "No cell fits."
 
 
-@pytest.mark.parametrize(
-    ("text", "mib"), [("8GiB", 8192), ("512 MiB", 512), ("1gb", 1e9 / 2**20), ("1.5GiB", 1536)]
-)
-def test_sizes_are_read_with_their_units(text: str, mib: float) -> None:
-    assert recommend.mebibytes(text) == pytest.approx(mib)
-
-
-@pytest.mark.parametrize("text", ["8", "GiB", "1.2.3GB", "-1GB", "8 apples"])
-def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="not a size such as 8GiB"):
-        recommend.mebibytes(text)
-
-
 def test_a_study_of_several_targets_asks_which_one() -> None:
     table = study(repeats("a", [0.5]))
     info = Info("s", "", "", {"target": ["x", "y"], "net": ["a"]}, {}, 1, 1)

@@ -39,6 +39,7 @@ from PIL import Image
 from harness import study_file, transfer
 from harness.backbone import build
 from harness.backbone.weights import Wheel, read_weights, weights_sha256
+from harness.command import run_command
 from harness.data import load_target, open_image, read_examples, split_indices
 from harness.measure import Cpu
 from harness.optimizer import batches
@@ -48,7 +49,7 @@ from harness.search import door, storage
 from harness.search.cells import CellSearch, first_draw
 from harness.search.outcomes import classify
 from harness.search.storage import open_storage
-from harness.spec import Study, TrialSpec, UserError, run_command
+from harness.spec import Study, TrialSpec, UserError
 from harness.stores import default_tracking_uri
 from harness.study import main
 from harness.study_file import load_study
@@ -697,7 +698,7 @@ def test_68_output_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> N
 
 PRINTS = """
 import sys
-from harness.spec import run_command
+from harness.command import run_command
 sys.stdin.close()
 sys.exit(run_command(lambda: [print("x" * 100) for _ in range(10_000)] and 0))
 """

@@ -13,8 +13,7 @@ import torch
 
 from harness import cache as command
 from harness import rows as module
-from harness.rows import Cache, Full, Positions, Rows, View, in_words, parse_size
-from harness.spec import UserError
+from harness.rows import Cache, Full, Positions, Rows, View
 
 COUNT, SHAPE = 20, (2, 3)
 ROW = 24
@@ -300,34 +299,3 @@ def test_command_lists_and_empties(on_disk: Cache, capsys: pytest.CaptureFixture
 def test_default_folder_is_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert module.default_folder() == tmp_path / "transfer-harness"
-
-
-@pytest.mark.parametrize(("size", "words"), [(5, "5 B"), (1536, "1.5 KiB"), (3 * 2**30, "3 GiB")])
-def test_bytes_are_said_as_people_say_them(size: int, words: str) -> None:
-    assert in_words(size) == words
-
-
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [
-        ("8GiB", 8 * 2**30),
-        ("8 gib", 8 * 2**30),
-        ("500MB", 500_000_000),
-        ("2G", 2 * 2**30),
-        ("1.5K", 1536),
-        ("1TB", 10**12),
-        (" 1000 ", 1000),
-        ("12B", 12),
-        ("0", 0),
-    ],
-)
-def test_sizes_are_read_as_coreutils_does(text: str, wanted: int) -> None:
-    assert parse_size(text) == wanted
-
-
-@pytest.mark.parametrize(
-    "text", ["9" * 400, "", "GiB", "-1GB", "8 gigs", "1e9", "1,5G", "nan", "8GiB4"]
-)
-def test_size_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="want one such as 8GiB"):
-        parse_size(text)

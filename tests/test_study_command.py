@@ -297,12 +297,12 @@ def test_dry_run_marks_what_would_not_fit(here: Path, capfd: pytest.CaptureFixtu
     assert capfd.readouterr().out.count("MORE THAN 1 KiB: would not run") == 2
 
 
-@pytest.mark.parametrize("option", ["--max-memory", "--cache-budget"])
-def test_size_that_is_none_is_refused(
-    option: str, here: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("url", ["nonsense", "journal:.", "sqlite:///toy.py"])
+def test_storage_that_cannot_be_one_is_refused_before_images_are_read(
+    url: str, here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--space", "toy.py", option, "8 gigs"]) == 2
-    assert "want one such as 8GiB" in capfd.readouterr().err
+    write(here, "digits", "folder:gone")  # what is read later, and refused then
+    assert_refused(capfd, here, "cannot open the storage", "--storage", url)
 
 
 def test_reuse_can_be_switched_off_and_its_folder_named(here: Path, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from harness.forecast import Forecast, forecast
 from harness.measure import MIB, Device
-from harness.rows import Cache, in_words
+from harness.rows import Cache
+from harness.sizes import in_words
 from harness.spec import Study, TrialSpec
 from harness.train import Training
 

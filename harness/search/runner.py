@@ -23,7 +23,7 @@ from harness.checkpoint import BadCheckpoint
 from harness.forecast import forecast
 from harness.measure import MIB, Device
 from harness.record import Recorder
-from harness.rows import Cache, in_words
+from harness.rows import Cache
 from harness.search.cells import (
     CellSearch,
     Claim,
@@ -36,6 +36,7 @@ from harness.search.leases import OWNER, Owner, Watch, held
 from harness.search.outcomes import NOT_RUN, Row, classify, reason_of
 from harness.search.preemption import Checkpoints, stop_if_asked
 from harness.search.signals import Terminated, TrialTimeout, if_hung, time_limit
+from harness.sizes import in_words
 from harness.spec import (
     EpochResult,
     Study,

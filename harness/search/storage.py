@@ -13,6 +13,7 @@ from urllib.parse import quote
 import optuna
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy import event
+from sqlalchemy.engine import make_url
 
 from harness.search.patience import open_patiently
 from harness.spec import UserError, first_line, without_password
@@ -39,11 +40,32 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
     try:
         return _remembering(_open(url))
     except Exception as error:  # SQLAlchemy, sqlite3, OSError, ImportError of a driver, ...
-        raise UserError(
-            f"cannot open the storage {without_password(url)}: "
-            f"{without_password(first_line(error))} "
-            "(want sqlite:///PATH, journal:PATH or postgresql+psycopg://USER@HOST/DATABASE)"
-        ) from error
+        raise _cannot_open(url, error) from error
+
+
+def check_storage_url(url: str) -> None:
+    """Refuse what cannot be a storage's URL, before anything slow is done. Nothing is opened or made.
+
+    Raises:
+        UserError: as `open_storage` would.
+    """
+    try:
+        if url.startswith("journal:"):
+            if Path(url.removeprefix("journal:")).is_dir():
+                raise IsADirectoryError("it is a folder")
+        elif (sqlite := sqlite_path(url)) is None:
+            make_url(url).get_dialect().import_dbapi()
+        elif sqlite.exists():
+            require_sqlite(sqlite)
+    except Exception as error:  # SQLAlchemy, sqlite3, OSError, ImportError of a driver
+        raise _cannot_open(url, error) from error
+
+
+def _cannot_open(url: str, error: Exception) -> UserError:
+    return UserError(
+        f"cannot open the storage {without_password(url)}: {without_password(first_line(error))} "
+        "(want sqlite:///PATH, journal:PATH or postgresql+psycopg://USER@HOST/DATABASE)"
+    )
 
 
 def _remembering(storage: optuna.storages.BaseStorage) -> optuna.storages.BaseStorage:

@@ -9,17 +9,41 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from harness.spec import UserError, run_command
+from harness.command import Parser, run_command
+from harness.display import as_table
+from harness.spec import UserError
 from harness.study_file import load_study, study_path
+
+if TYPE_CHECKING:
+    from harness.similarity import Measurement
 
 ROOT = Path("mlruns")
 
 
+@dataclass(frozen=True)
+class PairMeasured:
+    """How alike a source and a target are; a table in a notebook.
+
+    Attributes:
+        name: of the pair.
+        measurements: one per measure, those that refused too.
+    """
+
+    name: str
+    measurements: tuple[Measurement, ...]
+
+    def _repr_html_(self) -> str:
+        rows = [(m.name, f"{m.value:.3g}", m.better, m.reason) for m in self.measurements]
+        return as_table(self.name, ("measure", "value", "better", "why not"), rows)
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m harness.similarity",
         description="Measure every pair of a source and a target that a study compares.",
         epilog="Running the same command again measures only what is not recorded yet.",
@@ -47,8 +71,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    arguments = parse(argv)
-    return run_command(lambda: run(arguments), "run the same command again to go on")
+    return run_command(lambda: run(parse(argv)), "run the same command again to go on")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -57,10 +80,36 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: on bad input.
     """
+    a = arguments
+    measure_similarity(a.space, a.device, a.tracking_uri, a.cache_dir, a.resamples)
+    return 0
 
-    if arguments.resamples is not None and arguments.resamples < 0:
-        raise UserError(f"--resamples must be at least 0, got {arguments.resamples}")
-    study = load_study(arguments.space)
+
+def measure_similarity(
+    path: str | Path,
+    device: str = "auto",
+    tracking_uri: str | None = None,
+    cache_dir: Path | None = None,
+    resamples: int | None = None,
+) -> tuple[PairMeasured, ...]:
+    """Measure every pair of a source and a target that a study compares, print and record it.
+
+    Args:
+        path: the study file, or the name of a shipped study.
+        device: "auto", "cpu", "cuda" or "mps".
+        tracking_uri: where it is recorded; None is the database in ./mlruns.
+        cache_dir: where outputs of networks are kept; None is the user's cache.
+        resamples: behind each interval; 0 for none, None for each measure's own.
+
+    Returns:
+        The pairs that were measured now; those recorded before are in `analysis.load_study(...).measures`.
+
+    Raises:
+        UserError: on bad input.
+    """
+    if resamples is not None and resamples < 0:
+        raise UserError(f"--resamples must be at least 0, got {resamples}")
+    study = load_study(study_path(str(path)))
 
     from harness.measure import resolve_device
     from harness.record import PlainInfo, Recorder
@@ -68,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
     from harness.sources.measuring import Measuring, as_run, pairs_of, shared_images
     from harness.stores import default_tracking_uri
 
-    device = resolve_device(arguments.device)
+    where = resolve_device(device)
     pairs = pairs_of(study)
     for pair in pairs:
         if shared := shared_images(pair):
@@ -76,20 +125,22 @@ def run(arguments: argparse.Namespace) -> int:
                 f"warning: {pair.name}: the source learned from {shared} images of the target",
                 file=sys.stderr,
             )
-    recorder = Recorder(arguments.tracking_uri or default_tracking_uri(ROOT), PlainInfo(study.name))
+    recorder = Recorder(tracking_uri or default_tracking_uri(ROOT), PlainInfo(study.name))
     known = {run.get("pair_sha256") for run in recorder.kept("similarity")}
     todo = [pair for pair in pairs if pair.identity() not in known]
+    done: list[PairMeasured] = []
     if todo:
-        measuring = Measuring(pairs, device, Cache(arguments.cache_dir or default_folder()))
+        measuring = Measuring(pairs, where, Cache(cache_dir or default_folder()))
     for count, pair in enumerate(todo, start=1):
-        found = list(measuring.measure(pair, arguments.resamples))
+        found = list(measuring.measure(pair, resamples))
         tags, metrics = as_run(pair, found)
         tags["study"] = study.name
         recorder.keep(f"similarity {pair.name}", pair.spec.flat(), tags, metrics)
         shown = ", ".join(f"{m.name} {m.value:.3g}" for m in found if not m.refused)
         print(f"[{count:>3}/{len(todo)}] {pair.name}: {shown}", flush=True)
+        done.append(PairMeasured(pair.name, tuple(found)))
     print(f"{len(todo)} pairs measured, {len(pairs) - len(todo)} were recorded before")
-    return 0
+    return tuple(done)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,77 @@
+"""What have all commands in common? Bad input in one line, exit codes, how a program is typed here."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from harness.sizes import parse_size
+from harness.spec import UserError
+
+PLAINER = {
+    r"invalid int value: (.*)": r"want a whole number, got \1",
+    r"invalid float value: (.*)": r"want a number, got \1",
+}
+"""What argparse says -> what it means."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are bad input like any other: to be parsed inside `run_command`."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError in place of printing the usage and ending the process."""
+        for said, plainer in PLAINER.items():
+            message = re.sub(said, plainer, message)
+        if message.startswith("unrecognized arguments: "):
+            wrong = message.partition(": ")[2]
+            options = [w.partition("=")[0] for w in wrong.split() if w.startswith("-")]
+            known = [o for o in self._option_string_actions if o.startswith("--")]
+            near = [n for o in options for n in difflib.get_close_matches(o, known, n=1)]
+            hint = f"did you mean {', '.join(near)}?" if near else f"see {self.prog} --help"
+            message = f"there is no {wrong}; {hint}"
+        raise UserError(message)
+
+
+def size(text: str) -> str:
+    """For an option that is a number of bytes: as it was written, if it can be understood."""
+    try:
+        parse_size(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def run_command(run: Callable[[], int], if_stopped: str = "nothing was lost") -> int:
+    """The exit code of a command: bad input gives one line and 2, Ctrl-C 130, a closed pipe 1."""
+    try:
+        code = run()
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"stopped by Ctrl-C; {if_stopped}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader has gone (`| head`): what is still buffered must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def program(name: str) -> str:
+    """How to type a program of this Python's environment here: plain when the shell finds that very one,
+    else by its path, relative when it lies below the current folder."""
+    path = Path(sys.executable).parent / name
+    found = shutil.which(name)
+    if found and Path(found).parent == path.parent:
+        return name
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

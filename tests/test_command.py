@@ -1,0 +1,143 @@
+"""What every command says to input that is wrong: one line, exit code 2; and how sizes are read."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from harness.sizes import in_words, parse_size
+from harness.spec import UserError
+
+NEEDED: Mapping[str, tuple[str, ...]] = {
+    "analysis.recommend": ("--study", "x"),
+    "analysis.report": ("--study", "x"),
+    "harness.cache": (),
+    "harness.export": ("--study", "x"),
+    "harness.lr_find": ("--space", "x.py"),
+    "harness.new": ("--target", "digits"),
+    "harness.predict": ("model", "image.png"),
+    "harness.pretrain": ("--space", "x.py"),
+    "harness.rank": ("--target", "digits"),
+    "harness.replay": ("id",),
+    "harness.similarity": ("--space", "x.py"),
+    "harness.status": ("--study", "x"),
+    "harness.study": ("--space", "x.py"),
+    "harness.verify": ("--study", "x"),
+}
+"""Command -> what it cannot do without."""
+
+
+def said(command: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a command refuses its arguments with."""
+    package = importlib.util.find_spec(command)
+    assert package is not None
+    name = f"{command}.__main__" if package.submodule_search_locations else command
+    assert importlib.import_module(name).main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("error: ")
+    return err.removeprefix("error: ").rstrip()
+
+
+def test_every_command_is_in_the_table() -> None:
+    root = Path(__file__).parents[1]
+    spec = importlib.util.spec_from_file_location("docs_hooks", root / "docs" / "hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    assert hooks.commands() == sorted(NEEDED)
+
+
+@pytest.mark.parametrize("command", NEEDED)
+def test_unknown_option_is_refused_in_one_line(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = said(command, [*NEEDED[command], "--zzz"], capsys)
+    assert line == f"there is no --zzz; see python -m {command} --help"
+
+
+@pytest.mark.parametrize("command", [c for c in NEEDED if NEEDED[c]])
+def test_missing_argument_is_named(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = said(command, [], capsys)
+    if NEEDED[command][0].startswith("--"):
+        assert NEEDED[command][0] in line
+    assert "required" in line
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "line"),
+    [
+        ("study", ["--trails", "3"], "there is no --trails 3; did you mean --trials?"),
+        ("study", ["--trials", "many"], "argument --trials: want a whole number, got 'many'"),
+        ("study", ["--max-minutes=1h"], "argument --max-minutes: want a number, got '1h'"),
+        ("study", ["--engine=dask"], "argument --engine: invalid choice: 'dask' (choose from"),
+        ("study", ["--quiet", "--verbose"], "argument --verbose: not allowed with argument --quiet"),
+        ("study", ["--max-memory", "lots"], "argument --max-memory: size 'lots' is not understood"),
+        ("study", ["--cache-budget", "-1"], "argument --cache-budget: size '-1' is not understood"),
+        ("replay", ["--cache-budget", "8 gigs"], "argument --cache-budget: size '8 gigs' is not understood"),
+        ("predict", ["--top"], "argument --top: expected one argument"),
+        ("predict", ["--top=0"], "--top must be at least 1, got 0"),
+        ("export", ["--register", "a/b"], "--register 'a/b': a name in MLflow's registry holds no"),
+        ("lr_find", ["--steps", "9"], "--steps must be at least 10 and --highest above 0"),
+        ("rank", ["--images", "9"], "--images must be at least 10, got 9"),
+        ("similarity", ["--resamples=-1"], "--resamples must be at least 0, got -1"),
+    ],
+)  # fmt: skip
+def test_wrong_value_is_refused_before_anything_is_read(
+    command: str, arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needed = NEEDED[f"harness.{command}"]  # none of the files and studies in it exists
+    assert said(f"harness.{command}", [*needed, *arguments], capsys).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--max-memory", "8 apples"], "argument --max-memory: size '8 apples' is not understood"),
+        (["--max-minutes", "0"], "--max-minutes must be above 0, got 0"),
+    ],
+)
+def test_limit_of_a_recommendation_is_refused_before_the_study_is_read(
+    arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said("analysis.recommend", ["--study", "x", *arguments], capsys).startswith(line)
+
+
+# --- sizes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "words"), [(5, "5 B"), (1536, "1.5 KiB"), (3 * 2**30, "3 GiB")])
+def test_bytes_are_said_as_people_say_them(size: int, words: str) -> None:
+    assert in_words(size) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("8GiB", 8 * 2**30),
+        ("8 gib", 8 * 2**30),
+        ("500MB", 500_000_000),
+        ("2G", 2 * 2**30),
+        ("1.5K", 1536),
+        ("1TB", 10**12),
+        (" 1000 ", 1000),
+        ("12B", 12),
+        ("0", 0),
+    ],
+)
+def test_sizes_are_read_as_coreutils_does(text: str, wanted: int) -> None:
+    assert parse_size(text) == wanted
+
+
+@pytest.mark.parametrize(
+    "text", ["9" * 400, "", "GiB", "-1GB", "8 gigs", "1e9", "1,5G", "nan", "8GiB4"]
+)
+def test_size_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="want one such as 8GiB"):
+        parse_size(text)
