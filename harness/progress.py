@@ -5,8 +5,11 @@ python -m harness.study --space studies/freeze_depth.py
 
 from __future__ import annotations
 
+import html
+import io
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta
 from typing import Literal
@@ -18,14 +21,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from harness.search.overview import CellProgress, Overview, Plan, Working, overview
+from harness.search.cells import RETRIED
+from harness.search.overview import COLUMNS, Overview, Plan, Working, overview
 from harness.search.runner import TrialDone
 from harness.spec import Study
 
 Detail = Literal["quiet", "normal", "verbose"]
 
 PAUSE = 50
-"""The table is read again after so many times as long as reading it takes: at most 2 % of a study."""
+"""The study is read again after so many times as long as reading it takes: at most 2 % of one core."""
+EVERY_SECONDS = 1.0
+"""So often the table is drawn, at most."""
+MOST_AT_WORK = 8
 
 
 def show(
@@ -33,36 +40,85 @@ def show(
     storage: optuna.storages.BaseStorage,
     events: Iterator[TrialDone],
     detail: Detail = "normal",
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Progress until the events end.
 
-    On a terminal a table that is kept up to date, above it trials that failed (verbose: all of them). In a
-    pipe one line per trial. Verbose adds the accuracy after each epoch, quiet leaves only the last lines.
+    On a terminal and in a notebook a table that is kept up to date, above it trials that failed (verbose: all
+    of them). In a pipe one line per trial. Verbose adds the accuracy after each epoch, quiet leaves only the
+    last lines. Counts are those of the whole study, whoever works on it.
 
     Args:
         study: that is run.
         storage: its Optuna storage, where also the work of other processes is seen.
         events: of run_study or run_in_processes.
         detail: how much is said.
+        clock: seconds, never going back.
     """
     console = Console(highlight=False)
-    plan, resumed = Plan.of(study), 0
-    live = console.is_terminal and detail != "quiet"
-    shown: AbstractContextManager[_Board | None]
-    shown = _Board(console, plan, storage) if live else nullcontext()
-    with shown as board:
-        for number, event in enumerate(events, 1):
+    plan = Plan.of(study)
+    looks = _Looks(plan, storage, clock)
+    before, resumed, own = looks.now().done, 0, 0
+    live = (console.is_terminal or console.is_jupyter) and detail != "quiet"
+    with _Board(console, looks) if live else nullcontext():
+        for event in events:
             if event.result is None:
                 resumed += 1
-            elif detail == "verbose" or (detail == "normal" and (not live or _failed(event))):
-                for line in _lines(f"[{number:>3}/{plan.slots}] ", event, detail == "verbose"):
-                    console.print(line, markup=False, soft_wrap=True)
-            if board:
-                board.refresh()
-    if resumed:
-        console.print(f"{resumed} of {plan.slots} were finished before and not run again")
-    if resumed == plan.slots:
-        console.print("nothing was left to do")
+                continue
+            own += event.result.outcome not in RETRIED
+            if detail == "verbose" or (detail == "normal" and (not live or _failed(event))):
+                counted = f"[{looks.count(event):>3}/{plan.slots}] "
+                for line in _lines(counted, event, detail == "verbose"):
+                    _say(console, line)
+    others = looks.now(anyway=True).done - before - own
+    # A cell that chooses otherwise now leaves repeats behind that were done before.
+    if kept := min(before, resumed):
+        _say(console, f"{kept} of {plan.slots} were finished before and not run again")
+    if others > 0:
+        _say(console, f"{others} of {plan.slots} were run by other processes meanwhile")
+    if resumed == plan.slots and not own:
+        _say(console, "nothing was left to do")
+
+
+def _say(console: Console, line: str) -> None:
+    if console.is_jupyter:  # where each line of rich's would be an output of its own
+        print(line)
+    else:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+class _Looks:
+    """The study as its storage has it, read again when that is cheap enough; for any thread."""
+
+    def __init__(
+        self, plan: Plan, storage: optuna.storages.BaseStorage, clock: Callable[[], float]
+    ) -> None:
+        self._plan, self._storage, self._clock = plan, storage, clock
+        self._lock = threading.Lock()
+        self._read()
+
+    def _read(self) -> None:
+        started = self._clock()
+        self._found = overview(self._plan, self._storage)
+        self._done = self._found.done
+        now = self._clock()
+        self._due = now + PAUSE * (now - started)
+
+    def now(self, anyway: bool = False) -> Overview:
+        """As it was a moment ago at the latest."""
+        with self._lock:
+            if anyway or self._clock() >= self._due:
+                self._read()
+            return self._found
+
+    def count(self, event: TrialDone) -> int:
+        """How many slots of the whole study are done, with this one that was done a moment ago."""
+        with self._lock:
+            if self._clock() >= self._due:
+                self._read()
+            elif event.result is not None and event.result.outcome not in RETRIED:
+                self._done += 1
+            return self._done
 
 
 def _failed(event: TrialDone) -> bool:
@@ -85,37 +141,83 @@ def _lines(counted: str, event: TrialDone, with_curve: bool) -> Iterator[str]:
 
 
 class _Board(AbstractContextManager["_Board"]):
-    """The table on a terminal, read anew between trials, so that nothing runs beside what is measured."""
+    """The table, kept up to date by a thread of its own: a trial may take hours, and its epochs are seen."""
 
-    def __init__(self, console: Console, plan: Plan, storage: optuna.storages.BaseStorage) -> None:
-        self._plan, self._storage = plan, storage
-        self._view = Live(console=console, auto_refresh=False)
-        self._due = 0.0
+    def __init__(self, console: Console, looks: _Looks) -> None:
+        self._looks = looks
+        self._view = _InNotebook() if console.is_jupyter else _OnTerminal(console)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="progress", daemon=True)
 
     def __enter__(self) -> _Board:
         self._view.__enter__()
-        self.refresh()
+        self._draw()
+        self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join(2 * EVERY_SECONDS)  # a storage that hangs must not hold up Ctrl-C
         try:
             if error == (None, None, None):
-                self._due = 0.0
-                self.refresh()
+                self._view.draw(self._looks.now(anyway=True), over=True)
         finally:
             self._view.__exit__(None, None, None)
 
-    def refresh(self) -> None:
-        """Read and show it again, unless that was done a moment ago."""
-        started = time.monotonic()
-        if started >= self._due:
-            self._view.update(picture(overview(self._plan, self._storage, idle=1)), refresh=True)
-            now = time.monotonic()
-            self._due = now + PAUSE * (now - started)
+    def _keep(self) -> None:
+        while not self._over.wait(EVERY_SECONDS):
+            try:
+                self._draw()
+            except Exception:  # a storage that is away for a while; whoever runs trials will say so
+                continue
+
+    def _draw(self) -> None:
+        self._view.draw(self._looks.now())
 
 
-def picture(found: Overview) -> Group:
-    """The study so far, for rich: what is done, how trials ended, one row per cell."""
+class _OnTerminal(AbstractContextManager["_OnTerminal"]):
+    """The last lines of a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._live = Live(console=console, auto_refresh=False)
+
+    def __enter__(self) -> _OnTerminal:
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.__exit__(None, None, None)
+
+    def draw(self, found: Overview, over: bool = False) -> None:
+        """In place of what was there."""
+        shown = picture(found) if over else Group(picture(found), *at_work(found))
+        self._live.update(shown, refresh=True)
+
+
+class _InNotebook(AbstractContextManager["_InNotebook"]):
+    """One output of a cell. In the end two lines of it are left: the result's own table comes after it."""
+
+    def __enter__(self) -> _InNotebook:
+        from IPython.display import display
+
+        self._handle = display({"text/plain": ""}, raw=True, display_id=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def draw(self, found: Overview, over: bool = False) -> None:
+        """In place of what was there."""
+        made = Console(file=io.StringIO(), width=100, force_jupyter=False, highlight=False)
+        made.print(*(_head(found) if over else (picture(found), *at_work(found))), sep="\n")
+        assert isinstance(made.file, io.StringIO)
+        text = made.file.getvalue().rstrip()
+        shown = {"text/plain": text, "text/html": f"<pre>{html.escape(text)}</pre>"}
+        self._handle.update(shown, raw=True)
+
+
+def _head(found: Overview) -> tuple[Table, str]:
+    """What is done, and how trials ended."""
     done, total = found.done, found.plan.slots
     left = "" if found.seconds_left is None else f", about {duration(found.seconds_left)} left"
     head = Table.grid(padding=(0, 1))
@@ -125,23 +227,25 @@ def picture(found: Overview) -> Group:
         ProgressBar(total, done, width=16),
         f"{done} of {total}{left if done < total else ', done'} ({now})",
     )
-    table = Table("cell", box=None, pad_edge=False, header_style="bold")
-    for name in ("trials", "repeats", "best validation", "median training", "peak memory"):
+    return head, f"outcomes: {outcomes_in_words(found)}"
+
+
+def picture(found: Overview) -> Group:
+    """The study so far, for rich: what is done, how trials ended, one row per cell."""
+    table = Table(COLUMNS[0], box=None, pad_edge=False, header_style="bold")
+    for name in COLUMNS[1:]:
         table.add_column(name, justify="right")
-    for cell in found.cells:
-        table.add_row(*(Text(value) for value in _row(found.plan, cell)))
-    return Group(head, f"outcomes: {outcomes_in_words(found)}", table)
+    for row in found.rows():
+        table.add_row(*map(Text, row))
+    return Group(*_head(found), table)
 
 
-def _row(plan: Plan, cell: CellProgress) -> tuple[str, ...]:
-    return (
-        cell.cell,
-        f"{cell.trials}/{plan.trials}",
-        f"{cell.repeats}/{plan.repeats}",
-        "" if cell.best is None else f"{cell.best:.1%}",
-        "" if cell.seconds is None else f"{cell.seconds:.1f} s",
-        "" if cell.peak_mib is None else f"{cell.peak_mib:.0f} MiB",
-    )
+def at_work(found: Overview) -> list[Text]:
+    """The trials that are being run, and how far each is."""
+    alive = [work for work in found.working if not work.gone]
+    lines = [f"{work.slot}: {epochs_in_words(work)}" for work in alive[:MOST_AT_WORK]]
+    more = [f"and {len(alive) - MOST_AT_WORK} more"] if len(alive) > MOST_AT_WORK else []
+    return [Text(f"now {line}", style="dim") for line in (*lines, *more)]
 
 
 def outcomes_in_words(found: Overview) -> str:
@@ -150,12 +254,20 @@ def outcomes_in_words(found: Overview) -> str:
     return ", ".join(f"{count} {name}" for name, count in ranked) or "none yet"
 
 
+def epochs_in_words(work: Working) -> str:
+    """How far a trial is."""
+    of = "" if work.epochs is None else f" of {work.epochs}"
+    after = "" if work.accuracy is None else f", validation {work.accuracy:.1%}"
+    return f"{work.epochs_done}{of} epochs{after}"
+
+
 def working_in_words(work: Working) -> str:
     """Who is at it, and since when."""
     host, pid, *_ = [*work.owner.split(" "), "?", "?"]
     since = "" if work.since is None else f" since {work.since:%Y-%m-%d %H:%M:%S}"
     gone = ", which is no more: the next run of the command begins it again" if work.gone else ""
-    return f"{work.slot}: {host.partition('/')[0] or '?'}, process {pid}{since}{gone}"
+    who = f"{host.partition('/')[0] or '?'}, process {pid}{since}"
+    return f"{work.slot}: {epochs_in_words(work)}; {who}{gone}"
 
 
 def duration(seconds: float) -> str:

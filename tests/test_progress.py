@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
 import shutil
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime, timedelta
@@ -15,12 +18,12 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from harness import status
+from harness import progress, status
 from harness.progress import Detail, duration, show
 from harness.record import Recorder, StudyInfo
 from harness.search.cells import Slot
 from harness.search.leases import Owner
-from harness.search.overview import Plan, overview
+from harness.search.overview import Overview, Plan, overview
 from harness.search.runner import TrialDone
 from harness.search.storage import open_storage
 from harness.spec import Study, TrialResult, TrialSpec
@@ -47,6 +50,7 @@ def add(
     outcome: str = "complete",
     accuracy: float = 0.5,
     seconds: float = 60,
+    epochs: tuple[float, ...] = (),
     **metrics: float,
 ) -> None:
     """A trial of a cell that took some seconds; "running" and "left" (by a dead process) have no end."""
@@ -59,6 +63,7 @@ def add(
     if outcome in ("running", "left"):
         state = TrialState.RUNNING
         attrs = {"index": index, "owner": "node7/ab12 31 9" if outcome == "running" else DEAD}
+        attrs |= {"spec": {"epochs": 10}} if epochs else {}
     else:
         attrs["outcome"] = outcome
     trial = FrozenTrial(
@@ -66,7 +71,8 @@ def add(
         value=accuracy if state == TrialState.COMPLETE else None, values=None,
         datetime_start=START,
         datetime_complete=START + timedelta(seconds=seconds) if state.is_finished() else None,
-        params={}, distributions={}, user_attrs=attrs, system_attrs={}, intermediate_values={},
+        params={}, distributions={}, user_attrs=attrs, system_attrs={},
+        intermediate_values=dict(enumerate(epochs, 1)),
     )  # fmt: skip
     found.add_trial(trial)
 
@@ -81,7 +87,7 @@ def fill(storage: optuna.storages.BaseStorage) -> None:
     add(storage, "probe", 0, "crashed", seconds=1)
     add(storage, "probe", 0, "yielded", seconds=1)
     add(storage, "probe", 0, accuracy=0.7, seconds=4, train_seconds=1)
-    add(storage, "probe", 1, "running")
+    add(storage, "probe", 1, "running", epochs=(0.3, 0.25, 0.61))
     add(storage, "probe", 2, "left")
     add(storage, "probe", 7, accuracy=0.9, seconds=4, train_seconds=1)  # of a longer plan
 
@@ -112,7 +118,9 @@ def test_who_works_on_what_and_whose_process_is_gone(memory: optuna.storages.Bas
     here, left = overview(PLAN, memory).working
     assert (here.slot, here.owner, here.gone) == ("probe, trial 1", "node7/ab12 31 9", False)
     assert here.since == START
+    assert (here.epochs_done, here.epochs, here.accuracy) == (3, 10, 0.61)
     assert (left.slot, left.gone) == ("probe, trial 2", True)
+    assert (left.epochs_done, left.epochs, left.accuracy) == (0, None, None)
 
 
 def test_time_left_is_what_each_part_took_shared_by_those_at_work(
@@ -120,7 +128,6 @@ def test_time_left_is_what_each_part_took_shared_by_those_at_work(
 ) -> None:
     # full: one repeat at 30; probe: two trials at 4, two repeats like its trials.
     assert overview(PLAN, memory).seconds_left == 30 + 2 * 4 + 2 * 4
-    assert overview(PLAN, memory, idle=1).seconds_left == (30 + 2 * 4 + 2 * 4) / 2
 
 
 def test_nothing_is_known_of_a_study_that_has_not_begun() -> None:
@@ -139,55 +146,123 @@ def test_cell_without_a_complete_trial_has_no_repeats_to_wait_for() -> None:
 # --- what is said ----------------------------------------------------------------------------------
 
 
-def events() -> Iterator[TrialDone]:
+def events(storage: optuna.storages.BaseStorage) -> Iterator[TrialDone]:
+    """What one of two processes does, and, before its second trial, the other one."""
     metrics = {"val_accuracy": 0.86, "train_seconds": 1.52}
-    cell = {"strategy": "full"}
+    cell = {"strategy": "probe"}
+    for index in (0, 1, 2):
+        yield TrialDone(Slot({"strategy": "full"}, "tune", index), resumed=True)
     yield TrialDone(Slot(cell, "tune", 0), resumed=True)
+    yield TrialDone(Slot({"strategy": "full"}, "repeat", 0), resumed=True)
+    add(storage, "probe", 1)
     yield TrialDone(Slot(cell, "tune", 1), False, TrialResult("complete", metrics), (0.4, 0.86))
-    yield TrialDone(
-        Slot(cell, "tune", 2), False, TrialResult("crashed", {}, "KeyError: [x]"), (0.3,)
-    )
+    add(storage, "full/repeats of 2", 1)
+    yield TrialDone(Slot({"strategy": "full"}, "repeat", 1), resumed=True)
+    add(storage, "probe", 2, "diverged")
+    yield TrialDone(Slot(cell, "tune", 2), False, TrialResult("diverged", {}, "loss [nan]"), (0.3,))
 
 
 PIPED = {
-    "quiet": "1 of 10 were finished before and not run again\n",
-    "normal": "[  2/10] full, trial 1: validation 86.0%, trained 1.5 s\n"
-    "[  3/10] full, trial 2: CRASHED KeyError: [x]\n"
-    "1 of 10 were finished before and not run again\n",
-    "verbose": "[  2/10] full, trial 1: validation 86.0%, trained 1.5 s\n"
+    "quiet": "5 of 10 were finished before and not run again\n"
+    "1 of 10 were run by other processes meanwhile\n",
+    "normal": "[  6/10] probe, trial 1: validation 86.0%, trained 1.5 s\n"
+    "[  8/10] probe, trial 2: DIVERGED loss [nan]\n"
+    "5 of 10 were finished before and not run again\n"
+    "1 of 10 were run by other processes meanwhile\n",
+    "verbose": "[  6/10] probe, trial 1: validation 86.0%, trained 1.5 s\n"
     "         validation after each epoch: 40.0%, 86.0%\n"
-    "[  3/10] full, trial 2: CRASHED KeyError: [x]\n"
+    "[  8/10] probe, trial 2: DIVERGED loss [nan]\n"
     "         validation after each epoch: 30.0%\n"
-    "1 of 10 were finished before and not run again\n",
+    "5 of 10 were finished before and not run again\n"
+    "1 of 10 were run by other processes meanwhile\n",
 }
 
 
 @pytest.mark.parametrize("detail", ["quiet", "normal", "verbose"])
-def test_lines_in_a_pipe(
+def test_lines_in_a_pipe_count_the_whole_study(
     detail: Detail, memory: optuna.storages.BaseStorage, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    show(STUDY, memory, events(), detail)
+    show(STUDY, memory, events(memory), detail, clock=lambda: 0.0)  # time to read at each line
     assert capsys.readouterr().out == PIPED[detail]
 
 
+def test_lines_count_on_where_reading_at_each_would_cost_too_much(
+    memory: optuna.storages.BaseStorage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ticks = itertools.count()  # each reading takes a second, and so do the pauses between
+    show(STUDY, memory, events(memory), clock=lambda: float(next(ticks)))
+    assert [x[:8] for x in capsys.readouterr().out.splitlines()[:2]] == ["[  6/10]", "[  7/10]"]
+
+
+def test_command_that_finds_nothing_to_do_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    storage = optuna.storages.InMemoryStorage()
+    for index in range(3):
+        add(storage, "full", index, "diverged")
+        add(storage, "probe", index, "diverged")
+    plan = Study({"strategy": ["full", "probe"]}, space, trials=3, repeats=0, name="toy")
+    slots = [Slot(cell, "tune", index) for cell in plan.cells() for index in range(3)]
+    show(plan, storage, (TrialDone(slot, resumed=True) for slot in slots))
+    said = "6 of 6 were finished before and not run again\nnothing was left to do\n"
+    assert capsys.readouterr().out == said
+
+
+@pytest.fixture
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any output for a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+@pytest.mark.usefixtures("on_a_terminal")
 def test_terminal_shows_the_table_and_above_it_what_failed(
+    memory: optuna.storages.BaseStorage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show(STUDY, memory, events(memory))
+    out = capsys.readouterr().out
+    assert "trial 2: DIVERGED" in out
+    assert "trial 1: validation" not in out
+    last = out[out.rindex("outcomes:") :]
+    assert "outcomes: 7 complete, 2 diverged, 1 crashed" in last
+    assert [line.split()[:4] for line in last.splitlines()[2:4]] == [
+        ["full", "3/3", "2/2", "80.0%"],
+        ["probe", "3/3", "0/2", "70.0%"],
+    ]
+
+
+@pytest.mark.usefixtures("on_a_terminal")
+def test_epochs_of_a_long_trial_are_seen_while_it_runs(
     memory: optuna.storages.BaseStorage,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any output for a terminal
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "100")
-    show(STUDY, memory, events())
-    out = capsys.readouterr().out
-    assert "trial 2: CRASHED" in out
-    assert "trial 1:" not in out
-    last = out[out.rindex("outcomes:") :]
-    assert "outcomes: 5 complete, 1 crashed, 1 diverged" in last
-    assert [line.split()[:4] for line in last.splitlines()[2:4]] == [
-        ["full", "3/3", "1/2", "80.0%"],
-        ["probe", "1/3", "0/2", "70.0%"],
-    ]
+    monkeypatch.setattr(progress, "EVERY_SECONDS", 0.01)
+    seen = threading.Event()
+
+    def drawn(found: Overview, over: bool = False) -> None:
+        if [(w.epochs_done, w.epochs) for w in found.working if not w.gone] == [(4, 10)]:
+            seen.set()
+
+    def long_trial() -> Iterator[TrialDone]:
+        found = optuna.load_study(study_name="toy/probe", storage=memory)
+        (running,) = [t for t in found.trials if t.user_attrs.get("owner") == "node7/ab12 31 9"]
+        memory.set_trial_intermediate_value(running._trial_id, 4, 0.7)
+        assert seen.wait(60), "the table stands still"
+        yield TrialDone(Slot({"strategy": "full"}, "tune", 0), resumed=True)
+
+    monkeypatch.setattr(progress._OnTerminal, "draw", lambda self, found, over=False: drawn(found))
+    show(STUDY, memory, long_trial())
+    capsys.readouterr()
+
+
+def test_at_work_names_the_epoch_of_the_living(memory: optuna.storages.BaseStorage) -> None:
+    (line,) = progress.at_work(overview(PLAN, memory))
+    assert line.plain == "now probe, trial 1: 3 of 10 epochs, validation 61.0%"
+
+
+def test_overview_is_a_table_in_a_notebook(memory: optuna.storages.BaseStorage) -> None:
+    page = overview(PLAN, memory)._repr_html_()
+    assert "<caption>study toy: 5 of 10, 2 at work</caption>" in page
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", page)[:4] == ["full", "3/3", "1/2", "80.0%"]
 
 
 @pytest.mark.parametrize(
@@ -227,7 +302,10 @@ def test_status_tells_from_another_terminal_and_writes_nothing(
     assert status.main(["--study", "toy", "--tracking-uri", tracking_uri]) == 0
     out = capsys.readouterr().out
     assert "5 of 10, about 46 s left" in out
-    assert "  probe, trial 1: node7, process 31 since 2026-03-01 12:00:00\n" in out
+    assert (
+        "  probe, trial 1: 3 of 10 epochs, validation 61.0%; node7, process 31 since "
+        "2026-03-01 12:00:00\n" in out
+    )
     assert "which is no more" in out
     assert contents(stores) == before
 

@@ -14,10 +14,12 @@ from statistics import median
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from harness.display import as_table
 from harness.search.cells import RETRIED, YIELDED, optuna_name, outcome_of, preference
 from harness.search.leases import OWNER, died_here
 from harness.spec import Phase, Study, cell_label
 
+COLUMNS = ("cell", "trials", "repeats", "best validation", "median training", "peak memory")
 PEAKS = ("peak_accelerator_allocated_mib", "peak_process_rss_mib")
 """Metrics that are a trial's peak memory; the first one that was measured counts."""
 
@@ -78,12 +80,18 @@ class Working:
         owner: host, boot, process and its start, as in the lease; "" where there is none.
         since: when it began, by the clock of its machine.
         gone: the process was one of this machine and is no more.
+        epochs_done: of the trial.
+        epochs: that it will have; None before its configuration is drawn.
+        accuracy: on validation, after the last of them; a share, None before the first.
     """
 
     slot: str
     owner: str
     since: datetime | None
     gone: bool
+    epochs_done: int = 0
+    epochs: int | None = None
+    accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,24 @@ class Overview:
         """Slots that need no more work."""
         return sum(c.trials + c.repeats for c in self.cells)
 
+    def rows(self) -> list[tuple[str, ...]]:
+        """One per cell, as in COLUMNS."""
+        return [
+            (
+                c.cell,
+                f"{c.trials}/{self.plan.trials}",
+                f"{c.repeats}/{self.plan.repeats}",
+                "" if c.best is None else f"{c.best:.1%}",
+                "" if c.seconds is None else f"{c.seconds:.1f} s",
+                "" if c.peak_mib is None else f"{c.peak_mib:.0f} MiB",
+            )
+            for c in self.cells
+        ]
+
+    def _repr_html_(self) -> str:
+        caption = f"study {self.plan.study}: {self.done} of {self.plan.slots}, "
+        return as_table(f"{caption}{len(self.working)} at work", COLUMNS, self.rows())
+
 
 @dataclass(frozen=True)
 class _Part:
@@ -127,13 +153,12 @@ class _Part:
         return [t for t in self.done.values() if t.state == TrialState.COMPLETE]
 
 
-def overview(plan: Plan, storage: optuna.storages.BaseStorage, idle: int = 0) -> Overview:
+def overview(plan: Plan, storage: optuna.storages.BaseStorage) -> Overview:
     """Read the whole study; seconds for tens of thousands of trials.
 
     Args:
         plan: what was asked for.
         storage: Optuna's memory.
-        idle: processes that are between two trials, and so cannot be seen there.
     """
     ids = {study.study_name: study._study_id for study in storage.get_all_studies()}
     parts: list[tuple[_Part, _Part]] = []
@@ -145,7 +170,7 @@ def overview(plan: Plan, storage: optuna.storages.BaseStorage, idle: int = 0) ->
         parts.append((tune, _read(storage, ids, name, (cell, "repeat", asked))))
     every = [part for pair in parts for part in pair]
     working = tuple(sorted(_working(every), key=lambda w: w.since or datetime.min))
-    busy = idle + sum(not w.gone for w in working)
+    busy = sum(not w.gone for w in working)
     return Overview(
         plan,
         tuple(_progress(tune, repeats) for tune, repeats in parts),
@@ -198,7 +223,10 @@ def _working(parts: Sequence[_Part]) -> list[Working]:
             owner = trial.user_attrs.get(OWNER, "")
             slot = f"{part.cell}, {words[part.phase]} {trial.user_attrs['index']}"
             gone = bool(owner) and died_here(owner)
-            found.append(Working(slot, owner, trial.datetime_start, gone))
+            epochs = trial.user_attrs.get("spec", {}).get("epochs")
+            after = trial.intermediate_values
+            last = after[max(after)] if after else None
+            found.append(Working(slot, owner, trial.datetime_start, gone, len(after), epochs, last))
     return found
 
 
