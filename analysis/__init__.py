@@ -12,16 +12,35 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from analysis.elsewhere import load_measures, load_table
     from analysis.load import StudyTable, load_study
+    from analysis.mapping import read_mapping
+    from analysis.publish import publish as publish_report
     from analysis.recommend import recommend_cell
     from analysis.report import build as build_report
+    from analysis.report import build_comparison
 
-__all__ = ["StudyTable", "build_report", "load_study", "recommend_cell"]
+__all__ = [
+    "StudyTable",
+    "build_comparison",
+    "build_report",
+    "load_measures",
+    "load_study",
+    "load_table",
+    "publish_report",
+    "read_mapping",
+    "recommend_cell",
+]
 
 _HOME = {
     "StudyTable": ("load", "StudyTable"),
+    "build_comparison": ("report", "build_comparison"),
     "build_report": ("report", "build"),
+    "load_measures": ("elsewhere", "load_measures"),
     "load_study": ("load", "load_study"),
+    "load_table": ("elsewhere", "load_table"),
+    "publish_report": ("publish", "publish"),
+    "read_mapping": ("mapping", "read_mapping"),
     "recommend_cell": ("recommend", "recommend_cell"),
 }
 """Name offered here -> module and name there. None is a module's: `analysis.report` stays the module."""

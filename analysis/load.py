@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.database import Database, Experiment, local_folder, unclipped
+from harness.display import as_table
 from harness.spec import UserError, without_password
 
 if TYPE_CHECKING:  # a second or two, and a SQLite file or a table needs none of it
@@ -119,6 +120,12 @@ class StudyTable:
     epochs: pd.DataFrame
     predictions: pd.DataFrame
     measures: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=MEASURE_COLUMNS))
+
+    def _repr_html_(self) -> str:
+        counts = self.trials.groupby(["cell", "phase", "outcome"], sort=False).size()
+        rows = [(*key, n) for key, n in counts.items()]  # type: ignore[misc]
+        caption = f"study {self.info.name}: {len(self.trials)} runs"
+        return as_table(caption, ("cell", "phase", "outcome", "runs"), rows)
 
 
 def default_tracking_uri(root: Path = Path("mlruns")) -> str:

@@ -12,37 +12,70 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness import transfer
-    from harness.api import StudyResult, dry_run, load_result, run_study
+    from harness.api import StudyOptions, StudyResult, dry_run, load_result, run_study
+    from harness.cache import CacheContents, empty_cache, list_cache
     from harness.export import Exported, export_model
-    from harness.new import propose_study
+    from harness.lr_find import LrRange, find_lr
+    from harness.new import look_at, propose_study
     from harness.predict import Prediction, predict_images
+    from harness.pretrain import Pretrained, pretrain_sources
+    from harness.rank import Ranking, rank_sources
+    from harness.replay import Replayed, replay_run
+    from harness.similarity.__main__ import PairMeasured, measure_similarity
     from harness.spec import Arms, Study, TrialSpec, UserError
+    from harness.status import study_status
     from harness.study_file import load_study as load_study_file
+    from harness.verify import verify_study
 
 __all__ = [
     "Arms",
+    "CacheContents",
     "Exported",
+    "LrRange",
+    "PairMeasured",
     "Prediction",
+    "Pretrained",
+    "Ranking",
+    "Replayed",
     "Study",
+    "StudyOptions",
     "StudyResult",
     "TrialSpec",
     "UserError",
     "dry_run",
+    "empty_cache",
     "export_model",
+    "find_lr",
+    "list_cache",
     "load_result",
     "load_study_file",
+    "look_at",
+    "measure_similarity",
     "predict_images",
+    "pretrain_sources",
     "propose_study",
+    "rank_sources",
+    "replay_run",
     "run_study",
+    "study_status",
     "transfer",
+    "verify_study",
 ]
 
 _HOME = {
-    "spec": ("Arms", "Study", "TrialSpec", "UserError"),
-    "api": ("StudyResult", "dry_run", "load_result", "run_study"),
+    "api": ("StudyOptions", "StudyResult", "dry_run", "load_result", "run_study"),
+    "cache": ("CacheContents", "empty_cache", "list_cache"),
     "export": ("Exported", "export_model"),
-    "new": ("propose_study",),
+    "lr_find": ("LrRange", "find_lr"),
+    "new": ("look_at", "propose_study"),
     "predict": ("Prediction", "predict_images"),
+    "pretrain": ("Pretrained", "pretrain_sources"),
+    "rank": ("Ranking", "rank_sources"),
+    "replay": ("Replayed", "replay_run"),
+    "similarity.__main__": ("PairMeasured", "measure_similarity"),
+    "spec": ("Arms", "Study", "TrialSpec", "UserError"),
+    "status": ("study_status",),
+    "verify": ("verify_study",),
 }
 """Module -> what is offered of it here. No name is a command's: `harness.export` stays the module."""
 

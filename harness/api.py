@@ -1,25 +1,30 @@
-"""What the commands do, as functions for Python and notebooks; `harness` offers them under one roof.
+"""What `python -m harness.study` does, for Python and notebooks, and where the other commands' functions are.
 
     from harness import dry_run, run_study
     result = run_study("studies/freeze_depth.py", trials=3)
     result          # a table in a notebook
+
+`harness` offers them under one roof. What they take is plain or frozen, what they give is frozen, and shows
+itself as a table in a notebook.
 
 A study is a file: its hash is recorded, and other processes read it. In a notebook `%%writefile` makes one.
 """
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 from harness import study as command
+from harness.display import as_table
 from harness.record_runs import runs_of
 from harness.spec import Study, UserError
 from harness.study_file import load_study
 
 if TYPE_CHECKING:
+    import argparse
+
     from harness.winner.choice import CellRecord
 
 COLUMNS = ("cell", "repeats", "validation, %", "test, %", "lowest to highest", "seconds")
@@ -61,13 +66,42 @@ class StudyResult:
         return "\n".join([f"study {self.study}", *lines])
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in COLUMNS)
-        body = "".join(
-            f"<tr>{''.join(f'<td>{html.escape(value)}</td>' for value in row)}</tr>"
-            for row in self.rows()
-        )
-        name = html.escape(self.study)
-        return f"<table><caption>study {name}</caption><tr>{head}</tr>{body}</table>"
+        return as_table(f"study {self.study}", COLUMNS, self.rows())
+
+
+class StudyOptions(TypedDict, total=False):
+    """How a study is run: the options of the command, and as there all may be left out.
+
+    Attributes:
+        device: "auto", "cpu", "cuda" or "mps".
+        trials, repeats: per cell, instead of the file's.
+        storage: Optuna storage URL; the default is the database beside MLflow's.
+        tracking_uri: MLflow's; the default is the database in ./mlruns.
+        cache_dir: where outputs of frozen layers are kept.
+        cache_budget: a size such as "10GiB"; "0" keeps nothing.
+        max_memory: a size: a trial whose forecast is higher is recorded as oom, not run.
+        max_minutes: a trial that takes longer is recorded as timeout.
+        workers: processes, or actors on Ray.
+        engine: where they run.
+        address, worker_cpus, worker_gpus: of Ray.
+        detail: how much is said of single trials.
+    """
+
+    device: str
+    trials: int
+    repeats: int
+    storage: str
+    tracking_uri: str
+    cache_dir: str | Path
+    cache_budget: str
+    max_memory: str
+    max_minutes: float
+    workers: int
+    engine: Literal["processes", "ray"]
+    address: str
+    worker_cpus: float
+    worker_gpus: float
+    detail: Literal["quiet", "normal", "verbose"]
 
 
 def _percent(share: float | None) -> str:
@@ -89,31 +123,31 @@ def load_result(study: str, tracking_uri: str | None = None) -> StudyResult:
     return StudyResult(study, tuple(cell_records(runs_of(study, "repeat", tracking_uri))))
 
 
-def run_study(path: str | Path, **options: Any) -> StudyResult:
+def run_study(path: str | Path, **options: Unpack[StudyOptions]) -> StudyResult:
     """Run a study file, or go on with it, as `python -m harness.study` does; progress is printed.
 
     Args:
-        path: the study file.
-        options: those of the command, with underscores: trials, repeats, device, storage, tracking_uri,
-            cache_dir, cache_budget, max_memory.
+        path: the study file, or the name of a shipped study.
+        options: as in StudyOptions.
 
     Raises:
         UserError: on bad input, or if the study ended early (what was said is printed).
     """
-    if command.run(_arguments(path, options)):
+    arguments = _arguments(path, options)
+    if command.run(arguments):
         raise UserError(f"study {path} ended early; the reason is printed above")
-    return load_result(load_study(Path(path)).name, options.get("tracking_uri"))
+    return load_result(load_study(arguments.space).name, options.get("tracking_uri"))
 
 
-def dry_run(path: str | Path, **options: Any) -> Study:
+def dry_run(path: str | Path, **options: Unpack[StudyOptions]) -> Study:
     """Print what `run_study` would run: cells, first trials, forecasts of memory and time.
 
     Args:
-        path: the study file.
-        options: as for `run_study`.
+        path: the study file, or the name of a shipped study.
+        options: as in StudyOptions.
 
     Returns:
-        The study that the file defines.
+        The study that the file defines; a table in a notebook.
 
     Raises:
         UserError: on bad input.
@@ -121,15 +155,17 @@ def dry_run(path: str | Path, **options: Any) -> Study:
     arguments = _arguments(path, options)
     arguments.dry_run = True
     command.run(arguments)
-    return load_study(Path(path))
+    return load_study(arguments.space)
 
 
-def _arguments(path: str | Path, options: dict[str, Any]) -> Any:
-    """What the command line would give: its own parser knows the options and their defaults."""
-    arguments = command.parse(["--space", str(path)])
-    for name, value in options.items():
-        if name in ("space", "dry_run") or not hasattr(arguments, name):
-            known = ", ".join(n for n in vars(arguments) if n not in ("space", "dry_run"))
-            raise UserError(f"unknown option {name!r}; there are {known}")
-        setattr(arguments, name, value)
+def _arguments(path: str | Path, options: StudyOptions) -> argparse.Namespace:
+    """What the command line would give: its own parser knows the defaults, and what is wrong with a value."""
+    if unknown := sorted(options.keys() - StudyOptions.__annotations__.keys()):
+        known = ", ".join(StudyOptions.__annotations__)
+        raise UserError(f"unknown option {unknown[0]!r}; there are {known}")
+    given = dict(options)
+    detail = given.pop("detail", "normal")
+    words = [f"--{k.replace('_', '-')}={v}" for k, v in given.items() if v is not None]
+    arguments = command.parse([f"--space={path}", *words])
+    arguments.detail = detail
     return arguments

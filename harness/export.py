@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.command import Parser, program, run_command
+from harness.display import as_table
 from harness.spec import TrialSpec, UserError
 
 if TYPE_CHECKING:
@@ -47,6 +48,11 @@ class Exported:
     why: str
     val_accuracy: float
     test_accuracy: float
+
+    def _repr_html_(self) -> str:
+        row = (self.cell, f"{self.val_accuracy:.1%}", f"{self.test_accuracy:.1%}", self.why)
+        columns = ("cell", "validation", "test", "why")
+        return as_table(f"model in {self.folder}", columns, [row])
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -97,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
 def export_model(
     study: str,
     cell: str | None = None,
-    out: Path | None = None,
+    out: str | Path | None = None,
     onnx: bool = False,
     device: str = "auto",
     tracking_uri: str | None = None,

@@ -50,8 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: on bad input.
     """
-    path = arguments.out or Path("studies", f"{slug(arguments.target)}.py")
-    propose_study(arguments.target, path, arguments.report, arguments.device)
+    propose_study(arguments.target, arguments.out, arguments.report, arguments.device)
     return 0
 
 
@@ -62,14 +61,31 @@ def slug(target: str) -> str:
     return re.sub(r"\W+", "_", last, flags=re.ASCII).strip("_").lower() or "my_study"
 
 
+def look_at(target: str) -> Survey:
+    """What is in a data set: counts, sizes, broken and double images; a page with pictures in a notebook.
+
+    Args:
+        target: as in TrialSpec, e.g. "folder:PATH".
+
+    Raises:
+        UserError: if there is no such target, or no image of it can be read.
+    """
+    from harness.survey.look import look
+
+    return look(target)
+
+
 def propose_study(
-    target: str, out: Path, report: Path = Path("report"), device: str = "auto"
+    target: str,
+    out: str | Path | None = None,
+    report: str | Path = "report",
+    device: str = "auto",
 ) -> Study:
     """Look at a target, print what is found, draw its classes, and write a study file for it.
 
     Args:
         target: as in TrialSpec, e.g. "folder:PATH".
-        out: the study file; its stem is the study's name. Never overwritten.
+        out: the study file; its stem is the study's name. Never overwritten. None is studies/NAME.py.
         report: folder in which a folder of the study's name gets classes.png and classes.html.
         device: "auto", "cpu", "cuda" or "mps": whose time is forecast.
 
@@ -79,6 +95,7 @@ def propose_study(
     Raises:
         UserError: if the file is there already, an image cannot be read, or there are too few images.
     """
+    out, report = Path(out or f"studies/{slug(target)}.py"), Path(report)
     if out.suffix != ".py" or not SAFE_NAME.fullmatch(out.stem):
         raise UserError(f"--out {out}: want a file such as studies/my_study.py")
     if out.exists():

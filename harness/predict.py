@@ -86,7 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 2 if broken else 0
 
 
-def predict_images(model: Path, images: Sequence[Path], top: int = 1) -> Iterator[Prediction]:
+def predict_images(
+    model: str | Path, images: Sequence[str | Path], top: int = 1
+) -> Iterator[Prediction]:
     """One prediction per image, in order; a folder stands for the images in it.
 
     Args:

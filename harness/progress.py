@@ -200,7 +200,8 @@ class _InNotebook(AbstractContextManager["_InNotebook"]):
     def __enter__(self) -> _InNotebook:
         from IPython.display import display
 
-        self._handle = display({"text/plain": ""}, raw=True, display_id=True)
+        handle = display({"text/plain": ""}, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+        self._handle = handle
         return self
 
     def __exit__(self, *_: object) -> None:

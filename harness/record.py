@@ -51,6 +51,11 @@ logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 PER_EPOCH = ("train_loss", "val_loss", "val_accuracy", "train_seconds", "marginal_seconds")
 """Metrics with one value per epoch; MLflow shows the last, which is the trial's."""
 
+UNFOLD = (
+    "Click the + beside the study's run to see its cells, the + beside a cell to see its trials."
+)
+"""The UI begins with one row; this stands above it."""
+
 
 @dataclass(frozen=True)
 class StudyInfo:
@@ -84,7 +89,7 @@ class StudyInfo:
         """The experiment's tags: lists and mappings as JSON."""
         return {
             "mlflow.experimentKind": "custom_model_development",  # the UI opens on runs, not on traces
-            "mlflow.note.content": f"{self.question}\n\n    {self.command}",
+            "mlflow.note.content": f"{self.question}\n\n    {self.command}\n\n{UNFOLD}",
             "question": self.question,
             "command": self.command,
             "factors": json.dumps({k: list(v) for k, v in self.factors.items()}),

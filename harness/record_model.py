@@ -6,6 +6,7 @@ python -m harness.export --study freeze_depth --log-model --register digits
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from torch import nn
 
 from harness.spec import UserError, first_line, versions, without_password
 
+PROGRESS_BAR = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
 LOGGERS = ("mlflow", "mlflow.models.model", "mlflow.pytorch", "torch.export")
 
 
@@ -122,7 +124,9 @@ def _run(client: MlflowClient, tags: Mapping[str, str]) -> str:
 def _quiet_at(tracking_uri: str) -> Iterator[None]:
     """Model.log knows only the global store: this one as long as the block lasts, without its chatter."""
     before, levels = mlflow.get_tracking_uri(), [logging.getLogger(n).level for n in LOGGERS]
+    bar = os.environ.get(PROGRESS_BAR)
     mlflow.set_tracking_uri(tracking_uri)
+    os.environ[PROGRESS_BAR] = "false"
     try:
         for name in LOGGERS:
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -131,5 +135,8 @@ def _quiet_at(tracking_uri: str) -> Iterator[None]:
             yield
     finally:
         mlflow.set_tracking_uri(before)
+        os.environ.pop(PROGRESS_BAR)
+        if bar is not None:
+            os.environ[PROGRESS_BAR] = bar
         for name, level in zip(LOGGERS, levels, strict=True):
             logging.getLogger(name).setLevel(level)

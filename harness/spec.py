@@ -19,6 +19,7 @@ from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from harness.display import as_table
 from harness.transfer import Scalar, Strategy, names, to_flat
 
 if TYPE_CHECKING:
@@ -299,6 +300,14 @@ class Study:
     pruner: Literal["none", "median"] = "none"
     seed: int = 0
     name: str = ""
+
+    def _repr_html_(self) -> str:
+        effort = f"{self.trials} trials + {self.repeats} repeats"
+        caption = (
+            f"study {self.name}: {len(self.cells())} cells x ({effort}), {self.sampler} sampling"
+        )
+        rows = [(f, ", ".join(v), self.baseline.get(f, "")) for f, v in self.compare.items()]
+        return as_table(caption, ("factor", "compared", "baseline"), rows)
 
     def __post_init__(self) -> None:
         if not self.compare or not all(list(values) for values in self.compare.values()):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import math
+import re
 import subprocess
 import sys
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 
@@ -13,8 +17,13 @@ import analysis
 import harness
 from harness import api
 from harness.record_runs import Kept, Recorded
+from harness.replay import Comparison
+from harness.rows import Entry
+from harness.similarity import Measurement
+from harness.sources.ranking import Candidate
 from harness.spec import UserError
 from harness.winner.choice import CellRecord
+from tests.test_command import NEEDED
 
 
 def test_import_is_light_and_every_offered_name_is_there() -> None:
@@ -33,9 +42,37 @@ def test_import_is_light_and_every_offered_name_is_there() -> None:
     assert importlib.import_module("harness.export").export_model is harness.export_model
 
 
-def test_options_are_those_of_the_command(
-    tmp_path: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
+FUNCTIONS = {
+    "analysis.recommend": analysis.recommend_cell,
+    "analysis.report": analysis.build_report,
+    "harness.cache": harness.list_cache,
+    "harness.export": harness.export_model,
+    "harness.lr_find": harness.find_lr,
+    "harness.new": harness.propose_study,
+    "harness.predict": harness.predict_images,
+    "harness.pretrain": harness.pretrain_sources,
+    "harness.rank": harness.rank_sources,
+    "harness.replay": harness.replay_run,
+    "harness.similarity": harness.measure_similarity,
+    "harness.status": harness.study_status,
+    "harness.study": harness.run_study,
+    "harness.verify": harness.verify_study,
+}
+"""Command -> what does the same from Python."""
+
+
+def test_every_command_has_a_documented_function_that_it_is_made_of() -> None:
+    assert sorted(FUNCTIONS) == sorted(NEEDED)
+    for command, function in FUNCTIONS.items():
+        assert function.__module__ in (command, f"{command}.__main__", "harness.api"), command
+        said = function.__doc__ or ""
+        assert "Raises:\n" in said, command
+        for name, parameter in inspect.signature(function).parameters.items():
+            assert parameter.annotation is not inspect.Parameter.empty, (command, name)
+            assert f" {name}" in said, (command, name)
+
+
+def test_options_are_those_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Namespace] = []
 
     def noted(arguments: Namespace) -> int:
@@ -44,11 +81,20 @@ def test_options_are_those_of_the_command(
 
     monkeypatch.setattr("harness.study.run", noted)
     with pytest.raises(UserError, match="ended early"):
-        harness.run_study("toy.py", trials=5, cache_budget="0")
-    assert (seen[0].trials, seen[0].repeats, seen[0].cache_budget) == (5, None, "0")
-    assert not seen[0].dry_run
+        harness.run_study("toy.py", trials=5, cache_budget="0", detail="quiet")
+    given = seen[0]
+    assert (given.trials, given.repeats, given.cache_budget, given.detail) == (
+        5,
+        None,
+        "0",
+        "quiet",
+    )
+    assert not given.dry_run
+    assert set(vars(given)) - {"space", "dry_run"} == set(harness.StudyOptions.__annotations__)
     with pytest.raises(UserError, match=r"unknown option 'trails'; there are .*trials"):
-        harness.run_study("toy.py", trails=5)
+        harness.run_study("toy.py", trails=5)  # type: ignore[call-arg]
+    with pytest.raises(UserError, match="--max-memory: size 'lots' is not understood"):
+        harness.run_study("toy.py", max_memory="lots")
     assert len(seen) == 1
 
 
@@ -63,6 +109,40 @@ def test_result_is_a_table_of_means_over_repeats() -> None:
     result = api.StudyResult("s", (CellRecord("a<b", tuple(runs)),))
     assert result.rows() == [("a<b", "2", "50.0", "50.0", "40.0 to 60.0", "2.0")]
     page = result._repr_html_()
-    assert "<td>a&lt;b</td><td>2</td>" in page
-    assert "a<b" not in page
+    assert cells_of(page) == ["a&lt;b", "2", "50.0", "50.0", "40.0 to 60.0", "2.0"]
     assert "40.0 to 60.0" in str(result)
+
+
+def cells_of(page: str) -> list[str]:
+    assert "a<b" not in page, "not escaped"
+    return re.findall(r"<td[^>]*>(.*?)</td>", page)
+
+
+def test_what_functions_give_is_a_table_in_a_notebook_and_escaped() -> None:
+    one = Measurement("knn", 0.5, 9, 2, 0, math.nan, math.nan, 0, "higher")
+    none = Measurement("mmd", math.nan, 9, 2, 0, math.nan, math.nan, 0, "lower", "a<b")
+    ranking = harness.Ranking(
+        "a<b", 9, (Candidate("a<b", {"knn": one, "mmd": none}),), "knn", (), ("a<b",)
+    )
+    assert cells_of(ranking._repr_html_()) == ["knn", "0.5"]
+    pair = harness.PairMeasured("a<b", (one, none))
+    assert cells_of(pair._repr_html_()) == [
+        *("knn", "0.5", "higher", ""),
+        *("mmd", "nan", "lower", "a&lt;b"),
+    ]
+    again = harness.Replayed("a<b", True, (Comparison("a<b", 1, 0.25, 0.25),))
+    assert cells_of(again._repr_html_()) == ["a&lt;b", "1", "0.25", "0.25", "bitwise equal"]
+    assert "a&lt;b: agreed" in again._repr_html_()
+    written = harness.Exported(Path("a<b"), "a<b", "it leads", 0.5, 0.25)
+    assert cells_of(written._repr_html_()) == ["a&lt;b", "50.0%", "25.0%", "it leads"]
+    study = harness.Study({"net": ["a<b", "c"]}, print, baseline={"net": "c"})
+    assert cells_of(study._repr_html_()) == ["net", "a&lt;b, c", "c"]
+    assert "2 cells x (16 trials + 5 repeats)" in study._repr_html_()
+    kept = harness.CacheContents(Path("a<b"), (Entry(Path("x"), "a<b", 1536, 0.0),))
+    assert cells_of(kept._repr_html_())[::2] == ["1.5 KiB", "a&lt;b"]
+
+
+def test_look_at_a_target_shows_its_classes_in_a_notebook() -> None:
+    page = harness.look_at("digits")._repr_html_()
+    assert "<li>10 classes, 1797 images" in page
+    assert '<img src="data:image/png;base64,' in page

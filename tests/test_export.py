@@ -281,6 +281,32 @@ def test_logged_model_is_the_exported_one_with_signature_example_and_version(
     assert "phase" not in run.data.tags, "no comparison counts it"
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("quiet_default_store")
+def test_model_that_is_logged_and_not_registered_is_the_exported_one(
+    exported: tuple[Path, str, str], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    uri = f"sqlite:///{exported[0].parent}/mlflow.db"
+    arguments = ["--study", "toy", "--tracking-uri", uri, "--device", "cpu"]
+    assert main([*arguments, "--out", str(tmp_path / "model"), "--log-model"]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    (logged,) = re.findall(r"logged to MLflow: mlflow\.pytorch\.load_model\('(.*)'\)", out)
+    model = open_model(exported[0])
+    images = model.prepare(torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8))
+    mlflow.set_tracking_uri(uri)
+    loaded = mlflow.pytorch.load_model(logged)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(images), model.network(images))
+    about = mlflow.models.get_model_info(logged)
+    assert about.signature is not None
+    assert about.signature.inputs.inputs[0].shape == (-1, 3, 32, 32)
+    assert about.signature.outputs.inputs[0].shape == (-1, 10)
+    assert mlflow.pyfunc.load_model(logged).input_example.shape == (2, 3, 32, 32)
+    named = MlflowClient(tracking_uri=uri).search_model_versions(f"run_id = '{about.run_id}'")
+    assert list(named) == []
+
+
 @pytest.fixture
 def quiet_default_store() -> Iterator[None]:
     """MLflow's global store as it was."""

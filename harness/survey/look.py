@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -60,6 +61,13 @@ class Survey:
     same_files: tuple[tuple[int, ...], ...]
     doubles: tuple[Leak, ...]
     leaks: tuple[Leak, ...]
+
+    def _repr_html_(self) -> str:
+        from harness.survey.sheet import draw, picture  # they are made of this
+        from harness.survey.words import findings
+
+        found = "".join(f"<li>{html.escape(line)}</li>" for line in findings(self))
+        return f"<p>{html.escape(self.target.name)}</p><ul>{found}</ul>{picture(draw(self))}"
 
     @cached_property
     def _root(self) -> str:

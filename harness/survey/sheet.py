@@ -51,6 +51,16 @@ def _shortened(name: str, pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont
     return shown
 
 
+def picture(sheet: Image.Image) -> str:
+    """The sheet as HTML that needs no other file."""
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    inside = base64.b64encode(buffer.getvalue()).decode()
+    return (
+        f'<img src="data:image/png;base64,{inside}" alt="Up to {PER_CLASS} images of each class">'
+    )
+
+
 def page(survey: Survey, sheet: Image.Image, found: Sequence[str], lists: Sequence[str]) -> str:
     """A page that needs no other file: the sheet, what was found, and a table of the classes.
 
@@ -60,9 +70,6 @@ def page(survey: Survey, sheet: Image.Image, found: Sequence[str], lists: Sequen
         found: sentences.
         lists: files and pairs, one a line.
     """
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
-    picture = base64.b64encode(buffer.getvalue()).decode()
     title = html.escape(survey.target.name)
     has_test = survey.test_counts is not None
     head = "<tr><th>class<th>images" + ("<th>of them official test" if has_test else "")
@@ -86,7 +93,7 @@ td + td {{ text-align: right; }}
 </style>
 <h1>{title}</h1>
 <ul>{"".join(f"<li>{html.escape(line)}" for line in found)}</ul>
-<img src="data:image/png;base64,{picture}" alt="Up to {PER_CLASS} images of each class">
+{picture(sheet)}
 {more}
 <h2>Classes</h2>
 <table>{head}{"".join(rows)}</table>
