@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 COLUMNS = ("cell", "repeats", "validation, %", "test, %", "lowest to highest", "seconds")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StudyResult:
     """A study's cells as they are recorded; a table in a notebook and in print.
 
@@ -56,7 +56,7 @@ class StudyResult:
             for record in self.cells
         ]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         table = [COLUMNS, *self.rows()]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [

@@ -209,7 +209,9 @@ class _InNotebook(AbstractContextManager["_InNotebook"]):
 
     def draw(self, found: Overview, over: bool = False) -> None:
         """In place of what was there."""
-        made = Console(file=io.StringIO(), width=100, force_jupyter=False, highlight=False)
+        made = Console(
+            file=io.StringIO(), width=100, color_system=None, force_jupyter=False, highlight=False
+        )
         made.print(*(_head(found) if over else (picture(found), *at_work(found))), sep="\n")
         assert isinstance(made.file, io.StringIO)
         text = made.file.getvalue().rstrip()

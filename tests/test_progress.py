@@ -254,6 +254,35 @@ def test_epochs_of_a_long_trial_are_seen_while_it_runs(
     capsys.readouterr()
 
 
+def test_notebook_has_one_output_that_changes_and_lines_only_of_what_failed(
+    memory: optuna.storages.BaseStorage,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown: list[str] = []
+
+    class Handle:
+        def update(self, data: dict[str, str], raw: bool) -> None:
+            shown.append(data["text/html"])
+
+    def display(data: dict[str, str], raw: bool, display_id: bool) -> Handle:
+        assert not shown, "a second output"
+        return Handle()
+
+    monkeypatch.setattr("IPython.display.display", display)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    show(STUDY, memory, events(memory), clock=lambda: 0.0)
+    first, last = shown[0], shown[-1]
+    assert "now probe, trial 1: 3 of 10 epochs, validation 61.0%</pre>" in first
+    assert first.count("\n") == 5
+    assert last.count("\n") == 1
+    assert "8 of 10" in last
+    assert last.endswith("outcomes: 7 complete, 2 diverged, 1 crashed</pre>")
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "[  8/10] probe, trial 2: DIVERGED loss [nan]"
+    assert len(out) == 3
+
+
 def test_at_work_names_the_epoch_of_the_living(memory: optuna.storages.BaseStorage) -> None:
     (line,) = progress.at_work(overview(PLAN, memory))
     assert line.plain == "now probe, trial 1: 3 of 10 epochs, validation 61.0%"

@@ -30,7 +30,7 @@ WIDE = 3.0
 """Largest class by smallest from which the imbalance is worth a sentence."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Survey:
     """What was found in a target.
 
@@ -62,8 +62,13 @@ class Survey:
     doubles: tuple[Leak, ...]
     leaks: tuple[Leak, ...]
 
+    def __repr__(self) -> str:
+        from harness.survey.words import findings  # made of this
+
+        return "\n- ".join((self.target.name, *findings(self)))
+
     def _repr_html_(self) -> str:
-        from harness.survey.sheet import draw, picture  # they are made of this
+        from harness.survey.sheet import draw, picture
         from harness.survey.words import findings
 
         found = "".join(f"<li>{html.escape(line)}</li>" for line in findings(self))
