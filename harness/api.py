@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from harness.winner.choice import CellRecord
 
-COLUMNS = ("cell", "repeats", "validation, %", "test, %", "lowest to highest", "seconds")
+COLUMNS = ("cell", "repeats", "validation, %", "test, %", "range", "seconds")
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,7 +74,8 @@ class StudyOptions(TypedDict, total=False):
 
     Attributes:
         device: "auto", "cpu", "cuda" or "mps".
-        trials, repeats: per cell, instead of the file's.
+        trials: per cell, instead of the file's.
+        repeats: the same.
         storage: Optuna storage URL; the default is the database beside MLflow's.
         tracking_uri: MLflow's; the default is the database in ./mlruns.
         cache_dir: where outputs of frozen layers are kept.
@@ -83,7 +84,9 @@ class StudyOptions(TypedDict, total=False):
         max_minutes: a trial that takes longer is recorded as timeout.
         workers: processes, or actors on Ray.
         engine: where they run.
-        address, worker_cpus, worker_gpus: of Ray.
+        address: of the Ray cluster.
+        worker_cpus: of its node that a worker on Ray takes.
+        worker_gpus: the same; 0.5 puts two workers on a GPU.
         detail: how much is said of single trials.
     """
 

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def test_import_is_light_and_every_offered_name_is_there() -> None:
     assert importlib.import_module("harness.export").export_model is harness.export_model
 
 
-FUNCTIONS = {
+FUNCTIONS: Mapping[str, Callable[..., object]] = {
     "analysis.recommend": analysis.recommend_cell,
     "analysis.report": analysis.build_report,
     "harness.cache": harness.list_cache,
@@ -113,6 +114,10 @@ def test_result_is_a_table_of_means_over_repeats() -> None:
     assert "40.0 to 60.0" in str(result)
 
 
+def never_drawn(trial: object, net: str) -> harness.TrialSpec:
+    raise AssertionError("nothing is drawn to be shown")
+
+
 def cells_of(page: str) -> list[str]:
     assert "a<b" not in page, "not escaped"
     return re.findall(r"<td[^>]*>(.*?)</td>", page)
@@ -135,7 +140,7 @@ def test_what_functions_give_is_a_table_in_a_notebook_and_escaped() -> None:
     assert "a&lt;b: agreed" in again._repr_html_()
     written = harness.Exported(Path("a<b"), "a<b", "it leads", 0.5, 0.25)
     assert cells_of(written._repr_html_()) == ["a&lt;b", "50.0%", "25.0%", "it leads"]
-    study = harness.Study({"net": ["a<b", "c"]}, print, baseline={"net": "c"})
+    study = harness.Study({"net": ["a<b", "c"]}, never_drawn, baseline={"net": "c"})
     assert cells_of(study._repr_html_()) == ["net", "a&lt;b, c", "c"]
     assert "2 cells x (16 trials + 5 repeats)" in study._repr_html_()
     kept = harness.CacheContents(Path("a<b"), (Entry(Path("x"), "a<b", 1536, 0.0),))
