@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import os
 import shlex
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.spec import Study, UserError, program, run_command, without_password
-from harness.study_file import load_study, question_of, study_path
+from harness.study_file import file_sha256, load_study, question_of, study_path
 
 if TYPE_CHECKING:
     from harness.measure import Device
@@ -270,7 +269,7 @@ def study_info(study: Study, arguments: argparse.Namespace, leaks: tuple[str, ..
         repeats=study.repeats,
         sampler=study.sampler,
         leaks=leaks,
-        space_sha256=hashlib.sha256(arguments.space.read_bytes()).hexdigest(),
+        space_sha256=file_sha256(arguments.space),
     )
 
 
