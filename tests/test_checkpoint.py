@@ -24,7 +24,7 @@ from harness.audit import digest
 from harness.checkpoint import BadCheckpoint, Checkpoint, trial_key
 from harness.measure import Cpu
 from harness.rows import Cache
-from harness.spec import COMPUTING, EpochResult, TrialSpec
+from harness.spec import COMPUTING, EpochResult, TrialSpec, versions
 from harness.train import Fit, Training, start
 
 MakeSpec = Callable[..., TrialSpec]
@@ -232,7 +232,7 @@ def test_checkpoint_of_another_trial_or_version_is_refused(
     spec, kept = make_spec(shots=3, epochs=3), Checkpoint.load(file)
     with pytest.raises(BadCheckpoint, match="another trial"):
         start(replace(spec, lr=0.5), Cpu(), checkpoint=kept)
-    known = environment.versions(*COMPUTING)
+    known = versions(*COMPUTING)
     monkeypatch.setattr(environment, "versions", lambda *_: {**known, "torch": "9.9"})
     was = re.escape(known["torch"])
     with pytest.raises(BadCheckpoint, match=rf"before a change: torch was {was}, is 9\.9$"):
