@@ -96,7 +96,9 @@ def test_spec_survives_being_flattened(
 
 
 def test_strategies_of_the_round_trip_are_all_there_are() -> None:
-    assert {type(s) for s in STRATEGIES} == set(transfer.names().values())
+    # Other tests' study files define strategies too, and timm's registry keeps some of them alive.
+    ours = {kind for kind in transfer.names().values() if kind.__module__ == transfer.__name__}
+    assert {type(s) for s in STRATEGIES} == ours
 
 
 def test_flat_form_holds_every_field(make_spec: MakeSpec) -> None:
