@@ -29,7 +29,7 @@ from harness.environment import inputs_of
 from harness.forecast import forecast
 from harness.measure import Cpu
 from harness.record import Recorder, StudyInfo
-from harness.search import door, runner
+from harness.search import cells, door, runner
 from harness.search.cells import CellSearch, first_draw
 from harness.search.door import check_at_the_door
 from harness.search.leases import Owner, Watch
