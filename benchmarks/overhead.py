@@ -27,7 +27,7 @@ from harness.search.runner import Bench, run_study
 from harness.search.storage import open_storage
 from harness.spec import EpochResult, Study, TrialResult, TrialSpec
 from harness.study import parse, study_info
-from harness.study_file import load_study
+from harness.study_file import load_study, study_file_tags
 
 ROOT = Path(__file__).parents[1]
 EARLY = slice(5, 55)
@@ -62,11 +62,12 @@ def seconds_per_trial(trials: int) -> list[float]:
     """Wall seconds between one finished trial and the next, `trials` - 1 of them."""
     study, device = one_cell(trials), resolve_device("cpu")
     arguments = parse(["--space", str(ROOT / "studies" / "freeze_depth.py")])
+    tags = {**environment(device), **study_file_tags(arguments.space)}
     with tempfile.TemporaryDirectory() as folder, patch("harness.search.runner.start", Nothing):
         recorder = Recorder(f"sqlite:///{folder}/mlflow.db", study_info(study, arguments, ()))
         storage = open_storage(f"sqlite:///{folder}/optuna.db")
         ends = []
-        for done in run_study(study, Bench(storage, recorder, device, environment(device))):
+        for done in run_study(study, Bench(storage, recorder, device, tags)):
             assert done.result is not None
             assert done.result.outcome == "complete", done.result.reason
             ends.append(time.perf_counter())

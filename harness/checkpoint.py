@@ -21,12 +21,10 @@ from typing import Any
 
 import torch
 
-from harness.spec import EpochResult, TrialSpec, first_line, versions
+from harness.spec import EpochResult, TrialSpec, first_line
 
-FORMAT = "transfer-harness checkpoint 1"
+FORMAT = "transfer-harness checkpoint 2"
 """First words of a file; the SHA-256 of all that follows the first line ends that line."""
-PACKAGES = ("torch", "torchvision", "timm")
-"""Those whose version decides what a trial computes."""
 _HEAD = len(f"{FORMAT} {'0' * 64}\n")
 
 
@@ -40,12 +38,14 @@ class Checkpoint:
 
     Attributes:
         trial: `trial_key` of its spec.
+        premises: what else decides its numbers, by name: versions, hashes of images and weights.
         epochs: results of the epochs that have ended, at least one.
         state: what training goes on with, by the part that it belongs to: tensors on the CPU, numbers and
             strings, in dicts, lists and tuples.
     """
 
     trial: str
+    premises: Mapping[str, str]
     epochs: tuple[EpochResult, ...]
     state: Mapping[str, Any]
 
@@ -57,6 +57,7 @@ class Checkpoint:
         """
         content = {
             "trial": self.trial,
+            "premises": dict(self.premises),
             "epochs": [astuple(e) for e in self.epochs],
             "state": self.state,
         }
@@ -101,21 +102,25 @@ class Checkpoint:
             )
         content = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
         epochs = tuple(EpochResult(*values) for values in content["epochs"])
-        return cls(content["trial"], epochs, content["state"])
+        return cls(content["trial"], content["premises"], epochs, content["state"])
 
-    def check(self, spec: TrialSpec) -> None:
-        """Raises BadCheckpoint unless this is that trial's, made with the versions installed now."""
+    def check(self, spec: TrialSpec, premises: Mapping[str, str]) -> None:
+        """Raises BadCheckpoint unless this is that trial's, made from the same as it would be now."""
         if self.trial != trial_key(spec):
-            raise BadCheckpoint(
-                f"the checkpoint is of another trial, or was made with another version of "
-                f"{', '.join(PACKAGES)}"
-            )
+            raise BadCheckpoint("the checkpoint is of another trial")
+        both = (
+            (name, *(d.get(name, "absent")[:12] for d in (self.premises, premises)))
+            for name in {**self.premises, **premises}
+            if self.premises.get(name) != premises.get(name)
+        )
+        changed = [f"{name} was {then}, is {now}" for name, then, now in both]
+        if changed:
+            raise BadCheckpoint(f"the checkpoint was made before a change: {'; '.join(changed)}")
 
 
 def trial_key(spec: TrialSpec) -> str:
-    """SHA-256 of the complete spec and of the versions of what computes it."""
-    decides = {**spec.flat(), **versions(*PACKAGES)}
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    """SHA-256 of the complete spec."""
+    return hashlib.sha256(json.dumps(spec.flat(), sort_keys=True).encode()).hexdigest()
 
 
 def copied(state: Any) -> Any:

@@ -1,17 +1,31 @@
-"""On what was this computed? What a reader must know to repeat a run or to compare its times."""
+"""On what was this computed, and from what? What one must know to repeat a run or to compare its times."""
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from harness.backbone import weights_sha256
+from harness.data import load_target
 from harness.measure import Device
-from harness.spec import versions
+from harness.spec import COMPUTING, TrialSpec, versions
 
-PACKAGES = ("torch", "torchvision", "timm", "optuna", "mlflow")
+PACKAGES = (*COMPUTING, "optuna", "mlflow")
+VARIABLES = (
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
+    *("MKL_CBWR", "MKL_DYNAMIC", "MKL_ENABLE_INSTRUCTIONS", "OPENBLAS_CORETYPE"),
+    *("ATEN_CPU_CAPABILITY", "NPY_DISABLE_CPU_FEATURES", "NPY_ENABLE_CPU_FEATURES"),
+    *("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE"),
+    *("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
+)
+"""Environment variables that may change bits. These are recorded and no others: some hold secrets."""
 
 
 def environment(device: Device) -> dict[str, str]:
@@ -24,9 +38,54 @@ def environment(device: Device) -> dict[str, str]:
         "env.host": platform.node(),
         "env.platform": platform.platform(),
         "env.python": platform.python_version(),
+        "env.variables": _listed({v: os.environ[v] for v in VARIABLES if v in os.environ}),
+        "env.arithmetic": _listed(_arithmetic()),
     }
+    if device.torch_device.type == "cuda":
+        tags["env.cuda"] = f"{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
     found = {f"env.{package}": number for package, number in versions(*PACKAGES).items()}
     return {**tags, **found, **code_revision()}
+
+
+def _listed(values: Mapping[str, object]) -> str:
+    return " ".join(f"{name}={value}" for name, value in values.items()) or "none"
+
+
+def _arithmetic() -> dict[str, object]:
+    """What torch is set to; a study file may have changed it. Precisions are of float32, per library."""
+    backends: Any = torch.backends
+    cudnn, onednn = backends.cudnn, backends.mkldnn
+    return {
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "cudnn.deterministic": cudnn.deterministic,
+        "cudnn.benchmark": cudnn.benchmark,
+        "cudnn.conv": cudnn.conv.fp32_precision,
+        "cuda.matmul": backends.cuda.matmul.fp32_precision,
+        "mkldnn.conv": onednn.conv.fp32_precision,
+        "mkldnn.matmul": onednn.matmul.fp32_precision,
+    }
+
+
+@lru_cache(maxsize=64)
+def inputs_of(target: str, backbone: str, source: str) -> dict[str, str]:
+    """Hashes of the images and, unless they are random, of the weights behind these names.
+
+    Raises:
+        UserError: if they are not to be had.
+    """
+    weights = weights_sha256(source, backbone)
+    inputs = {"sha256 of the images": load_target(target).fingerprint()}
+    return inputs | ({"sha256 of the weights": weights} if weights else {})
+
+
+def input_tags(inputs: Mapping[str, str]) -> dict[str, str]:
+    """The same as tags of a run: "sha256.images", "sha256.weights"."""
+    return {name.replace(" of the ", "."): value for name, value in inputs.items()}
+
+
+def premises_of(spec: TrialSpec) -> dict[str, str]:
+    """What decides a trial's numbers beside its spec: hashes of what it reads, versions of what computes."""
+    return {**inputs_of(spec.target, spec.backbone, spec.source), **versions(*COMPUTING)}
 
 
 def code_revision() -> dict[str, str]:

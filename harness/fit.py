@@ -18,6 +18,7 @@ from harness.audit import Audit
 from harness.backbone import Backbone, build
 from harness.checkpoint import Checkpoint
 from harness.data import Examples, load_target, read_examples, shifted, split_indices
+from harness.environment import premises_of
 from harness.features import Readout
 from harness.measure import Device, Seconds
 from harness.network import Network
@@ -40,7 +41,8 @@ class Fit(ABC):
 
     Raises:
         UserError: if target, backbone or source are not to be had.
-        BadCheckpoint: here, or when iteration begins, if the checkpoint is of another trial.
+        BadCheckpoint: here, or when iteration begins, if the checkpoint is of another trial, or was made
+            with other versions or from other images or weights.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class Fit(ABC):
         checkpoint: Checkpoint | None = None,
     ) -> None:
         if checkpoint is not None:
-            checkpoint.check(spec)
+            checkpoint.check(spec, premises_of(spec))
         self.spec, self.device, self.cache, self._resumed = spec, device, cache, checkpoint
         self._started = time.perf_counter()
         device.reset_peak()

@@ -1,9 +1,11 @@
 """Does a recorded trial come out again? Reruns it from its MLflow row alone and compares digit by digit.
 
     python -m harness.replay RUN_ID
+    python -m harness.replay RUN_ID --space FILE    # for a strategy, backbone or target that FILE defines
 
 Exit code 0 when it agreed: bitwise where nothing that computes differs, within a tolerance elsewhere. 1 when
-it did not, 2 on bad input. Nothing is recorded.
+it did not, 2 on bad input. What it reads and is computed by is compared with what was recorded, and what
+differs is named. Nothing is recorded.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from typing import TYPE_CHECKING
 from harness.command import Parser, run_command, size
 from harness.display import as_table
 from harness.sizes import parse_size
-from harness.spec import TrialSpec, UserError
+from harness.spec import COMPUTING, TrialSpec, UnknownName, UserError, first_line
+from harness.study_file import file_sha256, load_study, study_path
 
 if TYPE_CHECKING:
     from harness.measure import Device
@@ -33,11 +36,12 @@ TOLERANCE = 0.05
 after 80 steps of AdamW; after 2 steps it is 1e-5 (tests/test_processors.py)."""
 COMPUTES = (
     *("device", "threads", "env.hardware", "env.cpu_capability", "env.platform"),
-    *("env.torch", "env.torchvision", "env.timm"),
+    *("env.variables", "env.arithmetic", "env.cuda"),
+    *(f"env.{package}" for package in COMPUTING),
 )
 """Tags without whose agreement equal bits are not promised."""
-INPUTS = ("sha256.images", "sha256.weights")
-"""Tags that say what the trial read."""
+INPUTS = ("sha256.images", "sha256.weights", "sha256.study_file")
+"""Tags that say what the trial was made from."""
 PER_EPOCH = ("train_loss", "val_loss", "val_accuracy")
 
 
@@ -112,6 +116,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("run_id", metavar="RUN_ID", help="of a complete trial, from the MLflow UI")
     parser.add_argument(
+        "--space",
+        metavar="FILE",
+        type=study_path,
+        help="study file (its code is run); needed where it defines the strategy, backbone or target",
+    )
+    parser.add_argument(
         "--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns/mlflow.db)"
     )
     parser.add_argument(
@@ -143,7 +153,7 @@ def run(arguments: argparse.Namespace) -> int:
         UserError: on bad input.
     """
     a = arguments
-    done = replay_run(a.run_id, a.tracking_uri, a.device, a.cache_dir, a.cache_budget)
+    done = replay_run(a.run_id, a.tracking_uri, a.device, a.space, a.cache_dir, a.cache_budget)
     return 0 if done.agreed else 1
 
 
@@ -151,6 +161,7 @@ def replay_run(
     run_id: str,
     tracking_uri: str | None = None,
     device: str | None = None,
+    space: Path | None = None,
     cache_dir: Path | None = None,
     cache_budget: str = "10GiB",
 ) -> Replayed:
@@ -160,6 +171,7 @@ def replay_run(
         run_id: of a complete trial, from the MLflow UI.
         tracking_uri: where it is recorded; None is the database in ./mlruns.
         device: "auto", "cpu", "cuda" or "mps"; None is the recorded one if it is there.
+        space: study file that defines its strategy, backbone or target, where one does; its code is run.
         cache_dir: outputs of frozen layers are read from here; None computes them again.
         cache_budget: a size; "0" keeps nothing.
 
@@ -167,18 +179,41 @@ def replay_run(
         UserError: on bad input.
     """
     from harness.record_runs import read_run
-    from harness.rows import Cache
     from harness.stores import default_tracking_uri
 
     budget = parse_size(cache_budget)
     recorded = read_run(tracking_uri or default_tracking_uri(ROOT), run_id)
-    spec = spec_of(recorded)
+    if space is not None:
+        load_study(space)  # from now on what it defines is known
+    try:
+        return _replay_and_compare(recorded, device, space, cache_dir, budget)
+    except UnknownName as error:
+        file = recorded.tags.get("study_file", "the study file")
+        hint = f"where {file} defines it, add --space FILE"
+        if space is not None:
+            hint = f"{space} does not define it either"
+        raise UserError(f"{error}; {hint}") from error
+
+
+def _replay_and_compare(
+    recorded: RecordedRun,
+    device: str | None,
+    space: Path | None,
+    cache_dir: Path | None,
+    budget: int,
+) -> Replayed:
+    from harness.rows import Cache
+
+    run_id, spec = recorded.run_id, spec_of(recorded)
     where = _device(device, recorded)
-    print(f"run {recorded.run_id} of study {recorded.experiment}: {recorded.name}")
-    changed = differences(recorded, _now(spec, where))
+    print(f"run {run_id} of study {recorded.experiment}: {recorded.name}")
+    now = {tag: "absent" for tag in COMPUTES if tag in recorded.tags} | _now(spec, where)
+    if space is not None:
+        now["sha256.study_file"] = file_sha256(space)
+    changed = differences(recorded, now)
     for line in changed.values():
         print(f"differs: {line}")
-    if unknown := [t for t in (*COMPUTES, *INPUTS) if t not in recorded.tags]:
+    if unknown := [t for t in (*COMPUTES, *INPUTS) if t in now and t not in recorded.tags]:
         print(f"not recorded, so not compared: {', '.join(unknown)}")
     # A folder of its own: what an earlier trial kept would not be computed again.
     with tempfile.TemporaryDirectory(prefix="replay-") as own:
@@ -193,7 +228,7 @@ def replay_run(
         print(f"differs: {line} (see --cache-budget)")
     elsewhere = bool(ways or changed.keys() & COMPUTES)
     values = list(compared(recorded, found))
-    agreed = _verdict(values, elsewhere)
+    agreed = _verdict(values, elsewhere, [t for t in INPUTS if t in changed])
     return Replayed(run_id, agreed, tuple(values), (*changed.values(), *ways.values()))
 
 
@@ -201,7 +236,8 @@ def spec_of(recorded: RecordedRun) -> TrialSpec:
     """The trial that a run records.
 
     Raises:
-        UserError: if it is no trial, did not complete, or is of a strategy that is not in harness.transfer.
+        UserError: if it is no trial, did not complete, or its parameters make none.
+        UnknownName: if it is of a strategy that is not known.
     """
     run = f"run {recorded.run_id!r} ({recorded.name})"
     if recorded.tags.get("phase") not in ("tune", "repeat"):
@@ -214,7 +250,8 @@ def spec_of(recorded: RecordedRun) -> TrialSpec:
     try:
         return TrialSpec.from_flat(recorded.params)
     except (UserError, ValueError, TypeError, SyntaxError) as error:
-        raise UserError(f"the parameters of {run} make no trial here: {error}") from error
+        kind = UnknownName if isinstance(error, UnknownName) else UserError
+        raise kind(f"the parameters of {run} make no trial here: {error}") from error
 
 
 def _device(asked: str | None, recorded: RecordedRun) -> Device:
@@ -235,13 +272,10 @@ def _device(asked: str | None, recorded: RecordedRun) -> Device:
 
 def _now(spec: TrialSpec, device: Device) -> dict[str, str]:
     """What the runner would put on a run of this trial here and now."""
-    from harness.backbone import weights_sha256
-    from harness.data import load_target
-    from harness.environment import environment
+    from harness.environment import environment, input_tags, inputs_of
 
-    weights = weights_sha256(spec.source, spec.backbone)
-    inputs = {"sha256.images": load_target(spec.target).fingerprint()}
-    return {**environment(device), **inputs, **({"sha256.weights": weights} if weights else {})}
+    inputs = inputs_of(spec.target, spec.backbone, spec.source)
+    return {**environment(device), **input_tags(inputs)}
 
 
 def differences(recorded: RecordedRun, now: Mapping[str, str]) -> dict[str, str]:
@@ -261,8 +295,7 @@ def replay(
     spec: TrialSpec, device: Device, cache: Cache, test: bool
 ) -> tuple[Values, Mapping[str, str]] | str:
     """What the trial gives now, and its notes on what was kept of frozen groups; or why it gives nothing."""
-    from harness.audit import AuditFailed
-    from harness.train import Diverged, start
+    from harness.train import start
 
     fit = start(spec, device, cache)
     found: Values = {}
@@ -271,8 +304,10 @@ def replay(
             for name in PER_EPOCH:
                 found.setdefault(name, {})[epoch.epoch] = getattr(epoch, name)
         result = fit.finish(test)
-    except (Diverged, AuditFailed) as error:
-        return f"{type(error).__name__}: {error}"
+    except UserError:
+        raise
+    except Exception as error:  # diverged, out of memory, a strategy of the user's that raises, ...
+        return f"{type(error).__name__}: {first_line(error)}"
     tested = {k: {0: v} for k, v in result.metrics.items() if k.startswith("test_")}
     return found | tested, result.notes
 
@@ -288,8 +323,14 @@ def compared(
             yield Comparison(name, epoch, then.get(epoch, math.nan), now.get(epoch, math.nan))
 
 
-def _verdict(found: list[Comparison], elsewhere: bool) -> bool:
-    """Print a line per metric and one in all; says whether it agreed."""
+def _verdict(found: list[Comparison], elsewhere: bool, other: list[str]) -> bool:
+    """Print a line per metric and one in all; says whether it agreed.
+
+    Args:
+        found: what was compared.
+        elsewhere: whether something that computes is not what it was.
+        other: tags of what the trial is made from that are not what they were.
+    """
     for name in dict.fromkeys(c.name for c in found):
         values = [c for c in found if c.name == name]
         last, equal = values[-1], sum(c.equal for c in values)
@@ -306,8 +347,10 @@ def _verdict(found: list[Comparison], elsewhere: bool) -> bool:
         print(f"AGREED within {TOLERANCE:g} (losses relative, accuracies absolute)")
         print("equal bits are promised only where nothing named above differs")
         return True
-    wanted = f"{TOLERANCE:g} is allowed" if elsewhere else "bitwise equal is promised here"
-    print(f"DISAGREED: {wanted}")
+    why = f"{TOLERANCE:g} is allowed" if elsewhere else "bitwise equal is promised here"
+    if other:
+        why = f"it was made from something else ({', '.join(other)})"
+    print(f"DISAGREED: {why}")
     return False
 
 

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from harness.display import as_table
@@ -41,7 +41,7 @@ RESERVED_FACTORS = frozenset(
     "start_time optuna_trial size epoch example predicted probability failed tuned n mean sd low high "
     "train_loss val_loss test_loss val_accuracy test_accuracy train_seconds marginal_seconds "
     "total_seconds prefix stands_for restored "
-    "trained_depth trainable_share".split()
+    "trained_depth trainable_share study_file".split()
 )
 """Tags and columns of our own; a factor of that name would hide one."""
 SAFE_NAME = re.compile(r"(?!\.+$)[A-Za-z0-9_.][A-Za-z0-9_.-]{0,99}")
@@ -52,6 +52,10 @@ MAX_EFFORT = 100_000
 
 class UserError(Exception):
     """Bad input, said in one line that names what is wrong and what would be right. Exit code 2."""
+
+
+class UnknownName(UserError):
+    """No strategy, target or backbone of that name is known here; a study file may define it."""
 
 
 def without_password(text: str) -> str:
@@ -77,14 +81,21 @@ def unknown_argument(error: BaseException) -> str:
     return f"; did you mean {', '.join(near)}?" if near else f"; it has {', '.join(known)}"
 
 
+COMPUTING = tuple("torch torchvision timm numpy scipy scikit-learn pillow peft".split())
+"""Packages whose version may change what a trial computes."""
+
+
 @cache
-def _version(package: str) -> str:
-    return version(package)
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Package -> its installed version."""
-    return {package: _version(package) for package in packages}
+    """Package -> its version, of those that are installed."""
+    return {package: found for package in packages if (found := _version(package)) is not None}
 
 
 def derive_seed(*parts: object) -> int:
@@ -234,7 +245,7 @@ class TrialSpec:
         """
         kinds = names()
         if flat.get("strategy") not in kinds:
-            raise UserError(
+            raise UnknownName(
                 f"unknown strategy {flat.get('strategy')!r}; known: {', '.join(sorted(kinds))}"
             )
         kind = kinds[str(flat["strategy"])]
@@ -252,10 +263,16 @@ def _require_count(name: str, value: object) -> None:
 
 def _typed(cls: type, entries: Mapping[str, Scalar]) -> dict[str, Any]:
     """Entries cast by the annotations of dataclass `cls` (MLflow keeps every parameter as a string)."""
-    annotations = {f.name: str(f.type) for f in dataclasses.fields(cls)}
+    annotations = {f.name: _as_written(f.type) for f in dataclasses.fields(cls)}
     if unknown := entries.keys() - annotations.keys():
         raise UserError(f"unknown {cls.__name__} field {sorted(unknown)[0]!r}")
     return {k: _cast(v, annotations[k]) for k, v in entries.items()}
+
+
+def _as_written(annotation: object) -> str:
+    """An annotation as text, also where a study file does without `from __future__ import annotations`."""
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    return re.sub(r"Optional\[(.*)\]$", r"\1 | None", text.removeprefix("typing."))
 
 
 def _cast(value: Scalar, annotation: str) -> Scalar:
@@ -268,6 +285,9 @@ def _cast(value: Scalar, annotation: str) -> Scalar:
     if annotation.startswith(("tuple", "list", "dict", "Scales")):
         literal: Scalar = ast.literal_eval(value)
         return literal
+    if found := re.match(r"Literal\[(.*?)\]", annotation):
+        choices = ast.literal_eval(f"({found[1]},)")
+        return next((choice for choice in choices if str(choice) == value), value)
     for prefix, kind in (("int", int), ("float", float)):
         if annotation.startswith(prefix):
             return kind(value)
@@ -325,7 +345,7 @@ class Study:
             if (
                 not SAFE_NAME.fullmatch(factor)
                 or factor in RESERVED_FACTORS
-                or factor.startswith(("mlflow.", "param.", "env."))
+                or factor.startswith(("mlflow.", "param.", "env.", "sha256."))
             ):
                 raise UserError(
                     f"Study: factor {factor!r} must be letters, digits, '_', '.', '-' "

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import os
 import shlex
 import sys
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING
 from harness.command import Parser, program, run_command, size
 from harness.sizes import parse_size
 from harness.spec import Study, UserError, without_password
-from harness.study_file import load_study, question_of, study_path
+from harness.study_file import file_sha256, load_study, question_of, study_path
 
 if TYPE_CHECKING:
     from harness.measure import Device
@@ -278,7 +277,7 @@ def study_info(study: Study, arguments: argparse.Namespace, leaks: tuple[str, ..
         repeats=study.repeats,
         sampler=study.sampler,
         leaks=leaks,
-        space_sha256=hashlib.sha256(arguments.space.read_bytes()).hexdigest(),
+        space_sha256=file_sha256(arguments.space),
     )
 
 

@@ -10,6 +10,7 @@ import ast
 import contextlib
 import dataclasses
 import faulthandler
+import hashlib
 import importlib.util
 import os
 import re
@@ -168,6 +169,16 @@ def _answer() -> NoReturn:
     faulthandler.cancel_dump_traceback_later()
     os.write(pipe, said.encode(errors="backslashreplace")[:4000])
     os._exit(0)
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a study file that was loaded before."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def study_file_tags(path: Path) -> dict[str, str]:
+    """Tags that say which study file a run is of: its name, without its folder, and its hash."""
+    return {"study_file": path.name, "sha256.study_file": file_sha256(path)}
 
 
 def question_of(path: Path) -> str:

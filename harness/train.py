@@ -28,6 +28,7 @@ from harness.data import (
     augmentation,
     seeded_view,
 )
+from harness.environment import premises_of
 from harness.features import Readout, fit_readout
 from harness.fit import Diverged, Fit, score
 from harness.measure import Clock, Device
@@ -159,7 +160,8 @@ class Training(Fit):
             "peaks": self._peaks(),
             "words": list(self._network.words),
         }
-        return Checkpoint(trial_key(self.spec), tuple(going.epochs), copied(state))
+        key, premises = trial_key(self.spec), premises_of(self.spec)
+        return Checkpoint(key, premises, tuple(going.epochs), copied(state))
 
     def _restore(self, fresh: _Going, kept: Checkpoint) -> _Going:
         """As it was when the checkpoint was made. The network comes last: audit and pull start from the

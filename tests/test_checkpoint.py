@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+from PIL import Image
 
-from harness import transfer
+from harness import environment, transfer
 from harness.audit import digest
 from harness.checkpoint import BadCheckpoint, Checkpoint, trial_key
 from harness.measure import Cpu
 from harness.rows import Cache
-from harness.spec import EpochResult, TrialSpec
+from harness.spec import COMPUTING, EpochResult, TrialSpec, versions
 from harness.train import Fit, Training, start
 
 MakeSpec = Callable[..., TrialSpec]
@@ -229,8 +232,36 @@ def test_checkpoint_of_another_trial_or_version_is_refused(
     spec, kept = make_spec(shots=3, epochs=3), Checkpoint.load(file)
     with pytest.raises(BadCheckpoint, match="another trial"):
         start(replace(spec, lr=0.5), Cpu(), checkpoint=kept)
-    monkeypatch.setattr("harness.checkpoint.versions", lambda *_: {"torch": "9.9"})
-    with pytest.raises(BadCheckpoint, match="another version of torch"):
+    known = versions(*COMPUTING)
+    monkeypatch.setattr(environment, "versions", lambda *_: {**known, "torch": "9.9"})
+    was = re.escape(known["torch"])
+    with pytest.raises(BadCheckpoint, match=rf"before a change: torch was {was}, is 9\.9$"):
+        start(spec, Cpu(), checkpoint=kept)
+
+
+def test_checkpoint_made_from_other_images_or_weights_is_refused(
+    make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    """Fine-tuning from a file, in which one number changes between the two processes."""
+    for name, value in (("a", 0), ("b", 255)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(8):
+            Image.new("L", (8, 8), abs(value - i)).save(tmp_path / "images" / name / f"{i}.png")
+    network: Any = timm.create_model("test_resnet", num_classes=2)
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    counts = {"shots": 2, "val_shots": 2, "test_shots": 2, "epochs": 2, "batch_size": 4}
+    spec = make_spec(target=f"folder:{tmp_path}/images", source=f"file:{tmp_path}/w.pt", **counts)
+    kept = stopped(spec, 1)
+    assert len(list(start(spec, Cpu(), checkpoint=kept))) == 1
+    Image.new("L", (8, 8), 77).save(tmp_path / "images" / "a" / "0.png")
+    environment.inputs_of.cache_clear()  # as in another process
+    with pytest.raises(BadCheckpoint, match=r"change: sha256 of the images was \w+, is \w+$"):
+        start(spec, Cpu(), checkpoint=kept)
+    with torch.no_grad():
+        network.get_classifier().bias[0] += 1
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    environment.inputs_of.cache_clear()
+    with pytest.raises(BadCheckpoint, match=r"the images was .*; sha256 of the weights was "):
         start(spec, Cpu(), checkpoint=kept)
 
 

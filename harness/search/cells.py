@@ -12,14 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
 from statistics import fmean
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from harness.backbone import weights_sha256
-from harness.data import load_target
+from harness.environment import inputs_of
 from harness.search.leases import OWNER, SESSION, Owner
 from harness.search.sampling import fixed, sampler_of
 from harness.search.signals import TrialTimeout, time_limit
@@ -70,6 +68,7 @@ class Claim:
         seed: of the trial.
         drawn: what the space made of it, or why it made nothing.
         attempt: counted from 1.
+        inputs: hashes of what it reads; none if the space made nothing.
     """
 
     slot: Slot
@@ -77,6 +76,7 @@ class Claim:
     seed: int
     drawn: TrialSpec | UserError
     attempt: int
+    inputs: Mapping[str, str]
 
     @property
     def spec(self) -> TrialSpec:
@@ -220,7 +220,8 @@ class CellSearch:
         ranges = (witness.distributions, fixed.distributions)
         recorded = TrialSpec.from_flat(witness.user_attrs["spec"])
         inputs = inputs_of(recorded.target, recorded.backbone, recorded.source)
-        changes += difference(witness.user_attrs.get("inputs", inputs), inputs)
+        known = witness.user_attrs.get("inputs", {})  # older studies know less of theirs
+        changes += difference(known, {k: v for k, v in inputs.items() if k in known})
         changes += difference(*({f"range of {k}": str(v) for k, v in r.items()} for r in ranges))
         if changes:
             raise UserError(
@@ -248,6 +249,7 @@ class CellSearch:
             return None
         seed = trial_seed(self.study, self.phase, index)
         drawn: TrialSpec | UserError
+        inputs: dict[str, str] = {}
         try:
             with time_limit(DRAW_SECONDS):
                 drawn = self.draw(trial, seed)
@@ -260,7 +262,7 @@ class CellSearch:
             self._optuna.tell(trial, state=TrialState.FAIL)
             raise
         slot = Slot(self.cell, self.phase, index)
-        return Claim(slot, trial, seed, drawn, len(self._attempts[index]))
+        return Claim(slot, trial, seed, drawn, len(self._attempts[index]), inputs)
 
     def draw(self, trial: optuna.trial.BaseTrial, seed: int) -> TrialSpec:
         """The study's space at this trial, with the harness's seed.
@@ -393,14 +395,6 @@ def difference(recorded: Mapping[str, object], now: Mapping[str, object]) -> lis
         for k in {**recorded, **now}
         if recorded.get(k, missing) != now.get(k, missing)
     ]
-
-
-@lru_cache(maxsize=64)
-def inputs_of(target: str, backbone: str, source: str) -> dict[str, str]:
-    """Hashes of the data and, where they are one file, of the weights behind these names."""
-    weights = weights_sha256(source, backbone)
-    inputs = {"sha256 of the images": load_target(target).fingerprint()}
-    return inputs | ({"sha256 of the weights": weights} if weights else {})
 
 
 def trials_of(

@@ -24,6 +24,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.delivery import STANDS_FOR, STATUS
+from harness.environment import input_tags
 from harness.record import Recorder, StudyInfo
 from harness.record_runs import Stored, every_run
 from harness.search.cells import YIELDED, CellSearch, trials_of
@@ -326,6 +327,7 @@ def _write_again(info: StudyInfo, stores: Stores, tried: Tried) -> None:
     tags: dict[str, object] = {
         STANDS_FOR: tried.run_id,
         "study": info.name,
+        **input_tags(attrs.get("inputs", {})),
         **cell,
         "cell": tried.cell,
         "phase": tried.phase,

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.checkpoint import BadCheckpoint, Checkpoint, trial_key
+from harness.environment import premises_of
 from harness.fit import Fit
 from harness.search.signals import Terminated
 from harness.spec import EpochResult, TrialSpec, first_line
@@ -64,12 +65,13 @@ class Checkpoints:
     every: float = EVERY_SECONDS
 
     def find(self, spec: TrialSpec) -> Checkpoint | None:
-        """What was kept of that trial; a damaged file is named in a warning, and dropped."""
+        """What was kept of that trial. What cannot be gone on from, because it is damaged or the trial would
+        now be computed from or by something else, is named in a warning, and dropped."""
         if self.folder is None:
             return None
         try:
             found = Checkpoint.load(self._file(spec))
-            found.check(spec)
+            found.check(spec, premises_of(spec))
         except FileNotFoundError:
             return None
         except BadCheckpoint as error:

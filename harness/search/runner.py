@@ -20,6 +20,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.checkpoint import BadCheckpoint
+from harness.environment import input_tags
 from harness.forecast import forecast
 from harness.measure import MIB, Device
 from harness.record import Recorder
@@ -390,6 +391,7 @@ class _Runner:
         return {
             "study": self._study.name,
             **self._bench.tags,
+            **input_tags(claim.inputs),
             **claim.slot.cell,
             "cell": cell_label(claim.slot.cell),
             "phase": claim.slot.phase,

@@ -40,7 +40,7 @@ from harness.search.signals import Terminated, die_with_parent, raise_on_termina
 from harness.search.storage import open_storage
 from harness.spec import Study, TrialResult, UserError
 from harness.stores import default_tracking_uri, home_of, search_url
-from harness.study_file import load_study
+from harness.study_file import load_study, study_file_tags
 
 DEATHS_IN_A_ROW = 3
 PATIENCE_SECONDS = 30.0
@@ -93,7 +93,7 @@ class Job:
         storage = storage or open_storage(search_url(uri, self.root))
         device = resolve_device(self.device)
         watch = Watch(Owner.here(self.session), self.grace)
-        tags = environment(device)
+        tags = {**environment(device), **study_file_tags(self.space)}
         kept = Checkpoints(home_of(uri, self.root) / "checkpoints")
         return Bench(storage, recorder, device, tags, self.cache, self.limits, watch, kept)
 
