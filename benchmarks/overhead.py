@@ -23,7 +23,8 @@ from unittest.mock import patch
 from harness.environment import environment
 from harness.measure import Device, resolve_device
 from harness.record import Recorder
-from harness.search.runner import Bench, run_study
+from harness.search.bench import Bench
+from harness.search.runner import run_study
 from harness.search.storage import open_storage
 from harness.spec import EpochResult, Study, TrialResult, TrialSpec
 from harness.study import parse, study_info

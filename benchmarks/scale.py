@@ -26,8 +26,9 @@ from benchmarks.overhead import Nothing, one_cell
 from benchmarks.postgres import Server
 from harness.measure import resolve_device
 from harness.search import runner
+from harness.search.bench import Bench
 from harness.search.leases import Owner, Watch
-from harness.search.runner import Bench, run_study
+from harness.search.runner import run_study
 from harness.search.storage import open_storage
 from harness.spec import EpochResult, Study
 

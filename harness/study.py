@@ -146,10 +146,11 @@ def run(arguments: argparse.Namespace) -> int:
     from harness.measure import resolve_device
     from harness.progress import show
     from harness.rows import Cache, default_folder
+    from harness.search.bench import Limits
     from harness.search.costs import cell_costs
     from harness.search.door import check_at_the_door
     from harness.search.preemption import stop_on_request
-    from harness.search.runner import Limits, StudyStopped, any_complete, prepare, run_study
+    from harness.search.runner import StudyStopped, any_complete, prepare, run_study
     from harness.search.signals import Terminated, raise_on_terminate
     from harness.search.storage import check_storage_url
     from harness.search.workers import Job, run_in_processes

@@ -17,7 +17,7 @@ from harness.spec import UserError, without_password
 from harness.stores import default_tracking_uri, search_url, sqlite_path
 
 if TYPE_CHECKING:
-    from harness.search.integrity import Verdict
+    from harness.search.repair import Verdict
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -71,8 +71,9 @@ def verify_study(
     """
     from harness.record import Recorder
     from harness.record_runs import info_of
-    from harness.search.integrity import Stores, verify
+    from harness.search.integrity import Stores
     from harness.search.leases import Owner, Watch
+    from harness.search.repair import verify
     from harness.search.storage import open_storage
 
     uri = tracking_uri or default_tracking_uri()

@@ -29,8 +29,9 @@ from optuna.trial import TrialState
 from harness.record import Recorder, StudyInfo
 from harness.search import runner
 from harness.search.cells import CellSearch
-from harness.search.integrity import Stores, Verdict, findings, verify
+from harness.search.integrity import Stores, findings
 from harness.search.leases import Owner, Watch
+from harness.search.repair import Verdict, verify
 from harness.search.runner import StudyStopped, TrialDone
 from harness.search.storage import open_storage
 from harness.spec import Study

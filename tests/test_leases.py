@@ -30,6 +30,7 @@ def space(trial: optuna.trial.BaseTrial, strategy: str) -> TrialSpec:
     return TrialSpec(
         target="digits",
         backbone="test_resnet",
+        source="scratch",
         strategy=transfer.LinearProbe(),
         lr=lr,
         weight_decay=decay,

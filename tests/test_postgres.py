@@ -27,9 +27,10 @@ from harness import transfer
 from harness.measure import Cpu
 from harness.record import Recorder, StudyInfo
 from harness.search import patience, runner
+from harness.search.bench import Bench
 from harness.search.leases import Owner, Watch
 from harness.search.patience import PatientStorage
-from harness.search.runner import Bench, run_study
+from harness.search.runner import run_study
 from harness.search.storage import open_storage
 from harness.spec import Study, TrialSpec, UserError
 
@@ -39,7 +40,12 @@ WORKERS, TRIALS = 16, 40
 def space(trial: BaseTrial, strategy: str) -> TrialSpec:
     lr = trial.suggest_float("lr", 1e-4, 1e-1, log=True)
     return TrialSpec(
-        target="digits", backbone="test_resnet", strategy=transfer.LinearProbe(), lr=lr, epochs=1
+        target="digits",
+        backbone="test_resnet",
+        strategy=transfer.LinearProbe(),
+        lr=lr,
+        source="scratch",
+        epochs=1,
     )
 
 

@@ -25,8 +25,9 @@ from harness.measure import Cpu
 from harness.record import Recorder, StudyInfo
 from harness.rows import Cache
 from harness.search import preemption
+from harness.search.bench import Bench
 from harness.search.preemption import Checkpoints
-from harness.search.runner import Bench, prepare, run_study
+from harness.search.runner import prepare, run_study
 from harness.search.signals import Terminated
 from harness.spec import EpochResult, Study, TrialSpec
 from harness.train import Training

@@ -30,19 +30,12 @@ from harness.forecast import forecast
 from harness.measure import Cpu
 from harness.record import Recorder, StudyInfo
 from harness.search import cells, door, runner
+from harness.search.bench import Bench, Limits
 from harness.search.cells import CellSearch, first_draw
 from harness.search.door import check_at_the_door
 from harness.search.leases import Owner, Watch
 from harness.search.outcomes import classify
-from harness.search.runner import (
-    Bench,
-    Limits,
-    StudyStopped,
-    TrialDone,
-    compared,
-    prepare,
-    run_study,
-)
+from harness.search.runner import StudyStopped, TrialDone, compared, prepare, run_study
 from harness.search.signals import TrialTimeout
 from harness.spec import (
     Arms,

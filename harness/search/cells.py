@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -197,37 +197,10 @@ class CellSearch:
         """Outcomes of those of the first `count` slots that need no more work."""
         return tuple(outcome_of(self._done[i]) for i in range(count) if i in self._done)
 
-    def check_unchanged(self) -> None:
-        """Refuse to mix results of two spaces.
-
-        Raises:
-            UserError: showing what the study file now says differently for a recorded trial.
-        """
-        # Every trial of a cell comes from one function: one witness is enough.
-        witness = next(iter(self._done.values()), None)
-        if witness is None:
-            return
-        fixed = optuna.trial.FixedTrial(witness.params)
-        seed = trial_seed(self.study, self.phase, witness.user_attrs["index"])
-        try:
-            # A field that TrialSpec gained since then had its default.
-            defaults = {f.name: f.default for f in dataclasses.fields(TrialSpec)}
-            now = self.draw(fixed, seed).flat()
-            then = {k: defaults[k] for k in now if k in defaults} | witness.user_attrs["spec"]
-            changes = difference(then, now)
-        except Exception as error:  # whatever the user's function raises
-            changes = [first_line(error)]
-        ranges = (witness.distributions, fixed.distributions)
-        recorded = TrialSpec.from_flat(witness.user_attrs["spec"])
-        inputs = inputs_of(recorded.target, recorded.backbone, recorded.source)
-        known = witness.user_attrs.get("inputs", {})  # older studies know less of theirs
-        changes += difference(known, {k: v for k, v in inputs.items() if k in known})
-        changes += difference(*({f"range of {k}": str(v) for k, v in r.items()} for r in ranges))
-        if changes:
-            raise UserError(
-                f"the space of study {self.study.name!r} changed since it was recorded: "
-                f"{'; '.join(changes[:3])}; give the study another name"
-            )
+    @property
+    def witness(self) -> FrozenTrial | None:
+        """Some trial that needs no more work: every trial of a cell comes from one function."""
+        return next(iter(self._done.values()), None)
 
     def claim(self, index: int, owner: Owner) -> Claim | None:
         """Open a trial for a slot and draw from the space; None if another process was first.
@@ -387,16 +360,6 @@ def trial_seed(study: Study, phase: Phase, index: int) -> int:
     )
 
 
-def difference(recorded: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
-    """What changed between two flat specs, in words."""
-    missing = "absent"
-    return [
-        f"{k} was {recorded.get(k, missing)}, is {now.get(k, missing)}"
-        for k in {**recorded, **now}
-        if recorded.get(k, missing) != now.get(k, missing)
-    ]
-
-
 def trials_of(
     study: Study, storage: optuna.storages.BaseStorage, *states: TrialState
 ) -> Iterator[tuple[optuna.Study, FrozenTrial]]:
@@ -406,44 +369,6 @@ def trials_of(
             found = optuna.load_study(study_name=name, storage=storage)
             for trial in found.get_trials(deepcopy=False, states=states):
                 yield found, trial
-
-
-def check_stores_agree(
-    study: Study,
-    storage: optuna.storages.BaseStorage,
-    outcomes: Callable[[], Mapping[str, str]],
-) -> None:
-    """Refuse to go on when one of the two stores was lost: half of the study would be missing, or double.
-
-    Other processes may record meanwhile: they open a run in MLflow first, end its trial in Optuna next, and
-    the run in MLflow last. So each store is read before the one that must know as much.
-
-    Args:
-        study: the study.
-        storage: Optuna's memory.
-        outcomes: reads the outcome of each of the study's runs from MLflow, by run id; "" is unfinished.
-
-    Raises:
-        UserError: saying which store lacks what.
-    """
-    runs = outcomes()
-    known = {
-        trial.user_attrs["run_id"]
-        for _, trial in trials_of(study, storage, TrialState.COMPLETE)
-        if "run_id" in trial.user_attrs
-    }
-    complete = {run for run, outcome in runs.items() if outcome == "complete"}
-    unknown = known - runs.keys()
-    for lost, found, missing in (
-        (unknown and unknown - outcomes().keys(), "search storage", "MLflow store"),
-        (complete - known, "MLflow store", "search storage"),
-    ):
-        if lost:
-            raise UserError(
-                f"study {study.name!r}: {len(lost)} complete trials of the {found} are unknown to the "
-                f"{missing}, which was deleted or is another one; give the study another name, or "
-                f"delete it from the {found} too"
-            )
 
 
 def first_draw(study: Study, cell: Cell) -> TrialSpec:

@@ -1,4 +1,4 @@
-"""Do the two stores tell one story, and a whole one? What is wrong with a recorded study, and its repair.
+"""Do the two stores tell one story, and a whole one? What is wrong with a recorded study.
 
 Five things must hold, whatever happened to whom:
 
@@ -8,29 +8,27 @@ Five things must hold, whatever happened to whom:
     I4  no slot is complete twice, and no configuration was drawn twice
     I5  the epochs of each run follow each other without gaps or repetitions
 
-Optuna's word counts: MLflow's runs are ended, corrected or written again after it.
+`repair` makes good what can be.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import optuna
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from harness.delivery import STANDS_FOR, STATUS
-from harness.environment import input_tags
+from harness.delivery import STATUS
 from harness.record import Recorder, StudyInfo
 from harness.record_runs import Stored, every_run
 from harness.search.cells import YIELDED, CellSearch, trials_of
 from harness.search.leases import OWNER, Watch, died_here
-from harness.search.runner import reap
-from harness.spec import EpochResult, Phase, Study, TrialResult, TrialSpec, UserError, cell_label
+from harness.spec import Phase, Study, TrialSpec, UserError, cell_label
 
 Cure = Literal["reap", "end", "kill", "write", "epochs", ""]
 
@@ -115,43 +113,6 @@ class Stores:
     watch: Watch
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What was found at last: what is left, what was repaired, how far the study is, who works on it."""
-
-    left: tuple[Finding, ...]
-    repaired: tuple[Finding, ...]
-    progress: tuple[Progress, ...]
-    at_work: tuple[str, ...]
-
-    @property
-    def holds(self) -> bool:
-        """True if nothing is wrong and nothing is missing."""
-        return not self.left
-
-
-def verify(info: StudyInfo, stores: Stores) -> Verdict:
-    """Look, repair what can be repaired, and look again until nothing more can be.
-
-    Raises:
-        UserError: if one of the stores cannot be read.
-    """
-    stores.recorder.flush()
-    repaired: list[Finding] = []
-    for _ in range(3):  # ending what is dead may show what else it lacks
-        found = findings(info, stores)
-        curable = [f for f in found if f.cure]
-        if not curable:
-            break
-        _cure(info, stores, curable)
-        repaired += curable
-    study, tried = _study(info), _tried(info, stores.storage)
-    left = tuple(findings(info, stores))
-    at_work = {t.trial.user_attrs[OWNER] for t in tried if _is_held(t, stores.watch)}
-    done = tuple(f for f in repaired if f not in left)
-    return Verdict(left, done, tuple(_progress(study, stores.storage)), tuple(sorted(at_work)))
-
-
 def findings(info: StudyInfo, stores: Stores) -> list[Finding]:
     """Everything that does not hold now; nothing is changed.
 
@@ -159,7 +120,7 @@ def findings(info: StudyInfo, stores: Stores) -> list[Finding]:
         UserError: if one of the stores cannot be read.
     """
     # Others may work meanwhile: a run is opened before its trial is ended, so runs are read last.
-    tried = _tried(info, stores.storage)
+    tried = every_trial(info, stores.storage)
     runs = every_run(info.name, stores.tracking_uri)
     by_id = {run.run_id: run for run in runs}
     return [
@@ -167,7 +128,7 @@ def findings(info: StudyInfo, stores: Stores) -> list[Finding]:
         *_running(tried, runs, stores.watch),
         *_ends(tried, by_id),
         *_unknown(tried, runs),
-        *_asked(_progress(_study(info), stores.storage)),
+        *_asked(progress_of(recorded_study(info), stores.storage)),
         *_twice(tried),
         *_epochs(tried, by_id),
     ]
@@ -180,9 +141,9 @@ def _waiting(recorder: Recorder) -> Iterator[Finding]:
 
 def _running(tried: list[Tried], runs: list[Stored], watch: Watch) -> Iterator[Finding]:
     known = {t.run_id: t for t in tried if t.run_id}
-    held = {t.run_id for t in tried if _is_held(t, watch)}
+    held = {t.run_id for t in tried if is_held(t, watch)}
     for t in tried:
-        if not t.trial.state.is_finished() and not _is_held(t, watch):
+        if not t.trial.state.is_finished() and not is_held(t, watch):
             yield Finding("I2", f"{t} is marked as running, and nobody works on it", "reap", t)
     for run in runs:
         if run.status != "RUNNING" or run.run_id in held:
@@ -288,90 +249,16 @@ def _epochs(tried: list[Tried], by_id: Mapping[str, Stored]) -> Iterator[Finding
             yield Finding("I5", f"{t} has the epochs {epochs} in MLflow", tried=t)
 
 
-# --- repair ----------------------------------------------------------------------------------------
-
-
-def _cure(info: StudyInfo, stores: Stores, curable: list[Finding]) -> None:
-    recorder = stores.recorder
-    if any(f.cure == "reap" for f in curable):
-        reap(_study(info), stores.storage, recorder, stores.watch)
-    for f in curable:
-        if f.cure == "kill":
-            recorder.finish(f.run_id, TrialResult("killed", reason="its runner died"))
-        if f.tried is not None and f.cure == "end":
-            recorder.end(f.run_id, f.tried.outcome)
-        elif f.tried is not None and f.cure == "epochs":
-            runs = every_run(info.name, stores.tracking_uri)
-            known = next(run.epochs for run in runs if run.run_id == f.run_id)
-            _write_epochs(recorder, f.run_id, f.tried.trial, known)
-        elif f.tried is not None and f.cure == "write":
-            _write_again(info, stores, f.tried)
-    if any(f.cure == "write" for f in curable):
-        for p in _searches(_study(info), stores.storage):
-            if p.phase == "repeat":
-                recorder.supersede(cell_label(p.cell), p.chosen_index)
-
-
-def _write_again(info: StudyInfo, stores: Stores, tried: Tried) -> None:
-    """The run of a trial from what Optuna knows: all but predictions, environment and most of the curves."""
-    attrs, recorder = tried.trial.user_attrs, stores.recorder
-    cell = next((c for c in _study(info).cells() if cell_label(c) == tried.cell), {})
-    spec = attrs.get("spec", tried.trial.params)  # a space that failed made no spec
-    earlier = [
-        t
-        for t in _tried(info, stores.storage)
-        if (t.cell, t.phase, t.chosen) == (tried.cell, tried.phase, tried.chosen)
-        and t.trial.user_attrs.get("index") == attrs["index"]
-        and t.trial.number < tried.trial.number
-    ]
-    tags: dict[str, object] = {
-        STANDS_FOR: tried.run_id,
-        "study": info.name,
-        **input_tags(attrs.get("inputs", {})),
-        **cell,
-        "cell": tried.cell,
-        "phase": tried.phase,
-        "index": attrs["index"],
-        **({"seed": spec["seed"]} if "seed" in spec else {}),
-        "attempt": len(earlier) + 1,
-        "optuna_trial": tried.trial.number,
-        "restored": "from the search storage: without predictions, environment and most curves",
-    }
-    tags |= {} if tried.chosen is None else {"chosen": tried.chosen}
-    tags |= {OWNER: attrs[OWNER]} if OWNER in attrs else {}
-    kind = "trial" if tried.phase == "tune" else "repeat"
-    run_id = recorder.start(spec, f"{tried.cell} {kind} {attrs['index']}", tags)
-    _write_epochs(recorder, run_id, tried.trial)
-    outcome: Any = tried.outcome
-    recorder.finish(run_id, TrialResult(outcome, attrs.get("metrics", {}), attrs.get("reason", "")))
-
-
-def _write_epochs(
-    recorder: Recorder, run_id: str, trial: FrozenTrial, known: Collection[int] = ()
-) -> None:
-    """All but those that are known."""
-    values, metrics = sorted(trial.intermediate_values.items()), trial.user_attrs.get("metrics", {})
-    for epoch, accuracy in values:
-        if epoch in known:
-            continue
-        last = epoch == values[-1][0]
-        seen = {k: metrics.get(k, math.nan) if last else math.nan for k in _LAST}
-        recorder.epoch(run_id, EpochResult(epoch, val_accuracy=accuracy, **seen))
-
-
-_LAST = ("train_loss", "val_loss", "train_seconds", "marginal_seconds")
-
-
 # --- what is read ----------------------------------------------------------------------------------
 
 
-def _is_held(tried: Tried, watch: Watch) -> bool:
+def is_held(tried: Tried, watch: Watch) -> bool:
     return tried.trial.state == TrialState.RUNNING and not watch.is_over(tried.trial)
 
 
-def _tried(info: StudyInfo, storage: optuna.storages.BaseStorage) -> list[Tried]:
+def every_trial(info: StudyInfo, storage: optuna.storages.BaseStorage) -> list[Tried]:
     found = []
-    for study, trial in trials_of(_study(info), storage, *TrialState):
+    for study, trial in trials_of(recorded_study(info), storage, *TrialState):
         if trial.user_attrs.get("outcome") == YIELDED:
             continue
         label, _, chosen = study.study_name.removeprefix(f"{info.name}/").partition("/repeats of ")
@@ -380,7 +267,7 @@ def _tried(info: StudyInfo, storage: optuna.storages.BaseStorage) -> list[Tried]
     return found
 
 
-def _study(info: StudyInfo) -> Study:
+def recorded_study(info: StudyInfo) -> Study:
     """The study without its space, which is not needed to judge what is recorded."""
 
     def unknown(*_: object, **__: object) -> NoReturn:
@@ -390,7 +277,7 @@ def _study(info: StudyInfo) -> Study:
     return Study(info.factors, space, info.trials, info.repeats, name=info.name)
 
 
-def _searches(study: Study, storage: optuna.storages.BaseStorage) -> Iterator[CellSearch]:
+def searches_begun(study: Study, storage: optuna.storages.BaseStorage) -> Iterator[CellSearch]:
     """The cells as far as they were begun, first for tuning, then for the repeats of what they choose."""
     names = set(optuna.get_all_study_names(storage))
     begun = [c for c in study.cells() if f"{study.name}/{cell_label(c)}" in names]
@@ -405,8 +292,8 @@ def _searches(study: Study, storage: optuna.storages.BaseStorage) -> Iterator[Ce
             yield CellSearch(study, cell, storage, best)
 
 
-def _progress(study: Study, storage: optuna.storages.BaseStorage) -> Iterator[Progress]:
-    found = {(cell_label(s.cell), s.phase): s for s in _searches(study, storage)}
+def progress_of(study: Study, storage: optuna.storages.BaseStorage) -> Iterator[Progress]:
+    found = {(cell_label(s.cell), s.phase): s for s in searches_begun(study, storage)}
     for cell in map(cell_label, study.cells()):
         asked: tuple[tuple[Phase, int], ...] = (("tune", study.trials), ("repeat", study.repeats))
         for phase, count in asked:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.search.bench import Bench
 from harness.search.leases import Owner
-from harness.search.runner import Bench, TrialDone
+from harness.search.runner import TrialDone
 from harness.search.workers import (
     DEATHS_IN_A_ROW,
     PATIENCE_SECONDS,

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 
@@ -22,21 +22,21 @@ from optuna.trial import FrozenTrial, TrialState
 from harness.checkpoint import BadCheckpoint
 from harness.environment import input_tags
 from harness.forecast import forecast
-from harness.measure import MIB, Device
+from harness.measure import MIB
 from harness.record import Recorder
-from harness.rows import Cache
+from harness.search.bench import Bench
 from harness.search.cells import (
     CellSearch,
     Claim,
     Slot,
-    check_stores_agree,
     end_dead,
     trials_of,
 )
-from harness.search.leases import OWNER, Owner, Watch, held
+from harness.search.leases import OWNER, Watch, held
 from harness.search.outcomes import NOT_RUN, Row, classify, reason_of
-from harness.search.preemption import Checkpoints, stop_if_asked
+from harness.search.preemption import stop_if_asked
 from harness.search.signals import Terminated, TrialTimeout, if_hung, time_limit
+from harness.search.unchanged import check_stores_agree, check_unchanged
 from harness.sizes import in_words
 from harness.spec import (
     EpochResult,
@@ -73,19 +73,6 @@ class TrialDone:
     """Validation accuracy after each epoch, of a trial of this process."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a trial may take.
-
-    Attributes:
-        memory: bytes; a trial whose forecast is higher ends as oom without being run.
-        seconds: a trial that takes longer ends as timeout.
-    """
-
-    memory: int | None = None
-    seconds: float | None = None
-
-
 def prepare(study: Study, bench: Bench) -> set[str]:
     """Check that this is the study that was recorded, and end what dead processes left open. To be done once
     by whoever starts a run, not by each of its workers.
@@ -97,7 +84,7 @@ def prepare(study: Study, bench: Bench) -> set[str]:
         UserError: if the space or one of the stores is not what it was.
     """
     for search in _searches(study, bench.storage):
-        search.check_unchanged()
+        check_unchanged(search)
     others = reap(study, bench.storage, bench.recorder, bench.watch)
     check_stores_agree(study, bench.storage, bench.recorder.outcomes)
     return others
@@ -156,31 +143,6 @@ def any_complete(study: Study, storage: optuna.storages.BaseStorage) -> bool:
 
 def _its_runner_died() -> TrialResult:
     return TrialResult("killed", reason="its runner died")
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Where and with what trials are run: everything but the study.
-
-    Attributes:
-        storage: Optuna's memory.
-        recorder: MLflow's.
-        device: where to compute.
-        tags: environment, put on every run.
-        cache: where decoded images and outputs of frozen groups are kept.
-        limits: what a trial may take.
-        watch: who this process is, and when others' leases are over.
-        checkpoints: what is kept of trials that have not ended.
-    """
-
-    storage: optuna.storages.BaseStorage
-    recorder: Recorder
-    device: Device
-    tags: Mapping[str, str]
-    cache: Cache = field(default_factory=Cache)
-    limits: Limits = field(default_factory=Limits)
-    watch: Watch = field(default_factory=lambda: Watch(Owner.here()))
-    checkpoints: Checkpoints = field(default_factory=Checkpoints)
 
 
 def run_study(study: Study, bench: Bench) -> Iterator[TrialDone]:

@@ -23,12 +23,11 @@ from harness.environment import environment
 from harness.measure import resolve_device
 from harness.record import Recorder, StudyInfo
 from harness.rows import Cache
+from harness.search.bench import Bench, Limits
 from harness.search.leases import GRACE_SECONDS, Owner, Watch
 from harness.search.outcomes import Row
 from harness.search.preemption import Checkpoints, is_asked, stop_if_asked, stop_on_request
 from harness.search.runner import (
-    Bench,
-    Limits,
     StudyStopped,
     TrialDone,
     finished,
