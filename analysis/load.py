@@ -27,7 +27,7 @@ import pandas as pd
 
 from analysis.database import Database, Experiment, local_folder, unclipped
 from harness.display import as_table
-from harness.spec import UserError, without_password
+from harness.spec import UserError, refusal, without_password
 
 if TYPE_CHECKING:  # a second or two, and a SQLite file or a table needs none of it
     from mlflow import MlflowClient
@@ -186,10 +186,7 @@ def _learned_from(store: Database | Client, experiments: Sequence[Experiment]) -
 
 
 def _unreadable(uri: str, error: Exception) -> UserError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return UserError(
-        f"cannot read the tracking store {without_password(uri)}: {without_password(reason)}"
-    )
+    return UserError(f"cannot read the tracking store {without_password(uri)}: {refusal(error)}")
 
 
 class Client:

@@ -24,6 +24,8 @@ from typing import Protocol
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+# With a server it would print two lines about every run that ends.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
@@ -37,7 +39,7 @@ from harness.spec import (
     TrialResult,
     TrialSpec,
     UserError,
-    first_line,
+    refusal,
     without_password,
 )
 from harness.spool import Spool
@@ -180,8 +182,7 @@ class Recorder:
             raise
         except Exception as error:  # MLflow and SQLAlchemy raise many kinds here
             raise UserError(
-                f"cannot open the tracking store {without_password(tracking_uri)}: "
-                f"{without_password(first_line(error))}"
+                f"cannot open the tracking store {without_password(tracking_uri)}: {refusal(error)}"
             ) from error
 
     def _open_experiment(self, info: Info, path: Path | None) -> str:
@@ -205,10 +206,11 @@ class Recorder:
 
     def _describe(self, experiment: str, info: Info) -> None:
         """Write the tags that are not as they should be."""
-        known = self._client.get_experiment(experiment).tags
-        for key, value in info.tags().items():
-            if known.get(key) != value:
-                self._client.set_experiment_tag(experiment, key, value)
+        known, tags = self._client.get_experiment(experiment).tags, info.tags()
+        wrong = {key: value for key, value in tags.items() if known.get(key) != value}
+        # Where none is, one is written again: who may only read is told before anything runs.
+        for key, value in wrong.items() or list(tags.items())[:1]:
+            self._client.set_experiment_tag(experiment, key, value)
 
     def _open_parent(self, info: Info) -> str:
         """The run of the study as a whole: the UI groups the trials under it, the report is its artifact.

@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from harness.delivery import STANDS_FOR, search
 from harness.record import StudyInfo
-from harness.spec import UserError, first_line, without_password
+from harness.spec import UserError, refusal, without_password
 from harness.stores import default_tracking_uri, require_sqlite, sqlite_path
 
 Found = TypeVar("Found")
@@ -210,6 +210,5 @@ def _reading(uri: str) -> Iterator[MlflowClient]:
         raise
     except Exception as error:  # MLflow and SQLAlchemy raise many kinds here
         raise UserError(
-            f"cannot read the tracking store {without_password(uri)}: "
-            f"{without_password(first_line(error))}"
+            f"cannot read the tracking store {without_password(uri)}: {refusal(error)}"
         ) from error

@@ -70,6 +70,17 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
+def refusal(error: BaseException) -> str:
+    """Why a tracking store could not be used: what to set where its server asks who is there, else the first
+    line of the error without its passwords."""
+    return {
+        "UNAUTHENTICATED": "it wants a user and a password; those in ~/.mlflow/credentials, or in "
+        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, are missing or wrong",
+        "PERMISSION_DENIED": "this user may not do that to this study; an administrator of the "
+        "server can grant EDIT",
+    }.get(getattr(error, "error_code", ""), without_password(first_line(error)))
+
+
 def unknown_argument(error: BaseException) -> str:
     """What was probably meant, when the error is a misspelt field of ours; "" for any other error."""
     found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))

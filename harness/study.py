@@ -167,11 +167,7 @@ def run(arguments: argparse.Namespace) -> int:
     admitted = check_at_the_door(study, cache, arguments.max_memory is not None)
     for line in admitted.leaks:
         print(f"warning: {line}", file=sys.stderr)
-    if not arguments.tracking_uri and (elsewhere := os.environ.get("MLFLOW_TRACKING_URI")):
-        shown = without_password(elsewhere)
-        print(
-            f"warning: MLFLOW_TRACKING_URI={shown} is not used; --tracking-uri is", file=sys.stderr
-        )
+    warn_of_addresses(arguments)
     if arguments.dry_run:
         print_plan(study, admitted.specs, device)
         print_costs(study, cell_costs(admitted.specs, device, cache), max_memory)
@@ -224,6 +220,25 @@ def run(arguments: argparse.Namespace) -> int:
         return _say("stopped by SIGTERM or SIGUSR1; run the same command again to go on", 143)
     print_where_to_look(study, arguments.tracking_uri)
     return 0
+
+
+def warn_of_addresses(arguments: argparse.Namespace) -> None:
+    """Say what is odd about how the stores were named: nothing is wrong with them."""
+    if not arguments.tracking_uri and (elsewhere := os.environ.get("MLFLOW_TRACKING_URI")):
+        shown = without_password(elsewhere)
+        print(
+            f"warning: MLFLOW_TRACKING_URI={shown} is not used; --tracking-uri is", file=sys.stderr
+        )
+    for option, url, better in (
+        ("--storage", arguments.storage, "~/.pgpass"),
+        ("--tracking-uri", arguments.tracking_uri, "~/.mlflow/credentials"),
+    ):
+        if url and without_password(url) != url:
+            print(
+                f"warning: every user of this machine can read the password in {option} while this runs; "
+                f"leave it out, and put it into {better}",
+                file=sys.stderr,
+            )
 
 
 def check_engine(arguments: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from harness.environment import inputs_of
 from harness.measure import Cpu
 from harness.record import Recorder, StudyInfo
 from harness.rows import Cache
-from harness.search import preemption
+from harness.search import preemption, signals
 from harness.search.bench import Bench
+from harness.search.cells import CellSearch
+from harness.search.leases import Owner
 from harness.search.preemption import Checkpoints
 from harness.search.runner import prepare, run_study
 from harness.search.signals import Terminated
@@ -245,3 +248,33 @@ def test_trial_that_ends_soon_leaves_no_file(study: Study, bench: Bench) -> None
     assert not bench.checkpoints.folder.exists()
     states = [t.state for t in bench.storage.get_all_trials(0)]
     assert states == [TrialState.COMPLETE]
+
+
+@pytest.mark.usefixtures("sigusr1")
+def test_asked_to_stop_a_worker_does_not_wait_for_the_trials_of_others(
+    study: Study, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(_seconds: float) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        monkeypatch.setattr(time, "sleep", pytest.fail)
+
+    another = dataclasses.replace(Owner.here(), host="another")
+    assert CellSearch(study, study.cells()[0], bench.storage).claim(0, another)
+    monkeypatch.setattr(time, "sleep", ask)
+    with pytest.raises(Terminated):
+        list(run_study(study, bench))
+
+
+def test_signal_that_follows_at_once_asks_for_nothing_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        signals.raise_on_terminate()
+        with pytest.raises(Terminated):
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        monkeypatch.setattr(signals, "ONE_REQUEST_SECONDS", 0.0)
+        with pytest.raises(Terminated):
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

@@ -114,6 +114,11 @@ def test_a_password_is_nowhere_after_a_study(
     said = capfd.readouterr()
     assert code == 0, said.err
     assert "ann:***@db/tracking" in said.out
+    for option, better in (("storage", "~/.pgpass"), ("tracking-uri", "~/.mlflow/credentials")):
+        assert (
+            f"password in --{option} while this runs; leave it out, and put it into {better}"
+            in (said.err)
+        )
     assert CANARY not in said.out + said.err
     assert started
     assert CANARY not in str(started)

@@ -213,6 +213,7 @@ class _Runner:
 
     def _run_slot(self, search: CellSearch, index: int) -> TrialDone | None:
         """The slot's end; None as long as another process has it."""
+        stop_if_asked()
         if not search.is_done(index):
             search.refresh()
         if search.is_done(index) or search.given_up(index, self._watch.me.session):
@@ -222,7 +223,6 @@ class _Runner:
             if not self._watch.is_over(holder):
                 return None
             self._end(search, holder)
-        stop_if_asked()
         claim = search.claim(index, self._watch.me)
         if claim is None:
             return None

@@ -7,10 +7,14 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+
+ONE_REQUEST_SECONDS = 30.0
+"""A batch system signals a parent and its workers at once, and the parent then its workers. What comes soon
+after a first signal asks for nothing new, and must not cut short the writing down of how a trial ended."""
 
 HUNG_SECONDS = 60.0
 """So long after its time a trial that no alarm could interrupt is taken to hang."""
@@ -28,13 +32,17 @@ class Terminated(BaseException):
 def raise_on_terminate() -> None:
     """From now on SIGTERM raises Terminated in the main thread, and so does SIGUSR1 until
     `preemption.stop_on_request` gives it a gentler meaning: who trains nothing has no epoch to end."""
-    signal.signal(signal.SIGTERM, _terminate)
+    heard = -float("inf")
+
+    def terminate(*_: object) -> None:
+        nonlocal heard
+        if time.monotonic() - heard >= ONE_REQUEST_SECONDS:
+            heard = time.monotonic()
+            raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
     if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, _terminate)
-
-
-def _terminate(*_: object) -> NoReturn:
-    raise Terminated
+        signal.signal(signal.SIGUSR1, terminate)
 
 
 def die_with_parent(parent: int) -> None:
