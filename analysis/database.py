@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlparse
 import numpy as np
 import pandas as pd
 
-from harness.spec import UserError
+from harness.errors import UserError
 
 CHUNK = 50_000
 SCHEMA = {

@@ -28,7 +28,8 @@ import pandas as pd
 
 from analysis.load import EPOCH_METRICS, PREDICTION_TYPES, Info, StudyTable, trials_frame
 from analysis.mapping import MEMORY, MIB, SECONDS, STATUS, TableMapping, near
-from harness.spec import UserError, cell_label, first_line
+from harness.errors import UserError, first_line
+from harness.spec import cell_label
 
 BLANK = ("", "-", "na", "n/a", "none", "null", "nan")
 

@@ -27,7 +27,7 @@ import pandas as pd
 
 from analysis.database import Database, Experiment, local_folder, unclipped
 from harness.display import as_table
-from harness.spec import UserError, refusal, without_password
+from harness.errors import UserError, refusal, without_password
 
 if TYPE_CHECKING:  # a second or two, and a SQLite file or a table needs none of it
     from mlflow import MlflowClient

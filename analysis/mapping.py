@@ -26,7 +26,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.spec import OUTCOMES, RESERVED_FACTORS, UserError, first_line
+from harness.errors import UserError, first_line
+from harness.spec import OUTCOMES, RESERVED_FACTORS
 
 SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 MIB = {

@@ -12,7 +12,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 from mlflow import MlflowClient
 
-from harness.spec import first_line, without_password
+from harness.errors import first_line, without_password
 
 FOLDER = "report"
 

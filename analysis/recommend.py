@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.command import Parser, run_command, size
+from harness.errors import UserError
 from harness.sizes import parse_size
-from harness.spec import UserError
 
 if TYPE_CHECKING:  # imported where used: --help must not wait for them
     import pandas as pd

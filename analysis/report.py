@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.command import Parser, program, run_command
-from harness.spec import SAFE_NAME, UserError, without_password
+from harness.errors import UserError, without_password
+from harness.spec import SAFE_NAME
 
 if TYPE_CHECKING:  # imported where used: --help must not wait for them
     import jinja2

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from harness import transfer
     from harness.api import StudyOptions, StudyResult, dry_run, load_result, run_study
     from harness.cache import CacheContents, empty_cache, list_cache
+    from harness.errors import UserError
     from harness.export import Exported, export_model
     from harness.lr_find import LrRange, find_lr
     from harness.new import look_at, propose_study
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from harness.rank import Ranking, rank_sources
     from harness.replay import Replayed, replay_run
     from harness.similarity.__main__ import PairMeasured, measure_similarity
-    from harness.spec import Arms, Study, TrialSpec, UserError
+    from harness.spec import Arms, Study, TrialSpec
     from harness.status import study_status
     from harness.study_file import load_study as load_study_file
     from harness.verify import verify_study
@@ -73,7 +74,8 @@ _HOME = {
     "rank": ("Ranking", "rank_sources"),
     "replay": ("Replayed", "replay_run"),
     "similarity.__main__": ("PairMeasured", "measure_similarity"),
-    "spec": ("Arms", "Study", "TrialSpec", "UserError"),
+    "errors": ("UserError",),
+    "spec": ("Arms", "Study", "TrialSpec"),
     "status": ("study_status",),
     "verify": ("verify_study",),
 }

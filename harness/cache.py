@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from harness.command import Parser, run_command
 from harness.display import as_table
+from harness.errors import UserError
 from harness.sizes import in_words
-from harness.spec import UserError
 
 if TYPE_CHECKING:
     from harness.rows import Cache, Entry

@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from harness.spec import EpochResult, TrialSpec, first_line
+from harness.errors import first_line
+from harness.spec import EpochResult, TrialSpec
 
 FORMAT = "transfer-harness checkpoint 2"
 """First words of a file; the SHA-256 of all that follows the first line ends that line."""

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from harness.errors import UserError
 from harness.sizes import parse_size
-from harness.spec import UserError
 
 PLAINER = {
     r"invalid int value: (.*)": r"want a whole number, got \1",

@@ -17,7 +17,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from harness.spec import UserError, first_line, without_password
+from harness.errors import UserError, first_line, without_password
 from harness.spool import Entry, Spool
 
 PAUSE_SECONDS = 30.0

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from harness.command import Parser, program, run_command
 from harness.display import as_table
-from harness.spec import TrialSpec, UserError
+from harness.errors import UserError
+from harness.spec import TrialSpec
 
 if TYPE_CHECKING:
     import torch

@@ -36,11 +36,12 @@ from torch.utils._pytree import tree_iter
 
 from harness.backbone import Backbone, build
 from harness.data import Examples, load_target, split_indices
+from harness.errors import UserError
 from harness.measure import MIB, Cpu
 from harness.network import CHUNK, Network
 from harness.optimizer import GroupedOptimizer, Schedule
 from harness.rows import Cache
-from harness.spec import TrialSpec, UserError
+from harness.spec import TrialSpec
 from harness.transfer import Scales
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.command import Parser, run_command
-from harness.spec import UserError
+from harness.errors import UserError
 from harness.study_file import load_study, study_path
 
 

@@ -22,7 +22,7 @@ from typing import Any, final
 
 import torch
 
-from harness.spec import UserError
+from harness.errors import UserError
 
 MIB = 2**20
 DEVICES = ("auto", "cpu", "cuda", "mps")

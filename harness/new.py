@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.command import Parser, program, run_command
-from harness.spec import SAFE_NAME, Study, UserError
+from harness.errors import UserError
+from harness.spec import SAFE_NAME, Study
 from harness.study_file import load_study
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.command import Parser, run_command
-from harness.spec import UserError
+from harness.errors import UserError
 
 if TYPE_CHECKING:
     import torch

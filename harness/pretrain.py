@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.command import Parser, run_command
-from harness.spec import UserError
+from harness.errors import UserError
 from harness.study_file import run_file, study_path
 
 ROOT = Path("mlruns")

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from harness.command import Parser, run_command
 from harness.display import as_table
-from harness.spec import UserError
+from harness.errors import UserError
 
 if TYPE_CHECKING:
     from harness.similarity import Measurement

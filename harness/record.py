@@ -33,15 +33,8 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from harness.delivery import WHOLE_STUDY, Delivery, among_others, batch, end, search
-from harness.spec import (
-    EpochResult,
-    Predictions,
-    TrialResult,
-    TrialSpec,
-    UserError,
-    refusal,
-    without_password,
-)
+from harness.errors import UserError, refusal, without_password
+from harness.spec import EpochResult, Predictions, TrialResult, TrialSpec
 from harness.spool import Spool
 from harness.stores import create_sqlite, home_of, require_sqlite, sqlite_path
 

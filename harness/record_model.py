@@ -20,7 +20,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
 from torch import nn
 
-from harness.spec import UserError, first_line, versions, without_password
+from harness.errors import UserError, first_line, without_password
+from harness.spec import versions
 
 PROGRESS_BAR = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
 LOGGERS = ("mlflow", "mlflow.models.model", "mlflow.pytorch", "torch.export")

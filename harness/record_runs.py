@@ -12,8 +12,8 @@ from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 
 from harness.delivery import STANDS_FOR, search
+from harness.errors import UserError, refusal, without_password
 from harness.record import StudyInfo
-from harness.spec import UserError, refusal, without_password
 from harness.stores import default_tracking_uri, require_sqlite, sqlite_path
 
 Found = TypeVar("Found")

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 
 from harness.command import Parser, run_command, size
 from harness.display import as_table
+from harness.errors import UnknownName, UserError, first_line
 from harness.sizes import parse_size
-from harness.spec import COMPUTING, TrialSpec, UnknownName, UserError, first_line
+from harness.spec import COMPUTING, TrialSpec
 from harness.study_file import file_sha256, load_study, study_path
 
 if TYPE_CHECKING:

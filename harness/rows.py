@@ -34,8 +34,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from harness.errors import first_line
 from harness.sizes import in_words
-from harness.spec import first_line
 
 Positions = NDArray[np.int64]
 Stamps = NDArray[np.uint8]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from harness.spec import UserError
+from harness.errors import UserError
 
 UNITS = {"": 1, "b": 1} | {
     f"{prefix}{suffix}": base**power

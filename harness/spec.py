@@ -20,6 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from harness.display import as_table
+from harness.errors import UnknownName, UserError
 from harness.transfer import Scalar, Strategy, names, to_flat
 
 if TYPE_CHECKING:
@@ -48,37 +49,6 @@ SAFE_NAME = re.compile(r"(?!\.+$)[A-Za-z0-9_.][A-Za-z0-9_.-]{0,99}")
 """Names become folders, database keys and parts of filters: no "..", no quotes, at most 100 characters."""
 MAX_EFFORT = 100_000
 """Trials or repeats per cell; more is a slip of the keyboard."""
-
-
-class UserError(Exception):
-    """Bad input, said in one line that names what is wrong and what would be right. Exit code 2."""
-
-
-class UnknownName(UserError):
-    """No strategy, target or backbone of that name is known here; a study file may define it."""
-
-
-def without_password(text: str) -> str:
-    """`text` with every password in a URL, its query or a database's "password=..." replaced by ***."""
-    text = re.sub(r"(\w://[^:/@\s]*):\S*@", r"\1:***@", text)
-    named = r"\b(\w*(?:passw|pwd|token|secret|api_?key)\w*=)('[^']*'|[^&;'\"\s]*)"
-    return re.sub(named, r"\1***", text, flags=re.IGNORECASE)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, at most 200 characters; its type when it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
-def refusal(error: BaseException) -> str:
-    """Why a tracking store could not be used: what to set where its server asks who is there, else the first
-    line of the error without its passwords."""
-    return {
-        "UNAUTHENTICATED": "it wants a user and a password; those in ~/.mlflow/credentials, or in "
-        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, are missing or wrong",
-        "PERMISSION_DENIED": "this user may not do that to this study; an administrator of the "
-        "server can grant EDIT",
-    }.get(getattr(error, "error_code", ""), without_password(first_line(error)))
 
 
 def unknown_argument(error: BaseException) -> str:

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.command import Parser, program, run_command, size
+from harness.errors import UserError, without_password
 from harness.sizes import parse_size
-from harness.spec import Study, UserError, without_password
+from harness.spec import Study
 from harness.study_file import file_sha256, load_study, question_of, study_path
 
 if TYPE_CHECKING:

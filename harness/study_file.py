@@ -23,7 +23,8 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, NoReturn
 
-from harness.spec import SAFE_NAME, Study, UserError, unknown_argument
+from harness.errors import UserError
+from harness.spec import SAFE_NAME, Study, unknown_argument
 
 CPU_SECONDS = 10
 """Of computing that reading a study file may take; what is slow belongs into `space`, which runs later."""

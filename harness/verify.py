@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from harness.command import Parser, run_command
-from harness.spec import UserError, without_password
+from harness.errors import UserError, without_password
 from harness.stores import default_tracking_uri, search_url, sqlite_path
 
 if TYPE_CHECKING:

@@ -69,8 +69,9 @@ from pathlib import Path
 from optuna.trial import BaseTrial
 
 from harness import transfer
+from harness.errors import UserError
 from harness.sources import SourceSpec
-from harness.spec import Arms, Study, TrialSpec, UserError
+from harness.spec import Arms, Study, TrialSpec
 
 GARMENTS, DIGITS = "fashion_mnist[classes=0-4]", "mnist5k[classes=0-4]"
 DATA = {

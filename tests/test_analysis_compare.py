@@ -16,7 +16,7 @@ import pytest
 from scipy import stats
 
 from analysis import compare
-from harness.spec import UserError
+from harness.errors import UserError
 
 STRATEGIES = {"strategy": ["probe", "full", "scratch"]}
 

@@ -22,15 +22,9 @@ from mlflow import MlflowClient
 from analysis import load
 from analysis.database import Database
 from analysis.load import StudyTable, load_study
+from harness.errors import UserError, without_password
 from harness.record import Recorder, StudyInfo
-from harness.spec import (
-    EpochResult,
-    Predictions,
-    TrialResult,
-    TrialSpec,
-    UserError,
-    without_password,
-)
+from harness.spec import EpochResult, Predictions, TrialResult, TrialSpec
 from harness.transfer import DiscriminativeLR, LinearProbe
 
 INFO = StudyInfo(

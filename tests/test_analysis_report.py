@@ -24,8 +24,9 @@ import pytest
 
 from analysis import compare, load, report, words
 from analysis.load import Info, StudyTable
+from harness.errors import UserError
 from harness.record import Recorder, StudyInfo
-from harness.spec import EpochResult, Predictions, TrialResult, TrialSpec, UserError
+from harness.spec import EpochResult, Predictions, TrialResult, TrialSpec
 from harness.transfer import LinearProbe
 
 SEEDS = range(6)

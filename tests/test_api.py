@@ -17,12 +17,12 @@ import pytest
 import analysis
 import harness
 from harness import api
+from harness.errors import UserError
 from harness.record_runs import Kept, Recorded
 from harness.replay import Comparison
 from harness.rows import Entry
 from harness.similarity import Measurement
 from harness.sources.ranking import Candidate
-from harness.spec import UserError
 from harness.winner.choice import CellRecord
 from tests.test_command import NEEDED
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from harness.data.archives import careful_archives
-from harness.spec import UserError
+from harness.errors import UserError
 
 SIZE = 3_000_000
 

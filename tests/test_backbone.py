@@ -25,7 +25,7 @@ from harness.backbone import (
     weights,
     weights_sha256,
 )
-from harness.spec import UserError
+from harness.errors import UserError
 
 NAMES = [
     "resnet18",

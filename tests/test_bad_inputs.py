@@ -41,6 +41,7 @@ from harness.backbone import build, weights_sha256
 from harness.backbone.weights import Wheel, read_weights
 from harness.command import run_command
 from harness.data import load_target, open_image, read_examples, split_indices
+from harness.errors import UserError
 from harness.measure import Cpu
 from harness.optimizer import batches
 from harness.record import PlainInfo, Recorder
@@ -49,7 +50,7 @@ from harness.search import door, storage
 from harness.search.cells import CellSearch, first_draw
 from harness.search.outcomes import classify
 from harness.search.storage import open_storage
-from harness.spec import Study, TrialSpec, UserError
+from harness.spec import Study, TrialSpec
 from harness.stores import default_tracking_uri
 from harness.study import main
 from harness.study_file import load_study

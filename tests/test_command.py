@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.errors import UserError
 from harness.sizes import in_words, parse_size
-from harness.spec import UserError
 
 NEEDED: Mapping[str, tuple[str, ...]] = {
     "analysis.recommend": ("--study", "x"),

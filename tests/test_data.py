@@ -27,7 +27,8 @@ from harness.data import (
     targets,
 )
 from harness.data.target import ArrayTarget
-from harness.spec import TrialSpec, UserError
+from harness.errors import UserError
+from harness.spec import TrialSpec
 from harness.transfer import LinearProbe
 
 MakeSpec = Callable[..., TrialSpec]

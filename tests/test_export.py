@@ -22,13 +22,14 @@ from mlflow.entities import Metric, Param
 from PIL import Image
 
 from harness.data import load_target
+from harness.errors import UserError
 from harness.export import main
 from harness.measure import Cpu
 from harness.predict import main as predict
 from harness.predict import predict_images
 from harness.record_runs import Kept, Recorded
 from harness.rows import Cache
-from harness.spec import TrialSpec, UserError
+from harness.spec import TrialSpec
 from harness.train import start
 from harness.transfer import FeatureTransfer, FullFineTune, LoRA
 from harness.winner import onnx as onnx_file

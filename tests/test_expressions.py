@@ -11,8 +11,8 @@ from PIL import Image
 
 from harness.data import load_target, read_examples
 from harness.data.expressions import MadeTarget, Permute, Shuffle, roots
+from harness.errors import UserError
 from harness.rows import Cache, _open
-from harness.spec import UserError
 
 LOW, HIGH = "digits[classes=0-4]", "digits[classes=5-9]"
 MIXTURE = f"mix({LOW},{HIGH},0.25)"

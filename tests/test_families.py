@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from harness import transfer
 from harness.backbone import Backbone, build, timm_models
+from harness.errors import UserError
 from harness.measure import Cpu
 from harness.optimizer import GroupedOptimizer, Schedule
-from harness.spec import TrialSpec, UserError
+from harness.spec import TrialSpec
 from harness.train import Fit, start
 
 pytestmark = pytest.mark.filterwarnings(

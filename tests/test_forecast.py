@@ -19,8 +19,9 @@ from torch.profiler import ProfilerActivity, profile
 from harness import forecast as module
 from harness.backbone import Backbone, Group, build
 from harness.backbone.library import Input
+from harness.errors import UserError
 from harness.forecast import Forecast, forecast, live_peak
-from harness.spec import TrialSpec, UserError
+from harness.spec import TrialSpec
 from harness.transfer import (
     L2SP,
     LPFT,

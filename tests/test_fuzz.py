@@ -24,7 +24,7 @@ from analysis.elsewhere import load_measures, load_table
 from analysis.mapping import read_mapping
 from harness.backbone.weights import read_weights
 from harness.data import load_target, open_image
-from harness.spec import UserError
+from harness.errors import UserError
 
 EXAMPLES = pytest.mark.parametrize(
     "examples", [12, pytest.param(3000, marks=pytest.mark.slow)], ids=["few", "many"]

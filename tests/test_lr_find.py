@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.errors import UserError
 from harness.lr_find import main, suggest
-from harness.spec import UserError
 
 
 def test_suggestion_brackets_the_steepest_fall_and_a_tenth_of_the_minimum() -> None:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from harness.errors import UserError
 from harness.measure import Accelerator, Clock, Cpu, resolve_device
-from harness.spec import UserError
 
 
 class Time:

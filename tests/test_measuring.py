@@ -16,6 +16,7 @@ from harness import rank, transfer
 from harness.backbone import build
 from harness.backbone.recorded import write_model
 from harness.data import load_target, split_indices
+from harness.errors import UserError
 from harness.measure import Cpu
 from harness.pretrain import main as pretrain_main
 from harness.record import PlainInfo, Recorder
@@ -26,7 +27,7 @@ from harness.similarity.__main__ import main as similarity_main
 from harness.sources import measuring
 from harness.sources.evidence import Results, evidence, read_results
 from harness.sources.measuring import Measuring, features, pairs_of, probabilities, shared_images
-from harness.spec import Study, TrialSpec, UserError
+from harness.spec import Study, TrialSpec
 from harness.study import main as study_main
 
 STUDIES = Path(__file__).parent.parent / "studies"

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from harness.data import load_target, read_examples, split_indices
+from harness.errors import UserError
 from harness.new import main, propose_study, slug
-from harness.spec import TrialSpec, UserError
+from harness.spec import TrialSpec
 from harness.survey import proposal
 from harness.survey.look import look
 from harness.survey.words import findings

@@ -24,6 +24,7 @@ from analysis.load import load_study
 from benchmarks.overhead import Nothing
 from benchmarks.postgres import Server
 from harness import transfer
+from harness.errors import UserError
 from harness.measure import Cpu
 from harness.record import Recorder, StudyInfo
 from harness.search import patience, runner
@@ -32,7 +33,7 @@ from harness.search.leases import Owner, Watch
 from harness.search.patience import PatientStorage
 from harness.search.runner import run_study
 from harness.search.storage import open_storage
-from harness.spec import Study, TrialSpec, UserError
+from harness.spec import Study, TrialSpec
 
 WORKERS, TRIALS = 16, 40
 

@@ -17,10 +17,11 @@ from harness import rows, transfer
 from harness.backbone import Backbone, Group, build
 from harness.backbone.library import Input
 from harness.data import augmentation, read_examples, seeded_view
+from harness.errors import UserError
 from harness.measure import Cpu
 from harness.prefix import NoCut, Tail, find_cut
 from harness.rows import Cache, View
-from harness.spec import EpochResult, TrialResult, TrialSpec, UserError
+from harness.spec import EpochResult, TrialResult, TrialSpec
 from harness.train import Fit, start
 from harness.transfer import Scales, Strategy
 

@@ -14,10 +14,10 @@ import pytest
 
 from analysis.load import load_study
 from benchmarks.postgres import Server
+from harness.errors import UserError
 from harness.record import StudyInfo
 from harness.search.patience import open_patiently
 from harness.search.workers import Job
-from harness.spec import UserError
 from harness.study import check_engine, parse
 
 ROOT = Path(__file__).parents[1]

@@ -18,17 +18,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from harness.errors import UserError, without_password
 from harness.record import Recorder, StudyInfo, predictions_csv
-from harness.spec import (
-    OUTCOMES,
-    EpochResult,
-    Outcome,
-    Predictions,
-    TrialResult,
-    TrialSpec,
-    UserError,
-    without_password,
-)
+from harness.spec import OUTCOMES, EpochResult, Outcome, Predictions, TrialResult, TrialSpec
 from harness.stores import sqlite_path
 from harness.transfer import DiscriminativeLR
 

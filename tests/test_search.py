@@ -26,6 +26,7 @@ from harness import transfer
 from harness.audit import AuditFailed
 from harness.data import load_target
 from harness.environment import inputs_of
+from harness.errors import UserError
 from harness.forecast import forecast
 from harness.measure import Cpu
 from harness.record import Recorder, StudyInfo
@@ -37,16 +38,7 @@ from harness.search.leases import Owner, Watch
 from harness.search.outcomes import classify
 from harness.search.runner import StudyStopped, TrialDone, compared, prepare, run_study
 from harness.search.signals import TrialTimeout
-from harness.spec import (
-    Arms,
-    EpochResult,
-    Outcome,
-    Predictions,
-    Study,
-    TrialResult,
-    TrialSpec,
-    UserError,
-)
+from harness.spec import Arms, EpochResult, Outcome, Predictions, Study, TrialResult, TrialSpec
 from harness.train import Diverged
 
 ARMS: Arms = {"probe": lambda t: transfer.LinearProbe(), "full": lambda t: transfer.FullFineTune()}

@@ -18,13 +18,14 @@ from harness.backbone import build, weights_sha256
 from harness.backbone.recorded import content_sha256, find_models, folder, model_for, write_model
 from harness.data import load_target
 from harness.data.expressions import roots
+from harness.errors import UserError
 from harness.measure import Cpu
 from harness.pretrain import main
 from harness.sources import SourceSpec
 from harness.sources.objectives import OBJECTIVES
 from harness.sources.pretraining import pretrain, split_source
 from harness.sources.spec import spec_from
-from harness.spec import TrialSpec, UserError
+from harness.spec import TrialSpec
 from harness.train import start
 from harness.transfer import FullFineTune, LinearProbe
 

@@ -11,15 +11,8 @@ from typing import Any, Literal, Optional
 import pytest
 
 from harness import transfer
-from harness.spec import (
-    OUTCOMES,
-    SAFE_NAME,
-    Study,
-    TrialSpec,
-    UserError,
-    cell_label,
-    derive_seed,
-)
+from harness.errors import UserError
+from harness.spec import OUTCOMES, SAFE_NAME, Study, TrialSpec, cell_label, derive_seed
 from harness.transfer import Scales, Strategy
 
 MakeSpec = Callable[..., TrialSpec]

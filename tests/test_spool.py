@@ -21,8 +21,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 
 from harness.delivery import Delivery, end
+from harness.errors import UserError
 from harness.record import Recorder, StudyInfo
-from harness.spec import EpochResult, Predictions, TrialResult, TrialSpec, UserError
+from harness.spec import EpochResult, Predictions, TrialResult, TrialSpec
 from harness.spool import Spool
 
 MakeSpec = Callable[..., TrialSpec]

@@ -23,9 +23,10 @@ from torch.optim import lr_scheduler
 from harness import study, transfer
 from harness.backbone import build
 from harness.data import load_target, read_examples, split_indices
+from harness.errors import UserError
 from harness.measure import Cpu
 from harness.optimizer import GroupedOptimizer, Schedule
-from harness.spec import EpochResult, TrialSpec, UserError, derive_seed
+from harness.spec import EpochResult, TrialSpec, derive_seed
 from harness.train import Fit, Training, start
 
 MakeSpec = Callable[..., TrialSpec]

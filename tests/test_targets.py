@@ -24,7 +24,8 @@ from harness.data import (
     read_examples,
     split_indices,
 )
-from harness.spec import TrialSpec, UserError
+from harness.errors import UserError
+from harness.spec import TrialSpec
 
 MakeSpec = Callable[..., TrialSpec]
 

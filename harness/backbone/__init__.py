@@ -29,7 +29,8 @@ from harness.backbone.weights import (
     read_weights,
     tensors_sha256,
 )
-from harness.spec import UserError, derive_seed, first_line
+from harness.errors import UserError, first_line
+from harness.spec import derive_seed
 
 __all__ = [
     "Backbone",

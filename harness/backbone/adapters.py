@@ -6,7 +6,7 @@ from timm.layers.attention import Attention
 from timm.models.swin_transformer import WindowAttention
 from torch import nn
 
-from harness.spec import UserError
+from harness.errors import UserError
 
 ATTENTION = ("qkv", "proj")
 """Linear layers of timm's attention blocks that get an adapter, as in Hu et al. 2022 for W_q..W_o."""

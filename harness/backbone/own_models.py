@@ -7,7 +7,7 @@ from typing import cast
 from torch import nn
 
 from harness.backbone.library import Input, tensor_names
-from harness.spec import UserError
+from harness.errors import UserError
 
 NAMES = ("small_cnn",)
 WIDTHS = (16, 32, 64, 64)

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from harness.spec import UserError, first_line
+from harness.errors import UserError, first_line
 
 PREFIX = "recorded:"
 SUFFIX = ".safetensors"

@@ -12,7 +12,7 @@ from torch import nn
 
 from harness.backbone.library import Input, depth_by_pooling
 from harness.backbone.weights import WHEELS, load_by_order
-from harness.spec import UnknownName, UserError, first_line
+from harness.errors import UnknownName, UserError, first_line
 
 
 def check(name: str) -> None:

@@ -11,7 +11,7 @@ import torchvision.models as zoo
 from torch import nn
 
 from harness.backbone.library import Input, depth_by_pooling, tensor_names
-from harness.spec import UserError, first_line
+from harness.errors import UserError, first_line
 
 PREFIX = "torchvision:"
 IMAGENET = Input((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224, "bilinear")

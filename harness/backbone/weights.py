@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from harness.spec import UserError, first_line
+from harness.errors import UserError, first_line
 
 
 @dataclass(frozen=True)

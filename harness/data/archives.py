@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.spec import UserError
+from harness.errors import UserError
 
 ROOM = 0.9
 """Share of the free space that unpacking may fill."""

@@ -24,7 +24,8 @@ import torch
 from numpy.typing import NDArray
 
 from harness.data.target import Indices, Target
-from harness.spec import UserError, derive_seed
+from harness.errors import UserError
+from harness.spec import derive_seed
 
 Load = Callable[[str], Target]
 T = TypeVar("T", int, float)

@@ -19,7 +19,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as tvf
 
 from harness.data.images import open_image, shown
-from harness.spec import UserError, first_line
+from harness.errors import UserError, first_line
 
 Indices = NDArray[np.int64]
 

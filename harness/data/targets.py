@@ -26,7 +26,7 @@ from harness.data.archives import careful_archives
 from harness.data.expressions import evaluate
 from harness.data.images import shown
 from harness.data.target import ArrayTarget, FileTarget, Indices, Target, TorchvisionTarget
-from harness.spec import UnknownName, UserError, first_line
+from harness.errors import UnknownName, UserError, first_line
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts its files."""

@@ -18,6 +18,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.environment import inputs_of
+from harness.errors import UserError, first_line
 from harness.search.leases import OWNER, SESSION, Owner
 from harness.search.sampling import fixed, sampler_of
 from harness.search.signals import TrialTimeout, time_limit
@@ -28,10 +29,8 @@ from harness.spec import (
     Study,
     TrialResult,
     TrialSpec,
-    UserError,
     cell_label,
     derive_seed,
-    first_line,
     unknown_argument,
 )
 

@@ -20,10 +20,11 @@ from harness.data import (
     read_examples,
     split_indices,
 )
+from harness.errors import UserError, first_line
 from harness.forecast import forecast
 from harness.rows import Cache
 from harness.search.cells import first_draw, trial_seed
-from harness.spec import Study, TrialSpec, UserError, cell_label, first_line
+from harness.spec import Study, TrialSpec, cell_label
 
 SPACE_SECONDS = 10
 """Drawing the first trial of every cell may take so long."""

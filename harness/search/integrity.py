@@ -24,11 +24,12 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.delivery import STATUS
+from harness.errors import UserError
 from harness.record import Recorder, StudyInfo
 from harness.record_runs import Stored, every_run
 from harness.search.cells import YIELDED, CellSearch, trials_of
 from harness.search.leases import OWNER, Watch, died_here
-from harness.spec import Phase, Study, TrialSpec, UserError, cell_label
+from harness.spec import Phase, Study, TrialSpec, cell_label
 
 Cure = Literal["reap", "end", "kill", "write", "epochs", ""]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness.spec import UserError, first_line
+from harness.errors import UserError, first_line
 
 
 @contextmanager

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from harness.audit import AuditFailed
+from harness.errors import UserError, first_line
 from harness.search.signals import TrialTimeout
-from harness.spec import Outcome, TrialResult, UserError, first_line
+from harness.spec import Outcome, TrialResult
 from harness.train import Diverged
 
 BROKEN_IN_A_ROW = 3

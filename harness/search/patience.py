@@ -25,7 +25,7 @@ from sqlalchemy.exc import (
     SQLAlchemyError,
 )
 
-from harness.spec import UserError, first_line, without_password
+from harness.errors import UserError, first_line, without_password
 
 AWAY_SECONDS = 240.0
 """How long a server may be away: less than a lease lasts unrenewed, so that none is taken over meanwhile."""

@@ -18,9 +18,10 @@ from pathlib import Path
 
 from harness.checkpoint import BadCheckpoint, Checkpoint, trial_key
 from harness.environment import premises_of
+from harness.errors import first_line
 from harness.fit import Fit
 from harness.search.signals import Terminated
-from harness.spec import EpochResult, TrialSpec, first_line
+from harness.spec import EpochResult, TrialSpec
 
 EVERY_SECONDS = 30.0
 _asked = threading.Event()

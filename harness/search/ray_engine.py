@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.errors import UserError, first_line
 from harness.search.bench import Bench
 from harness.search.leases import Owner
 from harness.search.runner import TrialDone
@@ -28,7 +29,7 @@ from harness.search.workers import (
     watch_over,
     work,
 )
-from harness.spec import Study, UserError, first_line
+from harness.spec import Study
 from harness.stores import default_tracking_uri, sqlite_path
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from harness.checkpoint import BadCheckpoint
 from harness.environment import input_tags
+from harness.errors import UserError, first_line, without_password
 from harness.forecast import forecast
 from harness.measure import MIB
 from harness.record import Recorder
@@ -38,16 +39,7 @@ from harness.search.preemption import stop_if_asked
 from harness.search.signals import Terminated, TrialTimeout, if_hung, time_limit
 from harness.search.unchanged import check_stores_agree, check_unchanged
 from harness.sizes import in_words
-from harness.spec import (
-    EpochResult,
-    Study,
-    TrialResult,
-    TrialSpec,
-    UserError,
-    cell_label,
-    first_line,
-    without_password,
-)
+from harness.spec import EpochResult, Study, TrialResult, TrialSpec, cell_label
 from harness.train import Diverged, Fit, start
 
 POLL_SECONDS = 1.0

@@ -18,7 +18,8 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from harness.spec import SAFE_NAME, UserError
+from harness.errors import UserError
+from harness.spec import SAFE_NAME
 
 Choice = bool | int | float | str | None
 

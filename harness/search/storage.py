@@ -15,8 +15,8 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
 
+from harness.errors import UserError, first_line, without_password
 from harness.search.patience import open_patiently
-from harness.spec import UserError, first_line, without_password
 from harness.stores import create_sqlite, require_sqlite, sqlite_path
 
 SQLITE_TIMEOUT_SECONDS = 60

@@ -9,8 +9,9 @@ import optuna
 from optuna.trial import TrialState
 
 from harness.environment import inputs_of
+from harness.errors import UserError, first_line
 from harness.search.cells import CellSearch, trial_seed, trials_of
-from harness.spec import Study, TrialSpec, UserError, first_line
+from harness.spec import Study, TrialSpec
 
 
 def check_unchanged(search: CellSearch) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from harness.environment import environment
+from harness.errors import UserError
 from harness.measure import resolve_device
 from harness.record import Recorder, StudyInfo
 from harness.rows import Cache
@@ -37,7 +38,7 @@ from harness.search.runner import (
 )
 from harness.search.signals import Terminated, die_with_parent, raise_on_terminate
 from harness.search.storage import open_storage
-from harness.spec import Study, TrialResult, UserError
+from harness.spec import Study, TrialResult
 from harness.stores import default_tracking_uri, home_of, search_url
 from harness.study_file import load_study, study_file_tags
 

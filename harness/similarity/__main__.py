@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from harness.command import Parser, run_command
 from harness.display import as_table
-from harness.spec import UserError
+from harness.errors import UserError
 from harness.study_file import load_study, study_path
 
 if TYPE_CHECKING:

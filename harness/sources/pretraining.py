@@ -13,12 +13,13 @@ from torch import nn
 
 from harness.backbone import build
 from harness.data import Examples, Target, load_target, read_examples
+from harness.errors import UserError
 from harness.measure import Clock, Device
 from harness.optimizer import Schedule, batches
 from harness.rows import Cache
 from harness.sources.objectives import OBJECTIVES, Objective
 from harness.sources.spec import SourceSpec
-from harness.spec import UserError, derive_seed
+from harness.spec import derive_seed
 from harness.train import Diverged
 
 WARMUP = 0.1

@@ -11,13 +11,14 @@ import numpy as np
 from harness.backbone import check_backbone
 from harness.backbone.recorded import PREFIX
 from harness.data import load_target
+from harness.errors import UserError
 from harness.measure import Device
 from harness.record_runs import Recorded
 from harness.rows import Cache
 from harness.similarity import Measurement, static_rank
 from harness.sources.evidence import STATIC, Evidence
 from harness.sources.measuring import Measuring, Pair, first_model
-from harness.spec import TrialSpec, UserError
+from harness.spec import TrialSpec
 from harness.transfer import FeatureTransfer
 
 DEFAULT = "probe_accuracy"

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from harness.spec import SAFE_NAME, UserError, derive_seed
+from harness.errors import UserError
+from harness.spec import SAFE_NAME, derive_seed
 from harness.transfer import Scalar
 
 Objective = Literal["supervised", "autoencoder", "gan"]

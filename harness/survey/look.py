@@ -19,7 +19,7 @@ from harness.data import Examples, Leak, Target, find_leaks, load_target
 from harness.data.images import IMAGE_FORMATS
 from harness.data.target import ArrayTarget, Indices
 from harness.data.targets import IMAGE_SUFFIXES
-from harness.spec import UserError
+from harness.errors import UserError
 
 LOOKED_AT = 3000
 """Images decoded at most, to find broken and double ones; headers and bytes of files are read of all."""

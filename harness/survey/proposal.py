@@ -14,7 +14,7 @@ import numpy as np
 
 from harness.backbone.weights import WHEELS
 from harness.data import load_target
-from harness.spec import UserError
+from harness.errors import UserError
 from harness.survey.look import LEAST, Survey
 
 AT_HAND = (

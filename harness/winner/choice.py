@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from harness.errors import UserError
 from harness.record_runs import Kept
-from harness.spec import UserError
 
 
 @dataclass(frozen=True)

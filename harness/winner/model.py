@@ -21,8 +21,8 @@ from torch import nn
 
 from harness.backbone import Backbone, merge_adapters, read_weights, restore
 from harness.data.target import FileTarget
+from harness.errors import UserError, first_line
 from harness.features import Readout
-from harness.spec import UserError, first_line
 
 WEIGHTS, ABOUT = "model.safetensors", "model.json"
 CHUNK = 32

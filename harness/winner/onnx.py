@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from harness.spec import UserError, first_line
+from harness.errors import UserError, first_line
 from harness.winner.model import Model
 
 FILE = "model.onnx"
