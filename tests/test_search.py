@@ -447,6 +447,23 @@ def test_run_that_was_never_linked_to_a_trial_is_closed(world: World, lab: Lab) 
     lab.assert_nothing_is_running()
 
 
+def test_run_that_a_repeated_call_opened_twice_is_closed_at_the_end(
+    world: World, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = MlflowClient.create_run
+
+    def twice(self: MlflowClient, *args: Any, **options: Any) -> Run:
+        if options.get("tags", {}).get("index") == "1":
+            create(self, *args, **options)
+        return create(self, *args, **options)
+
+    monkeypatch.setattr(MlflowClient, "create_run", twice)
+    lab.run(make_study())
+    lab.assert_nothing_is_running()
+    assert lab.complete_slots() == dict.fromkeys(ALL_SLOTS, 1)
+    assert lab.outcomes() == {"complete": 10, "killed": 4}
+
+
 @pytest.mark.parametrize("moment", ["start", "epoch", "write", "end"])
 def test_interruption_while_recording_leaves_a_study_that_can_be_resumed(
     moment: str, world: World, lab: Lab, monkeypatch: pytest.MonkeyPatch
