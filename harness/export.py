@@ -19,6 +19,7 @@ from harness.command import Parser, program, run_command
 from harness.display import as_table
 from harness.errors import UserError
 from harness.spec import TrialSpec
+from harness.study_file import names_of, study_path
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from harness.record_runs import Kept
     from harness.spec import Predictions
     from harness.train import Fit
+    from harness.winner.choice import CellRecord
     from harness.winner.model import Model
 
 ALLOWED = 1e-3
@@ -66,6 +68,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--cell", help="its label, e.g. 'linear probe' (default: best mean validation accuracy)"
     )
+    parser.add_argument(
+        "--space",
+        metavar="FILE",
+        type=study_path,
+        help="study file (its code is run); needed where it defines the strategy, backbone or target",
+    )
     parser.add_argument("--out", type=Path, help="folder to write (default: models/NAME)")
     parser.add_argument("--onnx", action="store_true", help="also model.onnx (extra onnx)")
     parser.add_argument(
@@ -94,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     a = arguments
     done = export_model(
-        a.study, a.cell, a.out, a.onnx, a.device, a.tracking_uri, a.log_model, a.register
+        a.study, a.cell, a.out, a.onnx, a.device, a.tracking_uri, a.log_model, a.register, a.space
     )
     command = f"{program('python')} -m harness.predict {shlex.quote(str(done.folder))} IMAGES..."
     print(f"wrote {done.folder}; to use it:\n    {command}")
@@ -110,6 +118,7 @@ def export_model(
     tracking_uri: str | None = None,
     log_model: bool = False,
     register: str | None = None,
+    space: Path | None = None,
 ) -> Exported:
     """Train a cell's chosen configuration again, with the seed of its first repeat, and write it.
 
@@ -122,6 +131,7 @@ def export_model(
         tracking_uri: where the study is recorded; None is the database in ./mlruns.
         log_model: also log the network as a model of MLflow.
         register: and register it there under this name.
+        space: study file that defines its strategy, backbone or target, where one does; its code is run.
 
     Raises:
         UserError: if there is no such study or cell, the configuration cannot be trained here or cannot be
@@ -130,13 +140,10 @@ def export_model(
     if register is not None and (not register or set("/:") & set(register)):
         raise UserError(f"--register {register!r}: a name in MLflow's registry holds no '/' or ':'")
 
-    from harness.measure import resolve_device
     from harness.record_runs import runs_of
-    from harness.rows import Cache, default_folder
-    from harness.train import start
     from harness.winner.choice import cell_records, choose
-    from harness.winner.model import open_model, require_free
-    from harness.winner.onnx import require_onnx, write_onnx
+    from harness.winner.model import require_free
+    from harness.winner.onnx import require_onnx
 
     folder = Path(out or Path("models", study))
     require_free(folder)
@@ -144,6 +151,23 @@ def export_model(
         require_onnx()
     chosen, why = choose(cell_records(runs_of(study, "repeat", tracking_uri)), cell)
     print(f"cell “{chosen.cell}”: {why}")
+    with names_of(space, chosen.repeats[0].run.tags):
+        done, model, pixels = _train_and_write(study, chosen, why, folder, onnx, device)
+    if log_model or register:
+        print(_log(done, study, model, pixels, tracking_uri, register))
+    return done
+
+
+def _train_and_write(
+    study: str, chosen: CellRecord, why: str, folder: Path, onnx: bool, device: str
+) -> tuple[Exported, Model, torch.Tensor]:
+    """The folder, the model read back from it, and images as it takes them."""
+    from harness.measure import resolve_device
+    from harness.rows import Cache, default_folder
+    from harness.train import start
+    from harness.winner.model import open_model
+    from harness.winner.onnx import write_onnx
+
     kept = chosen.repeats[0]
     spec = TrialSpec.from_flat(kept.run.params)
     cache = Cache(default_folder())
@@ -162,10 +186,7 @@ def export_model(
         print(
             f"model.onnx: logits of {len(pixels[:SHOWN_TO_ONNX])} images differ by at most {worst:.1e}"
         )
-    done = Exported(folder, chosen.cell, why, val_accuracy, test_accuracy)
-    if log_model or register:
-        print(_log(done, study, model, pixels, tracking_uri, register))
-    return done
+    return Exported(folder, chosen.cell, why, val_accuracy, test_accuracy), model, pixels
 
 
 def _write_folder(

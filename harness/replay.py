@@ -24,7 +24,7 @@ from harness.display import as_table
 from harness.errors import UnknownName, UserError, first_line
 from harness.sizes import parse_size
 from harness.spec import COMPUTING, TrialSpec
-from harness.study_file import file_sha256, load_study, study_path
+from harness.study_file import file_sha256, names_of, study_path
 
 if TYPE_CHECKING:
     from harness.measure import Device
@@ -184,16 +184,8 @@ def replay_run(
 
     budget = parse_size(cache_budget)
     recorded = read_run(tracking_uri or default_tracking_uri(ROOT), run_id)
-    if space is not None:
-        load_study(space)  # from now on what it defines is known
-    try:
+    with names_of(space, recorded.tags):
         return _replay_and_compare(recorded, device, space, cache_dir, budget)
-    except UnknownName as error:
-        file = recorded.tags.get("study_file", "the study file")
-        hint = f"where {file} defines it, add --space FILE"
-        if space is not None:
-            hint = f"{space} does not define it either"
-        raise UserError(f"{error}; {hint}") from error
 
 
 def _replay_and_compare(

@@ -19,11 +19,12 @@ import signal
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterator, Mapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, NoReturn
 
-from harness.errors import UserError
+from harness.errors import UnknownName, UserError
 from harness.spec import SAFE_NAME, Study, unknown_argument
 
 CPU_SECONDS = 10
@@ -170,6 +171,28 @@ def _answer() -> NoReturn:
     faulthandler.cancel_dump_traceback_later()
     os.write(pipe, said.encode(errors="backslashreplace")[:4000])
     os._exit(0)
+
+
+@contextlib.contextmanager
+def names_of(space: Path | None, tags: Mapping[str, str]) -> Iterator[None]:
+    """In the block, the strategies, backbones and targets that a study file defines are known.
+
+    Args:
+        space: the file, whose code is run; None if it defines none.
+        tags: of a run, one of which names the file that it is of.
+
+    Raises:
+        UserError: if the file cannot be read, or in place of UnknownName, with what to add.
+    """
+    if space is not None:
+        load_study(space)
+    try:
+        yield
+    except UnknownName as error:
+        hint = f"where {tags.get('study_file', 'the study file')} defines it, add --space FILE"
+        if space is not None:
+            hint = f"{space} does not define it either"
+        raise UserError(f"{error}; {hint}") from error
 
 
 def file_sha256(path: Path) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import gc
 import io
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,8 +33,9 @@ from harness.predict import predict_images
 from harness.record_runs import Kept, Recorded
 from harness.rows import Cache
 from harness.spec import TrialSpec
+from harness.study_file import load_study
 from harness.train import start
-from harness.transfer import FeatureTransfer, FullFineTune, LoRA
+from harness.transfer import FeatureTransfer, FullFineTune, LoRA, names
 from harness.winner import onnx as onnx_file
 from harness.winner.choice import cell_records, choose
 from harness.winner.model import Model, describe, open_model, plain_network
@@ -194,6 +198,49 @@ def test_cell_is_chosen_by_mean_validation_then_by_time() -> None:
         choose(cell_records([*runs, kept("d", 0.1, 1, target="y")]))
     with pytest.raises(UserError, match="no complete repeat"):
         choose([])
+
+
+HALVING = '''"""Its own strategy."""
+from dataclasses import dataclass
+from harness import transfer
+from harness.spec import Study
+
+@dataclass(frozen=True)
+class Halves(transfer.Strategy):
+    def lr_scales(self, num_groups, epoch):
+        return tuple(0.5 ** (num_groups - 1 - g) for g in range(num_groups))
+
+study = Study(compare={"strategy": ["mine"]}, space=print)
+'''
+
+
+def forget_study_files() -> None:
+    sys.modules.pop("study_file", None)
+    gc.collect()
+    assert "Halves" not in names()
+
+
+def test_strategy_of_a_study_file_is_exported_with_that_file(
+    tracking_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "toy.py"
+    file.write_text(HALVING)
+    load_study(file)
+    brief = dataclasses.replace(SPEC, epochs=1, shots=2, val_shots=2, test_shots=2)
+    mine = [dataclasses.replace(brief, strategy=names()["Halves"]())]
+    record(tracking_uri, "mine", mine.pop(), {"val_accuracy": 0.1})
+    forget_study_files()
+    options = ["--study", "toy", "--tracking-uri", tracking_uri, "--device", "cpu"]
+    options += ["--out", str(tmp_path / "model")]
+    assert main(options) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"error: unknown strategy 'Halves'.*; .* add --space FILE\n", said)
+    assert not (tmp_path / "model").exists()
+    assert main([*options, "--space", str(file)]) == 0
+    assert (
+        json.loads((tmp_path / "model" / "model.json").read_text())["trial"]["strategy"] == "Halves"
+    )
+    forget_study_files()
 
 
 @pytest.mark.parametrize(
