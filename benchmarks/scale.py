@@ -46,6 +46,10 @@ class Nowhere:
         """A run without a name."""
         return "none"
 
+    def unfinished(self) -> dict[str, str]:
+        """No runs."""
+        return {}
+
     def __getattr__(self, name: str) -> Any:
         return lambda *_: None
 
