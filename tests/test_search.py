@@ -899,6 +899,25 @@ def test_two_runners_of_one_study_share_its_slots(world: World, lab: Lab) -> Non
     lab.assert_nothing_is_running()
 
 
+def test_worker_whose_slots_others_take_first_steps_aside_and_leaves_none_out(
+    world: World, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where sixteen end a trial at once, and reach for the same next slot."""
+    claim, asked = CellSearch.claim, list[tuple[str, int]]()
+
+    def lose_four(self: CellSearch, index: int, owner: Owner) -> object:
+        asked.append((self.cell["strategy"], index))
+        return None if len(asked) <= 4 else claim(self, index, owner)
+
+    monkeypatch.setattr(CellSearch, "claim", lose_four)
+    monkeypatch.setattr("harness.search.runner.time.sleep", None)  # what is free is not waited for
+    lab.run(make_study(trials=20, repeats=0))
+    in_order = [(c, i) for i in range(20) for c in ARMS]
+    assert sorted(asked[4:]) == sorted(in_order), "every slot once"
+    assert asked[:5] != in_order[:1] * 5, "it does not insist"
+    assert len(world.specs) == 40
+
+
 def open_elsewhere(lab: Lab, study: Study) -> None:
     search = CellSearch(study, study.cells()[0], lab.storage)
     assert search.claim(0, Owner(ANOTHER.split()[0], 77, "99", "elsewhere")) is not None

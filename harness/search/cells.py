@@ -7,6 +7,8 @@ an interrupted and resumed study, or one with many workers, tries what one unint
 from __future__ import annotations
 
 import dataclasses
+import math
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -129,13 +131,17 @@ class CellSearch:
         )
         if [d.name for d in self._optuna.directions] != ["MAXIMIZE"]:
             raise UserError(f"Optuna study {name!r} in this storage was not made by this harness")
+        self._looked = -math.inf
         self._settled = 0  # so many trials from the first on have ended and are noted
         self._attempts: dict[int, dict[int, FrozenTrial]] = {}
         self._done: dict[int, FrozenTrial] = {}
         self.refresh()
 
-    def refresh(self) -> None:
-        """Look at what other processes have done meanwhile."""
+    def refresh(self, older_than: float = 0.0) -> None:
+        """Look at what other processes have done meanwhile, if the last look is so many seconds old."""
+        if time.monotonic() - self._looked < older_than:
+            return
+        self._looked = time.monotonic()
         trials = self._optuna.get_trials(deepcopy=False)
         for trial in trials[self._settled :]:
             self._note(trial)

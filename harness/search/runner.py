@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import random
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,6 +44,11 @@ from harness.spec import EpochResult, Study, TrialResult, TrialSpec, cell_label
 from harness.train import Diverged, Fit, start
 
 POLL_SECONDS = 1.0
+FRESH_SECONDS = 0.2
+"""So old may be what is known of a slot when it is looked at; whoever takes it looks again."""
+WIDEST = 64
+"""At most so many free slots are passed over, at random, by a worker whose slots others took first: many that
+end a trial at once would otherwise all reach for the same next one."""
 end_process = os._exit
 
 
@@ -189,19 +195,22 @@ class _Runner:
         self._study, self._bench = study, bench
         self._recorder, self._device, self._watch = bench.recorder, bench.device, bench.watch
         self._row = Row()
+        # Others may be quicker at a slot: the more often, the more free ones are left to them.
+        self._random, self._window, self._leave_free = random.Random(self._watch.me.name), 1, 0
 
     def work_off(self, slots: Sequence[tuple[CellSearch, int]]) -> Iterator[TrialDone]:
         """Run every slot that no other process runs, until all are done."""
         left = list(slots)
         while left:
-            elsewhere = []
+            elsewhere, all_held = [], True
             for search, index in left:
                 done = self._run_slot(search, index)
                 if done is None:
                     elsewhere.append((search, index))
+                    all_held &= search.holder(index) is not None
                 else:
                     yield done
-            if len(elsewhere) == len(left):
+            if len(elsewhere) == len(left) and all_held:
                 time.sleep(POLL_SECONDS)
             left = elsewhere
 
@@ -209,7 +218,7 @@ class _Runner:
         """The slot's end; None as long as another process has it."""
         stop_if_asked()
         if not search.is_done(index):
-            search.refresh()
+            search.refresh(older_than=FRESH_SECONDS)
         if search.is_done(index) or search.given_up(index, self._watch.me.session):
             return TrialDone(Slot(search.cell, search.phase, index), resumed=True)
         holder = search.holder(index)
@@ -217,7 +226,12 @@ class _Runner:
             if not self._watch.is_over(holder):
                 return None
             self._end(search, holder)
+        if self._leave_free:
+            self._leave_free -= 1
+            return None
         claim = search.claim(index, self._watch.me)
+        self._window = min(4 * self._window, WIDEST) if claim is None else max(1, self._window // 2)
+        self._leave_free = self._random.randrange(self._window)
         if claim is None:
             return None
         with held(search.storage, claim.trial._trial_id):
