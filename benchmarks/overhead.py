@@ -21,13 +21,14 @@ from typing import Any
 from unittest.mock import patch
 
 from harness.environment import environment
+from harness.launch import study_info
 from harness.measure import Device, resolve_device
 from harness.record import Recorder
 from harness.search.bench import Bench
 from harness.search.runner import run_study
 from harness.search.storage import open_storage
 from harness.spec import EpochResult, Study, TrialResult, TrialSpec
-from harness.study import parse, study_info
+from harness.study import parse
 from harness.study_file import load_study, study_file_tags
 
 ROOT = Path(__file__).parents[1]

@@ -82,7 +82,8 @@ class StudyOptions(TypedDict, total=False):
         cache_dir: where outputs of frozen layers are kept.
         cache_budget: a size such as "10GiB"; "0" keeps nothing.
         max_memory: a size: a trial whose forecast is higher is recorded as oom, not run.
-        max_minutes: a trial that takes longer is recorded as timeout.
+        max_minutes: a trial that takes longer is recorded as timeout; if nothing interrupts it, this process
+            ends a minute later, in a notebook the kernel.
         workers: processes, or actors on Ray.
         engine: where they run.
         address: of the Ray cluster.

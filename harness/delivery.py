@@ -17,7 +17,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from harness.errors import UserError, first_line, without_password
+from harness.errors import UserError, first_line
 from harness.spool import Entry, Spool
 
 PAUSE_SECONDS = 30.0
@@ -157,7 +157,7 @@ class Delivery:
         if not self._warned:
             self._warned = True
             _say(
-                f"the tracking store does not answer ({without_password(first_line(error))}); what it "
+                f"the tracking store does not answer ({first_line(error)}); what it "
                 f"should get is kept in {self._spool.folder} and sent when it answers again"
             )
 

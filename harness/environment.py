@@ -6,12 +6,13 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from harness import backbone, data
 from harness.backbone import weights_sha256
 from harness.data import load_target
 from harness.measure import Device
@@ -66,16 +67,29 @@ def _arithmetic() -> dict[str, object]:
     }
 
 
-@lru_cache(maxsize=64)
+_images = cache(lambda target: load_target(target).fingerprint())
+_weights = cache(weights_sha256)
+
+
 def inputs_of(target: str, backbone: str, source: str) -> dict[str, str]:
-    """Hashes of the images and, unless they are random, of the weights behind these names.
+    """Hashes of the images and, unless they are random, of the weights behind these names; taken once by a
+    process, until it is told to `look_anew`.
 
     Raises:
         UserError: if they are not to be had.
     """
-    weights = weights_sha256(source, backbone)
-    inputs = {"sha256 of the images": load_target(target).fingerprint()}
+    weights = _weights(source, backbone)
+    inputs = {"sha256 of the images": _images(target)}
     return inputs | ({"sha256 of the weights": weights} if weights else {})
+
+
+def look_anew() -> None:
+    """Forget which images and weights this process has read: in a notebook, files may change between two
+    calls."""
+    for known in (_images, _weights):
+        known.cache_clear()
+    data.forget()
+    backbone.forget()
 
 
 def input_tags(inputs: Mapping[str, str]) -> dict[str, str]:

@@ -21,8 +21,10 @@ def without_password(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, at most 200 characters; its type when it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    """The first line of an error's message without passwords, at most 200 characters; its type when it has
+    none."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return without_password(line)[:200]  # in this order: half a URL is no longer known as one
 
 
 def refusal(error: BaseException) -> str:
@@ -33,4 +35,4 @@ def refusal(error: BaseException) -> str:
         "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, are missing or wrong",
         "PERMISSION_DENIED": "this user may not do that to this study; an administrator of the "
         "server can grant EDIT",
-    }.get(getattr(error, "error_code", ""), without_password(first_line(error)))
+    }.get(getattr(error, "error_code", ""), first_line(error))

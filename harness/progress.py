@@ -10,7 +10,7 @@ import io
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -22,14 +22,15 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.search.cells import RETRIED
+from harness.search.outcomes import BROKEN
 from harness.search.overview import COLUMNS, Overview, Plan, Working, overview
-from harness.search.runner import TrialDone
+from harness.search.runner import TrialDone, storage_failures
 from harness.spec import Study
 
 Detail = Literal["quiet", "normal", "verbose"]
 
 PAUSE = 50
-"""The study is read again after so many times as long as reading it takes: at most 2 % of one core."""
+"""The study is read, and drawn, again after so many times as long as that takes: at most 2 % of a core."""
 EVERY_SECONDS = 1.0
 """So often the table is drawn, at most."""
 MOST_AT_WORK = 8
@@ -54,11 +55,15 @@ def show(
         events: of run_study or run_in_processes.
         detail: how much is said.
         clock: seconds, never going back.
+
+    Raises:
+        StudyStopped: if the storage cannot be read, and what the events raise.
     """
     console = Console(highlight=False)
     plan = Plan.of(study)
-    looks = _Looks(plan, storage, clock)
-    before, resumed, own = looks.now().done, 0, 0
+    with storage_failures():
+        looks = _Looks(plan, storage, clock)
+    before, resumed, own, broken = looks.now().done, 0, 0, 0
     live = (console.is_terminal or console.is_jupyter) and detail != "quiet"
     with _Board(console, looks) if live else nullcontext():
         for event in events:
@@ -66,6 +71,7 @@ def show(
                 resumed += 1
                 continue
             own += event.result.outcome not in RETRIED
+            broken += event.result.outcome in BROKEN
             if detail == "verbose" or (detail == "normal" and (not live or _failed(event))):
                 counted = f"[{looks.count(event):>3}/{plan.slots}] "
                 for line in _lines(counted, event, detail == "verbose"):
@@ -76,6 +82,8 @@ def show(
         _say(console, f"{kept} of {plan.slots} were finished before and not run again")
     if others > 0:
         _say(console, f"{others} of {plan.slots} were run by other processes meanwhile")
+    if broken:
+        _say(console, f"{broken} trials broke; running the same command again tries them again")
     if resumed == plan.slots and not own:
         _say(console, "nothing was left to do")
 
@@ -97,12 +105,21 @@ class _Looks:
         self._lock = threading.Lock()
         self._read()
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Returns False if the storage did not answer: what was seen last stands, and whoever runs trials
+        says what is wrong."""
         started = self._clock()
-        self._found = overview(self._plan, self._storage)
-        self._done = self._found.done
+        answered = True
+        try:
+            self._found = overview(self._plan, self._storage)
+            self._done = self._found.done
+        except (optuna.exceptions.StorageInternalError, OSError):
+            answered = False
+            if not hasattr(self, "_found"):
+                raise
         now = self._clock()
         self._due = now + PAUSE * (now - started)
+        return answered
 
     def now(self, anyway: bool = False) -> Overview:
         """As it was a moment ago at the latest."""
@@ -114,11 +131,11 @@ class _Looks:
     def count(self, event: TrialDone) -> int:
         """How many slots of the whole study are done, with this one that was done a moment ago."""
         with self._lock:
-            if self._clock() >= self._due:
-                self._read()
-            elif event.result is not None and event.result.outcome not in RETRIED:
+            fresh = self._clock() >= self._due and self._read()
+            if not fresh and event.result is not None and event.result.outcome not in RETRIED:
                 self._done += 1
-            return self._done
+            # One that was ended by its forecast, and is begun anew, is done twice.
+            return min(self._done, self._plan.slots)
 
 
 def _failed(event: TrialDone) -> bool:
@@ -165,11 +182,13 @@ class _Board(AbstractContextManager["_Board"]):
             self._view.__exit__(None, None, None)
 
     def _keep(self) -> None:
-        while not self._over.wait(EVERY_SECONDS):
-            try:
+        pause = EVERY_SECONDS
+        while not self._over.wait(pause):
+            started = time.monotonic()
+            # What another storage raises that is away for a while; whoever runs trials will say so.
+            with suppress(Exception):
                 self._draw()
-            except Exception:  # a storage that is away for a while; whoever runs trials will say so
-                continue
+            pause = max(EVERY_SECONDS, PAUSE * (time.monotonic() - started))
 
     def _draw(self) -> None:
         self._view.draw(self._looks.now())

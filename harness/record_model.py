@@ -95,7 +95,7 @@ def log_model(
             client.set_terminated(run_id, status="FAILED")
         raise UserError(
             f"the model could not be logged to {without_password(tracking_uri)}: "
-            f"{without_password(first_line(error))}"
+            f"{first_line(error)}"
         ) from error
     return LoggedModel(found.model_uri, run_id, str(found.registered_model_version or ""))
 

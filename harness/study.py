@@ -10,26 +10,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
-import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.command import Parser, program, run_command, size
-from harness.errors import UserError, without_password
-from harness.sizes import parse_size
+from harness.command import Parser, run_command, size
+from harness.errors import UserError
 from harness.spec import Study
-from harness.study_file import file_sha256, load_study, question_of, study_path
+from harness.study_file import load_study, study_path
 
 if TYPE_CHECKING:
     from harness.measure import Device
-    from harness.record import StudyInfo
     from harness.search.costs import CellCost
     from harness.spec import TrialSpec
-
-ROOT = Path("mlruns")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -121,129 +115,50 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(lambda: run(parse(argv)), "run the same command again to go on")
 
 
-def _say(message: str, code: int) -> int:
-    print(message, file=sys.stderr)
-    return code
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Everything after the command line has been read.
 
     Raises:
         UserError: on bad input.
     """
+    check_options(arguments)
+    study = load_study(arguments.space)
+    changes = {k: getattr(arguments, k) for k in ("trials", "repeats")}
+    study = dataclasses.replace(study, **{k: v for k, v in changes.items() if v is not None})
+
+    # Heavy imports wait until the command line and the study file are known to be right.
+    from harness.environment import look_anew
+    from harness.launch import carry_out, job_of, open_cache, warn_of_addresses
+    from harness.measure import resolve_device
+    from harness.search.costs import cell_costs
+    from harness.search.door import check_at_the_door
+    from harness.search.storage import check_storage_url
+
+    if arguments.storage:
+        check_storage_url(arguments.storage)
+    device = resolve_device(arguments.device)
+    cache = open_cache(arguments)
+    look_anew()
+    admitted = check_at_the_door(study, cache, arguments.max_memory is not None)
+    for line in admitted.leaks:
+        print(f"warning: {line}", file=sys.stderr)
+    warn_of_addresses(arguments)
+    job = job_of(study, arguments, admitted.leaks, cache)
+    if arguments.dry_run:
+        print_plan(study, admitted.specs, device)
+        print_costs(study, cell_costs(admitted.specs, device, cache), job.limits.memory)
+        return 0
+    return carry_out(study, job, arguments)
+
+
+def check_options(arguments: argparse.Namespace) -> None:
+    """Raises UserError if an option is out of range, or given where it would do nothing."""
     for name, least in (("trials", 1), ("repeats", 0), ("workers", 1)):
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise UserError(f"--{name} must be at least {least}, got {value}")
     if arguments.max_minutes is not None and not arguments.max_minutes > 0:
         raise UserError(f"--max-minutes must be above 0, got {arguments.max_minutes:g}")
-    check_engine(arguments)
-    study = load_study(arguments.space)
-    changes = {k: getattr(arguments, k) for k in ("trials", "repeats")}
-    study = dataclasses.replace(study, **{k: v for k, v in changes.items() if v is not None})
-
-    # Heavy imports wait until the command line and the study file are known to be right.
-    from harness.measure import resolve_device
-    from harness.progress import show
-    from harness.rows import Cache, default_folder
-    from harness.search.bench import Limits
-    from harness.search.costs import cell_costs
-    from harness.search.door import check_at_the_door
-    from harness.search.preemption import stop_on_request
-    from harness.search.runner import StudyStopped, any_complete, prepare, run_study
-    from harness.search.signals import Terminated, raise_on_terminate
-    from harness.search.storage import check_storage_url
-    from harness.search.workers import Job, run_in_processes
-
-    if arguments.storage:
-        check_storage_url(arguments.storage)
-    device = resolve_device(arguments.device)
-    budget = parse_size(arguments.cache_budget)
-    max_memory = None if arguments.max_memory is None else parse_size(arguments.max_memory)
-    cache = Cache((arguments.cache_dir or default_folder()) if budget else None, budget)
-    if complaint := cache.complaint():
-        print(f"warning: {complaint}; name another folder with --cache-dir", file=sys.stderr)
-        cache = Cache(None, 0)
-    admitted = check_at_the_door(study, cache, arguments.max_memory is not None)
-    for line in admitted.leaks:
-        print(f"warning: {line}", file=sys.stderr)
-    warn_of_addresses(arguments)
-    if arguments.dry_run:
-        print_plan(study, admitted.specs, device)
-        print_costs(study, cell_costs(admitted.specs, device, cache), max_memory)
-        return 0
-    info = study_info(study, arguments, admitted.leaks)
-    seconds = None if arguments.max_minutes is None else 60 * arguments.max_minutes
-    job = Job(
-        space=arguments.space,
-        info=info,
-        device=arguments.device,
-        storage=arguments.storage,
-        tracking_uri=arguments.tracking_uri,
-        root=ROOT.resolve(),
-        cache=cache,
-        limits=Limits(max_memory, seconds),
-    )
-    if arguments.engine == "ray":
-        from harness.search.ray_engine import Room, connect, run_on_ray
-
-        room = Room(
-            1.0 if arguments.worker_cpus is None else arguments.worker_cpus,
-            arguments.worker_gpus or 0.0,
-        )
-        connect(arguments.address or "auto", job, room)
-    raise_on_terminate()
-    if arguments.workers == 1 and arguments.engine != "ray":
-        stop_on_request()
-    try:
-        bench = job.bench()
-        for other in sorted(prepare(study, bench)):
-            print(f"process {other} works on this study too; joining in", file=sys.stderr)
-        if arguments.engine == "ray":
-            events = run_on_ray(job, bench, study, arguments.workers, room)
-        elif arguments.workers > 1:
-            events = run_in_processes(job, bench, study, arguments.workers)
-        else:
-            events = run_study(study, bench)
-        show(study, bench.storage, events, arguments.detail)
-        if waiting := bench.recorder.flush():
-            print(
-                f"warning: the tracking store lacks what is kept for it of {waiting} runs; when it answers, "
-                f"python -m harness.verify --study {study.name} sends it",
-                file=sys.stderr,
-            )
-        if not any_complete(study, bench.storage):
-            return _say("no trial of any cell completed; the report counts how they ended", 1)
-    except StudyStopped as error:
-        return _say(f"study stopped: {error}", 1)
-    except Terminated:
-        return _say("stopped by SIGTERM or SIGUSR1; run the same command again to go on", 143)
-    print_where_to_look(study, arguments.tracking_uri)
-    return 0
-
-
-def warn_of_addresses(arguments: argparse.Namespace) -> None:
-    """Say what is odd about how the stores were named: nothing is wrong with them."""
-    if not arguments.tracking_uri and (elsewhere := os.environ.get("MLFLOW_TRACKING_URI")):
-        shown = without_password(elsewhere)
-        print(
-            f"warning: MLFLOW_TRACKING_URI={shown} is not used; --tracking-uri is", file=sys.stderr
-        )
-    for option, url, better in (
-        ("--storage", arguments.storage, "~/.pgpass"),
-        ("--tracking-uri", arguments.tracking_uri, "~/.mlflow/credentials"),
-    ):
-        if url and without_password(url) != url:
-            print(
-                f"warning: every user of this machine can read the password in {option} while this runs; "
-                f"leave it out, and put it into {better}",
-                file=sys.stderr,
-            )
-
-
-def check_engine(arguments: argparse.Namespace) -> None:
-    """Raises UserError if an option of Ray's is out of range, or given where it would do nothing."""
     for name in ("address", "worker_cpus", "worker_gpus"):
         value, option = getattr(arguments, name), f"--{name.replace('_', '-')}"
         if value is not None and arguments.engine != "ray":
@@ -253,49 +168,6 @@ def check_engine(arguments: argparse.Namespace) -> None:
     gpus = arguments.worker_gpus or 0.0
     if gpus > 1 and gpus != int(gpus):
         raise UserError(f"--worker-gpus must be a part of one or a whole number, got {gpus:g}")
-
-
-def study_info(study: Study, arguments: argparse.Namespace, leaks: tuple[str, ...]) -> StudyInfo:
-    """The study as the recorder describes it."""
-    from harness.record import StudyInfo
-
-    command = f"python -m harness.study --space {shlex.quote(str(arguments.space))}"
-    for name in (
-        "device",
-        "trials",
-        "repeats",
-        "storage",
-        "tracking_uri",
-        "max_memory",
-        "max_minutes",
-        "workers",
-        "engine",
-        "address",
-        "worker_cpus",
-        "worker_gpus",
-        "cache_budget",
-    ):
-        value = getattr(arguments, name)
-        if value is not None and (name, value) not in (
-            ("device", "auto"),
-            ("workers", 1),
-            ("engine", "processes"),
-            ("cache_budget", "10GiB"),
-        ):
-            shown = without_password(str(value))
-            command += f" --{name.replace('_', '-')} {shlex.quote(shown)}"
-    return StudyInfo(
-        name=study.name,
-        question=question_of(arguments.space),
-        command=command,
-        factors={k: list(v) for k, v in study.compare.items()},
-        baseline=study.baseline,
-        trials=study.trials,
-        repeats=study.repeats,
-        sampler=study.sampler,
-        leaks=leaks,
-        space_sha256=file_sha256(arguments.space),
-    )
 
 
 def print_plan(study: Study, specs: Mapping[str, TrialSpec], device: Device) -> None:
@@ -340,20 +212,6 @@ def _entries(flat: Mapping[str, object]) -> str:
     return ", ".join(
         f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in flat.items()
     )
-
-
-def print_where_to_look(study: Study, given_uri: str | None) -> None:
-    """The next two commands, ready to paste."""
-    uri = given_uri or "sqlite:///mlruns/mlflow.db"
-    extra = f" --tracking-uri {shlex.quote(without_password(given_uri))}" if given_uri else ""
-    print(f"report:    {program('python')} -m analysis.report --study {study.name}{extra}")
-    if uri.startswith("http"):
-        print(f"MLflow UI: {without_password(uri)}")
-    else:
-        shown = shlex.quote(without_password(uri))
-        print(
-            f"MLflow UI: {program('mlflow')} ui --backend-store-uri {shown} --host 127.0.0.1 --workers 1"
-        )
 
 
 if __name__ == "__main__":

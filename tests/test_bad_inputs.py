@@ -40,7 +40,7 @@ from harness import study_file, transfer
 from harness.backbone import build, weights_sha256
 from harness.backbone.weights import Wheel, read_weights
 from harness.command import run_command
-from harness.data import load_target, open_image, read_examples, split_indices
+from harness.data import forget, load_target, open_image, split_indices
 from harness.errors import UserError
 from harness.measure import Cpu
 from harness.optimizer import batches
@@ -97,11 +97,10 @@ def refused(said: str) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def forget() -> Iterator[None]:
+def forget_targets() -> Iterator[None]:
     """Targets are cached by name."""
     yield
-    load_target.cache_clear()
-    read_examples.cache_clear()
+    forget()
 
 
 # --- the study file --------------------------------------------------------------------------------
@@ -258,6 +257,26 @@ def test_03_space_that_loops_is_refused_at_the_door() -> None:
     ):
         door.check_at_the_door(study)
     assert signal.getsignal(signal.SIGALRM) == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_03_strategy_that_loops_is_refused_at_the_door() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Loops(transfer.Strategy):
+        def lr_scales(self, num_groups: int, epoch: int) -> transfer.Scales:
+            signal.raise_signal(signal.SIGALRM)  # the time is up
+            while True:
+                pass
+
+    def looping(trial: BaseTrial, strategy: str) -> TrialSpec:
+        return TrialSpec("digits", "small_cnn", Loops(), source="scratch", resolution=28)
+
+    study = Study(compare={"strategy": ["a"]}, space=looping, name="toy")
+    with refused(
+        r"strategy Loops: planning \d+ epochs takes more than 10 s; does `lr_scales` loop\? "
+        r"\(at .*test_bad_inputs\.py:\d+"
+    ):
+        door.check_at_the_door(study)
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 

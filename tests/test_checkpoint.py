@@ -254,13 +254,13 @@ def test_checkpoint_made_from_other_images_or_weights_is_refused(
     kept = stopped(spec, 1)
     assert len(list(start(spec, Cpu(), checkpoint=kept))) == 1
     Image.new("L", (8, 8), 77).save(tmp_path / "images" / "a" / "0.png")
-    environment.inputs_of.cache_clear()  # as in another process
+    environment.look_anew()  # as in another process
     with pytest.raises(BadCheckpoint, match=r"change: sha256 of the images was \w+, is \w+$"):
         start(spec, Cpu(), checkpoint=kept)
     with torch.no_grad():
         network.get_classifier().bias[0] += 1
     torch.save(network.state_dict(), tmp_path / "w.pt")
-    environment.inputs_of.cache_clear()
+    environment.look_anew()
     with pytest.raises(BadCheckpoint, match=r"the images was .*; sha256 of the weights was "):
         start(spec, Cpu(), checkpoint=kept)
 

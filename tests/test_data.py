@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 from harness.data import (
     SplitIndices,
     Target,
+    forget,
     load_target,
     open_image,
     read_examples,
@@ -38,8 +39,7 @@ MakeSpec = Callable[..., TrialSpec]
 def forget_targets() -> Iterator[None]:
     """Targets are cached by name; a fake one must not outlive its test."""
     yield
-    load_target.cache_clear()
-    read_examples.cache_clear()
+    forget()
 
 
 # --- splits ----------------------------------------------------------------------------------------

@@ -515,8 +515,9 @@ def test_command_refuses_in_one_line(
 
 
 def seconds_of(events: list[TrialDone], began: float) -> float:
+    """Of this process's own work, which other programs hardly change."""
     fresh = [e for e in events if not e.resumed]
-    return (time.perf_counter() - began) / len(fresh)
+    return (time.process_time() - began) / len(fresh)
 
 
 @pytest.mark.slow
@@ -525,7 +526,7 @@ def test_25_ten_thousandth_trial_costs_little_more_than_the_hundredth(
 ) -> None:
     study = make_study(compare={"strategy": ["probe"]}, trials=110, repeats=0)
     place.run(dataclasses.replace(study, trials=100))
-    began = time.perf_counter()
+    began = time.process_time()
     few = seconds_of(place.run(study), began)
     found = next(t for t in place.trials() if t.state == TrialState.COMPLETE)
     study_id = place.storage.get_study_id_from_name("toy/probe")
@@ -536,7 +537,7 @@ def test_25_ten_thousandth_trial_costs_little_more_than_the_hundredth(
     bench = place.bench(dataclasses.replace(study, trials=10_010))
     more = runner._Runner(study, bench)
     search = CellSearch(study, {"strategy": "probe"}, place.storage)
-    began = time.perf_counter()
+    began = time.process_time()
     many = seconds_of(list(more.work_off([(search, i) for i in range(10_000, 10_010)])), began)
     assert many < 5 * few + 0.2
 
@@ -585,11 +586,11 @@ def test_25_ten_thousand_trials_in_a_file_are_resumed_as_a_hundred_are(
     place = OnDisk(tracking_uri, optuna_template)
     study = make_study(compare={"strategy": ["probe"]}, trials=110, repeats=0)
     place.run(dataclasses.replace(study, trials=100))
-    began = time.perf_counter()
+    began = time.process_time()
     few = seconds_of(place.run(study), began)
     multiply(place.path, 110, 10_000)
     place = OnDisk(tracking_uri)
-    began = time.perf_counter()
+    began = time.process_time()
     events = place.run(dataclasses.replace(study, trials=10_010))
     assert len(events) == 10_010
     assert [e.resumed for e in events] == [True] * 10_000 + [False] * 10

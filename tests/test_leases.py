@@ -167,6 +167,34 @@ def test_yielding_is_no_attempt(storage: optuna.storages.BaseStorage) -> None:
     assert (first.attempt, second.attempt) == (1, 2)
 
 
+def test_claim_whose_lease_ran_out_while_its_space_was_drawing_is_dropped(
+    storage: optuna.storages.BaseStorage,
+) -> None:
+    def slow(trial: optuna.trial.BaseTrial, strategy: str) -> TrialSpec:
+        if not ended:
+            holder = theirs.holder(0)
+            assert holder is not None
+            ended.append(holder.number)
+            theirs.end_dead(holder)
+        return space(trial, strategy)
+
+    ended: list[int] = []
+    study = dataclasses.replace(STUDY, space=slow)
+    mine, theirs = CellSearch(study, CELL, storage), CellSearch(study, CELL, storage)
+    create = storage.create_new_trial
+
+    def created(study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        made = create(study_id, template_trial)
+        theirs.refresh()
+        return made
+
+    storage.create_new_trial = created  # type: ignore[method-assign]
+    assert mine.claim(0, Owner.here()) is None
+    second = mine.claim(0, Owner.here())
+    assert second is not None
+    assert (second.attempt, second.broke_before) == (2, False)
+
+
 def test_slot_that_kills_its_workers_is_given_up_by_this_run_of_the_command_only(
     storage: optuna.storages.BaseStorage,
 ) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.data import load_target, read_examples, split_indices
+from harness.data import forget, load_target, split_indices
 from harness.errors import UserError
 from harness.new import main, propose_study, slug
 from harness.spec import TrialSpec
@@ -39,8 +39,7 @@ def pets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         for i in range(count):
             noise(tmp_path / "pets" / name / f"{i}.png", 100 * kind + i, (20 + i, 16))
     yield tmp_path / "pets"
-    load_target.cache_clear()  # by name, and the next working directory has its own folder:pets
-    read_examples.cache_clear()
+    forget()  # by name, and the next working directory has its own folder:pets
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import re
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,8 +19,7 @@ from optuna.trial import BaseTrial, TrialState
 from PIL import Image
 
 from harness.checkpoint import BadCheckpoint
-from harness.data import read_examples
-from harness.environment import inputs_of
+from harness.environment import look_anew
 from harness.measure import Cpu
 from harness.record import Recorder, StudyInfo
 from harness.rows import Cache
@@ -63,7 +61,7 @@ def bench(study: Study, tracking_uri: str, tmp_path: Path) -> Bench:
 @pytest.fixture
 def sigusr1(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """SIGUSR1 as the command hears it, and nothing asked yet."""
-    monkeypatch.setattr(preemption, "_asked", threading.Event())
+    monkeypatch.setattr(preemption, "_asked", False)
     before = signal.getsignal(signal.SIGUSR1)
     preemption.stop_on_request()
     yield
@@ -120,7 +118,7 @@ def test_asked_to_stop_a_trial_keeps_its_epoch_and_goes_on_from_there(
             run(study, bench)
     (given_back,) = runs(tracking_uri, "killed")
     assert [step for step, _ in curve(tracking_uri, given_back.info.run_id)] == [0, 1]
-    monkeypatch.setattr(preemption, "_asked", threading.Event())
+    monkeypatch.setattr(preemption, "_asked", False)
     run(study, bench)
     (done,) = runs(tracking_uri, "complete")
     assert done.data.tags["resumed"] == "after epoch 1"
@@ -184,8 +182,7 @@ def test_trial_whose_images_changed_meanwhile_starts_over_and_says_so(
             for i in range(8):
                 image = Image.new("L", (8, 8), (128 * label + 9 * i + shift) % 256)
                 image.save(tmp_path / "images" / name / f"{i}.png")
-        for known in (inputs_of, read_examples):  # as in another process
-            known.cache_clear()
+        look_anew()  # as in another process
 
     def space(trial: BaseTrial, strategy: str) -> TrialSpec:
         counts = {"shots": 2, "val_shots": 2, "test_shots": 2, "batch_size": 4, "epochs": 4}

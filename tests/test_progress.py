@@ -24,7 +24,7 @@ from harness.record import Recorder, StudyInfo
 from harness.search.cells import Slot
 from harness.search.leases import Owner
 from harness.search.overview import Overview, Plan, overview
-from harness.search.runner import TrialDone
+from harness.search.runner import StudyStopped, TrialDone
 from harness.search.storage import open_storage
 from harness.spec import Study, TrialResult, TrialSpec
 
@@ -192,6 +192,39 @@ def test_lines_count_on_where_reading_at_each_would_cost_too_much(
     ticks = itertools.count()  # each reading takes a second, and so do the pauses between
     show(STUDY, memory, events(memory), clock=lambda: float(next(ticks)))
     assert [x[:8] for x in capsys.readouterr().out.splitlines()[:2]] == ["[  6/10]", "[  7/10]"]
+
+
+class Away(optuna.storages.InMemoryStorage):
+    """A storage that does not answer for a while."""
+
+    away = False
+
+    def get_all_studies(self) -> list[Any]:
+        if self.away:
+            raise optuna.exceptions.StorageInternalError("away")
+        return super().get_all_studies()
+
+
+def test_storage_that_is_away_for_a_while_does_not_spoil_the_view(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    storage = Away()
+    fill(storage)
+
+    def goes_away() -> Iterator[TrialDone]:
+        for done in events(storage):
+            storage.away = True
+            yield done
+
+    show(STUDY, storage, goes_away())
+    assert [x[:8] for x in capsys.readouterr().out.splitlines()[:2]] == ["[  6/10]", "[  7/10]"]
+
+
+def test_storage_that_is_away_from_the_start_ends_the_command_in_words() -> None:
+    storage = Away()
+    storage.away = True
+    with pytest.raises(StudyStopped, match="the search storage failed: away"):
+        show(STUDY, storage, iter(()))
 
 
 def test_command_that_finds_nothing_to_do_says_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from harness.errors import UserError
 from harness.record import StudyInfo
 from harness.search.patience import open_patiently
 from harness.search.workers import Job
-from harness.study import check_engine, parse
+from harness.study import check_options, parse
 
 ROOT = Path(__file__).parents[1]
 STUDY = '''"""Does it run?"""
@@ -135,8 +135,8 @@ def test_several_machines_are_not_given_a_file_to_share(tmp_path: Path) -> None:
 )
 def test_options_of_the_engine_that_make_no_sense_are_refused(options: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        check_engine(parse(["--space", "x.py", *options.split()]))
-    check_engine(parse("--space x.py --engine ray --worker-cpus 4 --worker-gpus 0.5".split()))
+        check_options(parse(["--space", "x.py", *options.split()]))
+    check_options(parse("--space x.py --engine ray --worker-cpus 4 --worker-gpus 0.5".split()))
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

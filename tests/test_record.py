@@ -18,7 +18,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from harness.errors import UserError, without_password
+from harness.errors import UserError, first_line, without_password
 from harness.record import Recorder, StudyInfo, predictions_csv
 from harness.spec import OUTCOMES, EpochResult, Outcome, Predictions, TrialResult, TrialSpec
 from harness.stores import sqlite_path
@@ -288,6 +288,13 @@ def test_only_sqlite_uris_have_a_file(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_passwords_are_not_shown(text: str, shown: str) -> None:
     assert without_password(text) == shown
+
+
+def test_message_that_is_cut_in_the_middle_of_a_url_shows_no_password() -> None:
+    for blanks in range(150, 200):
+        said = first_line(OSError(f"{'x' * blanks} postgresql://ann:secret@host/x"))
+        assert len(said) <= 200
+        assert "sec" not in said
 
 
 def test_trials_lie_under_one_run_of_their_study(

@@ -20,9 +20,8 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from harness import study, transfer
-from harness.backbone import _pretrained
-from harness.data import load_target, read_examples
-from harness.environment import input_tags, inputs_of
+from harness.data import load_target
+from harness.environment import input_tags, inputs_of, look_anew
 from harness.replay import Comparison, main
 from harness.spec import TrialSpec
 
@@ -81,8 +80,7 @@ def change(uri: str, statement: str, *values: str | float) -> None:
 
 def replay(uri: str, run: str, capfd: pytest.CaptureFixture[str], *more: str) -> tuple[int, str]:
     """Exit code and all that was printed, of another process: what was read before is read again."""
-    for known in (inputs_of, load_target, read_examples, _pretrained):
-        known.cache_clear()
+    look_anew()
     capfd.readouterr()
     code = main([run, "--tracking-uri", uri, *more])
     out, err = capfd.readouterr()

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import shutil
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from optuna.trial import BaseTrial, TrialState
 from harness import transfer
 from harness.audit import AuditFailed
 from harness.data import load_target
-from harness.environment import inputs_of
+from harness.environment import look_anew
 from harness.errors import UserError
 from harness.forecast import forecast
 from harness.measure import Cpu
@@ -344,13 +344,13 @@ def test_images_that_changed_since_are_refused(
     world: World, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab.run(make_study())
-    inputs_of.cache_clear()
+    look_anew()
     monkeypatch.setattr("harness.data.targets.ArrayTarget._identity", lambda self: [b"other"])
     try:
         with pytest.raises(UserError, match="sha256 of the images was"):
             lab.run(make_study())
     finally:
-        inputs_of.cache_clear()
+        look_anew()
 
 
 def test_finished_study_has_nothing_left_to_do(world: World, lab: Lab) -> None:
@@ -596,11 +596,44 @@ def test_space_that_loops_for_some_values_costs_those_trials_only(
                 pass
         return spec
 
-    monkeypatch.setattr(cells, "DRAW_SECONDS", 0.3)
+    monkeypatch.setattr(cells, "DRAW_SECONDS", 5)
     lab.run(make_study(space=loop_once))
     assert lab.outcomes() == {"complete": 9, "crashed": 1}
     (run,) = lab.runs(outcome="crashed")
-    assert run.data.tags["reason"] == "space: took longer than 0.3 s"
+    assert run.data.tags["reason"] == "space: took longer than 5 s"
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), GeneratorExit("odd")], ids=["exits", "odd"])
+def test_space_that_would_end_the_command_costs_that_trial_only(
+    error: BaseException, world: World, lab: Lab
+) -> None:
+    def leaves(trial: BaseTrial, strategy: str) -> TrialSpec:
+        spec = space(trial, strategy)
+        if getattr(trial, "number", -1) == 1 and strategy == "full":
+            raise error
+        return spec
+
+    lab.run(make_study(space=leaves, repeats=0))
+    assert lab.outcomes() == {"complete": 5, "crashed": 1}
+    (run,) = lab.runs(outcome="crashed")
+    assert f"space failed for full: {type(error).__name__}" in run.data.tags["reason"]
+
+
+def test_slots_that_crash_every_time_do_not_keep_a_later_run_from_the_rest(
+    world: World, lab: Lab
+) -> None:
+    """Nothing was mended; what crashed is tried first again, and what comes after it is not to suffer."""
+
+    def crash(spec: TrialSpec, epoch: int) -> None:
+        if isinstance(spec.strategy, transfer.FullFineTune):
+            raise KeyError("x")
+
+    world.disturb = crash
+    study = make_study(trials=6, repeats=0)
+    lab.run(study)
+    assert lab.outcomes() == {"complete": 6, "crashed": 6}, "every second one: not in a row"
+    lab.run(dataclasses.replace(study, trials=7))
+    assert lab.outcomes() == {"complete": 7, "crashed": 6 + 7}
 
 
 def test_space_that_always_fails_stops_the_study(world: World, lab: Lab) -> None:
@@ -671,9 +704,11 @@ def test_only_ends_that_say_nothing_of_the_configuration_are_tried_again(
 @pytest.mark.parametrize("error", [KeyError("x"), AuditFailed("moved")])
 def test_three_crashes_in_a_row_stop_the_study(error: Exception, world: World, lab: Lab) -> None:
     world.fail_on(set(range(2, 100)), error)
+    seen: list[TrialDone] = []
+    events = map(seen.append, run_study(make_study(), lab.bench(make_study())))
     with pytest.raises(StudyStopped, match="3 trials in a row"):
-        lab.run(make_study())
-    assert len(world.specs) == 4
+        deque(events, maxlen=0)
+    assert len(world.specs) == len(seen) == 4, "the last one is told too"
     lab.assert_nothing_is_running()
 
 
@@ -780,9 +815,14 @@ def test_what_would_not_fit_ends_as_oom_without_being_run(world: World, lab: Lab
     assert refused[0].data.metrics["forecast_peak_mib"] == pytest.approx(high)
     assert lab.runs(strategy=small)[0].data.metrics["forecast_peak_mib"] == pytest.approx(low)
     assert len(world.specs) == 3
-    assert not lab.run(study, limits=Limits(memory=1))[0].result, (
-        "oom speaks of the configuration: not retried"
-    )
+    world.specs.clear()
+    assert not lab.run(study, limits=Limits(memory=1))[0].result, "it would not fit now either"
+    assert world.specs == []
+    done = lab.run(study, limits=Limits(memory=int(2 * high * 2**20)))
+    assert len(world.specs) == len([d for d in done if d.result]) == 3, "two trials and a repeat"
+    assert lab.outcomes() == {"complete": 6, "oom": 2}
+    lab.assert_nothing_is_running()
+    assert not any(d.result for d in lab.run(study)), "those that were run since count"
 
 
 def test_every_trial_records_its_forecast_where_there_is_one(

@@ -24,7 +24,7 @@ from optuna.trial import TrialState
 from PIL import Image
 
 from harness.backbone import timm_models
-from harness.data import load_target, read_examples
+from harness.data import forget
 from harness.rows import Cache
 from harness.study import main
 from harness.study_file import load_study
@@ -54,8 +54,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     before = signal.getsignal(signal.SIGTERM)
     yield tmp_path
     signal.signal(signal.SIGTERM, before)
-    load_target.cache_clear()  # by name, and the next working directory has its own folder:pets
-    read_examples.cache_clear()
+    forget()  # by name, and the next working directory has its own folder:pets
 
 
 def write(here: Path, old: str, new: str) -> None:
@@ -206,6 +205,18 @@ def test_bad_folder_is_refused(
     make(here / "pets")
     write(here, "digits", "folder:pets")
     assert_refused(capfd, here, said)
+
+
+def test_image_that_changed_between_two_calls_in_one_python_is_noticed(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pictures(here / "pets", ("ant", 15), ("bee", 15))
+    write(here, "digits", "folder:pets")
+    command = ["--space", "toy.py", "--device", "cpu", "--trials", "1", "--repeats", "0"]
+    assert main(command) == 0
+    Image.new("L", (8, 8), 77).save(here / "pets" / "ant" / "0.png")
+    assert main(command) == 2
+    assert "changed since it was recorded: sha256 of the images was" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("here")

@@ -19,6 +19,7 @@ from harness.data import (
     Examples,
     Target,
     find_leaks,
+    forget,
     leaks_in_words,
     load_target,
     read_examples,
@@ -34,8 +35,7 @@ MakeSpec = Callable[..., TrialSpec]
 def forget_targets() -> Iterator[None]:
     """Targets are cached by name, also those whose files are gone."""
     yield
-    load_target.cache_clear()
-    read_examples.cache_clear()
+    forget()
 
 
 def picture(seed: int, size: int = 64) -> Image.Image:

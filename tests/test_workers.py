@@ -186,9 +186,10 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.slow
 def test_parent_that_is_asked_to_stop_lets_its_workers_end_their_epochs(here: Path) -> None:
-    waits = "mark.touch(); [None for _ in iter(preemption.is_asked, True)]"
+    waits = "mark.touch(); [time.sleep(0.01) for _ in iter(preemption.is_asked, True)]"
     write_study(
-        here, f"    from harness.search import preemption\n{ONCE.format(what=waits)}".strip()
+        here,
+        f"    import time; from harness.search import preemption\n{ONCE.format(what=waits)}".strip(),
     )
     parent = subprocess.Popen(
         [*RUN, "--workers", "2"],
@@ -208,8 +209,8 @@ def test_parent_that_is_asked_to_stop_lets_its_workers_end_their_epochs(here: Pa
     assert_whole(here)
     runs = every_run("toy", f"sqlite:///{here}/mlruns/mlflow.db")
     notes = [run.tags["resumed"] for run in runs if "resumed" in run.tags]
-    assert notes == ["after epoch 0"] * len(kept)
-    assert kept
+    assert len(notes) == len(kept) > 0
+    assert set(notes) <= {"after epoch 0", "after epoch 1"}, "each was in one of its two epochs"
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ __all__ = [
     "Group",
     "build",
     "check_backbone",
+    "forget",
     "merge_adapters",
     "read_weights",
     "restore",
@@ -88,6 +89,11 @@ def weights_sha256(source: str, backbone: str) -> str | None:
     if (file := file_of(source, backbone)) is not None:
         return file_sha256(file)
     return tensors_sha256(_pretrained(backbone, source).state_dict())
+
+
+def forget() -> None:
+    """Read weights anew from now on."""
+    _pretrained.cache_clear()
 
 
 def _recorded(name: str, source: str, seed: int) -> nn.Module:

@@ -20,6 +20,7 @@ __all__ = [
     "Target",
     "augmentation",
     "find_leaks",
+    "forget",
     "leaks_in_words",
     "load_target",
     "open_image",
@@ -28,3 +29,9 @@ __all__ = [
     "shifted",
     "split_indices",
 ]
+
+
+def forget() -> None:
+    """Read every target anew from now on."""
+    load_target.cache_clear()
+    read_examples.cache_clear()

@@ -21,9 +21,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from harness.environment import inputs_of
 from harness.errors import UserError, first_line
-from harness.search.leases import OWNER, SESSION, Owner
+from harness.measure import MIB
+from harness.search.leases import OWNER, SESSION, Owner, held
+from harness.search.outcomes import BROKEN, NOT_RUN
 from harness.search.sampling import fixed, sampler_of
-from harness.search.signals import TrialTimeout, time_limit
+from harness.search.signals import Terminated, TrialTimeout, time_limit
 from harness.search.space import CarefulTrial
 from harness.spec import (
     Cell,
@@ -36,12 +38,18 @@ from harness.spec import (
     unknown_argument,
 )
 
-RETRIED: frozenset[str] = frozenset({"killed", "crashed", "audit_failed"})
+RETRIED: frozenset[str] = BROKEN | {"killed"}
 """Outcomes that say nothing about the configuration; a later run of the command tries again."""
 YIELDED = "yielded"
 """Of a trial in Optuna that was opened when another process had just taken the slot: nothing was run."""
-DRAW_SECONDS = 60.0
-"""So long `space` may take for one trial."""
+DRAW_SECONDS = 270.0
+"""So long `space` may take for one trial: what it suggests is written to the storage, which may be away for
+AWAY_SECONDS."""
+NOT_OF_THE_SPACE = (
+    *(UserError, KeyboardInterrupt, Terminated, TrialTimeout),
+    *(optuna.exceptions.StorageInternalError, optuna.exceptions.UpdateFinishedTrialError),
+)
+"""What passes through `space` as it is: it says by itself what is wrong, or comes from outside."""
 KILLED_AT_MOST = 3
 """Times that one run of the command begins a slot whose workers die."""
 
@@ -69,6 +77,7 @@ class Claim:
         seed: of the trial.
         drawn: what the space made of it, or why it made nothing.
         attempt: counted from 1.
+        broke_before: an earlier attempt ended as one that is broken.
         inputs: hashes of what it reads; none if the space made nothing.
     """
 
@@ -77,6 +86,7 @@ class Claim:
     seed: int
     drawn: TrialSpec | UserError
     attempt: int
+    broke_before: bool
     inputs: Mapping[str, str]
 
     @property
@@ -110,6 +120,8 @@ class CellSearch:
         cell: one value per factor.
         storage: where Optuna keeps it.
         chosen: the cell's chosen tuning trial; given for the repeats, None while tuning.
+        memory: bytes that a trial may take now. Those that a lower limit has kept from being run are begun
+            anew; 0 leaves all as they are.
     """
 
     def __init__(
@@ -118,8 +130,9 @@ class CellSearch:
         cell: Cell,
         storage: optuna.storages.BaseStorage,
         chosen: FrozenTrial | None = None,
+        memory: float = 0,
     ) -> None:
-        self.study, self.cell, self._chosen = study, cell, chosen
+        self.study, self.cell, self._chosen, self.memory = study, cell, chosen, memory
         self.phase: Phase = "tune" if chosen is None else "repeat"
         name = optuna_name(study.name, cell_label(cell), chosen)
         self._optuna = optuna.create_study(
@@ -157,8 +170,9 @@ class CellSearch:
             attempts.pop(trial.number, None)
             return
         attempts[trial.number] = trial
-        if trial.state.is_finished() and outcome_of(trial) not in RETRIED:
-            self._done.setdefault(index, trial)
+        lasting = trial.state.is_finished() and outcome_of(trial) not in RETRIED
+        if lasting and (index not in self._done or was_not_run(self._done[index])):
+            self._done[index] = trial
 
     def holder(self, index: int) -> FrozenTrial | None:
         """The running trial of that slot; the first one where several were opened at once."""
@@ -196,7 +210,8 @@ class CellSearch:
 
     def is_done(self, index: int) -> bool:
         """True if that slot needs no more work."""
-        return index in self._done
+        trial = self._done.get(index)
+        return trial is not None and not (was_not_run(trial) and _needed(trial) <= self.memory)
 
     def ends(self, count: int) -> tuple[str, ...]:
         """Outcomes of those of the first `count` slots that need no more work."""
@@ -221,10 +236,22 @@ class CellSearch:
         self.refresh()
         trial = optuna.Trial(self._optuna, trial_id)
         first = self.holder(index)
-        if index in self._done or first is None or first.number != trial.number:
+        if self.is_done(index) or first is None or first.number != trial.number:
             trial.set_user_attr("outcome", YIELDED)
             self._optuna.tell(trial, state=TrialState.FAIL)
             return None
+        try:
+            with held(self.storage, trial_id):
+                return self._fill(trial, index)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            return (
+                None  # drawing took longer than the lease, and another process has ended the trial
+            )
+        except BaseException:
+            end_dead(self._optuna, trial)
+            raise
+
+    def _fill(self, trial: optuna.Trial, index: int) -> Claim:
         seed = trial_seed(self.study, self.phase, index)
         drawn: TrialSpec | UserError
         inputs: dict[str, str] = {}
@@ -236,11 +263,10 @@ class CellSearch:
             trial.set_user_attr("inputs", inputs)
         except (UserError, TrialTimeout) as error:  # with other values the space may work
             drawn = UserError(f"space: {error}" if isinstance(error, TrialTimeout) else str(error))
-        except BaseException:
-            self._optuna.tell(trial, state=TrialState.FAIL)
-            raise
+        attempts = self._attempts[index].values()
+        broke = any(t.state.is_finished() and outcome_of(t) in BROKEN for t in attempts)
         slot = Slot(self.cell, self.phase, index)
-        return Claim(slot, trial, seed, drawn, len(self._attempts[index]), inputs)
+        return Claim(slot, trial, seed, drawn, len(attempts), broke, inputs)
 
     def draw(self, trial: optuna.trial.BaseTrial, seed: int) -> TrialSpec:
         """The study's space at this trial, with the harness's seed.
@@ -251,9 +277,9 @@ class CellSearch:
         cell = cell_label(self.cell)
         try:
             spec = self.study.space(CarefulTrial(trial), **self.cell)
-        except UserError:
+        except NOT_OF_THE_SPACE:
             raise
-        except (Exception, SystemExit) as error:  # whatever the user's function raises
+        except BaseException as error:  # whatever the user's function raises; it may call sys.exit
             where = traceback.extract_tb(error.__traceback__)[-1]
             raise UserError(
                 f"study {self.study.name!r}: space failed for {cell}: {type(error).__name__}: "
@@ -338,6 +364,18 @@ def outcome_of(trial: FrozenTrial) -> str:
     return outcome
 
 
+def was_not_run(trial: FrozenTrial) -> bool:
+    """True if its forecast alone has ended it."""
+    reason: str = trial.user_attrs.get("reason", "")
+    return reason.startswith(NOT_RUN)
+
+
+def _needed(trial: FrozenTrial) -> float:
+    """Bytes that were forecast."""
+    mib: float = trial.user_attrs["metrics"]["forecast_peak_mib"]
+    return mib * MIB
+
+
 def _opened(index: int, owner: Owner) -> FrozenTrial:
     """A running trial with its slot and its lease from the first moment on."""
     return FrozenTrial(
@@ -387,8 +425,8 @@ def first_draw(study: Study, cell: Cell) -> TrialSpec:
     return search.draw(scratch.ask(), trial_seed(study, "tune", 0))
 
 
-def end_dead(found: optuna.Study, trial: FrozenTrial) -> None:
-    """Fail a trial whose process is gone; another process may have done so a moment ago."""
+def end_dead(found: optuna.Study, trial: FrozenTrial | optuna.Trial) -> None:
+    """Fail a trial that nobody works on any more; another process may have done so a moment ago."""
     with suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
         # A trial killed between its outcome and its end never counted; say so in the record.
         found._storage.set_trial_user_attr(trial._trial_id, "outcome", "killed")

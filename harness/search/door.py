@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
@@ -26,8 +26,8 @@ from harness.rows import Cache
 from harness.search.cells import first_draw, trial_seed
 from harness.spec import Study, TrialSpec, cell_label
 
-SPACE_SECONDS = 10
-"""Drawing the first trial of every cell may take so long."""
+SECONDS = 10
+"""Drawing the first trial of every cell may take so long, and a strategy's plan of a trial."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def check_at_the_door(
     Raises:
         UserError: naming what is wrong.
     """
-    with _time_limit(study):
+    drawing = f"study {study.name!r}: drawing the first trial of each cell"
+    with _time_limit(drawing, study.space):
         specs = {cell_label(cell): first_draw(study, cell) for cell in study.cells()}
     leaks: dict[str, str] = {}
     depths: dict[tuple[object, ...], int] = {}
@@ -86,23 +87,23 @@ def check_at_the_door(
 
 
 @contextmanager
-def _time_limit(study: Study) -> Iterator[None]:
-    """Ends a `space` that loops and says where; only in the main thread, which alone gets signals."""
+def _time_limit(what: str, function: Callable[..., object]) -> Iterator[None]:
+    """Ends a function of the study file that loops and says where, which `signals.time_limit` does not, and
+    again where the function swallows it; only in the main thread, which alone gets signals."""
+    code = getattr(function, "__code__", None)
 
     def stop(_signal: int, frame: FrameType | None) -> None:
-        while frame and frame.f_code is not getattr(study.space, "__code__", None):
+        while frame and frame.f_code is not code:
             frame = frame.f_back
         where = f" (at {frame.f_code.co_filename}:{frame.f_lineno})" if frame else ""
-        raise UserError(
-            f"study {study.name!r}: drawing the first trial of each cell takes more than "
-            f"{SPACE_SECONDS} s; does `space` loop?{where}"
-        )
+        name = getattr(function, "__name__", "the function")
+        raise UserError(f"{what} takes more than {SECONDS} s; does `{name}` loop?{where}")
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SPACE_SECONDS, 1)  # again, if `space` swallows the first
+    signal.setitimer(signal.ITIMER_REAL, SECONDS, 1)
     try:
         yield
     finally:
@@ -111,22 +112,24 @@ def _time_limit(study: Study) -> Iterator[None]:
 
 
 def _try_strategy(spec: TrialSpec, num_groups: int) -> None:
+    plan, what = spec.strategy.lr_scales, f"strategy {type(spec.strategy).__name__}"
     try:
-        rows = [spec.strategy.lr_scales(num_groups, e) for e in range(spec.epochs)]
+        with _time_limit(f"{what}: planning {spec.epochs} epochs", plan):
+            rows = [plan(num_groups, e) for e in range(spec.epochs)]
         bad = next((r for r in rows if len(r) != num_groups or not all(map(_is_scale, r))), None)
+    except UserError:
+        raise
     except Exception as error:  # whatever the user's strategy raises
-        raise UserError(
-            f"strategy {type(spec.strategy).__name__} on {spec.backbone}: {first_line(error)}"
-        ) from error
+        raise UserError(f"{what} on {spec.backbone}: {first_line(error)}") from error
     still = [e for e, row in enumerate(rows) if all(scale is None for scale in row)]
     if bad is None and still and spec.strategy.readout == "head":
         raise UserError(
-            f"strategy {type(spec.strategy).__name__}: lr_scales freezes every group in epoch {still[0]} "
+            f"{what}: lr_scales freezes every group in epoch {still[0]} "
             f"on {spec.backbone}; at least one must train"
         )
     if bad is not None:
         raise UserError(
-            f"strategy {type(spec.strategy).__name__}: lr_scales must return {num_groups} numbers "
+            f"{what}: lr_scales must return {num_groups} numbers "
             f"above 0, or None for frozen, on {spec.backbone}; got {bad}"
         )
 

@@ -18,8 +18,9 @@ from harness.search.signals import TrialTimeout
 from harness.spec import Outcome, TrialResult
 from harness.train import Diverged
 
+BROKEN: frozenset[str] = frozenset({"crashed", "audit_failed"})
 BROKEN_IN_A_ROW = 3
-"""Trials that end as crashed or audit_failed: the code, the study file or the data are broken."""
+"""Trials that end as one of these: the code, the study file or the data are broken."""
 POOR_IN_A_ROW = 10
 """Trials that end all as diverged, all as oom or all as timeout: the ranges, or somebody else's use of the
 machine, are to blame rather than ten configurations."""
@@ -63,14 +64,19 @@ class Row:
     kind: str = ""
     length: int = 0
 
-    def then(self, result: TrialResult) -> Row:
-        """The row after one more trial."""
+    def then(self, result: TrialResult, broke_before: bool = False) -> Row:
+        """The row after one more trial.
+
+        Args:
+            result: how it ended.
+            broke_before: an earlier attempt at the same slot was broken. That it is again is no news: else
+                three such slots, which are tried first, would stop every later run of the command.
+        """
         if result.outcome in ("complete", "pruned"):
             return Row()
-        if result.reason.startswith(NOT_RUN):
+        if result.reason.startswith(NOT_RUN) or broke_before:
             return self
-        broken = result.outcome in ("crashed", "audit_failed")
-        kind = "broken" if broken else result.outcome
+        kind = "broken" if result.outcome in BROKEN else result.outcome
         return Row(kind, self.length + 1 if kind == self.kind else 1)
 
     @property

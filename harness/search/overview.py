@@ -15,7 +15,14 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.display import as_table
-from harness.search.cells import RETRIED, YIELDED, optuna_name, outcome_of, preference
+from harness.search.cells import (
+    RETRIED,
+    YIELDED,
+    optuna_name,
+    outcome_of,
+    preference,
+    was_not_run,
+)
 from harness.search.leases import OWNER, died_here
 from harness.spec import Phase, Study, cell_label
 
@@ -194,8 +201,9 @@ def _read(
     done: dict[int, FrozenTrial] = {}
     for trial in trials:
         index = trial.user_attrs["index"]
-        if index < asked and trial.state.is_finished() and outcome_of(trial) not in RETRIED:
-            done.setdefault(index, trial)
+        lasting = trial.state.is_finished() and outcome_of(trial) not in RETRIED
+        if index < asked and lasting and (index not in done or was_not_run(done[index])):
+            done[index] = trial
     return _Part(cell, phase, asked, trials, done)
 
 

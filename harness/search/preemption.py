@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -24,7 +23,7 @@ from harness.search.signals import Terminated
 from harness.spec import EpochResult, TrialSpec
 
 EVERY_SECONDS = 30.0
-_asked = threading.Event()
+_asked = False  # no Event: a handler that comes while another one sets it would wait for its lock
 
 
 def stop_on_request(pass_on: Callable[[], None] = lambda: None) -> None:
@@ -35,7 +34,8 @@ def stop_on_request(pass_on: Callable[[], None] = lambda: None) -> None:
     """
 
     def note(*_: object) -> None:
-        _asked.set()
+        global _asked
+        _asked = True
         pass_on()
 
     if hasattr(signal, "SIGUSR1"):
@@ -44,7 +44,7 @@ def stop_on_request(pass_on: Callable[[], None] = lambda: None) -> None:
 
 def is_asked() -> bool:
     """True if SIGUSR1 has come."""
-    return _asked.is_set()
+    return _asked
 
 
 def stop_if_asked() -> None:

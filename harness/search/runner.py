@@ -12,7 +12,8 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -22,11 +23,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from harness.checkpoint import BadCheckpoint
 from harness.environment import input_tags
-from harness.errors import UserError, first_line, without_password
+from harness.errors import UserError, first_line
 from harness.forecast import forecast
 from harness.measure import MIB
 from harness.record import Recorder
-from harness.search.bench import Bench
+from harness.search.bench import Bench, Limits
 from harness.search.cells import (
     CellSearch,
     Claim,
@@ -37,7 +38,7 @@ from harness.search.cells import (
 from harness.search.leases import OWNER, Watch, held
 from harness.search.outcomes import NOT_RUN, Row, classify, reason_of
 from harness.search.preemption import stop_if_asked
-from harness.search.signals import Terminated, TrialTimeout, if_hung, time_limit
+from harness.search.signals import Terminated, if_hung, time_limit
 from harness.search.unchanged import check_stores_agree, check_unchanged
 from harness.sizes import in_words
 from harness.spec import EpochResult, Study, TrialResult, TrialSpec, cell_label
@@ -69,6 +70,8 @@ class TrialDone:
     result: TrialResult | None = None
     curve: tuple[float, ...] = ()
     """Validation accuracy after each epoch, of a trial of this process."""
+    broke_before: bool = False
+    """An earlier attempt at the slot ended as one that is broken."""
 
 
 def prepare(study: Study, bench: Bench) -> set[str]:
@@ -124,14 +127,22 @@ def finished(study: Study, storage: optuna.storages.BaseStorage) -> Iterator[Tri
                 yield TrialDone(Slot(search.cell, search.phase, index), resumed=True)
 
 
-def _searches(study: Study, storage: optuna.storages.BaseStorage) -> list[CellSearch]:
-    return [CellSearch(study, cell, storage) for cell in study.cells()]
+def _searches(
+    study: Study, storage: optuna.storages.BaseStorage, limits: Limits | None = None
+) -> list[CellSearch]:
+    """One per cell; with limits, what lower ones have kept from being run is to be begun anew."""
+    memory = 0 if limits is None else math.inf if limits.memory is None else limits.memory
+    return [CellSearch(study, cell, storage, memory=memory) for cell in study.cells()]
 
 
 def _repeats(searches: Sequence[CellSearch]) -> list[CellSearch]:
     """The repeats of every cell that has something to repeat."""
     chosen = [(search, search.choose()) for search in searches]
-    return [CellSearch(s.study, s.cell, s.storage, best) for s, best in chosen if best is not None]
+    return [
+        CellSearch(s.study, s.cell, s.storage, best, s.memory)
+        for s, best in chosen
+        if best is not None
+    ]
 
 
 def any_complete(study: Study, storage: optuna.storages.BaseStorage) -> bool:
@@ -157,17 +168,24 @@ def run_study(study: Study, bench: Bench) -> Iterator[TrialDone]:
         StudyStopped: after too many bad ends of one kind in a row, or if the search storage fails.
         UserError: if results can no longer be written.
     """
-    try:
+    with storage_failures():
         yield from _run_study(study, bench)
+
+
+@contextmanager
+def storage_failures() -> Iterator[None]:
+    """Raises StudyStopped, in words, for what the search storage raises in the block."""
+    try:
+        yield
     except (optuna.exceptions.StorageInternalError, OSError) as error:
         raise StudyStopped(
-            f"the search storage failed: {without_password(first_line(error.__cause__ or error))}"
+            f"the search storage failed: {first_line(error.__cause__ or error)}"
         ) from error
 
 
 def _run_study(study: Study, bench: Bench) -> Iterator[TrialDone]:
     runner = _Runner(study, bench)
-    searches = _searches(study, bench.storage)
+    searches = _searches(study, bench.storage, bench.limits)
     yield from runner.work_off([(s, i) for i in range(study.trials) for s in searches])
     repeats = _repeats(searches)
     for search in repeats:
@@ -208,8 +226,11 @@ class _Runner:
                 if done is None:
                     elsewhere.append((search, index))
                     all_held &= search.holder(index) is not None
-                else:
-                    yield done
+                    continue
+                yield done
+                if done.result is not None:
+                    self._row = self._row.then(done.result, done.broke_before)
+                    stop_if_too_long(self._row, done.slot, done.result)
             if len(elsewhere) == len(left) and all_held:
                 time.sleep(POLL_SECONDS)
             left = elsewhere
@@ -238,9 +259,7 @@ class _Runner:
             result = self._run_claim(search, claim)
         if result is None:
             return None
-        self._row = self._row.then(result)
-        stop_if_too_long(self._row, claim.slot, result)
-        return TrialDone(claim.slot, False, result, search.curve(claim))
+        return TrialDone(claim.slot, False, result, search.curve(claim), claim.broke_before)
 
     def _end(self, search: CellSearch, holder: FrozenTrial) -> None:
         search.end_dead(holder)
@@ -250,8 +269,8 @@ class _Runner:
     def _run_claim(self, search: CellSearch, claim: Claim) -> TrialResult | None:
         """Run it and write down how it ended; None if the lease was lost meanwhile."""
         run_id = self._recorder.start(claim.params, _run_name(claim), self._run_tags(search, claim))
-        claim.trial.set_user_attr("run_id", run_id)
         try:
+            told(lambda: claim.trial.set_user_attr("run_id", run_id))
             result = self._run(search, claim, run_id)
         except LeaseLost:
             self._recorder.finish(run_id, _taken_over())
@@ -275,8 +294,10 @@ class _Runner:
         reason = (
             "took longer than --max-minutes, and could not be interrupted: its process was ended"
         )
-        if self._close(search, claim, run_id, TrialResult("timeout", reason=reason)):
+        try:
+            self._close(search, claim, run_id, TrialResult("timeout", reason=reason))
             print(f"{claim.slot} {reason}; run the same command again to go on", file=sys.stderr)
+        finally:  # also when a store does not answer: nothing else would
             end_process(1)
 
     def _run(self, search: CellSearch, claim: Claim, run_id: str) -> TrialResult:
@@ -284,9 +305,9 @@ class _Runner:
         try:
             with if_hung(seconds, partial(self._leave, search, claim, run_id)), time_limit(seconds):
                 return self._train_if_it_fits(claim, run_id)
-        except LeaseLost:
+        except (LeaseLost, Terminated, KeyboardInterrupt):
             raise
-        except (Exception, TrialTimeout) as error:
+        except BaseException as error:
             # Only words leave this block: the traceback would keep the model's tensors alive.
             outcome, reason = classify(error), reason_of(error)
         gc.collect()
@@ -332,10 +353,7 @@ class _Runner:
                 # Optuna would take infinity for the best value of all, and NaN for none.
                 raise Diverged(f"validation loss {last.val_loss}, accuracy {last.val_accuracy}")
             self._recorder.epoch(run_id, last)
-            try:
-                claim.trial.report(last.val_accuracy, last.epoch)
-            except optuna.exceptions.UpdateFinishedTrialError:
-                raise LeaseLost from None
+            told(partial(claim.trial.report, last.val_accuracy, last.epoch))
             if claim.slot.phase == "tune" and claim.trial.should_prune():
                 return replace(fit.finish(test=False), outcome="pruned")
         result = fit.finish(test=claim.slot.phase == "repeat")
@@ -372,6 +390,14 @@ class _Runner:
             OWNER: self._watch.me.name,
             **chosen,
         }
+
+
+def told(tell: Callable[[], None]) -> None:
+    """Tell Optuna something of a trial; raises LeaseLost if another process has ended it."""
+    try:
+        tell()
+    except optuna.exceptions.UpdateFinishedTrialError:
+        raise LeaseLost from None
 
 
 def stop_if_too_long(row: Row, slot: Slot, result: TrialResult) -> None:

@@ -100,3 +100,4 @@ def if_hung(seconds: float | None, act: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+        timer.join()  # if it acts already, there is no going on beside it

@@ -63,7 +63,7 @@ def check_storage_url(url: str) -> None:
 
 def _cannot_open(url: str, error: Exception) -> UserError:
     return UserError(
-        f"cannot open the storage {without_password(url)}: {without_password(first_line(error))} "
+        f"cannot open the storage {without_password(url)}: {first_line(error)} "
         "(want sqlite:///PATH, journal:PATH or postgresql+psycopg://USER@HOST/DATABASE)"
     )
 
@@ -185,6 +185,6 @@ def read_storage(url: str) -> optuna.storages.BaseStorage:
         storage.get_all_studies()
     except Exception as error:  # SQLAlchemy, sqlite3, OSError, ImportError of a driver, ...
         raise UserError(
-            f"cannot read the storage {without_password(url)}: {without_password(first_line(error))}"
+            f"cannot read the storage {without_password(url)}: {first_line(error)}"
         ) from error
     return storage

@@ -164,12 +164,13 @@ def watch_over(pool: Pool, bench: Bench, study: Study, count: int) -> Iterator[T
     deaths, row = 0, Row()
     try:
         for number in range(count):
-            pool.start(number)
+            if not is_asked():
+                pool.start(number)
         for number, message in pool.messages():
             if isinstance(message, TrialDone):
                 assert message.result is not None
                 yield message
-                deaths, row = 0, row.then(message.result)
+                deaths, row = 0, row.then(message.result, message.broke_before)
                 stop_if_too_long(row, message.slot, message.result)
             elif isinstance(message, Failed):
                 raise (UserError if message.by_user else StudyStopped)(message.reason)
@@ -214,6 +215,8 @@ class _Processes:
             process.start()
         send.close()
         self._alive[receive] = (number, process)
+        if is_asked():  # while it was being started, and not among those who are told
+            self.pass_on()
 
     def messages(self) -> Iterator[tuple[int, TrialDone | Failed | Died]]:
         """(worker, what was heard of it), until all have ended."""
