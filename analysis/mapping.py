@@ -27,17 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError, first_line
-from harness.spec import OUTCOMES, RESERVED_FACTORS
+from harness.results import OUTCOMES
+from harness.sizes import UNITS
+from harness.spec import RESERVED_FACTORS
 
 SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
-MIB = {
-    "B": 2.0**-20,
-    "KiB": 2.0**-10,
-    "MB": 1e6 / 2**20,
-    "MiB": 1.0,
-    "GB": 1e9 / 2**20,
-    "GiB": 1024.0,
-}
+MIB = {unit: UNITS[unit.lower()] / 2**20 for unit in ("B", "KiB", "MB", "MiB", "GB", "GiB")}
 MEMORY = {"accelerator": "peak_accelerator_allocated_mib", "process": "peak_process_rss_mib"}
 SELECT = {"val": "val_accuracy", "val_loss": "val_loss"}
 STATUS: dict[str, str] = {

@@ -24,10 +24,11 @@ from harness.environment import environment
 from harness.launch import study_info
 from harness.measure import Device, resolve_device
 from harness.record import Recorder
+from harness.results import EpochResult, TrialResult
 from harness.search.bench import Bench
 from harness.search.runner import run_study
 from harness.search.storage import open_storage
-from harness.spec import EpochResult, Study, TrialResult, TrialSpec
+from harness.spec import Study, TrialSpec
 from harness.study import parse
 from harness.study_file import load_study, study_file_tags
 

@@ -25,12 +25,13 @@ from unittest.mock import patch
 from benchmarks.overhead import Nothing, one_cell
 from benchmarks.postgres import Server
 from harness.measure import resolve_device
+from harness.results import EpochResult
 from harness.search import runner
 from harness.search.bench import Bench
 from harness.search.leases import Owner, Watch
 from harness.search.runner import run_study
 from harness.search.storage import open_storage
-from harness.spec import EpochResult, Study
+from harness.spec import Study
 
 WORKERS = (1, 2, 4, 8, 16)
 TRIALS_PER_WORKER = 8

@@ -23,7 +23,10 @@ class AuditFailed(Exception):
 
 
 def digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over names and bytes: equal only for bitwise equal tensors."""
+    """SHA-256 over names and bytes: equal only for bitwise equal tensors.
+
+    Checkpoints and kept rows hold it, so not to be replaced by `weights.tensors_sha256`.
+    """
     hashed = hashlib.sha256()
     for name, tensor in tensors.items():
         hashed.update(name.encode())

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 
 from harness.errors import first_line
-from harness.spec import EpochResult, TrialSpec
+from harness.results import EpochResult
+from harness.spec import TrialSpec
 
 FORMAT = "transfer-harness checkpoint 2"
 """First words of a file; the SHA-256 of all that follows the first line ends that line."""

@@ -16,7 +16,8 @@ from harness import backbone, data
 from harness.backbone import weights_sha256
 from harness.data import load_target
 from harness.measure import Device
-from harness.spec import COMPUTING, TrialSpec, versions
+from harness.packages import COMPUTING, versions
+from harness.spec import TrialSpec
 
 PACKAGES = (*COMPUTING, "optuna", "mlflow")
 VARIABLES = (

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from harness.record_runs import Kept
-    from harness.spec import Predictions
+    from harness.results import Predictions
     from harness.train import Fit
     from harness.winner.choice import CellRecord
     from harness.winner.model import Model

@@ -22,8 +22,9 @@ from harness.environment import premises_of
 from harness.features import Readout
 from harness.measure import Device, Seconds
 from harness.network import Network
+from harness.results import EpochResult, Predictions, TrialResult
 from harness.rows import Cache
-from harness.spec import EpochResult, Predictions, TrialResult, TrialSpec
+from harness.spec import TrialSpec
 
 
 class Diverged(Exception):

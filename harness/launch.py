@@ -31,7 +31,7 @@ from harness.search.signals import Terminated, raise_on_terminate
 from harness.search.workers import Job, run_in_processes
 from harness.sizes import parse_size
 from harness.spec import Study
-from harness.study_file import file_sha256, question_of
+from harness.study_file import question_of, study_sha256
 
 ROOT = Path("mlruns")
 
@@ -179,7 +179,7 @@ def study_info(study: Study, arguments: argparse.Namespace, leaks: tuple[str, ..
         repeats=study.repeats,
         sampler=study.sampler,
         leaks=leaks,
-        space_sha256=file_sha256(arguments.space),
+        space_sha256=study_sha256(arguments.space),
     )
 
 

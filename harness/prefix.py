@@ -20,9 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness.backbone import Backbone
 from harness.errors import first_line
+from harness.packages import versions
 from harness.rows import Cache, Positions, View
 from harness.sizes import in_words
-from harness.spec import versions
 
 WORTH = 20
 """Operations per kept byte from which reading beats computing; about 10 break even on a CPU."""

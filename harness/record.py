@@ -34,7 +34,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from harness.delivery import WHOLE_STUDY, Delivery, among_others, batch, end, search
 from harness.errors import UserError, refusal, without_password
-from harness.spec import EpochResult, Predictions, TrialResult, TrialSpec
+from harness.results import EpochResult, Predictions, TrialResult
+from harness.spec import TrialSpec
 from harness.spool import Spool
 from harness.stores import create_sqlite, home_of, require_sqlite, sqlite_path
 

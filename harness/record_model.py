@@ -21,7 +21,7 @@ from mlflow.models import Model, infer_signature
 from torch import nn
 
 from harness.errors import UserError, first_line, without_password
-from harness.spec import versions
+from harness.packages import versions
 
 PROGRESS_BAR = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
 LOGGERS = ("mlflow", "mlflow.models.model", "mlflow.pytorch", "torch.export")

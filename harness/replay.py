@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING
 from harness.command import Parser, run_command, size
 from harness.display import as_table
 from harness.errors import UnknownName, UserError, first_line
+from harness.packages import COMPUTING
 from harness.sizes import parse_size
-from harness.spec import COMPUTING, TrialSpec
-from harness.study_file import file_sha256, names_of, study_path
+from harness.spec import TrialSpec
+from harness.study_file import names_of, study_path, study_sha256
 
 if TYPE_CHECKING:
     from harness.measure import Device
@@ -202,7 +203,7 @@ def _replay_and_compare(
     print(f"run {run_id} of study {recorded.experiment}: {recorded.name}")
     now = {tag: "absent" for tag in COMPUTES if tag in recorded.tags} | _now(spec, where)
     if space is not None:
-        now["sha256.study_file"] = file_sha256(space)
+        now["sha256.study_file"] = study_sha256(space)
     changed = differences(recorded, now)
     for line in changed.values():
         print(f"differs: {line}")

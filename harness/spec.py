@@ -1,7 +1,7 @@
 """What is a trial, and what is a study? The vocabulary that every other file shares.
 
-Frozen values only: a study file builds a `Study`, its `space` function returns a `TrialSpec`, training
-yields `EpochResult`s and ends with a `TrialResult`.
+Frozen values only: a study file builds a `Study`, its `space` function returns a `TrialSpec`. What comes of
+one stands in `harness.results`.
 """
 
 from __future__ import annotations
@@ -15,21 +15,15 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from harness.display import as_table
 from harness.errors import UnknownName, UserError
 from harness.transfer import Scalar, Strategy, names, to_flat
 
 if TYPE_CHECKING:
-    import numpy as np
     import optuna
 
-Outcome = Literal[
-    "complete", "pruned", "diverged", "oom", "timeout", "audit_failed", "crashed", "killed"
-]
 Phase = Literal["tune", "repeat"]
 Cell = Mapping[str, str]
 """One value of each compared factor, e.g. {"strategy": "linear probe"}."""
@@ -60,23 +54,6 @@ def unknown_argument(error: BaseException) -> str:
     known = [f.name for f in dataclasses.fields(kind)]
     near = difflib.get_close_matches(found[2], known, n=3)
     return f"; did you mean {', '.join(near)}?" if near else f"; it has {', '.join(known)}"
-
-
-COMPUTING = tuple("torch torchvision timm numpy scipy scikit-learn pillow peft".split())
-"""Packages whose version may change what a trial computes."""
-
-
-@cache
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """Package -> its version, of those that are installed."""
-    return {package: found for package in packages if (found := _version(package)) is not None}
 
 
 def derive_seed(*parts: object) -> int:
@@ -369,51 +346,3 @@ class Study:
 def cell_label(cell: Cell) -> str:
     """The cell in words: its values joined by " | "."""
     return " | ".join(cell.values())
-
-
-@dataclass(frozen=True)
-class EpochResult:
-    """What one epoch gave. Losses are mean cross-entropies in nats, accuracies shares in [0, 1]."""
-
-    epoch: int
-    train_loss: float
-    val_loss: float
-    val_accuracy: float
-    train_seconds: float
-    """Cold-equivalent seconds of training since the trial began, evaluation and data set-up excluded: what
-    the strategy costs someone who runs it alone. Outputs of frozen groups that were found kept count with
-    what was measured when they were made."""
-    marginal_seconds: float
-    """The same with only what this trial itself spent."""
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Test predictions of one repeat, one entry per test example.
-
-    Attributes:
-        example: (n,) position of the example in the target, equal between repeats.
-        label: (n,) true class.
-        predicted: (n,) class of highest probability.
-        probability: (n,) probability given to the true class.
-    """
-
-    example: np.ndarray
-    label: np.ndarray
-    predicted: np.ndarray
-    probability: np.ndarray
-
-
-@dataclass(frozen=True)
-class TrialResult:
-    """How a trial ended. `metrics` holds only what was measured: missing is missing, never 0."""
-
-    outcome: Outcome
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    reason: str = ""
-    predictions: Predictions | None = None
-    notes: Mapping[str, str] = field(default_factory=dict)
-    """What else a reader should know, by name, e.g. "prefix": what of the frozen groups was kept."""
-
-
-OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)

@@ -195,14 +195,14 @@ def names_of(space: Path | None, tags: Mapping[str, str]) -> Iterator[None]:
         raise UserError(f"{error}; {hint}") from error
 
 
-def file_sha256(path: Path) -> str:
+def study_sha256(path: Path) -> str:
     """Hash of a study file that was loaded before."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def study_file_tags(path: Path) -> dict[str, str]:
     """Tags that say which study file a run is of: its name, without its folder, and its hash."""
-    return {"study_file": path.name, "sha256.study_file": file_sha256(path)}
+    return {"study_file": path.name, "sha256.study_file": study_sha256(path)}
 
 
 def question_of(path: Path) -> str:

@@ -34,8 +34,9 @@ from harness.fit import Diverged, Fit, score
 from harness.measure import Clock, Device
 from harness.network import Feed
 from harness.optimizer import GroupedOptimizer, Schedule, batches
+from harness.results import EpochResult
 from harness.rows import Cache
-from harness.spec import EpochResult, TrialSpec, derive_seed
+from harness.spec import TrialSpec, derive_seed
 from harness.transfer import Scales
 
 __all__ = ["Diverged", "FeatureTraining", "Fit", "Training", "score", "start"]

@@ -24,7 +24,8 @@ from analysis.database import Database
 from analysis.load import StudyTable, load_study
 from harness.errors import UserError, without_password
 from harness.record import Recorder, StudyInfo
-from harness.spec import EpochResult, Predictions, TrialResult, TrialSpec
+from harness.results import EpochResult, Predictions, TrialResult
+from harness.spec import TrialSpec
 from harness.transfer import DiscriminativeLR, LinearProbe
 
 INFO = StudyInfo(

@@ -26,7 +26,8 @@ from analysis import compare, load, report, words
 from analysis.load import Info, StudyTable
 from harness.errors import UserError
 from harness.record import Recorder, StudyInfo
-from harness.spec import EpochResult, Predictions, TrialResult, TrialSpec
+from harness.results import EpochResult, Predictions, TrialResult
+from harness.spec import TrialSpec
 from harness.transfer import LinearProbe
 
 SEEDS = range(6)

@@ -23,8 +23,10 @@ from harness import environment, transfer
 from harness.audit import digest
 from harness.checkpoint import BadCheckpoint, Checkpoint, trial_key
 from harness.measure import Cpu
+from harness.packages import COMPUTING, versions
+from harness.results import EpochResult
 from harness.rows import Cache
-from harness.spec import COMPUTING, EpochResult, TrialSpec, versions
+from harness.spec import TrialSpec
 from harness.train import Fit, Training, start
 
 MakeSpec = Callable[..., TrialSpec]

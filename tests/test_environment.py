@@ -9,7 +9,7 @@ import torch
 
 from harness.environment import VARIABLES, environment
 from harness.measure import Accelerator, Cpu
-from harness.spec import versions
+from harness.packages import versions
 
 
 def test_versions_of_what_computes_are_those_installed() -> None:

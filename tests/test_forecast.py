@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import accumulate
@@ -20,7 +20,8 @@ from harness import forecast as module
 from harness.backbone import Backbone, Group, build
 from harness.backbone.library import Input
 from harness.errors import UserError
-from harness.forecast import Forecast, forecast, live_peak
+from harness.forecast import Forecast, fake, forecast
+from harness.forecast.storages import StorageMeter
 from harness.spec import TrialSpec
 from harness.transfer import (
     L2SP,
@@ -47,7 +48,7 @@ needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="extra lora is
 def nothing_kept() -> Iterator[None]:
     """Forecasts of one test must not hold the patched networks or strategies of another."""
     yield
-    module._fake.cache_clear()
+    fake.fake_backbone.cache_clear()
     module._forecast.cache_clear()
 
 
@@ -65,6 +66,16 @@ def spec(backbone: str, strategy: Strategy, **changes: Any) -> TrialSpec:
 
 
 # --- against real tensors ----------------------------------------------------------------------------
+
+
+def live_peak(run: Callable[[], object], held: Iterable[torch.Tensor] = ()) -> float:
+    """Highest sum of the sizes of live tensors, in MiB, while `run()` computes with real ones; those `held`
+    were made before."""
+    meter = StorageMeter()
+    with meter:
+        meter.follow(held)
+        run()
+    return sum(meter.peak().values()) / MIB
 
 
 def measured(trial: TrialSpec) -> tuple[float, float]:
@@ -269,7 +280,7 @@ def tiny(*_: object, **__: object) -> Backbone:
 
 @pytest.fixture
 def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "build", tiny)
+    monkeypatch.setattr(fake, "build", tiny)
 
 
 def in_bytes(found: Forecast) -> list[float]:
@@ -387,7 +398,7 @@ def test_network_that_computes_by_values_has_no_forecast(monkeypatch: pytest.Mon
         backbone.model.register_forward_hook(lambda _, __, out: out[out > 0])
         return backbone
 
-    monkeypatch.setattr(module, "build", by_values)
+    monkeypatch.setattr(fake, "build", by_values)
     with pytest.raises(
         UserError, match=r"no forecast for backbone test_resnet: .* depends on values"
     ):

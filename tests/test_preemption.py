@@ -22,6 +22,7 @@ from harness.checkpoint import BadCheckpoint
 from harness.environment import look_anew
 from harness.measure import Cpu
 from harness.record import Recorder, StudyInfo
+from harness.results import EpochResult
 from harness.rows import Cache
 from harness.search import preemption, signals
 from harness.search.bench import Bench
@@ -30,7 +31,7 @@ from harness.search.leases import Owner
 from harness.search.preemption import Checkpoints
 from harness.search.runner import prepare, run_study
 from harness.search.signals import Terminated
-from harness.spec import EpochResult, Study, TrialSpec
+from harness.spec import Study, TrialSpec
 from harness.train import Training
 
 MakeSpec = Callable[..., TrialSpec]

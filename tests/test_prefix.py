@@ -20,8 +20,9 @@ from harness.data import augmentation, read_examples, seeded_view
 from harness.errors import UserError
 from harness.measure import Cpu
 from harness.prefix import NoCut, Tail, find_cut
+from harness.results import EpochResult, TrialResult
 from harness.rows import Cache, View
-from harness.spec import EpochResult, TrialResult, TrialSpec
+from harness.spec import TrialSpec
 from harness.train import Fit, start
 from harness.transfer import Scales, Strategy
 

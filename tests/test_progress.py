@@ -21,12 +21,13 @@ from optuna.trial import FrozenTrial, TrialState
 from harness import progress, status
 from harness.progress import Detail, duration, show
 from harness.record import Recorder, StudyInfo
+from harness.results import TrialResult
 from harness.search.cells import Slot
 from harness.search.leases import Owner
 from harness.search.overview import Overview, Plan, overview
 from harness.search.runner import StudyStopped, TrialDone
 from harness.search.storage import open_storage
-from harness.spec import Study, TrialResult, TrialSpec
+from harness.spec import Study, TrialSpec
 
 START = datetime(2026, 3, 1, 12, 0, 0)
 PLAN = Plan("toy", ("full", "probe"), trials=3, repeats=2)

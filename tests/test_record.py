@@ -20,7 +20,8 @@ from mlflow.entities import Run
 
 from harness.errors import UserError, first_line, without_password
 from harness.record import Recorder, StudyInfo, predictions_csv
-from harness.spec import OUTCOMES, EpochResult, Outcome, Predictions, TrialResult, TrialSpec
+from harness.results import OUTCOMES, EpochResult, Outcome, Predictions, TrialResult
+from harness.spec import TrialSpec
 from harness.stores import sqlite_path
 from harness.transfer import DiscriminativeLR
 

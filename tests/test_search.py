@@ -30,6 +30,7 @@ from harness.errors import UserError
 from harness.forecast import forecast
 from harness.measure import Cpu
 from harness.record import Recorder, StudyInfo
+from harness.results import EpochResult, Outcome, Predictions, TrialResult
 from harness.search import cells, door, runner
 from harness.search.bench import Bench, Limits
 from harness.search.cells import CellSearch, first_draw
@@ -38,7 +39,7 @@ from harness.search.leases import Owner, Watch
 from harness.search.outcomes import classify
 from harness.search.runner import StudyStopped, TrialDone, compared, prepare, run_study
 from harness.search.signals import TrialTimeout
-from harness.spec import Arms, EpochResult, Outcome, Predictions, Study, TrialResult, TrialSpec
+from harness.spec import Arms, Study, TrialSpec
 from harness.train import Diverged
 
 ARMS: Arms = {"probe": lambda t: transfer.LinearProbe(), "full": lambda t: transfer.FullFineTune()}

@@ -12,7 +12,8 @@ import pytest
 
 from harness import transfer
 from harness.errors import UserError
-from harness.spec import OUTCOMES, SAFE_NAME, Study, TrialSpec, cell_label, derive_seed
+from harness.results import OUTCOMES
+from harness.spec import SAFE_NAME, Study, TrialSpec, cell_label, derive_seed
 from harness.transfer import Scales, Strategy
 
 MakeSpec = Callable[..., TrialSpec]

@@ -23,7 +23,8 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UN
 from harness.delivery import Delivery, end
 from harness.errors import UserError
 from harness.record import Recorder, StudyInfo
-from harness.spec import EpochResult, Predictions, TrialResult, TrialSpec
+from harness.results import EpochResult, Predictions, TrialResult
+from harness.spec import TrialSpec
 from harness.spool import Spool
 
 MakeSpec = Callable[..., TrialSpec]

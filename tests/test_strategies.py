@@ -26,7 +26,8 @@ from harness.data import load_target, read_examples, split_indices
 from harness.errors import UserError
 from harness.measure import Cpu
 from harness.optimizer import GroupedOptimizer, Schedule
-from harness.spec import EpochResult, TrialSpec, derive_seed
+from harness.results import EpochResult
+from harness.spec import TrialSpec, derive_seed
 from harness.train import Fit, Training, start
 
 MakeSpec = Callable[..., TrialSpec]

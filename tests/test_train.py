@@ -25,8 +25,9 @@ from harness.backbone import Backbone, build
 from harness.data import load_target, read_examples, split_indices
 from harness.measure import Cpu
 from harness.optimizer import GroupedOptimizer, Schedule, batches
+from harness.results import EpochResult
 from harness.rows import Cache
-from harness.spec import EpochResult, TrialSpec, derive_seed
+from harness.spec import TrialSpec, derive_seed
 from harness.train import Diverged, Training, start
 
 MakeSpec = Callable[..., TrialSpec]

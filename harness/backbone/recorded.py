@@ -65,7 +65,11 @@ def folder() -> Path:
 
 
 def content_sha256(state: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of the tensors as a safetensors file without metadata: names, types, shapes and values."""
+    """SHA-256 of the tensors as a safetensors file without metadata: names, types, shapes and values.
+
+    The name of a model in every file and run that was recorded, so not to be replaced by
+    `weights.tensors_sha256`, which hashes the same but not as a file.
+    """
     return hashlib.sha256(save(_contiguous(state))).hexdigest()
 
 

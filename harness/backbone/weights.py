@@ -155,13 +155,19 @@ def file_sha256(path: Path) -> str:
         UserError: if it cannot be read.
     """
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as file:  # read in parts: it may be larger than the memory
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"weights file {path} cannot be read: {first_line(error)}") from error
 
 
 def tensors_sha256(state: Mapping[str, torch.Tensor]) -> str:
-    """Hash of names and values."""
+    """SHA-256 of names, types, shapes and values, without a copy of them in memory.
+
+    What a run records of weights that a hub gave. A recorded model has a hash of its own
+    (`recorded.content_sha256`), and so have the groups of a trial (`audit.digest`): the values lie in
+    MLflow, in model files and in checkpoints, and no such record would agree any more if they became one.
+    """
     hashed = hashlib.sha256()
     for name, tensor in state.items():
         hashed.update(f"{name}\x1f{tensor.dtype}\x1f{tuple(tensor.shape)}\x1f".encode())

@@ -12,8 +12,9 @@ from torchvision.transforms import v2
 
 from harness.data.splits import Examples
 from harness.data.target import Indices
+from harness.packages import versions
 from harness.rows import Cache, Full, View
-from harness.spec import derive_seed, versions
+from harness.spec import derive_seed
 
 T = TypeVar("T")
 Vary = Callable[[torch.Tensor, torch.Generator], torch.Tensor]

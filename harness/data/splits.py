@@ -11,8 +11,9 @@ import torch
 from harness.data.target import Indices, Target
 from harness.data.targets import load_target
 from harness.errors import UserError
+from harness.packages import versions
 from harness.rows import Cache, Full, View
-from harness.spec import TrialSpec, derive_seed, versions
+from harness.spec import TrialSpec, derive_seed
 
 
 @dataclass(frozen=True)

@@ -22,21 +22,13 @@ from optuna.trial import FrozenTrial, TrialState
 from harness.environment import inputs_of
 from harness.errors import UserError, first_line
 from harness.measure import MIB
+from harness.results import TrialResult
 from harness.search.leases import OWNER, SESSION, Owner, held
 from harness.search.outcomes import BROKEN, NOT_RUN
 from harness.search.sampling import fixed, sampler_of
 from harness.search.signals import Terminated, TrialTimeout, time_limit
 from harness.search.space import CarefulTrial
-from harness.spec import (
-    Cell,
-    Phase,
-    Study,
-    TrialResult,
-    TrialSpec,
-    cell_label,
-    derive_seed,
-    unknown_argument,
-)
+from harness.spec import Cell, Phase, Study, TrialSpec, cell_label, derive_seed, unknown_argument
 
 RETRIED: frozenset[str] = BROKEN | {"killed"}
 """Outcomes that say nothing about the configuration; a later run of the command tries again."""

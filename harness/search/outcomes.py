@@ -14,8 +14,8 @@ import torch
 
 from harness.audit import AuditFailed
 from harness.errors import UserError, first_line
+from harness.results import Outcome, TrialResult
 from harness.search.signals import TrialTimeout
-from harness.spec import Outcome, TrialResult
 from harness.train import Diverged
 
 BROKEN: frozenset[str] = frozenset({"crashed", "audit_failed"})

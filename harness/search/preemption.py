@@ -19,8 +19,9 @@ from harness.checkpoint import BadCheckpoint, Checkpoint, trial_key
 from harness.environment import premises_of
 from harness.errors import first_line
 from harness.fit import Fit
+from harness.results import EpochResult
 from harness.search.signals import Terminated
-from harness.spec import EpochResult, TrialSpec
+from harness.spec import TrialSpec
 
 EVERY_SECONDS = 30.0
 _asked = False  # no Event: a handler that comes while another one sets it would wait for its lock

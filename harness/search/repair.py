@@ -16,6 +16,7 @@ from harness.delivery import STANDS_FOR
 from harness.environment import input_tags
 from harness.record import Recorder, StudyInfo
 from harness.record_runs import every_run
+from harness.results import EpochResult, TrialResult
 from harness.search.integrity import (
     Finding,
     Progress,
@@ -30,7 +31,7 @@ from harness.search.integrity import (
 )
 from harness.search.leases import OWNER
 from harness.search.runner import reap
-from harness.spec import EpochResult, TrialResult, cell_label
+from harness.spec import cell_label
 
 
 @dataclass(frozen=True)

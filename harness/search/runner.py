@@ -27,6 +27,7 @@ from harness.errors import UserError, first_line
 from harness.forecast import forecast
 from harness.measure import MIB
 from harness.record import Recorder
+from harness.results import EpochResult, TrialResult
 from harness.search.bench import Bench, Limits
 from harness.search.cells import (
     CellSearch,
@@ -41,7 +42,7 @@ from harness.search.preemption import stop_if_asked
 from harness.search.signals import Terminated, if_hung, time_limit
 from harness.search.unchanged import check_stores_agree, check_unchanged
 from harness.sizes import in_words
-from harness.spec import EpochResult, Study, TrialResult, TrialSpec, cell_label
+from harness.spec import Study, TrialSpec, cell_label
 from harness.train import Diverged, Fit, start
 
 POLL_SECONDS = 1.0

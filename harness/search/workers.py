@@ -23,6 +23,7 @@ from harness.environment import environment
 from harness.errors import UserError
 from harness.measure import resolve_device
 from harness.record import Recorder, StudyInfo
+from harness.results import TrialResult
 from harness.rows import Cache
 from harness.search.bench import Bench, Limits
 from harness.search.leases import GRACE_SECONDS, Owner, Watch
@@ -38,7 +39,7 @@ from harness.search.runner import (
 )
 from harness.search.signals import Terminated, die_with_parent, raise_on_terminate
 from harness.search.storage import open_storage
-from harness.spec import Study, TrialResult
+from harness.spec import Study
 from harness.stores import default_tracking_uri, home_of, search_url
 from harness.study_file import load_study, study_file_tags
 

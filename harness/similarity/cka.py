@@ -48,7 +48,7 @@ def cka(
     def prepare() -> Statistic:
         require_varied(x, "before")
         require_varied(y, "after")
-        first, second = gram(x), gram(y)
+        first, second = _gram(x), _gram(y)
         return lambda rows: _ratio(first[np.ix_(rows, rows)], second[np.ix_(rows, rows)])
 
     return measured(
@@ -63,17 +63,11 @@ def cka(
     )
 
 
-def gram(x: Floats) -> Floats:
+def _gram(x: Floats) -> Floats:
     """Inner products (n, n) of the centred rows of x (n, d), scaled to a mean square of 1."""
     centred = x - x.mean(axis=0)
     centred /= math.sqrt(float(np.mean(centred**2)))
     return np.asarray(centred @ centred.T)
-
-
-def biased_cka(first: Floats, second: Floats) -> float:
-    """CKA of two Gram matrices (n, n) of centred features as first published, to compare with others."""
-    norms = np.linalg.norm(first) * np.linalg.norm(second)
-    return float(np.sum(first * second) / norms)
 
 
 def _ratio(first: Floats, second: Floats) -> float:

@@ -14,11 +14,11 @@ from harness.backbone.recorded import Model, find_models, write_model
 from harness.data import load_target
 from harness.errors import UserError
 from harness.measure import Device
+from harness.packages import versions
 from harness.record import Recorder
 from harness.rows import Cache
 from harness.sources.pretraining import Trained, pretrain, split_source
 from harness.sources.spec import SourceSpec
-from harness.spec import versions
 
 EXPERIMENT = "pretraining"
 """Name of the MLflow experiment that holds all source models."""

@@ -14,29 +14,20 @@ Checked against real tensors on a processor, not yet on an accelerator.
 from __future__ import annotations
 
 import dataclasses
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from harness.backbone import Backbone, build
 from harness.data import Examples, load_target, split_indices
 from harness.errors import UserError
+from harness.forecast.fake import AcceleratorNorms, Fake, fake_backbone
+from harness.forecast.storages import StorageMeter
 from harness.measure import MIB, Cpu
 from harness.network import CHUNK, Network
 from harness.optimizer import GroupedOptimizer, Schedule
@@ -74,96 +65,6 @@ class Forecast:
         return max(self.train_peak_mib, self.eval_peak_mib)
 
 
-class StorageMeter(TorchDispatchMode):
-    """Follows the storages of tensors, fake or real, from the operation that makes them to their end.
-
-    Views share a storage and count once. Tensors made before it was entered count once they are handed
-    to `follow` or an operation returns them.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._events: list[tuple[int, int]] = []  # (serial number, +bytes made or -bytes freed)
-        self._known: dict[int, tuple[int, weakref.ref[Any]]] = {}  # by address
-        self._count = 0
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        out = NotImplemented
-        if torch.is_inference_mode_enabled() and func.namespace == "aten":
-            # Composite operations arrive whole in this mode alone; their inner tensors count as well.
-            with self:
-                out = func.decompose(*args, **(kwargs or {}))
-        if out is NotImplemented:
-            out = func(*args, **(kwargs or {}))
-        self.follow(x for x in tree_iter(out) if isinstance(x, torch.Tensor))
-        return out
-
-    def follow(self, tensors: Iterable[torch.Tensor]) -> frozenset[int]:
-        """Count the tensors' storages from now on.
-
-        Returns:
-            Their serial numbers; a storage keeps its number.
-        """
-        return frozenset(self._serial(tensor.untyped_storage()) for tensor in tensors)
-
-    def _serial(self, storage: torch.UntypedStorage) -> int:
-        address = storage._cdata
-        if address not in self._known:
-            number, size = self._count, storage.nbytes()
-            self._count += 1
-
-            def freed(_: object) -> None:
-                del self._known[address]
-                self._events.append((number, -size))
-
-            self._known[address] = number, weakref.ref(storage, freed)
-            self._events.append((number, size))
-        return self._known[address][0]
-
-    def now(self) -> int:
-        """The present moment, for `peak`."""
-        return len(self._events)
-
-    def alive(self, moment: int | None = None) -> dict[int, int]:
-        """Serial number -> bytes of each storage alive at a moment; None is now."""
-        found: dict[int, int] = {}
-        for number, size in self._events[:moment]:
-            if size >= 0:
-                found[number] = size
-            else:
-                found.pop(number, None)
-        return found
-
-    def peak(self, since: int = 0) -> dict[int, int]:
-        """Serial number -> bytes of each storage alive when most bytes were, from moment `since` on."""
-        level = sum(size for _, size in self._events[:since])
-        highest, moment = level, since
-        for i, (_, size) in enumerate(self._events[since:], start=since + 1):
-            level += size
-            if level > highest:
-                highest, moment = level, i
-        return self.alive(moment)
-
-
-def live_peak(run: Callable[[], object], held: Iterable[torch.Tensor] = ()) -> float:
-    """Highest sum of the sizes of live tensors, in MiB, while `run()` runs, on whatever device.
-
-    Args:
-        run: what to measure; it may compute with real tensors.
-        held: tensors made before, which count from the start as long as they live.
-    """
-    with StorageMeter() as meter:
-        meter.follow(held)
-        run()
-    return _mib(meter.peak().values())
-
-
 def _mib(sizes: Iterable[int]) -> float:
     return sum(sizes) / MIB
 
@@ -173,7 +74,7 @@ class _Work:
     """What decides the memory of a trial; `spec` only carries the rest and makes no difference.
 
     Attributes:
-        network: arguments of `_fake`.
+        network: arguments of `fake_backbone`.
         rows: (groups that have trained so far, groups that train) of each row of scales that counts.
         batch: images of the largest training step.
         eval_batch: images of the largest inference pass.
@@ -186,15 +87,6 @@ class _Work:
     eval_batch: int
     settings: tuple[object, ...]
     spec: TrialSpec = field(compare=False)
-
-
-@dataclass(frozen=True)
-class _Fake:
-    """A backbone of fake tensors and the mode that they belong to."""
-
-    mode: FakeTensorMode
-    backbone: Backbone
-    size: int
 
 
 def forecast(spec: TrialSpec) -> Forecast:
@@ -218,7 +110,7 @@ def forecast(spec: TrialSpec) -> Forecast:
     return _forecast(
         _Work(
             network=network,
-            rows=_rows(spec, len(_fake(*network).backbone.groups)),
+            rows=_rows(spec, len(fake_backbone(*network).backbone.groups)),
             batch=min(count, spec.batch_size) + joins,
             eval_batch=min(CHUNK, max([*scored, count] if reads_train else scored)),
             settings=(
@@ -248,56 +140,9 @@ def _rows(spec: TrialSpec, groups: int) -> tuple[tuple[frozenset[int], frozenset
     )
 
 
-@lru_cache(maxsize=4)
-def _fake(name: str, num_classes: int, resolution: int | None, lora_rank: int) -> _Fake:
-    """The backbone with fake parameters and buffers. It is built with real ones first, because some
-    networks compute settings from tensors when they are made; from scratch, as weights do not matter."""
-    with _Uninitialised():  # type: ignore[no-untyped-call]
-        backbone = build(
-            name, "scratch", num_classes, 0, resolution=resolution, lora_rank=lora_rank
-        )
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    model = backbone.model
-    # By identity: a parameter that two modules share stays shared.
-    parameters = {
-        id(p): nn.Parameter(mode.from_tensor(p.detach()), requires_grad=False)
-        for p in model.parameters()
-    }
-    buffers = {id(b): mode.from_tensor(b) for b in model.buffers()}
-    groups = tuple(
-        dataclasses.replace(
-            group,
-            parameters={n: parameters[id(p)] for n, p in group.parameters.items()},
-            buffers={n: buffers[id(b)] for n, b in group.buffers.items()},
-        )
-        for group in backbone.groups
-    )
-    for module in model.modules():
-        module._parameters |= {
-            n: parameters[id(p)] for n, p in module._parameters.items() if p is not None
-        }
-        module._buffers |= {n: buffers[id(b)] for n, b in module._buffers.items() if b is not None}
-    size = resolution or backbone.input.resolution
-    return _Fake(mode, dataclasses.replace(backbone, groups=groups), size)
-
-
-class _Uninitialised(TorchDispatchMode):
-    """Leaves out drawing random weights, most of the time that building takes."""
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        drawn = (torch.ops.aten.uniform_, torch.ops.aten.normal_, torch.ops.aten.erfinv_)
-        return args[0] if func.overloadpacket in drawn else func(*args, **(kwargs or {}))
-
-
 @lru_cache(maxsize=256)
 def _forecast(work: _Work) -> Forecast:
-    fake = _fake(*work.network)
+    fake = fake_backbone(*work.network)
     try:
         found = [_measure(work, fake, *row) for row in work.rows]
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
@@ -311,7 +156,7 @@ def _forecast(work: _Work) -> Forecast:
     return dataclasses.replace(highest, eval_peak_mib=max(f.eval_peak_mib for f in found))
 
 
-def _measure(work: _Work, fake: _Fake, ever: frozenset[int], trained: frozenset[int]) -> Forecast:
+def _measure(work: _Work, fake: Fake, ever: frozenset[int], trained: frozenset[int]) -> Forecast:
     """One row of scales: two steps, because the first one makes the optimiser's state, and an evaluation."""
     backbone, spec, model = fake.backbone, work.spec, fake.backbone.model
     model.zero_grad(set_to_none=True)
@@ -386,25 +231,8 @@ def _blank(count: int, size: int) -> Examples:
 
 def _logits(network: Network, examples: Examples) -> torch.Tensor:
     assert isinstance(examples.pixels, torch.Tensor)
-    with _AcceleratorNorms():
+    with AcceleratorNorms():
         return network.feed(examples).run(examples.pixels)
-
-
-class _AcceleratorNorms(TorchFunctionMode):
-    """Layer and group norms in float32 under autocast, as on CUDA; the processor's autocast
-    leaves them in bfloat16 (torch's "Automatic mixed precision" page, op eligibility)."""
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if args and func in (F.layer_norm, F.group_norm) and torch.is_autocast_enabled("cpu"):
-            with torch.autocast("cpu", enabled=False):
-                return func(args[0].float(), *args[1:], **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
 
 
 def _loss(network: Network, batch: Examples) -> torch.Tensor:

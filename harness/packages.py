@@ -1,0 +1,22 @@
+"""Which versions of packages are installed here?"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+
+COMPUTING = tuple("torch torchvision timm numpy scipy scikit-learn pillow peft".split())
+"""Packages whose version may change what a trial computes."""
+
+
+@cache
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Package -> its version, of those that are installed."""
+    return {package: found for package in packages if (found := _version(package)) is not None}

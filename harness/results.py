@@ -1,0 +1,60 @@
+"""What came of a trial? One result per epoch, how it ended, and what it predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Outcome = Literal[
+    "complete", "pruned", "diverged", "oom", "timeout", "audit_failed", "crashed", "killed"
+]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one epoch gave. Losses are mean cross-entropies in nats, accuracies shares in [0, 1]."""
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    val_accuracy: float
+    train_seconds: float
+    """Cold-equivalent seconds of training since the trial began, evaluation and data set-up excluded: what
+    the strategy costs someone who runs it alone. Outputs of frozen groups that were found kept count with
+    what was measured when they were made."""
+    marginal_seconds: float
+    """The same with only what this trial itself spent."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Test predictions of one repeat, one entry per test example.
+
+    Attributes:
+        example: (n,) position of the example in the target, equal between repeats.
+        label: (n,) true class.
+        predicted: (n,) class of highest probability.
+        probability: (n,) probability given to the true class.
+    """
+
+    example: np.ndarray
+    label: np.ndarray
+    predicted: np.ndarray
+    probability: np.ndarray
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """How a trial ended. `metrics` holds only what was measured: missing is missing, never 0."""
+
+    outcome: Outcome
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+    predictions: Predictions | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """What else a reader should know, by name, e.g. "prefix": what of the frozen groups was kept."""
