@@ -66,7 +66,7 @@ def seconds_per_trial(trials: int) -> list[float]:
     study, device = one_cell(trials), resolve_device("cpu")
     arguments = parse(["--space", str(ROOT / "studies" / "freeze_depth.py")])
     tags = {**environment(device), **study_file_tags(arguments.space)}
-    with tempfile.TemporaryDirectory() as folder, patch("harness.search.runner.start", Nothing):
+    with tempfile.TemporaryDirectory() as folder, patch("harness.search.attempt.start", Nothing):
         recorder = Recorder(f"sqlite:///{folder}/mlflow.db", study_info(study, arguments, ()))
         storage = open_storage(f"sqlite:///{folder}/optuna.db")
         ends = []

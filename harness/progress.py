@@ -21,10 +21,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from harness.search.cells import RETRIED
 from harness.search.outcomes import BROKEN
 from harness.search.overview import COLUMNS, Overview, Plan, Working, overview
 from harness.search.runner import TrialDone, storage_failures
+from harness.search.trials import RETRIED
 from harness.spec import Study
 
 Detail = Literal["quiet", "normal", "verbose"]

@@ -27,7 +27,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
 from harness.record import Recorder, StudyInfo
-from harness.search import runner
+from harness.search import attempt, runner
 from harness.search.cells import CellSearch
 from harness.search.integrity import Stores, findings
 from harness.search.leases import Owner, Watch
@@ -85,7 +85,7 @@ class Place(Lab):
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
-    monkeypatch.setattr(runner, "start", made.start)
+    monkeypatch.setattr(attempt, "start", made.start)
     return made
 
 

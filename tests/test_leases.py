@@ -15,10 +15,11 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from harness import transfer
-from harness.search.cells import YIELDED, CellSearch
+from harness.search.cells import CellSearch
 from harness.search.leases import BEAT, OWNER, Owner, Watch, died_here, held, start_of
 from harness.search.sampling import value_at
 from harness.search.storage import open_storage
+from harness.search.trials import YIELDED
 from harness.spec import Study, TrialSpec
 
 ELSEWHERE = "another-host/12345678 77 99"

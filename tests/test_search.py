@@ -31,13 +31,14 @@ from harness.forecast import forecast
 from harness.measure import Cpu
 from harness.record import Recorder, StudyInfo
 from harness.results import EpochResult, Outcome, Predictions, TrialResult
-from harness.search import cells, door, runner
+from harness.search import attempt, cells, door
+from harness.search.attempt import compared
 from harness.search.bench import Bench, Limits
 from harness.search.cells import CellSearch, first_draw
 from harness.search.door import check_at_the_door
 from harness.search.leases import Owner, Watch
 from harness.search.outcomes import classify
-from harness.search.runner import StudyStopped, TrialDone, compared, prepare, run_study
+from harness.search.runner import StudyStopped, TrialDone, prepare, run_study
 from harness.search.signals import TrialTimeout
 from harness.spec import Arms, Study, TrialSpec
 from harness.train import Diverged
@@ -120,7 +121,7 @@ class FakeTraining:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
-    monkeypatch.setattr(runner, "start", made.start)
+    monkeypatch.setattr(attempt, "start", made.start)
     return made
 
 
@@ -303,8 +304,8 @@ def test_configurations_differ_within_a_cell_and_between_cells(world: World, lab
 def test_a_study_depends_on_its_seed_alone(world: World, tracking_uri: str) -> None:
     tried = []
     database = tracking_uri.removeprefix("sqlite:///")
-    for attempt, seed in enumerate((0, 0, 1)):
-        copy = shutil.copy(database, f"{database}.{attempt}")
+    for number, seed in enumerate((0, 0, 1)):
+        copy = shutil.copy(database, f"{database}.{number}")
         Lab(f"sqlite:///{copy}").run(make_study(seed=seed))
         tried.append(flats(world.specs))
         world.specs = []
@@ -839,7 +840,7 @@ def test_every_trial_records_its_forecast_where_there_is_one(
     def by_values(spec: TrialSpec) -> None:
         raise UserError("depends on values")
 
-    monkeypatch.setattr(runner, "forecast", by_values)
+    monkeypatch.setattr(attempt, "forecast", by_values)
     lab.run(make_study(trials=2, repeats=1))
     assert set(lab.outcomes()) == {"complete"}
     lab.run(make_study(trials=3, repeats=0), limits=Limits(memory=2**40))

@@ -10,8 +10,7 @@ import dataclasses
 import math
 import time
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from statistics import fmean
@@ -21,19 +20,24 @@ from optuna.trial import FrozenTrial, TrialState
 
 from harness.environment import inputs_of
 from harness.errors import UserError, first_line
-from harness.measure import MIB
 from harness.results import TrialResult
 from harness.search.leases import OWNER, SESSION, Owner, held
-from harness.search.outcomes import BROKEN, NOT_RUN
+from harness.search.outcomes import BROKEN
 from harness.search.sampling import fixed, sampler_of
 from harness.search.signals import Terminated, TrialTimeout, time_limit
 from harness.search.space import CarefulTrial
+from harness.search.trials import (
+    RETRIED,
+    YIELDED,
+    end_dead,
+    needed,
+    optuna_name,
+    outcome_of,
+    preference,
+    was_not_run,
+)
 from harness.spec import Cell, Phase, Study, TrialSpec, cell_label, derive_seed, unknown_argument
 
-RETRIED: frozenset[str] = BROKEN | {"killed"}
-"""Outcomes that say nothing about the configuration; a later run of the command tries again."""
-YIELDED = "yielded"
-"""Of a trial in Optuna that was opened when another process had just taken the slot: nothing was run."""
 DRAW_SECONDS = 270.0
 """So long `space` may take for one trial: what it suggests is written to the storage, which may be away for
 AWAY_SECONDS."""
@@ -97,11 +101,6 @@ class Claim:
         """The spec as it is recorded; what was suggested, if the space made none of it."""
         failed = isinstance(self.drawn, UserError)
         return self.trial.params if failed else self.spec.flat()
-
-
-def optuna_name(study: str, cell: str, chosen: FrozenTrial | None = None) -> str:
-    """What the Optuna study of a cell is called; a new choice (after more trials) gets repeats of its own."""
-    return f"{study}/{cell}" + (f"/repeats of {chosen.user_attrs['index']}" if chosen else "")
 
 
 class CellSearch:
@@ -203,7 +202,7 @@ class CellSearch:
     def is_done(self, index: int) -> bool:
         """True if that slot needs no more work."""
         trial = self._done.get(index)
-        return trial is not None and not (was_not_run(trial) and _needed(trial) <= self.memory)
+        return trial is not None and not (was_not_run(trial) and needed(trial) <= self.memory)
 
     def ends(self, count: int) -> tuple[str, ...]:
         """Outcomes of those of the first `count` slots that need no more work."""
@@ -341,33 +340,6 @@ class CellSearch:
         return tuple(trial.intermediate_values[step] for step in sorted(trial.intermediate_values))
 
 
-def preference(trial: FrozenTrial) -> tuple[float, float, int]:
-    """Of two complete trials of a cell the one with the greater key is chosen."""
-    assert trial.value is not None
-    attrs = trial.user_attrs
-    # Studies of before metrics were kept whole have the loss alone.
-    loss = attrs["metrics"]["val_loss"] if "metrics" in attrs else attrs["val_loss"]
-    return trial.value, -loss, -attrs["index"]
-
-
-def outcome_of(trial: FrozenTrial) -> str:
-    """Of a trial that has ended; one that a dead runner left behind was failed without an outcome."""
-    outcome: str = trial.user_attrs.get("outcome", "killed")
-    return outcome
-
-
-def was_not_run(trial: FrozenTrial) -> bool:
-    """True if its forecast alone has ended it."""
-    reason: str = trial.user_attrs.get("reason", "")
-    return reason.startswith(NOT_RUN)
-
-
-def _needed(trial: FrozenTrial) -> float:
-    """Bytes that were forecast."""
-    mib: float = trial.user_attrs["metrics"]["forecast_peak_mib"]
-    return mib * MIB
-
-
 def _opened(index: int, owner: Owner) -> FrozenTrial:
     """A running trial with its slot and its lease from the first moment on."""
     return FrozenTrial(
@@ -395,17 +367,6 @@ def trial_seed(study: Study, phase: Phase, index: int) -> int:
     )
 
 
-def trials_of(
-    study: Study, storage: optuna.storages.BaseStorage, *states: TrialState
-) -> Iterator[tuple[optuna.Study, FrozenTrial]]:
-    """Every trial of the study in one of these states, with the Optuna study that holds it."""
-    for name in optuna.get_all_study_names(storage):
-        if name.startswith(f"{study.name}/"):
-            found = optuna.load_study(study_name=name, storage=storage)
-            for trial in found.get_trials(deepcopy=False, states=states):
-                yield found, trial
-
-
 def first_draw(study: Study, cell: Cell) -> TrialSpec:
     """The spec of the cell's first trial, without a storage: what the door checks and --dry-run shows.
 
@@ -415,14 +376,6 @@ def first_draw(study: Study, cell: Cell) -> TrialSpec:
     scratch = optuna.create_study(sampler=sampler_of(study, cell, 0))
     search = CellSearch(study, cell, optuna.storages.InMemoryStorage())
     return search.draw(scratch.ask(), trial_seed(study, "tune", 0))
-
-
-def end_dead(found: optuna.Study, trial: FrozenTrial | optuna.Trial) -> None:
-    """Fail a trial that nobody works on any more; another process may have done so a moment ago."""
-    with suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
-        # A trial killed between its outcome and its end never counted; say so in the record.
-        found._storage.set_trial_user_attr(trial._trial_id, "outcome", "killed")
-        found.tell(trial.number, state=TrialState.FAIL)
 
 
 def _pruner(study: Study) -> optuna.pruners.BasePruner:

@@ -27,8 +27,9 @@ from harness.delivery import STATUS
 from harness.errors import UserError
 from harness.record import Recorder, StudyInfo
 from harness.record_runs import Stored, every_run
-from harness.search.cells import YIELDED, CellSearch, trials_of
+from harness.search.cells import CellSearch
 from harness.search.leases import OWNER, Watch, died_here
+from harness.search.trials import YIELDED, trials_of
 from harness.spec import Phase, Study, TrialSpec, cell_label
 
 Cure = Literal["reap", "end", "kill", "write", "epochs", ""]

@@ -15,15 +15,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.display import as_table
-from harness.search.cells import (
-    RETRIED,
-    YIELDED,
-    optuna_name,
-    outcome_of,
-    preference,
-    was_not_run,
-)
 from harness.search.leases import OWNER, died_here
+from harness.search.trials import RETRIED, YIELDED, optuna_name, outcome_of, preference, was_not_run
 from harness.spec import Phase, Study, cell_label
 
 COLUMNS = ("cell", "trials", "repeats", "best validation", "median training", "peak memory")

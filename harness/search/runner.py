@@ -12,38 +12,28 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from harness.checkpoint import BadCheckpoint
 from harness.environment import input_tags
-from harness.errors import UserError, first_line
-from harness.forecast import forecast
-from harness.measure import MIB
+from harness.errors import first_line
 from harness.record import Recorder
-from harness.results import EpochResult, TrialResult
+from harness.results import TrialResult
+from harness.search.attempt import Attempt, LeaseLost, told
 from harness.search.bench import Bench, Limits
-from harness.search.cells import (
-    CellSearch,
-    Claim,
-    Slot,
-    end_dead,
-    trials_of,
-)
+from harness.search.cells import CellSearch, Claim, Slot
 from harness.search.leases import OWNER, Watch, held
-from harness.search.outcomes import NOT_RUN, Row, classify, reason_of
+from harness.search.outcomes import Row, classify, reason_of
 from harness.search.preemption import stop_if_asked
 from harness.search.signals import Terminated, if_hung, time_limit
+from harness.search.trials import end_dead, trials_of
 from harness.search.unchanged import check_stores_agree, check_unchanged
-from harness.sizes import in_words
-from harness.spec import Study, TrialSpec, cell_label
-from harness.train import Diverged, Fit, start
+from harness.spec import Study, cell_label
 
 POLL_SECONDS = 1.0
 FRESH_SECONDS = 0.2
@@ -56,10 +46,6 @@ end_process = os._exit
 
 class StudyStopped(Exception):
     """The study ended itself because going on would waste the budget."""
-
-
-class LeaseLost(Exception):
-    """Another process took this trial for dead and has ended it."""
 
 
 @dataclass(frozen=True)
@@ -198,14 +184,6 @@ def _run_study(study: Study, bench: Bench) -> Iterator[TrialDone]:
     reap(study, bench.storage, bench.recorder, bench.watch)
 
 
-def compared(expected: Mapping[str, float], metrics: Mapping[str, float]) -> dict[str, float]:
-    """The forecast, and the measured peak as a share of it where an accelerator measured one."""
-    measured = metrics.get("peak_accelerator_allocated_mib")
-    if not expected or measured is None:
-        return dict(expected)
-    return {**expected, "measured_over_forecast": measured / expected["forecast_peak_mib"]}
-
-
 class _Runner:
     """Runs slots and writes down how they ended: what was measured to MLflow, then the end to Optuna, whose
     word counts, then the end to MLflow."""
@@ -305,7 +283,7 @@ class _Runner:
         seconds = self._bench.limits.seconds
         try:
             with if_hung(seconds, partial(self._leave, search, claim, run_id)), time_limit(seconds):
-                return self._train_if_it_fits(claim, run_id)
+                return Attempt(self._bench, claim, run_id).run()
         except (LeaseLost, Terminated, KeyboardInterrupt):
             raise
         except BaseException as error:
@@ -313,67 +291,6 @@ class _Runner:
             outcome, reason = classify(error), reason_of(error)
         gc.collect()
         return TrialResult(outcome, self._device.peaks(), reason)
-
-    def _train_if_it_fits(self, claim: Claim, run_id: str) -> TrialResult:
-        expected = self._forecast(claim.spec)
-        needed, limit = expected.get("forecast_peak_mib", 0.0) * MIB, self._bench.limits.memory
-        if limit is not None and needed > limit:
-            reason = f"forecast {in_words(needed)}, --max-memory {in_words(limit)}"
-            return TrialResult("oom", expected, NOT_RUN + reason)
-        result = self._train(claim, run_id)
-        return replace(result, metrics={**result.metrics, **compared(expected, result.metrics)})
-
-    def _train(self, claim: Claim, run_id: str) -> TrialResult:
-        spec, checkpoints = claim.spec, self._bench.checkpoints
-        kept = checkpoints.find(spec)
-        try:
-            fit = start(spec, self._device, self._bench.cache, kept)
-            result = self._follow(claim, run_id, fit, kept.epochs if kept else ())
-        except BadCheckpoint as error:
-            checkpoints.drop(spec, first_line(error))
-            kept = None
-            fit = start(spec, self._device, self._bench.cache)
-            result = self._follow(claim, run_id, fit, ())
-        finally:
-            if not isinstance(sys.exception(), (Terminated, KeyboardInterrupt, LeaseLost)):
-                checkpoints.drop(spec)
-        if kept is not None:
-            notes = {**result.notes, "resumed": f"after epoch {kept.epochs[-1].epoch}"}
-            result = replace(result, notes=notes)
-        return result
-
-    def _follow(
-        self, claim: Claim, run_id: str, fit: Fit, earlier: tuple[EpochResult, ...]
-    ) -> TrialResult:
-        """Train epoch by epoch and tell both stores of each; those of an earlier attempt come first."""
-        last, epochs = None, self._bench.checkpoints.keeping(claim.spec, fit)
-        # A checkpoint may turn out bad when training begins: nothing of it is told before.
-        begun = [e for e in [next(epochs, None)] if e is not None]
-        for last in chain(earlier, begun, epochs):
-            if not (math.isfinite(last.val_accuracy) and math.isfinite(last.val_loss)):
-                # Optuna would take infinity for the best value of all, and NaN for none.
-                raise Diverged(f"validation loss {last.val_loss}, accuracy {last.val_accuracy}")
-            self._recorder.epoch(run_id, last)
-            told(partial(claim.trial.report, last.val_accuracy, last.epoch))
-            if claim.slot.phase == "tune" and claim.trial.should_prune():
-                return replace(fit.finish(test=False), outcome="pruned")
-        result = fit.finish(test=claim.slot.phase == "repeat")
-        assert last is not None  # a spec has at least one epoch
-        final = {"val_loss": last.val_loss, "val_accuracy": last.val_accuracy}
-        return replace(result, metrics={**result.metrics, **final})
-
-    def _forecast(self, spec: TrialSpec) -> dict[str, float]:
-        """Peak accelerator memory as a metric; none for a network that cannot be forecast.
-
-        Raises:
-            UserError: if there is a limit and no forecast can be made.
-        """
-        try:
-            return {"forecast_peak_mib": forecast(spec).peak_mib}
-        except UserError:
-            if self._bench.limits.memory is not None:
-                raise
-            return {}
 
     def _run_tags(self, search: CellSearch, claim: Claim) -> dict[str, object]:
         chosen = {} if search.phase == "tune" else {"chosen": search.chosen_index}
@@ -391,14 +308,6 @@ class _Runner:
             OWNER: self._watch.me.name,
             **chosen,
         }
-
-
-def told(tell: Callable[[], None]) -> None:
-    """Tell Optuna something of a trial; raises LeaseLost if another process has ended it."""
-    try:
-        tell()
-    except optuna.exceptions.UpdateFinishedTrialError:
-        raise LeaseLost from None
 
 
 def stop_if_too_long(row: Row, slot: Slot, result: TrialResult) -> None:

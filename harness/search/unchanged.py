@@ -10,7 +10,8 @@ from optuna.trial import TrialState
 
 from harness.environment import inputs_of
 from harness.errors import UserError, first_line
-from harness.search.cells import CellSearch, trial_seed, trials_of
+from harness.search.cells import CellSearch, trial_seed
+from harness.search.trials import trials_of
 from harness.spec import Study, TrialSpec
 
 
