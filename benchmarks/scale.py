@@ -26,7 +26,7 @@ from benchmarks.overhead import Nothing, one_cell
 from benchmarks.postgres import Server
 from harness.measure import resolve_device
 from harness.results import EpochResult
-from harness.search import runner
+from harness.search import attempt
 from harness.search.bench import Bench
 from harness.search.leases import Owner, Watch
 from harness.search.runner import run_study
@@ -74,7 +74,7 @@ def work(url: str, study: Study, begin: Any, ends: Any) -> None:
     )
     end = 0.0
     begin.wait()
-    with patch.object(runner, "start", Sleep), patch.object(runner, "forecast", _no_forecast):
+    with patch.object(attempt, "start", Sleep), patch.object(attempt, "forecast", _no_forecast):
         for done in run_study(study, bench):
             if done.result is not None:
                 end = time.monotonic()

@@ -1,6 +1,6 @@
 """How did a trial end, and how often may it end badly before the study stops?
 
-An outcome is one word (`harness.spec.Outcome`). Some of the bad ones say that something is broken, others
+An outcome is one word (`harness.results.Outcome`). Some of the bad ones say that something is broken, others
 that a configuration was poor; many of either in a row say that going on would waste the budget.
 """
 
