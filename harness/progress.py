@@ -83,7 +83,10 @@ def show(
     if others > 0:
         _say(console, f"{others} of {plan.slots} were run by other processes meanwhile")
     if broken:
-        _say(console, f"{broken} trials broke; running the same command again tries them again")
+        _say(
+            console,
+            f"{broken} ended as crashed or audit_failed; the same command tries them again",
+        )
     if resumed == plan.slots and not own:
         _say(console, "nothing was left to do")
 

@@ -195,6 +195,16 @@ def test_lines_count_on_where_reading_at_each_would_cost_too_much(
     assert [x[:8] for x in capsys.readouterr().out.splitlines()[:2]] == ["[  6/10]", "[  7/10]"]
 
 
+def test_trials_that_crashed_are_named_in_the_end_with_what_to_do(
+    memory: optuna.storages.BaseStorage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slot = Slot({"strategy": "probe"}, "tune", 1)
+    crashed = TrialDone(slot, False, TrialResult("crashed", {}, "KeyError: 'x'"))
+    show(STUDY, memory, iter([crashed]), "quiet")
+    said = "1 ended as crashed or audit_failed; the same command tries them again\n"
+    assert capsys.readouterr().out == said
+
+
 class Away(optuna.storages.InMemoryStorage):
     """A storage that does not answer for a while."""
 
