@@ -28,6 +28,7 @@ import pandas as pd
 from analysis.database import Database, Experiment, local_folder, unclipped
 from harness.display import as_table
 from harness.errors import UserError, refusal, without_password
+from harness.results import NOT_RUN
 
 if TYPE_CHECKING:  # a second or two, and a SQLite file or a table needs none of it
     from mlflow import MlflowClient
@@ -99,7 +100,8 @@ class StudyTable:
         info: the study as a whole.
         tracking_uri: where it was read from; may hold a password, show `without_password` of it.
         trials: one row per run: run_id, study, cell, one column per factor, phase, index, seed,
-            outcome ("unfinished" when the run never ended), reason, superseded, attempt, chosen
+            outcome ("unfinished" when the run never ended), reason, superseded (a repeat of an earlier
+            choice, or not run for its forecast and run later), attempt, chosen
             (index of the tuning trial that a repeat runs again), device, threads, prefix (what of the
             frozen groups was kept, in words), start_time, every metric (float, NaN where not
             measured), `param.<name>` and `env.<name>`. Accuracies are shares in [0, 1], times seconds,
@@ -311,7 +313,17 @@ def trials_frame(raw: pd.DataFrame, info: Info) -> pd.DataFrame:
         columns[f"param.{column.removeprefix('params.')}"] = _number_or_text(raw[column])
     for column in (c for c in raw.columns if c.startswith("tags.env.")):
         columns[column.removeprefix("tags.")] = _text(raw, column)
-    return pd.DataFrame(columns)
+    frame = pd.DataFrame(columns)
+    frame["superseded"] |= _run_after_all(frame)
+    return frame
+
+
+def _run_after_all(trials: pd.DataFrame) -> pd.Series:
+    """True for what a forecast had ended and a higher limit of memory let run later."""
+    slot = ["cell", "phase", "chosen", "index"]
+    last = trials.groupby(slot, dropna=False)["attempt"].transform("max")
+    not_run = trials["reason"].str.startswith(NOT_RUN).fillna(False)
+    return (not_run & (trials["attempt"] < last).fillna(False)).astype(bool)
 
 
 def _column(raw: pd.DataFrame, name: str) -> pd.Series:

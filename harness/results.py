@@ -13,6 +13,9 @@ Outcome = Literal[
     "complete", "pruned", "diverged", "oom", "timeout", "audit_failed", "crashed", "killed"
 ]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+NOT_RUN = "not run: "
+"""Begins the reason of a trial that its forecast has ended as oom. It cost nothing, so it stops nothing, and
+with a higher limit its slot is tried anew."""
 
 
 @dataclass(frozen=True)

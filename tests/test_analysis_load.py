@@ -20,8 +20,9 @@ import pytest
 from mlflow import MlflowClient
 
 from analysis import load
+from analysis.compare.runs import tuning
 from analysis.database import Database
-from analysis.load import StudyTable, load_study
+from analysis.load import StudyTable, load_study, trials_frame
 from harness.errors import UserError, without_password
 from harness.record import Recorder, StudyInfo
 from harness.results import EpochResult, Predictions, TrialResult
@@ -113,6 +114,21 @@ def test_the_study_as_a_whole_is_read_back(table: StudyTable) -> None:
     assert (info.name, info.question, info.command) == (INFO.name, INFO.question, INFO.command)
     assert (info.factors, info.baseline) == (INFO.factors, INFO.baseline)
     assert (info.trials, info.repeats) == (2, 1)
+
+
+def test_trial_that_a_higher_limit_let_run_after_all_is_counted_once(table: StudyTable) -> None:
+    """Slot 0 was not run at first; slot 1 never was; slot 2 ran, and ran out of memory."""
+    ends = [
+        ("0", "1", "oom", "not run: forecast 9 GiB, --max-memory 1 GiB"),
+        ("1", "1", "oom", "not run: forecast 9 GiB, --max-memory 1 GiB"),
+        ("2", "1", "oom", "CUDA out of memory"),
+        ("0", "2", "complete", None),
+    ]
+    names = ["tags.index", "tags.attempt", "tags.outcome", "tags.reason"]
+    raw = pd.DataFrame(ends, columns=names).assign(**{"tags.cell": "full", "tags.phase": "tune"})
+    trials = trials_frame(raw, table.info)
+    assert list(trials["superseded"]) == [True, False, False, False]
+    assert list(tuning(trials)["outcome"]) == ["oom", "oom", "complete"]
 
 
 def test_each_run_is_one_typed_row(table: StudyTable) -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from analysis.compare.costs import COSTS, FORECAST, pareto_front, priced
-from analysis.compare.runs import cells, chosen, completed, mean_interval
+from analysis.compare.runs import cells, chosen, completed, mean_interval, tuning
 
 SHARES = ("trained_depth", "trainable_share")
 
@@ -37,7 +37,7 @@ def summary(
         repeats[FORECAST] = math.nan
     best = chosen(trials, selection).set_index("cell")["val_accuracy"]
     groups = dict(iter(repeats.groupby("cell")))
-    tune = trials[trials["phase"] == "tune"]
+    tune = tuning(trials)
     tried = dict(iter(tune.groupby("cell")["outcome"]))
     rows = []
     for row in cells(factors).to_dict("records"):

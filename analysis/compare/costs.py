@@ -97,7 +97,7 @@ def censored(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.D
         such a run had measured, else its forecast; NaN when neither is known).
     """
     rows = []
-    ended = trials[trials["outcome"].isin(CENSORED)]
+    ended = trials[trials["outcome"].isin(CENSORED) & ~trials["superseded"]]
     done = set(completed(trials, "repeat").dropna(subset="test_accuracy")["cell"])
     for cell in cells(factors)["cell"]:
         for outcome, own in ended[ended["cell"] == cell].groupby("outcome"):

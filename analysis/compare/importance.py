@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import create_trial
 
-from analysis.compare.runs import completed
+from analysis.compare.runs import completed, tuning
 
 FEWEST = 10
 """Complete trials under which an importance would be noise."""
@@ -101,8 +101,8 @@ def rate_ranges(trials: pd.DataFrame, near: float = NEAR) -> pd.DataFrame:
     columns += ["good_share", "edge"]
     if LR not in trials or not pd.api.types.is_numeric_dtype(trials[LR]):
         return pd.DataFrame(columns=columns)
-    tried = trials[(trials["phase"] == "tune") & (trials[LR] > 0)]
-    tried = tried[~tried["outcome"].isin(["unfinished", "killed", "crashed"])]
+    tried = tuning(trials)
+    tried = tried[(tried[LR] > 0) & ~tried["outcome"].isin(["unfinished", "killed", "crashed"])]
     rows = []
     for cell, own in tried.groupby("cell", sort=False):
         scored = own[(own["outcome"] == "complete") & own["val_accuracy"].notna()]

@@ -26,6 +26,11 @@ def cells(factors: Mapping[str, Sequence[str]]) -> pd.DataFrame:
     return pd.DataFrame([{"cell": cell_label(row), **row} for row in rows])
 
 
+def tuning(trials: pd.DataFrame) -> pd.DataFrame:
+    """The tuning trials that count, however they ended: not superseded."""
+    return trials[(trials["phase"] == "tune") & ~trials["superseded"]]
+
+
 def completed(trials: pd.DataFrame, phase: str) -> pd.DataFrame:
     """The runs of one phase that may be compared: complete and not superseded.
 

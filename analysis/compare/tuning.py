@@ -17,7 +17,7 @@ from scipy import stats
 from scipy.special import gammaln
 
 from analysis.compare.contexts import arms
-from analysis.compare.runs import CONFIDENCE, chosen, completed
+from analysis.compare.runs import CONFIDENCE, chosen, completed, tuning
 
 WORTHLESS = ("diverged", "oom", "timeout", "pruned")
 """Outcomes that used up a tuning trial and gave nothing that could be chosen; the other incomplete
@@ -74,7 +74,7 @@ class _Spent:
 
 def _spent(trials: pd.DataFrame) -> dict[str, _Spent]:
     tuned = completed(trials, "tune").dropna(subset="val_accuracy")
-    wasted = trials[(trials["phase"] == "tune") & trials["outcome"].isin(WORTHLESS)]
+    wasted = tuning(trials).query("outcome in @WORTHLESS")
     wasted = wasted.drop_duplicates(["cell", "index"])
     worst = float(tuned["val_accuracy"].min()) if len(tuned) else math.nan
     lost = wasted["cell"].value_counts()

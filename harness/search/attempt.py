@@ -15,10 +15,9 @@ from harness.checkpoint import BadCheckpoint
 from harness.errors import UserError, first_line
 from harness.forecast import forecast
 from harness.measure import MIB
-from harness.results import EpochResult, TrialResult
+from harness.results import NOT_RUN, EpochResult, TrialResult
 from harness.search.bench import Bench
 from harness.search.cells import Claim
-from harness.search.outcomes import NOT_RUN
 from harness.search.signals import Terminated
 from harness.sizes import in_words
 from harness.train import Diverged, Fit, start

@@ -14,7 +14,7 @@ import torch
 
 from harness.audit import AuditFailed
 from harness.errors import UserError, first_line
-from harness.results import Outcome, TrialResult
+from harness.results import NOT_RUN, Outcome, TrialResult
 from harness.search.signals import TrialTimeout
 from harness.train import Diverged
 
@@ -24,8 +24,6 @@ BROKEN_IN_A_ROW = 3
 POOR_IN_A_ROW = 10
 """Trials that end all as diverged, all as oom or all as timeout: the ranges, or somebody else's use of the
 machine, are to blame rather than ten configurations."""
-NOT_RUN = "not run: "
-"""Begins the reason of a trial that was ended by its forecast: it cost nothing, so it stops nothing."""
 
 
 def classify(error: BaseException) -> Outcome:

@@ -9,7 +9,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.measure import MIB
-from harness.search.outcomes import BROKEN, NOT_RUN
+from harness.results import NOT_RUN
+from harness.search.outcomes import BROKEN
 from harness.spec import Study
 
 RETRIED: frozenset[str] = BROKEN | {"killed"}
