@@ -204,7 +204,7 @@ def _reading(uri: str) -> Iterator[MlflowClient]:
     try:
         path = sqlite_path(uri)
         if path is not None:
-            require_sqlite(path)
+            require_sqlite(path, "MLflow")
         yield MlflowClient(tracking_uri=uri)
     except UserError:
         raise

@@ -496,7 +496,7 @@ def test_command_says_what_it_did_and_by_its_exit_code_whether_all_holds(
     [
         (["--study", "gone"], "no study 'gone' in sqlite:.*; there are: toy"),
         (["--study", "toy", "--tracking-uri", "sqlite:///gone.db"], "there is no tracking store"),
-        (["--study", "toy", "--storage", "sqlite:///gone.db"], "there is no search storage"),
+        (["--study", "toy", "--storage", "sqlite:///gone.db"], "there is no file"),
     ],
 )
 def test_command_refuses_in_one_line(
