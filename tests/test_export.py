@@ -26,7 +26,7 @@ from PIL import Image
 
 from harness.data import load_target
 from harness.errors import UserError
-from harness.export import main
+from harness.export import export_model, main
 from harness.measure import Cpu
 from harness.predict import main as predict
 from harness.predict import predict_images
@@ -236,7 +236,8 @@ def test_strategy_of_a_study_file_is_exported_with_that_file(
     said = capsys.readouterr().err
     assert re.fullmatch(r"error: unknown strategy 'Halves'.*; .* add --space FILE\n", said)
     assert not (tmp_path / "model").exists()
-    assert main([*options, "--space", str(file)]) == 0
+    model = str(tmp_path / "model")
+    export_model("toy", None, model, False, "cpu", tracking_uri, space=str(file))
     assert (
         json.loads((tmp_path / "model" / "model.json").read_text())["trial"]["strategy"] == "Halves"
     )
