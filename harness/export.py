@@ -153,7 +153,6 @@ def export_model(
     if onnx:
         require_onnx()
     chosen, why = choose(cell_records(runs_of(study, "repeat", tracking_uri)), cell)
-    print(f"cell “{chosen.cell}”: {why}")
     file = None if space is None else study_path(str(space))
     with names_of(file, chosen.repeats[0].run.tags):
         done, model, pixels = _train_and_write(study, chosen, why, folder, onnx, device)
@@ -175,7 +174,13 @@ def _train_and_write(
     kept = chosen.repeats[0]
     spec = TrialSpec.from_flat(kept.run.params)
     cache = Cache(default_folder())
+    if spec.strategy.readout == "knn":
+        raise UserError(
+            f"cell “{chosen.cell}” ({why}) classifies by nearest neighbours, which cannot be written as a "
+            "network; name another by --cell"
+        )
     fit = start(spec, resolve_device(device), Cache(None, 0) if cache.complaint() else cache)
+    print(f"cell “{chosen.cell}”: {why}")
     val_accuracy = [epoch.val_accuracy for epoch in fit][-1]
     result = fit.finish(test=True)
     test_accuracy = result.metrics["test_accuracy"]

@@ -30,7 +30,7 @@ from harness.study_file import names_of, study_path, study_sha256
 if TYPE_CHECKING:
     from harness.measure import Device
     from harness.record_runs import RecordedRun
-    from harness.rows import Cache
+    from harness.train import Fit
 
 ROOT = Path("mlruns")
 TOLERANCE = 0.05
@@ -205,24 +205,24 @@ def _replay_and_compare(
     budget: int,
 ) -> Replayed:
     from harness.rows import Cache
+    from harness.train import start
 
     run_id, spec = recorded.run_id, spec_of(recorded)
     where = _device(device, recorded)
-    print(f"run {run_id} of study {recorded.experiment}: {recorded.name}")
     now = {tag: "absent" for tag in COMPUTES if tag in recorded.tags} | _now(spec, where)
     if space is not None:
         now[STUDY_FILE] = study_sha256(space)
     changed = differences(recorded, now)
-    for line in changed.values():
-        print(f"differs: {line}")
-    if unknown := [
-        t for t in (*COMPUTES, *READ, STUDY_FILE) if t in now and t not in recorded.tags
-    ]:
-        print(f"not recorded, so not compared: {', '.join(unknown)}")
     # A folder of its own: what an earlier trial kept would not be computed again.
     with tempfile.TemporaryDirectory(prefix="replay-") as own:
-        cache = Cache((cache_dir or Path(own)) if budget else None, budget)
-        replayed = replay(spec, where, cache, test=recorded.tags["phase"] == "repeat")
+        fit = start(spec, where, Cache((cache_dir or Path(own)) if budget else None, budget))
+        print(f"run {run_id} of study {recorded.experiment}: {recorded.name}")
+        for line in changed.values():
+            print(f"differs: {line}")
+        known = (*COMPUTES, *READ, STUDY_FILE)
+        if unknown := [t for t in known if t in now and t not in recorded.tags]:
+            print(f"not recorded, so not compared: {', '.join(unknown)}")
+        replayed = replay(fit, test=recorded.tags["phase"] == "repeat")
     if isinstance(replayed, str):
         print(f"DISAGREED: recorded as complete, it now ends with {replayed}")
         return Replayed(run_id, False, differs=tuple(changed.values()), ended=replayed)
@@ -295,13 +295,8 @@ Values = dict[str, dict[int, float]]
 """Metric -> epoch -> value; those of the test images at epoch 0, as the recorder has it."""
 
 
-def replay(
-    spec: TrialSpec, device: Device, cache: Cache, test: bool
-) -> tuple[Values, Mapping[str, str]] | str:
+def replay(fit: Fit, test: bool) -> tuple[Values, Mapping[str, str]] | str:
     """What the trial gives now, and its notes on what was kept of frozen groups; or why it gives nothing."""
-    from harness.train import start
-
-    fit = start(spec, device, cache)
     found: Values = {}
     try:
         for epoch in fit:

@@ -29,7 +29,7 @@ from optuna.trial import TrialState
 from harness.record import Recorder, StudyInfo
 from harness.search import attempt, runner
 from harness.search.cells import CellSearch
-from harness.search.integrity import Stores, findings
+from harness.search.integrity import Progress, Stores, findings
 from harness.search.leases import Owner, Watch
 from harness.search.repair import Verdict, verify
 from harness.search.runner import StudyStopped, TrialDone
@@ -489,6 +489,11 @@ def test_command_says_what_it_did_and_by_its_exit_code_whether_all_holds(
     asked = "probe: 1 of 3 trials complete (2 missing); run the study's command again"
     assert f"unfinished: I3: {asked}" in out
     assert "wrong" not in out
+
+
+def test_progress_names_what_ended_otherwise_and_what_is_missing() -> None:
+    said = str(Progress("probe", "tune", 4, ("complete", "diverged", "diverged")))
+    assert said == "probe: 1 of 4 trials complete (2 diverged, 1 missing)"
 
 
 @pytest.mark.parametrize(
