@@ -35,6 +35,8 @@ SCHEMA = {
     "metrics": "run_uuid, key, value, is_nan, step, timestamp",
 }
 """The tables and columns that are read; MLflow has had them since 1.0."""
+ITS_OWN = frozenset({"experiments", "runs", "tags", "params", "metrics"})
+"""Tables of every MLflow; its client would make them, and all others, in a file that lacks them."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,11 @@ class Database:
             names = {n for (n,) in self._connection.execute("SELECT name FROM sqlite_master")}
         except sqlite3.Error as error:
             raise UserError(f"cannot read the tracking database {path}: {error}") from error
-        if "experiments" not in names:
+        if not names >= ITS_OWN:
             self.close()
-            raise UserError(f"{path} is a database, but not one of MLflow's")
+            raise UserError(
+                f"{path} holds no MLflow tables; it was left as it is: name another by --tracking-uri"
+            )
         self._connection.execute("BEGIN")
 
     def __enter__(self) -> Self:

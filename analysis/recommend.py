@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # imported where used: --help must not wait for them
     from analysis.load import StudyTable
 
 MIB = 2**20
+FEW = 5
+"""With fewer repeats per cell a probability of being the best is not to be believed without a word."""
 
 
 def within(table: StudyTable, where: Sequence[str]) -> dict[str, list[str]]:
@@ -78,6 +80,8 @@ def recommendation(
             f"It is the best of the {len(fit)} that fit with probability {best['p_best']:.2f}; "
             f"expected regret {best['regret']:.2f} points."
         )
+        if (least := int(fit.loc[fit["p_best"].notna(), "n"].min())) < FEW:
+            text.append(_too_few(least))
     else:
         text.append("One seed: nothing can be said about chance.")
     if len(rivals):
@@ -90,6 +94,15 @@ def recommendation(
         )
         text.append(_to_be_surer(table, rivals.iloc[0]))
     return [*text, *excluded]
+
+
+def _too_few(seeds: int) -> str:
+    """Chance alone gives the same cell the lead in all n seeds with p = 2 / 2^n, the least of an exact
+    two-sided sign-flip test (Fisher 1935)."""
+    return (
+        f"Warning: {seeds} repeats cannot support such a probability; were two cells equal, one would still "
+        f"lead on every seed with p = {2 / 2**seeds:.3g}."
+    )
 
 
 def _to_be_surer(table: StudyTable, row: pd.Series) -> str:

@@ -276,7 +276,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--tracking-uri", metavar="URI", help="MLflow store (default: the database under ./mlruns)"
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("report"), metavar="FOLDER", help="default: %(default)s"
+        "--out", type=Path, default=Path("report"), metavar="FOLDER", help="default: %(default)s"
     )
     return parser.parse_args(arguments)
 
@@ -316,7 +316,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         if options.compare:
             tables = [read(name, None, None, options.tracking_uri) for name in options.compare]
-            page, table = build_comparison(tables[0], tables[1], options.output), tables[0]
+            page, table = build_comparison(tables[0], tables[1], options.out), tables[0]
         else:
             measures = None
             if options.measures:
@@ -324,9 +324,9 @@ def run(options: argparse.Namespace) -> int:
 
                 measures = load_measures(options.measures)
             table = read(options.study, options.table, options.mapping, options.tracking_uri)
-            page = build(table, options.output, measures)
+            page = build(table, options.out, measures)
     except OSError as error:
-        raise UserError(f"cannot write the report to {options.output}: {error}") from error
+        raise UserError(f"cannot write the report to {options.out}: {error}") from error
     print(f"report: {page.resolve()}")
     if table.tracking_uri and not options.compare:
         from analysis.publish import publish

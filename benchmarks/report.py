@@ -73,7 +73,7 @@ def main() -> int:
     command = [sys.executable, "-c", BUILD, "--table", str(options.tables / RUNS)]
     command += ["--mapping", str(mapping), "--measures", str(measures)]
     done = subprocess.run(
-        [*command, "--output", str(options.folder)], stdout=subprocess.PIPE, text=True, check=True
+        [*command, "--out", str(options.folder)], stdout=subprocess.PIPE, text=True, check=True
     )
     took = json.loads(done.stdout)
     print(json.dumps({"trials": trials, **took, "goal": GOAL, "reached": took["seconds"] < GOAL}))

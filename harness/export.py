@@ -118,7 +118,7 @@ def export_model(
     tracking_uri: str | None = None,
     log_model: bool = False,
     register: str | None = None,
-    space: Path | None = None,
+    space: str | Path | None = None,
 ) -> Exported:
     """Train a cell's chosen configuration again, with the seed of its first repeat, and write it.
 
@@ -131,7 +131,8 @@ def export_model(
         tracking_uri: where the study is recorded; None is the database in ./mlruns.
         log_model: also log the network as a model of MLflow.
         register: and register it there under this name.
-        space: study file that defines its strategy, backbone or target, where one does; its code is run.
+        space: study file, or name of a shipped study, that defines its strategy, backbone or target, where
+            one does; its code is run.
 
     Raises:
         UserError: if there is no such study or cell, the configuration cannot be trained here or cannot be
@@ -140,18 +141,20 @@ def export_model(
     if register is not None and (not register or set("/:") & set(register)):
         raise UserError(f"--register {register!r}: a name in MLflow's registry holds no '/' or ':'")
 
+    from harness.environment import look_anew
     from harness.record_runs import runs_of
     from harness.winner.choice import cell_records, choose
     from harness.winner.model import require_free
     from harness.winner.onnx import require_onnx
 
+    look_anew()
     folder = Path(out or Path("models", study))
     require_free(folder)
     if onnx:
         require_onnx()
     chosen, why = choose(cell_records(runs_of(study, "repeat", tracking_uri)), cell)
-    print(f"cell “{chosen.cell}”: {why}")
-    with names_of(space, chosen.repeats[0].run.tags):
+    file = None if space is None else study_path(str(space))
+    with names_of(file, chosen.repeats[0].run.tags):
         done, model, pixels = _train_and_write(study, chosen, why, folder, onnx, device)
     if log_model or register:
         print(_log(done, study, model, pixels, tracking_uri, register))
@@ -171,7 +174,13 @@ def _train_and_write(
     kept = chosen.repeats[0]
     spec = TrialSpec.from_flat(kept.run.params)
     cache = Cache(default_folder())
+    if spec.strategy.readout == "knn":
+        raise UserError(
+            f"cell “{chosen.cell}” ({why}) classifies by nearest neighbours, which cannot be written as a "
+            "network; name another by --cell"
+        )
     fit = start(spec, resolve_device(device), Cache(None, 0) if cache.complaint() else cache)
+    print(f"cell “{chosen.cell}”: {why}")
     val_accuracy = [epoch.val_accuracy for epoch in fit][-1]
     result = fit.finish(test=True)
     test_accuracy = result.metrics["test_accuracy"]

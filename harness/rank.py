@@ -152,8 +152,8 @@ def rank_sources(
     names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     if len(names) < 2:
         raise UserError(f"--sources must name at least 2, got {', '.join(names) or 'none'}")
-    pairs = [pair_of(name, target, resolution, images) for name in names]
     runs = read_runs(tracking_uri or default_tracking_uri(ROOT), PHASES)
+    pairs = [pair_of(name, target, resolution, images) for name in names]
     found = candidates(pairs, runs, where, Cache(cache_dir or default_folder()))
     known = evidence(read_results(runs))
     measure = headline(found, known)

@@ -164,7 +164,7 @@ class Recorder:
         try:
             if path is not None:
                 create_sqlite(path, _make_mlflow_tables)
-                require_sqlite(path)
+                require_sqlite(path, "MLflow", or_empty=True)
             self._client = MlflowClient(tracking_uri=tracking_uri)
             self._experiment = self._open_experiment(info, path)
             spool = Spool(home_of(tracking_uri) / "spool" / info.name)

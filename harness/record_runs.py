@@ -137,12 +137,15 @@ def info_of(study: str, tracking_uri: str) -> StudyInfo:
 def _read(study: str, uri: str, read: Callable[[MlflowClient, Experiment], Found]) -> Found:
     shown, path = without_password(uri), sqlite_path(uri)
     if path is not None and not path.exists():
-        raise UserError(f"there is no tracking store {shown}: run a study first, or --tracking-uri")
+        raise UserError(
+            f"there is no tracking store {shown}, so no study is recorded there: "
+            "name another by --tracking-uri"
+        )
     with _reading(uri) as client:
         experiments = {e.name: e for e in client.search_experiments()}
         if study in experiments:
             return read(client, experiments[study])
-    known = ", ".join(n for n in experiments if n != "Default") or "none"
+    known = ", ".join(n for n in experiments if n != "Default") or "none yet"
     raise UserError(f"no study {study!r} in {shown}; there are: {known}")
 
 
@@ -204,7 +207,7 @@ def _reading(uri: str) -> Iterator[MlflowClient]:
     try:
         path = sqlite_path(uri)
         if path is not None:
-            require_sqlite(path)
+            require_sqlite(path, "MLflow")
         yield MlflowClient(tracking_uri=uri)
     except UserError:
         raise

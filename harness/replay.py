@@ -4,8 +4,8 @@
     python -m harness.replay RUN_ID --space FILE    # for a strategy, backbone or target that FILE defines
 
 Exit code 0 when it agreed: bitwise where nothing that computes differs, within a tolerance elsewhere. 1 when
-it did not, 2 on bad input. What it reads and is computed by is compared with what was recorded, and what
-differs is named. Nothing is recorded.
+it did not, and wherever images or weights are others now; 2 on bad input. What it reads and is computed by is
+compared with what was recorded, and what differs is named. Nothing is recorded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from harness.study_file import names_of, study_path, study_sha256
 if TYPE_CHECKING:
     from harness.measure import Device
     from harness.record_runs import RecordedRun
-    from harness.rows import Cache
+    from harness.train import Fit
 
 ROOT = Path("mlruns")
 TOLERANCE = 0.05
@@ -42,8 +42,10 @@ COMPUTES = (
     *(f"env.{package}" for package in COMPUTING),
 )
 """Tags without whose agreement equal bits are not promised."""
-INPUTS = ("sha256.images", "sha256.weights", "sha256.study_file")
-"""Tags that say what the trial was made from."""
+READ = ("sha256.images", "sha256.weights")
+"""Tags that say what a trial is made from: of other images it is another trial, however near."""
+STUDY_FILE = "sha256.study_file"
+"""Of the file that defines strategy, backbone or target; its words, such as its answer, may change."""
 PER_EPOCH = ("train_loss", "val_loss", "val_accuracy")
 
 
@@ -89,7 +91,8 @@ class Replayed:
 
     Attributes:
         run_id: of the recorded trial.
-        agreed: bitwise where nothing that computes differs, within a tolerance elsewhere.
+        agreed: bitwise where nothing that computes differs, within a tolerance elsewhere; never where images
+            or weights are not those it was made from.
         comparisons: every value of every epoch, then those of the test images; empty where it `ended`.
         differs: what is not as it was, one line each.
         ended: why it gave nothing to compare; else "".
@@ -163,8 +166,8 @@ def replay_run(
     run_id: str,
     tracking_uri: str | None = None,
     device: str | None = None,
-    space: Path | None = None,
-    cache_dir: Path | None = None,
+    space: str | Path | None = None,
+    cache_dir: str | Path | None = None,
     cache_budget: str = "10GiB",
 ) -> Replayed:
     """Run a recorded trial again, and print how well it agrees. Nothing is recorded.
@@ -173,20 +176,25 @@ def replay_run(
         run_id: of a complete trial, from the MLflow UI.
         tracking_uri: where it is recorded; None is the database in ./mlruns.
         device: "auto", "cpu", "cuda" or "mps"; None is the recorded one if it is there.
-        space: study file that defines its strategy, backbone or target, where one does; its code is run.
+        space: study file, or name of a shipped study, that defines its strategy, backbone or target, where
+            one does; its code is run.
         cache_dir: outputs of frozen layers are read from here; None computes them again.
         cache_budget: a size; "0" keeps nothing.
 
     Raises:
         UserError: on bad input.
     """
+    from harness.environment import look_anew
     from harness.record_runs import read_run
     from harness.stores import default_tracking_uri
 
+    look_anew()
     budget = parse_size(cache_budget)
     recorded = read_run(tracking_uri or default_tracking_uri(ROOT), run_id)
-    with names_of(space, recorded.tags):
-        return _replay_and_compare(recorded, device, space, cache_dir, budget)
+    file = None if space is None else study_path(str(space))
+    kept = None if cache_dir is None else Path(cache_dir)
+    with names_of(file, recorded.tags):
+        return _replay_and_compare(recorded, device, file, kept, budget)
 
 
 def _replay_and_compare(
@@ -197,22 +205,24 @@ def _replay_and_compare(
     budget: int,
 ) -> Replayed:
     from harness.rows import Cache
+    from harness.train import start
 
     run_id, spec = recorded.run_id, spec_of(recorded)
     where = _device(device, recorded)
-    print(f"run {run_id} of study {recorded.experiment}: {recorded.name}")
     now = {tag: "absent" for tag in COMPUTES if tag in recorded.tags} | _now(spec, where)
     if space is not None:
-        now["sha256.study_file"] = study_sha256(space)
+        now[STUDY_FILE] = study_sha256(space)
     changed = differences(recorded, now)
-    for line in changed.values():
-        print(f"differs: {line}")
-    if unknown := [t for t in (*COMPUTES, *INPUTS) if t in now and t not in recorded.tags]:
-        print(f"not recorded, so not compared: {', '.join(unknown)}")
     # A folder of its own: what an earlier trial kept would not be computed again.
     with tempfile.TemporaryDirectory(prefix="replay-") as own:
-        cache = Cache((cache_dir or Path(own)) if budget else None, budget)
-        replayed = replay(spec, where, cache, test=recorded.tags["phase"] == "repeat")
+        fit = start(spec, where, Cache((cache_dir or Path(own)) if budget else None, budget))
+        print(f"run {run_id} of study {recorded.experiment}: {recorded.name}")
+        for line in changed.values():
+            print(f"differs: {line}")
+        known = (*COMPUTES, *READ, STUDY_FILE)
+        if unknown := [t for t in known if t in now and t not in recorded.tags]:
+            print(f"not recorded, so not compared: {', '.join(unknown)}")
+        replayed = replay(fit, test=recorded.tags["phase"] == "repeat")
     if isinstance(replayed, str):
         print(f"DISAGREED: recorded as complete, it now ends with {replayed}")
         return Replayed(run_id, False, differs=tuple(changed.values()), ended=replayed)
@@ -222,7 +232,7 @@ def _replay_and_compare(
         print(f"differs: {line} (see --cache-budget)")
     elsewhere = bool(ways or changed.keys() & COMPUTES)
     values = list(compared(recorded, found))
-    agreed = _verdict(values, elsewhere, [t for t in INPUTS if t in changed])
+    agreed = _verdict(values, elsewhere, [t for t in (*READ, STUDY_FILE) if t in changed])
     return Replayed(run_id, agreed, tuple(values), (*changed.values(), *ways.values()))
 
 
@@ -285,13 +295,8 @@ Values = dict[str, dict[int, float]]
 """Metric -> epoch -> value; those of the test images at epoch 0, as the recorder has it."""
 
 
-def replay(
-    spec: TrialSpec, device: Device, cache: Cache, test: bool
-) -> tuple[Values, Mapping[str, str]] | str:
+def replay(fit: Fit, test: bool) -> tuple[Values, Mapping[str, str]] | str:
     """What the trial gives now, and its notes on what was kept of frozen groups; or why it gives nothing."""
-    from harness.train import start
-
-    fit = start(spec, device, cache)
     found: Values = {}
     try:
         for epoch in fit:
@@ -327,23 +332,27 @@ def _verdict(found: list[Comparison], elsewhere: bool, other: list[str]) -> bool
     """
     for name in dict.fromkeys(c.name for c in found):
         values = [c for c in found if c.name == name]
-        last, equal = values[-1], sum(c.equal for c in values)
+        last, same = values[-1], sum(c.equal for c in values)
         line = f"{name}: recorded {last.recorded!r}, replayed {last.replayed!r}: {last.in_words}"
-        if len(values) > 1 and equal < len(values):
+        if len(values) > 1 and same < len(values):
             worst = min(values, key=lambda c: c.digits)
             line += f"; epoch {worst.epoch}: {worst.in_words}"
-        print(f"{line} ({equal} of {len(values)} epochs bitwise)" if name in PER_EPOCH else line)
-    if all(c.equal for c in found):
-        print("AGREED: bitwise equal")
+        print(f"{line} ({same} of {len(values)} epochs bitwise)" if name in PER_EPOCH else line)
+    equal, close = all(c.equal for c in found), all(c.error <= TOLERANCE for c in found)
+    near = "bitwise equal" if equal else f"within {TOLERANCE:g}" if close else ""
+    if set(READ) & set(other) or (other and not equal and not (elsewhere and close)):
+        but = f"; its values are {near} all the same" if near else ""
+        print(f"DISAGREED: it was made from something else ({', '.join(other)}){but}")
+        return False
+    but = "; the study file is not as it was" if other else ""
+    if equal:
+        print(f"AGREED: bitwise equal{but}")
         return True
-    close = all(c.error <= TOLERANCE for c in found)
     if elsewhere and close:
-        print(f"AGREED within {TOLERANCE:g} (losses relative, accuracies absolute)")
+        print(f"AGREED within {TOLERANCE:g} (losses relative, accuracies absolute){but}")
         print("equal bits are promised only where nothing named above differs")
         return True
     why = f"{TOLERANCE:g} is allowed" if elsewhere else "bitwise equal is promised here"
-    if other:
-        why = f"it was made from something else ({', '.join(other)})"
     print(f"DISAGREED: {why}")
     return False
 

@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from harness.command import Parser, run_command
+from harness.errors import UserError
 
 if TYPE_CHECKING:
     from harness.search.overview import Overview
@@ -49,7 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     found = study_status(arguments.study, arguments.storage, arguments.tracking_uri)
     Console(highlight=False).print(picture(found))
-    print("\nat work:" if found.working else "\nnobody works on it now")
+    at_work = "at work:" if found.working else "nobody works on it now"
+    print(f"\n{at_work if found.working or found.outcomes else 'it has no trial yet'}")
     for work in found.working:
         print(f"  {working_in_words(work)}")
     return 0
@@ -71,12 +73,18 @@ def study_status(
     from harness.record_runs import info_of
     from harness.search.overview import Plan, overview
     from harness.search.storage import read_storage
-    from harness.stores import default_tracking_uri, search_url
+    from harness.stores import default_tracking_uri, search_url, sqlite_path
 
     uri = tracking_uri or default_tracking_uri()
     info = info_of(study, uri)
     cells = tuple(" | ".join(labels) for labels in itertools.product(*info.factors.values()))
     plan = Plan(info.name, cells, info.trials, info.repeats)
+    beside = sqlite_path(search_url(uri))
+    if storage is None and beside is not None and not beside.exists():
+        raise UserError(
+            f"study {study} has no trial yet in {beside}, which is absent; if its search has another place, "
+            "name it by --storage"
+        )
     return overview(plan, read_storage(storage or search_url(uri)))
 
 

@@ -7,8 +7,19 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Literal
+
+from harness.errors import UserError
 
 ROOT = Path("mlruns")
+Program = Literal["MLflow", "Optuna"]
+TABLES: dict[Program, frozenset[str]] = {
+    "MLflow": frozenset({"experiments", "runs", "tags", "params", "metrics"}),
+    "Optuna": frozenset({"studies", "trials", "version_info"}),
+}
+"""What every version of the program has had; it takes a file without them for a new one. The two cannot share
+one file: each calls its schema's version `alembic_version` and refuses the other's."""
+OPTION: dict[Program, str] = {"MLflow": "--tracking-uri", "Optuna": "--storage"}
 
 
 def default_tracking_uri(root: Path = ROOT) -> str:
@@ -60,10 +71,42 @@ def create_sqlite(path: Path, make_tables: Callable[[str], object]) -> None:
             leftover.unlink()
 
 
-def require_sqlite(path: Path) -> None:
-    """Raises OSError or sqlite3.Error unless `path` is a SQLite database; MLflow and Optuna would retry a
-    folder or a text file for minutes."""
+def require_sqlite(path: Path, program: Program, or_empty: bool = False) -> None:
+    """Look, before the program does, whether `path` is a SQLite database of its own: it would write its
+    tables into any other, and retry a folder or a text file for minutes. The file is not changed.
+
+    Args:
+        path: of the file.
+        program: that is about to open it.
+        or_empty: a database without any tables is as good; for one who may make them.
+
+    Raises:
+        UserError: if it is a database, but not one of the program's.
+        OSError, sqlite3.Error: if it is none.
+    """
     if not path.is_file():
         raise OSError(f"{path} is not a file")
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA schema_version")
+    found = _tables(path)
+    if TABLES[program] <= found or (or_empty and not found):
+        return
+    whose = next((f"{other}'s" for other, tables in TABLES.items() if tables <= found), "")
+    what = f"is {whose or 'of another program'}" if found else "is empty"
+    raise UserError(
+        f"{path} holds no {program} tables; it {what} and was left as it is: "
+        f"name another by {OPTION[program]}"
+    )
+
+
+def _tables(path: Path) -> set[str]:
+    def look(how: str) -> set[str]:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?{how}", uri=True)) as connection:
+            names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            return {name for (name,) in names}
+
+    try:
+        return look("mode=ro")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
+            raise
+        # A writer was killed, and who only reads may not undo what it left half done: look past that.
+        return look("immutable=1")

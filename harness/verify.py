@@ -13,8 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from harness.command import Parser, run_command
-from harness.errors import UserError, without_password
-from harness.stores import default_tracking_uri, search_url, sqlite_path
+from harness.stores import default_tracking_uri, search_url
 
 if TYPE_CHECKING:
     from harness.search.repair import Verdict
@@ -74,14 +73,12 @@ def verify_study(
     from harness.search.integrity import Stores
     from harness.search.leases import Owner, Watch
     from harness.search.repair import verify
-    from harness.search.storage import open_storage
+    from harness.search.storage import open_storage, require_storage
 
     uri = tracking_uri or default_tracking_uri()
     info = info_of(study, uri)
     url = storage or search_url(uri)
-    path = sqlite_path(url)
-    if path is not None and not path.exists():
-        raise UserError(f"there is no search storage {without_password(url)}; name it by --storage")
+    require_storage(url)
     stores = Stores(open_storage(url), uri, Recorder(uri, info), Watch(Owner.here()))
     return verify(info, stores)
 

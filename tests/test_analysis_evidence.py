@@ -347,6 +347,23 @@ def test_limits_leave_out_what_is_over_or_unmeasured_and_name_the_runs_that_woul
     assert recommend.recommendation(table, none, free[:0], "process")[0] == "No cell fits."
 
 
+@pytest.mark.parametrize("seeds", [1, 2, 3, 4, 5])
+def test_a_probability_from_few_repeats_is_warned_of_with_the_least_p(seeds: int) -> None:
+    """A lead of about 30 points on every seed: as clear as so many seeds can make it."""
+    a = [0.80, 0.81, 0.82, 0.80, 0.81][:seeds]
+    b = [0.50, 0.52, 0.51, 0.50, 0.51][:seeds]
+    said = recommend.recommend_cell(study([*repeats("a", a), *repeats("b", b)]))
+    warned = [line for line in said if line.startswith("Warning")]
+    assert any("that fit with probability" in line for line in said) == (seeds > 1)
+    if seeds in (1, 5):
+        assert warned == []
+        return
+    least = compare.sign_flip_p([x - y for x, y in zip(a, b, strict=True)])
+    [line] = warned
+    assert line.startswith(f"Warning: {seeds} repeats cannot support such a probability")
+    assert float(line.rpartition("p = ")[2].rstrip(".")) == least
+
+
 def test_a_study_of_several_targets_asks_which_one() -> None:
     table = study(repeats("a", [0.5]))
     info = Info("s", "", "", {"target": ["x", "y"], "net": ["a"]}, {}, 1, 1)

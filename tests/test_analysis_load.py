@@ -277,7 +277,7 @@ def test_another_programs_database_is_refused_and_not_touched(tmp_path: Path) ->
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE studies (id INTEGER)")
     before = path.read_bytes()
-    with pytest.raises(UserError, match="not one of MLflow's"):
+    with pytest.raises(UserError, match="holds no MLflow tables"):
         load_study("depth", f"sqlite:///{path}")
     assert path.read_bytes() == before
 

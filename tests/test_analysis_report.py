@@ -473,7 +473,7 @@ def test_a_table_from_elsewhere_gets_the_same_page(
     lines = [f"{s},{t},{i % 5}" for i, (s, t) in enumerate(pairs)]
     (tmp_path / "alike.csv").write_text("\n".join(["source,target,likeness", *lines]))
     arguments = ["--table", str(tmp_path / "runs.csv"), "--mapping", str(tmp_path / "map.toml")]
-    arguments += ["--measures", str(tmp_path / "alike.csv"), "--output", str(tmp_path / "out")]
+    arguments += ["--measures", str(tmp_path / "alike.csv"), "--out", str(tmp_path / "out")]
     assert report.main(arguments) == 0
     assert "runs:" not in capsys.readouterr().out
     page = tmp_path / "out" / "runs" / "index.html"
@@ -597,9 +597,7 @@ def test_the_command_goes_from_store_to_page(
         guess = Predictions(np.arange(2), np.zeros(2, int), np.array([0, seed % 2]), np.ones(2))
         score = {} if phase == "tune" else {"test_accuracy": 0.5 if seed % 2 else 1.0}
         recorder.finish(run, TrialResult("complete", score, predictions=guess if score else None))
-    code = report.main(
-        ["--study", "depth", "--tracking-uri", uri, "--output", str(tmp_path / "out")]
-    )
+    code = report.main(["--study", "depth", "--tracking-uri", uri, "--out", str(tmp_path / "out")])
     printed = capsys.readouterr()
     assert code == 0, printed.err
     page = tmp_path / "out" / "depth" / "index.html"

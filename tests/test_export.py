@@ -26,7 +26,7 @@ from PIL import Image
 
 from harness.data import load_target
 from harness.errors import UserError
-from harness.export import main
+from harness.export import export_model, main
 from harness.measure import Cpu
 from harness.predict import main as predict
 from harness.predict import predict_images
@@ -179,6 +179,38 @@ def test_unknown_study_and_taken_folder_are_refused(
         assert said in capsys.readouterr().err
 
 
+def test_what_cannot_be_exported_is_refused_before_anything_is_trained_or_said(
+    tracking_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for cell, strategy in (("near", FeatureTransfer("knn")), ("plain", SPEC.strategy)):
+        spec = dataclasses.replace(SPEC, strategy=strategy)
+        record(tracking_uri, cell, spec, {"val_accuracy": 0.5})
+    for options, said in (
+        (
+            ["--cell", "near"],
+            "nearest neighbours, which cannot be written as a network; name another",
+        ),
+        (["--cell", "plain", "--device", "abacus"], "unknown device"),
+        (
+            ["--cell", "plain", "--out", str(tmp_path / "file" / "model")],
+            "file is no folder that may be",
+        ),
+    ):
+        arguments = [
+            "--study",
+            "toy",
+            "--tracking-uri",
+            tracking_uri,
+            "--out",
+            str(tmp_path / "model"),
+        ]
+        assert main([*arguments, *options]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert re.fullmatch(rf"error: .*{said}.*\n", printed.err)
+
+
 def kept(cell: str, accuracy: float, seconds: float, index: int = 0, target: str = "x") -> Kept:
     metrics = {"val_accuracy": accuracy, "train_seconds": seconds}
     return Kept(
@@ -233,10 +265,11 @@ def test_strategy_of_a_study_file_is_exported_with_that_file(
     options = ["--study", "toy", "--tracking-uri", tracking_uri, "--device", "cpu"]
     options += ["--out", str(tmp_path / "model")]
     assert main(options) == 2
-    said = capsys.readouterr().err
-    assert re.fullmatch(r"error: unknown strategy 'Halves'.*; .* add --space FILE\n", said)
+    assert (printed := capsys.readouterr()).out == ""
+    assert re.fullmatch(r"error: unknown strategy 'Halves'.*; .* add --space FILE\n", printed.err)
     assert not (tmp_path / "model").exists()
-    assert main([*options, "--space", str(file)]) == 0
+    model = str(tmp_path / "model")
+    export_model("toy", None, model, False, "cpu", tracking_uri, space=str(file))
     assert (
         json.loads((tmp_path / "model" / "model.json").read_text())["trial"]["strategy"] == "Halves"
     )

@@ -29,7 +29,7 @@ from optuna.trial import TrialState
 from harness.record import Recorder, StudyInfo
 from harness.search import attempt, runner
 from harness.search.cells import CellSearch
-from harness.search.integrity import Stores, findings
+from harness.search.integrity import Progress, Stores, findings
 from harness.search.leases import Owner, Watch
 from harness.search.repair import Verdict, verify
 from harness.search.runner import StudyStopped, TrialDone
@@ -491,12 +491,17 @@ def test_command_says_what_it_did_and_by_its_exit_code_whether_all_holds(
     assert "wrong" not in out
 
 
+def test_progress_names_what_ended_otherwise_and_what_is_missing() -> None:
+    said = str(Progress("probe", "tune", 4, ("complete", "diverged", "diverged")))
+    assert said == "probe: 1 of 4 trials complete (2 diverged, 1 missing)"
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (["--study", "gone"], "no study 'gone' in sqlite:.*; there are: toy"),
         (["--study", "toy", "--tracking-uri", "sqlite:///gone.db"], "there is no tracking store"),
-        (["--study", "toy", "--storage", "sqlite:///gone.db"], "there is no search storage"),
+        (["--study", "toy", "--storage", "sqlite:///gone.db"], "there is no file"),
     ],
 )
 def test_command_refuses_in_one_line(

@@ -391,6 +391,26 @@ def test_status_of_an_unknown_study_names_those_there_are(
     assert said.rstrip().endswith("there are: toy")
 
 
+def test_status_of_a_study_that_has_only_begun_says_that_it_has_no_trial(
+    tracking_uri: str, optuna_template: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--study", "toy", "--tracking-uri", tracking_uri]
+    assert status.main(["--study", "toy", "--tracking-uri", f"sqlite:///{tmp_path}/gone.db"]) == 2
+    assert "gone.db, so no study is recorded there: name" in capsys.readouterr().err
+    assert status.main(options) == 2
+    assert capsys.readouterr().err.endswith("; there are: none yet\n")
+    Recorder(tracking_uri, INFO)
+    assert status.main(options) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: study toy has no trial yet in ")
+    assert said.endswith(
+        "optuna.db, which is absent; if its search has another place, name it by --storage\n"
+    )
+    shutil.copy(optuna_template, tmp_path / "mlruns" / "optuna.db")
+    assert status.main(options) == 0
+    assert capsys.readouterr().out.endswith("\n\nit has no trial yet\n")
+
+
 @pytest.mark.parametrize("kind", ["sqlite:///", "journal:"])
 @pytest.mark.usefixtures("stores")
 def test_status_makes_no_storage(

@@ -37,7 +37,7 @@ from harness.search.bench import Bench, Limits
 from harness.search.cells import CellSearch, first_draw
 from harness.search.door import check_at_the_door
 from harness.search.leases import Owner, Watch
-from harness.search.outcomes import classify
+from harness.search.outcomes import classify, reason_of
 from harness.search.runner import StudyStopped, TrialDone, prepare, run_study
 from harness.search.signals import TrialTimeout
 from harness.spec import Arms, Study, TrialSpec
@@ -675,6 +675,19 @@ def test_bad_end_is_recorded_in_both_places_and_the_study_goes_on(
     assert str(error.args[0]) in run.data.tags["reason"]
     assert lab.outcomes() == {"complete": 9, outcome: 1}
     lab.assert_nothing_is_running()
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"), [*ENDS, (TrialTimeout("took longer than 1 s"), "timeout")]
+)
+def test_reason_does_not_say_the_outcome_again(error: BaseException, outcome: Outcome) -> None:
+    try:
+        raise error
+    except BaseException as caught:
+        said = reason_of(caught)
+    named = said.startswith(f"{type(error).__name__}: ")
+    assert named == (outcome in ("oom", "crashed"))
+    assert str(error) in said
 
 
 @pytest.mark.parametrize(

@@ -101,8 +101,8 @@ class Progress:
         others = [f"{n} {outcome}" for outcome, n in counts.items() if outcome != "complete"]
         missing = self.asked - len(self.ends)
         others += [f"{missing} missing"] * bool(missing)
-        words = f"{counts['complete']} of {self.asked} {kind} complete"
-        return f"{self.cell}: {words}{f' ({chr(44).join(others)})' if others else ''}"
+        but = f" ({', '.join(others)})" if others else ""
+        return f"{self.cell}: {counts['complete']} of {self.asked} {kind} complete{but}"
 
 
 @dataclass(frozen=True)

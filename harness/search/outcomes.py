@@ -24,6 +24,8 @@ BROKEN_IN_A_ROW = 3
 POOR_IN_A_ROW = 10
 """Trials that end all as diverged, all as oom or all as timeout: the ranges, or somebody else's use of the
 machine, are to blame rather than ten configurations."""
+SAID_BY_OUTCOME = (Diverged, AuditFailed, TrialTimeout)
+"""Exceptions whose name would be the outcome once more."""
 
 
 def classify(error: BaseException) -> Outcome:
@@ -42,12 +44,14 @@ def classify(error: BaseException) -> Outcome:
 
 
 def reason_of(error: BaseException) -> str:
-    """What an exception says, and where in the code; bad input says by itself where it is."""
+    """What an exception says, and where in the code; bad input says by itself where it is, the outcome of
+    what kind our own are."""
     if isinstance(error, UserError):
         return first_line(error)
     where = traceback.extract_tb(error.__traceback__)[-1]
     file = "/".join(Path(where.filename).parts[-2:])
-    return f"{type(error).__name__}: {error} ({file}:{where.lineno})"
+    kind = "" if isinstance(error, SAID_BY_OUTCOME) else f"{type(error).__name__}: "
+    return f"{kind}{error} ({file}:{where.lineno})"
 
 
 @dataclass(frozen=True)

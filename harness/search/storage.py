@@ -39,6 +39,8 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
     """
     try:
         return _remembering(_open(url))
+    except UserError:
+        raise
     except Exception as error:  # SQLAlchemy, sqlite3, OSError, ImportError of a driver, ...
         raise _cannot_open(url, error) from error
 
@@ -50,13 +52,14 @@ def check_storage_url(url: str) -> None:
         UserError: as `open_storage` would.
     """
     try:
-        if url.startswith("journal:"):
-            if Path(url.removeprefix("journal:")).is_dir():
-                raise IsADirectoryError("it is a folder")
+        if journal := _journal_path(url):
+            _require_journal(journal)
         elif (sqlite := sqlite_path(url)) is None:
             make_url(url).get_dialect().import_dbapi()
         elif sqlite.exists():
-            require_sqlite(sqlite)
+            require_sqlite(sqlite, "Optuna", or_empty=True)
+    except UserError:
+        raise
     except Exception as error:  # SQLAlchemy, sqlite3, OSError, ImportError of a driver
         raise _cannot_open(url, error) from error
 
@@ -75,8 +78,8 @@ def _remembering(storage: optuna.storages.BaseStorage) -> optuna.storages.BaseSt
 
 
 def _open(url: str) -> optuna.storages.BaseStorage:
-    if url.startswith("journal:"):
-        path = Path(url.removeprefix("journal:"))
+    if path := _journal_path(url):
+        _require_journal(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         _repair_journal(path)
         return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
@@ -98,6 +101,22 @@ def _open(url: str) -> optuna.storages.BaseStorage:
     )
     _begin_immediate(storage)
     return storage
+
+
+def _journal_path(url: str) -> Path | None:
+    return Path(url.removeprefix("journal:")) if url.startswith("journal:") else None
+
+
+def _require_journal(path: Path) -> None:
+    """Raises UserError or OSError if something is at `path` that is no journal: its end would be cut off as
+    if it were torn, or lines written behind it. The file is not changed."""
+    if path.is_dir():
+        raise IsADirectoryError("it is a folder")
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        if file.read(1) not in (b"", b"{"):  # a line is a JSON object
+            raise UserError(f"{path} is no journal of Optuna's and was left as it is")
 
 
 def _repair_journal(path: Path) -> None:
@@ -130,8 +149,9 @@ def _ends_whole(path: Path) -> bool:
 
 
 def _require_writable(path: Path) -> None:
-    """Raises OSError or sqlite3.Error unless `path` is a SQLite database that can be written to."""
-    require_sqlite(path)
+    """Raises UserError, OSError or sqlite3.Error unless `path` is an Optuna database, or an empty one, and
+    can be written to."""
+    require_sqlite(path, "Optuna", or_empty=True)
     with closing(sqlite3.connect(path, timeout=SQLITE_TIMEOUT_SECONDS)) as connection:
         connection.isolation_level = None
         connection.execute("BEGIN IMMEDIATE")
@@ -163,28 +183,45 @@ def _begin_immediate(storage: optuna.storages.RDBStorage) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
+def require_storage(url: str) -> None:
+    """Refuse, before it is opened, what is no storage yet: who reads or repairs does not make one. A server
+    is not asked.
+
+    Raises:
+        UserError: if there is no such file, or it is not Optuna's.
+    """
+    try:
+        journal, sqlite = _journal_path(url), sqlite_path(url)
+        for path in (p for p in (journal, sqlite) if p and not p.is_file()):
+            raise FileNotFoundError(f"there is no file {path}; name another by --storage")
+        if journal:
+            _require_journal(journal)
+        elif sqlite:
+            require_sqlite(sqlite, "Optuna")
+    except (OSError, sqlite3.Error) as error:
+        raise _cannot_read(url, error) from error
+
+
 def read_storage(url: str) -> optuna.storages.BaseStorage:
     """The storage at a URL to be looked at: it must exist, and a SQLite file is opened read-only.
 
     Raises:
         UserError: if there is none or it cannot be read; a password in the URL is not shown.
     """
+    require_storage(url)
     try:
-        journal = Path(url.removeprefix("journal:")) if url.startswith("journal:") else None
-        sqlite = sqlite_path(url)
-        for path in (p for p in (journal, sqlite) if p and not p.is_file()):
-            raise FileNotFoundError(f"there is no file {path}")
         storage: optuna.storages.BaseStorage
-        if journal:
+        if journal := _journal_path(url):
             storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
         else:
-            if sqlite:
-                require_sqlite(sqlite)
+            if sqlite := sqlite_path(url):
                 url = f"sqlite:///file:{quote(str(sqlite))}?mode=ro&uri=true"
             storage = _remembering(optuna.storages.RDBStorage(url, skip_table_creation=True))
         storage.get_all_studies()
     except Exception as error:  # SQLAlchemy, sqlite3, OSError, ImportError of a driver, ...
-        raise UserError(
-            f"cannot read the storage {without_password(url)}: {first_line(error)}"
-        ) from error
+        raise _cannot_read(url, error) from error
     return storage
+
+
+def _cannot_read(url: str, error: Exception) -> UserError:
+    return UserError(f"cannot read the storage {without_password(url)}: {first_line(error)}")

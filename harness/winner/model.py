@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -150,9 +151,12 @@ def write(folder: Path, network: nn.Module, about: Mapping[str, Any]) -> None:
 
 
 def require_free(folder: Path) -> None:
-    """Raises UserError if there is a model in the folder already."""
+    """Raises UserError if there is a model in the folder already, or there can be none."""
     if (folder / ABOUT).exists():
         raise UserError(f"{folder} holds a model already; name another folder with --out")
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise UserError(f"cannot write to {folder}: {there} is no folder that may be written to")
 
 
 def open_model(folder: Path) -> Model:
