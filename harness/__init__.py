@@ -8,7 +8,15 @@ Every name is loaded when it is first used, so that `import harness` stays light
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# Before anything imports MLflow: it makes its telemetry client at once. A server that is away is asked for
+# seconds, not minutes, and prints no two lines about every run that ends.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 if TYPE_CHECKING:
     from harness import transfer

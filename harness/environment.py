@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from harness import backbone, data
-from harness.backbone import weights_sha256
+from harness.backbone import file_of, weights_sha256
 from harness.data import load_target
 from harness.measure import Device
 from harness.packages import COMPUTING, versions
@@ -68,19 +69,38 @@ def _arithmetic() -> dict[str, object]:
     }
 
 
-_images = cache(lambda target: load_target(target).fingerprint())
-_weights = cache(weights_sha256)
+@cache
+def _images(target: str, _written: bytes) -> str:
+    return load_target(target).fingerprint()
+
+
+@cache
+def _weights(source: str, backbone: str, _written: bytes) -> str | None:
+    return weights_sha256(source, backbone)
+
+
+def _written(files: Iterable[Path]) -> bytes:
+    """What changes when one of the files is written, without reading them: sizes and times."""
+    hashed = hashlib.sha256()
+    for path in files:
+        try:
+            found = path.stat()
+            hashed.update(b"%d %d\n" % (found.st_size, found.st_mtime_ns))
+        except OSError:
+            hashed.update(b"absent\n")
+    return hashed.digest()
 
 
 def inputs_of(target: str, backbone: str, source: str) -> dict[str, str]:
-    """Hashes of the images and, unless they are random, of the weights behind these names; taken once by a
-    process, until it is told to `look_anew`.
+    """Hashes of the images and, unless they are random, of the weights behind these names; a process takes
+    them once, and again when a file was written since.
 
     Raises:
         UserError: if they are not to be had.
     """
-    weights = _weights(source, backbone)
-    inputs = {"sha256 of the images": _images(target)}
+    file = file_of(source, backbone)
+    weights = _weights(source, backbone, _written([] if file is None else [file]))
+    inputs = {"sha256 of the images": _images(target, _written(load_target(target).files()))}
     return inputs | ({"sha256 of the weights": weights} if weights else {})
 
 

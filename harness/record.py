@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import shutil
 import tempfile
 import time
@@ -20,12 +19,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-# With a server it would print two lines about every run that ends.
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
@@ -37,7 +30,13 @@ from harness.errors import UserError, refusal, without_password
 from harness.results import EpochResult, Predictions, TrialResult
 from harness.spec import TrialSpec
 from harness.spool import Spool
-from harness.stores import create_sqlite, home_of, require_sqlite, sqlite_path
+from harness.stores import (
+    create_sqlite,
+    home_of,
+    require_sqlite,
+    sqlite_path,
+    warn_of_network,
+)
 
 for _name in ("alembic", "mlflow.store.db.base_sql_model"):
     logging.getLogger(_name).setLevel(logging.WARNING)
@@ -165,6 +164,7 @@ class Recorder:
             if path is not None:
                 create_sqlite(path, _make_mlflow_tables)
                 require_sqlite(path, "MLflow", or_empty=True)
+                warn_of_network(path, "--tracking-uri http://HOST:5000 of an MLflow server")
             self._client = MlflowClient(tracking_uri=tracking_uri)
             self._experiment = self._open_experiment(info, path)
             spool = Spool(home_of(tracking_uri) / "spool" / info.name)
@@ -318,13 +318,17 @@ class Recorder:
             run_name=name,
             tags={**self._under_parent(), **{k: str(v)[:5000] for k, v in tags.items()}},
         )
-        written = [Param(k, str(v)) for k, v in params.items()]
-        self._client.log_batch(run.info.run_id, _metrics(_finite(metrics)), written)
-        with tempfile.TemporaryDirectory() as folder:
-            for kept_as, path in (artifacts or {}).items():
-                shutil.copy(path, Path(folder, kept_as))
-                self._client.log_artifact(run.info.run_id, str(Path(folder, kept_as)))
-        self._client.set_terminated(run.info.run_id, status="FINISHED")
+        status = "FAILED"
+        try:
+            written = [Param(k, str(v)) for k, v in params.items()]
+            self._client.log_batch(run.info.run_id, _metrics(_finite(metrics)), written)
+            with tempfile.TemporaryDirectory() as folder:
+                for kept_as, path in (artifacts or {}).items():
+                    shutil.copy(path, Path(folder, kept_as))
+                    self._client.log_artifact(run.info.run_id, str(Path(folder, kept_as)))
+            status = "FINISHED"
+        finally:  # also after Ctrl-C or with a full disk: nobody else would end it
+            self._client.set_terminated(run.info.run_id, status=status)
 
     def kept(self, phase: str) -> list[dict[str, str]]:
         """The tags of the finished runs of that phase."""

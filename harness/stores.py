@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Literal
+from uuid import uuid4
 
 from harness.errors import UserError
 
@@ -19,7 +21,13 @@ TABLES: dict[Program, frozenset[str]] = {
 }
 """What every version of the program has had; it takes a file without them for a new one. The two cannot share
 one file: each calls its schema's version `alembic_version` and refuses the other's."""
+MOUNTS = Path("/proc/self/mounts")
+NETWORK = frozenset("nfs nfs4 cifs smb3 smbfs lustre gpfs beegfs ceph afs fuse.sshfs".split())
+"""Kinds of file systems on which SQLite's locks are not to be trusted (sqlite.org/faq.html#q5)."""
 OPTION: dict[Program, str] = {"MLflow": "--tracking-uri", "Optuna": "--storage"}
+
+
+_log = logging.getLogger(__name__)
 
 
 def default_tracking_uri(root: Path = ROOT) -> str:
@@ -57,8 +65,7 @@ def create_sqlite(path: Path, make_tables: Callable[[str], object]) -> None:
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         make_tables(f"sqlite:///{temporary}")
         with closing(sqlite3.connect(temporary)) as connection:
@@ -110,3 +117,32 @@ def _tables(path: Path) -> set[str]:
             raise
         # A writer was killed, and who only reads may not undo what it left half done: look past that.
         return look("immutable=1")
+
+
+def warn_of_network(path: Path, better: str) -> None:
+    """Warn, in the log, of a database whose file system's locks are not to be trusted.
+
+    Args:
+        path: of the file.
+        better: what to use instead.
+    """
+    if kind := _network_file_system(path):
+        _log.warning(
+            "warning: %s lies on %s, where SQLite may lose trials when several machines write; use %s",
+            path,
+            kind,
+            better,
+        )
+
+
+def _network_file_system(path: Path) -> str:
+    """The kind of the file system that `path` lies on if it is a network's; else ""."""
+    try:
+        lines = [line.split() for line in MOUNTS.read_text().splitlines()]
+    except OSError:  # no Linux
+        return ""
+    # "\\040" stands for a blank; the deepest mount point counts, of two equal ones the later.
+    points = [(Path(line[1].replace("\\040", " ")), line[2]) for line in lines if len(line) > 2]
+    inside = [(len(at.parts), kind) for at, kind in points if path.resolve().is_relative_to(at)]
+    kind = max(enumerate(inside), key=lambda x: (x[1][0], x[0]))[1][1] if inside else ""
+    return kind if kind in NETWORK else ""

@@ -36,7 +36,7 @@ import torchvision
 from optuna.trial import BaseTrial
 from PIL import Image
 
-from harness import study_file, transfer
+from harness import stores, study_file, transfer
 from harness.backbone import build, weights_sha256
 from harness.backbone.weights import Wheel, read_weights
 from harness.command import run_command
@@ -436,6 +436,32 @@ def test_31_journal_with_a_torn_last_line_is_repaired_and_kept(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["study.log", copy.name]
 
 
+def test_31_journal_that_another_process_tears_while_it_is_open_is_repaired_by_the_next_write(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "study.log"
+    mine = open_storage(f"journal:{path}")
+    optuna.create_study(study_name="old", storage=mine)
+    with path.open("ab") as file:
+        file.write(path.read_bytes().splitlines()[-1][:20])  # it died in the middle of a line
+    optuna.create_study(study_name="new", storage=mine)
+    again = open_storage(f"journal:{path}")
+    assert set(optuna.get_all_study_names(again)) == {"old", "new"}
+
+
+def test_30_lock_that_a_dead_process_left_is_taken_over_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(storage, "LOCK_SECONDS", 3)
+    mine = open_storage(f"journal:{tmp_path}/study.log")
+    (tmp_path / "study.log.lock").symlink_to(tmp_path / "study.log")
+    with caplog.at_level(logging.WARNING):
+        optuna.create_study(study_name="toy", storage=mine)
+    assert "the lock of" in caplog.text
+    assert "was not released in 3 s" in caplog.text
+    assert optuna.get_all_study_names(mine) == ["toy"]
+
+
 @pytest.mark.parametrize(
     ("kind", "warned"), [("nfs4", True), ("ext4", False)], ids=["32 nfs", "32 local"]
 )
@@ -443,15 +469,19 @@ def test_database_on_a_network_is_warned_of(
     kind: str,
     warned: bool,
     database: Path,
+    mlflow_template: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     mounts = database.with_name("mounts")
     mounts.write_text(f"disk / ext4 rw 0 0\nhost:/x {database.parent} {kind} rw 0 0\n")
-    monkeypatch.setattr(storage, "MOUNTS", mounts)
+    monkeypatch.setattr(stores, "MOUNTS", mounts)
     with caplog.at_level(logging.WARNING):
         open_storage(f"sqlite:///{database}")
-    assert ("journal:PATH or a PostgreSQL" in caplog.text) == warned
+        assert ("journal:PATH or a PostgreSQL" in caplog.text) == warned
+        shutil.copy(mlflow_template, database.with_name("mlflow.db"))
+        Recorder(f"sqlite:///{database.with_name('mlflow.db')}", PlainInfo("toy"))
+    assert ("of an MLflow server" in caplog.text) == warned
 
 
 def test_33_file_store_beside_the_database_does_no_harm(tracking_uri: str, tmp_path: Path) -> None:
@@ -602,7 +632,8 @@ def test_53_class_that_is_only_tested_is_refused(pets: Path) -> None:
 
 def archive(path: Path, kind: str) -> None:
     """A tar file with one member that points outside the folder it is unpacked into."""
-    member = tarfile.TarInfo({"path": "../outside", "absolute": "/outside"}.get(kind, "x"))
+    name = kind if kind.startswith("/") else {"path": "../outside"}.get(kind, "x")
+    member = tarfile.TarInfo(name)
     member.size = 0
     if kind == "link":
         member.type, member.linkname = tarfile.SYMTYPE, "../outside"
@@ -610,6 +641,22 @@ def archive(path: Path, kind: str) -> None:
         member.type = tarfile.CHRTYPE
     with tarfile.open(path, "w") as tar:
         tar.addfile(member, io.BytesIO())
+
+
+def test_55_absolute_path_in_a_downloaded_archive_lands_inside_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive(tmp_path / "x.tar", str(tmp_path / "elsewhere"))
+
+    def unpacks(*_: object, **__: object) -> None:
+        torchvision.datasets.utils.extract_archive(str(tmp_path / "x.tar"), str(tmp_path / "in"))
+        raise ValueError("unpacked")
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", unpacks)
+    with refused("target CIFAR10 could not be made from torchvision: .*unpacked"):
+        load_target("cifar10")
+    assert not (tmp_path / "elsewhere").exists()
+    assert [p.name for p in (tmp_path / "in").rglob("elsewhere")] == ["elsewhere"]
 
 
 @pytest.mark.parametrize("kind", ["path", "link", "device"], ids=lambda kind: f"55 {kind}")

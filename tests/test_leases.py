@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import event
 
 from harness import transfer
 from harness.search.cells import CellSearch
@@ -209,6 +214,66 @@ def test_slot_that_kills_its_workers_is_given_up_by_this_run_of_the_command_only
     assert search.given_up(0, "this run")
     assert not search.given_up(0, "a later run")
     assert not search.given_up(1, "this run")
+
+
+def test_lease_is_renewed_after_a_storage_that_was_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Away(optuna.storages.InMemoryStorage):
+        def set_trial_user_attr(self, trial_id: int, key: str, value: object) -> None:
+            beats.append(value)
+            if len(beats) < 3:
+                raise optuna.exceptions.StorageInternalError("away")
+            super().set_trial_user_attr(trial_id, key, value)
+            renewed.set()
+
+    beats: list[object] = []
+    renewed = threading.Event()
+    storage = Away()
+    trial = optuna.create_study(storage=storage).ask()
+    with held(storage, trial._trial_id, every=0.001):
+        assert renewed.wait(60)
+    assert storage.get_trial(trial._trial_id).user_attrs[BEAT] >= 3
+
+
+def test_lease_ends_without_a_word_when_its_trial_was_ended() -> None:
+    study = optuna.create_study()
+    trial = study.ask()
+    study.tell(trial, 1.0)
+    with held(study._storage, trial._trial_id, every=0.001):
+        until(lambda: not any(t.name == "lease" for t in threading.enumerate()))
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_leases_are_judged_by_a_clock_that_never_goes_back() -> None:
+    assert inspect.signature(Watch).parameters["clock"].default is time.monotonic
+
+
+def test_writes_to_a_file_take_its_lock_before_they_read(tmp_path: Path) -> None:
+    """Else two processes read the same state, and the second to write overwrites or fails."""
+    storage = open_storage(f"sqlite:///{tmp_path}/optuna.db")
+    engine = storage._backend.engine  # type: ignore[attr-defined]
+    said: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda *a: said.append(a[2]))
+    optuna.create_study(study_name="toy", storage=storage)
+    writes = [i for i, words in enumerate(said) if words.startswith("INSERT")]
+    assert writes
+    assert all("BEGIN IMMEDIATE" in said[:i] for i in writes)
+    assert "BEGIN" not in said
+
+
+def test_tree_parzen_slots_draw_different_values_and_again_the_same() -> None:
+    study = dataclasses.replace(STUDY, sampler="tpe")
+    twice = []
+    for _ in range(2):
+        storage = optuna.storages.InMemoryStorage()
+        twice.append([draw(study, storage, i) for i in range(8)])
+    assert twice[0] == twice[1]
+    assert len(set(twice[0])) == 8
 
 
 @pytest.mark.parametrize("sampler", ["random", "qmc"])

@@ -21,6 +21,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.trial import BaseTrial, TrialState
+from PIL import Image
 
 from harness import transfer
 from harness.audit import AuditFailed
@@ -353,6 +354,32 @@ def test_images_that_changed_since_are_refused(
             lab.run(make_study())
     finally:
         look_anew()
+
+
+def test_images_that_are_written_while_the_study_runs_end_it(
+    world: World, lab: Lab, tmp_path: Path
+) -> None:
+    def paint(name: str, i: int, value: int) -> None:
+        (tmp_path / "pets" / name).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), value).save(tmp_path / "pets" / name / f"{i}.png")
+
+    def of_a_folder(trial: BaseTrial, strategy: str) -> TrialSpec:
+        spec = dataclasses.replace(space(trial, strategy), target=f"folder:{tmp_path}/pets")
+        return dataclasses.replace(spec, shots=2, val_shots=2, test_shots=2)
+
+    for n, name in enumerate("ab"):
+        for i in range(8):
+            paint(name, i, 100 * n + i)
+    study = make_study(space=of_a_folder)
+    world.disturb = lambda spec, epoch: paint("a", 0, 250 if len(world.specs) >= 4 else 0)
+    with pytest.raises(UserError, match=r"sha256 of the images was .*written while it ran; put"):
+        lab.run(study)
+    assert lab.outcomes() == {"complete": 4, "killed": 1}
+    lab.assert_nothing_is_running()
+    world.disturb = lambda spec, epoch: None
+    paint("a", 0, 0)
+    lab.run(study)
+    assert lab.complete_slots() == dict.fromkeys(ALL_SLOTS, 1)
 
 
 def test_finished_study_has_nothing_left_to_do(world: World, lab: Lab) -> None:

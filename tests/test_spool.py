@@ -7,6 +7,9 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -244,6 +247,37 @@ def test_server_that_fails_or_hangs_up_is_a_store_that_is_away(
         delivery.write(run_id, end("complete"))
         server.shutdown()
     assert [e["do"] for e in Spool(tmp_path).entries(run_id)] == ["create", "end"]
+
+
+def test_server_that_accepts_and_never_answers_is_a_store_that_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = MlflowClient(tracking_uri=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        delivery = Delivery(client, "1", Spool(tmp_path))
+        run_id = delivery.create("x", {})
+        delivery.write(run_id, end("complete"))
+    assert [e["do"] for e in Spool(tmp_path).entries(run_id)] == ["create", "end"]
+
+
+SETTINGS = """
+import os, sys
+for name in [n for n in os.environ if n.startswith("MLFLOW_") or n in ("CI", "PYTEST_CURRENT_TEST")]:
+    del os.environ[name]
+import harness.record_runs
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
+from mlflow.telemetry import get_telemetry_client
+print(MLFLOW_HTTP_REQUEST_MAX_RETRIES.get(), MLFLOW_HTTP_REQUEST_TIMEOUT.get(), get_telemetry_client())
+"""
+
+
+def test_a_server_is_asked_for_seconds_and_mlflow_tells_nobody_what_is_done_here() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", SETTINGS], capture_output=True, text=True, check=True
+    )
+    assert run.stdout == "2 10 None\n"
 
 
 # --- the files themselves --------------------------------------------------------------------------

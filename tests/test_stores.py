@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from harness.errors import UserError
 from harness.record import PlainInfo, Recorder, StudyInfo
@@ -149,3 +153,45 @@ def test_a_database_whose_writer_was_killed_is_known_without_being_changed(tmp_p
     require_sqlite(copy, "Optuna")
     assert copy.read_bytes() == before
     assert Path(f"{copy}-journal").exists()
+
+
+KILLED_IN_THE_MIDDLE = """
+import os, signal, sqlite3, sys
+from pathlib import Path
+from harness.stores import create_sqlite
+
+def half(uri):
+    with sqlite3.connect(uri.removeprefix("sqlite:///")) as made:
+        made.execute("CREATE TABLE experiments (experiment_id)")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+create_sqlite(Path(sys.argv[1]), half)
+"""
+
+
+def test_kill_while_the_tables_are_made_leaves_none_that_a_later_process_would_take_for_whole(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "mlflow.db"
+    killed = subprocess.run([sys.executable, "-c", KILLED_IN_THE_MIDDLE, str(path)])
+    assert killed.returncode == -signal.SIGKILL
+    assert not path.exists()
+    Recorder(f"sqlite:///{path}", PlainInfo("toy"))
+    require_sqlite(path, "MLflow")
+
+
+def test_run_that_is_no_trial_is_ended_when_its_file_cannot_be_kept(
+    tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "model").write_text("x")
+    monkeypatch.setattr(MlflowClient, "log_artifact", full)
+    recorder = Recorder(tracking_uri, PlainInfo("toy"))
+    with pytest.raises(OSError, match="No space"):
+        recorder.keep("x", {}, {}, {}, {"model": tmp_path / "model"})
+    client = MlflowClient(tracking_uri=tracking_uri)
+    experiment = client.get_experiment_by_name("toy")
+    assert experiment is not None
+    assert [r.info.status for r in client.search_runs([experiment.experiment_id])] == ["FAILED"]

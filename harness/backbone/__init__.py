@@ -37,6 +37,7 @@ __all__ = [
     "Group",
     "build",
     "check_backbone",
+    "file_of",
     "forget",
     "merge_adapters",
     "read_weights",

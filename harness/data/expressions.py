@@ -17,6 +17,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar, final
 
 import numpy as np
@@ -98,6 +99,9 @@ class MadeTarget(Target):
 
     def describe(self, position: int) -> str:
         return self.parts[int(self.which[position])].describe(int(self.where[position]))
+
+    def files(self) -> tuple[Path, ...]:
+        return tuple(path for part in self.parts for path in part.files())
 
     @property
     def key(self) -> str:

@@ -61,6 +61,10 @@ class Target(ABC):
         """(n, k) bytes that change when an image does and `key` does not."""
         return np.zeros((len(indices), 0), np.uint8)
 
+    def files(self) -> tuple[Path, ...]:
+        """What the images are read from, trial by trial; none where they are in memory."""
+        return ()
+
     @cached_property
     def _fingerprint(self) -> str:
         return self.fingerprint()
@@ -99,6 +103,9 @@ class FileTarget(Target):
 
     def describe(self, position: int) -> str:
         return shown(self.paths[position])
+
+    def files(self) -> tuple[Path, ...]:
+        return self.paths
 
     def _identity(self) -> Iterable[bytes]:
         """Bytes of every file: a picture replaced by another of the same name is a changed data set."""

@@ -27,7 +27,9 @@ def sampler_of(study: Study, cell: Cell, index: int) -> optuna.samplers.BaseSamp
     label = cell_label(cell)
     seed = derive_seed(study.seed, study.name, label, index)
     if study.sampler == "tpe":
-        return optuna.samplers.TPESampler(seed=seed, group=True, multivariate=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.samplers.TPESampler(seed=seed, group=True, multivariate=True)
     if study.sampler == "qmc":
         return SobolPoint(index, derive_seed(study.seed, study.name, label))
     return optuna.samplers.RandomSampler(seed=seed)

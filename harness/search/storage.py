@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,11 @@ from sqlalchemy.engine import make_url
 
 from harness.errors import UserError, first_line, without_password
 from harness.search.patience import open_patiently
-from harness.stores import create_sqlite, require_sqlite, sqlite_path
+from harness.stores import create_sqlite, require_sqlite, sqlite_path, warn_of_network
 
 SQLITE_TIMEOUT_SECONDS = 60
-MOUNTS = Path("/proc/self/mounts")
-NETWORK = frozenset("nfs nfs4 cifs smb3 smbfs lustre gpfs beegfs ceph afs fuse.sshfs".split())
-"""Kinds of file systems on which SQLite's locks are not to be trusted (sqlite.org/faq.html#q5)."""
-
+LOCK_SECONDS = 30
+"""After so long the lock of a journal is taken from a process that does not release it."""
 _log = logging.getLogger(__name__)
 
 
@@ -81,20 +80,17 @@ def _open(url: str) -> optuna.storages.BaseStorage:
     if path := _journal_path(url):
         _require_journal(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        _repair_journal(path)
-        return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+        lock = RepairingLock(path)
+        if path.is_file() and not _ends_whole(path):
+            lock.acquire()  # whoever has it has repaired it
+            lock.release()
+        return optuna.storages.JournalStorage(JournalFileBackend(str(path), lock))
     sqlite = sqlite_path(url)
     if sqlite is None:
         return open_patiently(url)
     create_sqlite(sqlite, lambda uri: optuna.storages.RDBStorage(uri).engine.dispose())
     _require_writable(sqlite)
-    if kind := _network_file_system(sqlite):
-        _log.warning(
-            "warning: %s lies on %s, where SQLite may lose trials when several machines write; "
-            "use --storage journal:PATH or a PostgreSQL server",
-            sqlite,
-            kind,
-        )
+    warn_of_network(sqlite, "--storage journal:PATH or a PostgreSQL server")
     storage = optuna.storages.RDBStorage(
         f"sqlite:///{sqlite}",
         engine_kwargs={"connect_args": {"timeout": SQLITE_TIMEOUT_SECONDS}},
@@ -119,25 +115,40 @@ def _require_journal(path: Path) -> None:
             raise UserError(f"{path} is no journal of Optuna's and was left as it is")
 
 
-def _repair_journal(path: Path) -> None:
-    """Cut off what was written of a last line that has no end, and keep a copy of the file as it was.
+class RepairingLock(JournalFileSymlinkLock):
+    """The lock of a journal. Whoever gets it first cuts off what a writer left that died in the middle of a
+    line: the next one would be written behind it, and no process could read the journal from then on.
 
-    The next line would be written behind it, and no process could read the journal from then on.
+    Args:
+        path: of the journal.
     """
-    if not path.is_file() or _ends_whole(path):
-        return
-    lock = JournalFileSymlinkLock(str(path))
-    lock.acquire()
-    try:
-        if _ends_whole(path):  # another process was in the middle of writing it
-            return
-        content = path.read_bytes()
-        copy = path.with_name(f"{path.name}.torn.{len(content)}")
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), LOCK_SECONDS)
+        self._path = path
+
+    def acquire(self) -> bool:
+        began = time.monotonic()
+        super().acquire()
+        if (waited := time.monotonic() - began) >= LOCK_SECONDS:
+            _log.warning("warning: the lock of %s was not released in %.0f s", self._path, waited)
+        try:
+            if self._path.exists() and not _ends_whole(self._path):
+                self._cut()
+        except BaseException:
+            self.release()
+            raise
+        return True
+
+    def _cut(self) -> None:
+        """Keeps a copy of the file as it was."""
+        content = self._path.read_bytes()
+        copy = self._path.with_name(f"{self._path.name}.torn.{len(content)}")
         copy.write_bytes(content)
-        os.truncate(path, content.rfind(b"\n") + 1)
-    finally:
-        lock.release()
-    _log.warning("warning: the last line of %s was torn and is cut off; %s has it", path, copy)
+        os.truncate(self._path, content.rfind(b"\n") + 1)
+        _log.warning(
+            "warning: the last line of %s was torn and is cut off; %s has it", self._path, copy
+        )
 
 
 def _ends_whole(path: Path) -> bool:
@@ -156,19 +167,6 @@ def _require_writable(path: Path) -> None:
         connection.isolation_level = None
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("ROLLBACK")
-
-
-def _network_file_system(path: Path) -> str:
-    """The kind of the file system that `path` lies on if it is a network's; else ""."""
-    try:
-        lines = [line.split() for line in MOUNTS.read_text().splitlines()]
-    except OSError:  # no Linux
-        return ""
-    # "\\040" stands for a blank; the deepest mount point counts, of two equal ones the later.
-    points = [(Path(line[1].replace("\\040", " ")), line[2]) for line in lines if len(line) > 2]
-    inside = [(len(at.parts), kind) for at, kind in points if path.resolve().is_relative_to(at)]
-    kind = max(enumerate(inside), key=lambda x: (x[1][0], x[0]))[1][1] if inside else ""
-    return kind if kind in NETWORK else ""
 
 
 def _begin_immediate(storage: optuna.storages.RDBStorage) -> None:

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from harness.environment import inputs_of
 from harness.errors import UserError, first_line
-from harness.search.cells import CellSearch, trial_seed
+from harness.search.cells import CellSearch, Claim, trial_seed
 from harness.search.trials import trials_of
 from harness.spec import Study, TrialSpec
 
@@ -47,6 +47,25 @@ def check_unchanged(search: CellSearch) -> None:
         raise UserError(
             f"the space of study {search.study.name!r} changed since it was recorded: "
             f"{'; '.join(changes[:3])}; give the study another name"
+        )
+
+
+def check_inputs(search: CellSearch, claim: Claim) -> None:
+    """Refuse to mix results from images or weights that were written while the study runs.
+
+    Raises:
+        UserError: naming what a finished trial of the cell, of the same target and weights, had read.
+    """
+    if search.witness is None or isinstance(claim.drawn, UserError):
+        return
+    then, now = search.witness.user_attrs, claim.spec.flat()
+    if any(then["spec"].get(name) != now[name] for name in ("target", "backbone", "source")):
+        return
+    before = then.get("inputs", {})
+    if changes := difference(before, {k: v for k, v in claim.inputs.items() if k in before}):
+        raise UserError(
+            f"study {search.study.name!r}: {'; '.join(changes)}: files were written while it ran; put "
+            "them back as they were, or give the study another name"
         )
 
 
