@@ -1,38 +1,27 @@
-"""What did a study record? MLflow read into typed tables; the only file here that knows MLflow's client.
+"""What did a study record? MLflow read into typed tables.
 
     python -c "from analysis.load import *; print(load_study('freeze_depth').trials)"
 
 The writer, and so the contract, is `harness.record`. A SQLite file is read by `analysis.database`, any other
-store through MLflow's client.
+store by `analysis.client`.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
-import numpy as np
 import pandas as pd
 
-from analysis.database import Database, Experiment, local_folder, unclipped
+from analysis.client import Client
+from analysis.database import Database, Experiment, local_folder
 from harness.display import as_table
 from harness.errors import UserError, refusal, without_password
 from harness.results import NOT_RUN
-
-if TYPE_CHECKING:  # a second or two, and a SQLite file or a table needs none of it
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
-
-for _name in ("alembic", "mlflow.store.db.utils"):
-    logging.getLogger(_name).setLevel(logging.WARNING)
 
 EPOCH_METRICS = ["train_loss", "val_loss", "val_accuracy", "train_seconds", "marginal_seconds"]
 FINAL_METRICS = [
@@ -188,74 +177,6 @@ def _unreadable(uri: str, error: Exception) -> UserError:
     return UserError(f"cannot read the tracking store {without_password(uri)}: {refusal(error)}")
 
 
-class Client:
-    """Any store, through MLflow's own client: the same answers as `Database`, a call per page or value."""
-
-    def __init__(self, uri: str) -> None:
-        self._client = _client(uri)
-
-    def experiments(self) -> list[Experiment]:
-        """See Database.experiments."""
-        found: list[Experiment] = []
-        token = None
-        while True:
-            page = self._client.search_experiments(page_token=token)
-            found += [Experiment(e.experiment_id, e.name, dict(e.tags)) for e in page]
-            if not (token := page.token):
-                return found
-
-    def runs(self, experiment_id: str) -> pd.DataFrame:
-        """See Database.runs."""
-        rows: list[dict[str, object]] = []
-        token = None
-        while True:
-            page = self._client.search_runs(
-                [experiment_id],
-                max_results=1000,
-                order_by=["attributes.start_time ASC"],
-                page_token=token,
-            )
-            rows += [_row(run) for run in page if "phase" in run.data.tags]
-            if not (token := page.token):
-                break
-        always = ["run_id", "start_time", "artifact_uri"]
-        return pd.DataFrame(rows, columns=None if rows else always)
-
-    def history(self, run_ids: Sequence[str], keys: Sequence[str]) -> pd.DataFrame:
-        """See Database.history. One call per run and metric: the client has no public bulk call."""
-        rows = [
-            {"run_id": run_id, "epoch": point.step, "metric": key, "value": unclipped(point.value)}
-            for run_id in run_ids
-            for key in keys
-            for point in sorted(
-                self._client.get_metric_history(run_id, key), key=lambda p: p.timestamp
-            )
-        ]
-        long = pd.DataFrame(rows, columns=["run_id", "epoch", "metric", "value"])
-        long = long.drop_duplicates(["run_id", "epoch", "metric"], keep="first")
-        wide = long.pivot(index=["run_id", "epoch"], columns="metric", values="value")
-        wide = wide.reindex(columns=list(keys)).rename_axis(columns=None)
-        order = pd.Index(run_ids).get_indexer(wide.index.get_level_values(0))
-        return wide.iloc[np.argsort(order, kind="stable")].reset_index()
-
-
-def _client(uri: str) -> MlflowClient:
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=uri)
-
-
-def _row(run: Run) -> dict[str, object]:
-    return {
-        "run_id": run.info.run_id,
-        "start_time": run.info.start_time,
-        "artifact_uri": run.info.artifact_uri,
-        **{f"tags.{key}": value for key, value in run.data.tags.items()},
-        **{f"params.{key}": value for key, value in run.data.params.items()},
-        **{f"metrics.{key}": unclipped(value) for key, value in run.data.metrics.items()},
-    }
-
-
 def find_experiment(experiments: Sequence[Experiment], name: str, uri: str) -> Experiment:
     """The experiment of study `name`, or a UserError that lists the studies there are."""
     studies = {e.name: e for e in experiments if "factors" in e.tags}
@@ -389,7 +310,9 @@ def predictions_frame(trials: pd.DataFrame, folders: dict[str, str], uri: str) -
         ):
             folder = local_folder(folders[run_id])
             try:
-                path = folder or _download(uri, run_id, Path(temporary, run_id))
+                path = folder or Client(uri).download(
+                    run_id, "predictions.csv", Path(temporary, run_id)
+                )
                 table = pd.read_csv(path / "predictions.csv", dtype=PREDICTION_TYPES)
             except (OSError, ValueError):
                 continue
@@ -401,14 +324,3 @@ def predictions_frame(trials: pd.DataFrame, folders: dict[str, str], uri: str) -
     if not frames:
         return pd.DataFrame(columns=columns)
     return pd.concat(frames, ignore_index=True)[columns]
-
-
-def _download(uri: str, run_id: str, folder: Path) -> Path:
-    from mlflow.exceptions import MlflowException
-
-    folder.mkdir()
-    try:
-        _client(uri).download_artifacts(run_id, "predictions.csv", str(folder))
-    except MlflowException as error:
-        raise OSError(str(error)) from error
-    return folder

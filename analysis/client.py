@@ -1,0 +1,107 @@
+"""What does a tracking store hold of one study that is no SQLite file here? By MLflow's own client.
+
+    python -c "from analysis.client import *; \\
+               print([e.name for e in Client('http://127.0.0.1:5000').experiments()])"
+
+The only file here that knows that client, but for `analysis.publish`, which writes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+import numpy as np
+import pandas as pd
+
+from analysis.database import Experiment, unclipped
+
+if TYPE_CHECKING:  # a second or two, and a SQLite file or a table needs none of it
+    from mlflow.entities import Run
+
+for _name in ("alembic", "mlflow.store.db.utils"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+
+
+class Client:
+    """Any store, through MLflow's own client: the same answers as `Database`, a call per page or value."""
+
+    def __init__(self, uri: str) -> None:
+        from mlflow import MlflowClient
+
+        self._client = MlflowClient(tracking_uri=uri)
+
+    def experiments(self) -> list[Experiment]:
+        """See Database.experiments."""
+        found: list[Experiment] = []
+        token = None
+        while True:
+            page = self._client.search_experiments(page_token=token)
+            found += [Experiment(e.experiment_id, e.name, dict(e.tags)) for e in page]
+            if not (token := page.token):
+                return found
+
+    def runs(self, experiment_id: str) -> pd.DataFrame:
+        """See Database.runs."""
+        rows: list[dict[str, object]] = []
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [experiment_id],
+                max_results=1000,
+                order_by=["attributes.start_time ASC"],
+                page_token=token,
+            )
+            rows += [_row(run) for run in page if "phase" in run.data.tags]
+            if not (token := page.token):
+                break
+        always = ["run_id", "start_time", "artifact_uri"]
+        return pd.DataFrame(rows, columns=None if rows else always)
+
+    def history(self, run_ids: Sequence[str], keys: Sequence[str]) -> pd.DataFrame:
+        """See Database.history. One call per run and metric: the client has no public bulk call."""
+        rows = [
+            {"run_id": run_id, "epoch": point.step, "metric": key, "value": unclipped(point.value)}
+            for run_id in run_ids
+            for key in keys
+            for point in sorted(
+                self._client.get_metric_history(run_id, key), key=lambda p: p.timestamp
+            )
+        ]
+        long = pd.DataFrame(rows, columns=["run_id", "epoch", "metric", "value"])
+        long = long.drop_duplicates(["run_id", "epoch", "metric"], keep="first")
+        wide = long.pivot(index=["run_id", "epoch"], columns="metric", values="value")
+        wide = wide.reindex(columns=list(keys)).rename_axis(columns=None)
+        order = pd.Index(run_ids).get_indexer(wide.index.get_level_values(0))
+        return wide.iloc[np.argsort(order, kind="stable")].reset_index()
+
+    def download(self, run_id: str, file: str, folder: Path) -> Path:
+        """Fetch an artifact of a run into a folder that is made, and returned.
+
+        Raises:
+            OSError: if there is none, or the store does not give it.
+        """
+        from mlflow.exceptions import MlflowException
+
+        folder.mkdir()
+        try:
+            self._client.download_artifacts(run_id, file, str(folder))
+        except MlflowException as error:
+            raise OSError(str(error)) from error
+        return folder
+
+
+def _row(run: Run) -> dict[str, object]:
+    return {
+        "run_id": run.info.run_id,
+        "start_time": run.info.start_time,
+        "artifact_uri": run.info.artifact_uri,
+        **{f"tags.{key}": value for key, value in run.data.tags.items()},
+        **{f"params.{key}": value for key, value in run.data.params.items()},
+        **{f"metrics.{key}": unclipped(value) for key, value in run.data.metrics.items()},
+    }
