@@ -31,6 +31,9 @@ VARIABLES = (
 """Environment variables that may change bits. These are recorded and no others: some hold secrets."""
 
 
+IMAGES, WEIGHTS = "sha256 of the images", "sha256 of the weights"
+
+
 def environment(device: Device) -> dict[str, str]:
     """Tags of every run: device and threads, and under `env.` hardware, system, versions and revision."""
     tags = {
@@ -100,8 +103,8 @@ def inputs_of(target: str, backbone: str, source: str) -> dict[str, str]:
     """
     file = file_of(source, backbone)
     weights = _weights(source, backbone, _written([] if file is None else [file]))
-    inputs = {"sha256 of the images": _images(target, _written(load_target(target).files()))}
-    return inputs | ({"sha256 of the weights": weights} if weights else {})
+    inputs = {IMAGES: _images(target, _written(load_target(target).files()))}
+    return inputs | ({WEIGHTS: weights} if weights else {})
 
 
 def look_anew() -> None:

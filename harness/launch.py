@@ -18,7 +18,7 @@ from harness.progress import show
 from harness.record import StudyInfo
 from harness.rows import Cache, default_folder
 from harness.search.bench import Bench, Limits
-from harness.search.preemption import stop_on_request
+from harness.search.preemption import forget_request, stop_on_request
 from harness.search.runner import (
     StudyStopped,
     TrialDone,
@@ -27,7 +27,7 @@ from harness.search.runner import (
     run_study,
     storage_failures,
 )
-from harness.search.signals import Terminated, raise_on_terminate
+from harness.search.signals import Terminated, handlers_put_back, raise_on_terminate
 from harness.search.workers import Job, run_in_processes
 from harness.sizes import parse_size
 from harness.spec import Study
@@ -70,6 +70,12 @@ def carry_out(study: Study, job: Job, arguments: argparse.Namespace) -> int:
     Raises:
         UserError: if it is not the study that was recorded, or one of the stores is not to be had.
     """
+    forget_request()
+    with handlers_put_back():
+        return _carry_out(study, job, arguments)
+
+
+def _carry_out(study: Study, job: Job, arguments: argparse.Namespace) -> int:
     # A cluster that is not there, or cannot share the stores, is told before one of them is made.
     begin = _on_ray(job, arguments) if arguments.engine == "ray" else _here
     raise_on_terminate()

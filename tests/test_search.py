@@ -356,8 +356,9 @@ def test_images_that_changed_since_are_refused(
         look_anew()
 
 
+@pytest.mark.parametrize("when", [1, 4, 6], ids=["one cell begun", "tuning", "before repeats"])
 def test_images_that_are_written_while_the_study_runs_end_it(
-    world: World, lab: Lab, tmp_path: Path
+    when: int, world: World, lab: Lab, tmp_path: Path
 ) -> None:
     def paint(name: str, i: int, value: int) -> None:
         (tmp_path / "pets" / name).mkdir(parents=True, exist_ok=True)
@@ -371,10 +372,10 @@ def test_images_that_are_written_while_the_study_runs_end_it(
         for i in range(8):
             paint(name, i, 100 * n + i)
     study = make_study(space=of_a_folder)
-    world.disturb = lambda spec, epoch: paint("a", 0, 250 if len(world.specs) >= 4 else 0)
+    world.disturb = lambda spec, epoch: paint("a", 0, 250 if len(world.specs) >= when else 0)
     with pytest.raises(UserError, match=r"sha256 of the images was .*written while it ran; put"):
         lab.run(study)
-    assert lab.outcomes() == {"complete": 4, "killed": 1}
+    assert lab.outcomes() == {"complete": when, "killed": 1}
     lab.assert_nothing_is_running()
     world.disturb = lambda spec, epoch: None
     paint("a", 0, 0)

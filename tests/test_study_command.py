@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from PIL import Image
 from harness.backbone import timm_models
 from harness.data import forget
 from harness.rows import Cache
+from harness.search import preemption
 from harness.study import main
 from harness.study_file import load_study
 
@@ -205,6 +207,21 @@ def test_bad_folder_is_refused(
     make(here / "pets")
     write(here, "digits", "folder:pets")
     assert_refused(capfd, here, said)
+
+
+def test_study_runs_in_any_thread_and_leaves_the_signals_of_its_process_as_they_were(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["--space", "toy.py", "--device", "cpu", "--trials", "1", "--repeats", "0"]
+    handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGUSR1)]
+    monkeypatch.setattr(preemption, "_asked", True)  # an earlier study of this process was stopped
+    ends: list[int] = []
+    thread = threading.Thread(target=lambda: ends.append(main(command)))
+    thread.start()
+    thread.join()
+    assert ends == [0]
+    assert main(command) == 0
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGUSR1)] == handlers
 
 
 def test_image_that_changed_between_two_calls_in_one_python_is_noticed(

@@ -20,7 +20,7 @@ from harness.environment import premises_of
 from harness.errors import first_line
 from harness.fit import Fit
 from harness.results import EpochResult
-from harness.search.signals import Terminated
+from harness.search.signals import Terminated, handle
 from harness.spec import TrialSpec
 
 EVERY_SECONDS = 30.0
@@ -40,7 +40,13 @@ def stop_on_request(pass_on: Callable[[], None] = lambda: None) -> None:
         pass_on()
 
     if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, note)
+        handle(signal.SIGUSR1, note)
+
+
+def forget_request() -> None:
+    """A notebook's process outlives a study that was asked to stop."""
+    global _asked
+    _asked = False
 
 
 def is_asked() -> bool:

@@ -32,7 +32,7 @@ from harness.search.outcomes import Row, classify, reason_of
 from harness.search.preemption import stop_if_asked
 from harness.search.signals import Terminated, if_hung, time_limit
 from harness.search.trials import end_dead, trials_of
-from harness.search.unchanged import check_inputs, check_stores_agree, check_unchanged
+from harness.search.unchanged import Inputs, check_stores_agree, check_unchanged
 from harness.spec import Study, cell_label
 
 POLL_SECONDS = 1.0
@@ -191,7 +191,7 @@ class _Runner:
     def __init__(self, study: Study, bench: Bench) -> None:
         self._study, self._bench = study, bench
         self._recorder, self._device, self._watch = bench.recorder, bench.device, bench.watch
-        self._row = Row()
+        self._row, self._inputs = Row(), Inputs()
         # Others may be quicker at a slot: the more often, the more free ones are left to them.
         self._random, self._window, self._leave_free = random.Random(self._watch.me.name), 1, 0
 
@@ -250,7 +250,7 @@ class _Runner:
         run_id = self._recorder.start(claim.params, _run_name(claim), self._run_tags(search, claim))
         try:
             told(lambda: claim.trial.set_user_attr("run_id", run_id))
-            check_inputs(search, claim)
+            self._inputs.check(search, claim)
             result = self._run(search, claim, run_id)
         except LeaseLost:
             self._recorder.finish(run_id, _taken_over())

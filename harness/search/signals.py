@@ -29,6 +29,26 @@ class Terminated(BaseException):
     """SIGTERM; no Exception, so that nothing mistakes it for a failed trial."""
 
 
+@contextmanager
+def handlers_put_back() -> Iterator[None]:
+    """Whatever the block does about SIGTERM and SIGUSR1 ends with it: the process may go on, as a notebook's
+    does. In another thread than the main one, which alone may set handlers, the block sets none."""
+    names = [n for n in ("SIGTERM", "SIGUSR1") if hasattr(signal, n)]
+    before = {getattr(signal, n): signal.getsignal(getattr(signal, n)) for n in names}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                handle(number, handler)
+
+
+def handle(number: int, handler: Callable[[int, FrameType | None], object] | int) -> None:
+    """signal.signal; nothing in another thread than the main one."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(number, handler)
+
+
 def raise_on_terminate() -> None:
     """From now on SIGTERM raises Terminated in the main thread, and so does SIGUSR1 until
     `preemption.stop_on_request` gives it a gentler meaning: who trains nothing has no epoch to end."""
@@ -40,9 +60,9 @@ def raise_on_terminate() -> None:
             heard = time.monotonic()
             raise Terminated
 
-    signal.signal(signal.SIGTERM, terminate)
+    handle(signal.SIGTERM, terminate)
     if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, terminate)
+        handle(signal.SIGUSR1, terminate)
 
 
 def die_with_parent(parent: int) -> None:

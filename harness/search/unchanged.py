@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import optuna
 from optuna.trial import TrialState
 
-from harness.environment import inputs_of
+from harness.environment import IMAGES, inputs_of
 from harness.errors import UserError, first_line
 from harness.search.cells import CellSearch, Claim, trial_seed
 from harness.search.trials import trials_of
@@ -50,23 +50,35 @@ def check_unchanged(search: CellSearch) -> None:
         )
 
 
-def check_inputs(search: CellSearch, claim: Claim) -> None:
-    """Refuse to mix results from images or weights that were written while the study runs.
+class Inputs:
+    """What the trials of a study have read, as far as this process knows: it must stay the same."""
 
-    Raises:
-        UserError: naming what a finished trial of the cell, of the same target and weights, had read.
-    """
-    if search.witness is None or isinstance(claim.drawn, UserError):
-        return
-    then, now = search.witness.user_attrs, claim.spec.flat()
-    if any(then["spec"].get(name) != now[name] for name in ("target", "backbone", "source")):
-        return
-    before = then.get("inputs", {})
-    if changes := difference(before, {k: v for k, v in claim.inputs.items() if k in before}):
-        raise UserError(
-            f"study {search.study.name!r}: {'; '.join(changes)}: files were written while it ran; put "
-            "them back as they were, or give the study another name"
-        )
+    def __init__(self) -> None:
+        self._seen: dict[tuple[object, ...], str] = {}
+
+    def check(self, search: CellSearch, claim: Claim) -> None:
+        """Refuse to mix results from images or weights that were written while the study runs.
+
+        Raises:
+            UserError: if an earlier trial had read others under the same names.
+        """
+        if search.witness is not None:
+            then = search.witness.user_attrs
+            self._differing(then["spec"], then.get("inputs", {}))
+        if changes := self._differing(claim.params, claim.inputs):
+            raise UserError(
+                f"study {search.study.name!r}: {'; '.join(changes)}: files were written while it ran; put "
+                "them back as they were, or give the study another name"
+            )
+
+    def _differing(self, spec: Mapping[str, object], inputs: Mapping[str, str]) -> list[str]:
+        """Those of the hashes that are not what was seen first under the same names, in words."""
+        changes = []
+        for what, now in inputs.items():
+            names = ("target",) if what == IMAGES else ("source", "backbone")
+            then = self._seen.setdefault((what, *(spec[name] for name in names)), now)
+            changes += difference({what: then}, {what: now})
+        return changes
 
 
 def difference(recorded: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
