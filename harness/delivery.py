@@ -76,6 +76,7 @@ class Delivery:
         Raises:
             UserError: if it can neither be sent nor kept.
         """
+        entry = _storable(entry)
         self.flush()
         if self._answers() and not self._spool.holds(run_id):
             began = self._clock()
@@ -267,6 +268,15 @@ def batch(
 def end(outcome: str) -> Entry:
     """The entry of a run's end."""
     return {"do": "end", "outcome": outcome, "time": _now()}
+
+
+def _storable(value: Any) -> Any:
+    """The same with "?" for what no database takes: NUL, and bytes of file names that are no UTF-8."""
+    if isinstance(value, str):
+        return value.replace("\0", "?").encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {k: _storable(v) for k, v in value.items()}
+    return [_storable(v) for v in value] if isinstance(value, list) else value
 
 
 def _is_refusal(error: Exception) -> bool:

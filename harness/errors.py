@@ -20,10 +20,19 @@ def without_password(text: str) -> str:
     return re.sub(named, r"\1***", text, flags=re.IGNORECASE)
 
 
+def message_of(error: BaseException) -> str:
+    """An error's message, with "?" for what is no text; "" if it cannot say it, as one of the user's own may
+    not."""
+    try:
+        return str(error).encode("utf-8", "replace").decode()
+    except Exception:
+        return ""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message without passwords, at most 200 characters; its type when it has
     none."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = (message_of(error).strip() or type(error).__name__).splitlines()[0]
     return without_password(line)[:200]  # in this order: half a URL is no longer known as one
 
 

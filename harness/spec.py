@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.display import as_table
-from harness.errors import UnknownName, UserError
+from harness.errors import UnknownName, UserError, message_of
 from harness.transfer import Scalar, Strategy, names, to_flat
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ MAX_EFFORT = 100_000
 
 def unknown_argument(error: BaseException) -> str:
     """What was probably meant, when the error is a misspelt field of ours; "" for any other error."""
-    found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    found = re.match(
+        r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message_of(error)
+    )
     kind = {**names(), "Study": Study, "TrialSpec": TrialSpec}.get(found[1]) if found else None
     if found is None or kind is None:
         return ""

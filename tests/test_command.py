@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from harness.command import run_command
 from harness.errors import UserError
 from harness.sizes import in_words, parse_size
 
@@ -141,3 +143,14 @@ def test_sizes_are_read_as_coreutils_does(text: str, wanted: int) -> None:
 def test_size_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="want one such as 8GiB"):
         parse_size(text)
+
+
+def test_closed_streams_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+
+    def speaks() -> int:
+        print("said to nobody")
+        return 0
+
+    assert run_command(speaks) == 0

@@ -633,7 +633,16 @@ def test_space_that_loops_for_some_values_costs_those_trials_only(
     assert run.data.tags["reason"] == "space: took longer than 5 s"
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), GeneratorExit("odd")], ids=["exits", "odd"])
+class Mute(Exception):
+    """Of somebody's own making."""
+
+    def __str__(self) -> str:
+        raise AttributeError("no message")
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), GeneratorExit("odd"), Mute()], ids=["exits", "odd", "mute"]
+)
 def test_space_that_would_end_the_command_costs_that_trial_only(
     error: BaseException, world: World, lab: Lab
 ) -> None:
@@ -664,6 +673,18 @@ def test_slots_that_crash_every_time_do_not_keep_a_later_run_from_the_rest(
     assert lab.outcomes() == {"complete": 3, "crashed": 3}, "every second one: not in a row"
     lab.run(dataclasses.replace(study, trials=4))
     assert lab.outcomes() == {"complete": 4, "crashed": 3 + 4}
+
+
+def test_attribute_that_would_deceive_the_harness_costs_the_trial(world: World, lab: Lab) -> None:
+    def deceives(trial: BaseTrial, strategy: str) -> TrialSpec:
+        trial.set_user_attr("my own", 1)
+        if strategy == "full":
+            trial.set_user_attr("index", 0)
+        return space(trial, strategy)
+
+    lab.run(make_study(space=deceives, trials=2, repeats=0))
+    assert lab.outcomes() == {"complete": 2, "crashed": 2}
+    assert "'index' is the harness's own" in lab.runs(outcome="crashed")[0].data.tags["reason"]
 
 
 def test_space_that_always_fails_stops_the_study(world: World, lab: Lab) -> None:

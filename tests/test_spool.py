@@ -280,6 +280,17 @@ def test_a_server_is_asked_for_seconds_and_mlflow_tells_nobody_what_is_done_here
     assert run.stdout == "2 10 None\n"
 
 
+def test_text_that_no_database_takes_is_written_with_question_marks(tracking_uri: str) -> None:
+    recorder = Recorder(tracking_uri, INFO)
+    run_id = recorder.start(
+        {"target": "folder:/b\udce4d"}, "a\udce4", {"cell": "probe", "phase": "tune"}
+    )
+    recorder.finish(run_id, TrialResult("crashed", reason="nul \0 and \udce4"))
+    run = MlflowClient(tracking_uri=tracking_uri).get_run(run_id)
+    assert run.data.tags["reason"] == "nul ? and ?"
+    assert run.data.params["target"] == "folder:/b?d"
+
+
 # --- the files themselves --------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from harness.audit import AuditFailed
-from harness.errors import UserError, first_line
+from harness.errors import UserError, first_line, message_of
 from harness.results import NOT_RUN, Outcome, TrialResult
 from harness.search.signals import TrialTimeout
 from harness.train import Diverged
@@ -51,7 +51,7 @@ def reason_of(error: BaseException) -> str:
     where = traceback.extract_tb(error.__traceback__)[-1]
     file = "/".join(Path(where.filename).parts[-2:])
     kind = "" if isinstance(error, SAID_BY_OUTCOME) else f"{type(error).__name__}: "
-    return f"{kind}{error} ({file}:{where.lineno})"
+    return f"{kind}{message_of(error)} ({file}:{where.lineno})"
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from optuna.distributions import (
 from harness.errors import UserError
 from harness.spec import SAFE_NAME
 
+OWN = frozenset("index spec inputs outcome reason metrics run_id owner beat session".split())
+"""Attributes by which the harness knows what became of a trial."""
 Choice = bool | int | float | str | None
 
 
@@ -64,6 +66,14 @@ class CarefulTrial:
                 )
         self._note(name, CategoricalDistribution(given))
         return self._trial.suggest_categorical(name, given)
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        """Keep something with the trial, under a name of the user's own."""
+        if key in OWN:
+            raise UserError(
+                f"space: the attribute {key!r} is the harness's own; choose another name"
+            )
+        self._trial.set_user_attr(key, value)
 
     def _note(self, name: object, distribution: BaseDistribution) -> None:
         if not isinstance(name, str) or not SAFE_NAME.fullmatch(name):

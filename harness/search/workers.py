@@ -212,7 +212,7 @@ class _Processes:
         process = context.Process(
             target=_work, args=(self._job, os.getpid(), send), name=f"worker {number}"
         )
-        with _share(self._job.device, number, self._count):
+        with _share(self._job.device, number, self._count), _deaf_to_interrupts():
             process.start()
         send.close()
         self._alive[receive] = (number, process)
@@ -254,6 +254,17 @@ class _Processes:
             for process in processes:
                 process.kill()
                 process.join()
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Ctrl-C is for the parent to decide on: what is started in the block does not hear it, also before
+    it can say so. This one hears it after the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
