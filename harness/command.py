@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import os
 import re
 import shutil
@@ -50,12 +51,8 @@ def size(text: str) -> str:
 
 def run_command(run: Callable[[], int], if_stopped: str = "nothing was lost") -> int:
     """The exit code of a command: bad input gives one line and 2, Ctrl-C 130, a closed pipe 1."""
-    for stream in (
-        "stdout",
-        "stderr",
-    ):  # a shell's >&- leaves none, and whoever wrote it wants to hear nothing
-        if getattr(sys, stream) is None:
-            setattr(sys, stream, Path(os.devnull).open("w"))
+    # A shell's >&- leaves none, and whoever wrote that wants to hear nothing.
+    sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
     try:
         code = run()
         sys.stdout.flush()
