@@ -295,7 +295,7 @@ def test_outcomes_count_every_run_once_and_name_only_what_was_seen() -> None:
     assert table.to_numpy().tolist() == [
         ["probe", "tune", 0, 1, 0],
         ["full", "tune", 1, 0, 0],
-        ["full", "repeat", 2, 0, 1],
+        ["full", "repeat", 1, 0, 1],
     ]
 
 

@@ -68,9 +68,11 @@ def summary(
 
 def outcomes(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.DataFrame:
     """How many runs of each cell and phase ended how: one row per cell and phase that has runs, one
-    column per outcome seen, plus superseded. Killed attempts that were tried again count here."""
-    table = pd.crosstab([trials["cell"], trials["phase"]], trials["outcome"])
-    table["superseded"] = trials.groupby(["cell", "phase"])["superseded"].sum()
+    column per outcome seen, and last those that are superseded, however they ended. Killed attempts that were
+    tried again count here."""
+    ended = trials["outcome"].where(~trials["superseded"], "superseded")
+    table = pd.crosstab([trials["cell"], trials["phase"]], ended)
+    table["superseded"] = table.pop("superseded") if "superseded" in table else 0
     order = {cell: i for i, cell in enumerate(cells(factors)["cell"])}
     table = table.rename_axis(columns=None).reset_index()
     table["phase"] = table["phase"].astype(pd.CategoricalDtype(["tune", "repeat"]))

@@ -109,7 +109,10 @@ def censored(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.D
                 seconds = seconds.fillna(own["total_seconds"])
             rows.append(
                 {"cell": cell, "outcome": outcome, "runs": len(own)}
-                | {"of": int((trials["cell"] == cell).sum()), "scored": cell in done}
+                | {
+                    "of": int(((trials["cell"] == cell) & ~trials["superseded"]).sum()),
+                    "scored": cell in done,
+                }
                 | {"seconds": float(seconds.max()), "memory_mib": float(memory.max())}
             )
     columns = ["cell", "outcome", "runs", "of", "scored", "seconds", "memory_mib"]

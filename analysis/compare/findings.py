@@ -110,7 +110,8 @@ def find(table: StudyTable, measures: pd.DataFrame | None = None) -> Findings:
 
 
 def failures(trials: pd.DataFrame) -> pd.DataFrame:
-    """Every run that did not end well: cell, phase, index, seed, outcome, reason, run_id, in that order."""
-    bad = trials[~trials["outcome"].isin(ENDED_WELL)]
+    """Every run that did not end well, superseded ones left out: cell, phase, index, seed, outcome, reason,
+    run_id, in that order."""
+    bad = trials[~trials["outcome"].isin(ENDED_WELL) & ~trials["superseded"]]
     columns = ["cell", "phase", "index", "seed", "outcome", "reason", "run_id"]
     return bad[columns].sort_values(columns[:4], kind="stable", ignore_index=True)
