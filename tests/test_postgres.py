@@ -27,7 +27,7 @@ from harness import transfer
 from harness.errors import UserError
 from harness.measure import Cpu
 from harness.record import Recorder, StudyInfo
-from harness.search import patience, runner
+from harness.search import attempt, patience
 from harness.search.bench import Bench
 from harness.search.leases import Owner, Watch
 from harness.search.patience import PatientStorage
@@ -78,7 +78,7 @@ def work(
     try:
         begin.wait()
         mine = bench(url, tracking_uri)
-        with patch.object(patience, "pause", count_pause), patch.object(runner, "start", Nothing):
+        with patch.object(patience, "pause", count_pause), patch.object(attempt, "start", Nothing):
             for done in run_study(STUDY, mine):
                 if done.result is not None:
                     said.put(done.result.outcome)
