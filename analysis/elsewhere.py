@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pyarrow import parquet
 
 from analysis.load import EPOCH_METRICS, PREDICTION_TYPES, Info, StudyTable, trials_frame
 from analysis.mapping import MEMORY, MIB, SECONDS, STATUS, TableMapping, near
@@ -89,8 +90,14 @@ def read_table(path: Path) -> pd.DataFrame:
                 path, sep=separator, dtype="str", keep_default_na=False, encoding="utf-8-sig"
             )
         elif kind == "parquet":
+            # Arrow does not see before it is used that a text is no UTF-8.
+            parquet.read_table(path).validate(full=True)
             raw = pd.read_parquet(path)
             raw = raw.astype("str").where(raw.notna(), "")
+            for column in raw:
+                raw[
+                    column
+                ].to_list()  # arrow does not look for text that is no UTF-8 before it is used
         else:
             raise UserError(f"{path} is not a .csv, .tsv (.gz) or .parquet file")
     except pd.errors.EmptyDataError as error:

@@ -8,6 +8,7 @@ The published tables are found in $HARNESS_TABLES or in ../shared/tables beside 
 from __future__ import annotations
 
 import gzip
+import importlib
 import json
 import math
 import os
@@ -20,7 +21,7 @@ import pandas as pd
 import pytest
 
 from analysis import compare
-from analysis.elsewhere import load_measures, load_table
+from analysis.elsewhere import load_measures, load_table, read_table
 from analysis.load import StudyTable, trials_frame
 from analysis.mapping import TableMapping, mapping_from, read_mapping
 from harness.errors import UserError
@@ -277,3 +278,12 @@ def test_the_medmnist_ledger_gives_its_published_matrix(tables: Path) -> None:
     assert np.nanmax(gap) < 2e-16
     assert len(table.trials) == 20157 + 168
     assert table.trials["peak_accelerator_allocated_mib"].isna().sum() > 0
+
+
+def test_text_in_a_parquet_file_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
+    pa: Any = importlib.import_module("pyarrow")
+    pq: Any = importlib.import_module("pyarrow.parquet")
+    column = pa.array([b"a", b"\xff\xfe"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"source": column}), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"cannot read .*t\.parquet: .*(UTF|utf)"):
+        read_table(tmp_path / "t.parquet")
