@@ -90,14 +90,10 @@ def read_table(path: Path) -> pd.DataFrame:
                 path, sep=separator, dtype="str", keep_default_na=False, encoding="utf-8-sig"
             )
         elif kind == "parquet":
-            # Arrow does not see before it is used that a text is no UTF-8.
-            parquet.read_table(path).validate(full=True)
-            raw = pd.read_parquet(path)
+            table = parquet.read_table(path)
+            table.validate(full=True)  # else a text that is no UTF-8 is seen only when it is used
+            raw = table.to_pandas()
             raw = raw.astype("str").where(raw.notna(), "")
-            for column in raw:
-                raw[
-                    column
-                ].to_list()  # arrow does not look for text that is no UTF-8 before it is used
         else:
             raise UserError(f"{path} is not a .csv, .tsv (.gz) or .parquet file")
     except pd.errors.EmptyDataError as error:

@@ -108,33 +108,35 @@ class _Looks:
         self._lock = threading.Lock()
         self._read()
 
-    def _read(self) -> bool:
-        """Returns False if the storage did not answer: what was seen last stands, and whoever runs trials
-        says what is wrong."""
+    def _read(self) -> None:
         started = self._clock()
-        answered = True
         try:
             self._found = overview(self._plan, self._storage)
             self._done = self._found.done
+        finally:
+            now = self._clock()
+            self._due = now + PAUSE * (now - started)
+
+    def _read_again(self) -> bool:
+        """Returns False if the storage did not answer: what was seen last stands, and whoever runs trials
+        says what is wrong."""
+        try:
+            self._read()
         except (optuna.exceptions.StorageInternalError, OSError):
-            answered = False
-            if not hasattr(self, "_found"):
-                raise
-        now = self._clock()
-        self._due = now + PAUSE * (now - started)
-        return answered
+            return False
+        return True
 
     def now(self, anyway: bool = False) -> Overview:
         """As it was a moment ago at the latest."""
         with self._lock:
             if anyway or self._clock() >= self._due:
-                self._read()
+                self._read_again()
             return self._found
 
     def count(self, event: TrialDone) -> int:
         """How many slots of the whole study are done, with this one that was done a moment ago."""
         with self._lock:
-            fresh = self._clock() >= self._due and self._read()
+            fresh = self._clock() >= self._due and self._read_again()
             if not fresh and event.result is not None and event.result.outcome not in RETRIED:
                 self._done += 1
             # One that was ended by its forecast, and is begun anew, is done twice.

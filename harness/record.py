@@ -30,13 +30,7 @@ from harness.errors import UserError, refusal, without_password
 from harness.results import EpochResult, Predictions, TrialResult
 from harness.spec import TrialSpec
 from harness.spool import Spool
-from harness.stores import (
-    create_sqlite,
-    home_of,
-    require_sqlite,
-    sqlite_path,
-    warn_of_network,
-)
+from harness.stores import create_sqlite, home_of, require_sqlite, sqlite_path, warn_of_network
 
 for _name in ("alembic", "mlflow.store.db.base_sql_model"):
     logging.getLogger(_name).setLevel(logging.WARNING)

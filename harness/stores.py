@@ -21,11 +21,10 @@ TABLES: dict[Program, frozenset[str]] = {
 }
 """What every version of the program has had; it takes a file without them for a new one. The two cannot share
 one file: each calls its schema's version `alembic_version` and refuses the other's."""
+OPTION: dict[Program, str] = {"MLflow": "--tracking-uri", "Optuna": "--storage"}
 MOUNTS = Path("/proc/self/mounts")
 NETWORK = frozenset("nfs nfs4 cifs smb3 smbfs lustre gpfs beegfs ceph afs fuse.sshfs".split())
 """Kinds of file systems on which SQLite's locks are not to be trusted (sqlite.org/faq.html#q5)."""
-OPTION: dict[Program, str] = {"MLflow": "--tracking-uri", "Optuna": "--storage"}
-
 
 _log = logging.getLogger(__name__)
 

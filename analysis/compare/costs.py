@@ -97,7 +97,8 @@ def censored(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.D
         such a run had measured, else its forecast; NaN when neither is known).
     """
     rows = []
-    ended = trials[trials["outcome"].isin(CENSORED) & ~trials["superseded"]]
+    counted = trials[~trials["superseded"]]
+    ended = counted[counted["outcome"].isin(CENSORED)]
     done = set(completed(trials, "repeat").dropna(subset="test_accuracy")["cell"])
     for cell in cells(factors)["cell"]:
         for outcome, own in ended[ended["cell"] == cell].groupby("outcome"):
@@ -109,10 +110,7 @@ def censored(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.D
                 seconds = seconds.fillna(own["total_seconds"])
             rows.append(
                 {"cell": cell, "outcome": outcome, "runs": len(own)}
-                | {
-                    "of": int(((trials["cell"] == cell) & ~trials["superseded"]).sum()),
-                    "scored": cell in done,
-                }
+                | {"of": int((counted["cell"] == cell).sum()), "scored": cell in done}
                 | {"seconds": float(seconds.max()), "memory_mib": float(memory.max())}
             )
     columns = ["cell", "outcome", "runs", "of", "scored", "seconds", "memory_mib"]

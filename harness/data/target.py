@@ -62,7 +62,7 @@ class Target(ABC):
         return np.zeros((len(indices), 0), np.uint8)
 
     def files(self) -> tuple[Path, ...]:
-        """What the images are read from, trial by trial; none where they are in memory."""
+        """What the images are read from, trial by trial; none where they are in memory or torchvision's."""
         return ()
 
     @cached_property

@@ -31,6 +31,7 @@ from harness.search.trials import (
     YIELDED,
     end_dead,
     needed,
+    note_end,
     optuna_name,
     outcome_of,
     preference,
@@ -42,8 +43,12 @@ DRAW_SECONDS = 270.0
 """So long `space` may take for one trial: what it suggests is written to the storage, which may be away for
 AWAY_SECONDS."""
 NOT_OF_THE_SPACE = (
-    *(UserError, KeyboardInterrupt, Terminated, TrialTimeout),
-    *(optuna.exceptions.StorageInternalError, optuna.exceptions.UpdateFinishedTrialError),
+    UserError,
+    KeyboardInterrupt,
+    Terminated,
+    TrialTimeout,
+    optuna.exceptions.StorageInternalError,
+    optuna.exceptions.UpdateFinishedTrialError,
 )
 """What passes through `space` as it is: it says by itself what is wrong, or comes from outside."""
 KILLED_AT_MOST = 3
@@ -161,9 +166,7 @@ class CellSearch:
             attempts.pop(trial.number, None)
             return
         attempts[trial.number] = trial
-        lasting = trial.state.is_finished() and outcome_of(trial) not in RETRIED
-        if lasting and (index not in self._done or was_not_run(self._done[index])):
-            self._done[index] = trial
+        note_end(self._done, trial)
 
     def holder(self, index: int) -> FrozenTrial | None:
         """The running trial of that slot; the first one where several were opened at once."""
@@ -235,9 +238,7 @@ class CellSearch:
             with held(self.storage, trial_id):
                 return self._fill(trial, index)
         except optuna.exceptions.UpdateFinishedTrialError:
-            return (
-                None  # drawing took longer than the lease, and another process has ended the trial
-            )
+            return None  # another process took this one for dead while it drew
         except BaseException:
             end_dead(self._optuna, trial)
             raise

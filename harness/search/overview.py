@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from harness.display import as_table
 from harness.search.leases import OWNER, died_here
-from harness.search.trials import RETRIED, YIELDED, optuna_name, outcome_of, preference, was_not_run
+from harness.search.trials import YIELDED, note_end, optuna_name, outcome_of, preference
 from harness.spec import Phase, Study, cell_label
 
 COLUMNS = ("cell", "trials", "repeats", "best validation", "median training", "peak memory")
@@ -193,10 +193,8 @@ def _read(
     ]
     done: dict[int, FrozenTrial] = {}
     for trial in trials:
-        index = trial.user_attrs["index"]
-        lasting = trial.state.is_finished() and outcome_of(trial) not in RETRIED
-        if index < asked and lasting and (index not in done or was_not_run(done[index])):
-            done[index] = trial
+        if trial.user_attrs["index"] < asked:
+            note_end(done, trial)
     return _Part(cell, phase, asked, trials, done)
 
 

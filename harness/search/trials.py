@@ -45,6 +45,19 @@ def was_not_run(trial: FrozenTrial) -> bool:
     return reason.startswith(NOT_RUN)
 
 
+def note_end(done: dict[int, FrozenTrial], trial: FrozenTrial) -> None:
+    """Keep, by slot, the first trial whose end lasts; one that was not run gives way to a later one.
+
+    Args:
+        done: index of a slot -> its trial; changed.
+        trial: of some slot.
+    """
+    index = trial.user_attrs["index"]
+    lasts = trial.state.is_finished() and outcome_of(trial) not in RETRIED
+    if lasts and (index not in done or was_not_run(done[index])):
+        done[index] = trial
+
+
 def needed(trial: FrozenTrial) -> float:
     """Bytes that were forecast for it."""
     mib: float = trial.user_attrs["metrics"]["forecast_peak_mib"]
