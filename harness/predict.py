@@ -136,7 +136,7 @@ def _read(model: Model, paths: Sequence[Path]) -> tuple[torch.Tensor, dict[Path,
 
 
 def _files(paths: Iterator[Path]) -> Iterator[Path]:
-    from harness.data.targets import IMAGE_SUFFIXES
+    from harness.data.images import IMAGE_SUFFIXES
 
     for path in paths:
         if path.is_dir():

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import overhead, recipe, scale, tables
 from benchmarks.data import make_folders
-from harness.data.targets import FASHION_MNIST
+from harness.data.embedded import FASHION_MNIST
 from harness.search.storage import open_storage
 
 

