@@ -20,7 +20,8 @@ from PIL import Image
 from benchmarks import recipe
 from benchmarks.study import make_study
 from harness.data import load_target, split_indices
-from harness.search.cells import first_draw, trial_seed
+from harness.search.plan import trial_seed
+from harness.search.space import first_draw
 
 FULL, SMALL = 400, 40
 """Images per class: of the benchmark, and of a try-out."""

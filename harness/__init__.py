@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from harness.spec import Arms, Study, TrialSpec
     from harness.status import study_status
     from harness.study_file import load_study as load_study_file
-    from harness.verify import verify_study
+    from harness.sync import sync_study
 
 __all__ = [
     "Arms",
@@ -67,8 +67,8 @@ __all__ = [
     "replay_run",
     "run_study",
     "study_status",
+    "sync_study",
     "transfer",
-    "verify_study",
 ]
 
 _HOME = {
@@ -85,7 +85,7 @@ _HOME = {
     "errors": ("UserError",),
     "spec": ("Arms", "Study", "TrialSpec"),
     "status": ("study_status",),
-    "verify": ("verify_study",),
+    "sync": ("sync_study",),
 }
 """Module -> what is offered of it here. No name is a command's: `harness.export` stays the module."""
 

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 from harness import study as command
 from harness.display import as_table
 from harness.errors import UserError
-from harness.record_runs import runs_of
 from harness.spec import Study
 from harness.study_file import load_study
+from harness.tracking.runs import runs_of
 
 if TYPE_CHECKING:
     import argparse

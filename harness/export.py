@@ -24,8 +24,8 @@ from harness.study_file import names_of, study_path
 if TYPE_CHECKING:
     import torch
 
-    from harness.record_runs import Kept
     from harness.results import Predictions
+    from harness.tracking.runs import Kept
     from harness.train import Fit
     from harness.winner.choice import CellRecord
     from harness.winner.model import Model
@@ -142,7 +142,7 @@ def export_model(
         raise UserError(f"--register {register!r}: a name in MLflow's registry holds no '/' or ':'")
 
     from harness.environment import look_anew
-    from harness.record_runs import runs_of
+    from harness.tracking.runs import runs_of
     from harness.winner.choice import cell_records, choose
     from harness.winner.model import require_free
     from harness.winner.onnx import require_onnx
@@ -227,8 +227,8 @@ def _log(
     register: str | None,
 ) -> str:
     """Log it as a model of MLflow; says where it is."""
-    from harness.record_model import log_model
     from harness.stores import default_tracking_uri
+    from harness.tracking.models import log_model
     from harness.winner.model import ABOUT
 
     logged = log_model(

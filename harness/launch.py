@@ -1,7 +1,4 @@
-"""How is a study carried out, once it is known to be right? Stores are opened, workers started, the end told.
-
-python -m harness.study --space studies/freeze_depth.py
-"""
+"""Carry out a study that is known to be right: open the record and MLflow, choose the executor."""
 
 from __future__ import annotations
 
@@ -9,29 +6,34 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from harness.command import program
 from harness.errors import without_password
 from harness.progress import show
-from harness.record import StudyInfo
+from harness.recorded import StudyInfo
 from harness.rows import Cache, default_folder
-from harness.search.bench import Bench, Limits
-from harness.search.preemption import forget_request, stop_on_request
-from harness.search.runner import (
-    StudyStopped,
-    TrialDone,
-    any_complete,
-    prepare,
-    run_study,
-    storage_failures,
+from harness.search.coordinator import RunContext, StudyStopped, prepare, run_study
+from harness.search.executors import Executor
+from harness.search.executors.inline import Inline
+from harness.search.lock import sole_runner
+from harness.search.overview import overview
+from harness.search.plan import Plan, Shard
+from harness.search.record import Record, StorageFailed, storage_failures
+from harness.search.storage import open_storage
+from harness.signals import (
+    Terminated,
+    forget_request,
+    handlers_put_back,
+    raise_on_terminate,
+    request_stop_on_signal,
 )
-from harness.search.signals import Terminated, handlers_put_back, raise_on_terminate
-from harness.search.workers import Job, run_in_processes
 from harness.sizes import parse_size
 from harness.spec import Study
-from harness.study_file import question_of, study_sha256
+from harness.stores import default_tracking_uri, record_home, record_url
+from harness.study_file import question_of, study_file_tags, study_sha256
+from harness.tracking.projection import Projection
+from harness.trial import Limits
 
 ROOT = Path("mlruns")
 
@@ -46,82 +48,93 @@ def open_cache(arguments: argparse.Namespace) -> Cache:
     return cache
 
 
-def job_of(
-    study: Study, arguments: argparse.Namespace, leaks: tuple[str, ...], cache: Cache
-) -> Job:
-    """What was asked for, in words that another process understands."""
+def limits_of(arguments: argparse.Namespace) -> Limits:
+    """What a trial may take."""
     memory = None if arguments.max_memory is None else parse_size(arguments.max_memory)
     seconds = None if arguments.max_minutes is None else 60 * arguments.max_minutes
-    return Job(
-        space=arguments.space,
-        info=study_info(study, arguments, leaks),
-        device=arguments.device,
-        storage=arguments.storage,
-        tracking_uri=arguments.tracking_uri,
-        root=ROOT.resolve(),
-        cache=cache,
-        limits=Limits(memory, seconds),
-    )
+    return Limits(memory, seconds)
 
 
-def carry_out(study: Study, job: Job, arguments: argparse.Namespace) -> int:
+def carry_out(study: Study, info: StudyInfo, arguments: argparse.Namespace, cache: Cache) -> int:
     """Run it, or go on with it; returns the command's exit code.
 
     Raises:
-        UserError: if it is not the study that was recorded, or one of the stores is not to be had.
+        UserError: if another command works on it, it is not the study that was recorded, or one of the stores
+            cannot be used.
     """
     forget_request()
     with handlers_put_back():
-        return _carry_out(study, job, arguments)
+        return _carry_out(study, info, arguments, cache)
 
 
-def _carry_out(study: Study, job: Job, arguments: argparse.Namespace) -> int:
-    # A cluster that is not there, or cannot share the stores, is told before one of them is made.
-    begin = _on_ray(job, arguments) if arguments.engine == "ray" else _here
+def _carry_out(study: Study, info: StudyInfo, arguments: argparse.Namespace, cache: Cache) -> int:
+    # A cluster that is not there is told before a store is made.
+    executor = executor_of(arguments)
     raise_on_terminate()
-    if arguments.workers == 1 and arguments.engine != "ray":
-        stop_on_request()
+    request_stop_on_signal(executor.request_stop)
+    home = record_home(arguments.storage, arguments.tracking_uri)
+    # What the user named is opened first: if it is refused, no default database is left behind.
+    record = Record(open_storage(record_url(arguments.storage, arguments.tracking_uri)), home)
+    shard = Shard.parse(arguments.cells) if arguments.cells else Shard()
     try:
-        bench = job.bench()
-        with storage_failures():
-            others = prepare(study, bench)
-        for other in sorted(others):
-            print(f"process {other} works on this study too; joining in", file=sys.stderr)
-        show(study, bench.storage, begin(study, job, bench, arguments.workers), arguments.detail)
-        if waiting := bench.recorder.flush():
-            print(
-                f"warning: the tracking store lacks what is kept for it of {waiting} runs; when it answers, "
-                f"python -m harness.verify --study {study.name} sends it",
-                file=sys.stderr,
+        with sole_runner(home, study.name):
+            uri = arguments.tracking_uri or default_tracking_uri(ROOT)
+            projection = Projection(uri, info, record)
+            context = RunContext(
+                record=record,
+                projection=projection,
+                device=arguments.device,
+                cache=cache,
+                limits=limits_of(arguments),
+                shard=shard,
+                tags=study_file_tags(arguments.space),
             )
-        with storage_failures():
-            completed = any_complete(study, bench.storage)
-    except StudyStopped as error:
+            prepare(study, info, context)
+            projection.settle()
+            plan = Plan.of(study, shard.cells(study))
+            show(
+                lambda: overview(plan, record.trials(info)),
+                run_study(study, context, executor),
+                arguments.detail,
+            )
+            with storage_failures():
+                completed = any(t.outcome == "complete" for t in record.trials(info))
+    except (StudyStopped, StorageFailed) as error:
         return _say(f"study stopped: {error}", 1)
     except Terminated:
         return _say("stopped by SIGTERM or SIGUSR1; run the same command again to go on", 143)
+    finally:
+        executor.close()
+    if projection.behind:
+        print(
+            f"warning: MLflow lacks a part of the study; when its store answers, "
+            f"python -m harness.sync --study {shlex.quote(study.name)} completes it",
+            file=sys.stderr,
+        )
     if not completed:
         return _say("no trial of any cell completed; the report counts how they ended", 1)
     print_where_to_look(study, arguments.tracking_uri)
     return 0
 
 
-def _here(study: Study, job: Job, bench: Bench, workers: int) -> Iterator[TrialDone]:
-    if workers > 1:
-        return run_in_processes(job, bench, study, workers)
-    return run_study(study, bench)
+def executor_of(arguments: argparse.Namespace) -> Executor:
+    """Where trials run.
 
+    Raises:
+        UserError: if there is no such cluster.
+    """
+    if arguments.engine == "ray":
+        from harness.search.executors.ray_tasks import RayTasks, Room, connect  # an optional extra
 
-def _on_ray(
-    job: Job, arguments: argparse.Namespace
-) -> Callable[[Study, Job, Bench, int], Iterator[TrialDone]]:
-    """Join the cluster; returns what runs a study there."""
-    from harness.search.ray_engine import Room, connect, run_on_ray  # an optional extra
+        cpus = 1.0 if arguments.worker_cpus is None else arguments.worker_cpus
+        room = Room(cpus, arguments.worker_gpus or 0.0)
+        connect(arguments.address or "auto", room)
+        return RayTasks(arguments.workers, room, arguments.space)
+    if arguments.workers > 1:
+        from harness.search.executors.processes import Processes
 
-    cpus = 1.0 if arguments.worker_cpus is None else arguments.worker_cpus
-    room = Room(cpus, arguments.worker_gpus or 0.0)
-    connect(arguments.address or "auto", job, room)
-    return lambda study, job, bench, workers: run_on_ray(job, bench, study, workers, room)
+        return Processes(arguments.workers, arguments.space, arguments.device)
+    return Inline()
 
 
 def _say(message: str, code: int) -> int:
@@ -149,12 +162,13 @@ def warn_of_addresses(arguments: argparse.Namespace) -> None:
 
 
 def study_info(study: Study, arguments: argparse.Namespace, leaks: tuple[str, ...]) -> StudyInfo:
-    """The study as the recorder describes it."""
+    """The study as it is recorded."""
     command = f"python -m harness.study --space {shlex.quote(str(arguments.space))}"
     for name in (
         "device",
         "trials",
         "repeats",
+        "cells",
         "storage",
         "tracking_uri",
         "max_memory",
@@ -180,11 +194,13 @@ def study_info(study: Study, arguments: argparse.Namespace, leaks: tuple[str, ..
         question=question_of(arguments.space),
         command=command,
         factors={k: list(v) for k, v in study.compare.items()},
-        baseline=study.baseline,
+        baseline=dict(study.baseline),
         trials=study.trials,
         repeats=study.repeats,
         sampler=study.sampler,
+        seed=study.seed,
         leaks=leaks,
+        study_file=arguments.space.name,
         space_sha256=study_sha256(arguments.space),
     )
 

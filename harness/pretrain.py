@@ -104,11 +104,11 @@ def pretrain_sources(
     from harness.backbone import check_backbone
     from harness.backbone.recorded import PREFIX
     from harness.measure import resolve_device
-    from harness.record import PlainInfo, Recorder
     from harness.rows import Cache, default_folder
     from harness.search.lock import sole_runner
     from harness.sources.recording import EXPERIMENT, NOTE, check_sources, metrics_of, pretrain_all
     from harness.stores import default_tracking_uri
+    from harness.tracking.experiment import Experiment
     from harness.train import Diverged
 
     where = resolve_device(device)
@@ -123,7 +123,11 @@ def pretrain_sources(
     tags = {"device": where.name, "threads": str(torch.get_num_threads())}
     total = sum(spec.models for spec in sources)
     with sole_runner(ROOT, EXPERIMENT):
-        recorder = Recorder(tracking_uri or default_tracking_uri(ROOT), PlainInfo(EXPERIMENT, NOTE))
+        recorder = Experiment(
+            tracking_uri or default_tracking_uri(ROOT),
+            EXPERIMENT,
+            {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": NOTE},
+        )
         try:
             for one in pretrain_all(sources, recorder, where, tags, cache):
                 name, metrics = f"{PREFIX}{one.model.name}", metrics_of(one.model)

@@ -1,7 +1,4 @@
-"""What does a person see of a study? A table on a terminal, calm lines in a pipe or a log.
-
-python -m harness.study --space studies/freeze_depth.py
-"""
+"""Progress of a running study: a table on a terminal, one line per trial in a pipe or a log."""
 
 from __future__ import annotations
 
@@ -14,18 +11,16 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import datetime, timedelta
 from typing import Literal
 
-import optuna
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from harness.search.outcomes import BROKEN
-from harness.search.overview import COLUMNS, Overview, Plan, Working, overview
-from harness.search.runner import TrialDone, storage_failures
-from harness.search.trials import RETRIED
-from harness.spec import Study
+from harness.outcomes import BROKEN
+from harness.search.coordinator import SlotDone
+from harness.search.overview import COLUMNS, Overview, Working
+from harness.search.record import StorageFailed, storage_failures
 
 Detail = Literal["quiet", "normal", "verbose"]
 
@@ -37,9 +32,8 @@ MOST_AT_WORK = 8
 
 
 def show(
-    study: Study,
-    storage: optuna.storages.BaseStorage,
-    events: Iterator[TrialDone],
+    read: Callable[[], Overview],
+    events: Iterator[SlotDone],
     detail: Detail = "normal",
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
@@ -47,47 +41,42 @@ def show(
 
     On a terminal and in a notebook a table that is kept up to date, above it trials that failed (verbose: all
     of them). In a pipe one line per trial. Verbose adds the accuracy after each epoch, quiet leaves only the
-    last lines. Counts are those of the whole study, whoever works on it.
+    last lines.
 
     Args:
-        study: that is run.
-        storage: its Optuna storage, where also the work of other processes is seen.
-        events: of run_study or run_in_processes.
+        read: how far the study is now.
+        events: of `run_study`.
         detail: how much is said.
         clock: seconds, never going back.
 
     Raises:
-        StudyStopped: if the storage cannot be read, and what the events raise.
+        StorageFailed: if the record cannot be read, and what the events raise.
     """
     console = Console(highlight=False)
-    plan = Plan.of(study)
-    with storage_failures():
-        looks = _Looks(plan, storage, clock)
-    before, resumed, own, broken = looks.now().done, 0, 0, 0
+    looks = _Looks(read, clock)
+    slots, before, resumed, own, broken = looks.now().plan.slots, looks.now().done, 0, 0, 0
     live = (console.is_terminal or console.is_jupyter) and detail != "quiet"
     with _Board(console, looks) if live else nullcontext():
         for event in events:
-            if event.result is None:
+            if event.trial is None:
                 resumed += 1
                 continue
-            own += event.result.outcome not in RETRIED
-            broken += event.result.outcome in BROKEN
-            if detail == "verbose" or (detail == "normal" and (not live or _failed(event))):
-                counted = f"[{looks.count(event):>3}/{plan.slots}] "
+            own += event.counts
+            broken += event.trial.outcome in BROKEN and not event.trial.lasting
+            failed = event.trial.outcome not in ("complete", "pruned")
+            if detail == "verbose" or (detail == "normal" and (not live or failed)):
+                counted = f"[{looks.count(event):>3}/{slots}] "
                 for line in _lines(counted, event, detail == "verbose"):
                     _say(console, line)
-    others = looks.now(anyway=True).done - before - own
     # A cell that chooses otherwise now leaves repeats behind that were done before.
     if kept := min(before, resumed):
-        _say(console, f"{kept} of {plan.slots} were finished before and not run again")
-    if others > 0:
-        _say(console, f"{others} of {plan.slots} were run by other processes meanwhile")
+        _say(console, f"{kept} of {slots} were finished before and not run again")
     if broken:
         _say(
             console,
             f"{broken} ended as crashed or audit_failed; the same command tries them again",
         )
-    if resumed == plan.slots and not own:
+    if resumed == slots and not own:
         _say(console, "nothing was left to do")
 
 
@@ -99,30 +88,29 @@ def _say(console: Console, line: str) -> None:
 
 
 class _Looks:
-    """The study as its storage has it, read again when that is cheap enough; for any thread."""
+    """How far the study is, read again when that is cheap enough; for any thread."""
 
-    def __init__(
-        self, plan: Plan, storage: optuna.storages.BaseStorage, clock: Callable[[], float]
-    ) -> None:
-        self._plan, self._storage, self._clock = plan, storage, clock
+    def __init__(self, read: Callable[[], Overview], clock: Callable[[], float]) -> None:
+        self._ask, self._clock = read, clock
         self._lock = threading.Lock()
         self._read()
 
     def _read(self) -> None:
         started = self._clock()
         try:
-            self._found = overview(self._plan, self._storage)
+            with storage_failures():
+                self._found = self._ask()
             self._done = self._found.done
         finally:
             now = self._clock()
             self._due = now + PAUSE * (now - started)
 
     def _read_again(self) -> bool:
-        """Returns False if the storage did not answer: what was seen last stands, and whoever runs trials
-        says what is wrong."""
+        """Returns False if the storage did not answer: what was seen last stands, and the coordinator says
+        what is wrong."""
         try:
             self._read()
-        except (optuna.exceptions.StorageInternalError, OSError):
+        except StorageFailed:
             return False
         return True
 
@@ -133,32 +121,28 @@ class _Looks:
                 self._read_again()
             return self._found
 
-    def count(self, event: TrialDone) -> int:
+    def count(self, event: SlotDone) -> int:
         """How many slots of the whole study are done, with this one that was done a moment ago."""
         with self._lock:
             fresh = self._clock() >= self._due and self._read_again()
-            if not fresh and event.result is not None and event.result.outcome not in RETRIED:
+            if not fresh and event.counts:
                 self._done += 1
-            # One that was ended by its forecast, and is begun anew, is done twice.
-            return min(self._done, self._plan.slots)
+            # One that was ended by its forecast, and is run later, is done twice.
+            return min(self._done, self._found.plan.slots)
 
 
-def _failed(event: TrialDone) -> bool:
-    return event.result is not None and event.result.outcome not in ("complete", "pruned")
-
-
-def _lines(counted: str, event: TrialDone, with_curve: bool) -> Iterator[str]:
-    assert event.result is not None
-    metrics, outcome = event.result.metrics, event.result.outcome
+def _lines(counted: str, event: SlotDone, with_curve: bool) -> Iterator[str]:
+    assert event.trial is not None
+    metrics, outcome = event.trial.metrics, event.trial.outcome
     if outcome != "complete":
-        yield f"{counted}{event.slot}: {outcome.upper()} {event.result.reason}".rstrip()
+        yield f"{counted}{event.slot}: {outcome.upper()} {event.trial.reason}".rstrip()
     else:
         names = {"val_accuracy": "validation", "test_accuracy": "test"}
         scores = [f"{words} {metrics[k]:.1%}" for k, words in names.items() if k in metrics]
         seconds = f"trained {metrics['train_seconds']:.1f} s"
         yield f"{counted}{event.slot}: {', '.join(scores)}, {seconds}"
-    if with_curve and event.curve:
-        curve = ", ".join(f"{accuracy:.1%}" for accuracy in event.curve)
+    if with_curve and event.trial.epochs:
+        curve = ", ".join(f"{epoch.val_accuracy:.1%}" for epoch in event.trial.epochs)
         yield f"{' ' * len(counted)}validation after each epoch: {curve}"
 
 
@@ -190,7 +174,7 @@ class _Board(AbstractContextManager["_Board"]):
         pause = EVERY_SECONDS
         while not self._over.wait(pause):
             started = time.monotonic()
-            # What another storage raises that is away for a while; whoever runs trials will say so.
+            # What another storage raises that is away for a while; the coordinator will say so.
             with suppress(Exception):
                 self._draw()
             pause = max(EVERY_SECONDS, PAUSE * (time.monotonic() - started))
@@ -254,7 +238,7 @@ def _head(found: Overview) -> tuple[Table, str]:
         ProgressBar(total, done, width=16),
         f"{done} of {total}{left if done < total else ', done'} ({now})",
     )
-    return head, f"outcomes: {outcomes_in_words(found)}"
+    return head, f"outcomes: {describe_outcomes(found)}"
 
 
 def picture(found: Overview) -> Group:
@@ -269,32 +253,29 @@ def picture(found: Overview) -> Group:
 
 def at_work(found: Overview) -> list[Text]:
     """The trials that are being run, and how far each is."""
-    alive = [work for work in found.working if not work.gone]
-    lines = [f"{work.slot}: {epochs_in_words(work)}" for work in alive[:MOST_AT_WORK]]
-    more = [f"and {len(alive) - MOST_AT_WORK} more"] if len(alive) > MOST_AT_WORK else []
+    working = found.working
+    lines = [f"{work.slot}: {describe_epochs(work)}" for work in working[:MOST_AT_WORK]]
+    more = [f"and {len(working) - MOST_AT_WORK} more"] if len(working) > MOST_AT_WORK else []
     return [Text(f"now {line}", style="dim") for line in (*lines, *more)]
 
 
-def outcomes_in_words(found: Overview) -> str:
+def describe_outcomes(found: Overview) -> str:
     """How many ended how, most first."""
     ranked = sorted(found.outcomes.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count} {name}" for name, count in ranked) or "none yet"
 
 
-def epochs_in_words(work: Working) -> str:
+def describe_epochs(work: Working) -> str:
     """How far a trial is."""
     of = "" if work.epochs is None else f" of {work.epochs}"
     after = "" if work.accuracy is None else f", validation {work.accuracy:.1%}"
     return f"{work.epochs_done}{of} epochs{after}"
 
 
-def working_in_words(work: Working) -> str:
-    """Who is at it, and since when."""
-    host, pid, *_ = [*work.owner.split(" "), "?", "?"]
-    since = "" if work.since is None else f" since {work.since:%Y-%m-%d %H:%M:%S}"
-    gone = ", which is no more: the next run of the command begins it again" if work.gone else ""
-    who = f"{host.partition('/')[0] or '?'}, process {pid}{since}"
-    return f"{work.slot}: {epochs_in_words(work)}; {who}{gone}"
+def describe_working(work: Working) -> str:
+    """How far a trial is, and since when it runs."""
+    since = "" if work.since is None else f", since {work.since:%Y-%m-%d %H:%M:%S}"
+    return f"{work.slot}: {describe_epochs(work)}{since}"
 
 
 def duration(seconds: float) -> str:

@@ -141,11 +141,11 @@ def rank_sources(
 
     from harness.backbone.weights import WHEELS
     from harness.measure import resolve_device
-    from harness.record_runs import read_runs
     from harness.rows import Cache, default_folder
     from harness.sources.evidence import PHASES, evidence, read_results
     from harness.sources.ranking import candidates, headline, pair_of, ranked, verdict
     from harness.stores import default_tracking_uri
+    from harness.tracking.runs import read_runs
 
     where = resolve_device(device)
     names = [name for name, wheel in WHEELS.items() if wheel.file()] if sources is None else sources

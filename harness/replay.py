@@ -29,7 +29,7 @@ from harness.study_file import names_of, study_path, study_sha256
 
 if TYPE_CHECKING:
     from harness.measure import Device
-    from harness.record_runs import RecordedRun
+    from harness.tracking.runs import RecordedRun
     from harness.train import Fit
 
 ROOT = Path("mlruns")
@@ -185,8 +185,8 @@ def replay_run(
         UserError: on bad input.
     """
     from harness.environment import look_anew
-    from harness.record_runs import read_run
     from harness.stores import default_tracking_uri
+    from harness.tracking.runs import read_run
 
     look_anew()
     budget = parse_size(cache_budget)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import nan
 from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ class EpochResult:
     marginal_seconds: float
     """The same with only what this trial itself spent."""
 
+    @classmethod
+    def of_accuracy(cls, epoch: int, val_accuracy: float) -> EpochResult:
+        """An epoch of which nothing else is known, because its process died; what is missing is NaN."""
+        return cls(epoch, nan, nan, val_accuracy, nan, nan)
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -61,3 +67,19 @@ class TrialResult:
     predictions: Predictions | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
     """What else a reader should know, by name, e.g. "prefix": what of the frozen groups was kept."""
+
+
+def predictions_csv(predictions: Predictions) -> str:
+    """One line per test example: example, label, predicted, probability of the true class."""
+    lines = ["example,label,predicted,probability"]
+    lines += [
+        f"{e},{y},{p},{q:.6g}"
+        for e, y, p, q in zip(
+            predictions.example,
+            predictions.label,
+            predictions.predicted,
+            predictions.probability,
+            strict=True,
+        )
+    ]
+    return "\n".join(lines) + "\n"

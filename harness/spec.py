@@ -339,10 +339,12 @@ class Study:
 
     def cells(self) -> list[dict[str, str]]:
         """Every combination of one value per factor, in the order written."""
-        return [
-            dict(zip(self.compare, values, strict=True))
-            for values in itertools.product(*self.compare.values())
-        ]
+        return cells_of(self.compare)
+
+
+def cells_of(factors: Mapping[str, Iterable[str]]) -> list[dict[str, str]]:
+    """Every combination of one value per factor, in the order written."""
+    return [dict(zip(factors, v, strict=True)) for v in itertools.product(*factors.values())]
 
 
 def cell_label(cell: Cell) -> str:

@@ -1,4 +1,4 @@
-"""How far is a study that runs, here or on a cluster, and who works on what? Only reads.
+"""Show how far a study is, and who works on it; only reads.
 
 python -m harness.status --study freeze_depth
 """
@@ -6,12 +6,10 @@ python -m harness.status --study freeze_depth
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
 from typing import TYPE_CHECKING
 
 from harness.command import Parser, run_command
-from harness.errors import UserError
 
 if TYPE_CHECKING:
     from harness.search.overview import Overview
@@ -23,7 +21,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m harness.status",
         description="Say how far a study is and who works on what; only reads.",
     )
-    parser.add_argument("--study", required=True, metavar="NAME", help="study (MLflow experiment)")
+    parser.add_argument("--study", required=True, metavar="NAME", help="study")
     parser.add_argument(
         "--storage", help="Optuna storage URL (default: optuna.db beside the MLflow database)"
     )
@@ -46,14 +44,22 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from rich.console import Console
 
-    from harness.progress import picture, working_in_words
+    from harness.progress import describe_working, picture
+    from harness.search.lock import holder_of
+    from harness.stores import record_home
 
     found = study_status(arguments.study, arguments.storage, arguments.tracking_uri)
     Console(highlight=False).print(picture(found))
-    at_work = "at work:" if found.working else "nobody works on it now"
-    print(f"\n{at_work if found.working or found.outcomes else 'it has no trial yet'}")
+    home = record_home(arguments.storage, arguments.tracking_uri)
+    holder = holder_of(home, arguments.study)
+    if holder is None:
+        print(f"\n{'nobody works on it now' if found.outcomes else 'it has no trial yet'}")
+    elif holder.gone:
+        print(f"\nit was left by {holder}, which died: the same command goes on")
+    else:
+        print(f"\nat work: {holder}")
     for work in found.working:
-        print(f"  {working_in_words(work)}")
+        print(f"  {describe_working(work)}")
     return 0
 
 
@@ -65,27 +71,21 @@ def study_status(
     Args:
         study: its name.
         storage: Optuna storage URL; None is the database beside MLflow's.
-        tracking_uri: where it is recorded; None is the database in ./mlruns.
+        tracking_uri: MLflow's; None is the database in ./mlruns.
 
     Raises:
         UserError: if there is no such study, or a store cannot be read.
     """
-    from harness.record_runs import info_of
-    from harness.search.overview import Plan, overview
+    from harness.search.overview import overview
+    from harness.search.plan import Plan
+    from harness.search.record import Record
     from harness.search.storage import read_storage
-    from harness.stores import default_tracking_uri, search_url, sqlite_path
+    from harness.stores import record_home, record_url
 
-    uri = tracking_uri or default_tracking_uri()
-    info = info_of(study, uri)
-    cells = tuple(" | ".join(labels) for labels in itertools.product(*info.factors.values()))
-    plan = Plan(info.name, cells, info.trials, info.repeats)
-    beside = sqlite_path(search_url(uri))
-    if storage is None and beside is not None and not beside.exists():
-        raise UserError(
-            f"study {study} has no trial yet in {beside}, which is absent; if its search has another place, "
-            "name it by --storage"
-        )
-    return overview(plan, read_storage(storage or search_url(uri)))
+    url = record_url(storage, tracking_uri)
+    record = Record(read_storage(url), record_home(storage, tracking_uri))
+    info = record.info(study)
+    return overview(Plan.recorded(info), record.trials(info))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,17 @@ def search_url(tracking_uri: str, root: Path = ROOT) -> str:
     return f"sqlite:///{home_of(tracking_uri, root)}/optuna.db"
 
 
+def record_url(storage: str | None, tracking_uri: str | None, root: Path = ROOT) -> str:
+    """URL of the record: the user's, else a database beside MLflow's."""
+    return storage or search_url(tracking_uri or default_tracking_uri(root), root)
+
+
+def record_home(storage: str | None, tracking_uri: str | None, root: Path = ROOT) -> Path:
+    """The folder for files of trials: the record's, or `root` where the record is on a server."""
+    path = sqlite_path(record_url(storage, tracking_uri, root))
+    return root.resolve() if path is None else path.parent
+
+
 def sqlite_path(uri: str) -> Path | None:
     """The database file of a sqlite:/// URI, or None for any other store."""
     return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None

@@ -2,8 +2,7 @@
 
     python -m harness.study --space studies/freeze_depth.py
 
-Running the same command again goes on where the last run stopped; running it while it runs, here or on
-another machine that shares the stores, joins in.
+Running the same command again goes on where the last run stopped.
 """
 
 from __future__ import annotations
@@ -42,6 +41,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     parser.add_argument("--trials", type=int, help="configurations per cell, instead of the file's")
     parser.add_argument("--repeats", type=int, help="seeds per cell, instead of the file's")
+    parser.add_argument(
+        "--cells",
+        metavar="K/N",
+        help="run every N-th cell only, from the K-th on: one job of an array (see harness.bundle)",
+    )
     parser.add_argument(
         "--storage", help="Optuna storage URL (default: optuna.db beside the MLflow database)"
     )
@@ -128,27 +132,33 @@ def run(arguments: argparse.Namespace) -> int:
 
     # Heavy imports wait until the command line and the study file are known to be right.
     from harness.environment import look_anew
-    from harness.launch import carry_out, job_of, open_cache, warn_of_addresses
+    from harness.launch import carry_out, limits_of, open_cache, study_info, warn_of_addresses
     from harness.measure import resolve_device
     from harness.search.costs import cell_costs
     from harness.search.door import check_at_the_door
+    from harness.search.plan import Shard
+    from harness.search.space import quiet_optuna
     from harness.search.storage import check_storage_url
 
+    if arguments.cells:
+        Shard.parse(arguments.cells).cells(study)
     if arguments.storage:
         check_storage_url(arguments.storage)
-    device = resolve_device(arguments.device)
-    cache = open_cache(arguments)
-    look_anew()
-    admitted = check_at_the_door(study, cache, arguments.max_memory is not None)
-    for line in admitted.leaks:
-        print(f"warning: {line}", file=sys.stderr)
-    warn_of_addresses(arguments)
-    job = job_of(study, arguments, admitted.leaks, cache)
-    if arguments.dry_run:
-        print_plan(study, admitted.specs, device)
-        print_costs(study, cell_costs(admitted.specs, device, cache), job.limits.memory)
-        return 0
-    return carry_out(study, job, arguments)
+    with quiet_optuna():
+        device = resolve_device(arguments.device)
+        cache = open_cache(arguments)
+        look_anew()
+        admitted = check_at_the_door(study, cache, arguments.max_memory is not None)
+        for line in admitted.leaks:
+            print(f"warning: {line}", file=sys.stderr)
+        warn_of_addresses(arguments)
+        if arguments.dry_run:
+            print_plan(study, admitted.specs, device)
+            print_costs(
+                study, cell_costs(admitted.specs, device, cache), limits_of(arguments).memory
+            )
+            return 0
+        return carry_out(study, study_info(study, arguments, admitted.leaks), arguments, cache)
 
 
 def check_options(arguments: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ import analysis
 import harness
 from harness import api
 from harness.errors import UserError
-from harness.record_runs import Kept, Recorded
+from harness.tracking.runs import Kept, Recorded
 from harness.replay import Comparison
 from harness.rows import Entry
 from harness.similarity import Measurement

@@ -48,7 +48,7 @@ from harness.record import PlainInfo, Recorder
 from harness.rows import default_folder
 from harness.search import door, storage
 from harness.search.cells import CellSearch, first_draw
-from harness.search.outcomes import classify
+from harness.outcomes import classify
 from harness.search.storage import open_storage
 from harness.spec import Study, TrialSpec
 from harness.stores import default_tracking_uri

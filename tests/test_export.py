@@ -30,7 +30,7 @@ from harness.export import export_model, main
 from harness.measure import Cpu
 from harness.predict import main as predict
 from harness.predict import predict_images
-from harness.record_runs import Kept, Recorded
+from harness.tracking.runs import Kept, Recorded
 from harness.rows import Cache
 from harness.spec import TrialSpec
 from harness.study_file import load_study

@@ -20,7 +20,7 @@ from harness.errors import UserError
 from harness.measure import Cpu
 from harness.pretrain import main as pretrain_main
 from harness.record import PlainInfo, Recorder
-from harness.record_runs import Recorded
+from harness.tracking.runs import Recorded
 from harness.rows import Cache
 from harness.similarity import MEASURES, static_rank
 from harness.similarity.__main__ import main as similarity_main

@@ -30,7 +30,7 @@ from harness.search.cells import CellSearch
 from harness.search.leases import Owner
 from harness.search.preemption import Checkpoints
 from harness.search.runner import prepare, run_study
-from harness.search.signals import Terminated
+from harness.signals import Terminated
 from harness.spec import Study, TrialSpec
 from harness.train import Training
 

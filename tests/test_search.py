@@ -38,9 +38,9 @@ from harness.search.bench import Bench, Limits
 from harness.search.cells import CellSearch, first_draw
 from harness.search.door import check_at_the_door
 from harness.search.leases import Owner, Watch
-from harness.search.outcomes import classify, reason_of
+from harness.outcomes import classify, reason_of
 from harness.search.runner import StudyStopped, TrialDone, prepare, run_study
-from harness.search.signals import TrialTimeout
+from harness.signals import TrialTimeout
 from harness.spec import Arms, Study, TrialSpec
 from harness.train import Diverged
 

@@ -266,7 +266,7 @@ SETTINGS = """
 import os, sys
 for name in [n for n in os.environ if n.startswith("MLFLOW_") or n in ("CI", "PYTEST_CURRENT_TEST")]:
     del os.environ[name]
-import harness.record_runs
+import harness.tracking.runs
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
 from mlflow.telemetry import get_telemetry_client
 print(MLFLOW_HTTP_REQUEST_MAX_RETRIES.get(), MLFLOW_HTTP_REQUEST_TIMEOUT.get(), get_telemetry_client())

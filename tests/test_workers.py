@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from analysis.load import load_study
-from harness.record_runs import every_run
+from harness.tracking.runs import every_run
 from harness.search.leases import start_of
 from harness.search.storage import open_storage
 

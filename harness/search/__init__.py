@@ -1,5 +1,1 @@
-"""Cells, storage and the runner: what a study is made of. Optuna speaks only of errors here."""
-
-import optuna
-
-optuna.logging.set_verbosity(optuna.logging.ERROR)
+"""From a study file to its recorded trials: plan, preflight, record, coordinator, executors."""

@@ -23,7 +23,8 @@ from harness.data import (
 from harness.errors import UserError, first_line
 from harness.forecast import forecast
 from harness.rows import Cache
-from harness.search.cells import first_draw, trial_seed
+from harness.search.plan import trial_seed
+from harness.search.space import first_draw
 from harness.spec import Study, TrialSpec, cell_label
 
 SECONDS = 10

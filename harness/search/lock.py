@@ -1,38 +1,85 @@
-"""Is another process of this machine at it already? A lock that the system drops when its holder dies."""
+"""The lock of a study: one command at a time works on it."""
 
 from __future__ import annotations
 
-import fcntl
+import json
 import os
+import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from harness.errors import UserError, first_line
 
 
+@dataclass(frozen=True)
+class Holder:
+    """Who works on a study: a process of a machine, since a moment of its clock."""
+
+    host: str
+    process: int
+    since: str
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.host}, since {self.since}"
+
+    @property
+    def gone(self) -> bool:
+        """True if it was a process of this machine that is no more."""
+        if self.host != platform.node():
+            return False
+        try:
+            os.kill(self.process, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+        return False
+
+
+def holder_of(folder: Path, name: str) -> Holder | None:
+    """Who works on the study of that name, or did when it died; None if nobody does."""
+    try:
+        return Holder(**json.loads(_about(folder, name).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 @contextmanager
 def sole_runner(folder: Path, name: str) -> Iterator[None]:
-    """Hold the lock of that name.
+    """Hold the lock of that name. The system drops it when its holder dies, which is then said.
 
     Raises:
-        UserError: if another process holds it.
+        UserError: if another process holds it, naming it.
     """
+    about, lock = _about(folder, name), FileLock(folder / f".{name}.lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        opened = (folder / f".{name}.lock").open("a+")
+        lock.acquire(timeout=0)
+    except Timeout:
+        holder = holder_of(folder, name)
+        raise UserError(
+            f"{name!r} is running already ({holder or 'by an unknown process'}); wait for it or stop it"
+        ) from None
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {first_line(error)}") from error
-    with opened as lock:
+    try:
+        if (before := holder_of(folder, name)) is not None:
+            print(f"note: {name!r} was left by {before}, which died; going on", file=sys.stderr)
+        since = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
+        about.write_text(json.dumps(asdict(Holder(platform.node(), os.getpid(), since))))
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            raise UserError(
-                f"{name!r} is running already (process {lock.read().strip() or 'unknown'}); "
-                "wait for it or stop it"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
+            yield
+        finally:
+            about.unlink(missing_ok=True)
+    finally:
+        lock.release()
+
+
+def _about(folder: Path, name: str) -> Path:
+    return folder / f".{name}.running"

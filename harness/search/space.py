@@ -1,4 +1,4 @@
-"""What may a study's `space` ask of Optuna? What could not be drawn, kept or resumed is refused at once.
+"""Draw a TrialSpec from a study's `space`, and refuse suggestions that could not be drawn, kept or resumed.
 
 Optuna itself takes a list as a choice, an infinite bound (which fails later, with an OverflowError) and a
 second range under a known name (which is silently ignored).
@@ -6,8 +6,11 @@ second range under a known name (which is silently ignored).
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import optuna
@@ -18,11 +21,22 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from harness.errors import UserError
-from harness.spec import SAFE_NAME
+from harness.errors import UserError, first_line
+from harness.search.plan import trial_seed
+from harness.search.sampling import sampler_of
+from harness.signals import Terminated, TrialTimeout
+from harness.spec import SAFE_NAME, Cell, Study, TrialSpec, cell_label, unknown_argument
 
-OWN = frozenset("index spec inputs outcome reason metrics run_id owner beat session".split())
-"""Attributes by which the harness knows what became of a trial."""
+OWN = frozenset({"slot", "task", "result"})
+"""Attributes in which the harness keeps what became of a trial."""
+PASSED_ON = (
+    UserError,
+    KeyboardInterrupt,
+    Terminated,
+    TrialTimeout,
+    optuna.exceptions.StorageInternalError,
+)
+"""Exceptions that leave `space` as they are: they say what is wrong themselves, or come from outside."""
 Choice = bool | int | float | str | None
 
 
@@ -100,3 +114,49 @@ def _check_range(name: str, low: float, high: float, step: float | None, log: bo
         )
     if step is not None and (step <= 0 or (log and step != 1)):
         raise UserError(f"space: {name!r} needs a step above 0, and none with log=True, got {step}")
+
+
+def draw(study: Study, cell: Cell, trial: optuna.trial.BaseTrial, seed: int) -> TrialSpec:
+    """The study's space at this trial, with the harness's seed.
+
+    Raises:
+        UserError: if the space fails or returns no TrialSpec.
+    """
+    label = cell_label(cell)
+    try:
+        spec = study.space(CarefulTrial(trial), **cell)
+    except PASSED_ON:
+        raise
+    except BaseException as error:  # whatever the user's function raises; it may call sys.exit
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"study {study.name!r}: space failed for {label}: {type(error).__name__}: "
+            f"{first_line(error)}{unknown_argument(error)} ({where.filename}:{where.lineno})"
+        ) from error
+    if not isinstance(spec, TrialSpec):
+        raise UserError(
+            f"study {study.name!r}: space must return a TrialSpec, "
+            f"got {type(spec).__name__} for {label}"
+        )
+    return dataclasses.replace(spec, seed=seed)
+
+
+def first_draw(study: Study, cell: Cell) -> TrialSpec:
+    """The spec of the cell's first trial, without a storage: what the preflight checks and --dry-run shows.
+
+    Raises:
+        UserError: if the study's space does not work for this cell.
+    """
+    scratch = optuna.create_study(sampler=sampler_of(study, cell, 0))
+    return draw(study, cell, scratch.ask(), trial_seed(study, "tune", 0))
+
+
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """In the block Optuna speaks only of errors."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)

@@ -112,10 +112,10 @@ def measure_similarity(
     study = load_study(study_path(str(path)))
 
     from harness.measure import resolve_device
-    from harness.record import PlainInfo, Recorder
     from harness.rows import Cache, default_folder
     from harness.sources.measuring import Measuring, as_run, pairs_of, shared_images
     from harness.stores import default_tracking_uri
+    from harness.tracking.experiment import Experiment
 
     where = resolve_device(device)
     pairs = pairs_of(study)
@@ -125,7 +125,7 @@ def measure_similarity(
                 f"warning: {pair.name}: the source learned from {shared} images of the target",
                 file=sys.stderr,
             )
-    recorder = Recorder(tracking_uri or default_tracking_uri(ROOT), PlainInfo(study.name))
+    recorder = Experiment(tracking_uri or default_tracking_uri(ROOT), study.name, {})
     known = {run.get("pair_sha256") for run in recorder.kept("similarity")}
     todo = [pair for pair in pairs if pair.identity() not in known]
     done: list[PairMeasured] = []

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import weightedtau
 
-from harness.record_runs import Recorded
 from harness.similarity import static_rank
 from harness.sources.measuring import labels_of
+from harness.tracking.runs import Recorded
 
 PHASES = ("repeat", "similarity")
 STATIC = "static_rank"

@@ -22,7 +22,7 @@ from harness.data.expressions import roots
 from harness.measure import Device
 from harness.network import Network
 from harness.rows import Cache
-from harness.search.cells import first_draw
+from harness.search.space import first_draw
 from harness.similarity import (
     MEASURES,
     Measurement,

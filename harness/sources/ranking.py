@@ -13,12 +13,12 @@ from harness.backbone.recorded import PREFIX
 from harness.data import load_target
 from harness.errors import UserError
 from harness.measure import Device
-from harness.record_runs import Recorded
 from harness.rows import Cache
 from harness.similarity import Measurement, static_rank
 from harness.sources.evidence import STATIC, Evidence
 from harness.sources.measuring import Measuring, Pair, first_model
 from harness.spec import TrialSpec
+from harness.tracking.runs import Recorded
 from harness.transfer import FeatureTransfer
 
 DEFAULT = "probe_accuracy"

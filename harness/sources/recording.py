@@ -15,10 +15,10 @@ from harness.data import load_target
 from harness.errors import UserError
 from harness.measure import Device
 from harness.packages import versions
-from harness.record import Recorder
 from harness.rows import Cache
 from harness.sources.pretraining import Trained, pretrain, split_source
 from harness.sources.spec import SourceSpec
+from harness.tracking.experiment import Experiment
 
 EXPERIMENT = "pretraining"
 """Name of the MLflow experiment that holds all source models."""
@@ -49,7 +49,7 @@ def check_sources(sources: Sequence[SourceSpec]) -> None:
 
 def pretrain_all(
     sources: Sequence[SourceSpec],
-    recorder: Recorder,
+    recorder: Experiment,
     device: Device,
     tags: Mapping[str, str],
     cache: Cache = Cache(),
@@ -128,7 +128,7 @@ def _about(spec: SourceSpec, number: int, trained: Trained) -> dict[str, str]:
     return {**_identity(spec, number), **{k: str(v) for k, v in counts.items()}, **metrics}
 
 
-def _record(recorder: Recorder, model: Model, spec: SourceSpec, tags: Mapping[str, str]) -> None:
+def _record(recorder: Experiment, model: Model, spec: SourceSpec, tags: Mapping[str, str]) -> None:
     about = model.about
     recorder.keep(
         model.name,

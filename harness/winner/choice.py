@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from harness.errors import UserError
-from harness.record_runs import Kept
+from harness.tracking.runs import Kept
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""How did a trial end, and how often may it end badly before the study stops?
+"""The outcome that an exception stands for, and how many bad outcomes in a row stop a study.
 
-An outcome is one word (`harness.results.Outcome`). Some of the bad ones say that something is broken, others
-that a configuration was poor; many of either in a row say that going on would waste the budget.
+Some outcomes say that something is broken, others that a configuration was poor; many of either in a row say
+that going on would waste the budget.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import torch
 
 from harness.audit import AuditFailed
 from harness.errors import UserError, first_line, message_of
-from harness.results import NOT_RUN, Outcome, TrialResult
-from harness.search.signals import TrialTimeout
-from harness.train import Diverged
+from harness.fit import Diverged
+from harness.results import NOT_RUN, Outcome
+from harness.signals import TrialTimeout
 
 BROKEN: frozenset[str] = frozenset({"crashed", "audit_failed"})
+RETRIED: frozenset[str] = BROKEN | {"killed"}
+"""Outcomes that say nothing about the configuration; the next run of the command tries it again."""
 BROKEN_IN_A_ROW = 3
 """Trials that end as one of these: the code, the study file or the data are broken."""
 POOR_IN_A_ROW = 10
@@ -55,7 +57,7 @@ def reason_of(error: BaseException) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
+class FailureStreak:
     """So many trials in a row, the last ones of all, ended badly in the same way.
 
     Attributes:
@@ -66,20 +68,20 @@ class Row:
     kind: str = ""
     length: int = 0
 
-    def then(self, result: TrialResult, broke_before: bool = False) -> Row:
-        """The row after one more trial.
+    def then(self, outcome: str, reason: str, broke_before: bool = False) -> FailureStreak:
+        """The streak after one more trial.
 
         Args:
-            result: how it ended.
+            outcome, reason: how it ended, and why.
             broke_before: an earlier attempt at the same slot was broken. That it is again is no news: else
                 three such slots, which are tried first, would stop every later run of the command.
         """
-        if result.outcome in ("complete", "pruned"):
-            return Row()
-        if result.reason.startswith(NOT_RUN) or broke_before:
+        if outcome in ("complete", "pruned"):
+            return FailureStreak()
+        if reason.startswith(NOT_RUN) or broke_before:
             return self
-        kind = "broken" if result.outcome in BROKEN else result.outcome
-        return Row(kind, self.length + 1 if kind == self.kind else 1)
+        kind = "broken" if outcome in BROKEN else outcome
+        return FailureStreak(kind, self.length + 1 if kind == self.kind else 1)
 
     @property
     def is_too_long(self) -> bool:

@@ -1,4 +1,4 @@
-"""What is recorded? Runs of a study, finished ones or all of them, or one by its id, as plain values."""
+"""Read runs back from MLflow, as plain values: those of a study, or one by its id."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 
-from harness.delivery import STANDS_FOR, search
 from harness.errors import UserError, refusal, without_password
-from harness.record import StudyInfo
 from harness.stores import default_tracking_uri, require_sqlite, sqlite_path
+from harness.tracking.experiment import search
 
 Found = TypeVar("Found")
 
@@ -78,60 +77,6 @@ def read_runs(tracking_uri: str, phases: Sequence[str]) -> list[Recorded]:
             for r in search(client, experiment.experiment_id, f"tags.phase = '{phase}'")
             if r.info.status == "FINISHED"
         ]
-
-
-@dataclass(frozen=True)
-class Stored:
-    """How a trial's run stands in the store.
-
-    Attributes:
-        run_id: under which its trial knows it.
-        status: MLflow's: RUNNING, FINISHED, FAILED or KILLED.
-        tags: of the run.
-        epochs: those of which a validation accuracy is recorded, in the order of recording.
-    """
-
-    run_id: str
-    status: str
-    tags: Mapping[str, str]
-    epochs: tuple[int, ...]
-
-
-def every_run(study: str, tracking_uri: str) -> list[Stored]:
-    """All runs of the study's trials, older first.
-
-    Raises:
-        UserError: if the store cannot be read or knows no such study.
-    """
-
-    def read(client: MlflowClient, experiment: Experiment) -> list[Stored]:
-        return [
-            Stored(
-                r.data.tags.get(STANDS_FOR, r.info.run_id),
-                r.info.status,
-                r.data.tags,
-                tuple(m.step for m in client.get_metric_history(r.info.run_id, "val_accuracy")),
-            )
-            for r in search(client, experiment.experiment_id, "")
-            if "index" in r.data.tags
-        ]
-
-    return _read(study, tracking_uri, read)
-
-
-def info_of(study: str, tracking_uri: str) -> StudyInfo:
-    """The study as its experiment's tags tell it.
-
-    Raises:
-        UserError: if the store cannot be read, knows no such study, or its tags are damaged.
-    """
-    tags = _read(study, tracking_uri, lambda _, experiment: dict(experiment.tags))
-    try:
-        return StudyInfo.from_tags(study, tags)
-    except (KeyError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"experiment {study!r} is no study, or its tags are damaged: {error}"
-        ) from error
 
 
 def _read(study: str, uri: str, read: Callable[[MlflowClient, Experiment], Found]) -> Found:

@@ -1,4 +1,4 @@
-"""What ends a trial or a process from outside? Time limits, SIGTERM, the death of a parent."""
+"""Time limits, SIGTERM, SIGUSR1 and the death of a parent: what ends a trial or a process from outside."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from types import FrameType
 
 ONE_REQUEST_SECONDS = 30.0
-"""A batch system signals a parent and its workers at once, and the parent then its workers. What comes soon
-after a first signal asks for nothing new, and must not cut short the writing down of how a trial ended."""
+"""A batch system signals a command and its workers at once, and the command then its workers. What comes soon
+after a first signal asks for nothing new, and must not interrupt the recording of how a trial ended."""
 
-HUNG_SECONDS = 60.0
-"""So long after its time a trial that no alarm could interrupt is taken to hang."""
+_requested = (
+    False  # no Event: a handler that comes while another one sets it would wait for its lock
+)
 
 
 class TrialTimeout(BaseException):
@@ -26,7 +27,34 @@ class TrialTimeout(BaseException):
 
 
 class Terminated(BaseException):
-    """SIGTERM; no Exception, so that nothing mistakes it for a failed trial."""
+    """SIGTERM, or SIGUSR1 before any epoch; no Exception, so that nothing mistakes it for a failed trial."""
+
+
+def request_stop_on_signal(pass_on: Callable[[], None] = lambda: None) -> None:
+    """From now on SIGUSR1 stops this process after the epoch that is running.
+
+    Args:
+        pass_on: tells it to the processes that run epochs for this one.
+    """
+
+    def note(*_: object) -> None:
+        global _requested
+        _requested = True
+        pass_on()
+
+    if hasattr(signal, "SIGUSR1"):
+        handle(signal.SIGUSR1, note)
+
+
+def forget_request() -> None:
+    """Forget a request to stop: a notebook's process outlives a study that was stopped."""
+    global _requested
+    _requested = False
+
+
+def stop_requested() -> bool:
+    """True if SIGUSR1 has come."""
+    return _requested
 
 
 @contextmanager
@@ -51,7 +79,7 @@ def handle(number: int, handler: Callable[[int, FrameType | None], object] | int
 
 def raise_on_terminate() -> None:
     """From now on SIGTERM raises Terminated in the main thread, and so does SIGUSR1 until
-    `preemption.stop_on_request` gives it a gentler meaning: who trains nothing has no epoch to end."""
+    `request_stop_on_signal` gives it a gentler meaning: without a trial there is no epoch to end."""
     heard = -float("inf")
 
     def terminate(*_: object) -> None:
@@ -66,24 +94,28 @@ def raise_on_terminate() -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """Ask for SIGTERM when the parent process ends, however it ends (Linux only).
+    """Ask for SIGKILL when the parent process ends, however it ends (Linux only).
 
     Args:
         parent: its number; if it is gone already, this raises Terminated.
     """
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
         if os.getppid() != parent:
             raise Terminated
 
 
 @contextmanager
-def time_limit(seconds: float | None) -> Iterator[None]:
+def time_limit(seconds: float | None, message: str = "") -> Iterator[None]:
     """Raise TrialTimeout in the block after so many seconds; None is no limit.
 
     By the system's alarm, which interrupts sleeping and waiting and is seen as soon as a call into a library
     returns. Outside the main thread, and where there is no such alarm, nothing is limited.
+
+    Args:
+        seconds: of wall time.
+        message: of the exception.
     """
     here = threading.current_thread() is threading.main_thread()
     if seconds is None or not here or not hasattr(signal, "setitimer"):
@@ -91,7 +123,7 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         return
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
-        raise TrialTimeout(f"took longer than {seconds:g} s")
+        raise TrialTimeout(message or f"took longer than {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -100,24 +132,3 @@ def time_limit(seconds: float | None) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-@contextmanager
-def if_hung(seconds: float | None, act: Callable[[], None]) -> Iterator[None]:
-    """Call `act` from another thread if the block still runs HUNG_SECONDS after it should have ended; None
-    never does.
-
-    The alarm of `time_limit` is seen only when a call into a library returns: one that waits for a device or
-    a file server may never do.
-    """
-    if seconds is None:
-        yield
-        return
-    timer = threading.Timer(seconds + HUNG_SECONDS, act)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        timer.join()  # if it acts already, there is no going on beside it

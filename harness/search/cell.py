@@ -1,0 +1,250 @@
+"""One phase of one cell in the record: open a trial, report its epochs, write down how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, field
+
+import optuna
+from optuna.trial import TrialState
+
+from harness.environment import inputs_of
+from harness.errors import UserError
+from harness.measure import MIB
+from harness.outcomes import BROKEN
+from harness.recorded import Slot, TrialRecord
+from harness.results import EpochResult, TrialResult
+from harness.search.plan import trial_seed
+from harness.search.record import (
+    Record,
+    choose,
+    done_of,
+    lasts,
+    read_trials,
+    study_name,
+    trial_record,
+)
+from harness.search.sampling import fixed, sampler_of
+from harness.search.space import draw
+from harness.search.storage import patiently
+from harness.signals import TrialTimeout, time_limit
+from harness.spec import Cell, Phase, Study, TrialSpec, cell_label
+
+DRAW_SECONDS = 270.0
+"""`space` may take this long for one trial: what it suggests is written to the storage, which may be away."""
+DEATHS_AT_MOST = 2
+"""A slot whose process died so often, without a new epoch in between, is not tried again."""
+ATTEMPTS_OF_THE_DYING = 4
+"""And with new epochs after this many deaths: run once, and three times again."""
+
+
+@dataclass
+class OpenTrial:
+    """A trial that is being run.
+
+    Attributes:
+        trial: Optuna's.
+        record: what is known of it so far.
+        spec: what the space made of it, or why it made nothing.
+        broke_before: an earlier attempt at the slot was broken.
+        curve: validation accuracy after each epoch so far.
+    """
+
+    trial: optuna.Trial
+    record: TrialRecord
+    spec: TrialSpec | UserError
+    broke_before: bool
+    epochs: list[EpochResult] = field(default_factory=list)
+
+
+class CellSearch:
+    """One phase of one cell.
+
+    Args:
+        record: of the study.
+        study: the whole study.
+        cell: one value per factor.
+        chosen: the cell's chosen tuning trial; given for the repeats, None while tuning.
+        memory: bytes that a trial may take now. Those that a lower limit has kept from being run are run;
+            0 leaves all as they are.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        study: Study,
+        cell: Cell,
+        chosen: TrialRecord | None = None,
+        memory: float = 0,
+    ) -> None:
+        self.record, self.study, self.cell, self.chosen = record, study, cell, chosen
+        self.phase: Phase = "tune" if chosen is None else "repeat"
+        self.memory = memory
+        self._number = None if chosen is None else chosen.slot.index
+        self.name = study_name(study.name, cell_label(cell), self._number)
+        self._optuna = optuna.create_study(
+            study_name=self.name,
+            storage=record.storage,
+            direction="maximize",
+            load_if_exists=True,
+            pruner=_pruner(study),
+        )
+        if [d.name for d in self._optuna.directions] != ["MAXIMIZE"]:
+            raise UserError(f"Optuna study {self.name!r} was not made by this harness")
+        self._attempts: dict[int, list[TrialRecord]] = {}
+        self._done: dict[int, TrialRecord] = {}
+        for trial in read_trials(record.storage, self.name, cell, self._number):
+            self._note(trial)
+
+    def _note(self, trial: TrialRecord) -> None:
+        """Remember an attempt that was read or has ended."""
+        index = trial.slot.index
+        self._attempts.setdefault(index, []).append(trial)
+        if lasts(trial) and (index not in self._done or self._done[index].not_run):
+            self._done[index] = trial
+
+    def slot(self, index: int) -> Slot:
+        """The index-th slot."""
+        return Slot(self.cell, self.phase, index)
+
+    def close_abandoned(self) -> list[TrialRecord]:
+        """End the trials that a process left running when it died; returns them."""
+        for trial in self._optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self._optuna.tell(trial.number, state=TrialState.FAIL)
+        left = [t for a in self._attempts.values() for t in a if not t.outcome]
+        self._attempts = {}
+        for ended in read_trials(self.record.storage, self.name, self.cell, self._number):
+            self._note(ended)
+        keys = {t.key for t in left}
+        return [t for a in self._attempts.values() for t in a if t.key in keys]
+
+    def done(self, index: int) -> TrialRecord | None:
+        """The attempt that settles that slot; None as long as it needs work."""
+        trial = self._done.get(index)
+        if trial is None or (trial.not_run and _needed(trial) <= self.memory):
+            return None
+        return trial
+
+    def kills_its_process(self, index: int) -> bool:
+        """True if attempts at that slot keep ending their process: it is not worth another one."""
+        deaths = [t for t in self._attempts.get(index, ()) if t.died]
+        stuck = 0
+        for before, after in zip([None, *deaths], deaths, strict=False):
+            progress = before is not None and len(after.epochs) > len(before.epochs)
+            stuck = 1 if progress else stuck + 1
+        return stuck >= DEATHS_AT_MOST or len(deaths) >= ATTEMPTS_OF_THE_DYING
+
+    @property
+    def reference(self) -> TrialRecord | None:
+        """Some trial that needs no more work: every trial of a cell comes from one function."""
+        return next((t for t in self._done.values() if t.spec), None)
+
+    def begin(self, index: int, inline: bool) -> OpenTrial:
+        """Open a trial for a slot and draw from the space.
+
+        A space that fails for these values is no error here: the trial's `spec` says why.
+
+        Args:
+            index: of the slot.
+            inline: this process runs the trial too, so that the trial may be what ends it.
+        """
+        base = sampler_of(self.study, self.cell, index)
+        self._optuna.sampler = fixed(dict(self.chosen.params), base) if self.chosen else base
+        trial = patiently(self._optuna.ask)
+        attempts = self._attempts.get(index, [])
+        seed = trial_seed(self.study, self.phase, index)
+        about = {"index": index, "attempt": len(attempts) + 1, "seed": seed, "inline": inline}
+        patiently(lambda: trial.set_user_attr("slot", about))
+        drawn: TrialSpec | UserError
+        task: dict[str, object] = {}
+        try:
+            with time_limit(DRAW_SECONDS, f"took longer than {DRAW_SECONDS:g} s"):
+                drawn = draw(self.study, self.cell, trial, seed)
+            inputs = inputs_of(drawn.target, drawn.backbone, drawn.source)
+            task = {"spec": drawn.flat(), "inputs": inputs}
+            patiently(lambda: trial.set_user_attr("task", task))
+        except (UserError, TrialTimeout) as error:  # with other values the space may work
+            drawn = UserError(f"space: {error}" if isinstance(error, TrialTimeout) else str(error))
+        record = TrialRecord(
+            key=f"{self.name}#{trial.number}",
+            slot=self.slot(index),
+            number=trial.number,
+            attempt=len(attempts) + 1,
+            seed=seed,
+            chosen=self._number,
+            params=dict(trial.params),
+            spec=task.get("spec", {}),  # type: ignore[arg-type]
+            inputs=task.get("inputs", {}),  # type: ignore[arg-type]
+            started=trial.datetime_start,
+        )
+        return OpenTrial(trial, record, drawn, any(t.outcome in BROKEN for t in attempts))
+
+    def report(self, open_trial: OpenTrial, epoch: EpochResult) -> None:
+        """Write down an epoch."""
+        open_trial.epochs.append(epoch)
+        patiently(lambda: open_trial.trial.report(epoch.val_accuracy, epoch.epoch))
+
+    def finish(
+        self,
+        open_trial: OpenTrial,
+        result: TrialResult,
+        provenance: Mapping[str, str],
+        predictions: str = "",
+        died: bool = False,
+    ) -> TrialRecord:
+        """Write down how a trial ended; until this is done it does not count."""
+        trial = open_trial.trial
+        written = {
+            "outcome": result.outcome,
+            "reason": result.reason,
+            "metrics": dict(result.metrics),
+            "epochs": [list(astuple(e)) for e in open_trial.epochs],
+            "notes": dict(result.notes),
+            "provenance": dict(provenance),
+            "predictions": predictions,
+            "died": died,
+        }
+        patiently(lambda: trial.set_user_attr("result", written))
+        if result.outcome == "complete":
+            value = float(result.metrics["val_accuracy"])
+            told = patiently(lambda: self._optuna.tell(trial, value, skip_if_finished=True))
+        else:
+            state = TrialState.PRUNED if result.outcome == "pruned" else TrialState.FAIL
+            told = patiently(lambda: self._optuna.tell(trial, state=state, skip_if_finished=True))
+        ended = trial_record(self.name, told, open_trial.record.slot, self._number)
+        self._note(ended)
+        return ended
+
+    def give_up(self, index: int) -> TrialRecord:
+        """Write down, as a trial of its own, that a slot keeps ending its process."""
+        attempts = self._attempts[index]
+        last = attempts[-1]
+        how = next((t.reason for t in reversed(attempts) if t.reason), "")
+        died = sum(t.died for t in attempts)
+        reason = f"its process ended {died} times ({how}); it is not tried again"
+        about = {"index": index, "attempt": len(attempts) + 1, "seed": last.seed}
+        result = {"outcome": "crashed", "lasting": True, "reason": reason}
+        task = {"spec": dict(last.spec), "inputs": dict(last.inputs)}
+        self._optuna.add_trial(
+            optuna.trial.create_trial(
+                state=TrialState.FAIL,
+                user_attrs={"slot": about, "task": task, "result": result},
+            )
+        )
+        told = self._optuna.get_trials(deepcopy=False)[-1]
+        ended = trial_record(self.name, told, self.slot(index), self._number)
+        self._note(ended)
+        return ended
+
+    def choose(self) -> TrialRecord | None:
+        """The complete tuning trial that is best on validation."""
+        return choose(done_of(self._done.values(), self.study.trials).values())
+
+
+def _needed(trial: TrialRecord) -> float:
+    """Bytes that were forecast for it."""
+    return trial.metrics["forecast_peak_mib"] * MIB
+
+
+def _pruner(study: Study) -> optuna.pruners.BasePruner:
+    return optuna.pruners.MedianPruner() if study.pruner == "median" else optuna.pruners.NopPruner()

@@ -1,0 +1,310 @@
+"""Run a study: open each slot in the record, hand its trial to the executor, write down what comes back.
+
+`run_study` yields one SlotDone per slot; showing progress is the caller's business. This process is the only
+one that writes to the record, and to MLflow.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.outcomes import RETRIED, FailureStreak
+from harness.recorded import Slot, StudyInfo, TrialRecord
+from harness.results import EpochResult, TrialResult, predictions_csv
+from harness.rows import Cache
+from harness.search.cell import CellSearch, OpenTrial
+from harness.search.executors import Died, Executor
+from harness.search.plan import Shard
+from harness.search.record import Record, StorageFailed, storage_failures
+from harness.search.unchanged import Inputs, check_unchanged
+from harness.signals import Terminated, stop_requested
+from harness.spec import Cell, Study
+from harness.tracking.projection import Projection
+from harness.trial import Limits, Message, Started, TrialTask
+
+KILLED_AT_MOST = 3
+"""A trial whose worker dies is run again so often by one run of the command."""
+
+
+class StudyStopped(Exception):
+    """The study ended itself because going on would waste the budget."""
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Where and with what a study is run: everything but the study and the executor.
+
+    Attributes:
+        record: of its trials.
+        projection: of the record into MLflow.
+        device: name of where to compute.
+        cache: where decoded images and outputs of frozen groups are kept.
+        limits: what a trial may take.
+        shard: the cells to be run.
+        tags: of every run, beside what the trial itself says.
+    """
+
+    record: Record
+    projection: Projection
+    device: str = "cpu"
+    cache: Cache = field(default_factory=Cache)
+    limits: Limits = field(default_factory=Limits)
+    shard: Shard = field(default_factory=Shard)
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of trials that were stopped."""
+        return self.record.folder / "checkpoints"
+
+
+@dataclass(frozen=True)
+class SlotDone:
+    """One slot of the plan that needs no more work in this run of the command.
+
+    Attributes:
+        slot: which one.
+        trial: the attempt that was made now; None if it was done before.
+    """
+
+    slot: Slot
+    trial: TrialRecord | None = None
+
+    @property
+    def counts(self) -> bool:
+        """True if the slot is done now and was not before."""
+        return self.trial is not None and (self.trial.lasting or self.trial.outcome not in RETRIED)
+
+
+def prepare(study: Study, info: StudyInfo, context: RunContext) -> None:
+    """Check that this is the study that was recorded, and end what a dead process left open.
+
+    Raises:
+        UserError: if the space, the images or the weights are not what they were, or the record is of another
+            edition.
+    """
+    with storage_failures():
+        context.record.describe(info)
+        for search in _tuning(study, context):
+            check_unchanged(search)
+            search.close_abandoned()
+            if (best := search.choose()) is not None:
+                CellSearch(context.record, study, search.cell, best).close_abandoned()
+
+
+def run_study(study: Study, context: RunContext, executor: Executor) -> Iterator[SlotDone]:
+    """Tune every cell, choose on validation, repeat the chosen configurations and score them on test.
+
+    Cells take turns, so that a machine that slows down slows all of them alike.
+
+    Args:
+        study: the question, with trials and repeats as they are to be.
+        context: where and with what.
+        executor: runs the trials; closed at the end.
+
+    Raises:
+        StudyStopped: after too many bad ends of one kind in a row.
+        StorageFailed: if the record cannot be written.
+        Terminated: on SIGTERM, and after SIGUSR1 when every running epoch has ended.
+        UserError: if images or weights are not what they were when the study began.
+    """
+    coordinator = _Coordinator(study, context, executor)
+    executor.on_hang = coordinator.end_hung
+    with storage_failures():
+        yield from coordinator.run()
+
+
+def _tuning(study: Study, context: RunContext) -> list[CellSearch]:
+    memory = math.inf if context.limits.memory is None else context.limits.memory
+    cells: list[Cell] = context.shard.cells(study)
+    return [CellSearch(context.record, study, cell, memory=memory) for cell in cells]
+
+
+@dataclass
+class _Running:
+    """A slot at work."""
+
+    search: CellSearch
+    trial: OpenTrial
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+
+class _Coordinator:
+    """Keeps the executor busy; writes to the record first, whose word counts, and then to MLflow."""
+
+    def __init__(self, study: Study, context: RunContext, executor: Executor) -> None:
+        self._study, self._context, self._executor = study, context, executor
+        self._record, self._projection = context.record, context.projection
+        self._running: dict[int, _Running] = {}
+        self._submitted = 0
+        self._streak, self._inputs = FailureStreak(), Inputs()
+        self._ends: dict[tuple[str, str, int], Counter[str]] = {}
+
+    def run(self) -> Iterator[SlotDone]:
+        searches = _tuning(self._study, self._context)
+        try:
+            yield from self._work_off([(s, i) for i in range(self._study.trials) for s in searches])
+            repeats = [
+                CellSearch(s.record, s.study, s.cell, best, s.memory)
+                for s in searches
+                if (best := s.choose()) is not None
+            ]
+            yield from self._work_off([(s, i) for i in range(self._study.repeats) for s in repeats])
+        except BaseException as error:
+            self._end_all(error)
+            raise
+        finally:
+            self._executor.close()
+        self._projection.settle()
+
+    def _work_off(self, slots: Sequence[tuple[CellSearch, int]]) -> Iterator[SlotDone]:
+        """Run every slot that is not done."""
+        left = deque(slots)
+        while left or self._running:
+            while left and len(self._running) < self._executor.capacity and not stop_requested():
+                done = self._begin(*left.popleft())
+                if done is not None:
+                    yield done
+                    self._check_streak(done)
+            if not self._running:
+                if stop_requested():
+                    raise Terminated
+                continue
+            number, message = self._executor.receive()
+            running = self._running[number]
+            done = self._received(number, running, message)
+            if done is None:
+                continue
+            if done.trial is not None and done.trial.died and self._may_try_again(done):
+                left.appendleft((running.search, done.slot.index))
+                continue
+            yield done
+            self._check_streak(done, running.trial.broke_before)
+        if stop_requested():
+            raise Terminated
+
+    def _begin(self, search: CellSearch, index: int) -> SlotDone | None:
+        """Submit the slot's trial; its end, if nothing is to be run."""
+        slot = search.slot(index)
+        if search.done(index) is not None or self._gave_up(slot):
+            return SlotDone(slot)
+        if search.kills_its_process(index):
+            ended = search.give_up(index)
+            self._projection.show(ended)
+            return SlotDone(slot, ended)
+        running = _Running(search, search.begin(index, self._executor.inline))
+        self._submitted += 1
+        self._running[self._submitted] = running
+        spec = running.trial.spec
+        if isinstance(spec, Exception):
+            return self._finish(self._submitted, TrialResult("crashed", reason=str(spec)))
+        self._inputs.check(search, running.trial.record)
+        task = TrialTask(
+            spec=spec,
+            test=search.phase == "repeat",
+            pruned=search.phase == "tune" and self._study.pruner != "none",
+            device=self._context.device,
+            cache=self._context.cache,
+            limits=self._context.limits,
+            checkpoints=self._context.checkpoints,
+            inputs=running.trial.record.inputs,
+        )
+        self._executor.submit(self._submitted, task)
+        return None
+
+    def _received(self, number: int, running: _Running, message: Message | Died) -> SlotDone | None:
+        if isinstance(message, Started):
+            running.provenance = {**self._context.tags, **message.provenance}
+        elif isinstance(message, EpochResult):
+            running.search.report(running.trial, message)
+            if running.search.phase == "tune" and self._study.pruner != "none":
+                self._executor.reply(number, not running.trial.trial.should_prune())
+            self._projection.show_live(self._now(running))
+        elif isinstance(message, TrialResult):
+            return self._finish(number, message)
+        else:
+            return self._lost(number, message)
+        return None
+
+    def _now(self, running: _Running) -> TrialRecord:
+        """A running trial as it is."""
+        return running.trial.record.but(
+            epochs=tuple(running.trial.epochs), provenance=running.provenance
+        )
+
+    def _lost(self, number: int, message: Died) -> SlotDone:
+        """A trial's process is gone."""
+        search, record = self._running[number].search, self._running[number].trial.record
+        timeout = message.outcome == "timeout"
+        reason = message.how if timeout else f"its process died: {message.how}"
+        done = self._finish(
+            number, TrialResult("timeout" if timeout else "killed", reason=reason), died=not timeout
+        )
+        if message.final:
+            ended = search.give_up(record.slot.index)
+            self._projection.show(ended)
+            return SlotDone(done.slot, ended)
+        return done
+
+    def _finish(self, number: int, result: TrialResult, died: bool = False) -> SlotDone:
+        """Write down how a trial ended."""
+        running = self._running[number]
+        file = ""
+        if result.predictions is not None:
+            table = predictions_csv(result.predictions)
+            file = self._record.keep_predictions(self._study.name, table)
+        ended = running.search.finish(running.trial, result, running.provenance, file, died)
+        del self._running[number]
+        self._projection.show(ended)
+        self._ends.setdefault(ended.slot.key, Counter())[ended.outcome] += 1
+        if result.outcome == "killed" and stop_requested():
+            return SlotDone(ended.slot)
+        return SlotDone(ended.slot, ended)
+
+    def _gave_up(self, slot: Slot) -> bool:
+        """True if this run of the command has had enough of that slot."""
+        ends = self._ends.get(slot.key, Counter())
+        return ends["killed"] > KILLED_AT_MOST or any(
+            ends[outcome] for outcome in RETRIED if outcome != "killed"
+        )
+
+    def _may_try_again(self, done: SlotDone) -> bool:
+        return not self._gave_up(done.slot)
+
+    def _check_streak(self, done: SlotDone, broke_before: bool = False) -> None:
+        """Raises StudyStopped if so many trials in a row, that one the last, ended badly."""
+        if done.trial is None or done.trial.outcome == "killed":
+            return
+        self._streak = self._streak.then(done.trial.outcome, done.trial.reason, broke_before)
+        if self._streak.is_too_long:
+            raise StudyStopped(
+                f"{self._streak.length} trials in a row ended as {done.trial.outcome}, the last one "
+                f"({done.slot}) with: {done.trial.reason}"
+            )
+
+    def _end_all(self, error: BaseException) -> None:
+        """The study ends now: what runs is written down as killed."""
+        what = "SIGTERM" if isinstance(error, Terminated) else type(error).__name__
+        for number in list(self._running):
+            try:
+                self._finish(
+                    number, TrialResult("killed", reason=f"stopped by {what}: {error}"[:500])
+                )
+            except Exception as failure:  # the record may be what failed
+                if not isinstance(error, (StorageFailed, type(failure))):
+                    print(f"warning: {failure}", file=sys.stderr)
+
+    def end_hung(self) -> None:
+        """The one trial of an inline executor hangs: write down why its process is ended."""
+        reason = (
+            "took longer than --max-minutes, and could not be interrupted: its process was ended"
+        )
+        for number, running in list(self._running.items()):
+            slot = running.trial.record.slot
+            self._finish(number, TrialResult("timeout", reason=reason))
+            print(f"{slot} {reason}; run the same command again to go on", file=sys.stderr)

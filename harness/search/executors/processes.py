@@ -1,0 +1,210 @@
+"""Trials in several processes of this machine, on Pebble's pool.
+
+A worker that dies or hangs ends with its task alone; the pool starts another one. Each task has a pipe of its
+own, so that a process which dies in the middle of a message holds up nobody else.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import TimeoutError as TookTooLong
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnContext, SpawnProcess
+from pathlib import Path
+from typing import Any, final
+
+from pebble import ProcessExpired, ProcessFuture, ProcessPool
+
+from harness.errors import UserError, first_line
+from harness.results import TrialResult
+from harness.search.executors import Died
+from harness.search.executors.inline import HUNG_SECONDS
+from harness.search.executors.worker import begin_worker, run_and_send
+from harness.trial import Message, Started, TrialTask
+
+
+@final
+class Processes:
+    """An executor of `count` processes.
+
+    Args:
+        count: of the workers.
+        study_file: imported once by each; None if the tasks need none.
+        device: name of where to compute; several accelerators are dealt out one by one.
+    """
+
+    inline = False
+
+    def __init__(self, count: int, study_file: Path | None, device: str) -> None:
+        self.capacity = count
+        self.on_hang: Callable[[], None] = lambda: None  # its tasks are in other processes
+        self._devices = _devices(device)
+        threads = max(1, (os.cpu_count() or 1) // count)
+        self._pool = ProcessPool(
+            max_workers=count,
+            initializer=begin_worker,
+            initargs=(os.getpid(), study_file, threads, list(sys.path)),
+            context=_WithoutMain(),
+        )
+        self._seats = list(range(count))
+        self._tasks: dict[int, _Running] = {}
+        self._over = set[int]()
+        self._woken, self._wake = multiprocessing.Pipe(duplex=False)
+
+    def submit(self, number: int, task: TrialTask) -> None:
+        """Hand a task to the pool."""
+        seat = self._seats.pop(0)
+        task = replace(task, device=self._devices[seat % len(self._devices)])
+        ours, theirs = multiprocessing.Pipe()
+        seconds = task.limits.seconds
+        future = self._pool.schedule(
+            run_and_send,
+            args=[theirs, task],
+            timeout=None if seconds is None else seconds + HUNG_SECONDS,
+        )
+        self._tasks[number] = _Running(future, ours, theirs, seat)
+        future.add_done_callback(lambda _: self._wake.send(number))
+
+    def receive(self) -> tuple[int, Message | Died]:
+        """Wait for the next message of any task."""
+        while True:
+            for number in [n for n in self._over if self._tasks[n].is_silent()]:
+                return number, self._ended(number)
+            pipes = {r.ours: n for n, r in self._tasks.items() if not r.at_end}
+            for ready in wait([*pipes, self._woken]):
+                assert isinstance(ready, Connection)
+                if ready is self._woken:
+                    self._over |= {self._woken.recv()} & self._tasks.keys()
+                    continue
+                number = pipes[ready]
+                try:
+                    message: Message = ready.recv()
+                except (EOFError, OSError):
+                    self._tasks[number].at_end = True
+                else:
+                    return self._received(number, message)
+
+    def _received(self, number: int, message: Message) -> tuple[int, Message]:
+        running = self._tasks[number]
+        if isinstance(message, Started):
+            running.process = message.process
+            running.theirs.close()  # the worker has its own end by now
+        if isinstance(message, TrialResult):
+            self._leave(number)
+        return number, message
+
+    def _leave(self, number: int) -> None:
+        running = self._tasks.pop(number)
+        self._over.discard(number)
+        running.ours.close()
+        running.theirs.close()
+        self._seats.append(running.seat)
+
+    def _ended(self, number: int) -> Died:
+        """Why a task ended without a result."""
+        error = self._tasks[number].future.exception()
+        self._leave(number)
+        if isinstance(error, ProcessExpired):
+            return Died(_describe_exit(error.exitcode))
+        if isinstance(error, TookTooLong):
+            how = "took longer than --max-minutes, and could not be interrupted: its process was ended"
+            return Died(how, outcome="timeout")
+        if isinstance(error, UserError):
+            raise error
+        return Died(first_line(error) if error else "no result")
+
+    def reply(self, number: int, go_on: bool) -> None:
+        """Send the answer."""
+        with suppress(OSError):  # the worker died meanwhile: `receive` says so
+            self._tasks[number].ours.send(go_on)
+
+    def request_stop(self) -> None:
+        """Signal every worker that runs a task."""
+        for running in list(self._tasks.values()):
+            if running.process is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(running.process, signal.SIGUSR1)
+
+    def close(self) -> None:
+        """End every process."""
+        self._pool.stop()  # type: ignore[no-untyped-call]
+        self._pool.join()
+        for number in list(self._tasks):
+            self._leave(number)
+
+
+class _Running:
+    """A task, and the process that it is run by once that is known."""
+
+    def __init__(
+        self, future: ProcessFuture[None], ours: Connection, theirs: Connection, seat: int
+    ) -> None:
+        self.future, self.ours, self.theirs, self.seat = future, ours, theirs, seat
+        self.process: int | None = None
+        self.at_end = False
+
+    def is_silent(self) -> bool:
+        """True if nothing more can be received."""
+        return self.at_end or not self.ours.poll()
+
+
+def _devices(name: str) -> list[str]:
+    """The devices that workers share."""
+    import torch
+
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    return [name]
+
+
+def _describe_exit(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name
+    return f"{name}, as when memory runs out" if name == "SIGKILL" else name
+
+
+class _ProcessWithoutMain(SpawnProcess):
+    """A process that does not import the script which started it: that may lack a main guard, or be no file
+    at all (`python -`, a notebook). It does not hear Ctrl-C, which is for the coordinator to decide on."""
+
+    def start(self) -> None:
+        """Start it."""
+        with _main_hidden(), _interrupts_blocked():
+            super().start()
+
+
+class _WithoutMain(SpawnContext):
+    Process = _ProcessWithoutMain
+
+
+@contextmanager
+def _main_hidden() -> Iterator[None]:
+    """In the block the main module has neither a file nor a name that a new process could import."""
+    main: Any = sys.modules["__main__"]
+    hidden = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
+    for name in hidden:
+        setattr(main, name, None)
+    if "__file__" in hidden:
+        del main.__file__
+    try:
+        yield
+    finally:
+        for name, value in hidden.items():
+            setattr(main, name, value)
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """What is started in the block does not hear Ctrl-C, also before it could say so."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,57 @@
+"""What a worker process does: begin once, then run tasks and send their messages.
+
+Imports nothing heavy at the top: the number of threads must be set before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.trial import TrialTask
+
+
+def begin_worker(parent: int, study_file: Path | None, threads: int, path: Sequence[str]) -> None:
+    """Prepare this process: signals, threads, and the names that the study file defines.
+
+    Args:
+        parent: number of the coordinator's process.
+        study_file: imported, so that strategies it defines can be unpickled; None if there is none.
+        threads: to compute with, unless the user has set OMP_NUM_THREADS.
+        path: where modules are looked for.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    sys.path[:] = path
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the coordinator decides
+    from harness.signals import die_with_parent, request_stop_on_signal
+
+    request_stop_on_signal()
+    die_with_parent(parent)
+    if study_file is not None:
+        from harness.study_file import load_study
+
+        load_study(study_file)
+
+
+def run_and_send(pipe: Connection, task: TrialTask) -> None:
+    """Run a task; its messages go through the pipe, and so do the answers to its epochs."""
+    from harness.results import EpochResult
+    from harness.trial import run_trial
+
+    messages = run_trial(task)
+    answer: bool | None = None
+    with pipe:
+        while True:
+            try:
+                message = messages.send(answer)
+            except StopIteration:
+                return
+            pipe.send(message)
+            asked = task.pruned and isinstance(message, EpochResult)
+            answer = pipe.recv() if asked else None

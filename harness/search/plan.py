@@ -1,0 +1,87 @@
+"""The plan of a study: its cells, the seed of each slot, and the share of the cells that one job runs."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from harness.errors import UserError
+from harness.recorded import StudyInfo
+from harness.spec import Cell, Phase, Study, cell_label, derive_seed
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Every `count`-th cell, from the `number`-th on; numbers start at 1.
+
+    One job of an array runs one shard, with stores of its own; `python -m harness.bundle` merges them.
+    """
+
+    number: int = 1
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """The shard written as "3/16".
+
+        Raises:
+            UserError: if the text is no such pair.
+        """
+        found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+        shard = cls(int(found[1]), int(found[2])) if found else None
+        if shard is None or not 1 <= shard.number <= shard.count:
+            raise UserError(f"--cells must be K/N with K from 1 to N, e.g. 3/16, got {text!r}")
+        return shard
+
+    def cells(self, study: Study) -> list[Cell]:
+        """The cells of the study that belong to this shard.
+
+        Raises:
+            UserError: if there is none.
+        """
+        every = study.cells()
+        if self.number > len(every):
+            raise UserError(
+                f"--cells {self.number}/{self.count} holds no cell: study {study.name!r} has "
+                f"{len(every)}, so at most {len(every)} jobs have work"
+            )
+        return list(every[self.number - 1 :: self.count])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was asked for.
+
+    Attributes:
+        study: its name.
+        cells: their labels.
+        trials, repeats: per cell.
+    """
+
+    study: str
+    cells: tuple[str, ...]
+    trials: int
+    repeats: int
+
+    @classmethod
+    def of(cls, study: Study, cells: list[Cell] | None = None) -> Plan:
+        """That of a study, or of some of its cells."""
+        labels = map(cell_label, study.cells() if cells is None else cells)
+        return cls(study.name, tuple(labels), study.trials, study.repeats)
+
+    @classmethod
+    def recorded(cls, info: StudyInfo) -> Plan:
+        """That of a study as it is recorded."""
+        return cls(info.name, tuple(map(cell_label, info.cells())), info.trials, info.repeats)
+
+    @property
+    def slots(self) -> int:
+        """Trials and repeats of all cells."""
+        return len(self.cells) * (self.trials + self.repeats)
+
+
+def trial_seed(study: Study, phase: Phase, index: int) -> int:
+    """One seed for all tuning (configurations compete on equal images), one per repeat, shared by cells."""
+    if phase == "tune":
+        return derive_seed(study.seed, "tune")
+    return derive_seed(study.seed, phase, index)

@@ -1,0 +1,233 @@
+"""The record of a study: everything about its trials, in one Optuna storage.
+
+A study is recorded in several Optuna studies. "NAME" describes it as a whole, "NAME/CELL" holds the trials of
+one cell, "NAME/CELL/repeats of I" the repeats of the configuration that its trial I drew. Every trial has
+
+    slot      user attribute, from its first moment on: index, attempt, seed, who runs it
+    task      user attribute, once it is drawn: the complete flat TrialSpec, hashes of what it reads
+    result    user attribute, at its end: outcome, reason, metrics, epochs, notes, provenance, predictions
+
+and a value reported per epoch. Test predictions are files beside the storage. One process writes, the
+coordinator; a trial that is still running when the next one begins belonged to a process that died.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from harness.errors import UserError, first_line
+from harness.outcomes import RETRIED
+from harness.recorded import Slot, StudyInfo, TrialRecord
+from harness.results import EpochResult
+from harness.spec import Cell, Phase, cell_label
+
+FORMAT = 2
+"""Of the record; the first edition had no study of the study's own name."""
+
+
+class StorageFailed(Exception):
+    """The storage of the record failed, in one line."""
+
+
+@contextmanager
+def storage_failures() -> Iterator[None]:
+    """Raises StorageFailed for what the storage raises in the block."""
+    try:
+        yield
+    except (optuna.exceptions.StorageInternalError, OSError) as error:
+        raise StorageFailed(
+            f"the search storage failed: {first_line(error.__cause__ or error)}"
+        ) from error
+
+
+class Record:
+    """The record of all studies in one storage.
+
+    Args:
+        storage: Optuna's.
+        folder: where files of trials are kept: predictions, checkpoints.
+    """
+
+    def __init__(self, storage: optuna.storages.BaseStorage, folder: Path) -> None:
+        self.storage, self.folder = storage, folder
+
+    def names(self) -> list[str]:
+        """Of every Optuna study in the storage."""
+        return list(optuna.get_all_study_names(self.storage))
+
+    def info(self, name: str) -> StudyInfo:
+        """The study of that name as a whole.
+
+        Raises:
+            UserError: if the record has none, or an older or newer edition made it.
+        """
+        names = self.names()
+        if name not in names:
+            if any(n.startswith(f"{name}/") for n in names):
+                raise UserError(_of_another_edition(name))
+            known = sorted(n for n in names if "/" not in n)
+            raise UserError(
+                f"the record has no study {name!r}; it has: {', '.join(known) or 'none yet'}"
+            )
+        attrs = optuna.load_study(study_name=name, storage=self.storage).user_attrs
+        if attrs.get("format") != FORMAT:
+            raise UserError(_of_another_edition(name))
+        return StudyInfo(**{**attrs["info"], "leaks": tuple(attrs["info"]["leaks"])})
+
+    def describe(self, info: StudyInfo) -> None:
+        """Write what is known of the study as a whole.
+
+        Raises:
+            UserError: if a study of that name is recorded in another format.
+        """
+        names = self.names()
+        if info.name in names:
+            known = self.info(info.name)
+        elif any(n.startswith(f"{info.name}/") for n in names):
+            raise UserError(_of_another_edition(info.name))
+        else:
+            known = None
+        if known == info:
+            return
+        head = self._head(info.name)
+        head.set_user_attr("info", asdict(info))
+        head.set_user_attr("format", FORMAT)
+
+    def _head(self, name: str) -> optuna.Study:
+        return optuna.create_study(study_name=name, storage=self.storage, load_if_exists=True)
+
+    def trials(self, info: StudyInfo) -> list[TrialRecord]:
+        """Every attempt at every slot of the study, cell by cell, tuning before repeats."""
+        found: list[TrialRecord] = []
+        names = self.names()
+        for cell in info.cells():
+            label = cell_label(cell)
+            name = study_name(info.name, label)
+            if name not in names:
+                continue
+            tuned = read_trials(self.storage, name, cell)
+            best = choose(done_of(tuned, info.trials).values())
+            found += tuned
+            for other in (n for n in names if n.startswith(f"{name}{REPEATS}")):
+                chosen = int(other.removeprefix(f"{name}{REPEATS}"))
+                stale = best is None or chosen != best.slot.index
+                found += [
+                    t.but(superseded=stale) for t in read_trials(self.storage, other, cell, chosen)
+                ]
+        return found
+
+    def predictions(self, trial: TrialRecord) -> Path:
+        """The file of a trial's test predictions."""
+        return self.folder / "predictions" / trial.study / trial.predictions
+
+    def keep_predictions(self, study: str, text: str) -> str:
+        """Keep a table of predictions; returns the name of its file, which is its hash."""
+        content = text.encode()
+        name = f"{hashlib.sha256(content).hexdigest()}.csv"
+        path = self.folder / "predictions" / study / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{name}.{os.getpid()}")
+        beside.write_bytes(content)
+        os.replace(beside, path)
+        return name
+
+
+# --- what the storage says of trials ---------------------------------------------------------------
+
+REPEATS = "/repeats of "
+
+
+def study_name(study: str, label: str, chosen: int | None = None) -> str:
+    """Name of the Optuna study of a cell; a new choice (after more trials) gets repeats of its own."""
+    return f"{study}/{label}" + ("" if chosen is None else f"{REPEATS}{chosen}")
+
+
+def read_trials(
+    storage: optuna.storages.BaseStorage, name: str, cell: Cell, chosen: int | None = None
+) -> list[TrialRecord]:
+    """Every attempt in one Optuna study; what never got a slot was killed before it began."""
+    study = optuna.load_study(study_name=name, storage=storage)
+    phase: Phase = "tune" if chosen is None else "repeat"
+    return [
+        trial_record(name, t, Slot(cell, phase, t.user_attrs["slot"]["index"]), chosen)
+        for t in study.get_trials(deepcopy=False)
+        if "slot" in t.user_attrs
+    ]
+
+
+def trial_record(name: str, trial: FrozenTrial, slot: Slot, chosen: int | None) -> TrialRecord:
+    """What Optuna says of a trial."""
+    about, task = trial.user_attrs["slot"], trial.user_attrs.get("task", {})
+    result: Mapping[str, Any] = trial.user_attrs.get("result", {})
+    over = trial.state.is_finished()
+    epochs = [EpochResult(*values) for values in result.get("epochs", ())]
+    if not epochs:
+        values = sorted(trial.intermediate_values.items())
+        epochs = [EpochResult.of_accuracy(epoch, value) for epoch, value in values]
+    # Its process may have died between the result and the end: such a trial never counted.
+    ended = result if over else {}
+    return TrialRecord(
+        key=f"{name}#{trial.number}",
+        slot=slot,
+        number=trial.number,
+        attempt=about["attempt"],
+        seed=about["seed"],
+        chosen=chosen,
+        params=dict(trial.params),
+        ranges={k: str(v) for k, v in trial.distributions.items()},
+        spec=task.get("spec", {}),
+        inputs=task.get("inputs", {}),
+        outcome=ended.get("outcome", "killed") if over else "",
+        lasting=ended.get("lasting", False),
+        died=over and result.get("died", not result and about.get("inline", False)),
+        reason=ended.get("reason", "its process died" if over else ""),
+        metrics=ended.get("metrics", {}),
+        epochs=tuple(epochs),
+        notes=ended.get("notes", {}),
+        provenance=ended.get("provenance", {}),
+        predictions=ended.get("predictions", ""),
+        started=trial.datetime_start,
+        ended=trial.datetime_complete,
+    )
+
+
+def done_of(trials: Iterable[TrialRecord], count: int) -> dict[int, TrialRecord]:
+    """Of the first `count` slots those that need no more work: index -> the attempt that counts. One that was
+    not run, because its forecast was above a limit, gives way to a later one."""
+    done: dict[int, TrialRecord] = {}
+    for trial in trials:
+        index = trial.slot.index
+        if index < count and lasts(trial) and (index not in done or done[index].not_run):
+            done[index] = trial
+    return done
+
+
+def lasts(trial: TrialRecord) -> bool:
+    """True if the next run of the command does not try the slot again."""
+    return bool(trial.outcome) and (trial.lasting or trial.outcome not in RETRIED)
+
+
+def choose(trials: Iterable[TrialRecord]) -> TrialRecord | None:
+    """The complete trial that is best on validation: accuracy, then loss, then the earlier one."""
+
+    def preference(trial: TrialRecord) -> tuple[float, float, int]:
+        return trial.metrics["val_accuracy"], -trial.metrics["val_loss"], -trial.slot.index
+
+    complete = [t for t in trials if t.outcome == "complete"]
+    return max(complete, key=preference, default=None)
+
+
+def _of_another_edition(name: str) -> str:
+    return (
+        f"study {name!r} is recorded here by another edition of the harness: give the study another name, or "
+        "move that record away (optuna.db and mlflow.db)"
+    )

@@ -1,0 +1,132 @@
+"""Make MLflow show what a study's record says, or only say where it does not.
+
+python -m harness.sync --study freeze_depth            # writes what is missing
+python -m harness.sync --study freeze_depth --check    # only compares: exit code 1 if something differs
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.command import Parser, run_command
+
+if TYPE_CHECKING:
+    from harness.tracking.projection import Difference
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What was compared.
+
+    Attributes:
+        study: its name.
+        trials: in its record.
+        differences: where MLflow did not show what the record says.
+    """
+
+    study: str
+    trials: int
+    differences: tuple[Difference, ...]
+
+    @property
+    def left(self) -> tuple[Difference, ...]:
+        """Differences that are still there."""
+        return tuple(d for d in self.differences if not d.mended)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = Parser(
+        prog="python -m harness.sync",
+        description="Make MLflow show what the record of a study says.",
+    )
+    parser.add_argument("--study", required=True, metavar="NAME", help="study")
+    parser.add_argument("--check", action="store_true", help="only say what differs; write nothing")
+    parser.add_argument(
+        "--restore", action="store_true", help="bring back runs that were deleted in MLflow's UI"
+    )
+    parser.add_argument(
+        "--storage", help="Optuna storage URL (default: optuna.db beside the MLflow database)"
+    )
+    parser.add_argument(
+        "--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns/mlflow.db)"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return run_command(lambda: run(parse(argv)))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Everything after the command line has been read.
+
+    Raises:
+        UserError: if there is no such study, or a store cannot be used.
+    """
+    done = sync_study(
+        arguments.study,
+        check=arguments.check,
+        restore=arguments.restore,
+        storage=arguments.storage,
+        tracking_uri=arguments.tracking_uri,
+    )
+    for found in done.differences:
+        print(f"{'mended' if found.mended else 'differs'}: {found.what}")
+    said = f"study {done.study}: {done.trials} trials in the record"
+    if not done.differences:
+        print(f"{said}, and MLflow shows them as they are")
+    else:
+        mended = len(done.differences) - len(done.left)
+        print(f"{said}; {mended} differences were mended, {len(done.left)} are left")
+    return 1 if done.left else 0
+
+
+def sync_study(
+    study: str,
+    check: bool = False,
+    restore: bool = False,
+    storage: str | None = None,
+    tracking_uri: str | None = None,
+) -> Synced:
+    """Make MLflow show what a study's record says.
+
+    Args:
+        study: its name.
+        check: only compare.
+        restore: bring back runs that were deleted in MLflow's UI.
+        storage: Optuna storage URL; None is the database beside MLflow's.
+        tracking_uri: MLflow's; None is the database in ./mlruns.
+
+    Raises:
+        UserError: if there is no such study, a command works on it, or a store cannot be used.
+    """
+    from contextlib import nullcontext
+
+    from harness.errors import UserError, refusal
+    from harness.search.lock import sole_runner
+    from harness.search.record import Record
+    from harness.search.storage import read_storage
+    from harness.stores import default_tracking_uri, record_home, record_url
+    from harness.tracking.projection import Projection
+
+    home = record_home(storage, tracking_uri)
+    record = Record(read_storage(record_url(storage, tracking_uri)), home)
+    info = record.info(study)
+    with nullcontext() if check else sole_runner(home, study):
+        projection = Projection(tracking_uri or default_tracking_uri(), info, record)
+        try:
+            found = projection.sync(check, restore)
+        except UserError:
+            raise
+        except Exception as error:  # MLflow, SQLAlchemy and the operating system raise many kinds
+            raise UserError(f"cannot sync with MLflow: {refusal(error)}") from error
+        return Synced(study, len(record.trials(info)), tuple(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""MLflow: the projection of a study's record, reading runs back, logging models."""

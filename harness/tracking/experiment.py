@@ -1,0 +1,186 @@
+"""One MLflow experiment: opened or made, searched, written to.
+
+mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --workers 1
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+
+from harness.errors import UserError, refusal, without_password
+from harness.stores import create_sqlite, require_sqlite, sqlite_path, warn_of_network
+
+for _name in ("alembic", "mlflow.store.db.base_sql_model"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+# Its errors come as exceptions too, of which we say one line.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+
+METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100
+"""MLflow's own limits (mlflow/utils/validation.py); 100 is that of tags too."""
+TAG_LENGTH = 5000
+
+
+class Experiment:
+    """An experiment in an MLflow store; a SQLite file is created when absent.
+
+    Args:
+        tracking_uri: of the store.
+        name: of the experiment, made when absent.
+        tags: of the experiment; those that differ are written.
+
+    Raises:
+        UserError: if the store cannot be used, or the experiment was deleted.
+    """
+
+    def __init__(self, tracking_uri: str, name: str, tags: Mapping[str, str]) -> None:
+        self.name = name
+        try:
+            open_store(tracking_uri)
+            self.client = MlflowClient(tracking_uri=tracking_uri)
+            self.id = self._open(sqlite_path(tracking_uri))
+            known = self.client.get_experiment(self.id).tags
+            wrong = {key: value for key, value in tags.items() if known.get(key) != value}
+            # Where none differs, one is written again: who may only read is told before anything runs.
+            for key, value in wrong.items() or list(tags.items())[:1]:
+                self.client.set_experiment_tag(self.id, key, value)
+        except UserError:
+            raise
+        except Exception as error:  # MLflow and SQLAlchemy raise many kinds here
+            raise UserError(
+                f"cannot open the tracking store {without_password(tracking_uri)}: {refusal(error)}"
+            ) from error
+
+    def _open(self, path: Path | None) -> str:
+        found = self.client.get_experiment_by_name(self.name)
+        if found is not None and found.lifecycle_stage == "deleted":
+            raise UserError(
+                f"experiment {self.name!r} was deleted in MLflow: restore it "
+                f"(mlflow experiments restore -x {found.experiment_id}) or rename the study"
+            )
+        if found is not None:
+            known: str = found.experiment_id
+            return known
+        location = None if path is None else (path.parent / "artifacts" / self.name).as_uri()
+        made: str = self.client.create_experiment(self.name, artifact_location=location)
+        return made
+
+    def search(self, condition: str = "", deleted: bool = False) -> Iterator[Run]:
+        """Every run that meets MLflow's condition, older first; those deleted in its UI only if asked."""
+        yield from search(self.client, self.id, condition, deleted)
+
+    def create(self, name: str, tags: Mapping[str, object], started: int | None = None) -> str:
+        """Open a run; returns its id."""
+        run = self.client.create_run(
+            self.id, start_time=started, tags=_storable(tags), run_name=name
+        )
+        run_id: str = run.info.run_id
+        return run_id
+
+    def write(
+        self,
+        run_id: str,
+        metrics: list[Metric],
+        params: Mapping[str, object] | None = None,
+        tags: Mapping[str, object] | None = None,
+    ) -> None:
+        """Metrics, parameters and tags in as few calls as MLflow allows; the tags come last."""
+        written = [Param(k, v) for k, v in _storable(params or {}).items()]
+        while len(metrics) > METRICS_PER_CALL or len(written) > PARAMS_PER_CALL:
+            some, metrics = metrics[:METRICS_PER_CALL], metrics[METRICS_PER_CALL:]
+            others, written = written[:PARAMS_PER_CALL], written[PARAMS_PER_CALL:]
+            self.client.log_batch(run_id, some, others)
+        marks = [RunTag(k, v) for k, v in _storable(tags or {}).items()]
+        self.client.log_batch(run_id, metrics, written, marks)
+
+    def keep(
+        self,
+        name: str,
+        params: Mapping[str, object],
+        tags: Mapping[str, object],
+        metrics: Mapping[str, float],
+        artifacts: Mapping[str, Path] | None = None,
+    ) -> None:
+        """Write a run that is no trial, from start to end: a pretraining, or the measures of one pair.
+
+        Args:
+            name: of the run.
+            params, tags, metrics: of it; a metric that is NaN or infinite is left out.
+            artifacts: name under which each file is kept -> where it lies now.
+        """
+        run_id = self.create(name, tags)
+        status = "FAILED"
+        try:
+            now = int(time.time() * 1000)
+            points = [Metric(k, v, now, 0) for k, v in finite(metrics).items()]
+            self.write(run_id, points, params)
+            with tempfile.TemporaryDirectory() as folder:
+                for kept_as, path in (artifacts or {}).items():
+                    shutil.copy(path, Path(folder, kept_as))
+                    self.client.log_artifact(run_id, str(Path(folder, kept_as)))
+            status = "FINISHED"
+        finally:  # also after Ctrl-C or with a full disk: nobody else would end it
+            self.client.set_terminated(run_id, status=status)
+
+    def kept(self, phase: str) -> list[dict[str, str]]:
+        """The tags of the finished runs of that phase."""
+        condition = f"tags.phase = '{phase}' and attributes.status = 'FINISHED'"
+        return [dict(run.data.tags) for run in self.search(condition)]
+
+
+def search(
+    client: MlflowClient, experiment: str, condition: str = "", deleted: bool = False
+) -> Iterator[Run]:
+    """Every run of an experiment that meets MLflow's condition, older first."""
+    token = None
+    while True:
+        page = client.search_runs(
+            [experiment],
+            condition,
+            run_view_type=ViewType.ALL if deleted else ViewType.ACTIVE_ONLY,
+            max_results=1000,
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def open_store(tracking_uri: str) -> None:
+    """Make a SQLite store where there is none, and refuse a file that is something else.
+
+    Raises:
+        UserError, OSError, sqlite3.Error: if it cannot be used.
+    """
+    path = sqlite_path(tracking_uri)
+    if path is not None:
+        create_sqlite(path, _make_tables)
+        require_sqlite(path, "MLflow", or_empty=True)
+        warn_of_network(path, "--tracking-uri http://HOST:5000 of an MLflow server")
+
+
+def finite(values: Mapping[str, float]) -> dict[str, float]:
+    """Without what MLflow would turn into the largest number or into nothing that can be compared."""
+    return {k: float(v) for k, v in values.items() if math.isfinite(v)}
+
+
+def _storable(values: Mapping[str, object]) -> dict[str, str]:
+    """As text, with "?" for what no database takes: NUL, and bytes of file names that are no UTF-8."""
+    return {
+        k: str(v).replace("\0", "?").encode("utf-8", "replace").decode()[:TAG_LENGTH]
+        for k, v in values.items()
+    }
+
+
+def _make_tables(uri: str) -> None:
+    MlflowClient(tracking_uri=uri).search_experiments(max_results=1)

@@ -1,0 +1,428 @@
+"""The projection of a study's record into MLflow: one run per trial, which says what the record says.
+
+While a study runs, `show` and `show_live` write what has just happened. `sync` compares every trial with its
+run and writes what is missing, so it can be repeated at will; whatever keeps MLflow from answering costs
+nothing but a later `sync`. `analysis.load` is what reads the runs.
+
+A run's parameters are the complete flat TrialSpec, its metrics carry their unit in their name. Its tag
+"outcome" is written last: a run that has one is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Protocol
+
+from mlflow.entities import Metric, Run
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from harness.environment import input_tags
+from harness.errors import UserError, first_line
+from harness.recorded import StudyInfo, TrialRecord
+from harness.results import EpochResult
+from harness.spec import cell_label
+from harness.tracking.experiment import Experiment, finite
+
+PER_EPOCH = ("train_loss", "val_loss", "val_accuracy", "train_seconds", "marginal_seconds")
+"""Metrics with one value per epoch; MLflow shows the last, which is the trial's."""
+STATUS = {"": "RUNNING", "complete": "FINISHED", "pruned": "FINISHED", "killed": "KILLED"}
+"""MLflow's own status of an outcome; every other outcome is FAILED."""
+KEY = "trial_key"
+"""Tag that names the trial of a run."""
+LIVE_SECONDS = 1.0
+"""The epochs of a trial are shown this often while it runs; one that ends sooner is shown at its end."""
+PAUSE_SECONDS = 30.0
+"""After a failure nothing is tried for this long, or for nine times what the failure took."""
+UNFOLD = (
+    "Click the + beside the study's run to see its cells, the + beside a cell to see its trials."
+)
+"""The UI begins with one row; this stands above it."""
+
+
+class Source(Protocol):
+    """What is projected."""
+
+    def trials(self, info: StudyInfo) -> list[TrialRecord]:
+        """Every attempt at every slot of the study."""
+
+    def predictions(self, trial: TrialRecord) -> Path:
+        """The file of a trial's test predictions."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something in MLflow that was not as the record says.
+
+    Attributes:
+        what: in a sentence.
+        mended: it is now.
+    """
+
+    what: str
+    mended: bool
+
+
+@dataclass
+class _Shown:
+    """What is written of a trial's run: so many epochs, and when."""
+
+    run_id: str
+    epochs: int
+    at: float
+    superseded: bool = False
+
+
+class Projection:
+    """Writes one study's record to MLflow.
+
+    Args:
+        tracking_uri: of the MLflow store; a SQLite file is created when absent.
+        info: the study as a whole.
+        source: its record.
+        clock: seconds, never going back.
+
+    Attributes:
+        behind: MLflow lacks something, because its store did not answer.
+
+    Raises:
+        UserError: if the store refuses; one that does not answer is warned of, and tried again later.
+    """
+
+    def __init__(
+        self,
+        tracking_uri: str,
+        info: StudyInfo,
+        source: Source,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._uri, self._info, self._source, self._clock = tracking_uri, info, source, clock
+        self._silent_until, self._warned, self.behind = -math.inf, False, False
+        self._shown: dict[str, _Shown] = {}
+        self._parents: dict[str, str] = {}
+        self._opened: Experiment | None = None
+        if not self._uri.startswith("http"):
+            self._experiment()  # a file that is none of MLflow's, or cannot be written, is refused now
+
+    def _experiment(self) -> Experiment:
+        if self._opened is None:
+            self._opened = Experiment(self._uri, self._info.name, experiment_tags(self._info))
+        return self._opened
+
+    # --- while the study runs ----------------------------------------------------------------------
+
+    def show_live(self, trial: TrialRecord) -> None:
+        """Show the epochs of a running trial, if that was not done a moment ago."""
+        now, shown = self._clock(), self._shown.get(trial.key)
+        if shown is None:
+            self._shown[trial.key] = _Shown("", 0, now)
+        elif now - shown.at >= LIVE_SECONDS:
+            self._attempt(lambda: self._write(trial))
+
+    def show(self, trial: TrialRecord) -> None:
+        """Show how a trial ended."""
+        self._attempt(lambda: self._write(trial))
+        self._shown.pop(trial.key, None)
+
+    def settle(self) -> None:
+        """Make everything in MLflow what the record says, if its store answers."""
+        self._silent_until, self.behind = -math.inf, False
+        self._attempt(self.sync)
+
+    def _attempt(self, write: Callable[[], object]) -> None:
+        """Write, unless the store has just failed to answer; a first failure is told."""
+        began = self._clock()
+        if began < self._silent_until:
+            self.behind = True
+            return
+        try:
+            if self.behind:
+                self.behind = False
+                self.sync()
+                self._warn("the tracking store answers again, and has what it lacked")
+                self._warned = False
+            write()
+        except (MlflowException, SQLAlchemyError, OSError, UserError) as error:
+            now = self._clock()
+            self.behind = True
+            self._silent_until = now + max(PAUSE_SECONDS, 9 * (now - began))
+            if not self._warned:
+                self._warned = True
+                self._warn(
+                    f"the tracking store does not take what is written ({first_line(error)}); the study goes "
+                    "on, its record is complete without it, and the store is tried again later"
+                )
+
+    def _warn(self, message: str) -> None:
+        print(f"warning: {message}", file=sys.stderr)
+
+    # --- the whole study ---------------------------------------------------------------------------
+
+    def sync(self, check: bool = False, restore: bool = False) -> list[Difference]:
+        """Compare every trial with its run, and write what is missing or wrong.
+
+        Args:
+            check: only compare.
+            restore: bring back runs that were deleted in MLflow's UI.
+
+        Returns:
+            What was found.
+
+        Raises:
+            UserError, MlflowException: if the store cannot be read or written.
+        """
+        experiment, trials = self._experiment(), self._source.trials(self._info)
+        found: list[Difference] = []
+        runs, deleted, others = self._runs(experiment)
+        if not check:
+            self._open_parents(experiment, trials)
+        for trial in trials:
+            key, name = trial.key, f"{trial.slot}, attempt {trial.attempt}"
+            mine = runs.pop(key, [])
+            if not mine and key in deleted:
+                if restore and not check:
+                    experiment.client.restore_run(deleted[key].info.run_id)
+                    mine = [deleted[key]]
+                elif trial.outcome:
+                    hint = "" if restore else "; --restore brings it back"
+                    found.append(
+                        Difference(f"{name} was deleted in MLflow{hint}", restore and not check)
+                    )
+                    continue
+            if not mine:
+                if trial.outcome:
+                    found.append(Difference(f"{name} ({trial.outcome}) has no run", not check))
+                    if not check:
+                        self._write(trial)
+                continue
+            best = max(mine, key=_wholeness)
+            for run in mine:
+                if run is not best and not _is_closed(run):
+                    found.append(
+                        Difference(f"{name} has a second run {run.info.run_id}", not check)
+                    )
+                    if not check:
+                        self._close(experiment, run)
+            wrong = _difference(trial, best)
+            if wrong:
+                found.append(Difference(f"{name} {wrong}", not check))
+                if not check:
+                    known = experiment.client.get_metric_history(best.info.run_id, "val_accuracy")
+                    self._shown[key] = _Shown(best.info.run_id, len(known), self._clock())
+                    self._write(trial)
+            self._shown.pop(key, None)
+        for key, unknown in runs.items():
+            found += [
+                Difference(f"run {run.info.run_id} ({key}) is of no trial in the record", False)
+                for run in unknown
+                if not _is_closed(run)
+            ]
+        if others:
+            found.append(Difference(f"{others} runs say of no trial which it is", False))
+        if not check:
+            self._summarise(experiment, trials)
+        return found
+
+    def _runs(self, experiment: Experiment) -> tuple[dict[str, list[Run]], dict[str, Run], int]:
+        """Runs of trials by key, those that were deleted, and how many have no key."""
+        runs: defaultdict[str, list[Run]] = defaultdict(list)
+        deleted: dict[str, Run] = {}
+        others = 0
+        for run in experiment.search(deleted=True):
+            key = run.data.tags.get(KEY)
+            gone = run.info.lifecycle_stage == "deleted"
+            if key is None:
+                others += "index" in run.data.tags and not gone
+            elif gone:
+                deleted[key] = run
+            else:
+                runs[key].append(run)
+        return dict(runs), deleted, others
+
+    def _close(self, experiment: Experiment, run: Run) -> None:
+        """End a run that another one of the same trial makes superfluous."""
+        reason = "another run shows the same trial"
+        experiment.write(run.info.run_id, [], tags={"outcome": "killed", "reason": reason})
+        experiment.client.set_terminated(run.info.run_id, status="KILLED")
+
+    # --- one run -----------------------------------------------------------------------------------
+
+    def _write(self, trial: TrialRecord) -> None:
+        """Make the run of a trial say what the record says."""
+        experiment = self._experiment()
+        shown = self._shown.get(trial.key)
+        if shown is None or not shown.run_id:
+            begun = {**self._under(experiment, trial), **run_tags(trial)}
+            name = f"{cell_label(trial.slot.cell)} {trial.slot.kind} {trial.slot.index}"
+            run_id = experiment.create(name, begun, _milliseconds(trial))
+            shown = self._shown[trial.key] = _Shown(run_id, 0, self._clock())
+        first = shown.epochs == 0
+        metrics = [m for e in trial.epochs[shown.epochs :] for m in _epoch_metrics(trial, e)]
+        tags: dict[str, object] = {}
+        if trial.outcome:
+            ended = _milliseconds(trial, over=True)
+            final = {k: v for k, v in trial.metrics.items() if k not in PER_EPOCH}
+            metrics += [Metric(k, v, ended, 0) for k, v in finite(final).items()]
+            if trial.predictions:
+                text = self._source.predictions(trial).read_text()
+                experiment.client.log_text(shown.run_id, text, "predictions.csv")
+            reason = {"reason": trial.reason} if trial.reason else {}
+            tags = {**run_tags(trial), **trial.notes, **reason, "outcome": trial.outcome}
+        params = (trial.spec or trial.params) if first or trial.outcome else {}
+        experiment.write(shown.run_id, metrics, params, tags)
+        shown.epochs, shown.at = len(trial.epochs), self._clock()
+        if trial.outcome:
+            status = STATUS.get(trial.outcome, "FAILED")
+            experiment.client.set_terminated(shown.run_id, status=status, end_time=ended)
+
+    def _under(self, experiment: Experiment, trial: TrialRecord) -> dict[str, str]:
+        """Tag that puts the run of a trial under that of its cell."""
+        label = cell_label(trial.slot.cell)
+        if label not in self._parents:
+            self._open_parents(experiment, [trial])
+        return {"mlflow.parentRunId": self._parents[label]}
+
+    def _open_parents(self, experiment: Experiment, trials: Iterable[TrialRecord]) -> None:
+        """The run of the study, and those of the cells: the UI groups trials under them, and the report
+        is the study's artifact. They are finished from the start: nothing that runs depends on them."""
+        if not self._parents:
+            for run in experiment.search("tags.kind = 'study'"):
+                self._parents.setdefault("", run.info.run_id)
+            for run in experiment.search("tags.kind = 'cell'"):
+                self._parents.setdefault(run.data.tags["cell"], run.info.run_id)
+        info = self._info
+        if "" not in self._parents:
+            tags = {"kind": "study", "study": info.name, "mlflow.note.content": info.question}
+            self._parents[""] = experiment.create(f"study {info.name}", tags)
+            experiment.client.set_terminated(self._parents[""])
+        for trial in trials:
+            label = cell_label(trial.slot.cell)
+            if label not in self._parents:
+                under = {"mlflow.parentRunId": self._parents[""], "kind": "cell"}
+                tags = {**under, "study": info.name, "cell": label, **trial.slot.cell}
+                self._parents[label] = experiment.create(label, tags)
+                experiment.client.set_terminated(self._parents[label])
+
+    def _summarise(self, experiment: Experiment, trials: Iterable[TrialRecord]) -> None:
+        """Metrics of each cell as a whole on its own run, so that cells can be compared."""
+        by_cell: defaultdict[str, list[TrialRecord]] = defaultdict(list)
+        for trial in trials:
+            by_cell[cell_label(trial.slot.cell)].append(trial)
+        runs = {r.info.run_id: r for r in experiment.search("tags.kind = 'cell'")}
+        for label, mine in by_cell.items():
+            metrics, run_id = cell_summary(mine), self._parents[label]
+            known = runs[run_id].data.metrics if run_id in runs else {}
+            new = {k: v for k, v in metrics.items() if known.get(k) != v}
+            if new:
+                now = int(time.time() * 1000)
+                experiment.write(run_id, [Metric(k, v, now, 0) for k, v in new.items()])
+
+
+def cell_summary(trials: Iterable[TrialRecord]) -> dict[str, float]:
+    """Of a cell with complete repeats: validation of the chosen trial, means over the repeats."""
+    every = list(trials)
+    repeats = [
+        t
+        for t in every
+        if t.slot.phase == "repeat" and t.outcome == "complete" and not t.superseded
+    ]
+    if not repeats:
+        return {}
+    chosen = repeats[0].chosen
+    best = [
+        t.metrics["val_accuracy"]
+        for t in every
+        if t.slot.phase == "tune" and t.slot.index == chosen and t.outcome == "complete"
+    ]
+    means = {
+        f"mean_{name}": fmean(t.metrics[name] for t in repeats)
+        for name in ("val_accuracy", "test_accuracy", "train_seconds")
+        if all(name in t.metrics for t in repeats)
+    }
+    return {**({"best_val_accuracy": best[0]} if best else {}), **means}
+
+
+def experiment_tags(info: StudyInfo) -> dict[str, str]:
+    """The study as tags of its experiment: lists and mappings as JSON."""
+    return {
+        "mlflow.experimentKind": "custom_model_development",  # the UI opens on runs, not on traces
+        "mlflow.note.content": f"{info.question}\n\n    {info.command}\n\n{UNFOLD}",
+        "question": info.question,
+        "command": info.command,
+        "factors": json.dumps({k: list(v) for k, v in info.factors.items()}),
+        "baseline": json.dumps(dict(info.baseline)),
+        "trials": str(info.trials),
+        "repeats": str(info.repeats),
+        "sampler": info.sampler,
+        "leaks": "\n".join(info.leaks),
+        "study_file": info.study_file,
+        "space_sha256": info.space_sha256,
+    }
+
+
+def run_tags(trial: TrialRecord) -> dict[str, object]:
+    """Which trial a run shows, and what it was computed on and from."""
+    chosen = {} if trial.chosen is None else {"chosen": trial.chosen}
+    repeat = {} if trial.slot.phase == "tune" else {"superseded": str(trial.superseded).lower()}
+    return {
+        "study": trial.study,
+        KEY: trial.key,
+        **trial.provenance,
+        **input_tags(trial.inputs),
+        **trial.slot.cell,
+        "cell": cell_label(trial.slot.cell),
+        "phase": trial.slot.phase,
+        "index": trial.slot.index,
+        **({} if trial.seed is None else {"seed": trial.seed}),
+        "attempt": trial.attempt,
+        "optuna_trial": trial.number,
+        **chosen,
+        **repeat,
+    }
+
+
+def _difference(trial: TrialRecord, run: Run) -> str:
+    """What the run of a trial says differently, in words; "" if nothing."""
+    status = STATUS.get(trial.outcome, "FAILED")
+    said = run.data.tags.get("outcome", "")
+    if (said, run.info.status) != (trial.outcome, status):
+        return (
+            f"is {trial.outcome or 'running'}, its run says {said or 'nothing'} ({run.info.status})"
+        )
+    wanted = {k: v for k, v in run_tags(trial).items() if k not in trial.provenance}
+    other = [k for k, v in wanted.items() if run.data.tags.get(k) != str(v)[: len(str(v))]]
+    lacking = [k for k in finite(trial.metrics) if k not in run.data.metrics]
+    if other or lacking:
+        return f"differs from its run in {', '.join([*other, *lacking][:5])}"
+    return ""
+
+
+def _wholeness(run: Run) -> tuple[bool, bool, int, str]:
+    """Of several runs of one trial the one with the greatest key is kept."""
+    complete = run.data.tags.get("outcome") == "complete"
+    return complete, "outcome" in run.data.tags, -run.info.start_time, run.info.run_id
+
+
+def _is_closed(run: Run) -> bool:
+    return run.info.status != "RUNNING" and run.data.tags.get("outcome") not in (None, "complete")
+
+
+def _epoch_metrics(trial: TrialRecord, epoch: EpochResult) -> list[Metric]:
+    """One point per metric, at a moment that does not depend on when it is written: writing it again changes
+    nothing."""
+    values = finite({name: getattr(epoch, name) for name in PER_EPOCH})
+    at = _milliseconds(trial) + int(1000 * values.get("train_seconds", 0.0)) + epoch.epoch
+    return [Metric(k, v, at, epoch.epoch) for k, v in values.items()]
+
+
+def _milliseconds(trial: TrialRecord, over: bool = False) -> int:
+    moment = trial.ended if over and trial.ended else trial.started
+    return int(time.time() * 1000) if moment is None else int(moment.timestamp() * 1000)
