@@ -52,11 +52,10 @@ def make_spec() -> Callable[..., TrialSpec]:
 @pytest.fixture(scope="session")
 def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database without runs. Its migrations take seconds, so they are done once."""
-    from harness.record import _make_mlflow_tables
-    from harness.stores import create_sqlite
+    from harness.tracking.experiment import open_store
 
     path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    create_sqlite(path, _make_mlflow_tables)
+    open_store(f"sqlite:///{path}")
     return path
 
 
