@@ -1,4 +1,4 @@
-"""What does the harness itself cost per trial? Trials that train nothing, into Optuna and MLflow on SQLite.
+"""What the harness itself costs per trial: trials that train nothing, into Optuna and MLflow on SQLite.
 
     python -m benchmarks.overhead --trials 5000
 
@@ -13,24 +13,26 @@ import dataclasses
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
-from unittest.mock import patch
 
-from harness.environment import environment
+from harness.fit import Fit
 from harness.launch import study_info
-from harness.measure import Device, resolve_device
-from harness.record import Recorder
+from harness.measure import Device
 from harness.results import EpochResult, TrialResult
-from harness.search.bench import Bench
-from harness.search.runner import run_study
+from harness.search.coordinator import RunContext, prepare, run_study
+from harness.search.executors.inline import Inline
+from harness.search.record import Record
+from harness.search.space import quiet_optuna
 from harness.search.storage import open_storage
 from harness.spec import Study, TrialSpec
 from harness.study import parse
 from harness.study_file import load_study, study_file_tags
+from harness.tracking.projection import Projection
+from harness.trial import Messages, TrialTask, run_trial
 
 ROOT = Path(__file__).parents[1]
 EARLY = slice(5, 55)
@@ -61,18 +63,26 @@ def one_cell(trials: int) -> Study:
     )
 
 
+def run_nothing(task: TrialTask) -> Messages:
+    """The messages of a trial that trains nothing."""
+    begin: Callable[..., Fit] = Nothing  # type: ignore[assignment] # as much of one as is asked for
+    return run_trial(task, begin)
+
+
 def seconds_per_trial(trials: int) -> list[float]:
     """Wall seconds between one finished trial and the next, `trials` - 1 of them."""
-    study, device = one_cell(trials), resolve_device("cpu")
+    study = one_cell(trials)
     arguments = parse(["--space", str(ROOT / "studies" / "freeze_depth.py")])
-    tags = {**environment(device), **study_file_tags(arguments.space)}
-    with tempfile.TemporaryDirectory() as folder, patch("harness.search.attempt.start", Nothing):
-        recorder = Recorder(f"sqlite:///{folder}/mlflow.db", study_info(study, arguments, ()))
-        storage = open_storage(f"sqlite:///{folder}/optuna.db")
+    info, tags = study_info(study, arguments, ()), study_file_tags(arguments.space)
+    with tempfile.TemporaryDirectory() as folder, quiet_optuna():
+        record = Record(open_storage(f"sqlite:///{folder}/optuna.db"), Path(folder))
+        projection = Projection(f"sqlite:///{folder}/mlflow.db", info, record)
+        context = RunContext(record, projection, tags=tags)
+        prepare(study, info, context)
         ends = []
-        for done in run_study(study, Bench(storage, recorder, device, tags)):
-            assert done.result is not None
-            assert done.result.outcome == "complete", done.result.reason
+        for done in run_study(study, context, Inline(run_nothing)):
+            assert done.trial is not None
+            assert done.trial.outcome == "complete", done.trial.reason
             ends.append(time.perf_counter())
     return [after - before for before, after in pairwise(ends)]
 

@@ -259,7 +259,8 @@ class Projection:
         """Make the run of a trial say what the record says."""
         experiment = self._experiment()
         shown = self._shown.get(trial.key)
-        if shown is None or not shown.run_id:
+        fresh = shown is None or not shown.run_id
+        if shown is None or fresh:
             begun = {**self._under(experiment, trial), **run_tags(trial)}
             name = f"{cell_label(trial.slot.cell)} {trial.slot.kind} {trial.slot.index}"
             run_id = experiment.create(name, begun, _milliseconds(trial))
@@ -275,7 +276,8 @@ class Projection:
                 text = self._source.predictions(trial).read_text()
                 experiment.client.log_text(shown.run_id, text, "predictions.csv")
             reason = {"reason": trial.reason} if trial.reason else {}
-            tags = {**run_tags(trial), **trial.notes, **reason, "outcome": trial.outcome}
+            again = {} if fresh else run_tags(trial)
+            tags = {**again, **trial.notes, **reason, "outcome": trial.outcome}
         params = (trial.spec or trial.params) if first or trial.outcome else {}
         experiment.write(shown.run_id, metrics, params, tags)
         shown.epochs, shown.at = len(trial.epochs), self._clock()
