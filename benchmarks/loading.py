@@ -18,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.record import StudyInfo, _make_mlflow_tables
+from harness.recorded import StudyInfo
 from harness.spec import TrialSpec
-from harness.stores import create_sqlite
+from harness.tracking.experiment import open_store
+from harness.tracking.projection import experiment_tags
 from harness.transfer import LinearProbe
 
 CELLS = [f"arm {i}" for i in range(20)]
@@ -62,10 +63,10 @@ def make_database(path: Path, trials: int) -> None:
     """`trials` complete tuning trials of one study at `path`; random numbers, the same every time."""
     work = path.with_suffix(".part")
     work.unlink(missing_ok=True)
-    create_sqlite(work, _make_mlflow_tables)
+    open_store(f"sqlite:///{work}")
     info = StudyInfo(
         STUDY, "How large?", "python -m benchmarks.loading", {"strategy": CELLS}, {}, trials, 0,
-        "random", (), "0" * 64,
+        "random", 0, (), "", "0" * 64,
     )  # fmt: skip
     params = {k: str(v) for k, v in TrialSpec("digits", "resnet18", LinearProbe()).flat().items()}
     with closing(sqlite3.connect(work)) as connection:
@@ -76,7 +77,7 @@ def make_database(path: Path, trials: int) -> None:
         experiment = cursor.lastrowid
         connection.executemany(
             "INSERT INTO experiment_tags (key, value, experiment_id) VALUES (?, ?, ?)",
-            [(key, value, experiment) for key, value in info.tags().items()],
+            [(key, value, experiment) for key, value in experiment_tags(info).items()],
         )
         for start in range(0, trials, 1000):
             _insert(connection, experiment, range(start, min(start + 1000, trials)), params)

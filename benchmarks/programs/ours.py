@@ -17,10 +17,8 @@ from pathlib import Path
 
 # What the command imports late, so that imports are left out for us as for everyone.
 import harness.measure
-import harness.record
-import harness.search.door
-import harness.search.runner
-import harness.search.storage  # noqa: F401
+import harness.launch
+import harness.search.door  # noqa: F401
 from analysis.load import load_study
 from benchmarks import recipe
 from benchmarks.programs.common import Task, measure
