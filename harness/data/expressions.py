@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from harness.data.options import OPTIONS
 from harness.data.target import Indices, Target
 from harness.errors import UserError
 from harness.spec import derive_seed
@@ -161,7 +162,11 @@ def evaluate(name: str, load: Load) -> Target | None:
     if match := re.fullmatch(r"(.+)\[(\w+)=([^\[\]]*)\]", name):
         inner, kind, value = match.groups()
         if kind not in ("classes", "part"):
-            raise UserError(f"target {name!r}: unknown selection {kind!r}; want classes or part")
+            own = OPTIONS.get(name.partition(":")[0], ())
+            if kind in own:
+                return None
+            known = ", ".join(("classes", "part", *own))
+            raise UserError(f"target {name!r}: unknown selection {kind!r}; there are {known}")
         target = load(inner.strip())
         return _classes(target, value, name) if kind == "classes" else _part(target, value, name)
     match = re.fullmatch(r"(\w+)\((.*)\)", name)
@@ -205,9 +210,18 @@ def _number(text: str, name: str, kind: type[T]) -> T:
 
 def _taken(target: Target, rows: Indices, name: str) -> MadeTarget:
     """Some images of a target, labels and classes as they are."""
-    test = None if target.official_test is None else target.official_test[rows]
-    which = np.zeros(len(rows), np.int64)
-    return MadeTarget(name, target.classes, target.labels[rows], test, (target,), which, rows)
+    return MadeTarget(
+        name,
+        target.classes,
+        target.labels[rows],
+        None if target.official_test is None else target.official_test[rows],
+        (target,),
+        np.zeros(len(rows), np.int64),
+        rows,
+        official_val=None if target.official_val is None else target.official_val[rows],
+        groups=None if target.groups is None else target.groups[rows],
+        notes=target.notes,
+    )
 
 
 def _classes(target: Target, text: str, name: str) -> Target:
@@ -269,15 +283,32 @@ def _mix(first: Target, second: Target, share: float, name: str) -> Target:
         which.append(np.repeat([0, 1], counts))
         where += [order[:count] for order, count in zip(own, counts, strict=True)]
         labels.append(np.full(size, label))
+    parts = np.concatenate(which).astype(np.int64)
+    places = np.concatenate(where).astype(np.int64)
     return MadeTarget(
         f"mix({first.name},{second.name},{share:g})",
         tuple(f"{a}/{b}" for a, b in zip(first.classes, second.classes, strict=True)),
         np.concatenate(labels).astype(np.int64),
         None,
         (first, second),
-        np.concatenate(which).astype(np.int64),
-        np.concatenate(where).astype(np.int64),
+        parts,
+        places,
+        groups=_mixed_groups((first, second), parts, places),
+        notes=tuple(dict.fromkeys(first.notes + second.notes)),
     )
+
+
+def _mixed_groups(parts: tuple[Target, ...], which: Indices, where: Indices) -> Indices | None:
+    """Groups by the data set that the images are from; where one has none, each of its images is one."""
+    if all(part.groups is None for part in parts):
+        return None
+    keys = []
+    for part, at in zip(which, where, strict=True):
+        groups = parts[part].groups
+        ((root, place),) = roots(parts[part], np.array([at]))
+        keys.append((root, place, -1) if groups is None else (root, -1, int(groups[at])))
+    number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    return np.array([number[key] for key in keys], np.int64)
 
 
 def _changed(target: Target, prefix: str, change: Change) -> Target:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from harness.data.target import FileTarget, Target
 from harness.errors import UserError, first_line
 
 
-def folder_target(path: str) -> Target:
+def folder_target(path: str, options: Mapping[str, str]) -> Target:
     root = Path(path).expanduser()
     if not root.is_dir():
         raise UserError(f"target folder:{path}: no such folder; want one sub-folder per class")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from harness.data.target import FileTarget, Target
 from harness.errors import UserError, first_line
 
 
-def table_target(path: str) -> Target:
+def table_target(path: str, options: Mapping[str, str]) -> Target:
     """A table with the columns image (path, relative to the table's folder), label and, if the data set
     has its own test images, split (train or test)."""
     file = Path(path).expanduser()
