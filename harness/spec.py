@@ -71,6 +71,7 @@ CHOICES = {
     "augment": ("none", "flip_crop", "rotation", "trivial", "rand", "mixup", "cutmix"),
     "precision": ("float32", "bfloat16"),
     "compile": (False, True),
+    "exact_shots": (False, True),
 }
 SHIFTS = ("noise", "blur", "contrast", "patch_shuffle", "label_shift")
 DEFAULT_LR = {"adamw": 1e-3, "sgd": 1e-2}
@@ -86,9 +87,11 @@ class TrialSpec:
         backbone: timm model name.
         strategy: which layer groups train, and how fast, at each epoch.
         source: where the weights come from: "imagenet", "scratch", "file:PATH" or "recorded:NAME".
-        shots: training images per class; None takes all that validation and test leave.
-        val_shots: validation images per class; None takes 20 % of what test leaves.
-        test_shots: test images per class; None takes the official test set, or else 25 %.
+        shots: training images per class, at most; None takes all that validation and test leave.
+        val_shots: validation images per class, at most; None takes the official validation set, or else
+            20 % of what test leaves.
+        test_shots: test images per class, at most; None takes the official test set, or else 25 %.
+        exact_shots: refuse classes that have fewer images than that, so that all give equally many.
         resolution: side of the square input in pixels; None takes the backbone's own.
         epochs: passes over the training images.
         batch_size: images per step.
@@ -116,6 +119,7 @@ class TrialSpec:
     shots: int | None = None
     val_shots: int | None = None
     test_shots: int | None = None
+    exact_shots: bool = False
     resolution: int | None = None
     epochs: int = 10
     batch_size: int = 32

@@ -1,4 +1,4 @@
-"""Which images does a trial see? target name + seed -> train, validation and test images.
+"""The images of a trial: a target's name and a seed give train, validation and test images.
 
 The only importer of torchvision's data side: targets (data sets by name), splits, augmentation of
 training images, shifts of test images, and the guard against leakage between the parts.
@@ -21,6 +21,7 @@ __all__ = [
     "augmentation",
     "find_leaks",
     "forget",
+    "identity",
     "leaks_in_words",
     "load_target",
     "open_image",
@@ -29,6 +30,15 @@ __all__ = [
     "shifted",
     "split_indices",
 ]
+
+
+def identity(name: str) -> str:
+    """What the target of that name is, wherever its files lie: equal for the same images, labels and parts.
+
+    Raises:
+        UserError: if there is no such target.
+    """
+    return load_target(name).identity
 
 
 def forget() -> None:
