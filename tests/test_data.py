@@ -350,10 +350,20 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path, suffix: str) -> None:
-    deep = np.array([[0, 255, 256, 0x8000, 0xFFFF]], np.uint16)
-    Image.fromarray(deep).save(tmp_path / f"deep.{suffix}")
-    assert pixels(tmp_path / f"deep.{suffix}")[0, :, 0].tolist() == [0, 0, 1, 128, 255]
+@pytest.mark.parametrize(
+    ("deep", "eight"),
+    [
+        ([0, 128, 129, 0x8000, 0xFFFF], [0, 0, 1, 128, 255]),  # 65535 = 255 x 257
+        ([0, 0, 2047, 2048, 4095], [0, 0, 127, 128, 255]),  # a radiograph of 12 bits
+        ([1000, 1001, 1002, 1003, 1255], [0, 1, 2, 3, 255]),
+        ([7, 7, 7, 7, 7], [0, 0, 0, 0, 0]),
+    ],
+)
+def test_grey_levels_of_sixteen_bits_are_stretched(
+    tmp_path: Path, suffix: str, deep: list[int], eight: list[int]
+) -> None:
+    Image.fromarray(np.array([deep], np.uint16)).save(tmp_path / f"deep.{suffix}")
+    assert pixels(tmp_path / f"deep.{suffix}")[0, :, 0].tolist() == eight
 
 
 def test_transparency_is_shown_on_white(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from harness.data.groups import grouped_parts
+from harness.data.images import DECODING
 from harness.data.target import Indices, Target
 from harness.data.targets import load_target
 from harness.errors import UserError
@@ -213,6 +214,7 @@ def read_examples(
         "what": f"pixels of {source.name} at {size} x {size}",
         "target": source.key,
         "interpolation": interpolation,
+        "decoding": DECODING,
         **versions("torch", "torchvision", "pillow"),
     }
     try:

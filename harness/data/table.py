@@ -17,7 +17,7 @@ def table_target(path: str, options: Mapping[str, str]) -> Target:
     """A table with the columns image (path, relative to the table's folder), label and, if the data set
     has its own test images, split (train or test)."""
     file = Path(path).expanduser()
-    if not file.is_file():
+    if not is_file(file):
         raise UserError(f"target csv:{path}: no such file; want columns image, label[, split]")
     try:
         table = pd.read_csv(

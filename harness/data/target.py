@@ -19,7 +19,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as tvf
 
 from harness.data.checksums import checksums
-from harness.data.images import open_image, shown
+from harness.data.images import open_image, shown, to_rgb
 from harness.errors import UserError
 
 Indices = NDArray[np.int64]
@@ -162,7 +162,9 @@ class TorchvisionTarget(Target):
         return [np.asarray(self._image(i)).tobytes() for i in range(0, len(self.labels), 997)]
 
     def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
-        images = (tvf.pil_to_tensor(self._image(int(i)).convert("RGB")) for i in indices)
+        images = (
+            tvf.pil_to_tensor(to_rgb(self._image(int(i)), f"{self.name}[{i}]")) for i in indices
+        )
         return _stack(images, len(indices), size, interpolation)
 
     def _image(self, index: int) -> Image.Image:

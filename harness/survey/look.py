@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from harness.data import Examples, Leak, Target, find_leaks, load_target
-from harness.data.images import IMAGE_FORMATS, IMAGE_SUFFIXES
+from harness.data.images import image_suffixes, open_header
 from harness.data.target import ArrayTarget, Indices
 from harness.errors import UserError
 
@@ -41,7 +40,6 @@ class Survey:
         looked_at: (k,) positions of the images that were decoded.
         thumbnails: those, (k, 3, s, s) uint8.
         broken: file -> why it cannot be read.
-        others: files in the folder that are no images by their names.
         misnamed: file -> the format that it has, unlike its name.
         same_files: groups of positions whose files are equal, byte by byte.
         doubles: pairs among `looked_at` that show the same picture, or nearly.
@@ -55,7 +53,6 @@ class Survey:
     looked_at: Indices
     thumbnails: torch.Tensor
     broken: dict[str, str]
-    others: tuple[str, ...]
     misnamed: dict[str, str]
     same_files: tuple[tuple[int, ...], ...]
     doubles: tuple[Leak, ...]
@@ -127,7 +124,6 @@ def look(name: str) -> Survey:
         looked_at=seen,
         thumbnails=pixels,
         broken=broken,
-        others=tuple(_others(name)),
         misnamed=misnamed,
         same_files=same,
         doubles=tuple(doubles),
@@ -140,19 +136,6 @@ def _file(target: Target, position: int) -> Path | None:
     return path if path.is_file() else None
 
 
-def _others(name: str) -> Iterator[str]:
-    """Files below a folder: target that are passed over: other names, or beside the class folders."""
-    kind, _, path = name.partition("[")[0].partition(":")
-    if kind != "folder":
-        return
-    root = Path(path).expanduser()
-    for file in sorted(root.rglob("*")):
-        hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
-        picture = file.suffix.lower() in IMAGE_SUFFIXES
-        if file.is_file() and not hidden and (not picture or file.parent == root):
-            yield str(file)
-
-
 def _headers(
     files: dict[int, Path],
 ) -> tuple[Counter[tuple[int, int, str]], dict[str, str], dict[str, str]]:
@@ -160,13 +143,14 @@ def _headers(
     shapes: Counter[tuple[int, int, str]] = Counter()
     misnamed: dict[str, str] = {}
     broken: dict[str, str] = {}
-    known = Image.registered_extensions()
+    known = image_suffixes()
     for path in files.values():
         try:
-            with Image.open(path, formats=IMAGE_FORMATS) as image:
+            with open_header(path) as image:
                 shapes[image.width, image.height, image.mode] += 1
                 promised = known.get(path.suffix.lower())
-                if promised and promised != image.format:
+                found = "JPEG" if image.format == "MPO" else image.format  # of telephones, in .jpg
+                if promised and promised not in (found, image.format):
                     misnamed[str(path)] = str(image.format)
         except Exception:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
             broken[str(path)] = "no image that can be read"

@@ -14,7 +14,13 @@ SHOWN = 3
 
 def findings(survey: Survey) -> list[str]:
     """One sentence per finding; what is as it should be is not mentioned."""
-    return [*_counts(survey), *_shapes(survey), *_files(survey), *_doubles(survey)]
+    return [
+        *_counts(survey),
+        *survey.target.notes,
+        *_shapes(survey),
+        *_files(survey),
+        *_doubles(survey),
+    ]
 
 
 def _counts(survey: Survey) -> Iterator[str]:
@@ -23,6 +29,8 @@ def _counts(survey: Survey) -> Iterator[str]:
     official = ""
     if survey.test_counts is not None:
         official = f", {survey.test_counts.sum()} of them an official test set"
+    if survey.target.official_val is not None:
+        official += f" and {survey.target.official_val.sum()} a validation set"
     spread = f"{counts[low]} ({names[low]}) to {counts[high]} ({names[high]})"
     spread = spread if counts[low] < counts[high] else str(counts[low])
     yield f"{len(names)} classes, {counts.sum()} images{official}: {spread} per class."
@@ -55,17 +63,14 @@ def _shapes(survey: Survey) -> Iterator[str]:
         modes[mode] = modes.get(mode, 0) + count
     if set(modes) != {"RGB"}:
         shown = ", ".join(f"{n} {mode}" for mode, n in sorted(modes.items(), key=lambda x: -x[1]))
-        yield f"Modes: {shown}; all become RGB, transparent pixels white."
+        deep = any(mode.startswith("I") for mode in modes)
+        stretched = ", grey levels of 16 bits stretched from each image's darkest to its brightest"
+        yield f"Modes: {shown}; all become RGB, transparent pixels white{stretched if deep else ''}."
 
 
 def _files(survey: Survey) -> Iterator[str]:
     if survey.broken:
         yield f"Images that cannot be read: {_few([survey.short(p) for p in survey.broken])}."
-    if survey.others:
-        yield (
-            "Files that are passed over, being no images or in no class folder: "
-            f"{_few([survey.short(p) for p in survey.others])}."
-        )
     if survey.misnamed:
         shown = [f"{survey.short(path)} is {kind}" for path, kind in survey.misnamed.items()]
         yield f"Images in another format than their name says: {_few(shown)}."
@@ -110,7 +115,6 @@ def details(survey: Survey) -> list[str]:
         [f"leak: {_pair(survey, leak)}" for leak in survey.leaks],
         [f"alike: {_pair(survey, leak)}" for leak in survey.doubles],
         [f"{survey.short(path)} is {kind}" for path, kind in survey.misnamed.items()],
-        [f"passed over: {survey.short(path)}" for path in survey.others],
     )
     return [line for lines in kinds for line in lines[:300]]
 
