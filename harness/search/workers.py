@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Protocol
 
 from harness.environment import environment
@@ -212,7 +213,8 @@ class _Processes:
         process = context.Process(
             target=_work, args=(self._job, os.getpid(), send), name=f"worker {number}"
         )
-        with _share(self._job.device, number, self._count), _deaf_to_interrupts():
+        share = _share(self._job.device, number, self._count)
+        with share, _deaf_to_interrupts(), _main_hidden():
             process.start()
         send.close()
         self._alive[receive] = (number, process)
@@ -265,6 +267,18 @@ def _deaf_to_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _main_hidden() -> Iterator[None]:
+    """What is started in the block does not import the caller's script: one without a main guard would run
+    the study again, and what was typed into `python -` is in no file."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @contextmanager
