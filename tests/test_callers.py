@@ -91,10 +91,9 @@ def test_study_of_two_workers_runs_in_a_notebook(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nbclient = pytest.importorskip("nbclient")
-    from nbformat.v4 import new_code_cell, new_notebook
-
+    v4 = pytest.importorskip("nbformat.v4")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    notebook = new_notebook(cells=[new_code_cell(CALL), new_code_cell("result")])
+    notebook = v4.new_notebook(cells=[v4.new_code_cell(CALL), v4.new_code_cell("result")])
     nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(here)}}).execute()
     assert "2 cells" in notebook.cells[0].outputs[-1]["text"]
 
