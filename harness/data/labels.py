@@ -14,25 +14,6 @@ from harness.errors import UserError
 
 WHOLE = re.compile(r"([+-]?)(0|[1-9]\d*)(\.0*)?")
 NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d+)?")
-IMAGE_NAMES = (
-    "image images img imgs file filename filepath path imagefile imagefilename imagename imagepath imageid "
-    "imageindex imgfile imgname imgpath imgid picture pic photo uri"
-).split()
-LABEL_NAMES = (
-    "label labels class classes classname classlabel category categoryname target species diagnosis breed "
-    "labelname categoryid classid labelid classidx classindex finelabel coarselabel"
-).split()
-SPLIT_NAMES = "split part partition subset set".split()
-GROUP_LIKE = (
-    "patient patientid subject subjectid participant case caseid person individual animal sequence video "
-    "session scene slide slideid lesion lesionid product productid series study studyid specimen plot"
-).split()
-"""Names of columns, as `plain` writes them."""
-
-
-def plain(name: str) -> str:
-    """A column's name in small letters, without anything between them."""
-    return re.sub(r"[\W_]", "", unicodedata.normalize("NFKC", name)).lower()
 
 
 def one_form(text: str) -> str:
@@ -71,11 +52,6 @@ def numbered_groups(written: Sequence[str]) -> Indices:
     keys = [(text, -1 if text else i) for i, text in enumerate(texts)]
     number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     return np.array([number[key] for key in keys], np.int64)
-
-
-def group_like(columns: Sequence[str]) -> list[str]:
-    """Columns that may name a patient, sequence or product."""
-    return [name for name in columns if plain(name) in GROUP_LIKE]
 
 
 def _canonical(label: str) -> str:
