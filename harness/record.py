@@ -377,7 +377,8 @@ def _metrics(values: Mapping[str, float]) -> list[Metric]:
 
 
 def predictions_csv(predictions: Predictions) -> str:
-    """One line per test example: example, label, predicted, probability of the true class."""
+    """One line per test example: example, label, predicted, probability of the true class, and its group
+    where there are any."""
     lines = ["example,label,predicted,probability"]
     lines += [
         f"{e},{y},{p},{q:.6g}"
@@ -389,6 +390,9 @@ def predictions_csv(predictions: Predictions) -> str:
             strict=True,
         )
     ]
+    if predictions.group is not None:
+        groups = ("group", *predictions.group)
+        lines = [f"{line},{group}" for line, group in zip(lines, groups, strict=True)]
     return "\n".join(lines) + "\n"
 
 

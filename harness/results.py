@@ -43,12 +43,14 @@ class Predictions:
         label: (n,) true class.
         predicted: (n,) class of highest probability.
         probability: (n,) probability given to the true class.
+        group: (n,) group (patient, sequence, product) of the example; None if examples stand alone.
     """
 
     example: np.ndarray
     label: np.ndarray
     predicted: np.ndarray
     probability: np.ndarray
+    group: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

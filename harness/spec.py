@@ -36,7 +36,7 @@ RESERVED_FACTORS = frozenset(
     "start_time optuna_trial size epoch example predicted probability failed tuned n mean sd low high "
     "train_loss val_loss test_loss val_accuracy test_accuracy train_seconds marginal_seconds "
     "total_seconds prefix stands_for restored "
-    "trained_depth trainable_share study_file".split()
+    "trained_depth trainable_share study_file group images_per_class".split()
 )
 """Tags and columns of our own; a factor of that name would hide one."""
 SAFE_NAME = re.compile(r"(?!\.+$)[A-Za-z0-9_.][A-Za-z0-9_.-]{0,99}")

@@ -8,7 +8,13 @@ from harness.data.augment import Augment, augmentation, seeded_view
 from harness.data.images import open_image
 from harness.data.leakage import Leak, find_leaks, leaks_in_words
 from harness.data.shift import shifted
-from harness.data.splits import Examples, SplitIndices, read_examples, split_indices
+from harness.data.splits import (
+    Examples,
+    SplitIndices,
+    images_per_class,
+    read_examples,
+    split_indices,
+)
 from harness.data.target import Target
 from harness.data.targets import load_target
 
@@ -22,6 +28,7 @@ __all__ = [
     "find_leaks",
     "forget",
     "identity",
+    "images_per_class",
     "leaks_in_words",
     "load_target",
     "open_image",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,8 @@ from harness.rows import Cache, Full, View
 from harness.spec import TrialSpec, derive_seed
 
 Mask = NDArray[np.bool_]
+LONGEST_TAG = 4500
+"""Letters; the recorder keeps 5000 of a tag."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +63,6 @@ class SplitIndices:
     train: Indices
     val: Indices
     test: Indices
-
-    def counts(self, target: Target) -> dict[str, list[int]]:
-        """Images of each class in each part, in the order of the target's classes."""
-        parts = {"train": self.train, "val": self.val, "test": self.test}
-        classes = len(target.classes)
-        return {
-            name: np.bincount(target.labels[part], minlength=classes).tolist()
-            for name, part in parts.items()
-        }
 
 
 def split_indices(target: Target, spec: TrialSpec) -> SplitIndices:
@@ -114,6 +108,35 @@ def split_indices(target: Target, spec: TrialSpec) -> SplitIndices:
         )
     parts = [np.sort(np.concatenate(part)).astype(np.int64) for part in zip(*chosen, strict=True)]
     return SplitIndices(*parts)
+
+
+def images_per_class(target: Target, split: SplitIndices) -> str:
+    """What each class contributes to each part, as JSON: {"train": ..., "val": ..., "test": ...}.
+
+    A part is one number where it is the same for every class, else a mapping from class to number; where that
+    would be too long for a tag, "least" and "most" with their classes, and "all" of them.
+    """
+    parts = {"train": split.train, "val": split.val, "test": split.test}
+    counts = {
+        name: np.bincount(target.labels[at], minlength=len(target.classes)).tolist()
+        for name, at in parts.items()
+    }
+    named = {
+        name: own[0] if len(set(own)) == 1 else dict(zip(target.classes, own, strict=True))
+        for name, own in counts.items()
+    }
+    text = json.dumps(named, ensure_ascii=False)
+    if len(text) <= LONGEST_TAG:
+        return text
+    ends = {
+        name: {
+            "least": [min(own), target.classes[own.index(min(own))][:100]],
+            "most": [max(own), target.classes[own.index(max(own))][:100]],
+            "all": sum(own),
+        }
+        for name, own in counts.items()
+    }
+    return json.dumps(ends, ensure_ascii=False)
 
 
 def _split_class(
