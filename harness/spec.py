@@ -41,6 +41,8 @@ RESERVED_FACTORS = frozenset(
 """Tags and columns of our own; a factor of that name would hide one."""
 SAFE_NAME = re.compile(r"(?!\.+$)[A-Za-z0-9_.][A-Za-z0-9_.-]{0,99}")
 """Names become folders, database keys and parts of filters: no "..", no quotes, at most 100 characters."""
+LONGEST_PARAMETER = 6000
+"""Letters that MLflow keeps of a parameter."""
 MAX_EFFORT = 100_000
 """Trials or repeats per cell; more is a slip of the keyboard."""
 
@@ -152,6 +154,13 @@ class TrialSpec:
         for name in ("target", "backbone", "source"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise UserError(f"TrialSpec: {name} must be a name, got {getattr(self, name)!r}")
+        for name, value in self.flat().items():
+            if len(str(value)) > LONGEST_PARAMETER:
+                hint = "; choose classes by position, e.g. [classes=0-99+120-150]"
+                raise UserError(
+                    f"TrialSpec: {name} has {len(str(value))} letters, and of more than {LONGEST_PARAMETER} "
+                    f"the tracking store would lose the rest{hint if name == 'target' else ''}"
+                )
         for name in ("epochs", "batch_size"):
             _require_count(name, getattr(self, name))
         for name in ("shots", "val_shots", "test_shots", "resolution", "views"):

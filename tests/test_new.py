@@ -143,7 +143,7 @@ def test_too_few_images_are_refused_with_what_would_be_enough() -> None:
 def test_proposed_sizes_can_be_drawn_from_the_smallest_class() -> None:
     survey, two = look("digits"), load_target("digits[classes=0+1]")
     for count in (5, 6, 9, 31, 400):
-        labels = np.repeat(np.arange(2), (count, 3 * count))
+        labels = np.repeat(np.arange(2), (count, count + count // 8))
         made = replace(two, labels=labels)
         p = proposal.propose(
             replace(survey, target=made, counts=np.bincount(labels)), "x", accelerator=False

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.data.groups import groups_from_names
 from harness.data.images import is_folder, is_image, shown
 from harness.data.labels import one_form
 from harness.data.parts import PARTS, TEST, TRAIN, differences, own_parts, part_named
@@ -28,7 +29,8 @@ def folder_target(path: str, options: Mapping[str, str]) -> Target:
     Args:
         path: of the folder.
         options: "layout": "classes" (each folder is a class, whatever its name) or "parts" (train, val and
-            test are parts of the data set, above or below the class folders).
+            test are parts of the data set, above or below the class folders). "group": a regular
+            expression that finds the group of an image (patient, sequence, product) in its file name or path.
 
     Raises:
         UserError: if the layout is not understood or could be two, or a class has no images.
@@ -50,6 +52,10 @@ def folder_target(path: str, options: Mapping[str, str]) -> Target:
     paths = tuple(path for _, _, images in found for path in images)
     labels = [classes.index(name) for _, name, images in found for _ in images]
     own = own_parts([part for part, _, images in found for _ in images], what)
+    groups, grouping = None, ""
+    if pattern := options.get("group"):
+        below = [path.relative_to(root).as_posix() for path in paths]
+        groups, grouping = groups_from_names(below, pattern, what)
     return FileTarget(
         f"folder:{root.resolve().name}",
         tuple(classes),
@@ -57,7 +63,8 @@ def folder_target(path: str, options: Mapping[str, str]) -> Target:
         own.test,
         paths,
         official_val=own.val,
-        notes=(*tree.notes, *own.notes, *tree.passed_over.notes(root)),
+        groups=groups,
+        notes=(*tree.notes, *own.notes, *filter(None, [grouping]), *tree.passed_over.notes(root)),
     )
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
+from harness.data.images import shown
 from harness.data.target import Indices, Target
 from harness.errors import UserError
 from harness.spec import derive_seed
@@ -144,3 +148,49 @@ def _too_few(target: Target, need: int) -> str:
         "a group are all trained on, all validated on or all tested on; add groups, or leave the class "
         "out with [classes=...]"
     )
+
+
+def groups_from_names(names: Sequence[str], pattern: str, what: str) -> tuple[Indices, str]:
+    """The group of each image from its name, and a sentence on them.
+
+    Args:
+        names: paths of the images below the folder, with "/".
+        pattern: regular expression, looked for in the file name, or else in the path; the group is what its
+            brackets capture, or all that it finds.
+        what: the target, for messages.
+
+    Raises:
+        UserError: if the expression is none, does not fit every name, or tells no groups apart.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"{what}: group={pattern} is no regular expression: {error}") from error
+    found = [compiled.search(PurePosixPath(n).name) or compiled.search(n) for n in names]
+    keys = [match and (match.groups() or (match[0],)) for match in found]
+    if strangers := [name for name, key in zip(names, keys, strict=True) if key is None]:
+        raise UserError(
+            f"{what}: group={pattern} does not fit {len(strangers)} of {len(names)} names, first "
+            f"{shown(Path(strangers[0]))}"
+        )
+    number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    if len(number) == 1:
+        raise UserError(f"{what}: group={pattern} puts all images into one group, {keys[0]}")
+    return np.array([number[key] for key in keys], np.int64), f"Groups by name ({pattern})."
+
+
+def suggested_pattern(names: Sequence[str]) -> str:
+    """A regular expression for groups that these names seem to tell, "" if none: sub-folders of the class
+    folders, or a number that several files share before another one, as in patient03_frame17.png.
+
+    Args:
+        names: paths of the images below the class folders, with "/".
+    """
+    for pattern in (".*/", r"^\D*\d+", r"^\D*\d+\D+\d+"):
+        more = "" if pattern == ".*/" else r"\D+\d"
+        compiled, whole = re.compile(pattern), re.compile(pattern + more)
+        texts = [n if pattern == ".*/" else PurePosixPath(n).stem for n in names]
+        keys = Counter(match[0] for t in texts if whole.search(t) and (match := compiled.search(t)))
+        if sum(keys.values()) >= 0.9 * len(names) and 3 <= len(keys) <= 0.5 * len(names):
+            return pattern
+    return ""

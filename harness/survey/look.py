@@ -16,7 +16,7 @@ import torch
 
 from harness.data import Examples, Leak, Target, find_leaks, load_target
 from harness.data.images import image_suffixes, open_header
-from harness.data.target import ArrayTarget, Indices
+from harness.data.target import ArrayTarget, FileTarget, Indices
 from harness.errors import UserError
 
 LOOKED_AT = 3000
@@ -33,6 +33,7 @@ class Survey:
     """What was found in a target.
 
     Attributes:
+        name: as the user wrote it.
         target: the data set.
         counts: (classes,) images per class.
         test_counts: (classes,) of them in the official test set; None if there is none.
@@ -46,6 +47,7 @@ class Survey:
         leaks: such pairs, and equal files, between the given train and test parts.
     """
 
+    name: str
     target: Target
     counts: Indices
     test_counts: Indices | None
@@ -84,6 +86,22 @@ class Survey:
         """The image at that position, as shortly as it can be named."""
         return self.short(self.target.describe(position))
 
+    def names_in_classes(self) -> list[str]:
+        """Paths of the images below their class folders; none where the target is not read from files."""
+        target = self.target
+        if not isinstance(target, FileTarget):
+            return []
+        part = given_parts(target)
+        folders: defaultdict[tuple[int, str], list[Path]] = defaultdict(list)
+        keys = zip(target.labels.tolist(), part.tolist(), strict=True)
+        for key, path in zip(keys, target.paths, strict=True):
+            folders[key].append(path)
+        names: list[str] = []
+        for files in folders.values():
+            top = Path(os.path.commonpath([file.parent for file in files]))
+            names += [file.relative_to(top).as_posix() for file in files]
+        return names
+
     @property
     def short_side(self) -> int | None:
         """Median of the shorter sides in pixels."""
@@ -110,13 +128,18 @@ def look(name: str) -> Survey:
     seen = np.array([i for i, _ in thumbnails], np.int64)
     pixels = torch.stack([p for _, p in thumbnails])
     same = _same_files(files)
-    doubles = _doubles(Examples(pixels, torch.from_numpy(labels[seen]), seen), same)
-    leaks = () if official is None else tuple(_across(doubles, official))
+    doubles = [
+        leak
+        for leak in _doubles(Examples(pixels, torch.from_numpy(labels[seen]), seen), same)
+        if target.groups is None or len({*target.groups[list(leak.positions)]}) > 1
+    ]
+    leaks = tuple(_across(doubles, given_parts(target)))
     if not shapes and isinstance(target, ArrayTarget):
         height, width = target.images.shape[1:3]
         mode = "L" if target.images.ndim == 3 else "RGB"
         shapes[width, height, mode] = len(labels)
     return Survey(
+        name=name,
         target=target,
         counts=np.bincount(labels, minlength=classes),
         test_counts=test,
@@ -207,9 +230,18 @@ def _doubles(examples: Examples, same: tuple[tuple[int, ...], ...]) -> list[Leak
     return [replace(pairs[a, b], positions=(a, b)) for a, b in sorted(pairs) if a != b]
 
 
-def _across(doubles: list[Leak], official: np.ndarray) -> Iterator[Leak]:
-    """Of them, those with one image in the official test set."""
+def _across(doubles: list[Leak], part: np.ndarray) -> Iterator[Leak]:
+    """Of them, those whose images are in two given parts."""
     for leak in doubles:
-        a, b = leak.positions
-        if official[a] != official[b]:
-            yield replace(leak, parts=("test", "train") if official[a] else ("train", "test"))
+        first, second = (str(part[i]) for i in leak.positions)
+        if first != second:
+            yield replace(leak, parts=(first, second))
+
+
+def given_parts(target: Target) -> np.ndarray:
+    """(n,) "train", "validation" or "test" for each image, as the data set has it."""
+    part = np.full(len(target.labels), "train", dtype="<U10")
+    for name, mask in (("validation", target.official_val), ("test", target.official_test)):
+        if mask is not None:
+            part[mask] = name
+    return part
