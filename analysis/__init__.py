@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import harness  # noqa: F401  # first: where a command finds its modules
+
 if TYPE_CHECKING:
     from analysis.elsewhere import load_measures, load_table
     from analysis.load import StudyTable, load_study

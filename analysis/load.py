@@ -36,7 +36,10 @@ FINAL_METRICS = [
     "test_loss",
 ]
 INTEGER_TAGS = ["index", "seed", "attempt", "chosen", "threads"]
-TEXT_TAGS = ["study", "cell", "phase", "outcome", "reason", "device", "prefix"]
+TEXT_TAGS = [
+    *("study", "cell", "phase", "outcome", "reason", "device", "prefix"),
+    "images_per_class",
+]
 MEASURE_COLUMNS = ["source", "target", "backbone", "source_data", "measure", "value", "low", "high", "n",
                    "better", "reason"]  # fmt: skip
 PRETRAINING = "pretraining"
@@ -89,13 +92,14 @@ class StudyTable:
             outcome ("unfinished" when the run never ended), reason, superseded (a repeat of an earlier
             choice, or not run for its forecast and run later), attempt, chosen
             (index of the tuning trial that a repeat runs again), device, threads, prefix (what of the
-            frozen groups was kept, in words), start_time, every metric (float, NaN where not
+            frozen groups was kept, in words), images_per_class (JSON: what each class contributed to each
+            part of the split), start_time, every metric (float, NaN where not
             measured), `param.<name>` and `env.<name>`. Accuracies are shares in [0, 1], times seconds,
             memory MiB. train_seconds are cold-equivalent (as if nothing had been kept before),
             marginal_seconds what the run itself spent.
         epochs: one row per run and epoch: run_id, epoch, EPOCH_METRICS.
         predictions: one row per complete repeat and test example: run_id, cell, seed, example,
-            label, predicted, probability (of the true class).
+            label, predicted, probability (of the true class); and group, where images have groups.
         measures: how alike sources and targets are, one row per pair and measure: MEASURE_COLUMNS. `value` is
             as measured, NaN where it was refused for `reason`; `better` ("higher" or "lower") is what
             promises more transfer; low and high are the 95% interval; n the images; source_data what the
@@ -323,4 +327,6 @@ def predictions_frame(trials: pd.DataFrame, folders: dict[str, str], uri: str) -
     columns = ["run_id", "cell", "seed", *PREDICTION_TYPES]
     if not frames:
         return pd.DataFrame(columns=columns)
+    if any("group" in frame for frame in frames):
+        columns.append("group")
     return pd.concat(frames, ignore_index=True)[columns]

@@ -9,7 +9,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from typing import TYPE_CHECKING, Any
+
+# A command, which has Python look in the current folder first: a random.py there would be every library's.
+if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
+    sys.path.append(sys.path.pop(0))
 
 # Before anything imports MLflow: it makes its telemetry client at once. A server that is away is asked for
 # seconds, not minutes, and prints no two lines about every run that ends.

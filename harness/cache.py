@@ -100,7 +100,10 @@ def empty_cache(folder: Path | None = None) -> int:
     Raises:
         UserError: if the folder named does not exist.
     """
-    return _cache(folder).empty()
+    cache = _cache(folder)
+    assert cache.folder is not None
+    (cache.folder / "checksums.db").unlink(missing_ok=True)
+    return cache.empty()
 
 
 def _cache(folder: Path | None) -> Cache:

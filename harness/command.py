@@ -1,4 +1,4 @@
-"""What have all commands in common? Bad input in one line, exit codes, how a program is typed here."""
+"""What all commands share: bad input in one line, exit codes, output on any terminal, names of programs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -54,7 +55,8 @@ def run_command(run: Callable[[], int], if_stopped: str = "nothing was lost") ->
     # A shell's >&- leaves none, and whoever wrote that wants to hear nothing.
     sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
     try:
-        code = run()
+        with escaped_output():
+            code = run()
         sys.stdout.flush()
         return code
     except UserError as error:
@@ -67,6 +69,23 @@ def run_command(run: Callable[[], int], if_stopped: str = "nothing was lost") ->
         # The reader has gone (`| head`): what is still buffered must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+@contextmanager
+def escaped_output() -> Iterator[None]:
+    """In the block a letter that the terminal's encoding lacks is printed as an escape, such as \\u201c.
+    Otherwise it would raise UnicodeEncodeError."""
+    streams = [s for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
+    errors = [stream.errors or "strict" for stream in streams]
+    for stream, before in zip(streams, errors, strict=True):
+        if before == "strict" or not stream.encoding.lower().startswith("utf"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, before in zip(streams, errors, strict=True):
+            with suppress(ValueError, OSError):  # it was closed meanwhile
+                stream.reconfigure(errors=before)
 
 
 def program(name: str) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.command import Parser, program, run_command
+from harness.command import Parser, escaped_output, program, run_command
 from harness.display import as_table
 from harness.errors import UserError
 from harness.spec import TrialSpec
@@ -109,6 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@escaped_output()
 def export_model(
     study: str,
     cell: str | None = None,

@@ -17,8 +17,15 @@ from torch.nn import functional as F
 from harness.audit import Audit
 from harness.backbone import Backbone, build
 from harness.checkpoint import Checkpoint
-from harness.data import Examples, load_target, read_examples, shifted, split_indices
-from harness.environment import premises_of
+from harness.data import (
+    Examples,
+    images_per_class,
+    load_target,
+    read_examples,
+    shifted,
+    split_indices,
+)
+from harness.environment import located_anywhere, premises_of
 from harness.features import Readout
 from harness.measure import Device, Seconds
 from harness.network import Network
@@ -54,13 +61,14 @@ class Fit(ABC):
         checkpoint: Checkpoint | None = None,
     ) -> None:
         if checkpoint is not None:
-            checkpoint.check(spec, premises_of(spec))
+            checkpoint.check(located_anywhere(spec), premises_of(spec))
         self.spec, self.device, self.cache, self._resumed = spec, device, cache, checkpoint
         self._started = time.perf_counter()
         device.reset_peak()
         target = load_target(spec.target)
         self._classes = len(target.classes)
-        self._split = split_indices(target, spec)
+        self._split, self._groups = split_indices(target, spec), target.groups
+        self._images = images_per_class(target, self._split)
         self._backbone = build(
             spec.backbone,
             spec.source,
@@ -116,7 +124,7 @@ class Fit(ABC):
             scores, predictions = self._test()
             metrics |= scores
         metrics["total_seconds"] = time.perf_counter() - self._started
-        notes = {"prefix": self._network.prefix_in_words}
+        notes = {"prefix": self._network.prefix_in_words, "images_per_class": self._images}
         return TrialResult("complete", metrics, predictions=predictions, notes=notes)
 
     def _test(self) -> tuple[dict[str, float], Predictions]:
@@ -132,6 +140,7 @@ class Fit(ABC):
             label=examples.labels.numpy(),
             predicted=log_p.argmax(1).numpy(),
             probability=log_p.gather(1, examples.labels[:, None])[:, 0].exp().numpy(),
+            group=None if self._groups is None else self._groups[examples.index],
         )
         return metrics, predictions
 

@@ -1,4 +1,4 @@
-"""Which versions of packages are installed here?"""
+"""The packages that are used, and their versions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 COMPUTING = tuple("torch torchvision timm numpy scipy scikit-learn pillow peft".split())
 """Packages whose version may change what a trial computes."""
+IMPORTED = frozenset(
+    "PIL alembic datasets jinja2 matplotlib mlflow numpy onnx optuna ot pandas peft pyarrow ray rich "
+    "safetensors scipy seaborn sklearn sqlalchemy statsmodels timm torch torchvision".split()
+)
+"""Modules of what is installed that are imported here by name, some of them late."""
 
 
 @cache

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,7 +68,10 @@ def run(arguments: argparse.Namespace) -> int:
     """
     if arguments.top < 1:
         raise UserError(f"--top must be at least 1, got {arguments.top}")
-    predictions = predict_images(arguments.model, arguments.images, arguments.top)
+    paths, notes = _files(arguments.images)
+    for line in notes:
+        print(f"note: {line}", file=sys.stderr)
+    predictions = predict_images(arguments.model, paths or arguments.images, arguments.top)
     table = csv.writer(sys.stdout, lineterminator="\n") if arguments.csv else None
     if table is not None:
         table.writerow(["image", "rank", "class", "probability"])
@@ -102,7 +105,7 @@ def predict_images(
     from harness.winner.model import open_model
 
     opened = open_model(Path(model))
-    paths = list(_files(map(Path, images)))
+    paths, _ = _files(map(Path, images))
     if not paths:
         raise UserError(f"no images in {', '.join(map(str, images))}")
     return _predict(opened, paths, top)
@@ -135,15 +138,21 @@ def _read(model: Model, paths: Sequence[Path]) -> tuple[torch.Tensor, dict[Path,
     return torch.stack(read) if read else torch.empty(0), problems
 
 
-def _files(paths: Iterator[Path]) -> Iterator[Path]:
-    from harness.data.images import IMAGE_SUFFIXES
+def _files(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
+    """Files as they are, folders as the images below them, and what is passed over there."""
+    from harness.data.images import is_folder
+    from harness.data.tree import PassedOver, images_below
 
+    found: list[Path] = []
+    notes: list[str] = []
     for path in paths:
-        if path.is_dir():
-            inside = (p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-            yield from sorted(p for p in inside if p.is_file())
+        if is_folder(path):
+            passed_over = PassedOver()
+            found += images_below(path, passed_over)
+            notes += passed_over.notes(path)
         else:
-            yield path
+            found.append(path)
+    return found, notes
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.command import Parser, run_command
+from harness.command import Parser, escaped_output, run_command
 from harness.errors import UserError
 from harness.study_file import run_file, study_path
 
@@ -75,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@escaped_output()
 def pretrain_sources(
     path: str | Path,
     device: str = "auto",

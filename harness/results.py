@@ -49,12 +49,14 @@ class Predictions:
         label: (n,) true class.
         predicted: (n,) class of highest probability.
         probability: (n,) probability given to the true class.
+        group: (n,) group (patient, sequence, product) of the example; None if examples stand alone.
     """
 
     example: np.ndarray
     label: np.ndarray
     predicted: np.ndarray
     probability: np.ndarray
+    group: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class TrialResult:
 
 
 def predictions_csv(predictions: Predictions) -> str:
-    """One line per test example: example, label, predicted, probability of the true class."""
+    """One line per test example: example, label, predicted, probability of the true class, and its group
+    where there are any."""
     lines = ["example,label,predicted,probability"]
     lines += [
         f"{e},{y},{p},{q:.6g}"
@@ -82,4 +85,7 @@ def predictions_csv(predictions: Predictions) -> str:
             strict=True,
         )
     ]
+    if predictions.group is not None:
+        groups = ("group", *predictions.group)
+        lines = [f"{line},{group}" for line, group in zip(lines, groups, strict=True)]
     return "\n".join(lines) + "\n"

@@ -36,11 +36,13 @@ RESERVED_FACTORS = frozenset(
     "start_time optuna_trial size epoch example predicted probability failed tuned n mean sd low high "
     "train_loss val_loss test_loss val_accuracy test_accuracy train_seconds marginal_seconds "
     "total_seconds prefix stands_for restored "
-    "trained_depth trainable_share study_file".split()
+    "trained_depth trainable_share study_file group images_per_class".split()
 )
 """Tags and columns of our own; a factor of that name would hide one."""
 SAFE_NAME = re.compile(r"(?!\.+$)[A-Za-z0-9_.][A-Za-z0-9_.-]{0,99}")
 """Names become folders, database keys and parts of filters: no "..", no quotes, at most 100 characters."""
+LONGEST_PARAMETER = 6000
+"""Letters that MLflow keeps of a parameter."""
 MAX_EFFORT = 100_000
 """Trials or repeats per cell; more is a slip of the keyboard."""
 
@@ -71,6 +73,7 @@ CHOICES = {
     "augment": ("none", "flip_crop", "rotation", "trivial", "rand", "mixup", "cutmix"),
     "precision": ("float32", "bfloat16"),
     "compile": (False, True),
+    "exact_shots": (False, True),
 }
 SHIFTS = ("noise", "blur", "contrast", "patch_shuffle", "label_shift")
 DEFAULT_LR = {"adamw": 1e-3, "sgd": 1e-2}
@@ -86,9 +89,11 @@ class TrialSpec:
         backbone: timm model name.
         strategy: which layer groups train, and how fast, at each epoch.
         source: where the weights come from: "imagenet", "scratch", "file:PATH" or "recorded:NAME".
-        shots: training images per class; None takes all that validation and test leave.
-        val_shots: validation images per class; None takes 20 % of what test leaves.
-        test_shots: test images per class; None takes the official test set, or else 25 %.
+        shots: training images per class, at most; None takes all that validation and test leave.
+        val_shots: validation images per class, at most; None takes the official validation set, or else
+            20 % of what test leaves.
+        test_shots: test images per class, at most; None takes the official test set, or else 25 %.
+        exact_shots: refuse classes that have fewer images than that, so that all give equally many.
         resolution: side of the square input in pixels; None takes the backbone's own.
         epochs: passes over the training images.
         batch_size: images per step.
@@ -116,6 +121,7 @@ class TrialSpec:
     shots: int | None = None
     val_shots: int | None = None
     test_shots: int | None = None
+    exact_shots: bool = False
     resolution: int | None = None
     epochs: int = 10
     batch_size: int = 32
@@ -148,6 +154,13 @@ class TrialSpec:
         for name in ("target", "backbone", "source"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise UserError(f"TrialSpec: {name} must be a name, got {getattr(self, name)!r}")
+        for name, value in self.flat().items():
+            if len(str(value)) > LONGEST_PARAMETER:
+                hint = "; choose classes by position, e.g. [classes=0-99+120-150]"
+                raise UserError(
+                    f"TrialSpec: {name} has {len(str(value))} letters, and of more than {LONGEST_PARAMETER} "
+                    f"the tracking store would lose the rest{hint if name == 'target' else ''}"
+                )
         for name in ("epochs", "batch_size"):
             _require_count(name, getattr(self, name))
         for name in ("shots", "val_shots", "test_shots", "resolution", "views"):

@@ -148,7 +148,7 @@ def warn_of_network(path: Path, better: str) -> None:
 def _network_file_system(path: Path) -> str:
     """The kind of the file system that `path` lies on if it is a network's; else ""."""
     try:
-        lines = [line.split() for line in MOUNTS.read_text().splitlines()]
+        lines = [line.split() for line in MOUNTS.read_text(errors="surrogateescape").splitlines()]
     except OSError:  # no Linux
         return ""
     # "\\040" stands for a blank; the deepest mount point counts, of two equal ones the later.

@@ -149,6 +149,8 @@ def run(arguments: argparse.Namespace) -> int:
         cache = open_cache(arguments)
         look_anew()
         admitted = check_at_the_door(study, cache, arguments.max_memory is not None)
+        for line in admitted.notes:
+            print(f"note: {line}", file=sys.stderr)
         for line in admitted.leaks:
             print(f"warning: {line}", file=sys.stderr)
         warn_of_addresses(arguments)

@@ -1,40 +1,27 @@
-"""What does a study file say? Its `study`, or one line about what is wrong with the file.
-
-A study file is code: it may loop for ever, eat all memory or end the process. So it is read twice, the first
-time in a child process that has a time limit and a memory limit. That guards against accidents, not malice.
-"""
+"""Read a study file: import it once, with its folder on Python's path, and take its `study`."""
 
 from __future__ import annotations
 
 import ast
 import contextlib
 import dataclasses
-import faulthandler
 import hashlib
 import importlib.util
-import os
-import re
-import resource
-import signal
-import subprocess
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
-from importlib.machinery import ModuleSpec
+from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any, NoReturn
+from types import ModuleType
+from typing import Any
 
 from harness.errors import UnknownName, UserError
+from harness.packages import IMPORTED
 from harness.spec import SAFE_NAME, Study, unknown_argument
 
-CPU_SECONDS = 10
-"""Of computing that reading a study file may take; what is slow belongs into `space`, which runs later."""
-WALL_SECONDS = 120
-"""So long it may wait for something, e.g. for a slow disk to import torch from."""
-LIMIT_BYTES = 8 * 2**30
-"""Of memory that a study file may fill while it is read; torch and its like take a tenth of it."""
-DONE = "done"
-
+OURS = tuple(Path(__file__).parents[1] / name for name in ("harness", "analysis"))
+NEEDED = sys.stdlib_module_names | IMPORTED
 SHIPPED = Path(__file__).parents[1] / "studies"
 """Where the project's own studies are: in a checkout, and beside the packages of an installed wheel."""
 
@@ -70,107 +57,165 @@ def load_study(path: Path) -> Study:
 
 
 def run_file(path: Path) -> dict[str, Any]:
-    """What a study file defines, by name.
+    """What a study file defines, by name. Its folder is first on Python's path, as with `python FILE`. It is
+    imported once: again only if it has changed since, or a module of its folder that it imported.
 
     Raises:
-        UserError: naming the file, the line and what is wrong; also if reading the file does not end, takes
-            too much memory, or ends the process.
+        UserError: naming the file, the line and what is wrong.
     """
-    if not path.is_file():
-        raise UserError(f"space file {path} {'is a folder' if path.is_dir() else 'does not exist'}")
-    spec = importlib.util.spec_from_file_location("study_file", path)
-    if path.suffix != ".py" or spec is None or spec.loader is None:
-        raise UserError(f"space file {path} is not a Python file (.py)")
-    if complaint := _complaint_of_a_child(path):
-        raise UserError(complaint)
-    return _execute(path, spec)
-
-
-def _execute(path: Path, spec: ModuleSpec) -> dict[str, Any]:
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["study_file"] = module  # dataclasses and pickling look a module up by its name
     try:
-        assert spec.loader is not None
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        line = f":{error.lineno}" if error.lineno else ""  # none when the file is not UTF-8
-        raise UserError(f"space file {path}{line}: syntax error: {error.msg}") from error
-    except UserError as error:
-        raise UserError(f"space file {path}: {error}") from error
-    except (Exception, SystemExit) as error:  # whatever the user's code raises
-        lines = [
-            f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == spec.origin
-        ]
-        where = f"{path}:{lines[-1]}" if lines else str(path)
-        raise UserError(
-            f"space file {where}: {type(error).__name__}: {error}{unknown_argument(error)}"
-        ) from error
+        if not path.is_file():
+            what = "is a folder" if path.is_dir() else "does not exist"
+            raise UserError(f"space file {path} {what}")
+    except OSError as error:  # Python before 3.14 raises for a name that is too long
+        raise UserError(f"space file {path} cannot be read: {error.strerror}") from error
+    if path.suffix != ".py":
+        raise UserError(f"space file {path} is not a Python file (.py)")
+    file = path.resolve()
+    if _imported and _imported[-1].is_current(file):
+        return vars(_imported[-1].module)
+    _refuse_shadows(path, file)
+    forget()
+    if added := str(file.parent) not in sys.path[:1]:
+        sys.path.insert(0, str(file.parent))
+    before = set(sys.modules)
+    try:
+        module = _execute(path, file)
+    except BaseException:
+        hashes = {file: "", **_neighbours(file.parent, before)}
+        _Imported(file, ModuleType(""), hashes, added).forget()
+        raise
+    hashes = {file: _sha256(file), **_neighbours(file.parent, before)}
+    _imported.append(_Imported(file, module, hashes, added))
     return vars(module)
 
 
-def _complaint_of_a_child(path: Path) -> str:
-    """What is wrong with the file, found by reading it in a process of its own; "" if nothing is.
+@dataclass(frozen=True)
+class _Imported:
+    """The study file that was imported last.
 
-    The child's word counts, not its exit code: sys.exit(0) and os._exit(0) end it before it could speak.
+    Attributes:
+        file: its absolute path.
+        module: what it defines.
+        hashes: of it and of each module of its folder that it imported, at that time.
+        added: whether its folder was put on Python's path for it.
     """
-    code = f"import sys; sys.path[:] = {sys.path!r}; import harness.study_file as s; s._answer()"
-    reading, writing = os.pipe()
-    limits = map(str, (writing, CPU_SECONDS, WALL_SECONDS, LIMIT_BYTES))
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, str(path), *limits],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,  # what the file prints comes when it is read for good
-        stderr=subprocess.DEVNULL,
-        pass_fds=(writing,),
-        start_new_session=True,  # so that what the file starts can be ended with it
-    )
-    os.close(writing)
-    with open(reading, "rb", buffering=0) as pipe:
-        try:
-            child.wait(WALL_SECONDS + 30)  # it ends itself, unless it was stopped
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            code_of_exit = child.wait()
-        os.set_blocking(reading, False)  # a process that left the session may hold the other end
-        said = (pipe.read(1 << 16) or b"").decode(errors="replace")
-    if said == DONE:
-        return ""
-    if said.startswith("space file "):
-        return said
-    line = re.search(rf'"{re.escape(os.path.abspath(path))}", line (\d+)', said)
-    where = f"{path}:{line[1]}" if line else str(path)
-    if said.startswith("Timeout"):
-        return f"space file {where}: reading it took more than {WALL_SECONDS} s; what does it wait for?"
-    if code_of_exit == -signal.SIGXCPU:
-        return f"space file {where}: reading it took more than {CPU_SECONDS} s of computing; does it loop?"
-    how = f"signal {-code_of_exit}" if code_of_exit < 0 else f"exit code {code_of_exit}"
-    return f"space file {path} ended the process that read it ({how})"
+
+    file: Path
+    module: ModuleType
+    hashes: Mapping[Path, str]
+    added: bool
+
+    def is_current(self, file: Path) -> bool:
+        """Whether importing the file would give the same."""
+        return self.file == file and all(_sha256(p) == h for p, h in self.hashes.items())
+
+    def forget(self) -> None:
+        """Let the next file import modules of its own folder, also under the names that this one used."""
+        for name, module in list(sys.modules.items()):
+            if _file_of(module) in self.hashes:
+                del sys.modules[name]
+        if self.added and str(self.file.parent) in sys.path:
+            sys.path.remove(str(self.file.parent))
 
 
-def _answer() -> NoReturn:
-    """What the child does: read the file within the limits, and say what is wrong with it or DONE."""
-    path, pipe, cpu, wall, size = sys.argv[1], *map(int, sys.argv[2:])
-    for kind, limit in ((resource.RLIMIT_CPU, cpu), (resource.RLIMIT_DATA, size)):
-        hard = resource.getrlimit(kind)[1]
-        allowed = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        resource.setrlimit(kind, (allowed, hard))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    faulthandler.register(signal.SIGXCPU, file=pipe, chain=True)  # says where, then ends
-    faulthandler.dump_traceback_later(wall, exit=True, file=pipe)
-    sys.argv[1:] = []
-    spec = importlib.util.spec_from_file_location("study_file", path)
+_imported: list[_Imported] = []
+"""One or none."""
+
+
+def forget() -> None:
+    """Drop the study file that was imported last, and the modules of its folder."""
+    while _imported:
+        _imported.pop().forget()
+
+
+def _neighbours(folder: Path, before: set[str]) -> dict[Path, str]:
+    """File -> hash, of the modules of a folder that were imported since; what is installed below it, as in a
+    project with its environment, is none of them."""
+    files = {_file_of(m) for name, m in list(sys.modules.items()) if name not in before}
+    return {
+        file: _sha256(file)
+        for file in files
+        if file and file.is_relative_to(folder) and not _is_installed(file)
+        if not any(file.is_relative_to(ours) for ours in OURS)
+    }
+
+
+def _file_of(module: ModuleType) -> Path | None:
+    file = getattr(module, "__file__", None)
+    return Path(file) if isinstance(file, str) else None
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+
+
+def _refuse_shadows(path: Path, file: Path) -> None:
+    """Refuse a study file, or a module beside it, that would be imported in the place of a library.
+
+    Raises:
+        UserError: naming it.
+    """
+    elsewhere = [p for p in sys.path if Path(p or ".").resolve() != file.parent]
+    found = PathFinder.find_spec(file.stem, elsewhere) if "." not in file.stem else None
+    installed = found is not None and _is_installed(Path(found.origin or ""))
+    if file.stem in {*NEEDED, *(p.name for p in OURS)} or installed:
+        raise UserError(
+            f"space file {path} has the name of the module {file.stem!r}, and Python would import one for "
+            "the other; rename the file"
+        )
+    beside = {
+        p.stem if p.suffix == ".py" else p.name for p in file.parent.iterdir() if _importable(p)
+    }
+    if shadows := sorted(beside & NEEDED):
+        raise UserError(
+            f"space file {path} lies beside {shadows[0]}.py, which would be imported in the place of the "
+            f"module {shadows[0]!r}; rename it, or move the space file to a folder of its own"
+        )
+
+
+def _is_installed(file: Path) -> bool:
+    return not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
+
+
+def _importable(path: Path) -> bool:
+    return path.suffix == ".py" or (path / "__init__.py").is_file()
+
+
+def _execute(path: Path, file: Path) -> ModuleType:
+    # Pickle finds the file's classes by this name, here and wherever its folder is on the path.
+    name = "study_file" if "." in file.stem else file.stem
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
     try:
-        _execute(Path(path), spec)
-        said = DONE
+        spec.loader.exec_module(module)
     except UserError as error:
-        said = str(error)
-    faulthandler.cancel_dump_traceback_later()
-    os.write(pipe, said.encode(errors="backslashreplace")[:4000])
-    os._exit(0)
+        raise UserError(f"space file {path}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
+        raise UserError(f"space file {_place_of(error, path, file)}") from error
+    return module
+
+
+def _place_of(error: BaseException, path: Path, file: Path) -> str:
+    """Where in the study file an error came up, in which module beside it, and what it says."""
+    frames = traceback.extract_tb(error.__traceback__)
+    mine = [f.lineno for f in frames if f.filename == str(file)]
+    beside = [
+        f for f in frames if Path(f.filename).parent == file.parent and f.filename != str(file)
+    ]
+    where = f"{path}:{mine[-1]}" if mine else str(path)
+    if isinstance(error, SyntaxError) and error.filename and Path(error.filename) == file:
+        line = f":{error.lineno}" if error.lineno else ""  # none when the file is not UTF-8
+        return f"{path}{line}: syntax error: {error.msg}"
+    if isinstance(error, SyntaxError):
+        source = Path(error.filename or "?").name
+        return f"{where}: {source}:{error.lineno}: syntax error: {error.msg}"
+    if beside and mine:
+        where += f": {Path(beside[-1].filename).name}:{beside[-1].lineno}"
+    return f"{where}: {type(error).__name__}: {error}{unknown_argument(error)}"
 
 
 @contextlib.contextmanager

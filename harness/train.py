@@ -28,7 +28,7 @@ from harness.data import (
     augmentation,
     seeded_view,
 )
-from harness.environment import premises_of
+from harness.environment import located_anywhere, premises_of
 from harness.features import Readout, fit_readout
 from harness.fit import Diverged, Fit, score
 from harness.measure import Clock, Device
@@ -161,7 +161,7 @@ class Training(Fit):
             "peaks": self._peaks(),
             "words": list(self._network.words),
         }
-        key, premises = trial_key(self.spec), premises_of(self.spec)
+        key, premises = trial_key(located_anywhere(self.spec)), premises_of(self.spec)
         return Checkpoint(key, premises, tuple(going.epochs), copied(state))
 
     def _restore(self, fresh: _Going, kept: Checkpoint) -> _Going:

@@ -21,7 +21,7 @@ from itertools import chain
 from pathlib import Path
 
 from harness.checkpoint import BadCheckpoint, Checkpoint, trial_key
-from harness.environment import environment, inputs_of, premises_of
+from harness.environment import environment, inputs_of, located_anywhere, premises_of
 from harness.errors import UserError, first_line
 from harness.fit import Diverged, Fit
 from harness.forecast import forecast
@@ -261,7 +261,11 @@ class _Trial:
     @property
     def _file(self) -> Path | None:
         folder = self.task.checkpoints
-        return None if folder is None else folder / f"{trial_key(self.task.spec)}.checkpoint"
+        return (
+            None
+            if folder is None
+            else folder / f"{trial_key(located_anywhere(self.task.spec))}.checkpoint"
+        )
 
     def _find_checkpoint(self) -> Checkpoint | None:
         """What was kept of this trial. What is damaged, or was made from other files or by other versions,
@@ -270,7 +274,7 @@ class _Trial:
             return None
         try:
             found = Checkpoint.load(self._file)
-            found.check(self.task.spec, premises_of(self.task.spec))
+            found.check(located_anywhere(self.task.spec), premises_of(self.task.spec))
         except FileNotFoundError:
             return None
         except BadCheckpoint as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import itertools
+import json
 import math
 import re
 import subprocess
@@ -629,3 +630,18 @@ def test_help_answers_at_once() -> None:
         [sys.executable, "-c", heavy], capture_output=True, text=True, check=True
     )
     assert loaded.stdout.strip() == "set()"
+
+
+def test_unequal_classes_are_said_first(tmp_path: Path) -> None:
+    counts = {"train": {"cat": 120, "owl": 5, "dog": 60}, "val": 3, "test": {"cat": 40, "owl": 2}}
+    named = json.dumps(counts)
+    text = read(report.build(table(scored("full", 0.9, images_per_class=named)), tmp_path))
+    assert "The classes are unequal" in text
+    assert "training 5 (“owl”) to 120 (“cat”); test 2 (“owl”) to 40 (“cat”)" in text
+
+
+def test_equal_classes_are_not_mentioned(tmp_path: Path) -> None:
+    named = json.dumps({"train": 30, "val": 20, "test": 50})
+    assert "unequal" not in read(
+        report.build(table(scored("full", 0.9, images_per_class=named)), tmp_path)
+    )

@@ -138,15 +138,16 @@ def test_class_that_is_too_small_is_named_with_its_size(
     sizes: dict[str, int], make_spec: MakeSpec
 ) -> None:
     with pytest.raises(UserError, match=r"class '0' has 178 images, too few") as caught:
-        split_indices(load_target("digits"), make_spec(**sizes))
+        split_indices(load_target("digits"), make_spec(exact_shots=True, **sizes))
     assert str(next(iter(sizes.values()))) in str(caught.value)
 
 
 def test_only_the_small_class_is_blamed(make_spec: MakeSpec) -> None:
-    labels = np.array([0] * 20 + [1] * 3)
-    target = ArrayTarget("small", ("big", "tiny"), labels, None, np.zeros((23, 4, 4), np.uint8))
-    with pytest.raises(UserError, match="'tiny' has 3 images"):
+    labels = np.array([0] * 20 + [1] * 2)
+    target = ArrayTarget("small", ("big", "tiny"), labels, None, np.zeros((22, 4, 4), np.uint8))
+    with pytest.raises(UserError, match="'tiny' has 2 images, too few for 1 test") as caught:
         split_indices(target, make_spec())
+    assert "'big'" not in str(caught.value)
 
 
 # --- targets ---------------------------------------------------------------------------------------
@@ -349,10 +350,20 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path, suffix: str) -> None:
-    deep = np.array([[0, 255, 256, 0x8000, 0xFFFF]], np.uint16)
-    Image.fromarray(deep).save(tmp_path / f"deep.{suffix}")
-    assert pixels(tmp_path / f"deep.{suffix}")[0, :, 0].tolist() == [0, 0, 1, 128, 255]
+@pytest.mark.parametrize(
+    ("deep", "eight"),
+    [
+        ([0, 128, 129, 0x8000, 0xFFFF], [0, 0, 1, 128, 255]),  # 65535 = 255 x 257
+        ([0, 0, 2047, 2048, 4095], [0, 0, 127, 128, 255]),  # a radiograph of 12 bits
+        ([1000, 1001, 1002, 1003, 1255], [0, 1, 2, 3, 255]),
+        ([7, 7, 7, 7, 7], [0, 0, 0, 0, 0]),
+    ],
+)
+def test_grey_levels_of_sixteen_bits_are_stretched(
+    tmp_path: Path, suffix: str, deep: list[int], eight: list[int]
+) -> None:
+    Image.fromarray(np.array([deep], np.uint16)).save(tmp_path / f"deep.{suffix}")
+    assert pixels(tmp_path / f"deep.{suffix}")[0, :, 0].tolist() == eight
 
 
 def test_transparency_is_shown_on_white(tmp_path: Path) -> None:

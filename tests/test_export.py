@@ -9,7 +9,6 @@ import io
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from harness.predict import predict_images
 from harness.tracking.runs import Kept, Recorded
 from harness.rows import Cache
 from harness.spec import TrialSpec
-from harness.study_file import load_study
+from harness.study_file import forget, load_study
 from harness.train import start
 from harness.transfer import FeatureTransfer, FullFineTune, LoRA, names
 from harness.winner import onnx as onnx_file
@@ -247,7 +246,7 @@ study = Study(compare={"strategy": ["mine"]}, space=print)
 
 
 def forget_study_files() -> None:
-    sys.modules.pop("study_file", None)
+    forget()
     gc.collect()
     assert "Halves" not in names()
 

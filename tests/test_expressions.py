@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 from PIL import Image
 
 from harness.data import load_target, read_examples
-from harness.data.expressions import MadeTarget, Permute, Shuffle, roots
+from harness.data.expressions import MadeTarget, Permute, Shuffle, evaluate, roots
+from harness.data.options import split_options
+from harness.data.target import ArrayTarget, Target
 from harness.errors import UserError
 from harness.rows import Cache, _open
 
@@ -184,3 +187,81 @@ def test_a_wrong_expression_is_refused_in_one_line(name: str) -> None:
 def test_a_folder_whose_name_holds_brackets_is_still_a_folder(pets: str, tmp_path: Path) -> None:
     (tmp_path / "pets").rename(tmp_path / "pets (2) [new]")
     assert len(load_target(f"folder:{tmp_path}/pets (2) [new]").classes) == 3
+
+
+OPTIONS_REFUSED = {
+    "[grup=x]": "unknown selection 'grup'; there are classes, part, layout, group",
+    "[image=x]": "unknown selection 'image'",
+    "[group=]": "option 'group' is empty",
+    "[group=a,group=b]": "option 'group' is given twice",
+    "[group=a,label=b]": "folder: has no option 'label'; want layout or group",
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS_REFUSED)
+def test_an_option_that_a_folder_does_not_have_is_refused(options: str, pets: str) -> None:
+    with pytest.raises(UserError) as found:
+        load_target(pets + options)
+    assert OPTIONS_REFUSED[options] in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "read"),
+    [
+        ("[group=x]", {"group": "x"}),
+        (
+            r"[group=^([0-9]{2,4})[_=],layout=classes]",
+            {"group": r"^([0-9]{2,4})[_=]", "layout": "classes"},
+        ),
+        ("[layout=parts][group=[ab]]", {"layout": "parts", "group": "[ab]"}),
+        ("[ group=x ]", {"group": "x"}),
+    ],
+)
+def test_options_are_read_behind_a_path_that_holds_brackets(
+    options: str, read: dict[str, str], tmp_path: Path
+) -> None:
+    root = tmp_path / "pets (2) [group=new]"
+    root.mkdir()
+    path = f"{root}{options}"
+    assert split_options("folder", path) == (str(root), read)
+
+
+def test_a_path_that_exists_as_it_is_written_has_no_options(pets: str, tmp_path: Path) -> None:
+    for name in ("pets[group=x]", "pets[classes=ant+bee]", "pets[part=1]"):
+        (tmp_path / "pets").rename(tmp_path / name)
+        assert load_target(f"folder:{tmp_path}/{name}").classes == ("ant", "bee", "cat")
+        (tmp_path / name).rename(tmp_path / "pets")
+
+
+def grouped(groups: list[int] | None, name: str = "grouped") -> Target:
+    labels = np.arange(8) % 2
+    numbers = None if groups is None else np.array(groups)
+    pictures = np.zeros((8, 2, 2), np.uint8)
+    return ArrayTarget(
+        name, ("a", "b"), labels, None, pictures, groups=numbers, notes=(f"{name}.",)
+    )
+
+
+def test_selections_keep_groups_the_validation_set_and_notes() -> None:
+    val = np.arange(8) < 2
+    base = dataclasses.replace(grouped([0, 1, 0, 1, 2, 3, 2, 3]), official_val=val)
+    made = evaluate("x[classes=b+a]", lambda _: base)
+    assert isinstance(made, MadeTarget)
+    assert made.groups is not None
+    assert made.official_val is not None
+    assert made.groups.tolist() == [0, 1, 0, 1, 2, 3, 2, 3]
+    assert made.official_val.tolist() == val.tolist()
+    assert made.notes == ("grouped.",)
+
+
+def test_a_mixture_keeps_images_of_one_group_of_one_data_set_together() -> None:
+    grouped_set, single = grouped([0, 1, 0, 1, 0, 1, 0, 1]), grouped(None, "single")
+    for name, expected in (("mix(g,g,0.5)", 2), ("mix(g,s,0.5)", 2 + 4)):
+        made = evaluate(name, {"g": grouped_set, "s": single}.__getitem__)
+        assert made is not None
+        assert made.groups is not None
+        assert len(set(made.groups.tolist())) == expected
+    both = evaluate("mix(s,s,0.5)", lambda _: single)
+    assert both is not None
+    assert both.groups is None

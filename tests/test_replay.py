@@ -8,7 +8,6 @@ import math
 import re
 import shutil
 import sqlite3
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -24,6 +23,7 @@ from harness.data import load_target
 from harness.environment import input_tags, inputs_of
 from harness.replay import Comparison, main, replay_run
 from harness.spec import TrialSpec
+from harness.study_file import forget
 
 SPACE = '''"""Does a toy come out again?"""
 from harness import transfer
@@ -251,7 +251,7 @@ def space''',
 def forgets_study_files() -> Iterator[None]:
     """Classes of study files that were read are gone afterwards."""
     yield
-    sys.modules.pop("study_file", None)
+    forget()
     gc.collect()
     assert "Halving" not in transfer.names()
 

@@ -117,12 +117,12 @@ def test_split_column_without_test_images_is_no_official_test_set(pictures: Path
 GOOD = "images/0.png,a"
 BROKEN = {
     "no image column": (
-        ["file,label", GOOD],
-        "column 'image' is absent; want columns image, label",
+        ["note,label", GOOD],
+        r"no column for the images; there are 'note', 'label'; name one: \[image=COLUMN\]",
     ),
     "no label column": (
-        ["image,class", GOOD],
-        "column 'label' is absent; want columns image, label",
+        ["image,note", GOOD],
+        r"no column for the labels; there are 'image', 'note'; name one: \[label=COLUMN\]",
     ),
     "no rows": (["image,label"], "it has no rows"),
     "nothing": ([""], "cannot be read as a table"),
@@ -140,8 +140,8 @@ BROKEN = {
         "an image is listed twice",
     ),
     "unknown split": (
-        ["image,label,split", f"{GOOD},train", "images/1.png,b,valid"],
-        "split must be train or test, got 'valid'",
+        ["image,label,split", f"{GOOD},train", "images/1.png,b,fold 3"],
+        "split must be train, val or test, got 'fold 3' in column 'split'",
     ),
 }
 

@@ -38,7 +38,7 @@ from analysis.compare.costs import (
     pareto_front,
     priced,
 )
-from analysis.compare.examples import hits, mcnemar_over_seeds, over_examples
+from analysis.compare.examples import are_grouped, hits, mcnemar_over_seeds, over_examples
 from analysis.compare.findings import Findings, find
 from analysis.compare.importance import importances, rate_ranges
 from analysis.compare.likeness import Similarity, likeness, pair_scores
@@ -53,8 +53,8 @@ from analysis.compare.variance import variance_shares, variance_table
 from analysis.compare.verdicts import interaction_verdicts, verdicts
 
 __all__ = [
-    "Findings", "Similarity", "against_best", "against_published", "arms", "budget_curve", "budget_ranks",
-    "by_size", "cells", "censored", "choice", "chosen", "completed", "condition", "contrasts",
+    "Findings", "Similarity", "against_best", "against_published", "are_grouped", "arms", "budget_curve",
+    "budget_ranks", "by_size", "cells", "censored", "choice", "chosen", "completed", "condition", "contrasts",
     "crossings", "doubts", "expected_best", "find", "front_chance", "gains", "hits", "importances",
     "interaction_verdicts", "interactions", "learning_curves", "least_detectable", "left_out", "likeness",
     "loss_pairs", "mcnemar_over_seeds", "mean_agreement", "mean_interval", "mean_ranks", "memory_column",

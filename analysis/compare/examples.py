@@ -23,20 +23,38 @@ CHUNK = 20_000_000
 
 
 def hits(predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Cell -> seeds x test examples: 1 right, 0 wrong, NaN where that seed was not scored on it."""
+    """Cell -> seeds x test examples: 1 right, 0 wrong, NaN where that seed was not scored on it.
+
+    A column is named by (group, example): images of one group (patient, sequence, product) are not
+    independent. Where there are no groups, each image is one of its own.
+    """
     right = (predictions["label"] == predictions["predicted"]).astype(float)
-    known = predictions[["cell", "seed", "example"]].assign(right=right)
+    known = predictions[["cell", "seed", "example"]].assign(right=right, group=_groups(predictions))
     return {
-        str(cell): own.pivot_table(index="seed", columns="example", values="right")
+        str(cell): own.pivot_table(index="seed", columns=["group", "example"], values="right")
         for cell, own in known.groupby("cell", sort=False)
     }
+
+
+def _groups(predictions: pd.DataFrame) -> pd.Series:
+    """Number of each prediction's group; those of images that stand alone are far below 0, in their order."""
+    alone = predictions["example"].astype(int) - 2**40
+    if "group" not in predictions:
+        return alone
+    return predictions["group"].fillna(alone).astype(int)
+
+
+def are_grouped(predictions: pd.DataFrame) -> bool:
+    """Whether any test image belongs to a group."""
+    return "group" in predictions and bool(predictions["group"].notna().any())
 
 
 def over_examples(predictions: pd.DataFrame, resamples: int = RESAMPLES) -> pd.DataFrame:
     """Accuracy of each cell with an interval over seeds and test images.
 
-    Seeds are drawn with replacement, then images, once for all of the drawn seeds that were scored on
-    them: the seeds of a study share their test images, so an easy draw is easy for all. Deviations over
+    Seeds are drawn with replacement, then images (whole groups of them, where there are groups), once for
+    all of the drawn seeds that were scored on them: the seeds of a study share their test images, so an easy
+    draw is easy for all. Deviations over
     seeds are stretched by sqrt(n / (n - 1)) (Rao and Wu 1988). The interval is the mean -+ t times the
     standard deviation of the resampled means, since percentiles of few seeds are far too narrow; its
     degrees of freedom are those of Satterthwaite (1946) for the seeds' n - 1 and the images' many.
@@ -50,7 +68,7 @@ def over_examples(predictions: pd.DataFrame, resamples: int = RESAMPLES) -> pd.D
     for cell, table in hits(predictions).items():
         right = table.to_numpy(dtype=float)
         seeds, count = right.shape
-        scores = _image_draws(right, resamples)
+        scores = _image_draws(right, table.columns.get_level_values("group"), resamples)
         centre = scores.mean(axis=1)
         weights = seed_weights(seeds, resamples) / seeds
         stretch = math.sqrt(seeds / (seeds - 1)) if seeds > 1 else 0.0
@@ -77,11 +95,16 @@ def _quantile(of_seeds: float, of_images: float, seeds: int) -> float:
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
 
 
-def _image_draws(right: np.ndarray, resamples: int) -> np.ndarray:
-    """Scores of each seed (resamples x seeds) when the images of `right` are drawn with replacement."""
+def _image_draws(right: np.ndarray, groups: pd.Index, resamples: int) -> np.ndarray:
+    """Scores of each seed (resamples x seeds) when the groups of the images of `right` are drawn with
+    replacement; an image without others in its group is drawn by itself."""
     random = np.random.default_rng(1)
-    count = right.shape[1]
-    known, filled = ~np.isnan(right), np.nan_to_num(right)
+    number = pd.factorize(groups)[0]
+    count = int(number.max()) + 1
+    known, filled = (
+        np.stack([np.bincount(number, row, minlength=count) for row in values])
+        for values in ((~np.isnan(right)).astype(float), np.nan_to_num(right))
+    )
     parts, step = [], max(1, CHUNK // count)
     for start in range(0, resamples, step):
         draws = min(step, resamples - start)
@@ -93,7 +116,8 @@ def _image_draws(right: np.ndarray, resamples: int) -> np.ndarray:
 def mcnemar_over_seeds(
     tables: Mapping[str, pd.DataFrame], cell: str, reference: str
 ) -> dict[str, float]:
-    """Would other test images turn two cells round? McNemar's exact test (1947) on each shared seed.
+    """Would other test images turn two cells round? McNemar's exact test (1947) on each shared seed; where
+    images have groups, its form for clustered pairs: the differences of whole groups change sign.
 
     Args:
         tables: from `hits`.
@@ -111,14 +135,33 @@ def mcnemar_over_seeds(
     a, b = tables[cell].align(tables[reference], join="inner")
     if a.empty:
         return nothing
+    number = pd.factorize(a.columns.get_level_values("group"))[0]
+    clustered = len(set(number)) < len(number)
     only, other, p = [], [], []
     for mine, theirs in zip(a.to_numpy(dtype=float), b.to_numpy(dtype=float), strict=True):
         ahead, behind = int((mine > theirs).sum()), int((mine < theirs).sum())
         only.append(ahead)
         other.append(behind)
-        p.append(float(mcnemar([[0, ahead], [behind, 0]], exact=True).pvalue))
+        if clustered:
+            p.append(_sign_flip(np.bincount(number, np.nan_to_num(mine - theirs))))
+        else:
+            p.append(float(mcnemar([[0, ahead], [behind, 0]], exact=True).pvalue))
     return {
         "only_cell": float(np.mean(only)),
         "only_reference": float(np.mean(other)),
         "p_images": min(1.0, 2 * float(np.median(p))),
     }
+
+
+def _sign_flip(differences: np.ndarray) -> float:
+    """Exact two-sided p of the sum of whole numbers whose signs are equally likely: by convolution of the
+    distributions of the single ones. McNemar's exact p where all are 1, 0 or -1."""
+    sizes = np.abs(np.rint(differences)).astype(int)
+    chances = np.ones(1)  # of the sums -n, -n + 2, ..., n when all are 1
+    for size in sizes[sizes > 0]:
+        step = np.zeros(size + 1)
+        step[[0, -1]] = 0.5
+        chances = np.convolve(chances, step)
+    sums = 2 * np.arange(len(chances)) - sizes.sum()
+    seen = abs(int(np.rint(differences).sum()))
+    return min(1.0, float(chances[np.abs(sums) >= seen].sum()))

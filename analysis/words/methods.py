@@ -17,7 +17,11 @@ from analysis.words.form import listed, short, span
 def methods(table: StudyTable, found: Findings) -> str:
     """What was compared, tuned, chosen, repeated, tested and measured, in the numbers of this study."""
     info = table.info
-    parts = [_design(table, found), _choice(table), _statistics(found, info.metric)]
+    parts = [
+        _design(table, found),
+        _choice(table),
+        _statistics(found, info.metric, table.predictions),
+    ]
     parts += [_costs(table, found)]
     if environment := _environment(table.trials):
         parts.append(environment)
@@ -67,7 +71,7 @@ def words_of(trials: pd.DataFrame) -> str:
     return listed([c.removeprefix("param.") for c in vary]) if vary else ""
 
 
-def _statistics(found: Findings, metric: str) -> str:
+def _statistics(found: Findings, metric: str, predictions: pd.DataFrame) -> str:
     if found.summary["n"].max() < 2:
         text = "With one score per cell no interval over seeds is given."
     else:
@@ -76,10 +80,12 @@ def _statistics(found: Findings, metric: str) -> str:
             f"tested by an exact two-sided sign-flip test and adjusted after Holm within each family."
         )
     if len(found.examples):
+        grouped = compare.are_grouped(predictions)
         text += (
             " Intervals that also hold for other test images take their standard error from a bootstrap of "
-            "seeds and, within each resample, of images; pairs of networks were compared image by image with "
-            "McNemar's exact test."
+            f"seeds and, within each resample, of {'groups of images' if grouped else 'images'}; pairs of "
+            "networks were compared image by image with McNemar's exact test"
+            f"{', the signs of whole groups of images exchanged' * grouped}."
         )
     if len(found.ranks):
         text += " Ranks are taken within each target; their 95% t intervals are over targets."

@@ -6,6 +6,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from typing import Any
+
 from analysis import compare
 from analysis.compare import Findings
 from analysis.load import StudyTable
@@ -24,6 +28,7 @@ def warnings(table: StudyTable, found: Findings) -> list[str]:
         *_mixed_conditions(table, found),
         *_censored(found),
         *_doubtful_runs(table, found),
+        *_unequal_classes(table),
         *leaks,
     ]
 
@@ -125,3 +130,34 @@ def _doubtful_runs(table: StudyTable, found: Findings) -> list[str]:
             f"than the one recorded: {', '.join(wrong[:5])}{' …' * (len(wrong) > 5)}."
         )
     return text
+
+
+def _unequal_classes(table: StudyTable) -> list[str]:
+    """What each class contributed, where that is not the same for all."""
+    runs = table.trials[table.trials["outcome"] == "complete"]
+    text = []
+    for recorded in runs["images_per_class"].dropna().unique():
+        try:
+            parts = [
+                f"{name} {_range(json.loads(recorded)[part])}"
+                for part, name in (("train", "training"), ("test", "test"))
+                if isinstance(json.loads(recorded)[part], dict)
+            ]
+        except (ValueError, KeyError, TypeError, IndexError):
+            continue
+        if parts:
+            text.append(
+                f"The classes are unequal: images per class, {'; '.join(parts)}. Accuracy is mostly that of "
+                "the large classes."
+            )
+    return list(dict.fromkeys(text))[:SHOWN]
+
+
+def _range(counts: Mapping[str, Any]) -> str:
+    """From the smallest to the largest class, from what is recorded of a part."""
+    if counts.keys() == {"least", "most", "all"}:
+        ends = [counts["least"], counts["most"]]
+    else:
+        ordered = sorted((int(str(n)), name) for name, n in counts.items())
+        ends = [ordered[0], ordered[-1]]
+    return " to ".join(f"{n} (“{name}”)" for n, name in ends)

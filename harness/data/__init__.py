@@ -1,4 +1,4 @@
-"""Which images does a trial see? target name + seed -> train, validation and test images.
+"""The images of a trial: a target's name and a seed give train, validation and test images.
 
 The only importer of torchvision's data side: targets (data sets by name), splits, augmentation of
 training images, shifts of test images, and the guard against leakage between the parts.
@@ -8,7 +8,13 @@ from harness.data.augment import Augment, augmentation, seeded_view
 from harness.data.images import open_image
 from harness.data.leakage import Leak, find_leaks, leaks_in_words
 from harness.data.shift import shifted
-from harness.data.splits import Examples, SplitIndices, read_examples, split_indices
+from harness.data.splits import (
+    Examples,
+    SplitIndices,
+    images_per_class,
+    read_examples,
+    split_indices,
+)
 from harness.data.target import Target
 from harness.data.targets import load_target
 
@@ -21,6 +27,8 @@ __all__ = [
     "augmentation",
     "find_leaks",
     "forget",
+    "identity",
+    "images_per_class",
     "leaks_in_words",
     "load_target",
     "open_image",
@@ -29,6 +37,15 @@ __all__ = [
     "shifted",
     "split_indices",
 ]
+
+
+def identity(name: str) -> str:
+    """What the target of that name is, wherever its files lie: equal for the same images, labels and parts.
+
+    Raises:
+        UserError: if there is no such target.
+    """
+    return load_target(name).identity
 
 
 def forget() -> None:

@@ -24,6 +24,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from harness.data.groups import folds
+from harness.data.options import OPTIONS
 from harness.data.target import Indices, Target
 from harness.errors import UserError
 from harness.spec import derive_seed
@@ -141,7 +143,7 @@ class MadeTarget(Target):
 def roots(target: Target, indices: Indices) -> list[tuple[str, int]]:
     """For each image, the data set that it is from in the end and its position there."""
     if not isinstance(target, MadeTarget):
-        return [(target.name, int(i)) for i in indices]
+        return [(target.identity, int(i)) for i in indices]
     return [
         roots(target.parts[part], np.array([at]))[0]
         for part, at in zip(target.which[indices], target.where[indices], strict=True)
@@ -161,7 +163,11 @@ def evaluate(name: str, load: Load) -> Target | None:
     if match := re.fullmatch(r"(.+)\[(\w+)=([^\[\]]*)\]", name):
         inner, kind, value = match.groups()
         if kind not in ("classes", "part"):
-            raise UserError(f"target {name!r}: unknown selection {kind!r}; want classes or part")
+            own = OPTIONS.get(name.partition(":")[0], ())
+            if kind in own:
+                return None
+            known = ", ".join(("classes", "part", *own))
+            raise UserError(f"target {name!r}: unknown selection {kind!r}; there are {known}")
         target = load(inner.strip())
         return _classes(target, value, name) if kind == "classes" else _part(target, value, name)
     match = re.fullmatch(r"(\w+)\((.*)\)", name)
@@ -205,9 +211,18 @@ def _number(text: str, name: str, kind: type[T]) -> T:
 
 def _taken(target: Target, rows: Indices, name: str) -> MadeTarget:
     """Some images of a target, labels and classes as they are."""
-    test = None if target.official_test is None else target.official_test[rows]
-    which = np.zeros(len(rows), np.int64)
-    return MadeTarget(name, target.classes, target.labels[rows], test, (target,), which, rows)
+    return MadeTarget(
+        name,
+        target.classes,
+        target.labels[rows],
+        None if target.official_test is None else target.official_test[rows],
+        (target,),
+        np.zeros(len(rows), np.int64),
+        rows,
+        official_val=None if target.official_val is None else target.official_val[rows],
+        groups=None if target.groups is None else target.groups[rows],
+        notes=target.notes,
+    )
 
 
 def _classes(target: Target, text: str, name: str) -> Target:
@@ -238,14 +253,31 @@ def _part(target: Target, text: str, name: str) -> Target:
     if not 1 <= first <= last <= of:
         raise UserError(f"target {name!r}: want a part such as 1/2 or 2-3/3, got {text!r}")
     rows = []
-    for label, members in _members(target, _is_test(target)):
-        rng = np.random.default_rng(derive_seed("part", target.name, label))
+    for stream, members in _members(target):
+        rng = np.random.default_rng(derive_seed("part", target.identity, stream))
         rows += np.array_split(rng.permutation(members), of)[first - 1 : last]
+    if target.groups is not None and of > 1:
+        rows = _parts_of_groups(target, (first, last, of), name)
     kept = np.sort(np.concatenate(rows)).astype(np.int64)
     made = _taken(target, kept, f"{target.name}[part={text}]")
     if len(np.unique(made.labels)) < len(target.classes):
         raise UserError(f"target {name!r}: a class has no image in that part")
     return made
+
+
+def _parts_of_groups(target: Target, part: tuple[int, int, int], name: str) -> list[Indices]:
+    """The same where images have groups, each of which is in one part only; given parts apart."""
+    assert target.groups is not None
+    first, last, of = part
+    rows = []
+    for given in _given_parts(target).values():
+        try:
+            seed = derive_seed("part", target.identity)
+            fold = folds(target.labels[given], target.groups[given], of, seed)
+        except ValueError:
+            raise UserError(f"target {name!r}: too few groups for {of} parts") from None
+        rows.append(given[(first - 1 <= fold) & (fold < last)])
+    return rows
 
 
 def _mix(first: Target, second: Target, share: float, name: str) -> Target:
@@ -262,22 +294,39 @@ def _mix(first: Target, second: Target, share: float, name: str) -> Target:
         own = []
         for target in (first, second):
             members = np.flatnonzero((target.labels == label) & ~_is_test(target))
-            rng = np.random.default_rng(derive_seed("mix", target.name, label))
+            rng = np.random.default_rng(derive_seed("mix", target.identity, label))
             own.append(rng.permutation(members))
         size = min(map(len, own))
         counts = round(share * size), size - round(share * size)
         which.append(np.repeat([0, 1], counts))
         where += [order[:count] for order, count in zip(own, counts, strict=True)]
         labels.append(np.full(size, label))
+    parts = np.concatenate(which).astype(np.int64)
+    places = np.concatenate(where).astype(np.int64)
     return MadeTarget(
         f"mix({first.name},{second.name},{share:g})",
         tuple(f"{a}/{b}" for a, b in zip(first.classes, second.classes, strict=True)),
         np.concatenate(labels).astype(np.int64),
         None,
         (first, second),
-        np.concatenate(which).astype(np.int64),
-        np.concatenate(where).astype(np.int64),
+        parts,
+        places,
+        groups=_mixed_groups((first, second), parts, places),
+        notes=tuple(dict.fromkeys(first.notes + second.notes)),
     )
+
+
+def _mixed_groups(parts: tuple[Target, ...], which: Indices, where: Indices) -> Indices | None:
+    """Groups by the data set that the images are from; where one has none, each of its images is one."""
+    if all(part.groups is None for part in parts):
+        return None
+    keys = []
+    for part, at in zip(which, where, strict=True):
+        groups = parts[part].groups
+        ((root, place),) = roots(parts[part], np.array([at]))
+        keys.append((root, place, -1) if groups is None else (root, -1, int(groups[at])))
+    number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    return np.array([number[key] for key in keys], np.int64)
 
 
 def _changed(target: Target, prefix: str, change: Change) -> Target:
@@ -287,9 +336,8 @@ def _changed(target: Target, prefix: str, change: Change) -> Target:
 
 def _random_labels(target: Target) -> Target:
     labels = target.labels.copy()
-    for test in (False, True):
-        rows = np.flatnonzero(_is_test(target) == test)
-        rng = np.random.default_rng(derive_seed("random labels", target.name, test))
+    for part, rows in _given_parts(target).items():
+        rng = np.random.default_rng(derive_seed("random labels", target.identity, part))
         labels[rows] = rng.permutation(labels[rows])
     made = _taken(target, np.arange(len(labels)), f"random_labels({target.name})")
     return replace(made, labels=labels)
@@ -301,10 +349,21 @@ def _is_test(target: Target) -> NDArray[np.bool_]:
     return target.official_test
 
 
-def _members(target: Target, test: NDArray[np.bool_]) -> Iterable[tuple[str, Indices]]:
-    """Positions by class, official test images apart, each with a name for its random stream."""
+def _given_parts(target: Target) -> dict[str, Indices]:
+    """Positions of official test images, of validation images, and of the rest, by name of their streams."""
+    test = _is_test(target)
+    val = np.zeros_like(test) if target.official_val is None else target.official_val & ~test
+    parts = {"False": ~test & ~val, "True": test, "validation": val}
+    return {
+        name: np.flatnonzero(mask).astype(np.int64) for name, mask in parts.items() if mask.any()
+    }
+
+
+def _members(target: Target) -> Iterable[tuple[str, Indices]]:
+    """Positions by class, official parts apart, each with a name for its random stream."""
+    given = _given_parts(target)
     for label in range(len(target.classes)):
-        for part in (False, True):
-            rows = np.flatnonzero((target.labels == label) & (test == part))
+        for name, part in given.items():
+            rows = part[target.labels[part] == label]
             if len(rows):
-                yield f"{label} {part}", rows
+                yield f"{label} {name}", rows

@@ -1,42 +1,295 @@
-"""Images in a folder, one sub-folder per class."""
+"""Images in folders: one folder per class, or parts (train, val, test) with one folder per class in each."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from harness.data.images import IMAGE_SUFFIXES, is_file, shown
+from harness.data.groups import groups_from_names
+from harness.data.images import is_folder, is_image, shown
+from harness.data.labels import one_form
+from harness.data.parts import PARTS, TEST, TRAIN, differences, own_parts, part_named
 from harness.data.target import FileTarget, Target
-from harness.errors import UserError, first_line
+from harness.data.tree import NO_IMAGE, PassedOver, holds_images, images_below, inside
+from harness.errors import UserError
+
+_ClassFolder = tuple[str, str, Path]
+"""Part, class name, and a folder with images of that class in that part."""
+LAYOUTS = ("classes", "parts")
+OUTSIDE = "images outside the class folders"
+BESIDE = "folders beside the parts"
 
 
-def folder_target(path: str) -> Target:
+def folder_target(path: str, options: Mapping[str, str]) -> Target:
+    """The images below a folder.
+
+    Args:
+        path: of the folder.
+        options: "layout": "classes" (each folder is a class, whatever its name) or "parts" (train, val and
+            test are parts of the data set, above or below the class folders). "group": a regular
+            expression that finds the group of an image (patient, sequence, product) in its file name or path.
+
+    Raises:
+        UserError: if the layout is not understood or could be two, or a class has no images.
+    """
     root = Path(path).expanduser()
-    if not root.is_dir():
-        raise UserError(f"target folder:{path}: no such folder; want one sub-folder per class")
-    try:
-        folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"target folder:{path} cannot be read: {first_line(error)}") from error
-    paths: list[Path] = []
-    labels: list[int] = []
-    if unsafe := [folder for folder in folders if not folder.name.isprintable()]:
+    what = f"target folder:{path}"
+    if not is_folder(root):
+        raise UserError(f"{what}: no such folder; want one sub-folder per class")
+    layout = options.get("layout")
+    if layout is not None and layout not in LAYOUTS:
+        raise UserError(f"{what}: layout must be classes or parts, got {layout!r}")
+    tree = _Tree(root, what)
+    if layout is None:
+        layout = _layout(tree)
+    found = _read(tree, _parts(tree) if layout == "parts" else _classes(tree))
+    classes = sorted({name for _, name, _ in found})
+    if len(classes) < 2:
+        raise UserError(f"{what}: needs at least 2 class folders with images, found {len(classes)}")
+    paths = tuple(path for _, _, images in found for path in images)
+    labels = [classes.index(name) for _, name, images in found for _ in images]
+    own = own_parts([part for part, _, images in found for _ in images], what)
+    groups, grouping = None, ""
+    if pattern := options.get("group"):
+        below = [path.relative_to(root).as_posix() for path in paths]
+        groups, grouping = groups_from_names(below, pattern, what)
+    return FileTarget(
+        f"folder:{root.resolve().name}",
+        tuple(classes),
+        np.array(labels, np.int64),
+        own.test,
+        paths,
+        official_val=own.val,
+        groups=groups,
+        notes=(*tree.notes, *own.notes, *filter(None, [grouping]), *tree.passed_over.notes(root)),
+    )
+
+
+@dataclass
+class _Tree:
+    """A folder that is being understood: what is told of it, and what was passed over."""
+
+    root: Path
+    what: str
+    notes: list[str] = field(default_factory=list)
+    passed_over: PassedOver = field(default_factory=PassedOver)
+
+    def below(self, path: Path) -> str:
+        """A path below the folder in words."""
+        return shown(path.relative_to(self.root))
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Sub-folders by name, without hidden ones."""
+    return sorted(path for path in inside(folder, PassedOver()) if is_folder(path))
+
+
+def _full(folder: Path) -> list[Path]:
+    """Sub-folders that hold images."""
+    return [path for path in _folders(folder) if holds_images(path)]
+
+
+def _layout(tree: _Tree) -> str:
+    """ "classes" or "parts", by the names and contents of the folders.
+
+    Raises:
+        UserError: if it could be either, with both readings.
+    """
+    top = _full(tree.root)
+    parts = [folder for folder in top if part_named(folder.name)]
+    others = [folder for folder in top if folder not in parts]
+    with_classes = [folder for folder in parts if _full(folder)]
+    if with_classes and others:
+        raise _two_readings(
+            tree,
+            f"{_listed(with_classes)} could be parts of the data set, or classes as {_listed(others)}",
+            f"takes {_listed(parts)} as parts and passes over {_listed(others)}",
+            f"takes {_listed(top)} as the classes",
+        )
+    if with_classes:
+        return "parts"
+    if parts and not others:
+        raise _two_readings(
+            tree,
+            f"{_listed(parts)} hold images, but no class folders",
+            f"is for class folders inside {_listed(parts)} (or list the images in a table: csv:FILE)",
+            f"takes {_listed(parts)} as the classes",
+        )
+    _refuse_nested(tree, top)
+    return "classes"
+
+
+def _refuse_nested(tree: _Tree, top: Sequence[Path]) -> None:
+    """Refuse folders below which parts, or the same classes again, seem to lie."""
+    inner = {folder: _full(folder) for folder in top}
+    if not top:
+        return
+    if len(top) == 1 and inner[top[0]]:
         raise UserError(
-            f"target folder:{path}: class folder {shown(unsafe[0])!r} is no printable text; rename it"
+            f"{tree.what}: needs at least 2 class folders with images, found 1 ({_listed(top)}); "
+            f"did you mean folder:{shown(top[0])}?"
         )
-    for label, folder in enumerate(folders):
-        found = sorted(
-            p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and is_file(p)
+    named = {one_form(f.name) for found in inner.values() for f in found if part_named(f.name)}
+    if TRAIN in set(map(part_named, named)) and len(named) > 1:
+        raise _two_readings(
+            tree,
+            f"{' and '.join(sorted(named))} lie inside {_listed(top)}",
+            "takes them as parts of the data set",
+            f"takes all images below {_listed(top)} as those of one class each",
         )
-        if not found:
-            raise UserError(f"target folder:{path}: class folder {folder.name!r} holds no images")
-        paths += found
-        labels += [label] * len(found)
-    if len(folders) < 2:
-        raise UserError(
-            f"target folder:{path}: needs at least 2 class folders with images, found {len(folders)}"
+    common = set.intersection(*({one_form(f.name) for f in found} for found in inner.values()))
+    if len(top) > 1 and len(common) > 1 and not any(map(_direct_images, top)):
+        again = _listed(sorted(common))
+        raise _two_readings(
+            tree,
+            f"each of {_listed(top)} holds the same sub-folders ({again})",
+            f"is for parts, named train, val and test, with the classes {again} inside (or name one of "
+            f"them: folder:{shown(top[0])})",
+            f"takes {_listed(top)} as the classes",
         )
-    name = f"folder:{root.resolve().name}"
-    classes = tuple(folder.name for folder in folders)
-    return FileTarget(name, classes, np.array(labels, np.int64), None, tuple(paths))
+
+
+def _two_readings(tree: _Tree, seen: str, parts: str, classes: str) -> UserError:
+    return UserError(
+        f"{tree.what}: {seen}; folder:PATH[layout=parts] {parts}, folder:PATH[layout=classes] {classes}"
+    )
+
+
+def _classes(tree: _Tree) -> Iterator[_ClassFolder]:
+    """Class folders where every folder is one.
+
+    Raises:
+        UserError: if one holds no image.
+    """
+    nested = 0
+    for path in inside(tree.root, tree.passed_over):
+        if is_folder(path):
+            nested += len(_folders(path))
+            yield TRAIN, path.name, path
+        else:
+            _beside_folders(tree, path)
+    if nested:
+        tree.notes.append(
+            f"Sub-folders of the class folders ({nested}) are not told apart: all images below a class "
+            "folder are of that class."
+        )
+
+
+def _parts(tree: _Tree) -> Iterator[_ClassFolder]:
+    """Class folders where parts lie above or below the classes.
+
+    Raises:
+        UserError: if there is no training part, a part is there twice, or it has no class folders.
+    """
+    here = list(inside(tree.root, tree.passed_over))
+    found = [
+        path for path in here if is_folder(path) and part_named(path.name) and holds_images(path)
+    ]
+    if not found:
+        yield from _parts_inside(tree, here)
+        return
+    by_part: dict[str, Path] = {}
+    for path in found:
+        part = str(part_named(path.name))
+        if part in by_part:
+            raise UserError(
+                f"{tree.what}: two folders for the {part} part: {_listed([by_part[part], path])}"
+            )
+        by_part[part] = path
+    if TRAIN not in by_part:
+        raise UserError(f"{tree.what}: no train folder, only {_listed(found)}")
+    for path in here:
+        if is_folder(path) and path not in found:
+            tree.passed_over.add(BESIDE, path)
+        elif not is_folder(path):
+            _beside_folders(tree, path)
+    tree.notes.append(f"The parts are the folders {_listed(sorted(found))}.")
+    for part in PARTS:
+        if part in by_part:
+            yield from (
+                (part, folder.name, folder) for folder in _class_folders(tree, part, by_part[part])
+            )
+
+
+def _class_folders(tree: _Tree, part: str, folder: Path) -> Iterator[Path]:
+    """The class folders of a part; a test part without any has no labels and is passed over."""
+    classes = _folders(folder)
+    if not classes and part == TEST:
+        images = images_below(folder, tree.passed_over)
+        tree.notes.append(
+            f"{tree.below(folder)} holds {len(images)} images without class folders: they have no labels and "
+            "are passed over."
+        )
+        return
+    if not classes:
+        raise UserError(f"{tree.what}: {tree.below(folder)} holds images, but no class folders")
+    for path in inside(folder, tree.passed_over):
+        if not is_folder(path):
+            _beside_folders(tree, path)
+        elif part == TRAIN or holds_images(path):
+            yield path
+
+
+def _parts_inside(tree: _Tree, here: Sequence[Path]) -> Iterator[_ClassFolder]:
+    """Class folders that hold their parts."""
+    train = 0
+    for path in filter(is_folder, here):
+        for sub in inside(path, tree.passed_over):
+            part = part_named(sub.name) if is_folder(sub) else None
+            if part:
+                train += part == TRAIN
+                yield part, path.name, sub
+            elif is_folder(sub):
+                tree.passed_over.add(BESIDE, sub)
+            else:
+                _beside_folders(tree, sub)
+    if not train:
+        raise UserError(f"{tree.what}: no folder named train, so layout=parts does not fit")
+    tree.notes.append("The parts are folders inside the class folders.")
+
+
+def _beside_folders(tree: _Tree, path: Path) -> None:
+    tree.passed_over.add(OUTSIDE if is_image(path) else NO_IMAGE, path)
+
+
+def _read(tree: _Tree, found: Iterator[_ClassFolder]) -> list[tuple[str, str, list[Path]]]:
+    """(part, class, images), parts in their order, classes in that of their names in each.
+
+    Raises:
+        UserError: if a class has no images or no printable name, or parts have different classes.
+    """
+    by_part: dict[str, dict[str, list[Path]]] = {}
+    for part, name, folder in found:
+        if not name.isprintable():
+            raise UserError(
+                f"{tree.what}: class folder {shown(Path(name))!r} is no printable text; rename it"
+            )
+        before = len(tree.passed_over.by_kind.get(NO_IMAGE, ()))
+        images = images_below(folder, tree.passed_over)
+        if not images:
+            none = tree.passed_over.by_kind.get(NO_IMAGE, [])[before:]
+            files = f", only {len(none)} files such as {shown(Path(none[0].name))}" if none else ""
+            raise UserError(
+                f"{tree.what}: class folder {tree.below(folder)!r} holds no images{files}"
+            )
+        by_part.setdefault(part, {}).setdefault(one_form(name), []).extend(images)
+    if len(by_part) > 1:
+        tree.notes += differences(by_part, tree.what)
+    return [
+        (part, name, by_part[part][name])
+        for part in PARTS
+        if part in by_part
+        for name in sorted(by_part[part])
+    ]
+
+
+def _direct_images(folder: Path) -> bool:
+    return any(not is_folder(path) and is_image(path) for path in inside(folder, PassedOver()))
+
+
+def _listed(names: Sequence[Path | str]) -> str:
+    texts = [shown(Path(Path(name).name)) for name in names]
+    return ", ".join(texts[:5]) + (f" and {len(texts) - 5} more" if len(texts) > 5 else "")

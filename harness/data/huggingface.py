@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from harness.data.target import Target, TorchvisionTarget
 from harness.errors import UserError, first_line
 
 
-def huggingface_target(path: str) -> Target:
+def huggingface_target(path: str, options: Mapping[str, str]) -> Target:
     """An image classification set of Hugging Face `datasets`: a folder made by save_to_disk, else a name
     on the hub. Needs an image column and a ClassLabel column; its "test" part is the official test set."""
     try:

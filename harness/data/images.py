@@ -1,9 +1,14 @@
-"""How is a picture file read? Every kind becomes RGB, and what cannot be read is named."""
+"""The one reader of pictures, whatever holds them: every kind becomes RGB, and what cannot be read is named.
+
+Pictures are told by their content; the name decides only for the few formats that have no signature.
+"""
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +18,25 @@ from PIL import Image, ImageOps
 
 from harness.errors import UserError, first_line
 
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+IMAGE_FORMATS = (
+    *("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000"),
+    *("ICO", "ICNS", "DDS", "PSD", "QOI", "SGI", "SUN"),
+)
+"""Formats that Pillow itself decodes and that their first bytes give away. Not among them: what starts
+another program (EPS), videos, documents, and scientific arrays (FITS, GRIB, HDF5)."""
+BY_NAME_ONLY = ("DIB", "PCX", "TGA", "XBM", "XPM")
+"""Formats without a clear signature: read where the file's name says so."""
+NO_PICTURES = frozenset(
+    ".3fr .arw .cr2 .dcr .dng .erf .iiq .kdc .mef .mos .nef .nrw .orf .pef .raf .rw2 .sr2 .srw .thm".split()
+) | frozenset(".bak .crdownload .lnk .orig .part .partial .tmp".split())
+"""Names whose content may pass for a picture that is not meant: raw photographs are TIFF files of which
+Pillow reads a thumbnail, and half or old copies are no pictures of their own."""
+DECODING = "2"
+"""Changes when this module gives other pixels for the same file: what was kept before is then not used."""
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 100
+LEAST_COLOUR = 16
+"""Brightest of 256 levels under which a picture of 16 bits per colour used 12 of them at most."""
 
 # Pillow warns on stderr from 89 megapixels on; the limits above decide here.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -28,46 +48,127 @@ def shown(path: Path) -> str:
     return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
+@cache
+def image_suffixes() -> dict[str, str]:
+    """The formats that are read here by the suffixes that go with them, e.g. ".jpg": "JPEG"."""
+    read = {*_by_content(), *BY_NAME_ONLY, "MPO"}  # MPO: several JPEG images in one file
+    return {suffix: name for suffix, name in Image.registered_extensions().items() if name in read}
+
+
+@cache
+def _by_content() -> tuple[str, ...]:
+    """Of IMAGE_FORMATS, those that this build of Pillow has."""
+    Image.init()
+    return tuple(name for name in IMAGE_FORMATS if name in Image.OPEN)
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is a picture: by its suffix where that is a picture's, else by its first bytes."""
+    suffix = path.suffix.lower()
+    if suffix in image_suffixes():
+        return True
+    if suffix in NO_PICTURES or path.name.endswith("~"):
+        return False
+    try:
+        with Image.open(path, formats=_by_content()):
+            return True
+    except Exception:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
+        return False
+
+
+def open_header(path: Path) -> Image.Image:
+    """The picture with its size and mode, its pixels not yet decoded; raises whatever Pillow raises."""
+    return Image.open(path, formats=_formats(path.suffix))
+
+
 def open_image(path: Path) -> Image.Image:
-    """One image as RGB: EXIF rotation applied, 16-bit scaled to 8, transparency on white, first frame.
+    """One image file as RGB; see `to_rgb`.
 
     Raises:
-        UserError: naming the file, when it cannot be decoded, has more than 100 megapixels, is more
-            than 100 times longer than wide (or wider than long), or has pixels of more than 16 bits.
+        UserError: naming the file, when it cannot be decoded.
     """
+    return _opened(path, path.suffix, shown(path))
+
+
+def decode_image(content: bytes, name: str, suffix: str = "") -> Image.Image:
+    """The same for the bytes of a file.
+
+    Args:
+        content: of the file.
+        name: how messages call it.
+        suffix: of its name, if it has one.
+    """
+    return _opened(io.BytesIO(content), suffix, name)
+
+
+def _opened(source: Path | io.BytesIO, suffix: str, name: str) -> Image.Image:
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as opened:
-            width, height = opened.size
-            if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
-                raise UserError(
-                    f"image {shown(path)} is {width} x {height} pixels: too large or too narrow"
-                )
-            image: Image.Image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith(("I", "F")):
-                image = Image.fromarray(_eight_bits(np.asarray(image), path))
-            if image.has_transparency_data:
-                rgba = image.convert("RGBA")
-                white = Image.new("RGBA", rgba.size, "white")
-                return Image.alpha_composite(white, rgba).convert("RGB")
-            return image.convert("RGB")
+        with Image.open(source, formats=_formats(suffix)) as image:
+            return to_rgb(image, name)
     except UserError:
         raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
-        raise UserError(f"image {shown(path)} cannot be read: {first_line(error)}") from error
+        raise UserError(f"image {name} cannot be read: {first_line(error)}") from error
 
 
-def _eight_bits(deep: NDArray[Any], path: Path) -> NDArray[np.uint8]:
-    """16-bit grey levels scaled to 8 bits; Pillow would clip them."""
-    if deep.dtype.kind == "f" or deep.min() < 0 or deep.max() > 0xFFFF:
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """EXIF rotation applied, transparency on white, first frame. Grey levels of 16 bits are stretched: the
+    darkest of the image becomes 0, its brightest 255, since cameras and scanners use 10, 12 or 14 of the bits
+    and do not say how many.
+
+    Args:
+        image: as Pillow opened it.
+        name: how messages call it.
+
+    Raises:
+        UserError: when it has more than 100 megapixels, is more than 100 times longer than wide (or wider
+            than long), has pixels of more than 16 bits, or 16 bits per colour of which it uses 12 or fewer.
+    """
+    width, height = image.size
+    if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
+        raise UserError(f"image {name} is {width} x {height} pixels: too large or too narrow")
+    deep_colour = ";16" in str(getattr(image, "tile", "")) and not image.mode.startswith("I")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        image = Image.fromarray(_eight_bits(np.asarray(image), name))
+    elif deep_colour and (most := int(np.asarray(image.convert("RGB")).max())) < LEAST_COLOUR:
         raise UserError(
-            f"image {shown(path)} holds {deep.dtype} pixels in [{deep.min():g}, {deep.max():g}]: want 8 "
-            "or 16 bits without sign"
+            f"image {name} has 16 bits per colour and no value above {256 * most + 255}: it would be almost "
+            "black; save it with 8 bits, scaled by the range that it has"
         )
-    return (deep.astype(np.uint32) >> 8).astype(np.uint8)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _formats(suffix: str) -> tuple[str, ...]:
+    own = image_suffixes().get(suffix.lower(), "")
+    return (*_by_content(), own) if own in BY_NAME_ONLY else _by_content()
+
+
+def _eight_bits(deep: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    """Grey levels of 16 bits stretched to 8 bits; Pillow would clip them."""
+    low, high = deep.min(), deep.max()
+    if deep.dtype.kind == "f" or low < 0 or high > 0xFFFF:
+        raise UserError(
+            f"image {name} holds {deep.dtype} pixels in [{low:g}, {high:g}]: want 8 or 16 bits without sign"
+        )
+    stretched = (deep.astype(np.float64) - low) * (255 / max(int(high) - int(low), 1))
+    levels: NDArray[np.uint8] = np.round(stretched).astype(np.uint8)
+    return levels
 
 
 def is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a name that is too long, a folder that may not be entered
+    except (OSError, ValueError):  # a name that is too long, a folder that may not be entered
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
         return False

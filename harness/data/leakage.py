@@ -1,4 +1,4 @@
-"""Is a test image also a training image? Exact and near duplicates between the parts of a split."""
+"""Leakage between the parts of a split: exact and near duplicates, and groups that given parts tear apart."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from harness.data.groups import shared_groups
 from harness.data.splits import Examples
 from harness.data.target import Target
 
@@ -59,9 +60,11 @@ def _close(a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[int, int]]:
 
 
 def leaks_in_words(leaks: Sequence[Leak], target: Target) -> str:
-    """One line that counts the duplicates and names the first few; empty when there are none."""
+    """One line that counts the duplicates, names the first few and counts the groups that are in two given
+    parts; empty when there are none."""
+    torn = groups_in_words(target)
     if not leaks:
-        return ""
+        return f"target {target.name}: {torn}" if torn else ""
     exact = sum(leak.exact for leak in leaks)
     shown = [
         f"{target.describe(leak.positions[0])} ({leak.parts[0]}) "
@@ -71,7 +74,14 @@ def leaks_in_words(leaks: Sequence[Leak], target: Target) -> str:
     return (
         f"target {target.name}: {exact} exact and {len(leaks) - exact} near duplicates between train, "
         f"validation and test: {'; '.join(shown)}{'; ...' if len(leaks) > 5 else ''}"
+        f"{'; besides, ' * bool(torn)}{torn}"
     )
+
+
+def groups_in_words(target: Target) -> str:
+    """How many groups have images in more than one of the parts that the data set comes with; "" if none."""
+    torn = shared_groups(target)
+    return f"{torn} groups have images in more than one of the given parts" if torn else ""
 
 
 def _thumbnails(examples: Examples) -> torch.Tensor:

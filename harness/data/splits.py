@@ -1,19 +1,28 @@
-"""Which images train, which select, which test? (target, seed) -> three disjoint parts."""
+"""Splits: a target and a seed give three disjoint sets of images, to train, to select and to test on."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from harness.data.groups import grouped_parts
+from harness.data.images import DECODING
 from harness.data.target import Indices, Target
 from harness.data.targets import load_target
 from harness.errors import UserError
 from harness.packages import versions
 from harness.rows import Cache, Full, View
 from harness.spec import TrialSpec, derive_seed
+
+Mask = NDArray[np.bool_]
+LONGEST_TAG = 4500
+"""Letters; the recorder keeps 5000 of a tag."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class SplitIndices:
-    """Positions in the target; no two of the three share one."""
+    """Positions in the target; no two of the three share one, nor a group."""
 
     train: Indices
     val: Indices
@@ -61,40 +70,151 @@ def split_indices(target: Target, spec: TrialSpec) -> SplitIndices:
 
     The test images depend on the target alone: whatever the seed, no image that is ever scored as test
     was trained on or selected on. Validation and training images are drawn from the rest by
-    (target, seed); with one seed, fewer shots are a subset of more shots.
+    (target, seed); with one seed, fewer shots are a subset of more shots. Parts that the data set comes
+    with are used as they are: with its own validation set, the seed draws the training images only. All
+    images of a group are in the same part.
+
+    `shots`, `val_shots` and `test_shots` are upper bounds per class. A class that is too small for all
+    three gives at most half of its images to the test part and at most half of the rest to validation.
 
     Raises:
-        UserError: naming the class that is too small.
+        UserError: naming the classes that are too small.
     """
-    fixed = np.random.default_rng(derive_seed("test", target.name))
-    drawn = np.random.default_rng(derive_seed("split", target.name, spec.seed))
-    chosen: list[tuple[Indices, Indices, Indices]] = []
+    is_test, is_val = target.official_test, target.official_val
+    if target.groups is not None:
+        is_test, is_val = grouped_parts(target, spec.seed)
+    streams = [
+        np.random.default_rng(derive_seed(*names))
+        for names in (
+            ("test", target.identity),
+            ("validation", target.identity),
+            ("split", target.identity, spec.seed),
+        )
+    ]
+    chosen, too_small = [], []
     for label, class_name in enumerate(target.classes):
         members = np.flatnonzero(target.labels == label)
-        if target.official_test is None:
-            order = fixed.permutation(members)
-            count = spec.test_shots or max(1, round(0.25 * len(members)))
-            # At least the default quarter is set aside, whatever is scored of it: no test image of one
-            # cell may be a training image of another.
-            aside = max(count, round(0.25 * len(members)))
-            test, rest = order[:count], order[aside:]
+        found = _split_class(members, is_test, is_val, spec, streams)
+        if isinstance(found, str):
+            too_small.append(f"class {class_name!r} has {len(members)} images, too few for {found}")
         else:
-            order = fixed.permutation(members[target.official_test[members]])
-            count = spec.test_shots or len(order)
-            test, rest = order[:count], members[~target.official_test[members]]
-        rest = drawn.permutation(np.sort(rest))
-        val_count = spec.val_shots or max(1, round(0.2 * len(rest)))
-        val, rest = rest[:val_count], rest[val_count:]
-        train = rest[: spec.shots] if spec.shots else rest
-        if len(test) < count or len(val) < val_count or len(train) < (spec.shots or 1):
-            raise UserError(
-                f"target {spec.target}: class {class_name!r} has {len(members)} images, too few for "
-                f"{count} test + {val_count} validation + {spec.shots or 'at least 1'} training "
-                "images (lower shots, val_shots or test_shots, or add images)"
-            )
-        chosen.append((train, val, test))
+            chosen.append(found)
+    if too_small:
+        more = f" (and {len(too_small) - 5} more classes)" if len(too_small) > 5 else ""
+        advice = "lower shots, val_shots or test_shots, or " if spec.exact_shots else ""
+        raise UserError(
+            f"target {spec.target}: {'; '.join(too_small[:5])}{more} ({advice}add images, or leave the "
+            "class out with [classes=...])"
+        )
     parts = [np.sort(np.concatenate(part)).astype(np.int64) for part in zip(*chosen, strict=True)]
     return SplitIndices(*parts)
+
+
+def images_per_class(target: Target, split: SplitIndices) -> str:
+    """What each class contributes to each part, as JSON: {"train": ..., "val": ..., "test": ...}.
+
+    A part is one number where it is the same for every class, else a mapping from class to number; where that
+    would be too long for a tag, "least" and "most" with their classes, and "all" of them.
+    """
+    parts = {"train": split.train, "val": split.val, "test": split.test}
+    counts = {
+        name: np.bincount(target.labels[at], minlength=len(target.classes)).tolist()
+        for name, at in parts.items()
+    }
+    named = {
+        name: own[0] if len(set(own)) == 1 else dict(zip(target.classes, own, strict=True))
+        for name, own in counts.items()
+    }
+    text = json.dumps(named, ensure_ascii=False)
+    if len(text) <= LONGEST_TAG:
+        return text
+    ends = {
+        name: {
+            "least": [min(own), target.classes[own.index(min(own))][:100]],
+            "most": [max(own), target.classes[own.index(max(own))][:100]],
+            "all": sum(own),
+        }
+        for name, own in counts.items()
+    }
+    return json.dumps(ends, ensure_ascii=False)
+
+
+def _split_class(
+    members: Indices,
+    is_test: Mask | None,
+    is_val: Mask | None,
+    spec: TrialSpec,
+    streams: Sequence[np.random.Generator],
+) -> tuple[Indices, Indices, Indices] | str:
+    """The train, validation and test images of one class, or the sizes that it is too small for.
+
+    Args:
+        members: positions of its images.
+        is_test, is_val: masks of the parts that are given; None where a part is drawn here.
+        spec: how many images are wanted.
+        streams: for test images, given validation images, and whatever the seed draws.
+    """
+    of_test, of_val, drawn = streams
+    free = np.ones(len(members), np.bool_)
+    for mask in (is_test, is_val):
+        if mask is not None:
+            free &= ~mask[members]
+    rest = members[free]
+    sizes = _sizes(len(rest), is_test is None, is_val is None, spec)
+    if is_test is None:
+        order = of_test.permutation(rest)
+        # At least the default quarter is set aside, whatever is scored of it: no test image of one
+        # cell may be a training image of another.
+        test, rest = order[: sizes.test], order[sizes.aside :]
+    else:
+        test = of_test.permutation(members[is_test[members]])[: spec.test_shots]
+    rest = drawn.permutation(np.sort(rest))
+    if is_val is None:
+        val, rest = rest[: sizes.val], rest[sizes.val :]
+    else:
+        val = of_val.permutation(members[is_val[members]])[: spec.val_shots]
+    train = rest[: spec.shots]
+    found = (len(train), len(val), len(test))
+    least = (1, int(is_val is None), int(is_test is None))
+    if spec.exact_shots:
+        given = (spec.shots, spec.val_shots, spec.test_shots)
+        least = (given[0] or 1, given[1] or sizes.val, given[2] or sizes.test)
+    if any(have < want for have, want in zip(found, least, strict=True)):
+        train_words = str(spec.shots or "at least 1") if spec.exact_shots else "1"
+        return f"{least[2]} test + {least[1]} validation + {train_words} training images"
+    return train, val, test
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Images of a class that are tested, that are set aside for it, and that are validated on."""
+
+    test: int
+    aside: int
+    val: int
+
+
+def _sizes(free: int, draws_test: bool, draws_val: bool, spec: TrialSpec) -> _Sizes:
+    """How the images of a class that are in no given part are divided.
+
+    Args:
+        free: their number.
+        draws_test, draws_val: whether these parts are drawn from them.
+        spec: how many images are wanted.
+    """
+    quarter = round(0.25 * free)
+    test = (spec.test_shots or max(1, quarter)) if draws_test else 0
+    aside = max(test, quarter) if draws_test else 0
+    fifth = max(1, round(0.2 * max(0, free - aside)))
+    val = (spec.val_shots or fifth) if draws_val else 0
+    if spec.exact_shots or aside + val + (spec.shots or 1) <= free:
+        return _Sizes(test, aside, val)
+    test = min(test, free // 2)
+    aside = max(test, min(quarter, free // 2)) if draws_test else 0
+    rest = free - aside
+    fifth = max(1, round(0.2 * rest))
+    val = min(spec.val_shots or fifth, rest // 2) if draws_val else 0
+    return _Sizes(test, aside, val)
 
 
 @lru_cache(maxsize=24)
@@ -117,6 +237,7 @@ def read_examples(
         "what": f"pixels of {source.name} at {size} x {size}",
         "target": source.key,
         "interpolation": interpolation,
+        "decoding": DECODING,
         **versions("torch", "torchvision", "pillow"),
     }
     try:

@@ -1,68 +1,237 @@
-"""Images listed in a table, one row per image."""
+"""Images listed in a table, one row per image: CSV with any usual separator and encoding, or Parquet."""
 
 from __future__ import annotations
 
+import codecs
+import csv
+import io
+import itertools
+import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from harness.data.columns import choose, group_notes, missing, plain
 from harness.data.images import is_file, shown
+from harness.data.labels import numbered_classes, numbered_groups, one_form
+from harness.data.lookup import find_images
+from harness.data.parts import TEST, TRAIN, differences, own_parts, part_named
 from harness.data.target import FileTarget, Target
 from harness.errors import UserError, first_line
 
+SEPARATORS = ",;\t|"
+BOMS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+LOOKED_AT = 50
+"""Rows by which a separator is judged."""
+Columns = dict[str, list[str]]
 
-def table_target(path: str) -> Target:
-    """A table with the columns image (path, relative to the table's folder), label and, if the data set
-    has its own test images, split (train or test)."""
+
+def table_target(path: str, options: Mapping[str, str]) -> Target:
+    """The images of a table.
+
+    Args:
+        path: of the table.
+        options: "image", "label", "split", "group": names of columns, where they have not their usual ones.
+
+    Raises:
+        UserError: if the table cannot be read, a column is not clear, an image is absent, or two rows have
+            the same one.
+    """
     file = Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f"target csv:{path}: no such file; want columns image, label[, split]")
+    what = f"target csv:{path}"
+    if not is_file(file):
+        raise UserError(f"{what}: no such file; want columns image, label[, split]")
+    columns, notes = read_columns(file, what)
+    there = list(columns)
+    chosen: dict[str, str | None] = {}
+    for role in ("image", "label", "split", "group"):
+        chosen[role], more = choose(role, there, options, what)
+        notes += more
+    image, label = chosen["image"], chosen["label"]
+    if image is None or label is None:
+        raise missing("image" if image is None else "label", there, what)
+    images, labels = columns[image], columns[label]
+    if not images:
+        raise UserError(f"{what}: it has no rows")
+    meant = "split" in options or plain(chosen["split"] or "") == "split"
+    parts, more = _parts(columns, chosen["split"], meant, what)
+    notes += more
+    kept, more = _labelled(images, labels, parts, what)
+    notes += more
+    images, labels, parts = ([column[i] for i in kept] for column in (images, labels, parts))
+    classes, positions = numbered_classes(labels, what)
+    hints = [{one_form(a), b} for a, b in zip(labels, parts, strict=True)]
+    paths, more = find_images(images, hints, file.parent, what)
+    notes += more
+    _refuse_double(paths, what)
+    names = np.array(classes, dtype=object)[positions]
+    own = own_parts(parts, what)
+    by_part = {part: names[np.array(parts) == part] for part in dict.fromkeys(parts)}
+    notes += [*own.notes, *(differences(by_part, what) if len(by_part) > 1 else ())]
+    group = chosen["group"]
+    return FileTarget(
+        f"csv:{file.name}",
+        classes,
+        positions,
+        own.test,
+        paths,
+        official_val=own.val,
+        groups=None if group is None else numbered_groups([columns[group][i] for i in kept]),
+        notes=(*notes, *group_notes(columns, list(chosen.values()))),
+    )
+
+
+def _parts(
+    columns: Columns, split: str | None, meant: bool, what: str
+) -> tuple[list[str], list[str]]:
+    """The part of each image; one without an entry is for training.
+
+    Args:
+        columns: of the table.
+        split: the one that may say it.
+        meant: whether it surely is; else it is not used if it says something else.
+        what: the target, for messages.
+    """
+    count = len(next(iter(columns.values())))
+    if split is None:
+        return [TRAIN] * count, []
+    parts = [part_named(text) if text else TRAIN for text in columns[split]]
+    unknown = sorted({t for t, part in zip(columns[split], parts, strict=True) if part is None})
+    if unknown and not meant:
+        return [TRAIN] * count, [
+            f"Column {split!r} names no parts such as train and test: not used."
+        ]
+    if unknown:
+        few = ", ".join(map(repr, unknown[:3]))
+        raise UserError(f"{what}: split must be train, val or test, got {few} in column {split!r}")
+    return [str(part) for part in parts], []
+
+
+def _labelled(
+    images: list[str], labels: list[str], parts: list[str], what: str
+) -> tuple[list[int], list[str]]:
+    """Rows that are used: all, or those outside a test part without any label."""
+    hidden = [i for i, part in enumerate(parts) if part == TEST]
+    if hidden and not any(labels[i] for i in hidden) and len(hidden) < len(parts):
+        kept = [i for i, part in enumerate(parts) if part != TEST]
+        notes = [f"The {len(hidden)} test images have no labels and are passed over."]
+    else:
+        kept, notes = list(range(len(parts))), []
+    for i in kept:
+        if not images[i] or not labels[i]:
+            raise UserError(f"{what}: an image or label is empty, first in row {i + 1}")
+    return kept, notes
+
+
+def _refuse_double(paths: tuple[Path, ...], what: str) -> None:
+    seen: set[str] = set()
+    for path in paths:
+        if (normal := os.path.normpath(path)) in seen:
+            raise UserError(f"{what}: an image is listed twice, first {shown(path)}")
+        seen.add(normal)
+
+
+def read_columns(file: Path, what: str) -> tuple[Columns, list[str]]:
+    """What is written in each column, without blanks around it, and notes on how it was read.
+
+    Raises:
+        UserError: if the file is no table.
+    """
     try:
-        table = pd.read_csv(
-            file,
-            dtype=str,
-            skipinitialspace=True,
-            encoding="utf-8-sig",
-            keep_default_na=False,
-            na_values=[""],
-        )
-    except (ValueError, OSError) as error:  # empty, not text, ragged rows
-        raise UserError(
-            f"target csv:{path} cannot be read as a table: {first_line(error)}"
-        ) from error
-    table = table.apply(lambda column: column.str.strip())
-    if complaint := _complaint(table):
-        raise UserError(f"target csv:{path}: {complaint}; want columns image, label[, split]")
-    paths = tuple(file.parent / image for image in table["image"])
-    absent = [p for p in paths if not is_file(p)]
-    if absent:
-        raise UserError(
-            f"target csv:{path}: {len(absent)} images are absent, first {shown(absent[0])}"
-        )
-    if len(set(paths)) < len(paths):
-        raise UserError(f"target csv:{path}: an image is listed twice")
-    classes, labels = np.unique(table["label"].to_numpy(str), return_inverse=True)
-    if len(classes) < 2:
-        raise UserError(f"target csv:{path}: needs at least 2 classes, found {len(classes)}")
-    test = None
-    if "split" in table:
-        split = table["split"].fillna("train").replace("", "train")
-        if unknown := set(split) - {"train", "test"}:
-            raise UserError(f"target csv:{path}: split must be train or test, got {min(unknown)!r}")
-        test = (split == "test").to_numpy() if (split == "test").any() else None
-    names = tuple(map(str, classes))
-    return FileTarget(f"csv:{file.name}", names, labels.astype(np.int64), test, paths)
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{what} cannot be read as a table: {first_line(error)}") from error
+    try:
+        if content.startswith(b"PAR1"):
+            return _parquet(content), []
+        if content.startswith((b"PK\3\4", b"\x1f\x8b")):
+            raise ValueError("it is a workbook or an archive; save it as CSV")
+        text, notes = _text(content)
+        return _rows(text), notes
+    except UserError:
+        raise
+    except Exception as error:  # pyarrow and codecs have their own kinds
+        raise UserError(f"{what} cannot be read as a table: {first_line(error)}") from error
 
 
-def _complaint(table: pd.DataFrame) -> str:
-    """What is wrong with a table of images and labels; "" if nothing is."""
-    if missing := {"image", "label"} - set(table.columns):
-        comma = "" if len(table.columns) > 1 else " (columns are told apart by commas)"
-        return f"column {min(missing)!r} is absent{comma}"
-    if table.empty:
-        return "it has no rows"
-    if (table[["image", "label"]].fillna("") == "").any(axis=None):
-        return "an image or label is empty"
-    unsafe = [label for label in table["label"] if not label.isprintable()]
-    return f"label {unsafe[0]!r} is no printable text" if unsafe else ""
+def _text(content: bytes) -> tuple[str, list[str]]:
+    """The text of a file: by its byte order mark, else UTF-8, UTF-16 by its zeros, else cp1252."""
+    for mark, encoding in BOMS:
+        if content.startswith(mark):
+            return content.decode(encoding), []
+    try:
+        text = content.decode("utf-8")
+        if text.count("\0") * 4 < len(text):
+            return text, []
+    except UnicodeDecodeError:
+        pass
+    even, odd = content[::2].count(0), content[1::2].count(0)
+    if even + odd > len(content) // 4:
+        return content.decode("utf-16-be" if even > odd else "utf-16-le"), []
+    text = content.decode("cp1252")
+    if re.search(r"[\x00-\x08\x0e-\x1f]", text):
+        raise ValueError("it is no text")
+    return text, ["The table is not in UTF-8 and was read as cp1252 (Western European Windows)."]
+
+
+def _rows(text: str) -> Columns:
+    """The columns of a text, whatever separates them; the first line names them."""
+    said = re.match(r'"?sep=(.)"?\r?\n', text)  # as spreadsheets write it
+    text = text[said.end() :] if said else text
+    separator = said[1] if said else max(SEPARATORS, key=lambda sign: _fit(text, sign))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+    rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
+    if not rows:
+        raise ValueError("it is empty")
+    header = [name.lstrip("\ufeff") for name in _without_end(rows[0][1])]
+    if double := [name for name in header if header.count(name) > 1]:
+        raise ValueError(f"two columns are called {double[0]!r}")
+    columns: Columns = {name: [] for name in header}
+    for line, row in rows[1:]:
+        if len(_without_end(row)) > len(header):
+            raise ValueError(f"line {line} has {len(row)} fields, the first one {len(header)}")
+        for name, cell in itertools.zip_longest(header, row[: len(header)], fillvalue=""):
+            columns[name].append(cell)
+    return columns
+
+
+def _fit(text: str, separator: str) -> tuple[bool, bool, int]:
+    """How well a separator splits the first lines: into several fields, as many in each."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+    try:
+        counts = [len(row) for row in itertools.islice(reader, LOOKED_AT) if row]
+    except csv.Error:
+        return False, False, 0
+    first = counts[0] if counts else 0
+    return first > 1, len(set(counts)) == 1, first
+
+
+def _without_end(row: list[str]) -> list[str]:
+    """A row without the empty fields at its end."""
+    while row and not row[-1]:
+        row = row[:-1]
+    return row
+
+
+def _parquet(content: bytes) -> Columns:
+    table = pd.read_parquet(io.BytesIO(content)).reset_index()
+    table = table.drop(columns=[name for name in ("index", "level_0") if name in table])
+    return {str(name): [_written(value) for value in table[name]] for name in table.columns}
+
+
+def _written(value: object) -> str:
+    """A value of a Parquet table as text; "" for nothing."""
+    if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
+        return ""
+    if isinstance(value, dict):
+        raise ValueError("it holds the images themselves; use hf: with a folder of such files")
+    return value.decode() if isinstance(value, bytes) else str(value).strip()

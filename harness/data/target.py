@@ -1,4 +1,4 @@
-"""What is a labelled image data set to the rest? Labels now, pixels on demand."""
+"""Labelled image data sets: labels at once, pixels when they are asked for."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms.v2 import functional as tvf
 
-from harness.data.images import open_image, shown
-from harness.errors import UserError, first_line
+from harness.data.checksums import checksums
+from harness.data.images import open_image, shown, to_rgb
+from harness.errors import UserError
 
 Indices = NDArray[np.int64]
 
@@ -29,7 +30,7 @@ class Target(ABC):
     """A labelled image data set whose pixels are read on demand.
 
     Attributes:
-        name: short name; the split depends on it, not on where the files lie.
+        name: short name, shown to people; see `identity` for what the split depends on.
         classes: class names, position = label.
         labels: (n,) int64 labels.
         official_test: (n,) True for images of the data set's own test set; None if it has none.
@@ -55,9 +56,18 @@ class Target(ABC):
         """SHA-256 of what identifies the images and labels: equal as long as the data set is unchanged."""
         hashed = hashlib.sha256("\x1f".join(self.classes).encode())
         hashed.update(self.labels.tobytes())
+        for name, given in (("validation", self.official_val), ("groups", self.groups)):
+            if given is not None:
+                hashed.update(name.encode() + given.tobytes())
         for part in self._identity():
             hashed.update(part)
         return hashed.hexdigest()
+
+    @property
+    def identity(self) -> str:
+        """What its random streams are derived from: the name of a built-in data set, a hash of the content of
+        the user's own, which is so the same target under any path."""
+        return f"sha256:{self._fingerprint[:32]}" if ":" in self.name else self.name
 
     @property
     def key(self) -> str:
@@ -115,20 +125,13 @@ class FileTarget(Target):
         return self.paths
 
     def _identity(self) -> Iterable[bytes]:
-        """Bytes of every file: a picture replaced by another of the same name is a changed data set."""
-        for path in self.paths:
-            yield f"{path.parent.name}/{path.name}".encode("utf-8", "surrogateescape")
-            yield _bytes_of(path)
-
-    @cached_property
-    def key(self) -> str:
-        """Where the files are; what is in each of them is its stamp."""
-        paths = "\n".join(str(path.absolute()) for path in self.paths)
-        return hashlib.sha256(paths.encode("utf-8", "surrogateescape")).hexdigest()
+        """Bytes of every file, wherever it lies: a picture replaced by another is a changed data set."""
+        yield b"" if self.official_test is None else self.official_test.tobytes()
+        yield from checksums(self.paths)
 
     def stamps(self, indices: Indices) -> NDArray[np.uint8]:
-        hashes = (hashlib.sha256(_bytes_of(self.paths[i])).digest() for i in indices)
-        return np.frombuffer(b"".join(hashes), np.uint8).reshape(len(indices), 32)
+        found = checksums([self.paths[i] for i in indices])
+        return np.frombuffer(b"".join(found), np.uint8).reshape(len(indices), 32)
 
     def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
         def image(i: int) -> torch.Tensor | UserError:
@@ -159,7 +162,9 @@ class TorchvisionTarget(Target):
         return [np.asarray(self._image(i)).tobytes() for i in range(0, len(self.labels), 997)]
 
     def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
-        images = (tvf.pil_to_tensor(self._image(int(i)).convert("RGB")) for i in indices)
+        images = (
+            tvf.pil_to_tensor(to_rgb(self._image(int(i)), f"{self.name}[{i}]")) for i in indices
+        )
         return _stack(images, len(indices), size, interpolation)
 
     def _image(self, index: int) -> Image.Image:
@@ -169,13 +174,6 @@ class TorchvisionTarget(Target):
                 return image
             index -= len(part)
         raise IndexError(index)
-
-
-def _bytes_of(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"image {shown(path)} cannot be read: {first_line(error)}") from error
 
 
 def _stack(

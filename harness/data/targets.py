@@ -9,13 +9,14 @@ To add a data set, add a function to LOADERS. What can be made of one, e.g. digi
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 from harness.data.embedded import digits, fashion_mnist, mnist5k
 from harness.data.expressions import evaluate
 from harness.data.folder import folder_target
 from harness.data.huggingface import huggingface_target
+from harness.data.options import path_exists, split_options
 from harness.data.table import table_target
 from harness.data.target import Target
 from harness.data.torchvision_sets import TORCHVISION, torchvision_target
@@ -28,12 +29,12 @@ LOADERS: dict[str, Callable[[], Target]] = {
 }
 """Targets by name; torchvision's class names are understood besides."""
 
-PATH_LOADERS: dict[str, Callable[[str], Target]] = {
+PATH_LOADERS: dict[str, Callable[[str, Mapping[str, str]], Target]] = {
     "folder": folder_target,
     "csv": table_target,
     "hf": huggingface_target,
 }
-"""Targets by path, written KIND:PATH."""
+"""Targets by path, written KIND:PATH or KIND:PATH[OPTION=VALUE,...]."""
 
 
 @lru_cache(maxsize=32)
@@ -43,11 +44,13 @@ def load_target(name: str) -> Target:
     Raises:
         UserError: if there is none (near matches listed), or its files are absent or unusable.
     """
-    if (made := evaluate(name, load_target)) is not None:
-        return made
     kind, _, path = name.partition(":")
-    if path and kind in PATH_LOADERS:
-        return PATH_LOADERS[kind](path)
+    by_path = bool(path) and kind in PATH_LOADERS
+    # A path that exists as it is written is no expression, whatever brackets are in it.
+    if not (by_path and path_exists(path)) and (made := evaluate(name, load_target)) is not None:
+        return made
+    if by_path:
+        return PATH_LOADERS[kind](*split_options(kind, path))
     if name in LOADERS:
         return LOADERS[name]()
     if name.lower() in TORCHVISION:

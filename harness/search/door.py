@@ -38,10 +38,12 @@ class Admission:
     Attributes:
         specs: the first spec of each cell, by the cell's label.
         leaks: one line per target whose parts share images.
+        notes: what was understood of the targets' files and what was passed over.
     """
 
     specs: Mapping[str, TrialSpec]
     leaks: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def check_at_the_door(
@@ -84,7 +86,9 @@ def check_at_the_door(
         _try_strategy(spec, depths[key])
         if memory_is_limited:
             forecast(spec)
-    return Admission(specs, tuple(leaks.values()))
+    targets = [load_target(name) for name in dict.fromkeys(s.target for s in specs.values())]
+    notes = tuple(f"{target.name}: {note}" for target in targets for note in target.notes)
+    return Admission(specs, tuple(leaks.values()), notes)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import optuna
 
-from harness.environment import IMAGES, inputs_of
+from harness.environment import IMAGES, WEIGHTS, inputs_of
 from harness.errors import UserError, first_line
 from harness.recorded import TrialRecord
 from harness.search.cell import CellSearch
@@ -33,15 +33,18 @@ def check_unchanged(search: CellSearch) -> None:
     try:
         # A field that TrialSpec gained since then had its default.
         defaults = {f.name: f.default for f in dataclasses.fields(TrialSpec)}
-        now = draw(search.study, search.cell, fixed, seed).flat()
+        spec = draw(search.study, search.cell, fixed, seed)
+        now, known = spec.flat(), recorded.inputs
         then = {k: defaults[k] for k in now if k in defaults} | dict(recorded.spec)
+        inputs = inputs_of(spec.target, spec.backbone, spec.source)
+        # Equal files at another path are the same images, or weights.
+        for name, what in (("target", IMAGES), ("source", WEIGHTS)):
+            if what in known and known[what] == inputs.get(what):
+                now[name] = then[name]
         changes = difference(then, now)
+        changes += difference(known, {k: v for k, v in inputs.items() if k in known})
     except Exception as error:  # whatever the user's function raises
         changes = [first_line(error)]
-    spec = TrialSpec.from_flat(recorded.spec)  # type: ignore[arg-type]
-    inputs = inputs_of(spec.target, spec.backbone, spec.source)
-    known = recorded.inputs
-    changes += difference(known, {k: v for k, v in inputs.items() if k in known})
     ranges = {k: str(v) for k, v in fixed.distributions.items()}
     changes += difference(
         *({f"range of {k}": v for k, v in r.items()} for r in (recorded.ranges, ranges))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.command import Parser, run_command
+from harness.command import Parser, escaped_output, run_command
 from harness.display import as_table
 from harness.errors import UserError
 from harness.study_file import load_study, study_path
@@ -85,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@escaped_output()
 def measure_similarity(
     path: str | Path,
     device: str = "auto",

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from harness.data import Examples, Leak, Target, find_leaks, load_target
-from harness.data.images import IMAGE_FORMATS, IMAGE_SUFFIXES
-from harness.data.target import ArrayTarget, Indices
+from harness.data.images import image_suffixes, open_header
+from harness.data.target import ArrayTarget, FileTarget, Indices
 from harness.errors import UserError
 
 LOOKED_AT = 3000
@@ -34,6 +33,7 @@ class Survey:
     """What was found in a target.
 
     Attributes:
+        name: as the user wrote it.
         target: the data set.
         counts: (classes,) images per class.
         test_counts: (classes,) of them in the official test set; None if there is none.
@@ -41,13 +41,13 @@ class Survey:
         looked_at: (k,) positions of the images that were decoded.
         thumbnails: those, (k, 3, s, s) uint8.
         broken: file -> why it cannot be read.
-        others: files in the folder that are no images by their names.
         misnamed: file -> the format that it has, unlike its name.
         same_files: groups of positions whose files are equal, byte by byte.
         doubles: pairs among `looked_at` that show the same picture, or nearly.
         leaks: such pairs, and equal files, between the given train and test parts.
     """
 
+    name: str
     target: Target
     counts: Indices
     test_counts: Indices | None
@@ -55,7 +55,6 @@ class Survey:
     looked_at: Indices
     thumbnails: torch.Tensor
     broken: dict[str, str]
-    others: tuple[str, ...]
     misnamed: dict[str, str]
     same_files: tuple[tuple[int, ...], ...]
     doubles: tuple[Leak, ...]
@@ -87,6 +86,22 @@ class Survey:
         """The image at that position, as shortly as it can be named."""
         return self.short(self.target.describe(position))
 
+    def names_in_classes(self) -> list[str]:
+        """Paths of the images below their class folders; none where the target is not read from files."""
+        target = self.target
+        if not isinstance(target, FileTarget):
+            return []
+        part = given_parts(target)
+        folders: defaultdict[tuple[int, str], list[Path]] = defaultdict(list)
+        keys = zip(target.labels.tolist(), part.tolist(), strict=True)
+        for key, path in zip(keys, target.paths, strict=True):
+            folders[key].append(path)
+        names: list[str] = []
+        for files in folders.values():
+            top = Path(os.path.commonpath([file.parent for file in files]))
+            names += [file.relative_to(top).as_posix() for file in files]
+        return names
+
     @property
     def short_side(self) -> int | None:
         """Median of the shorter sides in pixels."""
@@ -113,13 +128,18 @@ def look(name: str) -> Survey:
     seen = np.array([i for i, _ in thumbnails], np.int64)
     pixels = torch.stack([p for _, p in thumbnails])
     same = _same_files(files)
-    doubles = _doubles(Examples(pixels, torch.from_numpy(labels[seen]), seen), same)
-    leaks = () if official is None else tuple(_across(doubles, official))
+    doubles = [
+        leak
+        for leak in _doubles(Examples(pixels, torch.from_numpy(labels[seen]), seen), same)
+        if target.groups is None or len({*target.groups[list(leak.positions)]}) > 1
+    ]
+    leaks = tuple(_across(doubles, given_parts(target)))
     if not shapes and isinstance(target, ArrayTarget):
         height, width = target.images.shape[1:3]
         mode = "L" if target.images.ndim == 3 else "RGB"
         shapes[width, height, mode] = len(labels)
     return Survey(
+        name=name,
         target=target,
         counts=np.bincount(labels, minlength=classes),
         test_counts=test,
@@ -127,7 +147,6 @@ def look(name: str) -> Survey:
         looked_at=seen,
         thumbnails=pixels,
         broken=broken,
-        others=tuple(_others(name)),
         misnamed=misnamed,
         same_files=same,
         doubles=tuple(doubles),
@@ -140,19 +159,6 @@ def _file(target: Target, position: int) -> Path | None:
     return path if path.is_file() else None
 
 
-def _others(name: str) -> Iterator[str]:
-    """Files below a folder: target that are passed over: other names, or beside the class folders."""
-    kind, _, path = name.partition("[")[0].partition(":")
-    if kind != "folder":
-        return
-    root = Path(path).expanduser()
-    for file in sorted(root.rglob("*")):
-        hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
-        picture = file.suffix.lower() in IMAGE_SUFFIXES
-        if file.is_file() and not hidden and (not picture or file.parent == root):
-            yield str(file)
-
-
 def _headers(
     files: dict[int, Path],
 ) -> tuple[Counter[tuple[int, int, str]], dict[str, str], dict[str, str]]:
@@ -160,13 +166,14 @@ def _headers(
     shapes: Counter[tuple[int, int, str]] = Counter()
     misnamed: dict[str, str] = {}
     broken: dict[str, str] = {}
-    known = Image.registered_extensions()
+    known = image_suffixes()
     for path in files.values():
         try:
-            with Image.open(path, formats=IMAGE_FORMATS) as image:
+            with open_header(path) as image:
                 shapes[image.width, image.height, image.mode] += 1
                 promised = known.get(path.suffix.lower())
-                if promised and promised != image.format:
+                found = "JPEG" if image.format == "MPO" else image.format  # of telephones, in .jpg
+                if promised and promised not in (found, image.format):
                     misnamed[str(path)] = str(image.format)
         except Exception:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
             broken[str(path)] = "no image that can be read"
@@ -223,9 +230,18 @@ def _doubles(examples: Examples, same: tuple[tuple[int, ...], ...]) -> list[Leak
     return [replace(pairs[a, b], positions=(a, b)) for a, b in sorted(pairs) if a != b]
 
 
-def _across(doubles: list[Leak], official: np.ndarray) -> Iterator[Leak]:
-    """Of them, those with one image in the official test set."""
+def _across(doubles: list[Leak], part: np.ndarray) -> Iterator[Leak]:
+    """Of them, those whose images are in two given parts."""
     for leak in doubles:
-        a, b = leak.positions
-        if official[a] != official[b]:
-            yield replace(leak, parts=("test", "train") if official[a] else ("train", "test"))
+        first, second = (str(part[i]) for i in leak.positions)
+        if first != second:
+            yield replace(leak, parts=(first, second))
+
+
+def given_parts(target: Target) -> np.ndarray:
+    """(n,) "train", "validation" or "test" for each image, as the data set has it."""
+    part = np.full(len(target.labels), "train", dtype="<U10")
+    for name, mask in (("validation", target.official_val), ("test", target.official_test)):
+        if mask is not None:
+            part[mask] = name
+    return part

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -15,7 +16,7 @@ import numpy as np
 from harness.backbone.weights import WHEELS
 from harness.data import load_target
 from harness.errors import UserError
-from harness.survey.look import LEAST, Survey
+from harness.survey.look import LEAST, Survey, given_parts
 
 AT_HAND = (
     "tf_efficientnet_lite0",
@@ -46,6 +47,10 @@ BY_SHOTS = (
 """Fewer training images per class than this -> strategies. With very few, what moves little is tried."""
 MOST_SHOTS, MOST_SCORED = 100, 100
 """Per class: a first study is to end today; the file says how to take more."""
+LONGEST_LIST = 1000
+"""Letters of class names in an expression; above that classes are chosen by position."""
+UNEQUAL = 1.25
+"""Largest class by smallest from which the file takes all test and validation images there are."""
 STEPS = 120
 """Optimiser steps that a trial should have, within 4 to 20 epochs."""
 
@@ -58,7 +63,7 @@ class Proposal:
     backbones: tuple[str, ...]
     strategies: tuple[str, ...]
     shots: int
-    val_shots: int
+    val_shots: int | None
     test_shots: int | None
     resolution: int
     epochs: int
@@ -79,8 +84,9 @@ def propose(survey: Survey, target: str, accelerator: bool) -> Proposal:
     Raises:
         UserError: if there are too few images, saying what would be enough.
     """
-    trainable = survey.counts if survey.test_counts is None else survey.counts - survey.test_counts
-    least = LEAST if survey.test_counts is None else LEAST - 1
+    own, val_mask = survey.target, survey.target.official_val
+    trainable = np.bincount(own.labels[given_parts(own) == "train"], minlength=len(own.classes))
+    least = LEAST - (survey.test_counts is not None) - (val_mask is not None)
     large = np.flatnonzero(trainable >= least)
     words = []
     if len(large) < 2:
@@ -96,13 +102,20 @@ def propose(survey: Survey, target: str, accelerator: bool) -> Proposal:
     test, test_shots = _test_shots(survey, large)
     rest = pool - (test if survey.test_counts is None else 0)
     val = min(max(1, round(0.2 * rest)), MOST_SCORED)
-    shots = min(rest - val, MOST_SHOTS)
+    val_shots: int | None = val
+    shots = min(rest - (val if val_mask is None else 0), MOST_SHOTS)
+    count = shots * classes
+    if trainable[large].max() > UNEQUAL * pool or val_mask is not None or own.groups is not None:
+        # As they are: upper bounds that suit the smallest class would cut the others.
+        test_shots = val_shots = None
+        left = np.ceil(0.6 * trainable[large]) if survey.test_counts is None else trainable[large]
+        shots = min(max(1, int(left.max())), MOST_SHOTS)
+        count = int(np.minimum(left, shots).sum())
     if test_shots is not None and test < 10:
         words.append(
             f"With {test * classes} test images a single one is {100 / (test * classes):.1f} points of "
             "accuracy: expect wide intervals, and believe only large differences."
         )
-    count = shots * classes
     batch_size = 16 if count < 1000 else 32
     epochs = min(max(round(STEPS * batch_size / count), 4), 20)
     side = survey.short_side or 64
@@ -113,7 +126,7 @@ def propose(survey: Survey, target: str, accelerator: bool) -> Proposal:
         backbones=installed[:2],
         strategies=next(kinds for below, kinds in BY_SHOTS if shots < below),
         shots=shots,
-        val_shots=val,
+        val_shots=val_shots,
         test_shots=test_shots,
         resolution=min(max(32 * round(side / 32), 48), cap),
         epochs=epochs,
@@ -149,10 +162,19 @@ def _selected(target: str, survey: Survey, large: np.ndarray) -> str:
     """The target with these classes only, by name where the expression can hold it."""
     names = [survey.target.classes[i] for i in large]
     plain = all(re.fullmatch(r"[^\W\d][\w ]*", name) for name in names)
-    chosen = "+".join(names if plain else map(str, large.tolist()))
+    chosen = "+".join(names)
+    if not plain or len(chosen) > LONGEST_LIST:
+        chosen = "+".join(_ranges(large.tolist()))
     made = f"{target}[classes={chosen}]"
     load_target(made)  # raises now, not in the file
     return made
+
+
+def _ranges(positions: Sequence[int]) -> Iterator[str]:
+    """Sorted positions as "0-4", "7", "9-12"."""
+    for _, run in itertools.groupby(enumerate(positions), key=lambda pair: pair[1] - pair[0]):
+        own = [position for _, position in run]
+        yield f"{own[0]}-{own[-1]}" if len(own) > 1 else str(own[0])
 
 
 def source(
@@ -234,9 +256,9 @@ def _space(p: Proposal) -> list[str]:
         "        target=TARGET,",
         "        backbone=BACKBONES[backbone],",
         "        strategy=STRATEGIES[strategy](trial),",
-        f"        shots={p.shots},  # training images per class; None takes all that are left",
-        f"        val_shots={p.val_shots},  # per class, to choose on",
-        f"        test_shots={p.test_shots},  # per class, looked at once by each repeat; None takes all",
+        f"        shots={p.shots},  # training images per class, at most; None takes all that are left",
+        f"        val_shots={p.val_shots},  # per class at most, to choose on; None takes a fifth",
+        f"        test_shots={p.test_shots},  # per class at most, scored once by a repeat; None takes all",
         f"        resolution={p.resolution},  # pixels; twice the side costs four times the time",
         f"        epochs={p.epochs},",
         f"        batch_size={p.batch_size},",

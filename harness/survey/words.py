@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
 
 import numpy as np
 
 from harness.data import Leak
+from harness.data.groups import suggested_pattern
+from harness.data.leakage import groups_in_words
 from harness.survey.look import LEAST, LOOKED_AT, WIDE, Survey
 
 SHOWN = 3
+ALIKE = 0.2
+"""Share of the images that nearly look like others from which groups are suggested."""
 
 
 def findings(survey: Survey) -> list[str]:
     """One sentence per finding; what is as it should be is not mentioned."""
-    return [*_counts(survey), *_shapes(survey), *_files(survey), *_doubles(survey)]
+    return [
+        *_counts(survey),
+        *survey.target.notes,
+        *_groups(survey),
+        *_shapes(survey),
+        *_files(survey),
+        *_doubles(survey),
+    ]
 
 
 def _counts(survey: Survey) -> Iterator[str]:
@@ -23,19 +35,73 @@ def _counts(survey: Survey) -> Iterator[str]:
     official = ""
     if survey.test_counts is not None:
         official = f", {survey.test_counts.sum()} of them an official test set"
+    if survey.target.official_val is not None:
+        official += f" and {survey.target.official_val.sum()} a validation set"
     spread = f"{counts[low]} ({names[low]}) to {counts[high]} ({names[high]})"
     spread = spread if counts[low] < counts[high] else str(counts[low])
     yield f"{len(names)} classes, {counts.sum()} images{official}: {spread} per class."
     if counts[high] >= WIDE * counts[low]:
         yield (
             f"The classes are unequal: the largest has {counts[high] / counts[low]:.0f} times as many "
-            "images as the smallest. The study takes equally many of each, so that accuracy is not that "
-            "of the large classes; the smallest limits the rest (X[classes=A+B] leaves classes out)."
+            "images as the smallest. They are used as they are, so accuracy is mostly that of the large "
+            "classes (exact_shots=True takes equally many of each, X[classes=A+B] leaves classes out)."
         )
     if small := [names[i] for i in np.flatnonzero(counts < LEAST)]:
         yield f"Classes with fewer than {LEAST} images: {', '.join(small)}."
     if survey.test_counts is not None and (empty := np.flatnonzero(survey.test_counts == 0)).size:
         yield f"Classes without official test images: {', '.join(names[i] for i in empty)}."
+
+
+def _groups(survey: Survey) -> Iterator[str]:
+    target = survey.target
+    if target.groups is not None:
+        sizes = np.unique(target.groups, return_counts=True)[1]
+        yield (
+            f"{len(sizes)} groups of {span(sizes)} images: the images of a group are in one part of every "
+            "split."
+        )
+        if torn := groups_in_words(target):
+            yield f"LEAKAGE: {torn}; test accuracy may flatter."
+    elif survey.name.startswith("folder:"):
+        names = survey.names_in_classes()
+        if pattern := suggested_pattern(names):
+            like = (
+                "sub-folders"
+                if pattern == ".*/"
+                else f"names such as {PurePosixPath(names[0]).name}"
+            )
+            yield (
+                f"The {like} suggest groups (patients, sequences, products), whose images should not be in "
+                f"two parts of a split: to keep them together write "
+                f"{_with_option(survey.name, 'group', pattern)}."
+            )
+    own = target.groups is None and ":" in survey.name
+    if own and (alike := _alike(survey)) >= ALIKE * len(survey.looked_at):
+        yield (
+            f"{alike} images nearly look like another one of their class: if they are frames of one "
+            "sequence or of one object, name these groups (folder:PATH[group=REGEX] or a column `group`), "
+            "or test accuracy flatters."
+        )
+
+
+def _alike(survey: Survey) -> int:
+    """Images that are near duplicates of another one of their class, copies of files apart."""
+    labels = survey.target.labels
+    pairs = [leak.positions for leak in survey.doubles if not _same(survey, leak)]
+    return len({i for a, b in pairs if labels[a] == labels[b] for i in (a, b)})
+
+
+def _with_option(name: str, option: str, value: str) -> str:
+    """The target with one option more."""
+    inner, bracket, rest = name.partition("[")
+    own = f",{rest}" if bracket and rest.startswith("layout=") else f"]{bracket}{rest}"
+    return f"{inner}[{option}={value}{own}"
+
+
+def span(sizes: np.ndarray) -> str:
+    """The least and the greatest, or the one that all are."""
+    low, high = int(sizes.min()), int(sizes.max())
+    return f"{low} to {high}" if low < high else str(low)
 
 
 def _shapes(survey: Survey) -> Iterator[str]:
@@ -55,17 +121,14 @@ def _shapes(survey: Survey) -> Iterator[str]:
         modes[mode] = modes.get(mode, 0) + count
     if set(modes) != {"RGB"}:
         shown = ", ".join(f"{n} {mode}" for mode, n in sorted(modes.items(), key=lambda x: -x[1]))
-        yield f"Modes: {shown}; all become RGB, transparent pixels white."
+        deep = any(mode.startswith("I") for mode in modes)
+        stretched = ", grey levels of 16 bits stretched from each image's darkest to its brightest"
+        yield f"Modes: {shown}; all become RGB, transparent pixels white{stretched if deep else ''}."
 
 
 def _files(survey: Survey) -> Iterator[str]:
     if survey.broken:
         yield f"Images that cannot be read: {_few([survey.short(p) for p in survey.broken])}."
-    if survey.others:
-        yield (
-            "Files that are passed over, being no images or in no class folder: "
-            f"{_few([survey.short(p) for p in survey.others])}."
-        )
     if survey.misnamed:
         shown = [f"{survey.short(path)} is {kind}" for path, kind in survey.misnamed.items()]
         yield f"Images in another format than their name says: {_few(shown)}."
@@ -92,7 +155,7 @@ def _doubles(survey: Survey) -> Iterator[str]:
         )
     if survey.leaks:
         yield (
-            "LEAKAGE: official test images that are training images too, or nearly: "
+            "LEAKAGE: official test or validation images that are training images too, or nearly: "
             f"{_few([_pair(survey, leak) for leak in survey.leaks])}; remove them from one part, or test "
             "accuracy flatters."
         )
@@ -110,7 +173,6 @@ def details(survey: Survey) -> list[str]:
         [f"leak: {_pair(survey, leak)}" for leak in survey.leaks],
         [f"alike: {_pair(survey, leak)}" for leak in survey.doubles],
         [f"{survey.short(path)} is {kind}" for path, kind in survey.misnamed.items()],
-        [f"passed over: {survey.short(path)}" for path in survey.others],
     )
     return [line for lines in kinds for line in lines[:300]]
 

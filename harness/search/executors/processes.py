@@ -17,7 +17,8 @@ from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
-from typing import Any, final
+from types import ModuleType
+from typing import final
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
@@ -186,18 +187,13 @@ class _WithoutMain(SpawnContext):
 
 @contextmanager
 def _main_hidden() -> Iterator[None]:
-    """In the block the main module has neither a file nor a name that a new process could import."""
-    main: Any = sys.modules["__main__"]
-    hidden = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
-    for name in hidden:
-        setattr(main, name, None)
-    if "__file__" in hidden:
-        del main.__file__
+    """What is started in the block finds an empty main module."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield
     finally:
-        for name, value in hidden.items():
-            setattr(main, name, value)
+        sys.modules["__main__"] = main
 
 
 @contextmanager

@@ -1,0 +1,105 @@
+"""SHA-256 of files, each read once: what was read is remembered with the file's size and times.
+
+The memory is a small SQLite file in the user's cache folder. Where it cannot be written, every process reads
+the files again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from pathlib import Path
+
+from harness.data.images import shown
+from harness.errors import UserError, first_line
+from harness.rows import default_folder
+
+FILE_NAME = "checksums.db"
+SETTLED = 2.0
+"""Seconds. A file that was written less than this before it was read is not remembered: it may be written
+again within the resolution of its times."""
+BATCH = 500
+"""Paths looked up at once; SQLite takes no more than 999 variables in its older versions."""
+
+State = tuple[int, int, int, int]
+"""Size, times of the last write and of the last change of the file's entry in ns, inode."""
+_read: dict[str, tuple[State, bytes]] = {}
+"""What this process knows."""
+
+
+def checksums(paths: Sequence[Path]) -> list[bytes]:
+    """The SHA-256 of each file, 32 bytes; read again only where its size or times are not as they were.
+
+    Raises:
+        UserError: naming a file that cannot be read.
+    """
+    names = [os.path.abspath(path) for path in paths]
+    states = {name: _state(path) for name, path in zip(names, paths, strict=True)}
+    unknown = [n for n in states if n not in _read or _read[n][0] != states[n]]
+    if unknown:
+        _read.update(_recalled(unknown))
+        wrong = [n for n in unknown if n not in _read or _read[n][0] != states[n]]
+        began = time.time_ns()
+        with ThreadPoolExecutor(8) as pool:
+            found = dict(zip(wrong, pool.map(_digest, map(Path, wrong)), strict=True))
+        _read.update({n: (states[n], digest) for n, digest in found.items()})
+        settled = [n for n in wrong if states[n][1] < began - SETTLED * 1e9]
+        _remember({n: _read[n] for n in settled})
+        digests = [_read[name][1] for name in names]
+        for name in set(wrong) - set(settled):
+            del _read[name]
+        return digests
+    return [_read[name][1] for name in names]
+
+
+def _state(path: Path) -> State:
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise UserError(f"image {shown(path)} cannot be read: {first_line(error)}") from error
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
+def _digest(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise UserError(f"image {shown(path)} cannot be read: {first_line(error)}") from error
+
+
+def _recalled(names: Sequence[str]) -> dict[str, tuple[State, bytes]]:
+    """What earlier processes have read of these files."""
+    path = default_folder() / FILE_NAME
+    found: dict[str, tuple[State, bytes]] = {}
+    with suppress(sqlite3.Error, OSError):
+        if not path.is_file():
+            return found
+        with closing(sqlite3.connect(path, timeout=10)) as database:
+            for start in range(0, len(names), BATCH):
+                some = [os.fsencode(name) for name in names[start : start + BATCH]]
+                marks = ",".join("?" * len(some))
+                rows = database.execute(f"SELECT * FROM files WHERE path IN ({marks})", some)
+                for name, size, written, changed, inode, digest in rows:
+                    found[os.fsdecode(name)] = (size, written, changed, inode), digest
+    return found
+
+
+def _remember(known: Mapping[str, tuple[State, bytes]]) -> None:
+    if not known:
+        return
+    path = default_folder() / FILE_NAME
+    with suppress(sqlite3.Error, OSError, OverflowError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(path, timeout=10)) as database, database:
+            database.execute(
+                "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, size INT, written INT, "
+                "changed INT, inode INT, sha256 BLOB)"
+            )
+            rows = [(os.fsencode(name), *state, digest) for name, (state, digest) in known.items()]
+            database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", rows)

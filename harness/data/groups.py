@@ -1,0 +1,196 @@
+"""Splits by group: all images of one patient, sequence or product are in the same part."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold
+
+from harness.data.images import shown
+from harness.data.target import Indices, Target
+from harness.errors import UserError
+from harness.spec import derive_seed
+
+Mask = NDArray[np.bool_]
+TEST_FOLDS, VAL_FOLDS = 4, 5
+"""One fold of so many is held out: a quarter to test on, a fifth of the rest to select on."""
+ATTEMPTS = 5
+"""Random assignments tried with each number of folds until every part has images of every class."""
+
+
+def grouped_parts(target: Target, seed: int) -> tuple[Mask, Mask]:
+    """The test and validation images of a target with groups, as masks.
+
+    Parts that the data set comes with are used as they are. Any other is one fold of scikit-learn's
+    StratifiedGroupKFold, of the test part by the target alone, of the validation part by (target, seed).
+
+    Raises:
+        UserError: if a class has too few groups for every part to have one.
+    """
+    assert target.groups is not None
+    test, val = target.official_test, target.official_val
+    if test is None:
+        rest = np.ones(len(target.labels), np.bool_) if val is None else ~val
+        left = 2 if val is None else 1
+        test = _held_out(target, rest, TEST_FOLDS, left, derive_seed("test", target.identity))
+    if val is None:
+        val = _held_out(target, ~test, VAL_FOLDS, 1, derive_seed("split", target.identity, seed))
+    return test, val
+
+
+def shared_groups(target: Target) -> int:
+    """Groups that have images in more than one of the parts that the data set comes with."""
+    if target.groups is None:
+        return 0
+    part = np.zeros(len(target.labels), np.int64)
+    for number, mask in enumerate((target.official_test, target.official_val), 1):
+        if mask is not None:
+            part[mask] = number
+    pairs = np.unique(np.stack([target.groups, part]), axis=1)
+    return int((np.unique(pairs[0], return_counts=True)[1] > 1).sum())
+
+
+def folds(labels: Indices, groups: Indices, count: int, seed: int) -> Indices:
+    """(n,) fold of each image, 0 to count - 1; all images of a group are in the same one.
+
+    Raises:
+        ValueError: if there are fewer images of every class than folds.
+    """
+    fold = np.zeros(len(labels), np.int64)
+    kind = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a class with fewer images than folds
+        for number, (_, held) in enumerate(kind.split(np.zeros(len(labels)), labels, groups)):
+            fold[held] = number
+    return fold
+
+
+def _held_out(target: Target, rows: Mask, count: int, left: int, seed: int) -> Mask:
+    """Among these images, a fold with images of every class.
+
+    Args:
+        target: with groups.
+        rows: of the images to choose from.
+        count: of folds.
+        left: groups of every class that must stay outside.
+        seed: of the assignment to folds.
+    """
+    assert target.groups is not None
+    at = np.flatnonzero(rows)
+    labels, groups = target.labels[at], target.groups[at]
+    held = _best_fold(labels.tobytes(), groups.tobytes(), count, left, seed)
+    if held is None:
+        raise UserError(_too_few(target, left + 1))
+    mask = np.zeros(len(target.labels), np.bool_)
+    mask[at[held]] = True
+    return mask
+
+
+@lru_cache(maxsize=64)
+def _best_fold(labels: bytes, groups: bytes, count: int, left: int, seed: int) -> Indices | None:
+    """Positions of the fold whose share of every class is nearest to 1 / count; None if none will do.
+
+    Cached, since it takes seconds for 50,000 groups. Fewer folds are tried where there are few groups.
+    """
+    y, g = np.frombuffer(labels, np.int64), np.frombuffer(groups, np.int64)
+    total = np.bincount(y)
+    for fewer in range(count, 1, -1):
+        for attempt in range(ATTEMPTS):
+            try:
+                fold = folds(y, g, fewer, seed + attempt)
+            except ValueError:
+                break
+            good = list(_usable(y, g, fold, fewer, left))
+            if good:
+                shares = [np.bincount(y[at], minlength=len(total)) for at in good]
+                off = [
+                    float(np.abs(s[total > 0] / total[total > 0] - 1 / count).max()) for s in shares
+                ]
+                return good[int(np.argmin(off))]
+    return None
+
+
+def _usable(y: Indices, g: Indices, fold: Indices, count: int, left: int) -> Iterator[Indices]:
+    """Folds that hold every class and leave as many groups of each outside."""
+    classes = np.unique(y)
+    for number in range(count):
+        held = fold == number
+        outside = np.unique(np.stack([y[~held], g[~held]]), axis=1)[0]
+        remain = [int((outside == label).sum()) >= left for label in classes]
+        if set(np.unique(y[held])) == set(classes) and all(remain):
+            yield np.flatnonzero(held)
+
+
+def _too_few(target: Target, need: int) -> str:
+    assert target.groups is not None
+    pairs = np.unique(np.stack([target.labels, target.groups]), axis=1)[0]
+    counts = np.bincount(pairs, minlength=len(target.classes))
+    small = [
+        f"class {name!r} has images of {counts[label]} groups"
+        for label, name in enumerate(target.classes)
+        if counts[label] < 3
+    ]
+    if not small:
+        return (
+            f"target {target.name}: its {len(np.unique(target.groups))} groups cannot be divided so that "
+            "every class is in every part; add groups, or leave classes out with [classes=...]"
+        )
+    more = f" (and {len(small) - 5} more)" if len(small) > 5 else ""
+    return (
+        f"target {target.name}: {'; '.join(small[:5])}{more}: at least 3 are needed, since the images of "
+        "a group are all trained on, all validated on or all tested on; add groups, or leave the class "
+        "out with [classes=...]"
+    )
+
+
+def groups_from_names(names: Sequence[str], pattern: str, what: str) -> tuple[Indices, str]:
+    """The group of each image from its name, and a sentence on them.
+
+    Args:
+        names: paths of the images below the folder, with "/".
+        pattern: regular expression, looked for in the file name, or else in the path; the group is what its
+            brackets capture, or all that it finds.
+        what: the target, for messages.
+
+    Raises:
+        UserError: if the expression is none, does not fit every name, or tells no groups apart.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"{what}: group={pattern} is no regular expression: {error}") from error
+    found = [compiled.search(PurePosixPath(n).name) or compiled.search(n) for n in names]
+    keys = [match and (match.groups() or (match[0],)) for match in found]
+    if strangers := [name for name, key in zip(names, keys, strict=True) if key is None]:
+        raise UserError(
+            f"{what}: group={pattern} does not fit {len(strangers)} of {len(names)} names, first "
+            f"{shown(Path(strangers[0]))}"
+        )
+    number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    if len(number) == 1:
+        raise UserError(f"{what}: group={pattern} puts all images into one group, {keys[0]}")
+    return np.array([number[key] for key in keys], np.int64), f"Groups by name ({pattern})."
+
+
+def suggested_pattern(names: Sequence[str]) -> str:
+    """A regular expression for groups that these names seem to tell, "" if none: sub-folders of the class
+    folders, or a number that several files share before another one, as in patient03_frame17.png.
+
+    Args:
+        names: paths of the images below the class folders, with "/".
+    """
+    for pattern in (".*/", r"^\D*\d+", r"^\D*\d+\D+\d+"):
+        more = "" if pattern == ".*/" else r"\D+\d"
+        compiled, whole = re.compile(pattern), re.compile(pattern + more)
+        texts = [n if pattern == ".*/" else PurePosixPath(n).stem for n in names]
+        keys = Counter(match[0] for t in texts if whole.search(t) and (match := compiled.search(t)))
+        if sum(keys.values()) >= 0.9 * len(names) and 3 <= len(keys) <= 0.5 * len(names):
+            return pattern
+    return ""

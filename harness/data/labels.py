@@ -1,0 +1,62 @@
+"""Classes and groups from what is written beside each image, in a table or a column."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from decimal import Decimal
+
+import numpy as np
+
+from harness.data.target import Indices
+from harness.errors import UserError
+
+WHOLE = re.compile(r"([+-]?)(0|[1-9]\d*)(\.0*)?")
+NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d+)?")
+
+
+def one_form(text: str) -> str:
+    """The text in the one normal form (NFC) in which texts are compared, without blanks around it."""
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def numbered_classes(written: Sequence[str], what: str) -> tuple[tuple[str, ...], Indices]:
+    """The classes and each image's position among them.
+
+    The same number written in other ways (1, 1.0) is one class. Classes are in the order of their numbers
+    where all of them are numbers, else of their texts.
+
+    Args:
+        written: the label of each image, not empty.
+        what: the target, for messages.
+
+    Raises:
+        UserError: if a label is no printable text, or there is only one.
+    """
+    labels = np.array([_canonical(one_form(text)) for text in written], dtype=object)
+    classes = sorted(set(labels))
+    if unsafe := [label for label in classes if not label.isprintable()]:
+        raise UserError(f"{what}: label {unsafe[0]!r} is no printable text")
+    if len(classes) < 2:
+        raise UserError(f"{what}: needs at least 2 classes, found {len(classes)}")
+    if all(map(NUMBER.fullmatch, classes)):
+        classes.sort(key=lambda label: (Decimal(label), label))
+    position = {label: i for i, label in enumerate(classes)}
+    return tuple(classes), np.array([position[label] for label in labels], np.int64)
+
+
+def numbered_groups(written: Sequence[str]) -> Indices:
+    """The number of each image's group; where none is written, the image is one by itself."""
+    texts = [_canonical(one_form(text)) for text in written]
+    keys = [(text, -1 if text else i) for i, text in enumerate(texts)]
+    number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    return np.array([number[key] for key in keys], np.int64)
+
+
+def _canonical(label: str) -> str:
+    """Whole numbers without a fraction of zeros; others stay as they are, as 1.1 and 1.10 may be versions."""
+    if not (match := WHOLE.fullmatch(label)):
+        return label
+    sign, digits, _ = match.groups()
+    return ("-" if sign == "-" and digits != "0" else "") + digits

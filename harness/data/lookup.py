@@ -1,0 +1,152 @@
+"""Image files for the names in a table, written on another system or for another folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from harness.data.images import image_suffixes, is_file, shown
+from harness.data.tree import is_hidden
+from harness.errors import UserError
+
+MOST_FILES = 500_000
+"""Files below a table's folder that are looked through at most."""
+SHOWN = 3
+
+
+def find_images(
+    names: Sequence[str], hints: Sequence[set[str]], folder: Path, what: str
+) -> tuple[tuple[Path, ...], list[str]]:
+    """The file of each name, and notes on how they were found.
+
+    A name is taken as it is written, relative to the table's folder or the two above it. What is not there is
+    looked for below the table's folder: a relative name by all of it, an absolute one by its ending (at least
+    the file's name and the folder's), whatever the separators, the letter case and the Unicode form, also
+    without a suffix.
+
+    Args:
+        names: as they are written.
+        hints: names of folders that tell between several files that fit, for each image: its label and part.
+        folder: that the table is in.
+        what: the target, for messages.
+
+    Raises:
+        UserError: if a file is absent or several fit, with the first of them and where they were looked for.
+    """
+    tree = _Files(folder)
+    paths: list[Path] = []
+    absent: list[str] = []
+    unclear: list[str] = []
+    searched: list[tuple[str, Path]] = []
+    for name, hint in zip(names, hints, strict=True):
+        if (path := _as_written(name, folder)) is not None:
+            paths.append(path)
+            continue
+        fitting = tree.fitting(name, hint)
+        if not fitting:
+            absent.append(name)
+        elif len(fitting) > 1:
+            few = " or ".join(shown(path.relative_to(folder)) for path in fitting[:2])
+            unclear.append(f"{name!r} could be {few}")
+        else:
+            paths.append(fitting[0])
+            searched.append((name, fitting[0]))
+    if absent:
+        first = ", ".join(_in_words(name, folder) for name in absent[:SHOWN])
+        raise UserError(
+            f"{what}: {len(absent)} images are absent, first {first}; looked for as written, in "
+            f"{shown(folder.absolute())}, the two folders above it and, by the end of the name, below it"
+        )
+    if unclear:
+        raise UserError(
+            f"{what}: {len(unclear)} image names fit several files, first {'; '.join(unclear[:SHOWN])}; "
+            "write the folder too"
+        )
+    notes = []
+    if searched:
+        name, path = searched[0]
+        found = shown(path.relative_to(folder))
+        notes.append(
+            f"Images found by the end of their names: {len(searched)} (first {name!r} is {found})."
+        )
+    return tuple(paths), notes
+
+
+def _as_written(name: str, folder: Path) -> Path | None:
+    """The file of that name; backslashes may separate folders."""
+    for text in dict.fromkeys((name, name.replace("\\", "/"))):
+        for base in (folder, folder / "..", folder / "../.."):
+            if is_file(path := base / text):
+                return path
+    return None
+
+
+def _in_words(name: str, folder: Path) -> str:
+    text = shown(folder / name.replace("\\", "/"))
+    return text if "\\" not in name else f"{name} ({text})"
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The files below a folder, to be looked up by the ends of their names."""
+
+    folder: Path
+
+    def fitting(self, name: str, hint: set[str]) -> list[Path]:
+        """Files that the name can mean: the one where that is clear."""
+        text = name.replace("\\", "/")
+        absolute = bool(re.match(r"/|[A-Za-z]:", text))
+        parts = [p for p in re.sub(r"^[A-Za-z]:", "", text).split("/") if p not in ("", ".", "..")]
+        if not parts:
+            return []
+        wanted = [_key(part) for part in parts]
+        scored = [
+            (score, path)
+            for path in self._by_name.get(wanted[-1], ())
+            if (score := self._score(path, wanted, absolute))
+        ]
+        best = [path for score, path in scored if score == max(scored)[0]]
+        told = [p for p in best if {_key(part) for part in p.parts[:-1]} & set(map(_key, hint))]
+        return told if len(told) == 1 else best
+
+    def _score(self, path: Path, wanted: list[str], absolute: bool) -> int:
+        """How many parts at the end agree; 0 where they are too few to mean this file."""
+        have = [_key(part) for part in path.absolute().parts]
+        count = 1  # the name itself, perhaps without its suffix
+        while count < min(len(wanted), len(have)) and wanted[-1 - count] == have[-1 - count]:
+            count += 1
+        below = len(path.relative_to(self.folder).parts)
+        needed = min(2, below) if absolute else len(wanted)
+        return count if count >= needed else 0
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[Path]]:
+        found: defaultdict[str, list[Path]] = defaultdict(list)
+        entered: set[str] = set()
+        count = 0
+        for root, folders, files in os.walk(self.folder, followlinks=True):
+            folders[:] = sorted(name for name in folders if not is_hidden(name))
+            if (real := os.path.realpath(root)) in entered or count > MOST_FILES:
+                folders.clear()
+                continue
+            entered.add(real)
+            count += len(files)
+            for name in sorted(files):
+                if is_hidden(name):
+                    continue
+                path = Path(root, name)
+                found[_key(name)].append(path)
+                if path.suffix.lower() in image_suffixes():
+                    found[_key(path.stem)].append(path)
+        return found
+
+
+def _key(text: str) -> str:
+    """A name as it is compared: in one Unicode form, whatever the letter case."""
+    return unicodedata.normalize("NFC", text).casefold()

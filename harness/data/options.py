@@ -1,0 +1,62 @@
+"""The options in brackets behind a path: folder:PATH[layout=parts], csv:FILE[image=file,label=species].
+
+A comma separates two options where the name of another one follows it, so that values may hold commas,
+brackets and equals signs: folder:PATH[group=^([0-9]{2,4})_,layout=classes].
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.errors import UserError
+
+OPTIONS = {
+    "folder": ("layout", "group"),
+    "csv": ("image", "label", "split", "group"),
+    "hf": ("image", "label", "group"),
+}
+"""Options by kind of target."""
+
+_NAME = "(?:" + "|".join(sorted({name for names in OPTIONS.values() for name in names})) + ")="
+
+
+def split_options(kind: str, text: str) -> tuple[str, dict[str, str]]:
+    """The path and its options.
+
+    Args:
+        kind: "folder", "csv" or "hf".
+        text: what follows the kind's colon. A path that exists as it is written has no options, whatever
+            brackets are in it.
+
+    Raises:
+        UserError: if the kind has no such option, one is given twice, or one is empty.
+    """
+    starts = [m.start() for m in re.finditer(rf"\[(?=\s*{_NAME})", text)]
+    if not starts or not text.endswith("]") or path_exists(text):
+        return text, {}
+    start = next((at for at in starts if path_exists(text[:at])), starts[0])
+    options: dict[str, str] = {}
+    for item in re.split(rf"(?:,|\]\[)\s*(?={_NAME})", text[start + 1 : -1]):
+        name, _, value = item.strip().partition("=")
+        if name not in OPTIONS[kind]:
+            known = _either(OPTIONS[kind])
+            raise UserError(f"target {kind}:{text}: {kind}: has no option {name!r}; want {known}")
+        if name in options or not value.strip():
+            wrong = "given twice" if name in options else "empty"
+            raise UserError(f"target {kind}:{text}: option {name!r} is {wrong}")
+        options[name] = value.strip()
+    return text[:start], options
+
+
+def path_exists(text: str) -> bool:
+    """Whether there is such a file or folder; a name that no file can have is none."""
+    try:
+        return Path(text).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long; a NUL byte; no such user
+        return False
+
+
+def _either(names: Sequence[str]) -> str:
+    return ", ".join(names[:-1]) + f" or {names[-1]}"

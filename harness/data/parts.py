@@ -1,0 +1,102 @@
+"""The parts that a data set comes in: training, validation and test, by their usual names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.errors import UserError
+
+TRAIN, VAL, TEST = "train", "val", "test"
+PARTS = (TRAIN, VAL, TEST)
+_NAMES = {
+    TRAIN: "train training",
+    VAL: "val valid validation dev development",
+    TEST: "test testing",
+}
+_PART = {
+    name + ending: part
+    for part, names in _NAMES.items()
+    for name in names.split()
+    for ending in ("", "set", "data", "split")
+}
+
+
+@dataclass(frozen=True)
+class OwnParts:
+    """Which images are in which part; None where there is no such part.
+
+    Attributes:
+        test, val: (n,) True for images of that part.
+        notes: one sentence each.
+    """
+
+    test: NDArray[np.bool_] | None
+    val: NDArray[np.bool_] | None
+    notes: tuple[str, ...]
+
+
+def part_named(name: str) -> str | None:
+    """The part that goes by this name, in any letter case: "Training_set" is "train"; None if none does."""
+    return _PART.get(re.sub(r"[\W_]", "", name).lower())
+
+
+def own_parts(names: Sequence[str], what: str) -> OwnParts:
+    """The parts of a data set by the part of each image. A validation part without a test part is the test
+    part.
+
+    Args:
+        names: "train", "val" or "test" for each image.
+        what: the target, for messages.
+
+    Raises:
+        UserError: if there are parts, but none to train on.
+    """
+    part = np.array(names)
+    counts = {name: int((part == name).sum()) for name in PARTS}
+    if counts[TEST] == len(part) or not counts[TRAIN]:
+        there = " and ".join(f"{counts[p]} {p}" for p in PARTS if counts[p])
+        raise UserError(f"{what}: no training images, only {there}")
+    if counts[TEST]:
+        given = f"{counts[TRAIN]} training, {counts[VAL]} validation and {counts[TEST]} test images"
+        note = f"Parts used as given: {given}." if counts[VAL] else ""
+        return OwnParts(part == TEST, part == VAL if counts[VAL] else None, (note,) if note else ())
+    if counts[VAL]:
+        note = f"There is no test part: the {counts[VAL]} validation images are the held-out test images."
+        return OwnParts(part == VAL, None, (note,))
+    return OwnParts(None, None, ())
+
+
+def differences(classes: Mapping[str, Iterable[str]], what: str) -> list[str]:
+    """Notes on classes that the held-out test part lacks.
+
+    Args:
+        classes: part -> the classes that it has images of.
+        what: the target, for messages.
+
+    Raises:
+        UserError: if the parts differ in another way, naming the classes.
+    """
+    sets = {part: set(names) for part, names in classes.items()}
+    held_out = TEST if TEST in sets else VAL
+    wrong, notes = [], []
+    for part, names in sets.items():
+        if extra := sorted(names - sets[TRAIN]):
+            wrong.append(f"{_few(extra)} in {part} only, not in {TRAIN}")
+        if (missing := sorted(sets[TRAIN] - names)) and part == held_out:
+            notes.append(f"Classes without test images: {_few(missing)}.")
+        elif missing:
+            wrong.append(f"{_few(missing)} not in {part}")
+    if wrong:
+        raise UserError(f"{what}: the parts have different classes: {'; '.join(wrong)}")
+    return notes
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (
+        f" and {len(names) - 5} more" if len(names) > 5 else ""
+    )

@@ -1,0 +1,126 @@
+"""The pictures below a folder, and what is passed over there."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.data.images import is_file, is_folder, is_image, shown
+from harness.errors import UserError, first_line
+
+SYSTEM = frozenset(
+    (
+        *("__macosx", "icon\r", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin"),
+        *("system volume information", "@eadir", "#recycle", "lost+found", "__pycache__"),
+    )
+)
+"""Files and folders that operating systems and servers leave beside pictures, in small letters."""
+SHOWN = 3
+
+
+@dataclass
+class PassedOver:
+    """What was passed over: kind -> files or folders of that kind."""
+
+    by_kind: dict[str, list[Path]] = field(default_factory=dict)
+
+    def add(self, kind: str, path: Path) -> None:
+        """One more of that kind."""
+        self.by_kind.setdefault(kind, []).append(path)
+
+    def notes(self, root: Path) -> Iterator[str]:
+        """One sentence per kind, with the first names."""
+        for kind, paths in self.by_kind.items():
+            more = ", ..." if len(paths) > SHOWN else ""
+            names = ", ".join(shown(_below(path, root)) for path in sorted(paths)[:SHOWN])
+            count = _suffixes(paths) if kind == NO_IMAGE else len(paths)
+            yield f"Passed over, {kind}: {count} ({names}{more})."
+
+
+HIDDEN = "hidden or left by an operating system"
+NO_IMAGE = "no images that can be read here"
+NOWHERE = "links that lead nowhere or in a circle, pipes and devices"
+
+
+def images_below(folder: Path, passed_over: PassedOver) -> list[Path]:
+    """The pictures in a folder and its sub-folders, sorted.
+
+    Links to files and folders are followed, but no folder is entered twice.
+
+    Raises:
+        UserError: if a folder cannot be read.
+    """
+    return sorted(_images(folder, passed_over, {_real(folder)}))
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether there is a picture in a folder or below it."""
+    return next(_images(folder, PassedOver(), {_real(folder)}), None) is not None
+
+
+def _images(folder: Path, passed_over: PassedOver, entered: set[Path]) -> Iterator[Path]:
+    for path in inside(folder, passed_over):
+        if not is_folder(path):
+            if is_image(path):
+                yield path
+            else:
+                passed_over.add(NO_IMAGE, path)
+        elif (real := _real(path)) in entered:
+            passed_over.add(NOWHERE, path)
+        else:
+            entered.add(real)
+            yield from _images(path, passed_over, entered)
+
+
+def inside(folder: Path, passed_over: PassedOver) -> list[Path]:
+    """Files and folders that are in a folder, links last.
+
+    What is hidden is passed over, and so are links to a folder that this one lies in.
+
+    Raises:
+        UserError: if the folder cannot be read.
+    """
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: (entry.is_symlink(), entry.name))
+    except OSError as error:
+        raise UserError(f"folder {shown(folder)} cannot be read: {first_line(error)}") from error
+    kept = []
+    for entry in entries:
+        path = folder / entry.name
+        if is_hidden(entry.name):
+            passed_over.add(HIDDEN, path)
+        elif not (is_file(path) or is_folder(path)) or _leads_back(path, entry.is_symlink()):
+            passed_over.add(NOWHERE, path)
+        else:
+            kept.append(path)
+    return kept
+
+
+def _leads_back(path: Path, is_link: bool) -> bool:
+    return is_link and is_folder(path) and _real(path.parent).is_relative_to(_real(path))
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether the name is one that people do not see or did not give."""
+    return name.startswith(".") or name.lower() in SYSTEM
+
+
+def _below(path: Path, root: Path) -> Path:
+    return path.relative_to(root) if path.is_relative_to(root) else path
+
+
+def _suffixes(paths: Iterable[Path]) -> str:
+    """E.g. "3 .txt, 1 without suffix"."""
+    counted = Counter(path.suffix.lower() or "without suffix" for path in paths)
+    most = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
+    others = sum(count for _, count in most[SHOWN:])
+    texts = [f"{count} {suffix}" for suffix, count in most[:SHOWN]]
+    return ", ".join([*texts, f"{others} others"] if others else texts)

@@ -1,0 +1,159 @@
+"""Studies that are run from scripts, `python -` and notebooks, on odd terminals and in odd folders."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from analysis.load import load_study
+
+ROOT = Path(__file__).parents[1]
+STUDY = '''"""Toy."""
+from harness import transfer
+from harness.spec import Study, TrialSpec
+
+def space(trial, strategy):
+    return TrialSpec("digits", "small_cnn", transfer.LinearProbe(), source="scratch", shots=4,
+                     val_shots=4, test_shots=4, resolution=28, epochs=1)
+
+study = Study(compare={"strategy": ["a", "b"]}, space=space, trials=1, repeats=1)
+'''
+CALL = """
+from harness import run_study
+print("called")
+result = run_study("toy.py", device="cpu", workers=2, detail="quiet")
+print(len(result.cells), "cells")
+"""
+GUARDED = f"if __name__ == '__main__':\n{textwrap.indent(CALL, '    ')}"
+
+
+@pytest.fixture
+def here(tmp_path: Path, mlflow_template: Path, optuna_template: Path) -> Path:
+    """A folder with a study and both databases, where something is typed."""
+    return furnish(tmp_path, mlflow_template, optuna_template)
+
+
+def furnish(folder: Path, mlflow_template: Path, optuna_template: Path) -> Path:
+    (folder / "mlruns").mkdir(parents=True)
+    (folder / "mlruns" / "mlflow.db").write_bytes(mlflow_template.read_bytes())
+    (folder / "mlruns" / "optuna.db").write_bytes(optuna_template.read_bytes())
+    (folder / "toy.py").write_text(STUDY)
+    return folder
+
+
+def run(folder: Path, *words: str, given: str = "", **environment: str) -> str:
+    """What a Python program prints that is run in that folder and does well."""
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout
+
+
+# --- several workers -------------------------------------------------------------------------------
+
+
+SLOW = [pytest.param(how, marks=pytest.mark.slow) for how in ("guarded script", "python -c")]
+
+
+@pytest.mark.parametrize("how", ["script", "python -", *SLOW])
+def test_study_of_two_workers_runs_once_wherever_it_is_called(how: str, here: Path) -> None:
+    (here / "call.py").write_text(GUARDED if how == "guarded script" else CALL)
+    words, given = {
+        "python -": (["-"], CALL),
+        "python -c": (["-c", CALL], ""),
+    }.get(how, (["call.py"], ""))
+    said = run(here, *words, given=given)
+    assert (said.count("called"), said.count("2 cells")) == (1, 1)
+    trials = load_study("toy", f"sqlite:///{here}/mlruns/mlflow.db").trials
+    assert list(trials["outcome"]) == ["complete"] * 4
+
+
+@pytest.mark.slow
+def test_study_of_two_workers_runs_in_a_notebook(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nbclient = pytest.importorskip("nbclient")
+    v4 = pytest.importorskip("nbformat.v4")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = v4.new_notebook(cells=[v4.new_code_cell(CALL), v4.new_code_cell("result")])
+    nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(here)}}).execute()
+    assert "2 cells" in notebook.cells[0].outputs[-1]["text"]
+
+
+# --- terminals -------------------------------------------------------------------------------------
+
+FOREIGN = STUDY.replace('"a", "b"', '"Käfer “λ”"').replace("digits", "folder:Tiere")
+COMMANDS = [
+    "harness.new --target folder:Tiere --out studies/nochmal.py --device cpu",
+    "harness.study --space toy.py --device cpu --dry-run",
+    "harness.study --space toy.py --device cpu",
+    "harness.study --space toy.py --device cpu --verbose",
+    "harness.status --study toy",
+    "harness.verify --study toy",
+    "harness.cache",
+    "harness.export --study toy --space toy.py --device cpu",
+    "harness.predict models/toy Tiere",
+    "harness.lr_find --space toy.py --device cpu",
+    "harness.rank --target folder:Tiere --backbones small_cnn",
+    "analysis.report --study toy",
+    "analysis.recommend --study toy",
+]
+REFUSED = {"harness.rank --target folder:Tiere --backbones small_cnn"}
+"""It says why in one line, with the name of the target."""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("latin-1", marks=pytest.mark.slow)])
+def test_no_command_fails_where_the_terminal_lacks_letters(
+    encoding: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(here)
+    (here / "toy.py").write_text(FOREIGN, encoding="utf-8")
+    for name in ("Käfer", "Eule", "Łoś"):
+        (here / "Tiere" / name).mkdir(parents=True)
+        for i in range(14):
+            shade = np.random.default_rng(i).integers(0, 255, (28, 28, 3), dtype=np.uint8)
+            Image.fromarray(shade).save(here / "Tiere" / name / f"{name}{i}.png")
+    for command in COMMANDS:
+        out, err = (io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2))
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", err)
+        name, *words = command.split()
+        code = importlib.import_module(name).main(words)
+        monkeypatch.undo()
+        monkeypatch.chdir(here)
+        for stream in (out, err):
+            stream.seek(0)
+        said = out.read() + err.read()
+        assert code == (2 if command in REFUSED else 0), (command, said)
+        assert (out.errors, err.errors) == ("strict", "strict")  # as they were
+
+
+@pytest.mark.slow
+def test_study_is_carried_out_in_the_plain_c_locale(here: Path) -> None:
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    (here / "toy.py").write_text(FOREIGN.replace("folder:Tiere", "digits"), encoding="utf-8")
+    for words in (
+        ["harness.study", "--space", "toy.py", "--device", "cpu"],
+        ["harness.status", "--study", "toy"],
+        ["analysis.report", "--study", "toy"],
+        ["analysis.recommend", "--study", "toy"],
+    ):
+        run(here, "-m", *words, **plain)

@@ -1,0 +1,189 @@
+"""A study file is imported as by `python FILE`: once, with its folder on the path, under its own name."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UserError
+from harness.study_file import forget, load_study, run_file
+
+ROOT = Path(__file__).parents[1]
+STUDY = '''"""Toy."""
+from my_parts import probe
+from harness.spec import Study, TrialSpec
+
+def space(trial, strategy):
+    return TrialSpec("digits", "test_resnet", probe(), source="scratch", shots=3,
+                     val_shots=3, test_shots=3, resolution=32, epochs=1)
+
+study = Study(compare={"strategy": ["a"]}, space=space, trials=1, repeats=1)
+'''
+PARTS = "from harness import transfer\nprobe = transfer.LinearProbe\n"
+
+
+@pytest.fixture(autouse=True)
+def forget_study_files() -> Iterator[None]:
+    before = list(sys.path)
+    yield
+    forget()
+    assert sys.path == before
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    folder = tmp_path / "proj"
+    folder.mkdir()
+    (folder / "sibling.py").write_text(STUDY)
+    (folder / "my_parts.py").write_text(PARTS)
+    return folder
+
+
+def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command as it is typed in that folder."""
+    return subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+# --- modules beside it -----------------------------------------------------------------------------
+
+
+def test_module_beside_the_file_is_imported_wherever_the_command_is_typed(
+    project: Path, tmp_path: Path
+) -> None:
+    options = ["--space", "proj/sibling.py", "--device", "cpu"]
+    study = run(tmp_path, "harness.study", *options)
+    assert study.returncode == 0, study.stderr
+    export = run(tmp_path, "harness.export", "--study", "sibling", *options)
+    assert export.returncode == 0, export.stderr
+
+
+def test_package_beside_the_file_is_imported_late_too(project: Path) -> None:
+    (project / "late").mkdir()
+    (project / "late" / "__init__.py").write_text("from late import part\n")
+    (project / "late" / "part.py").write_text("value = 3\n")
+    text = STUDY.replace(
+        "    return", "    import late\n    assert late.part.value == 3\n    return"
+    )
+    (project / "sibling.py").write_text(text)
+    load_study(project / "sibling.py").space(None, strategy="a")
+
+
+def test_modules_of_two_folders_that_share_a_name_are_told_apart(
+    project: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "sibling.py").write_text(STUDY)
+    (other / "my_parts.py").write_text(PARTS.replace("LinearProbe", "FullFineTune"))
+    found = [
+        load_study(folder / "sibling.py").space(None, strategy="a").strategy
+        for folder in (project, other, project)
+    ]
+    assert [type(s).__name__ for s in found] == ["LinearProbe", "FullFineTune", "LinearProbe"]
+
+
+@pytest.mark.parametrize("changed", ["sibling.py", "my_parts.py"])
+def test_file_is_imported_once_until_it_or_a_module_beside_it_changes(
+    changed: str, project: Path
+) -> None:
+    first = run_file(project / "sibling.py")
+    assert run_file(project / "sibling.py")["study"] is first["study"]
+    with (project / changed).open("a") as file:
+        file.write("\n# edited in a notebook\n")
+    assert run_file(project / "sibling.py")["study"] is not first["study"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ("\n1 / 0\n", r"sibling\.py:2: my_parts\.py:2: ZeroDivisionError: division by zero"),
+        ("\n\nprobe = = 3\n", r"sibling\.py:2: my_parts\.py:3: syntax error: invalid syntax"),
+        ("def probes(): pass\n", r"sibling\.py:2: ImportError: cannot import name 'probe' .*"),
+    ],
+    ids=["raises", "syntax", "lacks a name"],
+)
+def test_error_in_a_module_beside_the_file_is_named_with_its_line(
+    parts: str, said: str, project: Path
+) -> None:
+    (project / "my_parts.py").write_text(parts)
+    with pytest.raises(UserError, match=rf"\Aspace file .*{said}\Z"):
+        load_study(project / "sibling.py")
+    (project / "my_parts.py").write_text(PARTS)
+    assert load_study(project / "sibling.py").name == "sibling"
+
+
+# --- its name --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sibling", "two words", "2026-study"])
+def test_classes_of_the_file_can_be_pickled(name: str, project: Path) -> None:
+    file = project / f"{name}.py"
+    file.write_text(STUDY.replace("study =", "class Mine:\n    pass\nstudy ="))
+    mine = run_file(file)["Mine"]
+    kept = pickle.dumps(mine)
+    assert pickle.loads(kept) is mine
+    code = f"import pickle, sys; sys.path[:] = {sys.path!r}; print(pickle.loads({kept!r}).__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "Mine\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["optuna", "timm", "random", "harness", "analysis", "click", "csv"]
+)
+def test_file_that_has_the_name_of_another_module_is_refused(name: str, project: Path) -> None:
+    file = (project / "sibling.py").rename(project / f"{name}.py")
+    with pytest.raises(UserError, match=rf"has the name of the module '{name}'.*rename the file\Z"):
+        load_study(file)
+
+
+@pytest.mark.parametrize("name", ["torch.py", "types.py", "mlflow"])
+def test_file_beside_a_module_with_the_name_of_a_library_is_refused(
+    name: str, project: Path
+) -> None:
+    if name.endswith(".py"):
+        (project / name).touch()
+    else:
+        (project / name).mkdir()
+        (project / name / "__init__.py").touch()
+    with pytest.raises(UserError, match=f"lies beside {name.removesuffix('.py')}"):
+        load_study(project / "sibling.py")
+
+
+def test_folders_with_the_names_of_libraries_do_no_harm(project: Path) -> None:
+    for name in ("torch", "data", "random", "site-packages"):
+        (project / name).mkdir()
+    assert load_study(project / "sibling.py").name == "sibling"
+
+
+@pytest.mark.parametrize("name", ["random", "optuna", "timm", "string"])
+def test_commands_say_so_in_one_line_where_the_current_folder_holds_such_a_file(
+    name: str, project: Path
+) -> None:
+    (project / "sibling.py").rename(project / f"{name}.py")
+    done = run(project, "harness.study", "--space", f"{name}.py")
+    assert done.returncode == 2
+    assert re.fullmatch(rf"error: space file {name}\.py has the name of .*\n", done.stderr)
+
+
+def test_file_with_a_librarys_name_in_the_current_folder_does_not_break_other_commands(
+    project: Path,
+) -> None:
+    (project / "random.py").write_text("1 / 0\n")
+    for words in (["harness.status"], ["analysis.report"], ["analysis.recommend"]):
+        done = run(project, *words, "--study", "none")
+        assert done.returncode == 2
+        assert re.fullmatch("error: .*no tracking (store|database).*\n", done.stderr), done.stderr
