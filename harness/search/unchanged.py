@@ -34,7 +34,8 @@ def check_unchanged(search: CellSearch) -> None:
         # A field that TrialSpec gained since then had its default.
         defaults = {f.name: f.default for f in dataclasses.fields(TrialSpec)}
         spec = draw(search.study, search.cell, fixed, seed)
-        now, known = spec.flat(), recorded.inputs
+        known = recorded.inputs
+        now: dict[str, object] = {**spec.flat()}
         then = {k: defaults[k] for k in now if k in defaults} | dict(recorded.spec)
         inputs = inputs_of(spec.target, spec.backbone, spec.source)
         # Equal files at another path are the same images, or weights.
