@@ -2,8 +2,8 @@
 
     python -c "from analysis.load import *; print(load_study('freeze_depth').trials)"
 
-The writer, and so the contract, is `harness.record`. A SQLite file is read by `analysis.database`, any other
-store by `analysis.client`.
+The writer, and so the contract, is `harness.tracking.projection`. A SQLite file is read by
+`analysis.database`, any other store by `analysis.client`.
 """
 
 from __future__ import annotations

@@ -78,6 +78,7 @@ class StudyOptions(TypedDict, total=False):
         device: "auto", "cpu", "cuda" or "mps".
         trials: per cell, instead of the file's.
         repeats: the same.
+        cells: "3/16" runs every sixteenth cell only, from the third on.
         storage: Optuna storage URL; the default is the database beside MLflow's.
         tracking_uri: MLflow's; the default is the database in ./mlruns.
         cache_dir: where outputs of frozen layers are kept.
@@ -96,6 +97,7 @@ class StudyOptions(TypedDict, total=False):
     device: str
     trials: int
     repeats: int
+    cells: str
     storage: str
     tracking_uri: str
     cache_dir: str | Path

@@ -1,4 +1,4 @@
-"""Does the analysis read back what the harness recorded? Stores are written by harness.record itself.
+"""Does the analysis read back what the harness recorded? Stores are written by the projection itself.
 
 python -m pytest tests/test_analysis_load.py
 """
@@ -12,7 +12,9 @@ import subprocess
 import sys
 from contextlib import closing
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,10 +26,12 @@ from analysis.compare.runs import tuning
 from analysis.database import Database
 from analysis.load import StudyTable, load_study, trials_frame
 from harness.errors import UserError, without_password
-from harness.record import Recorder, StudyInfo
-from harness.results import EpochResult, Predictions, TrialResult
-from harness.spec import TrialSpec
+from harness.recorded import Slot, StudyInfo, TrialRecord
+from harness.results import EpochResult, Predictions
+from harness.spec import Phase, TrialSpec
+from harness.tracking.experiment import Experiment
 from harness.transfer import DiscriminativeLR, LinearProbe
+from tests.records import Kept, project
 
 INFO = StudyInfo(
     name="depth",
@@ -38,7 +42,9 @@ INFO = StudyInfo(
     trials=2,
     repeats=1,
     sampler="random",
+    seed=0,
     leaks=(),
+    study_file="depth.py",
     space_sha256="0" * 64,
 )
 
@@ -47,7 +53,7 @@ INFO = StudyInfo(
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database that holds another study; making one takes seconds, so tests copy it."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    Recorder(f"sqlite:///{path}", replace(INFO, name="another"))
+    project(f"sqlite:///{path}", replace(INFO, name="another"), Kept([]))
     return path
 
 
@@ -61,51 +67,57 @@ def uri(template: Path, tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/mlflow.db"
 
 
-def tags(cell: str, phase: str, index: int, seed: int) -> dict[str, object]:
-    return {
-        "study": INFO.name,
-        "cell": cell,
-        "strategy": cell,
-        "phase": phase,
-        "index": index,
-        "seed": seed,
-        "attempt": 1,
-        "device": "cpu",
-        "threads": 2,
-        "env.torch": "2.14.0",
-    } | ({"chosen": 0} if phase == "repeat" else {})
+def attempt(cell: str, phase: Phase, index: int, spec: TrialSpec, **more: Any) -> TrialRecord:
+    """A trial, each begun a minute after the one before."""
+    trial = TrialRecord(
+        key=f"{INFO.name}/{cell}/{phase}#{index}",
+        slot=Slot({"strategy": cell}, phase, index),
+        number=index,
+        attempt=1,
+        seed=spec.seed,
+        spec=spec.flat(),
+        chosen=0 if phase == "repeat" else None,
+        provenance={"device": "cpu", "threads": "2", "env.torch": "2.14.0"},
+        started=datetime(2026, 1, 2) + timedelta(minutes=spec.seed),
+    )
+    return trial.but(**more)
 
 
 @pytest.fixture
-def table(uri: str) -> StudyTable:
+def table(uri: str, tmp_path: Path) -> StudyTable:
     """One tuned trial, one that diverged, one still running, one repeat with predictions."""
-    recorder = Recorder(uri, INFO)
-    spec = TrialSpec("digits", "resnet18", DiscriminativeLR(0.8), lr=0.003, epochs=2, seed=7)
-    run = recorder.start(spec, "tuned", tags("discriminative", "tune", 0, 7))
-    for epoch in range(2):
-        recorder.epoch(
-            run,
-            EpochResult(epoch, 0.9 - epoch / 10, 0.8, 0.5 + epoch / 10, 1.5 * (epoch + 1), epoch),
-        )
-    recorder.finish(run, TrialResult("complete", {"total_seconds": 4.0, "val_accuracy": 0.6}))
-
-    run = recorder.start(spec, "diverged", tags("discriminative", "tune", 1, 8))
-    recorder.epoch(run, EpochResult(0, math.inf, math.nan, 0.1, 1.0, 1.0))
-    # The recorder leaves out what is not finite; stores of before hold it.
-    client = MlflowClient(tracking_uri=uri)
-    client.log_metric(run, "train_loss", math.inf, step=0)
-    client.log_metric(run, "val_loss", math.nan, step=0)
-    recorder.finish(run, TrialResult("diverged", reason="loss became nan"))
-
-    recorder.start(spec, "running", tags("linear probe", "tune", 0, 9))
-
-    probe = TrialSpec("digits", "resnet18", LinearProbe(), shots=5, seed=3)
-    run = recorder.start(probe, "repeat", tags("linear probe", "repeat", 0, 3))
+    spec = TrialSpec("digits", "resnet18", DiscriminativeLR(0.8), lr=0.003, epochs=2)
+    probe = TrialSpec("digits", "resnet18", LinearProbe(), shots=5, seed=10)
+    epochs = (EpochResult(0, 0.9, 0.8, 0.5, 1.5, 0), EpochResult(1, 0.8, 0.8, 0.6, 3.0, 1))
+    kept = Kept(
+        [
+            attempt(
+                "discriminative", "tune", 0, replace(spec, seed=7), outcome="complete",
+                epochs=epochs, metrics={"total_seconds": 4.0, "val_accuracy": 0.6},
+            ),
+            attempt(
+                "discriminative", "tune", 1, replace(spec, seed=8), outcome="diverged",
+                epochs=(EpochResult(0, math.inf, math.nan, 0.1, 1.0, 1.0),), reason="loss became nan",
+            ),
+            attempt("linear probe", "tune", 0, replace(spec, seed=9)),
+            attempt(
+                "linear probe", "repeat", 0, probe, outcome="complete", superseded=True,
+                metrics={"test_accuracy": 0.5}, predictions="two.csv",
+            ),
+        ],
+        tmp_path,
+    )  # fmt: skip
     predictions = Predictions(
         np.arange(2), np.array([1, 4]), np.array([1, 0]), np.array([0.9, 0.25])
     )
-    recorder.finish(run, TrialResult("complete", {"test_accuracy": 0.5}, predictions=predictions))
-    recorder.supersede("linear probe", chosen=1)
+    kept.predict("two.csv", predictions)
+    project(uri, INFO, kept)
+    # The projection leaves out what is not finite; stores of before hold it.
+    client = MlflowClient(tracking_uri=uri)
+    [experiment] = client.search_experiments(filter_string=f"name = '{INFO.name}'")
+    [run] = client.search_runs([experiment.experiment_id], "tags.outcome = 'diverged'")
+    client.log_metric(run.info.run_id, "train_loss", math.inf, step=0)
+    client.log_metric(run.info.run_id, "val_loss", math.nan, step=0)
     return load_study(INFO.name, uri)
 
 
@@ -134,7 +146,7 @@ def test_trial_that_a_higher_limit_let_run_after_all_is_counted_once(table: Stud
 def test_each_run_is_one_typed_row(table: StudyTable) -> None:
     trials = table.trials
     assert list(trials["outcome"]) == ["complete", "diverged", "unfinished", "complete"]
-    assert list(trials["seed"]) == [7, 8, 9, 3]
+    assert list(trials["seed"]) == [7, 8, 9, 10]
     assert list(trials["strategy"]) == list(trials["cell"])
     assert trials["chosen"].isna().tolist() == [True, True, True, False]
     assert list(trials["superseded"]) == [False, False, False, True]
@@ -172,7 +184,7 @@ def test_epochs_are_read_in_full_infinities_included(table: StudyTable) -> None:
 
 def test_predictions_come_back_with_their_cell_and_seed(table: StudyTable) -> None:
     rows = table.predictions.drop(columns="run_id").to_numpy().tolist()
-    assert rows == [["linear probe", 3, 0, 1, 1, 0.9], ["linear probe", 3, 1, 4, 0, 0.25]]
+    assert rows == [["linear probe", 10, 0, 1, 1, 0.9], ["linear probe", 10, 1, 4, 0, 0.25]]
 
 
 def test_a_lost_prediction_file_does_not_stop_the_reading(uri: str, table: StudyTable) -> None:
@@ -186,16 +198,15 @@ def test_a_lost_prediction_file_does_not_stop_the_reading(uri: str, table: Study
 def test_measures_of_pairs_are_a_table_of_their_own_and_no_trials(
     uri: str, table: StudyTable
 ) -> None:
-    learned = replace(INFO, name="pretraining")
-    Recorder(uri, learned).keep(
+    Experiment(uri, "pretraining", {}).keep(
         "a.0", {"data": "permute(digits)"}, {"phase": "source", "source": "a", "model": "a.0"}, {}
     )
     pair = {"phase": "similarity", "source": "a", "target": "digits", "backbone": "resnet18"}
     pair |= {"model": "a.0", "better.frechet": "lower", "reason.leep": "no class scores"}
-    recorder = Recorder(uri, INFO)
+    experiment = Experiment(uri, INFO.name, {})
     for value in (4.0, 3.0):  # measured again: the later counts
         metrics = {"similarity.frechet": value, "similarity.frechet.low": 2.0}
-        recorder.keep("a -> digits", {"only_here": 1}, pair, metrics)
+        experiment.keep("a -> digits", {"only_here": 1}, pair, metrics)
     again = load_study(INFO.name, uri)
     pd.testing.assert_frame_equal(again.trials, table.trials)
     frechet, leep = again.measures.sort_values("measure").to_dict("records")
@@ -209,7 +220,7 @@ def test_measures_of_pairs_are_a_table_of_their_own_and_no_trials(
 
 
 def test_a_study_without_runs_gives_empty_tables(uri: str) -> None:
-    Recorder(uri, INFO)
+    project(uri, INFO, Kept([]))
     table = load_study(INFO.name, uri)
     assert (len(table.trials), len(table.epochs), len(table.predictions)) == (0, 0, 0)
 
@@ -232,21 +243,21 @@ def test_a_deleted_run_and_another_study_stay_out(uri: str, table: StudyTable) -
         gone = table.trials["run_id"].iloc[0]
         connection.execute("UPDATE runs SET lifecycle_stage='deleted' WHERE run_uuid=?", (gone,))
         connection.commit()
-    Recorder(uri, replace(INFO, name="third")).start(
-        TrialSpec("digits", "resnet18", LinearProbe()), "x", tags("linear probe", "tune", 0, 1)
-    )
+    other = attempt("linear probe", "tune", 0, TrialSpec("digits", "resnet18", LinearProbe()))
+    project(uri, replace(INFO, name="third"), Kept([other]))
     again = load_study(INFO.name, uri)
     assert list(again.trials["run_id"]) == list(table.trials["run_id"].iloc[1:])
     assert gone not in set(again.epochs["run_id"])
 
 
 def test_marginal_seconds_and_the_prefix_of_a_run_are_read(uri: str) -> None:
-    recorder = Recorder(uri, INFO)
     spec = TrialSpec("digits", "resnet18", LinearProbe(), seed=3)
-    run = recorder.start(spec, "tuned", tags("linear probe", "tune", 0, 3))
-    recorder.epoch(run, EpochResult(0, 0.9, 0.8, 0.5, 4.0, 0.5))
-    metrics = {"train_seconds": 4.0, "marginal_seconds": 0.5, "forecast_peak_mib": 70.0}
-    recorder.finish(run, TrialResult("complete", metrics, notes={"prefix": "kept after layer4"}))
+    trial = attempt("linear probe", "tune", 0, spec, outcome="complete").but(
+        epochs=(EpochResult(0, 0.9, 0.8, 0.5, 4.0, 0.5),),
+        metrics={"train_seconds": 4.0, "marginal_seconds": 0.5, "forecast_peak_mib": 70.0},
+        notes={"prefix": "kept after layer4"},
+    )
+    project(uri, INFO, Kept([trial]))
     read = load_study(INFO.name, uri)
     row = read.trials.iloc[0]
     assert (row["train_seconds"], row["marginal_seconds"]) == (4.0, 0.5)
@@ -255,7 +266,7 @@ def test_marginal_seconds_and_the_prefix_of_a_run_are_read(uri: str) -> None:
 
 
 def test_reading_a_sqlite_file_does_not_wait_for_mlflow(uri: str) -> None:
-    Recorder(uri, INFO)
+    project(uri, INFO, Kept([]))
     code = (
         "import sys; from analysis.load import load_study; "
         f"load_study({INFO.name!r}, {uri!r}); print('mlflow' in sys.modules)"
@@ -290,7 +301,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_study_is_refused_with_the_studies_there_are(uri: str) -> None:
-    Recorder(uri, INFO)
+    project(uri, INFO, Kept([]))
     with pytest.raises(UserError, match=r"no study 'dpeth'.*studies: another, depth$"):
         load_study("dpeth", uri)
 

@@ -1,5 +1,5 @@
 """Does the report say what the data say, and no more? Pages are built from tables made here; one test goes
-the whole way from a store that harness.record wrote.
+the whole way from a store that the harness wrote.
 
     python -m pytest tests/test_analysis_report.py
 """
@@ -26,10 +26,11 @@ import pytest
 from analysis import compare, load, report, words
 from analysis.load import Info, StudyTable
 from harness.errors import UserError
-from harness.record import Recorder, StudyInfo
-from harness.results import EpochResult, Predictions, TrialResult
-from harness.spec import TrialSpec
+from harness.recorded import Slot, StudyInfo, TrialRecord
+from harness.results import EpochResult, Predictions
+from harness.spec import Phase, TrialSpec
 from harness.transfer import LinearProbe
+from tests.records import Kept, project
 
 SEEDS = range(6)
 CONSTANT = {
@@ -573,31 +574,44 @@ def test_the_viewer_command_hides_passwords() -> None:
     )
 
 
+PHASES: tuple[tuple[Phase, int, dict[str, float]], ...] = (
+    ("tune", 0, {}),
+    ("repeat", 1, {"test_accuracy": 0.5}),
+    ("repeat", 2, {"test_accuracy": 1.0}),
+)
+
+
 def test_the_command_goes_from_store_to_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
+    cell = {"strategy": "probe"}
     info = StudyInfo(
-        "depth",
-        "How deep?",
-        "python -m x",
-        {"strategy": ["probe"]},
-        {},
-        1,
-        2,
-        "random",
-        (),
-        "0" * 64,
+        "depth", "How deep?", "python -m x", {"strategy": ["probe"]}, {}, 1, 2, "random", 0, (), "x.py", ""
+    )  # fmt: skip
+    kept = Kept(
+        [
+            TrialRecord(
+                key=f"depth/probe#{seed}",
+                slot=Slot(cell, phase, seed),
+                number=seed,
+                attempt=1,
+                seed=seed,
+                spec=TrialSpec("digits", "resnet18", LinearProbe(), epochs=1, seed=seed).flat(),
+                outcome="complete",
+                metrics=score,
+                epochs=(EpochResult(0, 1.0, 1.0, 0.6, 2.0, 2.0),),
+                predictions=f"{seed}.csv" if score else "",
+            )
+            for phase, seed, score in PHASES
+        ],
+        tmp_path,
     )
-    recorder = Recorder(uri, info)
-    for phase, seed in (("tune", 0), ("repeat", 1), ("repeat", 2)):
-        spec = TrialSpec("digits", "resnet18", LinearProbe(), epochs=1, seed=seed)
-        tags = {"cell": "probe", "strategy": "probe", "phase": phase, "index": seed, "seed": seed}
-        run = recorder.start(spec, "run", tags)
-        recorder.epoch(run, EpochResult(0, 1.0, 1.0, 0.6, 2.0, 2.0))
-        guess = Predictions(np.arange(2), np.zeros(2, int), np.array([0, seed % 2]), np.ones(2))
-        score = {} if phase == "tune" else {"test_accuracy": 0.5 if seed % 2 else 1.0}
-        recorder.finish(run, TrialResult("complete", score, predictions=guess if score else None))
+    for trial in kept.known[1:]:
+        wrong = np.array([0, trial.number % 2])
+        guess = Predictions(np.arange(2), np.zeros(2, int), wrong, np.ones(2))
+        kept.predict(trial.predictions, guess)
+    project(uri, info, kept)
     code = report.main(["--study", "depth", "--tracking-uri", uri, "--out", str(tmp_path / "out")])
     printed = capsys.readouterr()
     assert code == 0, printed.err

@@ -57,7 +57,7 @@ FUNCTIONS: Mapping[str, Callable[..., object]] = {
     "harness.similarity": harness.measure_similarity,
     "harness.status": harness.study_status,
     "harness.study": harness.run_study,
-    "harness.verify": harness.verify_study,
+    "harness.sync": harness.sync_study,
 }
 """Command -> what does the same from Python."""
 

@@ -28,7 +28,7 @@ NEEDED: Mapping[str, tuple[str, ...]] = {
     "harness.similarity": ("--space", "x.py"),
     "harness.status": ("--study", "x"),
     "harness.study": ("--space", "x.py"),
-    "harness.verify": ("--study", "x"),
+    "harness.sync": ("--study", "x"),
 }
 """Command -> what it cannot do without."""
 

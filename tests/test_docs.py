@@ -17,7 +17,7 @@ import pytest
 from harness.data import load_target
 from harness.data.targets import LOADERS
 from harness.measure import resolve_device
-from harness.search.cells import first_draw
+from harness.search.space import first_draw
 from harness.similarity import MEASURES
 from harness.spec import Study, TrialSpec
 from harness.study_file import study_path

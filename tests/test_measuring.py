@@ -19,8 +19,6 @@ from harness.data import load_target, split_indices
 from harness.errors import UserError
 from harness.measure import Cpu
 from harness.pretrain import main as pretrain_main
-from harness.record import PlainInfo, Recorder
-from harness.tracking.runs import Recorded
 from harness.rows import Cache
 from harness.similarity import MEASURES, static_rank
 from harness.similarity.__main__ import main as similarity_main
@@ -29,6 +27,8 @@ from harness.sources.evidence import Results, evidence, read_results
 from harness.sources.measuring import Measuring, features, pairs_of, probabilities, shared_images
 from harness.spec import Study, TrialSpec
 from harness.study import main as study_main
+from harness.tracking.experiment import Experiment
+from harness.tracking.runs import Recorded
 
 STUDIES = Path(__file__).parent.parent / "studies"
 LOW, HIGH = "digits[classes=0-4]", "digits[classes=5-9]"
@@ -211,15 +211,15 @@ def test_ranking_says_when_nothing_is_known_of_its_measures(
 def test_ranking_says_when_it_is_no_better_than_one_order_for_all(
     shapes: str, tracking_uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recorder = Recorder(tracking_uri, PlainInfo("past"))
+    past = Experiment(tracking_uri, "past", {})
     for t, target in enumerate("xyz"):
         for s, source in enumerate("abc"):
             told = {"source": source, "target": target}
-            recorder.keep(
+            past.keep(
                 "r", {}, {**told, "phase": "repeat", "outcome": "complete"},
                 {"test_accuracy": float(ACCURACY[t, s])},
             )  # fmt: skip
-            recorder.keep(
+            past.keep(
                 "s", {}, {**told, "phase": "similarity", "better.logme": "higher"},
                 {"similarity.logme": -float(ACCURACY[t, s])},
             )  # fmt: skip
@@ -286,7 +286,7 @@ def test_the_smoke_tier_of_the_study_runs_and_is_measured_once(
 def test_every_tier_gives_each_model_of_a_source_equally_many_repeats(
     tier: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from harness.search.cells import trial_seed
+    from harness.search.plan import trial_seed
     from harness.study_file import load_study, run_file
 
     monkeypatch.setenv("TIER", tier)
