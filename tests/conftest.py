@@ -13,6 +13,7 @@ import torch
 from benchmarks.postgres import Server
 from harness.spec import TrialSpec
 from harness.transfer import FullFineTune
+from tests.lab import Lab, World
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -76,6 +77,26 @@ def tracking_uri(mlflow_template: Path, tmp_path: Path) -> str:
     path.parent.mkdir(exist_ok=True)
     shutil.copy(mlflow_template, path)
     return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    """Stands in for training."""
+    # After a trial that failed; a third of a second each, and a stand-in leaves nothing to collect.
+    monkeypatch.setattr("harness.trial.gc.collect", lambda: 0)
+    return World()
+
+
+@pytest.fixture
+def lab(world: World, tmp_path: Path) -> Lab:
+    """A study's record."""
+    return Lab(world, tmp_path)
+
+
+@pytest.fixture
+def shown(world: World, tmp_path: Path, tracking_uri: str) -> Lab:
+    """A study's record, and MLflow beside it."""
+    return Lab(world, tmp_path, tracking_uri)
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ import analysis
 import harness
 from harness import api
 from harness.errors import UserError
-from harness.tracking.runs import Kept, Recorded
 from harness.replay import Comparison
 from harness.rows import Entry
 from harness.similarity import Measurement
 from harness.sources.ranking import Candidate
+from harness.tracking.runs import Kept, Recorded
 from harness.winner.choice import CellRecord
 from tests.test_command import NEEDED
 

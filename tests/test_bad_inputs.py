@@ -44,24 +44,25 @@ from harness.data import forget, load_target, open_image
 from harness.errors import UserError
 from harness.measure import Cpu
 from harness.optimizer import batches
-from harness.record import PlainInfo, Recorder
-from harness.rows import default_folder
-from harness.search import door, storage
-from harness.search.cells import CellSearch, first_draw
 from harness.outcomes import classify
+from harness.rows import default_folder
+from harness.search import door
+from harness.search.cell import CellSearch
+from harness.search.record import Record
+from harness.search.space import first_draw
 from harness.search.storage import open_storage
 from harness.spec import Study, TrialSpec
 from harness.stores import default_tracking_uri
 from harness.study_file import load_study
+from harness.tracking.experiment import Experiment
 from harness.train import start
 
 ELSEWHERE = {
     1: "test_study_command.py::test_bad_study_file_is_refused_in_one_line",
     6: "test_spec.py::test_bad_field_of_a_study_is_named",
-    17: "test_search.py::test_space_that_fails_for_some_values_costs_those_trials_only",
+    17: "test_coordinator.py::test_space_that_fails_for_some_values_costs_those_trials_only",
     18: "test_spec.py::test_bad_field_of_a_study_is_named",
-    26: "test_search.py::test_images_that_changed_since_are_refused",
-    29: "test_record.py::test_deleted_experiment_is_refused_with_the_way_out",
+    26: "test_coordinator.py::test_images_that_changed_since_are_refused",
     30: "test_study_command.py::test_killed_study_goes_on_to_the_results_of_one_that_was_not",
     34: "test_data.py::test_absent_folder_is_refused",
     35: "test_data.py::test_empty_folder_is_refused",
@@ -76,13 +77,13 @@ ELSEWHERE = {
     48: "test_data.py::test_too_many_pixels_are_refused_before_they_are_decoded",
     50: "test_targets.py::test_copy_of_a_training_image_among_the_tests_is_found_and_named",
     54: "test_data.py::test_class_that_is_too_small_is_named_with_its_size",  # no folds, no groups
-    56: "test_search.py::test_images_that_changed_since_are_refused",
+    56: "test_coordinator.py::test_images_that_changed_since_are_refused",
     58: "test_backbone.py::test_unknown_backbone_lists_near_matches",
     59: "test_backbone.py::test_weights_of_another_architecture_are_refused_with_the_keys",
     61: "test_backbone.py::test_weights_that_are_not_finite_are_refused_by_name",
     63: "test_backbone.py::test_code_in_a_weights_file_is_not_run",
     65: "test_backbone.py::test_weights_that_only_the_hub_has_are_refused_when_offline",
-    66: "test_search.py::test_resolution_that_a_network_cannot_take_is_refused_at_the_door",
+    66: "test_door.py::test_resolution_that_a_network_cannot_take_is_refused_at_the_door",
     67: "test_data.py::test_folder_with_one_class_is_refused",
     70: "test_study_command.py::test_cuda_is_refused_where_there_is_none",
 }
@@ -360,8 +361,8 @@ def test_25_study_that_minimizes_is_refused() -> None:
     kept = optuna.storages.InMemoryStorage()
     optuna.create_study(study_name="toy/a", storage=kept, direction="minimize")
     study = Study(compare={"strategy": ["a"]}, space=recursive, name="toy")
-    with refused("Optuna study 'toy/a' in this storage was not made by this harness"):
-        CellSearch(study, {"strategy": "a"}, kept)
+    with refused("Optuna study 'toy/a' was not made by this harness"):
+        CellSearch(Record(kept, Path()), study, {"strategy": "a"})
 
 
 @pytest.mark.parametrize("name", ["../x", "..", "a'b", "x" * 600, "🙂", "-x", "a\n"])
@@ -400,58 +401,16 @@ def test_28_password_in_a_drivers_message_is_not_shown(monkeypatch: pytest.Monke
     def fails(*_: object, **__: object) -> None:
         raise OSError("no route for host=h user=ann password=s3cret, postgresql://ann:s3cret@h/x")
 
-    monkeypatch.setattr(storage, "open_patiently", fails)
+    monkeypatch.setattr(optuna.storages, "RDBStorage", fails)
     with refused("cannot open the storage .*no route for host=h") as caught:
         open_storage("postgresql+psycopg://ann:s3cret@h/x")
     assert "s3cret" not in str(caught.value)
 
 
-def test_31_journal_with_a_torn_last_line_is_repaired_and_kept(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = tmp_path / "study.log"
-    before = optuna.create_study(study_name="old", storage=open_storage(f"journal:{path}"))
-    before.add_trial(optuna.trial.create_trial(value=0.5))
-    whole = path.read_bytes()
-    torn = whole + whole.splitlines()[-1][:20]
-    path.write_bytes(torn)
-    with caplog.at_level(logging.WARNING):
-        found = open_storage(f"journal:{path}")
-    assert path.read_bytes() == whole
-    copy = tmp_path / f"study.log.torn.{len(torn)}"
-    assert copy.read_bytes() == torn
-    assert str(copy) in caplog.text
-    optuna.create_study(study_name="new", storage=found)
-    again = open_storage(f"journal:{path}")
-    assert set(optuna.get_all_study_names(again)) == {"old", "new"}
-    assert [t.value for t in optuna.load_study(study_name="old", storage=again).trials] == [0.5]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["study.log", copy.name]
-
-
-def test_31_journal_that_another_process_tears_while_it_is_open_is_repaired_by_the_next_write(
-    tmp_path: Path,
-) -> None:
-    path = tmp_path / "study.log"
-    mine = open_storage(f"journal:{path}")
-    optuna.create_study(study_name="old", storage=mine)
-    with path.open("ab") as file:
-        file.write(path.read_bytes().splitlines()[-1][:20])  # it died in the middle of a line
-    optuna.create_study(study_name="new", storage=mine)
-    again = open_storage(f"journal:{path}")
-    assert set(optuna.get_all_study_names(again)) == {"old", "new"}
-
-
-def test_30_lock_that_a_dead_process_left_is_taken_over_and_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(storage, "LOCK_SECONDS", 3)
-    mine = open_storage(f"journal:{tmp_path}/study.log")
-    (tmp_path / "study.log.lock").symlink_to(tmp_path / "study.log")
-    with caplog.at_level(logging.WARNING):
-        optuna.create_study(study_name="toy", storage=mine)
-    assert "the lock of" in caplog.text
-    assert "was not released in 3 s" in caplog.text
-    assert optuna.get_all_study_names(mine) == ["toy"]
+def test_31_journal_is_refused_with_what_takes_its_place(tmp_path: Path) -> None:
+    with refused(r"journal files are not a storage any more, got journal:\S+: want sqlite:///PATH"):
+        open_storage(f"journal:{tmp_path}/study.log")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -470,23 +429,32 @@ def test_database_on_a_network_is_warned_of(
     monkeypatch.setattr(stores, "MOUNTS", mounts)
     with caplog.at_level(logging.WARNING):
         open_storage(f"sqlite:///{database}")
-        assert ("journal:PATH or a PostgreSQL" in caplog.text) == warned
+        assert ("a local disk, or a PostgreSQL server" in caplog.text) == warned
         shutil.copy(mlflow_template, database.with_name("mlflow.db"))
-        Recorder(f"sqlite:///{database.with_name('mlflow.db')}", PlainInfo("toy"))
+        Experiment(f"sqlite:///{database.with_name('mlflow.db')}", "toy", {})
     assert ("of an MLflow server" in caplog.text) == warned
+
+
+def test_29_deleted_experiment_is_refused_with_the_way_out(tracking_uri: str) -> None:
+    made = Experiment(tracking_uri, "toy", {})
+    made.client.delete_experiment(made.id)
+    with refused(
+        r"experiment 'toy' was deleted in MLflow: restore it \(mlflow experiments restore"
+    ):
+        Experiment(tracking_uri, "toy", {})
 
 
 def test_33_file_store_beside_the_database_does_no_harm(tracking_uri: str, tmp_path: Path) -> None:
     (tmp_path / "mlruns" / "0").mkdir()
     (tmp_path / "mlruns" / "0" / "meta.yaml").write_text("artifact_location: x\nname: Default\n")
     assert default_tracking_uri(tmp_path / "mlruns") == tracking_uri
-    assert Recorder(tracking_uri, PlainInfo("toy")).outcomes() == {}
+    assert list(Experiment(tracking_uri, "toy", {}).search()) == []
 
 
 def test_33_file_store_as_the_store_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mlruns").mkdir()
     with refused("cannot open the tracking store file:.*maintenance mode"):
-        Recorder(f"file:{tmp_path}/mlruns", PlainInfo("toy"))
+        Experiment(f"file:{tmp_path}/mlruns", "toy", {})
 
 
 # --- data ------------------------------------------------------------------------------------------
@@ -751,7 +719,7 @@ def test_68_output_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> N
     (tmp_path / "mlruns").touch()
     uri = default_tracking_uri(tmp_path / "mlruns")
     with refused("cannot open the tracking store .*mlruns"):
-        Recorder(uri, PlainInfo("toy"))
+        Experiment(uri, "toy", {})
 
 
 PRINTS = """

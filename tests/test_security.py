@@ -13,8 +13,7 @@ from typing import Any
 import mlflow
 import pytest
 
-import harness.record
-from harness.search import storage, workers
+from harness.search.storage import open_storage
 from harness.study import main
 
 ROOT = Path(__file__).parent.parent
@@ -80,7 +79,7 @@ def test_a_password_is_nowhere_after_a_study(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Both URLs hold one. The servers are stood in for by a journal and by a SQLite database."""
+    """Both URLs hold one. The servers are stood in for by SQLite databases."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy.py").write_text(STUDY)
     given = [
@@ -88,9 +87,7 @@ def test_a_password_is_nowhere_after_a_study(
         f"postgresql+psycopg://ann:{CANARY}@db/tracking",
     ]
     started: list[Any] = []
-    real_open, real_client, real_popen = (
-        storage.open_storage, mlflow.MlflowClient, subprocess.Popen.__init__,
-    )  # fmt: skip
+    real_client, real_popen = mlflow.MlflowClient, subprocess.Popen.__init__
 
     def popen(self: Any, args: Any, *rest: Any, **options: Any) -> None:
         started.append(args)
@@ -98,15 +95,15 @@ def test_a_password_is_nowhere_after_a_study(
 
     def opens(url: str) -> object:
         assert url == given[0]
-        return real_open("journal:search.log")
+        return open_storage("sqlite:///search.db")
 
     def client(tracking_uri: str) -> mlflow.MlflowClient:
         assert tracking_uri == given[1]
         return real_client(tracking_uri=stand_in)
 
     stand_in = tracking_uri
-    monkeypatch.setattr(workers, "open_storage", opens)  # which has it by that name
-    monkeypatch.setattr(harness.record, "MlflowClient", client)
+    monkeypatch.setattr("harness.launch.open_storage", opens)
+    monkeypatch.setattr("harness.tracking.experiment.MlflowClient", client)
     monkeypatch.setattr(subprocess.Popen, "__init__", popen)
     code = main(
         ["--space", "toy.py", "--device", "cpu", "--storage", given[0], "--tracking-uri", given[1]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import signal
@@ -24,10 +25,11 @@ from mlflow.entities import Run
 from optuna.trial import TrialState
 from PIL import Image
 
+from harness import signals
 from harness.backbone import timm_models
 from harness.data import forget
 from harness.rows import Cache
-from harness.search import preemption
+from harness.search.lock import sole_runner
 from harness.study import main
 from harness.study_file import load_study
 
@@ -214,7 +216,7 @@ def test_study_runs_in_any_thread_and_leaves_the_signals_of_its_process_as_they_
 ) -> None:
     command = ["--space", "toy.py", "--device", "cpu", "--trials", "1", "--repeats", "0"]
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGUSR1)]
-    monkeypatch.setattr(preemption, "_asked", True)  # an earlier study of this process was stopped
+    monkeypatch.setattr(signals, "_requested", True)  # an earlier study of this process was stopped
     ends: list[int] = []
     thread = threading.Thread(target=lambda: ends.append(main(command)))
     thread.start()
@@ -258,11 +260,16 @@ def test_weights_of_the_hub_are_refused_when_offline(
         (("--trials", "0"), "--trials must be at least 1, got 0"),
         (("--trials", "-2"), "--trials must be at least 1, got -2"),
         (("--repeats", "-1"), "--repeats must be at least 0, got -1"),
+        (("--workers", "0"), "--workers must be at least 1, got 0"),
+        (("--cells", "0/2"), "--cells must be K/N with K from 1 to N, e.g. 3/16, got '0/2'"),
+        (("--cells", "3/2"), "--cells must be K/N"),
+        (("--cells", "2"), "--cells must be K/N"),
+        (("--cells", "3/3"), "--cells 3/3 holds no cell: study 'toy' has 2, so at most 2 jobs"),
         (("--device", "gpu"), "unknown device 'gpu'; want one of auto, cpu, cuda, mps"),
         (("--storage", "sqlite:///folder"), "cannot open the storage sqlite:///folder"),
         (("--storage", "sqlite:///notes.txt"), "cannot open the storage"),
         (("--storage", "sqlite:///notes.txt/x.sqlite"), "cannot open the storage"),
-        (("--storage", "journal:folder"), "cannot open the storage"),
+        (("--storage", "journal:folder"), "journal files are not a storage any more"),
         (("--storage", "nonsense"), "cannot open the storage nonsense"),
         (("--storage", "mysql+nodriver://u:s3cret@h/d"), r"storage mysql\+nodriver://u:\*\*\*@h/d"),
         (("--tracking-uri", "sqlite:///folder"), "cannot open the tracking store"),
@@ -280,13 +287,38 @@ def test_bad_option_is_refused(
     assert_refused(capfd, here, said, *options)
 
 
-def test_tracking_server_that_does_not_answer_is_refused(
-    here: Path, capfd: pytest.CaptureFixture[str]
+def test_tracking_server_that_does_not_answer_is_warned_of_and_made_good_by_the_next_command(
+    here: Path,
+    tracking_uri: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    storage = f"sqlite:///{here}/mlruns/optuna.db"
+    options = ["--space", "toy.py", "--device", "cpu", "--trials", "1", "--repeats", "0"]
+    options += ["--storage", storage]
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused at once
         uri = f"http://ann:s3cret@127.0.0.1:{taken.getsockname()[1]}"
-        assert_refused(capfd, here, r"tracking store http://ann:\*\*\*@", "--tracking-uri", uri)
+        assert main([*options, "--tracking-uri", uri]) == 0
+    said = capfd.readouterr().err
+    assert said.count("the tracking store does not take what is written") == 1
+    assert "python -m harness.sync --study toy completes it" in said
+    assert "s3cret" not in said.replace("every user", "")
+    assert main([*options, "--tracking-uri", tracking_uri]) == 0
+    assert capfd.readouterr().out.count("nothing was left to do") == 1
+    assert Place(here).states() == ({"COMPLETE": 2}, {"FINISHED": 2})
+
+
+def test_second_command_on_a_running_study_is_refused_with_who_runs_it(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with sole_runner(here / "mlruns", "toy"):
+        assert main(["--space", "toy.py", "--device", "cpu"]) == 2
+    said = capfd.readouterr().err
+    who = rf"process {os.getpid()} on {re.escape(platform.node())}, since \d{{4}}-\d\d-\d\d "
+    assert re.fullmatch(rf"error: 'toy' is running already \({who}.*\); wait .*\n", said)
+    assert not (here / "mlruns" / "mlflow.db").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
@@ -325,7 +357,7 @@ def test_dry_run_marks_what_would_not_fit(here: Path, capfd: pytest.CaptureFixtu
     assert capfd.readouterr().out.count("MORE THAN 1 KiB: would not run") == 2
 
 
-@pytest.mark.parametrize("url", ["nonsense", "journal:.", "sqlite:///toy.py"])
+@pytest.mark.parametrize("url", ["nonsense", "sqlite:///toy.py"])
 def test_storage_that_cannot_be_one_is_refused_before_images_are_read(
     url: str, here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -368,14 +400,14 @@ SLOTS = {(c, p, str(i)) for c in ("probe", "full") for p in ("tune", "repeat") f
 DIES = """
 import os, sys
 from harness import study
-from harness.record import Recorder
-real, calls = Recorder.epoch, []
-def epoch(self, *arguments):
+from harness.search.cell import CellSearch
+real, calls = CellSearch.report, []
+def report(self, *arguments):
     calls.append(1)
     if len(calls) == int(sys.argv[1]):
         os.kill(os.getpid(), int(sys.argv[2]))
     real(self, *arguments)
-Recorder.epoch = epoch
+CellSearch.report = report
 sys.exit(study.main(sys.argv[3:]))
 """
 """The command, which sends itself a signal in the middle of its n-th trial."""
@@ -397,7 +429,12 @@ class Place:
     """A working directory in which the command was run, perhaps several times."""
 
     folder: Path
-    done: subprocess.CompletedProcess[str]
+    done: subprocess.CompletedProcess[str] | None = None
+
+    @property
+    def end(self) -> subprocess.CompletedProcess[str]:
+        assert self.done is not None
+        return self.done
 
     def runs(self) -> list[Run]:
         client = MlflowClient(tracking_uri=f"sqlite:///{self.folder}/mlruns/mlflow.db")
@@ -453,14 +490,14 @@ def broken(
 
 
 def test_real_study_completes_every_slot_once(whole: Place) -> None:
-    first = whole.done
+    first = whole.end
     assert first.returncode == 0, first.stderr
     assert whole.complete().keys() == SLOTS
     assert whole.states() == ({"COMPLETE": 8}, {"FINISHED": 8})
 
 
 def test_real_study_shows_its_progress_and_the_next_commands(whole: Place) -> None:
-    out = whole.done.stdout
+    out = whole.end.stdout
     assert [int(n) for n in re.findall(r"^\[ *(\d+)/8\]", out, re.MULTILINE)] == list(range(1, 9))
     assert "python -m analysis.report --study toy" in out
     assert "mlflow ui --backend-store-uri" in out
@@ -471,7 +508,7 @@ def test_real_study_leaves_only_databases_and_artifacts(whole: Place) -> None:
     names = {p.name for p in (whole.folder / "mlruns").iterdir() if not p.name.startswith(".")}
     # -wal and -shm are SQLite's own and may stay behind.
     assert {n.removesuffix("-wal").removesuffix("-shm") for n in names} == {
-        "mlflow.db", "optuna.db", "artifacts",
+        "mlflow.db", "optuna.db", "artifacts", "predictions",
     }  # fmt: skip
 
 
@@ -493,23 +530,28 @@ def test_second_run_of_a_finished_study_says_that_nothing_was_left(
 
 
 def test_terminated_study_ends_with_143_and_no_open_trial(broken: Place) -> None:
-    assert broken.done.returncode == 143, broken.done.stderr
-    assert "same command again" in broken.done.stderr
-    assert "Traceback" not in broken.done.stderr
+    assert broken.end.returncode == 143, broken.end.stderr
+    assert "same command again" in broken.end.stderr
+    assert "Traceback" not in broken.end.stderr
     assert broken.states() == ({"COMPLETE": 2, "FAIL": 1}, {"FINISHED": 2, "KILLED": 1})
 
 
 @pytest.mark.usefixtures("here")
 def test_killed_study_goes_on_to_the_results_of_one_that_was_not(
-    broken: Place, whole: Place, monkeypatch: pytest.MonkeyPatch
+    broken: Place,
+    whole: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     killed = command(broken.folder, "-c", DIES, "3", str(int(signal.SIGKILL)))
     assert killed.returncode == -signal.SIGKILL
     trials, runs = broken.states()
-    assert trials["RUNNING"] == runs["RUNNING"] == 1, "kill -9 leaves no time to tidy up"
+    assert trials["RUNNING"] == 1, "kill -9 leaves no time to tidy up"
+    assert runs["RUNNING"] == 0, "a trial that ends at once is shown at its end"
     monkeypatch.chdir(broken.folder)
     assert main(["--space", "toy.py", "--device", "cpu"]) == 0
     assert broken.states() == ({"COMPLETE": 8, "FAIL": 2}, {"FINISHED": 8, "KILLED": 2})
+    assert "note: 'toy' was left by process" in capfd.readouterr().err
     results, wanted = broken.complete(), whole.complete()
     assert results.keys() == wanted.keys() == SLOTS
     for slot, run in results.items():

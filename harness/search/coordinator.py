@@ -70,10 +70,12 @@ class SlotDone:
     Attributes:
         slot: which one.
         trial: the attempt that was made now; None if it was done before.
+        broke_before: an earlier attempt at the slot was broken.
     """
 
     slot: Slot
     trial: TrialRecord | None = None
+    broke_before: bool = False
 
     @property
     def counts(self) -> bool:
@@ -184,7 +186,7 @@ class _Coordinator:
                 left.appendleft((running.search, done.slot.index))
                 continue
             yield done
-            self._check_streak(done, running.trial.broke_before)
+            self._check_streak(done)
         if stop_requested():
             raise Terminated
 
@@ -264,7 +266,7 @@ class _Coordinator:
         self._ends.setdefault(ended.slot.key, Counter())[ended.outcome] += 1
         if result.outcome == "killed" and stop_requested():
             return SlotDone(ended.slot)
-        return SlotDone(ended.slot, ended)
+        return SlotDone(ended.slot, ended, running.trial.broke_before)
 
     def _gave_up(self, slot: Slot) -> bool:
         """True if this run of the command has had enough of that slot."""
@@ -276,11 +278,11 @@ class _Coordinator:
     def _may_try_again(self, done: SlotDone) -> bool:
         return not self._gave_up(done.slot)
 
-    def _check_streak(self, done: SlotDone, broke_before: bool = False) -> None:
+    def _check_streak(self, done: SlotDone) -> None:
         """Raises StudyStopped if so many trials in a row, that one the last, ended badly."""
         if done.trial is None or done.trial.outcome == "killed":
             return
-        self._streak = self._streak.then(done.trial.outcome, done.trial.reason, broke_before)
+        self._streak = self._streak.then(done.trial.outcome, done.trial.reason, done.broke_before)
         if self._streak.is_too_long:
             raise StudyStopped(
                 f"{self._streak.length} trials in a row ended as {done.trial.outcome}, the last one "

@@ -1,0 +1,188 @@
+"""A study in small: training replaced by a known truth, accuracy as a function of the spec.
+
+Optuna is real, and MLflow where a test looks at it; only what makes a trial out of a spec is a stand-in.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from optuna.trial import BaseTrial, TrialState
+
+from harness import transfer
+from harness.recorded import StudyInfo, TrialRecord
+from harness.results import EpochResult, Predictions, TrialResult
+from harness.search.cell import CellSearch
+from harness.search.coordinator import RunContext, SlotDone, prepare, run_study
+from harness.search.executors.inline import Inline
+from harness.search.record import Record
+from harness.spec import Arms, Study, TrialSpec
+from harness.tracking.projection import Difference, Projection
+from harness.trial import run_trial
+
+ARMS: Arms = {"probe": lambda t: transfer.LinearProbe(), "full": lambda t: transfer.FullFineTune()}
+
+
+def space(trial: BaseTrial, strategy: str) -> TrialSpec:
+    lr = trial.suggest_float("lr", 1e-4, 1e-1, log=True)
+    return TrialSpec(
+        target="digits",
+        backbone="test_resnet",
+        strategy=ARMS[strategy](trial),
+        source="scratch",
+        lr=lr,
+        epochs=2,
+    )
+
+
+def make_study(**changes: Any) -> Study:
+    """Two cells, each with three trials and two repeats."""
+    fields: dict[str, Any] = {
+        "compare": {"strategy": ARMS}, "space": space, "trials": 3, "repeats": 2, "name": "toy",
+    }  # fmt: skip
+    return Study(**{**fields, **changes})
+
+
+def truth(spec: TrialSpec) -> tuple[float, float]:
+    """Validation loss and accuracy of a spec: the nearer the rate to 0.01, the better."""
+    distance = abs(np.log10(spec.lr) + 2)
+    return float(distance), float(1 / (1 + distance))
+
+
+class World:
+    """Stands in for training: what each spec gives, and what was asked for."""
+
+    def __init__(self) -> None:
+        self.specs: list[TrialSpec] = []
+        self.tested: list[TrialSpec] = []
+        self.truth: Callable[[TrialSpec], tuple[float, float]] = truth
+        self.disturb: Callable[[TrialSpec, int], object] = lambda spec, epoch: None
+
+    @property
+    def tuned(self) -> list[TrialSpec]:
+        """Specs that were not tested."""
+        return [s for s in self.specs if s not in self.tested]
+
+    def start(self, spec: TrialSpec, *_: object) -> Any:
+        self.specs.append(spec)
+        return FakeTraining(self, spec)
+
+    def fail_on(self, numbers: set[int], error: BaseException) -> None:
+        """Raise in the second epoch of these trials, counted from 1."""
+
+        def disturb(spec: TrialSpec, epoch: int) -> None:
+            if epoch == 1 and len(self.specs) in numbers:
+                raise error
+
+        self.disturb = disturb
+
+
+class FakeTraining:
+    def __init__(self, world: World, spec: TrialSpec) -> None:
+        self._world, self._spec = world, spec
+
+    def __iter__(self) -> Iterator[EpochResult]:
+        for epoch in range(self._spec.epochs):
+            self._world.disturb(self._spec, epoch)
+            seconds = 0.5 * (epoch + 1)
+            yield EpochResult(epoch, 1.0, *self._world.truth(self._spec), seconds, seconds)
+
+    def finish(self, test: bool) -> TrialResult:
+        if not test:
+            return TrialResult("complete", {"train_seconds": 1.0})
+        self._world.tested.append(self._spec)
+        one = np.array([1])
+        found = Predictions(one, one, one, np.array([0.5]))
+        return TrialResult("complete", {"train_seconds": 1.0, "test_accuracy": 0.5}, "", found)
+
+
+class Unshown(Projection):
+    """Stands in for MLflow where only the record matters."""
+
+    def __init__(self) -> None:
+        self.behind = False
+
+    def show_live(self, trial: TrialRecord) -> None: ...
+
+    def show(self, trial: TrialRecord) -> None: ...
+
+    def settle(self) -> None: ...
+
+
+class Lab:
+    """The record of a study, as it outlives a process, and MLflow beside it if there is a URI."""
+
+    def __init__(self, world: World, folder: Path, uri: str = "") -> None:
+        self.world, self.folder, self.uri = world, folder, uri
+        self.storage: optuna.storages.BaseStorage = optuna.storages.InMemoryStorage()
+
+    @property
+    def record(self) -> Record:
+        return Record(self.storage, self.folder)
+
+    def info(self, study: Study) -> StudyInfo:
+        return StudyInfo(
+            name=study.name, question="", command="", factors={k: list(v) for k, v in study.compare.items()},
+            baseline={}, trials=study.trials, repeats=study.repeats, sampler=study.sampler, seed=study.seed,
+            leaks=(), study_file="toy.py", space_sha256="",
+        )  # fmt: skip
+
+    def context(self, study: Study, **options: Any) -> RunContext:
+        projection = Projection(self.uri, self.info(study), self.record) if self.uri else Unshown()
+        return RunContext(self.record, projection, **options)
+
+    def events(self, study: Study, **options: Any) -> Iterator[SlotDone]:
+        """What the command does: prepare, show what MLflow lacks, run."""
+        context = self.context(study, **options)
+        prepare(study, self.info(study), context)
+        context.projection.settle()
+        yield from run_study(study, context, Inline(partial(run_trial, begin=self.world.start)))
+
+    def run(self, study: Study, **options: Any) -> list[SlotDone]:
+        return list(self.events(study, **options))
+
+    def search(self, study: Study, cell: int = 0, **options: Any) -> CellSearch:
+        return CellSearch(self.record, study, study.cells()[cell], **options)
+
+    def trials(self, **wanted: object) -> list[TrialRecord]:
+        """Attempts in the record whose cell, phase, index or other fields are these."""
+        found = self.record.trials(self.record.info("toy"))
+
+        def about(trial: TrialRecord) -> dict[str, object]:
+            cell, phase, index = trial.slot.key
+            return {**vars(trial), "cell": cell, "phase": phase, "index": index}
+
+        return [t for t in found if wanted.items() <= about(t).items()]
+
+    def outcomes(self) -> Counter[str]:
+        return Counter(t.outcome for t in self.trials())
+
+    def complete_slots(self) -> Counter[tuple[str, str, int]]:
+        return Counter(t.slot.key for t in self.trials(outcome="complete"))
+
+    def states(self, name: str) -> list[TrialState]:
+        """Optuna's own word on the trials of one of its studies."""
+        return [t.state for t in optuna.load_study(study_name=name, storage=self.storage).trials]
+
+    # --- MLflow ------------------------------------------------------------------------------------
+
+    def runs(self, **tags: object) -> list[Run]:
+        """Runs of trials that have these tags."""
+        client = MlflowClient(tracking_uri=self.uri)
+        [experiment] = client.search_experiments(filter_string="name = 'toy'")
+        every = client.search_runs([experiment.experiment_id])
+        found = [run for run in every if "phase" in run.data.tags]  # not the study's own run
+        wanted = {k: str(v) for k, v in tags.items()}.items()
+        return [r for r in found if wanted <= r.data.tags.items()]
+
+    def differences(self) -> list[Difference]:
+        """Where MLflow does not show what the record says."""
+        return Projection(self.uri, self.record.info("toy"), self.record).sync(check=True)
