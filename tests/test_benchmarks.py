@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import queue
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import overhead, recipe, scale, tables
+from benchmarks import overhead, recipe, tables
 from benchmarks.data import make_folders
 from harness.data.embedded import FASHION_MNIST
-from harness.search.storage import open_storage
 
 
 def line(program: str, seconds: float, work: str = "linear_probe", **more: Any) -> dict[str, Any]:
@@ -145,15 +142,3 @@ def test_what_the_runner_itself_costs_is_measured_with_trials_that_train_nothing
     spent = overhead.seconds_per_trial(3)
     assert len(spent) == 2
     assert all(0 < seconds < 60 for seconds in spent)
-
-
-def test_worker_of_the_benchmark_of_storages_ends_all_its_trials(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scale, "SLEEP_SECONDS", 0.0)
-    ends: queue.Queue[float] = queue.Queue()
-    study = overhead.one_cell(3)
-    scale.work(f"journal:{tmp_path}/journal", study, threading.Barrier(1), ends)
-    assert ends.get_nowait() > 0, "0 is the word of a worker that ran none"
-    trials = open_storage(f"journal:{tmp_path}/journal").get_all_trials(0)
-    assert [t.user_attrs["outcome"] for t in trials] == ["complete"] * 3

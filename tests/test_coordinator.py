@@ -293,6 +293,7 @@ def test_run_that_a_repeated_call_opened_twice_is_closed_at_the_end(
 
 def die_in_first(lab: Lab, epochs: int = 0) -> None:
     """The first slot ends the process that runs it, after so many epochs; the next command finds that."""
+    lab.record.describe(lab.info(make_study()))
     search = lab.search(make_study())
     trial = search.begin(0, inline=True)
     for epoch in range(epochs):

@@ -18,8 +18,7 @@ from analysis.load import predictions_frame
 from harness.data import forget, images_per_class, load_target, split_indices, targets
 from harness.data.target import ArrayTarget
 from harness.measure import resolve_device
-from harness.record import predictions_csv
-from harness.results import Predictions
+from harness.results import Predictions, predictions_csv
 from harness.spec import TrialSpec
 from harness.train import start
 
