@@ -1,0 +1,141 @@
+"""Where trials run makes no difference: the same trials, the same accuracies, by workers without a store."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.data import forget
+from harness.recorded import TrialRecord
+from harness.results import EpochResult, TrialResult
+from harness.search.record import Record
+from harness.search.storage import read_storage
+from harness.spec import TrialSpec
+from harness.study import main
+from harness.trial import Limits, Started, TrialTask, run_trial
+
+STUDY = '''"""Does a toy learn anywhere?"""
+import json, os, sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import transfer
+from harness.spec import Study, TrialSpec
+
+@dataclass(frozen=True)
+class Mine(transfer.Strategy):
+    """Trains everything, and says what the process that asks has loaded."""
+    share: float = 1.0
+
+    def lr_scales(self, num_groups, epoch):
+        loaded = sorted({"torch", "optuna", "mlflow", "sqlalchemy"} & set(sys.modules))
+        seen = Path("seen")
+        seen.mkdir(exist_ok=True)
+        (seen / str(os.getpid())).write_text(json.dumps(loaded))
+        return (self.share,) * num_groups
+
+ARMS = {"probe": transfer.LinearProbe(), "mine": Mine(0.5)}
+
+def space(trial, strategy):
+    return TrialSpec(
+        target="digits", backbone="test_resnet", strategy=ARMS[strategy], source="scratch",
+        shots=5, val_shots=4, test_shots=6, resolution=32, epochs=2, batch_size=16,
+        lr=trial.suggest_float("lr", 1e-3, 1e-1, log=True),
+    )
+
+study = Study(compare={"strategy": ARMS}, space=space, trials=2, repeats=1, pruner="median")
+'''
+
+
+@pytest.fixture(scope="module")
+def places(
+    tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path, optuna_template: Path
+) -> dict[str, Path]:
+    """The study run inline, by three processes, and as two shards with stores of their own."""
+    found = {}
+    options = {"inline": [], "processes": ["--workers", "3"]}
+    options |= {f"shard {k}": ["--cells", f"{k}/2"] for k in (1, 2)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        for name, more in options.items():
+            folder = found[name] = tmp_path_factory.mktemp(name.replace(" ", "_"))
+            (folder / "mlruns").mkdir()
+            for template in (mlflow_template, optuna_template):
+                (folder / "mlruns" / template.name).write_bytes(template.read_bytes())
+            (folder / "toy.py").write_text(STUDY)
+            patch.chdir(folder)
+            assert main(["--space", "toy.py", "--device", "cpu", "--quiet", *more]) == 0, name
+    forget()
+    return found
+
+
+def trials(*folders: Path) -> dict[tuple[str, str, int], TrialRecord]:
+    """The attempts that settled each slot."""
+    found: dict[tuple[str, str, int], TrialRecord] = {}
+    for folder in folders:
+        record = Record(read_storage(f"sqlite:///{folder}/mlruns/optuna.db"), folder / "mlruns")
+        for trial in record.trials(record.info("toy")):
+            assert trial.slot.key not in found, "a slot was run twice"
+            found[trial.slot.key] = trial
+    return found
+
+
+def measured(trial: TrialRecord) -> tuple[object, ...]:
+    """What must not depend on where it was run: all but times, memory, and where."""
+    epochs = [(e.epoch, e.train_loss, e.val_loss, e.val_accuracy) for e in trial.epochs]
+    scores = {k: v for k, v in trial.metrics.items() if k.startswith(("val_", "test_"))}
+    return trial.outcome, trial.spec, epochs, scores, trial.predictions
+
+
+@pytest.mark.parametrize("other", [("processes",), ("shard 1", "shard 2")], ids=" + ".join)
+def test_configurations_and_accuracies_are_those_of_one_process(
+    other: tuple[str, ...], places: dict[str, Path]
+) -> None:
+    wanted = trials(places["inline"])
+    found = trials(*(places[name] for name in other))
+    assert len(wanted) == 2 * (2 + 1)
+    assert {k: measured(t) for k, t in found.items()} == {k: measured(t) for k, t in wanted.items()}
+
+
+def test_worker_knows_the_strategies_of_the_study_file_and_loads_no_store(
+    places: dict[str, Path],
+) -> None:
+    by_process = {
+        int(file.name): json.loads(file.read_text())
+        for file in (places["processes"] / "seen").iterdir()
+    }
+    here = by_process.pop(
+        os.getpid()
+    )  # the coordinator, which tries the strategy before anything runs
+    assert {"mlflow", "optuna"} <= set(here)
+    assert by_process
+    assert set(map(tuple, by_process.values())) == {("torch",)}
+
+
+def test_task_and_its_messages_pickle(make_spec: Callable[..., TrialSpec], tmp_path: Path) -> None:
+    task = TrialTask(make_spec(), test=True, limits=Limits(seconds=600), checkpoints=tmp_path)
+    again = pickle.loads(pickle.dumps(task))
+    assert again == task
+    messages = list(run_trial(again))
+    assert [type(m) for m in messages] == [Started, EpochResult, EpochResult, TrialResult]
+    sent = [pickle.loads(pickle.dumps(m)) for m in messages]
+    assert sent[:-1] == messages[:-1]
+    assert (sent[-1].outcome, sent[-1].metrics) == ("complete", messages[-1].metrics)  # type: ignore[union-attr]
+    assert list(tmp_path.iterdir()) == [], "a trial that ended keeps no checkpoint"
+
+
+def test_pruned_task_ends_when_it_is_told_to(make_spec: Callable[..., TrialSpec]) -> None:
+    messages = run_trial(TrialTask(make_spec(epochs=5), pruned=True))
+    assert isinstance(next(messages), Started)
+    assert isinstance(next(messages), EpochResult)
+    assert isinstance(messages.send(True), EpochResult)
+    last = messages.send(False)
+    assert isinstance(last, TrialResult)
+    assert last.outcome == "pruned"
+    assert "test_accuracy" not in last.metrics
