@@ -139,11 +139,14 @@ def run(arguments: argparse.Namespace) -> int:
     from harness.search.plan import Shard
     from harness.search.space import quiet_optuna
     from harness.search.storage import check_storage_url
+    from harness.tracking.experiment import check_tracking_uri
 
     if arguments.cells:
         Shard.parse(arguments.cells).cells(study)
     if arguments.storage:
         check_storage_url(arguments.storage)
+    if arguments.tracking_uri:
+        check_tracking_uri(arguments.tracking_uri)
     with quiet_optuna():
         device = resolve_device(arguments.device)
         cache = open_cache(arguments)

@@ -34,7 +34,9 @@ def test_door_shows_the_first_spec_of_every_cell() -> None:
 
 @pytest.mark.parametrize("name", ["shots", "val_shots", "test_shots"])
 def test_cell_whose_split_is_impossible_is_refused_at_the_door(name: str) -> None:
-    sizes = scratch(**{name: lambda strategy: 5 if strategy == "probe" else 500})
+    sizes = scratch(
+        **{name: lambda strategy: 5 if strategy == "probe" else 500}, exact_shots=lambda _: True
+    )
     with pytest.raises(UserError, match="too few"):
         check_at_the_door(make_study(space=sizes))
 

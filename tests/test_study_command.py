@@ -106,7 +106,7 @@ BAD_FILES: dict[str, tuple[str, str, str]] = {
     "space gives None": ("return TrialSpec(", "TrialSpec(", "space must return a TrialSpec, got None"),
     "low above high": ('"lr", 1e-3, 1e-1', '"lr", 1e-1, 1e-3', "'lr' has its low bound 0.1 above"),
     "bad field": ("epochs=1", "epochs=0", "epochs must be"),
-    "too many shots": ("shots=5", "shots=500", "class '0' has 178 images"),
+    "too many shots": ("shots=5", "exact_shots=True, shots=500", "class '0' has 178 images"),
     "other arguments": ("(trial, strategy)", "(trial)", "space failed for probe: TypeError"),
 }  # fmt: skip
 
@@ -183,7 +183,7 @@ def class_without_images(root: Path) -> None:
 
 
 def small_class(root: Path) -> None:
-    pictures(root, ("cat", 20), ("dog", 3))
+    pictures(root, ("cat", 20), ("dog", 2))
 
 
 def corrupt_image(root: Path) -> None:
@@ -198,7 +198,7 @@ def corrupt_image(root: Path) -> None:
         (empty_folder, "at least 2 class folders"),
         (one_class, "at least 2 class folders.*found 1"),
         (class_without_images, "'dog' holds no images"),
-        (small_class, "'dog' has 3 images, too few"),
+        (small_class, "'dog' has 2 images, too few"),
         (corrupt_image, r"dog/\d+\.png cannot be read"),
     ],
     ids=lambda x: getattr(x, "__name__", ""),

@@ -55,9 +55,7 @@ class Experiment:
         except UserError:
             raise
         except Exception as error:  # MLflow and SQLAlchemy raise many kinds here
-            raise UserError(
-                f"cannot open the tracking store {without_password(tracking_uri)}: {refusal(error)}"
-            ) from error
+            raise _cannot_open(tracking_uri, error) from error
 
     def _open(self, path: Path | None) -> str:
         found = self.client.get_experiment_by_name(self.name)
@@ -154,6 +152,28 @@ def search(
         token = page.token
         if not token:
             return
+
+
+def check_tracking_uri(tracking_uri: str) -> None:
+    """Refuse what cannot be a store's URI, before anything slow is done. No file is made.
+
+    Raises:
+        UserError: as an Experiment would.
+    """
+    try:
+        path = sqlite_path(tracking_uri)
+        if path is None:
+            MlflowClient(tracking_uri=tracking_uri)
+        elif path.exists():
+            require_sqlite(path, "MLflow", or_empty=True)
+    except UserError:
+        raise
+    except Exception as error:  # MLflow and SQLAlchemy raise many kinds here
+        raise _cannot_open(tracking_uri, error) from error
+
+
+def _cannot_open(uri: str, error: Exception) -> UserError:
+    return UserError(f"cannot open the tracking store {without_password(uri)}: {refusal(error)}")
 
 
 def open_store(tracking_uri: str) -> None:
