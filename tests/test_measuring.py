@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from mlflow import MlflowClient
 from optuna.trial import BaseTrial
 from PIL import Image
 
-from harness import rank, transfer
+from harness import rank, study_file, transfer
 from harness.backbone import build
 from harness.backbone.recorded import write_model
 from harness.data import load_target, split_indices
@@ -282,6 +283,15 @@ def test_the_smoke_tier_of_the_study_runs_and_is_measured_once(
     assert study_main([*common, "--repeats", "1"]) == 0, "the study goes on beside the measures"
 
 
+@pytest.fixture
+def read_anew() -> Iterator[None]:
+    """Study files are imported once per process, whatever the environment says later."""
+    study_file.forget()
+    yield
+    study_file.forget()
+
+
+@pytest.mark.usefixtures("read_anew")
 @pytest.mark.parametrize("tier", ["nightly", "paper"])
 def test_every_tier_gives_each_model_of_a_source_equally_many_repeats(
     tier: str, monkeypatch: pytest.MonkeyPatch
@@ -296,6 +306,7 @@ def test_every_tier_gives_each_model_of_a_source_equally_many_repeats(
     assert set(np.bincount(used, minlength=models)) == {found.repeats // models}
 
 
+@pytest.mark.usefixtures("read_anew")
 def test_an_unknown_tier_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from harness.study_file import load_study
 
