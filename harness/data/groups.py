@@ -39,9 +39,9 @@ def grouped_parts(target: Target, seed: int) -> tuple[Mask, Mask]:
     if test is None:
         rest = np.ones(len(target.labels), np.bool_) if val is None else ~val
         left = 2 if val is None else 1
-        test = _held_out(target, rest, TEST_FOLDS, left, derive_seed("test", target.identity))
+        test = held_out(target, rest, TEST_FOLDS, left, derive_seed("test", target.identity))
     if val is None:
-        val = _held_out(target, ~test, VAL_FOLDS, 1, derive_seed("split", target.identity, seed))
+        val = held_out(target, ~test, VAL_FOLDS, 1, derive_seed("split", target.identity, seed))
     return test, val
 
 
@@ -72,7 +72,7 @@ def folds(labels: Indices, groups: Indices, count: int, seed: int) -> Indices:
     return fold
 
 
-def _held_out(target: Target, rows: Mask, count: int, left: int, seed: int) -> Mask:
+def held_out(target: Target, rows: Mask, count: int, left: int, seed: int) -> Mask:
     """Among these images, a fold with images of every class.
 
     Args:
