@@ -233,6 +233,11 @@ def trials_frame(raw: pd.DataFrame, info: Info) -> pd.DataFrame:
         columns[name] = _column(raw, f"metrics.{name}").astype(float)
     for column in (c for c in raw.columns if c.startswith("params.")):
         columns[f"param.{column.removeprefix('params.')}"] = _number_or_text(raw[column])
+    if "param.target" in columns and "tags.sha256.images" in raw:
+        # Equal images at another path are the same target: all their runs have its first name.
+        images = _text(raw, "tags.sha256.images")
+        first = columns["param.target"].groupby(images).transform("first")
+        columns["param.target"] = first.fillna(columns["param.target"])
     for column in (c for c in raw.columns if c.startswith("tags.env.")):
         columns[column.removeprefix("tags.")] = _text(raw, column)
     frame = pd.DataFrame(columns)

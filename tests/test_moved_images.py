@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
+from analysis.load import Info, trials_frame
 from harness import export, replay, study
 from harness.data import find_again, forget, identity, load_target, remember_place
 from harness.environment import inputs_of, look_anew
@@ -116,3 +118,16 @@ def test_latest_place_of_a_content_is_found_by_any_form_of_its_name(
     assert find_again("folder:nowhere", "0" * 64) == "folder:nowhere"
     assert find_again("digits", "0" * 64) == "digits"
     assert identity(found).startswith("sha256:")
+
+
+def test_runs_of_the_same_images_at_two_paths_are_read_as_one_target() -> None:
+    raw = pd.DataFrame(
+        {
+            "run_id": list("abcd"),
+            "params.target": ["folder:/1/pets", "folder:/2/pets", "folder:/1/birds", "digits"],
+            "tags.sha256.images": ["aa", "aa", "bb", None],
+        }
+    )
+    info = Info("x", "", "", {"strategy": ["full"]}, {}, 1, 1)
+    found = trials_frame(raw, info)["param.target"].tolist()
+    assert found == ["folder:/1/pets", "folder:/1/pets", "folder:/1/birds", "digits"]
