@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import io
 import os
 import re
@@ -69,6 +70,11 @@ def run_command(run: Callable[[], int], if_stopped: str = "nothing was lost") ->
         # The reader has gone (`| head`): what is still buffered must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"error: {error.filename}: no path of a file, it is too long", file=sys.stderr)
+        return 2
 
 
 @contextmanager

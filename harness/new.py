@@ -59,7 +59,7 @@ def slug(target: str) -> str:
     """A name for the study of that target: letters, digits and underscores."""
     inner = target.partition("[")[0]
     last = Path(inner.partition(":")[2] or inner).expanduser().resolve().stem
-    return re.sub(r"\W+", "_", last, flags=re.ASCII).strip("_").lower() or "my_study"
+    return re.sub(r"\W+", "_", last, flags=re.ASCII).strip("_").lower()[:60] or "my_study"
 
 
 def look_at(target: str) -> Survey:
