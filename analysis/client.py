@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.database import Experiment, unclipped
+from harness.addresses import remove_stray_folder
 
 if TYPE_CHECKING:  # a second or two, and a SQLite file or a table needs none of it
     from mlflow.entities import Run
@@ -35,6 +36,7 @@ class Client:
         from mlflow import MlflowClient
 
         self._client = MlflowClient(tracking_uri=uri)
+        remove_stray_folder(uri)
 
     def experiments(self) -> list[Experiment]:
         """See Database.experiments."""

@@ -17,7 +17,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pandas as pd
@@ -205,11 +204,3 @@ class Database:
 def unclipped(value: float) -> float:
     """MLflow's databases keep an infinity as the largest float; give it back."""
     return math.copysign(math.inf, value) if abs(value) == sys.float_info.max else value
-
-
-def local_folder(artifact_uri: str) -> Path | None:
-    """The folder of a run's files, or None if they are not on this machine."""
-    parts = urlparse(artifact_uri)
-    if parts.scheme == "file":
-        return Path(unquote(parts.path))
-    return Path(artifact_uri) if not parts.scheme and artifact_uri else None

@@ -18,7 +18,8 @@ from typing import Any
 import pandas as pd
 
 from analysis.client import Client
-from analysis.database import Database, Experiment, local_folder
+from analysis.database import Database, Experiment
+from harness.addresses import artifact_folder, sqlite_path, sqlite_url
 from harness.display import as_table
 from harness.errors import UserError, refusal, without_password
 from harness.results import NOT_RUN
@@ -122,7 +123,7 @@ class StudyTable:
 
 def default_tracking_uri(root: Path = Path("mlruns")) -> str:
     """The SQLite database under `root`, as MLflow wants it."""
-    return f"sqlite:///{root.resolve()}/mlflow.db"
+    return sqlite_url(root / "mlflow.db")
 
 
 def load_study(name: str, tracking_uri: str | None = None) -> StudyTable:
@@ -137,8 +138,8 @@ def load_study(name: str, tracking_uri: str | None = None) -> StudyTable:
     """
     uri = tracking_uri or default_tracking_uri()
     try:
-        if uri.startswith("sqlite:///"):
-            with Database(Path(uri.removeprefix("sqlite:///"))) as database:
+        if (path := sqlite_path(uri)) is not None:
+            with Database(path) as database:
                 if database.known():
                     return _read(database, name, uri)
         return _read(Client(uri), name, uri)
@@ -162,7 +163,7 @@ def _read(store: Database | Client, name: str, uri: str) -> StudyTable:
     trials = trials_frame(raw, info)
     epochs = store.history(list(trials["run_id"]), EPOCH_METRICS)
     folders = dict(zip(trials["run_id"], _column(raw, "artifact_uri"), strict=True))
-    predictions = predictions_frame(trials, folders, uri)
+    predictions = predictions_frame(trials, folders, info.name, uri)
     types: dict[str, Any] = {"run_id": "str", "epoch": int, **dict.fromkeys(EPOCH_METRICS, float)}
     return StudyTable(info, uri, trials, epochs.astype(types), predictions, measures)
 
@@ -303,12 +304,15 @@ def measures_frame(raw: pd.DataFrame, learned_from: Mapping[str, str]) -> pd.Dat
     return long.drop_duplicates(keys, keep="last").reset_index(drop=True)
 
 
-def predictions_frame(trials: pd.DataFrame, folders: dict[str, str], uri: str) -> pd.DataFrame:
+def predictions_frame(
+    trials: pd.DataFrame, folders: dict[str, str], study: str, uri: str
+) -> pd.DataFrame:
     """Test predictions of every complete repeat; a repeat whose file is missing has no rows.
 
     Args:
         trials: from `trials_frame`.
         folders: run_id -> artifact URI.
+        study: name of their experiment.
         uri: the store, which is asked for files that are not on this machine.
     """
     repeats = trials[(trials["phase"] == "repeat") & (trials["outcome"] == "complete")]
@@ -317,7 +321,7 @@ def predictions_frame(trials: pd.DataFrame, folders: dict[str, str], uri: str) -
         for run_id, cell, seed in zip(
             repeats["run_id"], repeats["cell"], repeats["seed"], strict=True
         ):
-            folder = local_folder(folders[run_id])
+            folder = artifact_folder(folders[run_id], study, uri)
             try:
                 path = folder or Client(uri).download(
                     run_id, "predictions.csv", Path(temporary, run_id)

@@ -8,6 +8,7 @@ import errno
 import io
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -96,10 +97,10 @@ def escaped_output() -> Iterator[None]:
 
 def program(name: str) -> str:
     """How to type a program of this Python's environment here: plain when the shell finds that very one,
-    else by its path, relative when it lies below the current folder."""
+    else by its path, quoted, relative when it lies below the current folder."""
     path = Path(sys.executable).parent / name
     found = shutil.which(name)
     if found and Path(found).parent == path.parent:
         return name
     here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))

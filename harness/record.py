@@ -25,6 +25,7 @@ from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from harness.addresses import adopt_artifacts, artifact_location, remove_stray_folder
 from harness.delivery import WHOLE_STUDY, Delivery, among_others, batch, end, search
 from harness.errors import UserError, refusal, without_password
 from harness.results import EpochResult, Predictions, TrialResult
@@ -158,8 +159,10 @@ class Recorder:
             if path is not None:
                 create_sqlite(path, _make_mlflow_tables)
                 require_sqlite(path, "MLflow", or_empty=True)
+                adopt_artifacts(path)
                 warn_of_network(path, "--tracking-uri http://HOST:5000 of an MLflow server")
             self._client = MlflowClient(tracking_uri=tracking_uri)
+            remove_stray_folder(tracking_uri)
             self._experiment = self._open_experiment(info, path)
             spool = Spool(home_of(tracking_uri) / "spool" / info.name)
             self._delivery = Delivery(self._client, self._experiment, spool, clock)
@@ -181,7 +184,7 @@ class Recorder:
                 f"(mlflow experiments restore -x {found.experiment_id}) or rename the study"
             )
         if found is None:
-            location = None if path is None else (path.parent / "artifacts" / info.name).as_uri()
+            location = None if path is None else artifact_location(path, info.name)
             try:
                 made = self._client.create_experiment(info.name, artifact_location=location)
             except MlflowException:  # another process may have made it a moment ago
@@ -398,3 +401,4 @@ def predictions_csv(predictions: Predictions) -> str:
 
 def _make_mlflow_tables(uri: str) -> None:
     MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+    remove_stray_folder(uri)

@@ -20,6 +20,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
 from torch import nn
 
+from harness.addresses import adopt_artifacts, sqlite_path
 from harness.errors import UserError, first_line, without_password
 from harness.packages import versions
 
@@ -66,11 +67,14 @@ def log_model(
         UserError: if torch.export or the store refuses.
     """
     client = MlflowClient(tracking_uri=tracking_uri)
+    database = sqlite_path(tracking_uri)
     example = images[:2].contiguous()
     with torch.inference_mode():
         signature = infer_signature(example.numpy(), network(example).numpy())
     run_id = ""
     try:
+        if database is not None:
+            adopt_artifacts(database)
         run_id = _run(client, tags)
         for name, value in metrics.items():
             client.log_metric(run_id, name, value)

@@ -9,13 +9,13 @@ import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import optuna
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
 
+from harness.addresses import read_only_url, sqlite_url
 from harness.errors import UserError, first_line, without_password
 from harness.search.patience import open_patiently
 from harness.stores import create_sqlite, require_sqlite, sqlite_path, warn_of_network
@@ -92,7 +92,7 @@ def _open(url: str) -> optuna.storages.BaseStorage:
     _require_writable(sqlite)
     warn_of_network(sqlite, "--storage journal:PATH or a PostgreSQL server")
     storage = optuna.storages.RDBStorage(
-        f"sqlite:///{sqlite}",
+        sqlite_url(sqlite),
         engine_kwargs={"connect_args": {"timeout": SQLITE_TIMEOUT_SECONDS}},
     )
     _begin_immediate(storage)
@@ -213,7 +213,7 @@ def read_storage(url: str) -> optuna.storages.BaseStorage:
             storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
         else:
             if sqlite := sqlite_path(url):
-                url = f"sqlite:///file:{quote(str(sqlite))}?mode=ro&uri=true"
+                url = read_only_url(sqlite)
             storage = _remembering(optuna.storages.RDBStorage(url, skip_table_creation=True))
         storage.get_all_studies()
     except Exception as error:  # SQLAlchemy, sqlite3, OSError, ImportError of a driver, ...
