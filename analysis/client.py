@@ -8,13 +8,9 @@ The only file here that knows that client, but for `analysis.publish`, which wri
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import numpy as np
 import pandas as pd
@@ -24,9 +20,6 @@ from harness.addresses import remove_stray_folder
 
 if TYPE_CHECKING:  # a second or two, and a SQLite file or a table needs none of it
     from mlflow.entities import Run
-
-for _name in ("alembic", "mlflow.store.db.utils"):
-    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 class Client:

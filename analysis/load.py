@@ -19,7 +19,8 @@ import pandas as pd
 
 from analysis.client import Client
 from analysis.database import Database, Experiment
-from harness.addresses import artifact_folder, sqlite_path, sqlite_url
+from harness.addresses import current_uri, local_folder, sqlite_path, sqlite_url
+from harness.caller import undisturbed
 from harness.display import as_table
 from harness.errors import UserError, refusal, without_password
 from harness.results import NOT_RUN
@@ -45,6 +46,10 @@ MEASURE_COLUMNS = ["source", "target", "backbone", "source_data", "measure", "va
                    "better", "reason"]  # fmt: skip
 PRETRAINING = "pretraining"
 """Experiment that says what each source model learned from."""
+ONE_TRIAL = ["cell", "phase", "chosen", "index", "seed", "train_loss", "val_loss", "test_loss"]
+"""What two runs that are alike in it are runs of."""
+STANDS_FOR = "stands_for"
+"""Tag of a run that was written later than its trial was run."""
 PREDICTION_TYPES = {"example": int, "label": int, "predicted": int, "probability": float}
 
 
@@ -126,6 +131,7 @@ def default_tracking_uri(root: Path = Path("mlruns")) -> str:
     return sqlite_url(root / "mlflow.db")
 
 
+@undisturbed()
 def load_study(name: str, tracking_uri: str | None = None) -> StudyTable:
     """Read one study.
 
@@ -162,8 +168,9 @@ def _read(store: Database | Client, name: str, uri: str) -> StudyTable:
         measures = measures_frame(every[likeness], _learned_from(store, experiments))
     trials = trials_frame(raw, info)
     epochs = store.history(list(trials["run_id"]), EPOCH_METRICS)
-    folders = dict(zip(trials["run_id"], _column(raw, "artifact_uri"), strict=True))
-    predictions = predictions_frame(trials, folders, info.name, uri)
+    located = zip(trials["run_id"], _column(raw, "artifact_uri"), strict=True)
+    folders = {run_id: current_uri(location, info.name, uri) for run_id, location in located}
+    predictions = predictions_frame(trials, folders, uri)
     types: dict[str, Any] = {"run_id": "str", "epoch": int, **dict.fromkeys(EPOCH_METRICS, float)}
     return StudyTable(info, uri, trials, epochs.astype(types), predictions, measures)
 
@@ -243,6 +250,7 @@ def trials_frame(raw: pd.DataFrame, info: Info) -> pd.DataFrame:
         columns[column.removeprefix("tags.")] = _text(raw, column)
     frame = pd.DataFrame(columns)
     frame["superseded"] |= _run_after_all(frame)
+    frame["superseded"] |= _written_again(frame, _column(raw, f"tags.{STANDS_FOR}"))
     return frame
 
 
@@ -252,6 +260,15 @@ def _run_after_all(trials: pd.DataFrame) -> pd.Series:
     last = trials.groupby(slot, dropna=False)["attempt"].transform("max")
     not_run = trials["reason"].str.startswith(NOT_RUN).fillna(False)
     return (not_run & (trials["attempt"] < last).fillna(False)).astype(bool)
+
+
+def _written_again(trials: pd.DataFrame, stands_for: pd.Series) -> pd.Series:
+    """True for the second run of one trial: a run that was deleted in MLflow, written again and then restored
+    is there twice. Of the two the first counts, which may have files that the other lacks."""
+    complete = trials[(trials["outcome"] == "complete") & ~trials["superseded"]]
+    order = pd.DataFrame({"again": stands_for.notna(), "start": trials["start_time"]})
+    ordered = complete.loc[order.loc[complete.index].sort_values(["again", "start"]).index]
+    return ordered.duplicated(ONE_TRIAL).reindex(trials.index, fill_value=False)
 
 
 def _column(raw: pd.DataFrame, name: str) -> pd.Series:
@@ -304,15 +321,12 @@ def measures_frame(raw: pd.DataFrame, learned_from: Mapping[str, str]) -> pd.Dat
     return long.drop_duplicates(keys, keep="last").reset_index(drop=True)
 
 
-def predictions_frame(
-    trials: pd.DataFrame, folders: dict[str, str], study: str, uri: str
-) -> pd.DataFrame:
+def predictions_frame(trials: pd.DataFrame, folders: dict[str, str], uri: str) -> pd.DataFrame:
     """Test predictions of every complete repeat; a repeat whose file is missing has no rows.
 
     Args:
         trials: from `trials_frame`.
         folders: run_id -> artifact URI.
-        study: name of their experiment.
         uri: the store, which is asked for files that are not on this machine.
     """
     repeats = trials[(trials["phase"] == "repeat") & (trials["outcome"] == "complete")]
@@ -321,7 +335,7 @@ def predictions_frame(
         for run_id, cell, seed in zip(
             repeats["run_id"], repeats["cell"], repeats["seed"], strict=True
         ):
-            folder = artifact_folder(folders[run_id], study, uri)
+            folder = local_folder(folders[run_id])
             try:
                 path = folder or Client(uri).download(
                     run_id, "predictions.csv", Path(temporary, run_id)

@@ -8,11 +8,13 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 from harness.addresses import adopt_artifacts, remove_stray_folder, sqlite_path
+from harness.caller import undisturbed
 from harness.errors import first_line, without_password
 
 FOLDER = "report"
 
 
+@undisturbed()
 def publish(study: str, tracking_uri: str, files: Iterable[Path]) -> str:
     """Log files as artifacts of the study's parent run, in the place of earlier ones.
 

@@ -59,8 +59,8 @@ def artifact_location(database: Path, experiment: str) -> str:
     return (database.resolve().parent / ARTIFACTS / experiment).as_uri()
 
 
-def artifact_folder(uri: str, experiment: str, tracking_uri: str) -> Path | None:
-    """The folder of a run's files; None if they are not on this machine.
+def current_uri(uri: str, experiment: str, tracking_uri: str) -> str:
+    """Where the files of a run are now, which MLflow may know at a place from which they were moved.
 
     Args:
         uri: as MLflow has it.
@@ -68,9 +68,8 @@ def artifact_folder(uri: str, experiment: str, tracking_uri: str) -> Path | None
         tracking_uri: of its store.
     """
     folder, database = local_folder(uri), sqlite_path(tracking_uri)
-    if folder is None or database is None:
-        return folder
-    return _moved(folder, experiment, database) or folder
+    now = folder and database and _moved(folder, experiment, database)
+    return now.as_uri() if now else uri
 
 
 def local_folder(uri: str) -> Path | None:

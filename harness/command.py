@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
+from harness.caller import undisturbed
 from harness.errors import UserError
 from harness.sizes import parse_size
 
@@ -57,7 +58,7 @@ def run_command(run: Callable[[], int], if_stopped: str = "nothing was lost") ->
     # A shell's >&- leaves none, and whoever wrote that wants to hear nothing.
     sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
     try:
-        with escaped_output():
+        with escaped_output(), undisturbed():
             code = run()
         sys.stdout.flush()
         return code

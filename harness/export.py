@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.caller import undisturbed
 from harness.command import Parser, escaped_output, program, run_command
 from harness.display import as_table
 from harness.errors import UserError
@@ -121,6 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@undisturbed()
 @escaped_output()
 def export_model(
     study: str,

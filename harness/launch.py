@@ -6,7 +6,6 @@ python -m harness.study --space studies/freeze_depth.py
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -131,11 +130,6 @@ def _say(message: str, code: int) -> int:
 
 def warn_of_addresses(arguments: argparse.Namespace) -> None:
     """Say what is odd about how the stores were named: nothing is wrong with them."""
-    if not arguments.tracking_uri and (elsewhere := os.environ.get("MLFLOW_TRACKING_URI")):
-        shown = without_password(elsewhere)
-        print(
-            f"warning: MLFLOW_TRACKING_URI={shown} is not used; --tracking-uri is", file=sys.stderr
-        )
     for option, url, better in (
         ("--storage", arguments.storage, "~/.pgpass"),
         ("--tracking-uri", arguments.tracking_uri, "~/.mlflow/credentials"),

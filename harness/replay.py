@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.caller import undisturbed
 from harness.command import Parser, run_command, size
 from harness.display import as_table
 from harness.errors import UnknownName, UserError, first_line
@@ -167,6 +168,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if done.agreed else 1
 
 
+@undisturbed()
 def replay_run(
     run_id: str,
     tracking_uri: str | None = None,

@@ -10,6 +10,7 @@ import itertools
 import sys
 from typing import TYPE_CHECKING
 
+from harness.caller import undisturbed
 from harness.command import Parser, run_command
 from harness.errors import UserError
 
@@ -57,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@undisturbed()
 def study_status(
     study: str, storage: str | None = None, tracking_uri: str | None = None
 ) -> Overview:

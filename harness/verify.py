@@ -12,6 +12,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from harness.caller import undisturbed
 from harness.command import Parser, run_command
 from harness.stores import default_tracking_uri, search_url
 
@@ -52,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if verdict.holds else 1
 
 
+@undisturbed()
 def verify_study(
     study: str, storage: str | None = None, tracking_uri: str | None = None
 ) -> Verdict:

@@ -20,7 +20,7 @@ from sqlalchemy import create_engine, text
 
 from analysis.load import load_study
 from analysis.publish import publish
-from harness.addresses import artifact_folder, read_only_url, sqlite_path, sqlite_url
+from harness.addresses import current_uri, read_only_url, sqlite_path, sqlite_url
 from harness.command import program
 from harness.record import PlainInfo, Recorder
 from harness.search.storage import open_storage, read_storage
@@ -99,21 +99,20 @@ def test_folder_of_a_run_is_looked_for_beside_the_database_if_it_was_there(
     (new / "mlruns").mkdir(parents=True)
     uri = Path(recorded.replace("OLD", str(old)).replace("NEW", str(new))).as_uri()
     wanted = Path(now.replace("OLD", str(old)).replace("NEW", str(new)))
-    assert artifact_folder(uri, "toy", sqlite_url(new / "mlruns" / "mlflow.db")) == wanted
+    assert current_uri(uri, "toy", sqlite_url(new / "mlruns" / "mlflow.db")) == wanted.as_uri()
 
 
 def test_folder_that_was_renamed_too_is_found_by_what_lies_in_it(tmp_path: Path) -> None:
     uri = (tmp_path / "mlruns" / "artifacts" / "toy" / "1").as_uri()
     (tmp_path / "kept" / "artifacts" / "toy").mkdir(parents=True)
-    found = artifact_folder(uri, "toy", sqlite_url(tmp_path / "kept" / "mlflow.db"))
-    assert found == tmp_path / "kept" / "artifacts" / "toy" / "1"
+    found = current_uri(uri, "toy", sqlite_url(tmp_path / "kept" / "mlflow.db"))
+    assert found == (tmp_path / "kept" / "artifacts" / "toy" / "1").as_uri()
 
 
 def test_folder_on_a_server_is_none_of_ours() -> None:
-    assert artifact_folder("mlflow-artifacts:/1/artifacts", "toy", "http://host:5000") is None
-    assert (
-        artifact_folder("s3://bucket/artifacts/toy/1", "toy", "sqlite:///mlruns/mlflow.db") is None
-    )
+    for uri in ("mlflow-artifacts:/1/artifacts", "s3://bucket/mlruns/artifacts/toy/1"):
+        for store in ("http://host:5000", "sqlite:///mlruns/mlflow.db"):
+            assert current_uri(uri, "toy", store) == uri
 
 
 def command(folder: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from analysis import compare
 from analysis.compare import Findings
-from analysis.load import StudyTable
+from analysis.load import ONE_TRIAL, StudyTable
 from analysis.words.form import listed, quoted
 
 SETTLED = ["complete", "pruned", "diverged", "oom", "timeout", "audit_failed", "crashed"]
@@ -27,6 +27,7 @@ def warnings(table: StudyTable, found: Findings) -> list[str]:
         *_mixed_conditions(table, found),
         *_censored(found),
         *_doubtful_runs(table, found),
+        *_recorded_twice(table),
         *_unequal_classes(table),
         *leaks,
     ]
@@ -58,6 +59,22 @@ def _missing_work(table: StudyTable, found: Findings) -> list[str]:
         if short:
             text.append(f"Fewer {phase} than asked for: {'; '.join(short)}.")
     return text
+
+
+def _recorded_twice(table: StudyTable) -> list[str]:
+    """Runs of one trial, of which one is counted: the other was deleted in MLflow and restored, say."""
+    runs = table.trials[table.trials["outcome"] == "complete"]
+    if not set(ONE_TRIAL) <= set(runs):
+        return []  # from elsewhere
+    text = []
+    for _, same in runs.groupby(ONE_TRIAL, dropna=False, sort=False):
+        counted, others = same[~same["superseded"]], same[same["superseded"]]
+        if len(counted) and len(others):
+            text.append(
+                f"Recorded twice: {listed(list(others['run_id']))} of “{counted['cell'].iloc[0]}” repeats "
+                f"run {counted['run_id'].iloc[0]}, which is counted; it can be deleted in MLflow."
+            )
+    return text[:SHOWN]
 
 
 def _mixed_conditions(table: StudyTable, found: Findings) -> list[str]:
