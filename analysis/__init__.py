@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-import harness  # noqa: F401  # first: where a command finds its modules
+from harness.caller import undisturbed
 
 if TYPE_CHECKING:
     from analysis.elsewhere import load_measures, load_table
@@ -48,6 +48,7 @@ _HOME = {
 """Name offered here -> module and name there. None is a module's: `analysis.report` stays the module."""
 
 
+@undisturbed()
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         module, there = _HOME[name]

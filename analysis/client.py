@@ -8,24 +8,18 @@ The only file here that knows that client, but for `analysis.publish`, which wri
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import numpy as np
 import pandas as pd
 
 from analysis.database import Experiment, unclipped
+from harness.addresses import remove_stray_folder
 
 if TYPE_CHECKING:  # a second or two, and a SQLite file or a table needs none of it
     from mlflow.entities import Run
-
-for _name in ("alembic", "mlflow.store.db.utils"):
-    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 class Client:
@@ -35,6 +29,7 @@ class Client:
         from mlflow import MlflowClient
 
         self._client = MlflowClient(tracking_uri=uri)
+        remove_stray_folder(uri)
 
     def experiments(self) -> list[Experiment]:
         """See Database.experiments."""

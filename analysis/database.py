@@ -10,14 +10,16 @@ after the other in the order it was written, so that the memory needed is that o
 from __future__ import annotations
 
 import math
+import re
 import sqlite3
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pandas as pd
@@ -67,7 +69,8 @@ class Database:
             self._connection = sqlite3.connect(
                 f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None
             )
-            names = {n for (n,) in self._connection.execute("SELECT name FROM sqlite_master")}
+            found = self._connection.execute("SELECT name FROM sqlite_master")
+            self._names = names = {name for (name,) in found}
         except sqlite3.Error as error:
             raise UserError(f"cannot read the tracking database {path}: {error}") from error
         if not names >= ITS_OWN:
@@ -87,8 +90,13 @@ class Database:
         self._connection.close()
 
     def known(self) -> bool:
-        """Whether every table has the columns that are read here; else MLflow's client must read it."""
+        """Whether it is of the installed MLflow's schema, and every table has the columns that are read here;
+        else MLflow's client must read it, or say how to upgrade it."""
         try:
+            if "alembic_version" in self._names:
+                found = {v for (v,) in self._rows("SELECT version_num FROM alembic_version")}
+                if (newest := newest_schemas()) and found != newest:
+                    return False
             for table, columns in SCHEMA.items():
                 self._connection.execute(f"SELECT {columns} FROM {table} LIMIT 0")
         except sqlite3.Error:
@@ -202,14 +210,21 @@ class Database:
             yield from cursor
 
 
+@cache
+def newest_schemas() -> frozenset[str]:
+    """The version of the schema that the installed MLflow wants: of its migrations the one that none follows.
+    Importing MLflow would take seconds. Empty if they are not where they were in MLflow 3."""
+    package = find_spec("mlflow")
+    places = package.submodule_search_locations if package is not None else None
+    folder = Path(*(places or ["gone"])[:1], "store", "db_migrations", "versions")
+    texts = [path.read_text(encoding="utf-8") for path in folder.glob("*.py")]
+    versions, followed = (
+        {v for text in texts for v in re.findall(rf'^{name} = "(\w+)"', text, re.MULTILINE)}
+        for name in ("revision", "down_revision")
+    )
+    return frozenset(versions - followed)
+
+
 def unclipped(value: float) -> float:
     """MLflow's databases keep an infinity as the largest float; give it back."""
     return math.copysign(math.inf, value) if abs(value) == sys.float_info.max else value
-
-
-def local_folder(artifact_uri: str) -> Path | None:
-    """The folder of a run's files, or None if they are not on this machine."""
-    parts = urlparse(artifact_uri)
-    if parts.scheme == "file":
-        return Path(unquote(parts.path))
-    return Path(artifact_uri) if not parts.scheme and artifact_uri else None

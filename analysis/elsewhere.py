@@ -29,12 +29,14 @@ from pyarrow import parquet
 
 from analysis.load import EPOCH_METRICS, PREDICTION_TYPES, Info, StudyTable, trials_frame
 from analysis.mapping import MEMORY, MIB, SECONDS, STATUS, TableMapping, near
+from harness.caller import undisturbed
 from harness.errors import UserError, first_line
 from harness.spec import cell_label
 
 BLANK = ("", "-", "na", "n/a", "none", "null", "nan")
 
 
+@undisturbed()
 def load_table(path: str | Path, mapping: TableMapping) -> StudyTable:
     """Read one table of trials.
 
@@ -105,6 +107,7 @@ def read_table(path: Path) -> pd.DataFrame:
     return raw.reset_index(drop=True)
 
 
+@undisturbed()
 def load_measures(path: str | Path) -> pd.DataFrame:
     """Likeness of sources and targets: columns source, target and one per measure, more meaning more alike.
 

@@ -18,7 +18,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.client import Client
-from analysis.database import Database, Experiment, local_folder
+from analysis.database import Database, Experiment
+from harness.addresses import current_uri, local_folder, sqlite_path, sqlite_url
+from harness.caller import undisturbed
 from harness.display import as_table
 from harness.errors import UserError, refusal, without_password
 from harness.results import NOT_RUN
@@ -44,6 +46,10 @@ MEASURE_COLUMNS = ["source", "target", "backbone", "source_data", "measure", "va
                    "better", "reason"]  # fmt: skip
 PRETRAINING = "pretraining"
 """Experiment that says what each source model learned from."""
+ONE_TRIAL = ["cell", "phase", "chosen", "index", "seed", "train_loss", "val_loss", "test_loss"]
+"""What two runs that are alike in it are runs of."""
+STANDS_FOR = "stands_for"
+"""Tag of a run that was written later than its trial was run."""
 PREDICTION_TYPES = {"example": int, "label": int, "predicted": int, "probability": float}
 
 
@@ -122,9 +128,10 @@ class StudyTable:
 
 def default_tracking_uri(root: Path = Path("mlruns")) -> str:
     """The SQLite database under `root`, as MLflow wants it."""
-    return f"sqlite:///{root.resolve()}/mlflow.db"
+    return sqlite_url(root / "mlflow.db")
 
 
+@undisturbed()
 def load_study(name: str, tracking_uri: str | None = None) -> StudyTable:
     """Read one study.
 
@@ -137,8 +144,8 @@ def load_study(name: str, tracking_uri: str | None = None) -> StudyTable:
     """
     uri = tracking_uri or default_tracking_uri()
     try:
-        if uri.startswith("sqlite:///"):
-            with Database(Path(uri.removeprefix("sqlite:///"))) as database:
+        if (path := sqlite_path(uri)) is not None:
+            with Database(path) as database:
                 if database.known():
                     return _read(database, name, uri)
         return _read(Client(uri), name, uri)
@@ -161,7 +168,8 @@ def _read(store: Database | Client, name: str, uri: str) -> StudyTable:
         measures = measures_frame(every[likeness], _learned_from(store, experiments))
     trials = trials_frame(raw, info)
     epochs = store.history(list(trials["run_id"]), EPOCH_METRICS)
-    folders = dict(zip(trials["run_id"], _column(raw, "artifact_uri"), strict=True))
+    located = zip(trials["run_id"], _column(raw, "artifact_uri"), strict=True)
+    folders = {run_id: current_uri(location, info.name, uri) for run_id, location in located}
     predictions = predictions_frame(trials, folders, uri)
     types: dict[str, Any] = {"run_id": "str", "epoch": int, **dict.fromkeys(EPOCH_METRICS, float)}
     return StudyTable(info, uri, trials, epochs.astype(types), predictions, measures)
@@ -233,10 +241,16 @@ def trials_frame(raw: pd.DataFrame, info: Info) -> pd.DataFrame:
         columns[name] = _column(raw, f"metrics.{name}").astype(float)
     for column in (c for c in raw.columns if c.startswith("params.")):
         columns[f"param.{column.removeprefix('params.')}"] = _number_or_text(raw[column])
+    if "param.target" in columns and "tags.sha256.images" in raw:
+        # Equal images at another path are the same target: all their runs have its first name.
+        images = _text(raw, "tags.sha256.images")
+        first = columns["param.target"].groupby(images).transform("first")
+        columns["param.target"] = first.fillna(columns["param.target"])
     for column in (c for c in raw.columns if c.startswith("tags.env.")):
         columns[column.removeprefix("tags.")] = _text(raw, column)
     frame = pd.DataFrame(columns)
     frame["superseded"] |= _run_after_all(frame)
+    frame["superseded"] |= _written_again(frame, _column(raw, f"tags.{STANDS_FOR}"))
     return frame
 
 
@@ -246,6 +260,15 @@ def _run_after_all(trials: pd.DataFrame) -> pd.Series:
     last = trials.groupby(slot, dropna=False)["attempt"].transform("max")
     not_run = trials["reason"].str.startswith(NOT_RUN).fillna(False)
     return (not_run & (trials["attempt"] < last).fillna(False)).astype(bool)
+
+
+def _written_again(trials: pd.DataFrame, stands_for: pd.Series) -> pd.Series:
+    """True for the second run of one trial: a run that was deleted in MLflow, written again and then restored
+    is there twice. Of the two the first counts, which may have files that the other lacks."""
+    complete = trials[(trials["outcome"] == "complete") & ~trials["superseded"]]
+    order = pd.DataFrame({"again": stands_for.notna(), "start": trials["start_time"]})
+    ordered = complete.loc[order.loc[complete.index].sort_values(["again", "start"]).index]
+    return ordered.duplicated(ONE_TRIAL).reindex(trials.index, fill_value=False)
 
 
 def _column(raw: pd.DataFrame, name: str) -> pd.Series:

@@ -7,11 +7,14 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
+from harness.addresses import adopt_artifacts, remove_stray_folder, sqlite_path
+from harness.caller import undisturbed
 from harness.errors import first_line, without_password
 
 FOLDER = "report"
 
 
+@undisturbed()
 def publish(study: str, tracking_uri: str, files: Iterable[Path]) -> str:
     """Log files as artifacts of the study's parent run, in the place of earlier ones.
 
@@ -25,7 +28,10 @@ def publish(study: str, tracking_uri: str, files: Iterable[Path]) -> str:
         written and good.
     """
     try:
+        if (database := sqlite_path(tracking_uri)) is not None:
+            adopt_artifacts(database)
         client = MlflowClient(tracking_uri=tracking_uri)
+        remove_stray_folder(tracking_uri)
         experiment = client.get_experiment_by_name(study)
         found = experiment and client.search_runs(
             [experiment.experiment_id], "tags.kind = 'study'", max_results=1

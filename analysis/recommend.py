@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.caller import undisturbed
 from harness.command import Parser, run_command, size
 from harness.errors import UserError
 from harness.sizes import parse_size
@@ -167,6 +168,7 @@ def run(options: argparse.Namespace) -> int:
     return 0 if any_fits else 1
 
 
+@undisturbed()
 def recommend_cell(
     table: StudyTable,
     where: Sequence[str] = (),

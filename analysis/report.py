@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.caller import undisturbed
 from harness.command import Parser, program, run_command
 from harness.errors import UserError, without_password
 from harness.spec import SAFE_NAME
@@ -59,6 +60,7 @@ def run_link(table: StudyTable) -> str:
     return f"{server}/#/experiments/{table.info.experiment_id}/runs/"
 
 
+@undisturbed()
 def build(table: StudyTable, output: Path, measures: pd.DataFrame | None = None) -> Path:
     """Write the report of one study.
 
@@ -115,6 +117,7 @@ def _fresh(output: Path, name: str) -> Path:
     return folder
 
 
+@undisturbed()
 def build_comparison(first: StudyTable, second: StudyTable, output: Path) -> Path:
     """Write the page that puts two studies side by side, and its table; returns the page's path.
 

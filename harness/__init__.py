@@ -8,20 +8,15 @@ Every name is loaded when it is first used, so that `import harness` stays light
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-# A command, which has Python look in the current folder first: a random.py there would be every library's.
-if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
-    sys.path.append(sys.path.pop(0))
+from harness.caller import set_variables, undisturbed
 
-# Before anything imports MLflow: it makes its telemetry client at once. A server that is away is asked for
-# seconds, not minutes, and prints no two lines about every run that ends.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+if sys.argv[:1] == ["-m"]:  # a command, whose process is ours
+    set_variables()  # before anything imports MLflow, which looks at once
+    if not sys.flags.safe_path:  # a random.py in the current folder would be every library's
+        sys.path.append(sys.path.pop(0))
 
 if TYPE_CHECKING:
     from harness import transfer
@@ -95,6 +90,7 @@ _HOME = {
 """Module -> what is offered of it here. No name is a command's: `harness.export` stays the module."""
 
 
+@undisturbed()
 def __getattr__(name: str) -> Any:
     if name == "transfer":
         return importlib.import_module("harness.transfer")

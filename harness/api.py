@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 from harness import study as command
+from harness.caller import undisturbed
 from harness.command import escaped_output
 from harness.display import as_table
 from harness.errors import UserError
@@ -116,6 +117,7 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f}"
 
 
+@undisturbed()
 def load_result(study: str, tracking_uri: str | None = None) -> StudyResult:
     """What is recorded of a study; `analysis.load_study` gives every trial of it as a data frame.
 
@@ -131,6 +133,7 @@ def load_result(study: str, tracking_uri: str | None = None) -> StudyResult:
     return StudyResult(study, tuple(cell_records(runs_of(study, "repeat", tracking_uri))))
 
 
+@undisturbed()
 @escaped_output()
 def run_study(path: str | Path, **options: Unpack[StudyOptions]) -> StudyResult:
     """Run a study file, or go on with it, as `python -m harness.study` does; progress is printed.
@@ -148,6 +151,7 @@ def run_study(path: str | Path, **options: Unpack[StudyOptions]) -> StudyResult:
     return load_result(load_study(arguments.space).name, options.get("tracking_uri"))
 
 
+@undisturbed()
 @escaped_output()
 def dry_run(path: str | Path, **options: Unpack[StudyOptions]) -> Study:
     """Print what `run_study` would run: cells, first trials, forecasts of memory and time.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import io
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
+from harness.caller import undisturbed
 from harness.errors import UserError
 from harness.sizes import parse_size
 
@@ -55,7 +58,7 @@ def run_command(run: Callable[[], int], if_stopped: str = "nothing was lost") ->
     # A shell's >&- leaves none, and whoever wrote that wants to hear nothing.
     sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
     try:
-        with escaped_output():
+        with escaped_output(), undisturbed():
             code = run()
         sys.stdout.flush()
         return code
@@ -69,6 +72,11 @@ def run_command(run: Callable[[], int], if_stopped: str = "nothing was lost") ->
         # The reader has gone (`| head`): what is still buffered must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"error: {error.filename}: no path of a file, it is too long", file=sys.stderr)
+        return 2
 
 
 @contextmanager
@@ -90,10 +98,10 @@ def escaped_output() -> Iterator[None]:
 
 def program(name: str) -> str:
     """How to type a program of this Python's environment here: plain when the shell finds that very one,
-    else by its path, relative when it lies below the current folder."""
+    else by its path, quoted, relative when it lies below the current folder."""
     path = Path(sys.executable).parent / name
     found = shutil.which(name)
     if found and Path(found).parent == path.parent:
         return name
     here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))

@@ -75,7 +75,9 @@ def _arithmetic() -> dict[str, object]:
 
 @cache
 def _images(target: str, _written: bytes) -> str:
-    return load_target(target).fingerprint()
+    found = load_target(target).fingerprint()
+    data.remember_place(target, found)
+    return found
 
 
 @cache

@@ -11,10 +11,11 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.caller import undisturbed
 from harness.command import Parser, escaped_output, program, run_command
 from harness.display import as_table
 from harness.errors import UserError
@@ -86,6 +87,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns/mlflow.db)"
     )
+    parser.add_argument(
+        "--target", help="where its images lie now (default: where they were, or were seen since)"
+    )
     return parser.parse_args(argv)
 
 
@@ -102,13 +106,23 @@ def run(arguments: argparse.Namespace) -> int:
     """
     a = arguments
     done = export_model(
-        a.study, a.cell, a.out, a.onnx, a.device, a.tracking_uri, a.log_model, a.register, a.space
+        a.study,
+        a.cell,
+        a.out,
+        a.onnx,
+        a.device,
+        a.tracking_uri,
+        a.log_model,
+        a.register,
+        a.space,
+        a.target,
     )
     command = f"{program('python')} -m harness.predict {shlex.quote(str(done.folder))} IMAGES..."
     print(f"wrote {done.folder}; to use it:\n    {command}")
     return 0
 
 
+@undisturbed()
 @escaped_output()
 def export_model(
     study: str,
@@ -120,6 +134,7 @@ def export_model(
     log_model: bool = False,
     register: str | None = None,
     space: str | Path | None = None,
+    target: str | None = None,
 ) -> Exported:
     """Train a cell's chosen configuration again, with the seed of its first repeat, and write it.
 
@@ -134,6 +149,8 @@ def export_model(
         register: and register it there under this name.
         space: study file, or name of a shipped study, that defines its strategy, backbone or target, where
             one does; its code is run.
+        target: where its images lie now, e.g. "folder:PATH"; None finds them where they were, or where equal
+            ones were seen since.
 
     Raises:
         UserError: if there is no such study or cell, the configuration cannot be trained here or cannot be
@@ -156,16 +173,23 @@ def export_model(
     chosen, why = choose(cell_records(runs_of(study, "repeat", tracking_uri)), cell)
     file = None if space is None else study_path(str(space))
     with names_of(file, chosen.repeats[0].run.tags):
-        done, model, pixels = _train_and_write(study, chosen, why, folder, onnx, device)
+        done, model, pixels = _train_and_write(study, chosen, why, folder, onnx, device, target)
     if log_model or register:
         print(_log(done, study, model, pixels, tracking_uri, register))
     return done
 
 
 def _train_and_write(
-    study: str, chosen: CellRecord, why: str, folder: Path, onnx: bool, device: str
+    study: str,
+    chosen: CellRecord,
+    why: str,
+    folder: Path,
+    onnx: bool,
+    device: str,
+    target: str | None,
 ) -> tuple[Exported, Model, torch.Tensor]:
     """The folder, the model read back from it, and images as it takes them."""
+    from harness.data import find_again
     from harness.measure import resolve_device
     from harness.rows import Cache, default_folder
     from harness.train import start
@@ -174,6 +198,9 @@ def _train_and_write(
 
     kept = chosen.repeats[0]
     spec = TrialSpec.from_flat(kept.run.params)
+    spec = replace(
+        spec, target=target or find_again(spec.target, kept.run.tags.get("sha256.images", ""))
+    )
     cache = Cache(default_folder())
     if spec.strategy.readout == "knn":
         raise UserError(

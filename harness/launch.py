@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -144,11 +143,6 @@ def _say(message: str, code: int) -> int:
 
 def warn_of_addresses(arguments: argparse.Namespace) -> None:
     """Say what is odd about how the stores were named: nothing is wrong with them."""
-    if not arguments.tracking_uri and (elsewhere := os.environ.get("MLFLOW_TRACKING_URI")):
-        shown = without_password(elsewhere)
-        print(
-            f"warning: MLFLOW_TRACKING_URI={shown} is not used; --tracking-uri is", file=sys.stderr
-        )
     for option, url, better in (
         ("--storage", arguments.storage, "~/.pgpass"),
         ("--tracking-uri", arguments.tracking_uri, "~/.mlflow/credentials"),

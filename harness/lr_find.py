@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.caller import undisturbed
 from harness.command import Parser, run_command
 from harness.errors import UserError
 from harness.study_file import load_study, study_path
@@ -96,6 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@undisturbed()
 def find_lr(
     path: str | Path, device: str = "auto", steps: int = 60, highest: float = 1.0
 ) -> tuple[LrRange, ...]:

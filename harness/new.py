@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.caller import undisturbed
 from harness.command import Parser, program, run_command
 from harness.errors import UserError
 from harness.spec import SAFE_NAME, Study
@@ -59,9 +60,10 @@ def slug(target: str) -> str:
     """A name for the study of that target: letters, digits and underscores."""
     inner = target.partition("[")[0]
     last = Path(inner.partition(":")[2] or inner).expanduser().resolve().stem
-    return re.sub(r"\W+", "_", last, flags=re.ASCII).strip("_").lower() or "my_study"
+    return re.sub(r"\W+", "_", last, flags=re.ASCII).strip("_").lower()[:60] or "my_study"
 
 
+@undisturbed()
 def look_at(target: str) -> Survey:
     """What is in a data set: counts, sizes, broken and double images; a page with pictures in a notebook.
 
@@ -76,6 +78,7 @@ def look_at(target: str) -> Survey:
     return look(target)
 
 
+@undisturbed()
 def propose_study(
     target: str,
     out: str | Path | None = None,

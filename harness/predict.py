@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.caller import undisturbed
 from harness.command import Parser, run_command
 from harness.errors import UserError
 
@@ -89,6 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 2 if broken else 0
 
 
+@undisturbed()
 def predict_images(
     model: str | Path, images: Sequence[str | Path], top: int = 1
 ) -> Iterator[Prediction]:

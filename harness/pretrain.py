@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.caller import undisturbed
 from harness.command import Parser, escaped_output, run_command
 from harness.errors import UserError
 from harness.study_file import run_file, study_path
@@ -75,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@undisturbed()
 @escaped_output()
 def pretrain_sources(
     path: str | Path,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from harness.caller import undisturbed
 from harness.command import Parser, run_command
 from harness.display import as_table
 from harness.errors import UserError
@@ -111,6 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@undisturbed()
 def rank_sources(
     target: str,
     sources: Sequence[str] | None = None,

@@ -15,10 +15,11 @@ import math
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.caller import undisturbed
 from harness.command import Parser, run_command, size
 from harness.display import as_table
 from harness.errors import UnknownName, UserError, first_line
@@ -143,6 +144,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         type=size,
         help="bytes kept there; 0 keeps nothing (default: 10GiB)",
     )
+    parser.add_argument(
+        "--target", help="where its images lie now (default: where they were, or were seen since)"
+    )
     return parser.parse_args(argv)
 
 
@@ -158,10 +162,13 @@ def run(arguments: argparse.Namespace) -> int:
         UserError: on bad input.
     """
     a = arguments
-    done = replay_run(a.run_id, a.tracking_uri, a.device, a.space, a.cache_dir, a.cache_budget)
+    done = replay_run(
+        a.run_id, a.tracking_uri, a.device, a.space, a.cache_dir, a.cache_budget, a.target
+    )
     return 0 if done.agreed else 1
 
 
+@undisturbed()
 def replay_run(
     run_id: str,
     tracking_uri: str | None = None,
@@ -169,6 +176,7 @@ def replay_run(
     space: str | Path | None = None,
     cache_dir: str | Path | None = None,
     cache_budget: str = "10GiB",
+    target: str | None = None,
 ) -> Replayed:
     """Run a recorded trial again, and print how well it agrees. Nothing is recorded.
 
@@ -180,6 +188,8 @@ def replay_run(
             one does; its code is run.
         cache_dir: outputs of frozen layers are read from here; None computes them again.
         cache_budget: a size; "0" keeps nothing.
+        target: where its images lie now, e.g. "folder:PATH"; None finds them where they were, or where equal
+            ones were seen since.
 
     Raises:
         UserError: on bad input.
@@ -194,7 +204,7 @@ def replay_run(
     file = None if space is None else study_path(str(space))
     kept = None if cache_dir is None else Path(cache_dir)
     with names_of(file, recorded.tags):
-        return _replay_and_compare(recorded, device, file, kept, budget)
+        return _replay_and_compare(recorded, device, file, kept, budget, target)
 
 
 def _replay_and_compare(
@@ -203,11 +213,13 @@ def _replay_and_compare(
     space: Path | None,
     cache_dir: Path | None,
     budget: int,
+    target: str | None,
 ) -> Replayed:
     from harness.rows import Cache
     from harness.train import start
 
     run_id, spec = recorded.run_id, spec_of(recorded)
+    spec = replace(spec, target=_target_now(spec, recorded, target))
     where = _device(device, recorded)
     now = {tag: "absent" for tag in COMPUTES if tag in recorded.tags} | _now(spec, where)
     if space is not None:
@@ -256,6 +268,16 @@ def spec_of(recorded: RecordedRun) -> TrialSpec:
     except (UserError, ValueError, TypeError, SyntaxError) as error:
         kind = UnknownName if isinstance(error, UnknownName) else UserError
         raise kind(f"the parameters of {run} make no trial here: {error}") from error
+
+
+def _target_now(spec: TrialSpec, recorded: RecordedRun, target: str | None) -> str:
+    """The name of the images that it was made from, which may have moved."""
+    from harness.data import find_again
+
+    now = target or find_again(spec.target, recorded.tags.get("sha256.images", ""))
+    if now != spec.target:
+        print(f"target {spec.target} is read from {now}")
+    return now
 
 
 def _device(asked: str | None, recorded: RecordedRun) -> Device:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
+from harness.addresses import sqlite_path as sqlite_path
+from harness.addresses import sqlite_url
 from harness.errors import UserError
 
 ROOT = Path("mlruns")
@@ -31,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 def default_tracking_uri(root: Path = ROOT) -> str:
     """The SQLite database under `root`, as MLflow wants it."""
-    return f"sqlite:///{root.resolve()}/mlflow.db"
+    return sqlite_url(root / "mlflow.db")
 
 
 def home_of(tracking_uri: str, root: Path = ROOT) -> Path:
@@ -42,7 +44,7 @@ def home_of(tracking_uri: str, root: Path = ROOT) -> Path:
 
 def search_url(tracking_uri: str, root: Path = ROOT) -> str:
     """Where Optuna's memory lies unless the user named another place: beside MLflow's store."""
-    return f"sqlite:///{home_of(tracking_uri, root)}/optuna.db"
+    return sqlite_url(home_of(tracking_uri, root) / "optuna.db")
 
 
 def record_url(storage: str | None, tracking_uri: str | None, root: Path = ROOT) -> str:
@@ -56,11 +58,6 @@ def record_home(storage: str | None, tracking_uri: str | None, root: Path = ROOT
     return root.resolve() if path is None else path.parent
 
 
-def sqlite_path(uri: str) -> Path | None:
-    """The database file of a sqlite:/// URI, or None for any other store."""
-    return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
-
-
 def create_sqlite(path: Path, make_tables: Callable[[str], object]) -> None:
     """Make a complete SQLite database at `path` unless one is there.
 
@@ -70,14 +67,14 @@ def create_sqlite(path: Path, make_tables: Callable[[str], object]) -> None:
 
     Args:
         path: where the database belongs.
-        make_tables: opens the sqlite:/// URI it is given and makes all tables.
+        make_tables: opens the sqlite:/// URL it is given and makes all tables.
     """
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        make_tables(f"sqlite:///{temporary}")
+        make_tables(sqlite_url(temporary))
         with closing(sqlite3.connect(temporary)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
         # A FileExistsError says that another process was first; its database is as good as ours.

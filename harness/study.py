@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.command import Parser, run_command, size
-from harness.errors import UserError
+from harness.errors import UserError, without_password
 from harness.spec import Study
 from harness.study_file import load_study, study_path
 
@@ -116,7 +117,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return run_command(lambda: run(parse(argv)), "run the same command again to go on")
+    return run_command(lambda: _typed(parse(argv)), "run the same command again to go on")
+
+
+def _typed(arguments: argparse.Namespace) -> int:
+    """A study that was typed: a Python session may keep another MLflow's address for its own use."""
+    if not arguments.tracking_uri and (elsewhere := os.environ.get("MLFLOW_TRACKING_URI")):
+        shown = without_password(elsewhere)
+        print(
+            f"warning: MLFLOW_TRACKING_URI={shown} is not used; --tracking-uri is", file=sys.stderr
+        )
+    return run(arguments)
 
 
 def run(arguments: argparse.Namespace) -> int:

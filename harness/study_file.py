@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from harness.caller import undisturbed
 from harness.errors import UnknownName, UserError
 from harness.packages import IMPORTED
 from harness.spec import SAFE_NAME, Study, unknown_argument
@@ -34,6 +35,7 @@ def study_path(text: str) -> Path:
     return shipped if by_name and not given.exists() and shipped.is_file() else given
 
 
+@undisturbed()
 def load_study(path: Path) -> Study:
     """The `study` of a study file, named after the file if it has no name.
 

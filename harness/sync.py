@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.caller import undisturbed
 from harness.command import Parser, run_command
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if done.left else 0
 
 
+@undisturbed()
 def sync_study(
     study: str,
     check: bool = False,

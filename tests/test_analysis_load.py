@@ -21,15 +21,16 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from analysis import load
+from analysis import compare, load, recommend, report, words
 from analysis.compare.runs import tuning
-from analysis.database import Database
+from analysis.database import Database, newest_schemas
 from analysis.load import StudyTable, load_study, trials_frame
 from harness.errors import UserError, without_password
 from harness.recorded import Slot, StudyInfo, TrialRecord
 from harness.results import EpochResult, Predictions
 from harness.spec import Phase, TrialSpec
 from harness.tracking.experiment import Experiment
+from harness.tracking.runs import runs_of
 from harness.transfer import DiscriminativeLR, LinearProbe
 from tests.records import Kept, project
 
@@ -274,6 +275,78 @@ def test_reading_a_sqlite_file_does_not_wait_for_mlflow(uri: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
     assert load.default_tracking_uri(Path("/x")) == "sqlite:////x/mlflow.db"
+
+
+def test_run_that_was_deleted_written_again_and_restored_is_counted_once_and_named(
+    uri: str, tmp_path: Path
+) -> None:
+    """In each order of writing: the run with files counts, and the report names the other."""
+    spec = TrialSpec("digits", "resnet18", LinearProbe(), seed=3)
+    metrics = {"test_accuracy": 0.5, "test_loss": 0.7}
+    epochs = (EpochResult(0, 0.9, 0.8, 0.5, 1.0, 1.0),)
+    twice = [
+        attempt(
+            cell, "repeat", 0, spec, key=f"{INFO.name}/{cell}#{number}", outcome="complete",
+            metrics=metrics, epochs=epochs, predictions=file,
+        )
+        for cell, files in zip(INFO.factors["strategy"], (("p.csv", ""), ("", "p.csv")), strict=True)
+        for number, file in enumerate(files)
+    ]  # fmt: skip
+    kept = Kept(twice, tmp_path)
+    predictions = Predictions(
+        np.arange(2), np.array([1, 4]), np.array([1, 0]), np.array([0.9, 0.2])
+    )
+    kept.predict("p.csv", predictions)
+    project(uri, INFO, kept)
+    read = load_study(INFO.name, uri)
+    found = compare.find(read)
+    assert list(found.summary["n"]) == [1, 1]
+    counted = read.trials[~read.trials["superseded"]]["run_id"]
+    assert set(counted) == set(read.predictions["run_id"])
+    said = [line for line in words.warnings(read, found) if line.startswith("Recorded twice")]
+    for line, cell in zip(said, INFO.factors["strategy"], strict=True):
+        runs = read.trials[read.trials["cell"] == cell].sort_values("superseded")["run_id"]
+        assert f"{runs.iloc[1]} of “{cell}” repeats run {runs.iloc[0]}" in line
+
+
+def test_two_runs_of_one_slot_that_differ_are_refused(uri: str) -> None:
+    spec = TrialSpec("digits", "resnet18", LinearProbe(), seed=3)
+    twice = [
+        attempt(
+            "linear probe", "repeat", 0, spec, key=f"depth/linear probe#{i}", outcome="complete",
+            metrics={"test_accuracy": 0.5, "test_loss": loss},
+        )
+        for i, loss in enumerate((0.7, 0.8))
+    ]  # fmt: skip
+    project(uri, INFO, Kept(twice))
+    with pytest.raises(UserError, match="two complete repeat runs"):
+        compare.find(load_study(INFO.name, uri))
+
+
+def test_database_of_another_mlflow_is_refused_with_the_way_to_upgrade_it(
+    table: StudyTable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By all commands, in the words of MLflow, as the study refuses it."""
+    assert len(newest_schemas()) == 1
+    older = tmp_path / "older" / "mlflow.db"  # MLflow remembers the databases that it has opened
+    older.parent.mkdir()
+    shutil.copy(tmp_path / "mlflow.db", older)
+    uri = f"sqlite:///{older}"
+    with closing(sqlite3.connect(older)) as connection:
+        (version,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+        assert {version} == newest_schemas()
+        connection.execute("UPDATE alembic_version SET version_num = '0584bdc529eb'")
+        connection.commit()
+    said = "mlflow db upgrade"
+    with pytest.raises(UserError, match=said):
+        load_study(INFO.name, uri)
+    with pytest.raises(UserError, match=said):
+        Experiment(uri, INFO.name, {})
+    with pytest.raises(UserError, match=said):
+        runs_of(INFO.name, "repeat", uri)
+    for command in (report, recommend):
+        assert command.main(["--study", INFO.name, "--tracking-uri", uri]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_an_absent_database_is_refused_and_not_created(tmp_path: Path) -> None:

@@ -649,9 +649,12 @@ def test_help_answers_at_once() -> None:
 def test_unequal_classes_are_said_first(tmp_path: Path) -> None:
     counts = {"train": {"cat": 120, "owl": 5, "dog": 60}, "val": 3, "test": {"cat": 40, "owl": 2}}
     named = json.dumps(counts)
-    text = read(report.build(table(scored("full", 0.9, images_per_class=named)), tmp_path))
-    assert "The classes are unequal" in text
-    assert "training 5 (“owl”) to 120 (“cat”); test 2 (“owl”) to 40 (“cat”)" in text
+    rows = scored("full", 0.9, images_per_class=named)
+    seeds = {"train": {"cat": 118, "owl": 4, "dog": 61}, "val": 3, "test": {"cat": 40, "owl": 2}}
+    rows[-1]["images_per_class"] = json.dumps(seeds)
+    text = read(report.build(table(rows), tmp_path))
+    assert text.count("The classes are unequal") == 1
+    assert "training 4 (“owl”) to 120 (“cat”); test 2 (“owl”) to 40 (“cat”)" in text
 
 
 def test_equal_classes_are_not_mentioned(tmp_path: Path) -> None:

@@ -157,3 +157,109 @@ def test_study_is_carried_out_in_the_plain_c_locale(here: Path) -> None:
         ["analysis.recommend", "--study", "toy"],
     ):
         run(here, "-m", *words, **plain)
+
+
+# --- the caller's session --------------------------------------------------------------------------
+
+SESSION = """
+import logging, os, random, signal, sys, warnings
+import matplotlib, mlflow, numpy, optuna, torch
+import matplotlib.pyplot as plt
+import seaborn, torchvision
+from pathlib import Path
+
+matplotlib.rcParams["figure.dpi"] = 77
+warnings.simplefilter("ignore", FutureWarning)
+optuna.logging.set_verbosity(optuna.logging.INFO)
+random.seed(1), numpy.random.seed(1), torch.manual_seed(1)
+mlflow.set_tracking_uri("sqlite:///mine.db")
+mlflow.set_experiment("mine")
+mlflow.start_run()
+
+def state():
+    loggers = ("", "optuna", "mlflow", "alembic", "mlflow.store.db.utils", "mlflow.store.db.base_sql_model")
+    return {
+        "environment": dict(os.environ), "filters": list(warnings.filters),
+        "run": mlflow.active_run().info.run_id, "store": mlflow.get_tracking_uri(),
+        "random": random.getstate(), "numpy": str(numpy.random.get_state()),
+        "torch": torch.get_rng_state().tolist(), "threads": torch.get_num_threads(),
+        "plots": dict(matplotlib.rcParams), "backend": matplotlib.get_backend(), "figures": plt.get_fignums(),
+        "signals": [signal.getsignal(s) for s in (2, 10, 15)], "folder": os.getcwd(),
+        "logs": [(logging.getLogger(n).level, len(logging.getLogger(n).handlers)) for n in loggers],
+        "streams": (sys.stdout.errors, sys.stderr.errors), "verbosity": optuna.logging.get_verbosity(),
+    }
+
+before = state()
+def check(what):
+    after = state()
+    for key in before:
+        assert after[key] == before[key], (what, key, before[key], after[key])
+
+import harness, analysis
+check("import")
+for package in (harness, analysis):
+    for name in package.__all__:
+        getattr(package, name)
+check("every name")
+harness.dry_run("toy.py", device="cpu")
+harness.run_study("toy.py", device="cpu", detail="quiet")
+harness.run_study("toy.py", device="cpu", repeats=2)
+check("run_study")
+table = analysis.load_study("toy")
+analysis.build_report(table, Path("report"))
+analysis.recommend_cell(table)
+analysis.publish_report("toy", table.tracking_uri, [Path("report/toy/index.html")])
+check("report")
+harness.study_status("toy"), harness.verify_study("toy"), harness.load_result("toy")
+check("status")
+harness.export_model("toy", device="cpu", log_model=True)
+harness.replay_run(table.trials["run_id"][0])
+check("export")
+try:
+    harness.run_study("toy.py", trials=0)
+except harness.UserError:
+    pass
+check("an error")
+print("as before")
+"""
+FRESH = """
+import os, random
+random.seed(1)
+before = dict(os.environ), random.getstate()
+import harness, analysis
+harness.run_study("toy.py", device="cpu", detail="quiet")
+analysis.load_study("toy")
+assert (dict(os.environ), random.getstate()) == before
+import mlflow, optuna
+assert not mlflow.is_tracking_uri_set()
+assert optuna.logging.get_verbosity() == optuna.logging.INFO
+print("as before")
+"""
+
+
+@pytest.mark.parametrize("session", [SESSION, FRESH], ids=["libraries in use", "fresh"])
+def test_session_of_the_caller_is_as_before(session: str, here: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", session],
+        cwd=here,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("as before\n")
+    assert "MLFLOW_TRACKING_URI" not in done.stderr
+
+
+def test_store_that_the_shell_names_is_warned_of_by_the_command(here: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "harness.study", "--space", "toy.py", "--trials", "0"],
+        cwd=here,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "sqlite:///other.db"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "warning: MLFLOW_TRACKING_URI=sqlite:///other.db is not used" in done.stderr

@@ -29,10 +29,10 @@ from harness.export import export_model, main
 from harness.measure import Cpu
 from harness.predict import main as predict
 from harness.predict import predict_images
-from harness.tracking.runs import Kept, Recorded
 from harness.rows import Cache
 from harness.spec import TrialSpec
 from harness.study_file import forget, load_study
+from harness.tracking.runs import Kept, Recorded
 from harness.train import start
 from harness.transfer import FeatureTransfer, FullFineTune, LoRA, names
 from harness.winner import onnx as onnx_file

@@ -20,23 +20,23 @@ from typing import Any
 
 import optuna
 import pytest
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
-from optuna.storages import InMemoryStorage
-from optuna.trial import TrialState
-
 from harness.record import Recorder, StudyInfo
-from harness.search import attempt, runner
 from harness.search.cells import CellSearch
 from harness.search.integrity import Progress, Stores, findings
 from harness.search.leases import Owner, Watch
 from harness.search.repair import Verdict, verify
 from harness.search.runner import StudyStopped, TrialDone
+from harness.verify import main, show
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+from optuna.storages import InMemoryStorage
+from optuna.trial import TrialState
+from tests.test_search import DEAD, Lab, World, make_study
+
+from harness.search import attempt, runner
 from harness.search.storage import open_storage
 from harness.spec import Study
-from harness.verify import main, show
-from tests.test_search import DEAD, Lab, World, make_study
 
 STUDY = make_study(compare={"strategy": ["probe", "full"]}, trials=2, repeats=1)
 SMALL = make_study(compare={"strategy": ["probe"]}, trials=1, repeats=1)

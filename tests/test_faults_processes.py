@@ -14,8 +14,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-
 from harness.search.leases import start_of
+
 from tests.test_workers import (
     ONCE,
     ROOT,

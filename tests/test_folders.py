@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness import study
+from harness import new, study
 from harness.data import Target, forget, load_target, open_image
 from harness.errors import UserError
 from harness.predict import _files
@@ -234,10 +234,27 @@ def test_class_names_are_one_in_both_normal_forms(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [300, 5000])
-def test_a_path_that_is_too_long_is_refused_in_one_line(length: int) -> None:
+def test_a_path_that_is_too_long_is_refused_in_one_line(
+    length: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "a" * length
     for kind in ("folder", "csv"):
-        with pytest.raises(UserError, match=f"{kind}:a+: no such f"):
-            load_target(f"{kind}:{'a' * length}")
+        for options in ("", "[group=x]"):
+            with pytest.raises(UserError, match=f"{kind}:a+: no such f"):
+                load_target(f"{kind}:{long}{options}")
+    assert new.main(["--target", f"folder:{long}"]) == 2
+    (tmp_path / "toy.py").write_text(
+        "from harness import transfer\n"
+        "from harness.spec import Study, TrialSpec\n"
+        "def space(trial, arm):\n"
+        f"    return TrialSpec('digits', 'test_resnet', transfer.LinearProbe(), 'file:{long}')\n"
+        "study = Study(compare={'arm': ['probe']}, space=space, trials=1, repeats=0)\n"
+    )
+    for space in (f"{long}.py", f"{tmp_path}/toy.py"):
+        assert study.main(["--space", space, "--device", "cpu", "--dry-run"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3
+    assert all(line.startswith("error: ") and long in line for line in errors)
 
 
 # --- what is passed over ---------------------------------------------------------------------------

@@ -16,15 +16,15 @@ from typing import Literal
 
 import optuna
 import pytest
+from harness.search.cells import CellSearch
+from harness.search.leases import BEAT, OWNER, Owner, Watch, died_here, held, start_of
+from harness.search.trials import YIELDED
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 
 from harness import transfer
-from harness.search.cells import CellSearch
-from harness.search.leases import BEAT, OWNER, Owner, Watch, died_here, held, start_of
 from harness.search.sampling import value_at
 from harness.search.storage import open_storage
-from harness.search.trials import YIELDED
 from harness.spec import Study, TrialSpec
 
 ELSEWHERE = "another-host/12345678 77 99"

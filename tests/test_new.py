@@ -97,6 +97,7 @@ def test_what_is_odd_in_a_folder_is_said(pets: Path) -> None:
     assert "1 (cat/1.jpg is PNG)" in said
     assert "no images that can be read here: 1 .txt (notes.txt)" in said
     assert "Modes: 37 RGB, 1 L" in said
+    assert "grey all over, as they are read: 1 (emu/grey.png)" in said
     assert "Classes with fewer than 5 images: emu." in said
     assert "cannot be read" not in said
     assert "LEAKAGE" not in said

@@ -15,6 +15,11 @@ from unittest.mock import patch
 
 import optuna
 import pytest
+from harness.record import Recorder, StudyInfo
+from harness.search.bench import Bench
+from harness.search.leases import Owner, Watch
+from harness.search.patience import PatientStorage
+from harness.search.runner import run_study
 from optuna.storages import RDBStorage, _CachedStorage
 from optuna.trial import BaseTrial, TrialState
 from sqlalchemy import event
@@ -26,12 +31,7 @@ from benchmarks.postgres import Server
 from harness import transfer
 from harness.errors import UserError
 from harness.measure import Cpu
-from harness.record import Recorder, StudyInfo
 from harness.search import attempt, patience
-from harness.search.bench import Bench
-from harness.search.leases import Owner, Watch
-from harness.search.patience import PatientStorage
-from harness.search.runner import run_study
 from harness.search.storage import open_storage
 from harness.spec import Study, TrialSpec
 

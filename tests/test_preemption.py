@@ -13,6 +13,12 @@ from typing import Any
 
 import optuna
 import pytest
+from harness.record import Recorder, StudyInfo
+from harness.search.bench import Bench
+from harness.search.cells import CellSearch
+from harness.search.leases import Owner
+from harness.search.preemption import Checkpoints
+from harness.search.runner import prepare, run_study
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.trial import BaseTrial, TrialState
@@ -21,15 +27,9 @@ from PIL import Image
 from harness.checkpoint import BadCheckpoint
 from harness.environment import look_anew
 from harness.measure import Cpu
-from harness.record import Recorder, StudyInfo
 from harness.results import EpochResult
 from harness.rows import Cache
 from harness.search import preemption, signals
-from harness.search.bench import Bench
-from harness.search.cells import CellSearch
-from harness.search.leases import Owner
-from harness.search.preemption import Checkpoints
-from harness.search.runner import prepare, run_study
 from harness.signals import Terminated
 from harness.spec import Study, TrialSpec
 from harness.train import Training
@@ -103,6 +103,7 @@ def curve(tracking_uri: str, run_id: str) -> list[tuple[int, float]]:
 
 def losses_of_an_uninterrupted_trial(study: Study) -> list[tuple[int, float]]:
     from harness.search.cells import first_draw
+
     from harness.train import start
 
     spec = first_draw(study, study.cells()[0])

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from harness.record import StudyInfo
+from harness.search.patience import open_patiently
+from harness.search.workers import Job
 
 from analysis.load import load_study
 from benchmarks.postgres import Server
 from harness.errors import UserError
-from harness.record import StudyInfo
-from harness.search.patience import open_patiently
-from harness.search.workers import Job
 from harness.study import check_options, parse
 
 ROOT = Path(__file__).parents[1]

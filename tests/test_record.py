@@ -15,11 +15,11 @@ from urllib.parse import urlparse
 
 import numpy as np
 import pytest
+from harness.record import Recorder, StudyInfo, predictions_csv
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from harness.errors import UserError, first_line, without_password
-from harness.record import Recorder, StudyInfo, predictions_csv
 from harness.results import OUTCOMES, EpochResult, Outcome, Predictions, TrialResult
 from harness.spec import TrialSpec
 from harness.stores import sqlite_path

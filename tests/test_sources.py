@@ -18,6 +18,7 @@ from harness.backbone import build, weights_sha256
 from harness.backbone.recorded import content_sha256, find_models, folder, model_for, write_model
 from harness.data import load_target
 from harness.data.expressions import roots
+from harness.data.target import ArrayTarget
 from harness.errors import UserError
 from harness.measure import Cpu
 from harness.pretrain import main
@@ -156,8 +157,41 @@ def test_two_numbers_draw_different_images_of_the_same_data() -> None:
 
 
 def test_a_class_with_too_few_images_is_named() -> None:
-    with pytest.raises(UserError, match=r"source low: class '0' of .* has 178 images, too few for"):
-        split_source(load_target(LOW), make(shots=170), 0)
+    labels = np.repeat([0, 1], [30, 1])
+    pixels = np.zeros((31, 8, 8), np.uint8)
+    target = ArrayTarget("small", ("big", "tiny"), labels, None, pixels)
+    with pytest.raises(
+        UserError, match=r"source low: class 'tiny' of .* has 1 images, too few for"
+    ):
+        split_source(target, make(), 0)
+
+
+def test_a_class_with_fewer_images_gives_what_it_has() -> None:
+    labels = np.repeat([0, 1], [100, 8])
+    pixels = np.zeros((108, 8, 8), np.uint8)
+    target = ArrayTarget("unequal", ("big", "small"), labels, None, pixels)
+    split = split_source(target, make(shots=40, val_shots=20), 0)
+    assert np.bincount(labels[split.train]).tolist() == [40, 4]
+    assert np.bincount(labels[split.val]).tolist() == [20, 4]
+
+
+def test_images_of_a_group_are_learned_from_or_judged_on() -> None:
+    labels, groups = np.repeat([0, 1], 60), np.arange(120) // 4
+    pixels = np.zeros((120, 8, 8), np.uint8)
+    target = ArrayTarget("grouped", ("a", "b"), labels, None, pixels, groups=groups)
+    split = split_source(target, make(shots=None, val_shots=None), 0)
+    assert not set(groups[split.train]) & set(groups[split.val])
+    assert len(split.train) + len(split.val) == 120
+    assert np.bincount(labels[split.val]).min() > 0
+
+
+def test_validation_images_of_a_data_set_are_judged_on() -> None:
+    labels = np.repeat([0, 1], 30)
+    pixels, is_val = np.zeros((60, 8, 8), np.uint8), np.arange(60) % 3 == 0
+    target = ArrayTarget("given", ("a", "b"), labels, None, pixels, official_val=is_val)
+    split = split_source(target, make(shots=None, val_shots=None), 0)
+    assert split.val.tolist() == np.flatnonzero(is_val).tolist()
+    assert split.train.tolist() == np.flatnonzero(~is_val).tolist()
 
 
 @pytest.mark.parametrize(

@@ -18,17 +18,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from harness.delivery import Delivery, end
+from harness.record import Recorder, StudyInfo
+from harness.spool import Spool
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 
-from harness.delivery import Delivery, end
 from harness.errors import UserError
-from harness.record import Recorder, StudyInfo
 from harness.results import EpochResult, Predictions, TrialResult
 from harness.spec import TrialSpec
-from harness.spool import Spool
 
 MakeSpec = Callable[..., TrialSpec]
 INFO = StudyInfo("toy", "", "", {"strategy": ["a"]}, {}, 1, 1, "random", (), "")

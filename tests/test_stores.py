@@ -13,10 +13,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from harness.record import PlainInfo, Recorder, StudyInfo
 from mlflow import MlflowClient
 
 from harness.errors import UserError
-from harness.record import PlainInfo, Recorder, StudyInfo
 from harness.search.storage import open_storage
 from harness.stores import require_sqlite
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from harness.search.leases import start_of
 
 from analysis.load import load_study
-from harness.tracking.runs import every_run
-from harness.search.leases import start_of
 from harness.search.storage import open_storage
+from harness.tracking.runs import every_run
 
 STUDY = '''"""Does it run?"""
 import os

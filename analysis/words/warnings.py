@@ -7,12 +7,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from contextlib import suppress
 
 from analysis import compare
 from analysis.compare import Findings
-from analysis.load import StudyTable
+from analysis.load import ONE_TRIAL, StudyTable
 from analysis.words.form import listed, quoted
 
 SETTLED = ["complete", "pruned", "diverged", "oom", "timeout", "audit_failed", "crashed"]
@@ -28,6 +27,7 @@ def warnings(table: StudyTable, found: Findings) -> list[str]:
         *_mixed_conditions(table, found),
         *_censored(found),
         *_doubtful_runs(table, found),
+        *_recorded_twice(table),
         *_unequal_classes(table),
         *leaks,
     ]
@@ -59,6 +59,22 @@ def _missing_work(table: StudyTable, found: Findings) -> list[str]:
         if short:
             text.append(f"Fewer {phase} than asked for: {'; '.join(short)}.")
     return text
+
+
+def _recorded_twice(table: StudyTable) -> list[str]:
+    """Runs of one trial, of which one is counted: the other was deleted in MLflow and restored, say."""
+    runs = table.trials[table.trials["outcome"] == "complete"]
+    if not set(ONE_TRIAL) <= set(runs):
+        return []  # from elsewhere
+    text = []
+    for _, same in runs.groupby(ONE_TRIAL, dropna=False, sort=False):
+        counted, others = same[~same["superseded"]], same[same["superseded"]]
+        if len(counted) and len(others):
+            text.append(
+                f"Recorded twice: {listed(list(others['run_id']))} of “{counted['cell'].iloc[0]}” repeats "
+                f"run {counted['run_id'].iloc[0]}, which is counted; it can be deleted in MLflow."
+            )
+    return text[:SHOWN]
 
 
 def _mixed_conditions(table: StudyTable, found: Findings) -> list[str]:
@@ -133,31 +149,36 @@ def _doubtful_runs(table: StudyTable, found: Findings) -> list[str]:
 
 
 def _unequal_classes(table: StudyTable) -> list[str]:
-    """What each class contributed, where that is not the same for all."""
-    runs = table.trials[table.trials["outcome"] == "complete"]
+    """What each class contributed, where that is not the same for all: over all seeds, target by target."""
+    runs = table.trials[table.trials["outcome"] == "complete"].dropna(subset="images_per_class")
+    targets = runs["param.target"] if "param.target" in runs else runs["study"]
     text = []
-    for recorded in runs["images_per_class"].dropna().unique():
-        try:
-            parts = [
-                f"{name} {_range(json.loads(recorded)[part])}"
-                for part, name in (("train", "training"), ("test", "test"))
-                if isinstance(json.loads(recorded)[part], dict)
-            ]
-        except (ValueError, KeyError, TypeError, IndexError):
-            continue
-        if parts:
+    for target, own in runs.groupby(targets, sort=False, dropna=False)["images_per_class"]:
+        ends: dict[str, list[tuple[int, str]]] = {}
+        for recorded in own.unique():
+            for part, counts in _counts(recorded).items():
+                ends.setdefault(part, []).extend(counts)
+        shown = [
+            f"{name} {' to '.join(f'{n} (“{label}”)' for n, label in (min(found), max(found)))}"
+            for part, name in (("train", "training"), ("test", "test"))
+            if (found := ends.get(part))
+        ]
+        if shown:
+            where = f" of {target}" if targets.nunique() > 1 else ""
             text.append(
-                f"The classes are unequal: images per class, {'; '.join(parts)}. Accuracy is mostly that of "
-                "the large classes."
+                f"The classes{where} are unequal: images per class, {'; '.join(shown)}. Accuracy is mostly "
+                "that of the large classes."
             )
-    return list(dict.fromkeys(text))[:SHOWN]
+    return text[:SHOWN]
 
 
-def _range(counts: Mapping[str, Any]) -> str:
-    """From the smallest to the largest class, from what is recorded of a part."""
-    if counts.keys() == {"least", "most", "all"}:
-        ends = [counts["least"], counts["most"]]
-    else:
-        ordered = sorted((int(str(n)), name) for name, n in counts.items())
-        ends = [ordered[0], ordered[-1]]
-    return " to ".join(f"{n} (“{name}”)" for n, name in ends)
+def _counts(recorded: str) -> dict[str, list[tuple[int, str]]]:
+    """Part -> its least and most images of a class, with the class; without parts whose classes are equal."""
+    found = {}
+    with suppress(ValueError, KeyError, TypeError, AttributeError):
+        for part, counts in json.loads(recorded).items():
+            if isinstance(counts, dict) and counts.keys() == {"least", "most", "all"}:
+                found[part] = [(int(n), str(name)) for n, name in (counts["least"], counts["most"])]
+            elif isinstance(counts, dict):
+                found[part] = [(int(n), str(name)) for name, n in counts.items()]
+    return found

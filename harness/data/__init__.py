@@ -7,6 +7,7 @@ training images, shifts of test images, and the guard against leakage between th
 from harness.data.augment import Augment, augmentation, seeded_view
 from harness.data.images import open_image
 from harness.data.leakage import Leak, find_leaks, leaks_in_words
+from harness.data.places import find_again, remember_place
 from harness.data.shift import shifted
 from harness.data.splits import (
     Examples,
@@ -25,6 +26,7 @@ __all__ = [
     "SplitIndices",
     "Target",
     "augmentation",
+    "find_again",
     "find_leaks",
     "forget",
     "identity",
@@ -33,6 +35,7 @@ __all__ = [
     "load_target",
     "open_image",
     "read_examples",
+    "remember_place",
     "seeded_view",
     "shifted",
     "split_indices",

@@ -10,9 +10,9 @@ import hashlib
 import os
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from harness.data.images import shown
@@ -75,31 +75,37 @@ def _digest(path: Path) -> bytes:
 
 def _recalled(names: Sequence[str]) -> dict[str, tuple[State, bytes]]:
     """What earlier processes have read of these files."""
-    path = default_folder() / FILE_NAME
     found: dict[str, tuple[State, bytes]] = {}
-    with suppress(sqlite3.Error, OSError):
-        if not path.is_file():
-            return found
-        with closing(sqlite3.connect(path, timeout=10)) as database:
-            for start in range(0, len(names), BATCH):
-                some = [os.fsencode(name) for name in names[start : start + BATCH]]
-                marks = ",".join("?" * len(some))
-                rows = database.execute(f"SELECT * FROM files WHERE path IN ({marks})", some)
-                for name, size, written, changed, inode, digest in rows:
-                    found[os.fsdecode(name)] = (size, written, changed, inode), digest
+    with suppress(sqlite3.Error, OSError), memory() as database:
+        for start in range(0, len(names), BATCH):
+            some = [os.fsencode(name) for name in names[start : start + BATCH]]
+            marks = ",".join("?" * len(some))
+            rows = database.execute(f"SELECT * FROM files WHERE path IN ({marks})", some)
+            for name, size, written, changed, inode, digest in rows:
+                found[os.fsdecode(name)] = (size, written, changed, inode), digest
     return found
 
 
 def _remember(known: Mapping[str, tuple[State, bytes]]) -> None:
     if not known:
         return
+    with suppress(sqlite3.Error, OSError, OverflowError), memory() as database:
+        database.execute(
+            "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, size INT, written INT, "
+            "changed INT, inode INT, sha256 BLOB)"
+        )
+        rows = [(os.fsencode(name), *state, digest) for name, (state, digest) in known.items()]
+        database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+
+@contextmanager
+def memory() -> Iterator[sqlite3.Connection]:
+    """The file in which is kept what was read; what the block writes is kept when it ends well.
+
+    Raises:
+        sqlite3.Error, OSError: if it cannot be read or written.
+    """
     path = default_folder() / FILE_NAME
-    with suppress(sqlite3.Error, OSError, OverflowError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(path, timeout=10)) as database, database:
-            database.execute(
-                "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, size INT, written INT, "
-                "changed INT, inode INT, sha256 BLOB)"
-            )
-            rows = [(os.fsencode(name), *state, digest) for name, (state, digest) in known.items()]
-            database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(path, timeout=10)) as database, database:
+        yield database

@@ -56,11 +56,11 @@ def choose(
     usual = [name for name in there if plain(name) in USUAL[role]]
     if len(exact) == 1:
         others = [name for name in usual if name != exact[0]]
-        note = f"Column {exact[0]!r} is used as {role}; {_quoted(others)} not ([{role}=COLUMN])."
+        note = f"Column {exact[0]!r} is used as {role}; {quoted(others)} not ([{role}=COLUMN])."
         return exact[0], [note] if others else []
     if len(usual) > 1:
         raise UserError(
-            f"{what}: {_quoted(usual)} could each be the {role}; say which: [{role}={usual[0]}]"
+            f"{what}: {quoted(usual)} could each be the {role}; say which: [{role}={usual[0]}]"
         )
     if usual:
         return usual[0], [f"Column {usual[0]!r} is used as {role}."]
@@ -74,14 +74,14 @@ def named(wanted: str, there: Sequence[str], what: str) -> str:
     near = [name for name in there if plain(name) == plain(wanted)]
     if len(near) == 1:
         return near[0]
-    raise UserError(f"{what}: no column {wanted!r}; there are {_quoted(there)}")
+    raise UserError(f"{what}: no column {wanted!r}; there are {quoted(there)}")
 
 
 def missing(role: str, there: Sequence[str], what: str) -> UserError:
     """No column has a usual name."""
     headless = any(Path(name).suffix.lower() in image_suffixes() for name in there)
     why = "the first line must name the columns" if headless else f"name one: [{role}=COLUMN]"
-    return UserError(f"{what}: no column for the {role}s; there are {_quoted(there)}; {why}")
+    return UserError(f"{what}: no column for the {role}s; there are {quoted(there)}; {why}")
 
 
 def group_notes(columns: Mapping[str, Sequence[str]], used: Sequence[str | None]) -> list[str]:
@@ -95,11 +95,17 @@ def group_notes(columns: Mapping[str, Sequence[str]], used: Sequence[str | None]
         f"Column {name!r} looks like groups of images that belong together and is not used; [group={name}] "
         "keeps each in one part."
         for name, values in columns.items()
-        if name not in used and plain(name) in LIKE_GROUPS and 1 < len(set(values)) < len(values)
+        if name not in used and looks_like_groups(name) and 1 < len(set(values)) < len(values)
     ]
 
 
-def _quoted(names: Sequence[str]) -> str:
+def looks_like_groups(name: str) -> bool:
+    """Whether a column of that name may say which images belong together."""
+    return plain(name) in LIKE_GROUPS
+
+
+def quoted(names: Sequence[str]) -> str:
+    """Names for a message."""
     return ", ".join(map(repr, names[:12])) + (
         f" and {len(names) - 12} more" if len(names) > 12 else ""
     )

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from harness.data.images import shown
 from harness.data.target import Indices, Target
@@ -39,9 +39,9 @@ def grouped_parts(target: Target, seed: int) -> tuple[Mask, Mask]:
     if test is None:
         rest = np.ones(len(target.labels), np.bool_) if val is None else ~val
         left = 2 if val is None else 1
-        test = _held_out(target, rest, TEST_FOLDS, left, derive_seed("test", target.identity))
+        test = held_out(target, rest, TEST_FOLDS, left, derive_seed("test", target.identity))
     if val is None:
-        val = _held_out(target, ~test, VAL_FOLDS, 1, derive_seed("split", target.identity, seed))
+        val = held_out(target, ~test, VAL_FOLDS, 1, derive_seed("split", target.identity, seed))
     return test, val
 
 
@@ -64,7 +64,11 @@ def folds(labels: Indices, groups: Indices, count: int, seed: int) -> Indices:
         ValueError: if there are fewer images of every class than folds.
     """
     fold = np.zeros(len(labels), np.int64)
-    kind = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    # Where each image is a group of its own, the faster one does the same.
+    alone = len(np.unique(groups)) == len(groups)
+    kind = (StratifiedKFold if alone else StratifiedGroupKFold)(
+        count, shuffle=True, random_state=seed
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of a class with fewer images than folds
         for number, (_, held) in enumerate(kind.split(np.zeros(len(labels)), labels, groups)):
@@ -72,7 +76,7 @@ def folds(labels: Indices, groups: Indices, count: int, seed: int) -> Indices:
     return fold
 
 
-def _held_out(target: Target, rows: Mask, count: int, left: int, seed: int) -> Mask:
+def held_out(target: Target, rows: Mask, count: int, left: int, seed: int) -> Mask:
     """Among these images, a fold with images of every class.
 
     Args:

@@ -2,58 +2,264 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
-from PIL import Image
+import torch
+from numpy.typing import NDArray
 
-from harness.data.target import Target, TorchvisionTarget
+from harness.data.columns import (
+    choose,
+    group_notes,
+    looks_like_groups,
+    missing,
+    named,
+    quoted,
+)
+from harness.data.images import decode_image
+from harness.data.labels import numbered_classes, numbered_groups, one_form
+from harness.data.parts import PARTS, TRAIN, differences, own_parts, part_named
+from harness.data.target import Indices, Target, read_each
 from harness.errors import UserError, first_line
+
+BATCH = 256
+"""Rows whose encoded images are in memory at a time."""
+
+
+@final
+@dataclass(frozen=True)
+class HubTarget(Target):
+    """Images in the columns of data sets, decoded as files are.
+
+    Attributes:
+        parts: (name, data set that gives the images' encoded bytes).
+        column: of the images.
+        which, where: (n,) the part that each image is from, and its row there.
+    """
+
+    parts: tuple[tuple[str, Any], ...]
+    column: str
+    which: Indices
+    where: Indices
+
+    def describe(self, position: int) -> str:
+        part, _ = self.parts[self.which[position]]
+        return f"{self.name}: row {self.where[position]} of {part}"
+
+    def _identity(self) -> Iterable[bytes]:
+        yield b"" if self.official_test is None else self.official_test.tobytes()
+        for number, (_, rows) in enumerate(self.parts):
+            kept = set(self.where[self.which == number].tolist())
+            for start in range(0, len(rows), BATCH):
+                for i, value in enumerate(rows[start : start + BATCH][self.column], start):
+                    if i in kept:
+                        yield hashlib.sha256(_content(value, f"{self.name}: row {i}")).digest()
+
+    def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
+        def image(position: int) -> Any:
+            name = self.describe(position)
+            _, rows = self.parts[self.which[position]]
+            value = rows[int(self.where[position])][self.column]
+            return decode_image(_content(value, name), name, Path(value["path"] or "").suffix)
+
+        return read_each(image, indices, size, interpolation)
+
+
+def _content(value: Mapping[str, Any], name: str) -> bytes:
+    """The bytes of an image that is stored with its row, or beside it under a path."""
+    if value["bytes"] is not None:
+        return bytes(value["bytes"])
+    try:
+        return Path(value["path"]).read_bytes()
+    except OSError as error:
+        raise UserError(f"image {name} cannot be read: {first_line(error)}") from error
 
 
 def huggingface_target(path: str, options: Mapping[str, str]) -> Target:
-    """An image classification set of Hugging Face `datasets`: a folder made by save_to_disk, else a name
-    on the hub. Needs an image column and a ClassLabel column; its "test" part is the official test set."""
+    """An image classification set: a folder made by save_to_disk, one of Parquet files, or a name on the hub.
+
+    Args:
+        path: of the folder, or the name.
+        options: "image", "label", "group": names of columns, where several could be meant.
+
+    Raises:
+        UserError: if it cannot be had, a column is not clear, or an image is missing.
+    """
+    what = f"target hf:{path}"
+    parts, notes = _parts(_loaded(path, what), what)
+    features = next(iter(parts.values())).features
+    image = _image_column(features, options, what)
+    label, more = _label_column(features, [n for n in features if n != image], options, what)
+    notes += more
+    others = [name for name in features if name not in (image, label)]
+    group, more = choose("group", others, options, what)
+    notes += more
+
+    written, labelled = {}, {}
+    for part, rows in parts.items():
+        written[part] = _written(rows, label)
+        labelled[part] = np.array([bool(text) for text in written[part]])
+        if not labelled[part].all():
+            count = int((~labelled[part]).sum())
+            notes.append(f"Part {part}: {count} of {len(rows)} images have no label, passed over.")
+        _refuse_absent(rows, image, labelled[part], f"{what}: part {part}")
+    which = np.concatenate([np.repeat(i, kept.sum()) for i, kept in enumerate(labelled.values())])
+    where = np.concatenate([np.flatnonzero(kept) for kept in labelled.values()])
+    names = list(parts)
+    part_of = [names[i] for i in which]
+    texts = [written[part][row] for part, row in zip(part_of, where, strict=True)]
+    own = own_parts(part_of, what)
+    classes, labels = _classes(texts, features[label], what)
+    if unused := [n for n in getattr(features[label], "names", ()) if one_form(n) not in classes]:
+        notes.append(f"Classes without images are left out: {quoted(unused)}.")
+    by_part = {
+        part: {texts[i] for i in np.flatnonzero(which == names.index(part))}
+        for part in set(part_of)
+    }
+    notes += [*own.notes, *(differences(by_part, what) if len(by_part) > 1 else ())]
+    values = _values(parts, others, part_of, where, group)
+    notes += group_notes(values, [group])
+    return HubTarget(
+        f"hf:{Path(path).name}",
+        classes,
+        labels,
+        own.test,
+        tuple((part, _encoded(rows, image)) for part, rows in parts.items()),
+        image,
+        which.astype(np.int64),
+        where.astype(np.int64),
+        official_val=own.val,
+        groups=None if group is None else numbered_groups(values[group]),
+        notes=tuple(notes),
+    )
+
+
+def _loaded(path: str, what: str) -> Any:
     try:
         import datasets
     except ImportError:
-        raise UserError(f"target hf:{path} needs the extra: pip install -e '.[hf]'") from None
+        raise UserError(f"{what} needs the extra: pip install -e '.[hf]'") from None
     try:
-        on_disk = Path(path).expanduser().is_dir()
-        found = datasets.load_from_disk(path) if on_disk else datasets.load_dataset(path)
+        folder = Path(path).expanduser()
+        if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+            return datasets.load_from_disk(str(folder))
+        return datasets.load_dataset(str(folder) if folder.is_dir() else path)
     except Exception as error:  # hub, OSError, ValueError kinds
         raise UserError(
-            f"target hf:{path}: neither a folder made by save_to_disk nor to be had from the hub "
-            f"({first_line(error)})"
+            f"{what}: neither a folder made by save_to_disk nor to be had from the hub ({first_line(error)})"
         ) from error
-    by_name = found if isinstance(found, datasets.DatasetDict) else {"train": found}
-    parts = [by_name[name] for name in ("train", "test") if name in by_name]
-    features = parts[0].features if parts else {}
-    kinds = {type(kind).__name__: column for column, kind in features.items()}
-    if not {"Image", "ClassLabel"} <= kinds.keys():
+
+
+def _parts(found: Any, what: str) -> tuple[dict[str, Any], list[str]]:
+    """Training, validation and test part, those that there are; notes on other ones."""
+    by_name = dict(found) if isinstance(found, dict) else {TRAIN: found}
+    by_name = {name: rows for name, rows in by_name.items() if len(rows)}
+    meant = {name: part_named(name) for name in by_name}
+    if len(by_name) == 1 and not any(meant.values()):
+        return {TRAIN: next(iter(by_name.values()))}, []
+    others = [name for name, part in meant.items() if part is None]
+    notes = [f"Parts that are passed over: {quoted(others)}."] if others else []
+    parts = {}
+    for part in PARTS:
+        names = [name for name in by_name if meant[name] == part]
+        if len(names) > 1:
+            raise UserError(f"{what}: {quoted(names)} could each be the {part} part")
+        if names:
+            parts[part] = by_name[names[0]]
+    if TRAIN not in parts:
+        raise UserError(f"{what}: needs a train part; there are {quoted(list(by_name))}")
+    return parts, notes
+
+
+def _image_column(features: Mapping[str, Any], options: Mapping[str, str], what: str) -> str:
+    columns = [name for name, kind in features.items() if type(kind).__name__ == "Image"]
+    if not columns:
+        raise UserError(f"{what}: needs an Image column; there are {quoted(list(features))}")
+    if "image" in options:
+        return named(options["image"], columns, what)
+    if len(columns) > 1:
         raise UserError(
-            f"target hf:{path}: needs a train part with an Image and a ClassLabel column"
+            f"{what}: {quoted(columns)} could each be the image; say which: [image={columns[0]}]"
         )
-    label = kinds["ClassLabel"]
-    labels = np.concatenate([np.asarray(part[label], np.int64) for part in parts])
-    test = np.repeat([False, True], [len(p) for p in parts]) if len(parts) == 2 else None
-    images = tuple(_ImageColumn(part, kinds["Image"]) for part in parts)
-    classes = tuple(map(str, features[label].names))
-    return TorchvisionTarget(f"hf:{Path(path).name}", classes, labels, test, images)
+    return columns[0]
 
 
-@dataclass(frozen=True)
-class _ImageColumn:
-    """The images of a Hugging Face data set, indexed as torchvision's sets are."""
+def _label_column(
+    features: Mapping[str, Any], there: Sequence[str], options: Mapping[str, str], what: str
+) -> tuple[str, list[str]]:
+    """The column named in brackets, else the one ClassLabel column, else texts or numbers."""
+    if "label" in options:
+        return named(options["label"], there, what), []
+    columns = [name for name in there if type(features[name]).__name__ == "ClassLabel"]
+    if len(columns) > 1:
+        raise UserError(
+            f"{what}: {quoted(columns)} could each be the label; say which: [label={columns[0]}]"
+        )
+    if columns:
+        return columns[0], []
+    plain = [name for name in there if type(features[name]).__name__ == "Value"]
+    label, notes = choose("label", plain, options, what)
+    if label is None:
+        raise missing("label", there, what)
+    return label, notes
 
-    rows: Any
-    column: str
 
-    def __len__(self) -> int:
-        return len(self.rows)
+def _written(rows: Any, label: str) -> list[str]:
+    """What is written as the label of each row; "" for none."""
+    kind, values = rows.features[label], list(rows[label])
+    if type(kind).__name__ == "ClassLabel":
+        return ["" if v is None or v < 0 else one_form(kind.names[v]) for v in values]
+    if all(value in (None, -1) for value in values):
+        return [""] * len(values)  # numbers that are hidden
+    return ["" if value is None else one_form(str(value)) for value in values]
 
-    def __getitem__(self, index: int) -> tuple[Image.Image]:
-        return (self.rows[index][self.column],)
+
+def _classes(texts: Sequence[str], kind: Any, what: str) -> tuple[tuple[str, ...], Indices]:
+    """Classes in the order of the ClassLabel, those without images left out; else by number or text."""
+    if type(kind).__name__ != "ClassLabel":
+        return numbered_classes(texts, what)
+    used = set(texts)
+    classes = tuple(dict.fromkeys(name for name in map(one_form, kind.names) if name in used))
+    if len(classes) < 2:
+        raise UserError(f"{what}: needs at least 2 classes with images, found {len(classes)}")
+    order = {name: i for i, name in enumerate(classes)}
+    return classes, np.array([order[text] for text in texts], np.int64)
+
+
+def _values(
+    parts: Mapping[str, Any],
+    columns: Sequence[str],
+    part_of: Sequence[str],
+    where: Indices,
+    group: str | None,
+) -> dict[str, list[str]]:
+    """What the columns that are, or may be, groups hold for each image."""
+    found = {}
+    for name in (c for c in columns if c == group or looks_like_groups(c)):
+        written = {part: list(rows[name]) for part, rows in parts.items()}
+        values = (written[part][row] for part, row in zip(part_of, where, strict=True))
+        found[name] = ["" if value is None else str(value) for value in values]
+    return found
+
+
+def _refuse_absent(rows: Any, column: str, kept: NDArray[np.bool_], what: str) -> None:
+    """Name the first row that has a label and no image."""
+    from pyarrow import compute
+
+    stored = _encoded(rows, column).data.column(column)
+    nothing = [compute.is_null(compute.struct_field(stored, name)) for name in ("bytes", "path")]
+    absent = np.flatnonzero(np.logical_and(*map(np.asarray, nothing)) & kept)
+    if len(absent):
+        more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
+        raise UserError(f"{what}: row {absent[0]} has no image{more}")
+
+
+def _encoded(rows: Any, column: str) -> Any:
+    """The images as their bytes, without the other columns."""
+    import datasets
+
+    return rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))

@@ -42,7 +42,7 @@ LEAST_COLOUR = 16
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
-def shown(path: Path) -> str:
+def shown(path: Path | str) -> str:
     """A path in words, also where its name is no text (bytes that are not UTF-8, line breaks)."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return text if text.isprintable() else text.encode("unicode_escape").decode()
@@ -108,7 +108,8 @@ def _opened(source: Path | io.BytesIO, suffix: str, name: str) -> Image.Image:
     except UserError:
         raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
-        raise UserError(f"image {name} cannot be read: {first_line(error)}") from error
+        system = error.strerror if isinstance(error, OSError) else None
+        raise UserError(f"image {name} cannot be read: {system or first_line(error)}") from error
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -53,7 +53,7 @@ def find_images(
             absent.append(name)
         elif len(fitting) > 1:
             few = " or ".join(shown(path.relative_to(folder)) for path in fitting[:2])
-            unclear.append(f"{name!r} could be {few}")
+            unclear.append(f"{shown(name)} could be {few}")
         else:
             paths.append(fitting[0])
             searched.append((name, fitting[0]))
@@ -73,7 +73,7 @@ def find_images(
         name, path = searched[0]
         found = shown(path.relative_to(folder))
         notes.append(
-            f"Images found by the end of their names: {len(searched)} (first {name!r} is {found})."
+            f"Images found by the end of their names: {len(searched)} (first {shown(name)} is {found})."
         )
     return tuple(paths), notes
 
@@ -89,7 +89,7 @@ def _as_written(name: str, folder: Path) -> Path | None:
 
 def _in_words(name: str, folder: Path) -> str:
     text = shown(folder / name.replace("\\", "/"))
-    return text if "\\" not in name else f"{name} ({text})"
+    return text if "\\" not in name else f"{shown(name)} ({text})"
 
 
 @dataclass(frozen=True)

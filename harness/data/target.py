@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -134,20 +134,7 @@ class FileTarget(Target):
         return np.frombuffer(b"".join(found), np.uint8).reshape(len(indices), 32)
 
     def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
-        def image(i: int) -> torch.Tensor | UserError:
-            try:
-                opened = open_image(self.paths[i])
-            except UserError as error:
-                return error
-            return _square(tvf.pil_to_tensor(opened), size, interpolation)
-
-        # Pillow and torch let go of the interpreter while they decode and resize.
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            read = list(pool.map(image, indices))
-        if broken := [found for found in read if isinstance(found, UserError)]:
-            more = f" (and {len(broken) - 5} more)" if len(broken) > 5 else ""
-            raise UserError("; ".join(map(str, broken[:5])) + more)
-        return torch.stack([found for found in read if isinstance(found, torch.Tensor)])
+        return read_each(lambda i: open_image(self.paths[i]), indices, size, interpolation)
 
 
 @final
@@ -158,7 +145,7 @@ class TorchvisionTarget(Target):
     parts: tuple[Any, ...]
 
     def _identity(self) -> Iterable[bytes]:
-        """A few images stand for all: torchvision and the hub check what they download."""
+        """A few images stand for all: torchvision checks what it downloads."""
         return [np.asarray(self._image(i)).tobytes() for i in range(0, len(self.labels), 997)]
 
     def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
@@ -174,6 +161,36 @@ class TorchvisionTarget(Target):
                 return image
             index -= len(part)
         raise IndexError(index)
+
+
+def read_each(
+    image: Callable[[int], Image.Image], indices: Indices, size: int, interpolation: str
+) -> torch.Tensor:
+    """Images one by one, in threads: see `Target.read`.
+
+    Args:
+        image: gives the RGB image at a position.
+        indices: the positions.
+        size: side in pixels.
+        interpolation: how they are resized.
+
+    Raises:
+        UserError: naming the first of those that cannot be read.
+    """
+
+    def one(i: int) -> torch.Tensor | UserError:
+        try:
+            return _square(tvf.pil_to_tensor(image(i)), size, interpolation)
+        except UserError as error:
+            return error
+
+    # Pillow and torch let go of the interpreter while they decode and resize.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        read = list(pool.map(one, indices))
+    if broken := [found for found in read if isinstance(found, UserError)]:
+        more = f" (and {len(broken) - 5} more)" if len(broken) > 5 else ""
+        raise UserError("; ".join(map(str, broken[:5])) + more)
+    return torch.stack([found for found in read if isinstance(found, torch.Tensor)])
 
 
 def _stack(

@@ -54,7 +54,7 @@ def load_target(name: str) -> Target:
     if name in LOADERS:
         return LOADERS[name]()
     if name.lower() in TORCHVISION:
-        return torchvision_target(TORCHVISION[name.lower()])
+        return torchvision_target(name)
     known = [*LOADERS, *TORCHVISION]
     near = difflib.get_close_matches(name.lower(), known, n=3)
     raise UnknownName(

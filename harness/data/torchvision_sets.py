@@ -1,7 +1,10 @@
-"""Torchvision's classification sets, downloaded on first use."""
+"""Torchvision's image classification sets, read from data/ or downloaded into it on first use."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,47 +18,240 @@ from harness.errors import UserError, first_line
 DOWNLOADS = Path("data")
 """Where torchvision keeps what it downloads."""
 
-TORCHVISION = {
-    name.lower(): name
-    for name in (
-        "CIFAR10 CIFAR100 Caltech101 Caltech256 Country211 DTD EMNIST EuroSAT FER2013 FGVCAircraft "
-        "FashionMNIST Flowers102 Food101 GTSRB Imagenette KMNIST LFWPeople MNIST OxfordIIITPet PCAM "
-        "QMNIST RenderedSST2 SEMEION STL10 SUN397 SVHN StanfordCars USPS"
-    ).split()
-    if hasattr(torchvision.datasets, name)
+
+@dataclass(frozen=True)
+class _Set:
+    """How one of torchvision's classes is asked for its parts.
+
+    Attributes:
+        kind: name of the class.
+        train, val, test: arguments for each part; None where it has none with labels.
+        folder: below DOWNLOADS.
+        classes: their names, where the class does not know them.
+    """
+
+    kind: str
+    train: Mapping[str, Any] = field(default_factory=dict)
+    val: Mapping[str, Any] | None = None
+    test: Mapping[str, Any] | None = None
+    folder: str = ""
+    classes: tuple[str, ...] = ()
+
+
+def _by_flag(kind: str, **more: Any) -> _Set:
+    return _Set(kind, {"train": True, **more}, None, {"train": False, **more})
+
+
+def _by_split(kind: str, train: str = "train", val: str = "", test: str = "test") -> _Set:
+    return _Set(kind, {"split": train}, {"split": val} if val else None, {"split": test})
+
+
+def _inaturalist(train: str) -> _Set:
+    return _Set("INaturalist", {"version": train}, None, {"version": "2021_valid"})
+
+
+_EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+_SETS = {
+    **{name.lower(): _by_flag(name) for name in ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST")},
+    **{name.lower(): _by_flag(name) for name in ("MNIST", "QMNIST", "USPS")},
+    "emnist": _by_flag("EMNIST", split="balanced"),
+    **{
+        f"emnist_{split}": _by_flag("EMNIST", split=split)
+        for split in ("byclass", "bymerge", "letters", "digits", "mnist")
+    },
+    **{name.lower(): _Set(name) for name in ("Caltech101", "Caltech256", "EuroSAT", "SEMEION")},
+    "sun397": _Set("SUN397"),
+    "lfwpeople": _Set("LFWPeople", {"split": "10fold"}),
+    "omniglot": _Set("Omniglot", {"background": True}),
+    "omniglot_evaluation": _Set("Omniglot", {"background": False}),
+    **{name.lower(): _by_split(name) for name in ("Food101", "GTSRB", "STL10", "SVHN")},
+    "stanfordcars": _by_split("StanfordCars"),
+    "fer2013": _Set("FER2013", {"split": "train"}, None, {"split": "test"}, classes=_EMOTIONS),
+    "oxfordiiitpet": _by_split("OxfordIIITPet", "trainval"),
+    **{name.lower(): _by_split(name, val="val") for name in ("DTD", "FGVCAircraft", "Flowers102")},
+    "renderedsst2": _by_split("RenderedSST2", val="val"),
+    "country211": _by_split("Country211", val="valid"),
+    # These keep the labels of their test images to themselves: validation is what is tested on.
+    "clevrclassification": _by_split("CLEVRClassification", test="val"),
+    "imagenette": _by_split("Imagenette", test="val"),
+    "imagenet": _Set("ImageNet", {"split": "train"}, None, {"split": "val"}, folder="imagenet"),
+    "places365": _Set(
+        "Places365",
+        {"split": "train-standard", "small": True},
+        None,
+        {"split": "val", "small": True},
+    ),
+    "inaturalist": _inaturalist("2021_train"),
+    "inaturalist_mini": _inaturalist("2021_train_mini"),
 }
+TORCHVISION = {
+    name: made for name, made in sorted(_SETS.items()) if hasattr(torchvision.datasets, made.kind)
+}
+"""By the names of targets: those that the installed version has."""
 
 
 def torchvision_target(name: str) -> Target:
-    """A torchvision classification set, downloaded on first use; its own test split where it has one."""
-    kind = getattr(torchvision.datasets, name)
+    """A torchvision classification set, downloaded on first use, with the parts that it has.
+
+    Raises:
+        UserError: if it is neither in DOWNLOADS nor to be downloaded.
+    """
+    made = TORCHVISION[name.lower()]
     try:
         with careful_archives(Path(DOWNLOADS)):
-            parts = _parts(kind)
+            parts = list(_parts(made))
     except Exception as error:  # urllib, RuntimeError, missing optional packages, ...
         raise UserError(
-            f"target {name} could not be made from torchvision: {first_line(error)} "
-            f"(it is downloaded into {DOWNLOADS}/ on first use, which needs the network)"
+            f"target {made.kind} could not be made from torchvision: {first_line(error)} "
+            f"(it is read from {DOWNLOADS}/, or downloaded there, which needs the network)"
         ) from error
-    labels = np.concatenate([_labels_of(part) for part in parts])
-    classes = getattr(parts[0], "classes", None) or range(int(labels.max()) + 1)
-    test = np.repeat([False, True], [len(parts[0]), len(parts[1])]) if len(parts) == 2 else None
-    return TorchvisionTarget(name.lower(), tuple(map(str, classes)), labels, test, tuple(parts))
+    classes, labels = _labelled(parts)
+    which = np.repeat([part.name for part in parts], [len(part.labels) for part in parts])
+    names = {part.name for part in parts}
+    return TorchvisionTarget(
+        name.lower(),
+        classes,
+        labels,
+        which == "test" if "test" in names else None,
+        tuple(_Ordered(part.images, part.order) for part in parts),
+        official_val=which == "val" if "val" in names else None,
+    )
 
 
-def _parts(kind: Any) -> list[Any]:
-    """Training and test part of a torchvision set, or the one that it has, by whatever arguments it takes."""
+@dataclass(frozen=True)
+class _Part:
+    """One part of a set.
+
+    Attributes:
+        name: "train", "val" or "test".
+        images: torchvision's data set.
+        order: (n,) positions in it, in the order in which they are read.
+        labels: (n,) in that order.
+        classes: names by label.
+    """
+
+    name: str
+    images: Any
+    order: Indices
+    labels: Indices
+    classes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class _Ordered:
+    """Images of a part in an order of ours."""
+
+    images: Any
+    order: Indices
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.images[int(self.order[index])]
+
+
+def _parts(made: _Set) -> Iterator[_Part]:
+    """The parts that have labels, train first."""
+    for name, arguments in (("train", made.train), ("val", made.val), ("test", made.test)):
+        if arguments is None:
+            continue
+        images = _made(getattr(torchvision.datasets, made.kind), DOWNLOADS / made.folder, arguments)
+        labels, order = _labels_of(images)
+        if any(label is None for label in labels):  # FER2013's own test.csv has none
+            continue
+        numbers = np.asarray(labels, np.int64)[order]
+        yield _Part(name, images, order, numbers, made.classes or _names_of(images, numbers))
+
+
+def _made(kind: Any, root: Path, arguments: Mapping[str, Any]) -> Any:
+    """The data set from what is there, else downloaded where it can be."""
+    can_download = "download" in _parameters(kind)
     try:
-        return [kind(DOWNLOADS, train=flag, download=True) for flag in (True, False)]
-    except TypeError:
-        try:
-            return [kind(DOWNLOADS, split=s, download=True) for s in ("train", "test")]
-        except (TypeError, ValueError):
-            return [kind(DOWNLOADS, download=True)]
+        return kind(root, **arguments, **({"download": False} if can_download else {}))
+    except Exception:  # RuntimeError, FileNotFoundError, ...: it is not there, or not whole
+        if not can_download:
+            raise
+        return kind(root, **arguments, download=True)
 
 
-def _labels_of(part: Any) -> Indices:
-    for attribute in ("targets", "labels", "_labels", "y"):
-        if hasattr(part, attribute):
-            return np.asarray(getattr(part, attribute), dtype=np.int64)
-    return np.array([part[i][1] for i in range(len(part))], dtype=np.int64)
+def _parameters(kind: Any) -> set[str]:
+    """Names of what a class takes, its parents' included where it passes them on."""
+    found: set[str] = set()
+    for parent in (c for c in getattr(kind, "__mro__", ()) if "__init__" in vars(c)):
+        own = inspect.signature(parent.__init__).parameters.values()
+        found |= {p.name for p in own}
+        if all(p.kind is not p.VAR_KEYWORD for p in own):
+            break
+    return found
+
+
+def _labels_of(images: Any) -> tuple[list[Any], Indices]:
+    """A label per image, and an order that is the same on every machine, since some sets take the entries of
+    a folder as they come."""
+    if hasattr(images, "_flat_character_images"):  # Omniglot
+        pairs = images._flat_character_images
+        names = [f"{images._characters[label]}/{file}" for file, label in pairs]
+        return [label for _, label in pairs], _sorted(names)
+    if hasattr(images, "all_categories"):  # iNaturalist
+        pairs = images.index
+        return [label for label, _ in pairs], _sorted([f"{c:05d}/{file}" for c, file in pairs])
+    labels = next(
+        (
+            getattr(images, name)
+            for name in ("targets", "labels", "_labels", "y")
+            if hasattr(images, name)
+        ),
+        None,
+    )
+    if labels is None:  # the other half of pairs, whose first half is a file or an image
+        labels = [label for _, label in images._samples]
+    if np.ndim(labels) == 2:  # QMNIST: class, writer, ...
+        labels = np.asarray(labels)[:, 0]
+    order = np.arange(len(labels), dtype=np.int64)
+    if type(images).__name__ == "SUN397":
+        order = _sorted([path.as_posix() for path in images._image_files])
+    return list(labels), order
+
+
+def _sorted(names: Sequence[str]) -> Indices:
+    return np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)
+
+
+def _names_of(images: Any, labels: Indices) -> list[str]:
+    """Names of the classes by label, each once."""
+    names: Sequence[Any] = next(
+        (
+            getattr(images, attribute)
+            for attribute in ("classes", "categories", "all_categories", "_characters")
+            if getattr(images, attribute, None)
+        ),
+        (),
+    )
+    by_index = getattr(images, "class_to_idx", {})
+    if type(images).__name__ in ("LFWPeople", "Places365"):
+        names = sorted(by_index, key=by_index.__getitem__)
+    names = names or range(int(labels.max(initial=0)) + 1)
+    text = [", ".join(n) if isinstance(n, tuple) else str(n) for n in names]
+    if type(images).__name__ == "Places365":  # "/a/airfield"
+        text = [name[3:] for name in text]
+    own = getattr(images, "wnids", range(len(text)))
+    return [t if text.count(t) == 1 else f"{t} ({own[i]})" for i, t in enumerate(text)]
+
+
+def _labelled(parts: Sequence[_Part]) -> tuple[tuple[str, ...], Indices]:
+    """The classes that any part has images of, in order, and a label per image of all parts.
+
+    Parts are joined by the names of classes: of two that list their folders one may lack some.
+    """
+    listed = list(dict.fromkeys(name for part in parts for name in part.classes))
+    if any(hasattr(part.images, "_characters") for part in parts):  # Omniglot: as folders come
+        listed.sort()
+    present = {part.classes[label] for part in parts for label in np.unique(part.labels)}
+    classes = tuple(name for name in listed if name in present)
+    number = {name: i for i, name in enumerate(classes)}
+    labels = [
+        np.array([number.get(name, -1) for name in part.classes], np.int64)[part.labels]
+        for part in parts
+    ]
+    return classes, np.concatenate(labels)

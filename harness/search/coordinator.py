@@ -297,7 +297,9 @@ class _Coordinator:
                 self._finish(
                     number, TrialResult("killed", reason=f"stopped by {what}: {error}"[:500])
                 )
-            except Exception as failure:  # the record may be what failed; each try may wait for minutes
+            except (
+                Exception
+            ) as failure:  # the record may be what failed; each try may wait for minutes
                 if not isinstance(error, (StorageFailed, type(failure))):
                     print(f"warning: {failure}", file=sys.stderr)
                 return

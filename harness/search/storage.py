@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 import optuna
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 
+from harness.addresses import read_only_url, sqlite_url
 from harness.errors import UserError, first_line, without_password
 from harness.stores import create_sqlite, require_sqlite, sqlite_path, warn_of_network
 
@@ -48,7 +48,7 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
             connection.execute("ROLLBACK")
         warn_of_network(sqlite, "a local disk, or a PostgreSQL server")
         options = {"connect_args": {"timeout": SQLITE_TIMEOUT_SECONDS}}
-        storage = optuna.storages.RDBStorage(f"sqlite:///{sqlite}", engine_kwargs=options)
+        storage = optuna.storages.RDBStorage(sqlite_url(sqlite), engine_kwargs=options)
         _write_without_waiting(storage)
         return _cached(storage)
     except UserError:
@@ -90,7 +90,7 @@ def read_storage(url: str) -> optuna.storages.BaseStorage:
             if not sqlite.is_file():
                 raise FileNotFoundError(f"there is no file {sqlite}; name another by --storage")
             require_sqlite(sqlite, "Optuna")
-            url = f"sqlite:///file:{quote(str(sqlite))}?mode=ro&uri=true"
+            url = read_only_url(sqlite)
         storage = _cached(optuna.storages.RDBStorage(url, skip_table_creation=True))
         storage.get_all_studies()
     except UserError:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.caller import undisturbed
 from harness.command import Parser, escaped_output, run_command
 from harness.display import as_table
 from harness.errors import UserError
@@ -85,6 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@undisturbed()
 @escaped_output()
 def measure_similarity(
     path: str | Path,

@@ -13,6 +13,7 @@ from torch import nn
 
 from harness.backbone import build
 from harness.data import Examples, Target, load_target, read_examples
+from harness.data.groups import held_out
 from harness.errors import UserError
 from harness.measure import Clock, Device
 from harness.optimizer import Schedule, batches
@@ -53,27 +54,38 @@ class Trained:
 
 
 def split_source(target: Target, spec: SourceSpec, number: int) -> SourceSplit:
-    """The images that model `number` learns from, stratified, drawn by its seed.
+    """The images that model `number` learns from, stratified, drawn by its seed; `shots` and `val_shots` are
+    upper bounds per class. Official test images are left out, a validation set is used as it is, and the
+    images of a group are all in one part.
 
     Raises:
         UserError: naming the class that is too small.
     """
-    rng = np.random.default_rng(derive_seed("source split", spec.data, spec.seed(number)))
+    name = target.identity if ":" in spec.data else spec.data  # not the path of the user's files
+    seed = derive_seed("source split", name, spec.seed(number))
+    rng, is_val = np.random.default_rng(seed), target.official_val
+    own = np.ones(len(target.labels), np.bool_)
+    if target.official_test is not None:
+        own &= ~target.official_test
+    if target.groups is not None and is_val is None:
+        is_val = held_out(target, own, 10, 1, seed)
     parts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    for label, name in enumerate(target.classes):
-        own = target.labels == label
-        if target.official_test is not None:
-            own &= ~target.official_test
-        members = rng.permutation(np.flatnonzero(own))
-        val = spec.val_shots or max(1, round(0.1 * len(members)))
-        shots = spec.shots or len(members) - val
-        if shots < 1 or val + shots > len(members):
+    for label, class_name in enumerate(target.classes):
+        members = rng.permutation(np.flatnonzero((target.labels == label) & own))
+        if is_val is None:
+            wanted = spec.val_shots or max(1, round(0.1 * len(members)))
+            if wanted + (spec.shots or 1) > len(members):
+                wanted = min(wanted, len(members) // 2)
+            val, train = members[:wanted], members[wanted:]
+        else:
+            val, train = members[is_val[members]][: spec.val_shots], members[~is_val[members]]
+        if not len(train) or (is_val is None and not len(val)):
             raise UserError(
-                f"source {spec.name}: class {name!r} of {spec.data} has {len(members)} images, too few "
-                f"for {val} validation + {max(1, shots)} training images"
+                f"source {spec.name}: class {class_name!r} of {spec.data} has {len(members)} images, too "
+                "few for 1 validation + 1 training image"
             )
-        parts[0].append(members[val : val + shots])
-        parts[1].append(members[:val])
+        parts[0].append(train[: spec.shots])
+        parts[1].append(val)
     train, val_rows = (np.sort(np.concatenate(part)).astype(np.int64) for part in parts)
     return SourceSplit(train, val_rows)
 

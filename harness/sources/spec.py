@@ -25,9 +25,9 @@ class SourceSpec:
         backbone: as in TrialSpec.
         objective: "supervised"; "autoencoder" (its encoder is the backbone); "gan" (its discriminator
             is the backbone).
-        shots: training images per class; None takes all that validation leaves. Official test images
+        shots: training images per class, at most; None takes all that validation leaves. Official test images
             are never used.
-        val_shots: validation images per class; None takes a tenth.
+        val_shots: validation images per class, at most; None takes a tenth.
         resolution: side of the square input in pixels; None takes the backbone's own.
         steps: of the optimiser; 0 leaves the weights random.
         batch_size: images per step.

@@ -309,5 +309,5 @@ def _quoted(text: str) -> str:
 
 def _plain(text: str) -> str:
     """What can stand in a docstring."""
-    safe = text.encode("utf-8", "replace").decode().replace("\\", "/").replace('"', "'")
+    safe = text.encode("utf-8", "replace").decode().replace("\\", "\\\\").replace('"', "'")
     return " ".join(safe.split())

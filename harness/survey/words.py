@@ -129,6 +129,10 @@ def _shapes(survey: Survey) -> Iterator[str]:
 def _files(survey: Survey) -> Iterator[str]:
     if survey.broken:
         yield f"Images that cannot be read: {_few([survey.short(p) for p in survey.broken])}."
+    flat = survey.thumbnails.flatten(1)
+    if len(blank := np.flatnonzero((flat.amin(1) == flat.amax(1)).numpy())):
+        shown = [survey.at(int(i)) for i in survey.looked_at[blank]]
+        yield f"Images that are black, white or grey all over, as they are read: {_few(shown)}."
     if survey.misnamed:
         shown = [f"{survey.short(path)} is {kind}" for path, kind in survey.misnamed.items()]
         yield f"Images in another format than their name says: {_few(shown)}."

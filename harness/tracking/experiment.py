@@ -5,7 +5,6 @@ mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --work
 
 from __future__ import annotations
 
-import logging
 import math
 import shutil
 import tempfile
@@ -16,13 +15,9 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 
+from harness.addresses import adopt_artifacts, artifact_location, remove_stray_folder
 from harness.errors import UserError, refusal, without_password
 from harness.stores import create_sqlite, require_sqlite, sqlite_path, warn_of_network
-
-for _name in ("alembic", "mlflow.store.db.base_sql_model"):
-    logging.getLogger(_name).setLevel(logging.WARNING)
-# Its errors come as exceptions too, of which we say one line.
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100
 """MLflow's own limits (mlflow/utils/validation.py); 100 is that of tags too."""
@@ -46,6 +41,7 @@ class Experiment:
         try:
             open_store(tracking_uri)
             self.client = MlflowClient(tracking_uri=tracking_uri)
+            remove_stray_folder(tracking_uri)
             self.id = self._open(sqlite_path(tracking_uri))
             known = self.client.get_experiment(self.id).tags
             wrong = {key: value for key, value in tags.items() if known.get(key) != value}
@@ -67,7 +63,7 @@ class Experiment:
         if found is not None:
             known: str = found.experiment_id
             return known
-        location = None if path is None else (path.parent / "artifacts" / self.name).as_uri()
+        location = None if path is None else artifact_location(path, self.name)
         made: str = self.client.create_experiment(self.name, artifact_location=location)
         return made
 
@@ -186,6 +182,7 @@ def open_store(tracking_uri: str) -> None:
     if path is not None:
         create_sqlite(path, _make_tables)
         require_sqlite(path, "MLflow", or_empty=True)
+        adopt_artifacts(path)
         warn_of_network(path, "--tracking-uri http://HOST:5000 of an MLflow server")
 
 
@@ -204,3 +201,4 @@ def _storable(values: Mapping[str, object]) -> dict[str, str]:
 
 def _make_tables(uri: str) -> None:
     MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+    remove_stray_folder(uri)

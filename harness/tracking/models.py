@@ -20,6 +20,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
 from torch import nn
 
+from harness.addresses import adopt_artifacts, sqlite_path
 from harness.errors import UserError, first_line, without_password
 from harness.packages import versions
 
@@ -66,11 +67,14 @@ def log_model(
         UserError: if torch.export or the store refuses.
     """
     client = MlflowClient(tracking_uri=tracking_uri)
+    database = sqlite_path(tracking_uri)
     example = images[:2].contiguous()
     with torch.inference_mode():
         signature = infer_signature(example.numpy(), network(example).numpy())
     run_id = ""
     try:
+        if database is not None:
+            adopt_artifacts(database)
         run_id = _run(client, tags)
         for name, value in metrics.items():
             client.log_metric(run_id, name, value)
@@ -124,7 +128,8 @@ def _run(client: MlflowClient, tags: Mapping[str, str]) -> str:
 @contextmanager
 def _quiet_at(tracking_uri: str) -> Iterator[None]:
     """Model.log knows only the global store: this one as long as the block lasts, without its chatter."""
-    before, levels = mlflow.get_tracking_uri(), [logging.getLogger(n).level for n in LOGGERS]
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None  # type: ignore[no-untyped-call]
+    levels = [logging.getLogger(n).level for n in LOGGERS]
     bar = os.environ.get(PROGRESS_BAR)
     mlflow.set_tracking_uri(tracking_uri)
     os.environ[PROGRESS_BAR] = "false"
@@ -135,7 +140,7 @@ def _quiet_at(tracking_uri: str) -> Iterator[None]:
             warnings.simplefilter("ignore")  # torch.export's own, on torch's internals
             yield
     finally:
-        mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None: as if it had not been set
         os.environ.pop(PROGRESS_BAR)
         if bar is not None:
             os.environ[PROGRESS_BAR] = bar

@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 
+from harness.addresses import remove_stray_folder
 from harness.errors import UserError, refusal, without_password
 from harness.stores import default_tracking_uri, require_sqlite, sqlite_path
 from harness.tracking.experiment import search
@@ -153,7 +154,9 @@ def _reading(uri: str) -> Iterator[MlflowClient]:
         path = sqlite_path(uri)
         if path is not None:
             require_sqlite(path, "MLflow")
-        yield MlflowClient(tracking_uri=uri)
+        client = MlflowClient(tracking_uri=uri)
+        remove_stray_folder(uri)
+        yield client
     except UserError:
         raise
     except Exception as error:  # MLflow and SQLAlchemy raise many kinds here

@@ -1,0 +1,137 @@
+"""URLs of SQLite files, and where a run's files lie after the folder of its database was moved."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+ARTIFACTS = "artifacts"
+"""Folder beside the database with one folder per experiment."""
+LOCATIONS = (("runs", "artifact_uri"), ("logged_models", "artifact_location"))
+"""Tables and columns in which MLflow keeps absolute addresses, besides those of the experiments."""
+
+
+def sqlite_url(path: Path) -> str:
+    """The URL of a database file, whatever letters its path has."""
+    from sqlalchemy import URL, make_url  # --help must not wait for it
+
+    file = str(path.resolve())
+    plain = f"sqlite:///{file}"  # with # and blanks too, but not with ? and %41
+    if make_url(plain).database == file:
+        return plain
+    return URL.create("sqlite", database=file).render_as_string()
+
+
+def remove_stray_folder(url: str) -> None:
+    """Remove the empty folder that MLflow 3.17 makes when it opens a database file: at the text of its URL,
+    in which ? and % are written as %3F and %25."""
+    path = sqlite_path(url)
+    folder = Path(url.removeprefix("sqlite:///")).absolute().parent
+    if path is not None and "%" in url and folder.resolve() != path.parent:
+        with suppress(OSError):
+            os.removedirs(folder)
+
+
+def sqlite_path(url: str) -> Path | None:
+    """The absolute path of a sqlite:///PATH URL, or None for any other store."""
+    if not url.startswith("sqlite:///"):
+        return None
+    from sqlalchemy import make_url
+
+    return Path(make_url(url).database or "").resolve()
+
+
+def read_only_url(path: Path) -> str:
+    """The URL of a database file that is not to be changed."""
+    from sqlalchemy import URL
+
+    query = {"mode": "ro", "uri": "true"}
+    uri = path.resolve().as_uri().replace("file://", "file:")
+    return URL.create("sqlite", database=uri, query=query).render_as_string()
+
+
+def artifact_location(database: Path, experiment: str) -> str:
+    """Where the files of an experiment are kept: beside the database."""
+    return (database.resolve().parent / ARTIFACTS / experiment).as_uri()
+
+
+def current_uri(uri: str, experiment: str, tracking_uri: str) -> str:
+    """Where the files of a run are now, which MLflow may know at a place from which they were moved.
+
+    Args:
+        uri: as MLflow has it.
+        experiment: name of the run's experiment.
+        tracking_uri: of its store.
+    """
+    folder, database = local_folder(uri), sqlite_path(tracking_uri)
+    now = folder and database and _moved(folder, experiment, database)
+    return now.as_uri() if now else uri
+
+
+def local_folder(uri: str) -> Path | None:
+    """The folder at an artifact URI, or None if it is not on this machine."""
+    parts = urlparse(uri)
+    if parts.scheme == "file":
+        return Path(unquote(parts.path))
+    return Path(uri) if not parts.scheme and uri else None
+
+
+def adopt_artifacts(database: Path) -> None:
+    """After its folder was moved or copied, change the addresses in an MLflow database to where the files lie
+    now: MLflow would go on to write them, and look for them, at the old place.
+
+    Raises:
+        sqlite3.Error: if they are wrong and the database cannot be written.
+    """
+    with closing(sqlite3.connect(database, timeout=30, isolation_level=None)) as connection:
+        names = {n for (n,) in connection.execute("SELECT name FROM sqlite_master")}
+        moved = list(_moved_experiments(connection, database)) if "experiments" in names else []
+        if not moved:
+            return
+        connection.execute("BEGIN IMMEDIATE")
+        for experiment, old, new in moved:
+            connection.execute(
+                "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?",
+                (new, experiment),
+            )
+            for table, column in (x for x in LOCATIONS if x[0] in names):
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                    f"WHERE experiment_id = ? AND substr({column}, 1, ?) = ?",
+                    (new, len(old) + 1, experiment, len(old) + 1, f"{old}/"),
+                )
+        connection.execute("COMMIT")
+
+
+def _moved_experiments(
+    connection: sqlite3.Connection, database: Path
+) -> Iterator[tuple[int, str, str]]:
+    """(id, old location, new location) of each experiment whose files were moved with the database."""
+    found = connection.execute("SELECT experiment_id, name, artifact_location FROM experiments")
+    for experiment, name, old in found:
+        folder = local_folder(old or "")
+        new = None if folder is None else _moved(folder, name, database)
+        if new is not None:
+            yield experiment, old.rstrip("/"), new.as_uri()
+
+
+def _moved(folder: Path, experiment: str, database: Path) -> Path | None:
+    """Where a folder of an experiment is now; None if it is where it was, or never was beside the database.
+
+    It was if its path goes on as ours do from the name of the database's folder; or, where that was renamed
+    too, if it is gone and there is one here.
+    """
+    home = database.resolve().parent
+    for i in reversed(range(1, len(folder.parts) - 1)):
+        if folder.parts[i : i + 2] != (ARTIFACTS, experiment):
+            continue
+        old, now = Path(*folder.parts[:i]), home.joinpath(*folder.parts[i:])
+        if old.exists() and home.exists() and old.samefile(home):
+            return None
+        renamed = not folder.exists() and (home / ARTIFACTS / experiment).exists()
+        return now if old.name == home.name or renamed else None
+    return None

@@ -1,0 +1,71 @@
+"""Leave a Python session as it was: its environment, warning filters, random state and log levels."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+MLFLOW = {
+    # A server that is away is asked for seconds, not minutes, and no two lines are printed of every run.
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+"""Variables that are set while this project runs, unless the user has set them."""
+LEVELS = {
+    "alembic": logging.WARNING,
+    "mlflow.store.db.base_sql_model": logging.WARNING,
+    # Its errors come as exceptions too, of which we say one line.
+    "mlflow.store.db.utils": logging.CRITICAL,
+    "optuna": logging.ERROR,
+}
+"""Loggers that say less meanwhile."""
+OPTUNAS_OWN = logging.INFO
+"""The level that Optuna sets when it is imported."""
+
+
+def set_variables() -> None:
+    """For a process of our own."""
+    for name, value in MLFLOW.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """In the block libraries are imported and set up as this project needs them; afterwards everything is as
+    the caller had it. As a decorator it is for functions that Python code calls."""
+    environment, state = dict(os.environ), random.getstate()
+    levels = {name: logging.getLogger(name).level for name in LEVELS}
+    if "optuna" not in sys.modules:
+        levels["optuna"] = OPTUNAS_OWN
+    root = logging.root.level  # torch.export changes it
+    threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
+    with warnings.catch_warnings():
+        # Pillow warns from 89 megapixels on; our own limits decide.
+        warnings.filterwarnings("ignore", "Image size .* decompression bomb", RuntimeWarning)
+        set_variables()
+        for name, level in LEVELS.items():
+            if name.partition(".")[0] in sys.modules:
+                logging.getLogger(name).setLevel(level)
+        try:
+            yield
+        finally:
+            random.setstate(state)
+            logging.root.setLevel(root)
+            for name in os.environ.keys() - environment.keys():
+                del os.environ[name]
+            for name, value in environment.items():
+                if os.environ.get(name) != value:
+                    os.environ[name] = value
+            for name, level in levels.items():
+                if name.partition(".")[0] in sys.modules:
+                    logging.getLogger(name).setLevel(level)
+            if threads is not None and sys.modules["torch"].get_num_threads() != threads:
+                sys.modules["torch"].set_num_threads(threads)

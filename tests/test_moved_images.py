@@ -1,0 +1,133 @@
+"""Images that were copied to another place are the same target: recorded trials are replayed and exported."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+
+from analysis.load import Info, trials_frame
+from harness import export, replay, study
+from harness.data import find_again, forget, identity, load_target, remember_place
+from harness.environment import inputs_of, look_anew
+from harness.study_file import forget as forget_files
+
+SPACE = '''"""Does it come out again?"""
+from harness import transfer
+from harness.spec import Study, TrialSpec
+
+def space(trial, strategy):
+    return TrialSpec(
+        target="folder:scratch/101/pets", backbone="test_resnet", strategy=transfer.LinearProbe(),
+        source="scratch", shots=3, val_shots=3, test_shots=3, resolution=32, epochs=2,
+        batch_size=16, lr=trial.suggest_float("lr", 1e-3, 1e-1, log=True),
+    )
+
+study = Study(compare={"strategy": ["probe"]}, space=space, trials=1, repeats=1)
+'''
+
+
+@pytest.fixture
+def project(
+    tmp_path: Path, mlflow_template: Path, optuna_template: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """A folder in which a study of images in scratch/101/pets was run; they are in 102/pets now."""
+    random = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        for i in range(10):
+            path = tmp_path / "scratch" / "101" / "pets" / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 255, (16, 16, 3), np.uint8)).save(path)
+    (tmp_path / "moved.py").write_text(SPACE)
+    (tmp_path / "mlruns").mkdir()
+    for template in (mlflow_template, optuna_template):
+        shutil.copy(template, tmp_path / "mlruns" / template.name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    assert study.main(["--space", "moved.py", "--device", "cpu"]) == 0
+    shutil.copytree(tmp_path / "scratch" / "101", tmp_path / "scratch" / "102")
+    shutil.rmtree(tmp_path / "scratch" / "101")
+    look_anew()
+    yield tmp_path
+    forget()
+    forget_files()
+
+
+def repeat() -> str:
+    client = MlflowClient(tracking_uri=f"sqlite:///{Path.cwd()}/mlruns/mlflow.db")
+    experiment = client.get_experiment_by_name("moved")
+    assert experiment is not None
+    [run] = client.search_runs([experiment.experiment_id], "tags.phase = 'repeat'")
+    found: str = run.info.run_id
+    return found
+
+
+@pytest.mark.usefixtures("project")
+def test_trial_is_replayed_and_exported_from_where_its_images_were_seen_since(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    inputs_of("folder:scratch/102/pets", "test_resnet", "scratch")  # as the next command has it
+    assert replay.main([repeat()]) == 0
+    said = capfd.readouterr().out
+    assert "AGREED: bitwise equal" in said
+    assert "is read from folder:/" in said
+    assert export.main(["--study", "moved", "--device", "cpu"]) == 0
+    assert "exactly as recorded" in capfd.readouterr().out
+
+
+@pytest.mark.usefixtures("project")
+def test_trial_is_replayed_from_the_place_that_is_named(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert replay.main([repeat()]) == 2
+    assert "no such folder" in capfd.readouterr().err
+    assert replay.main([repeat(), "--target", "folder:scratch/102/pets"]) == 0
+    assert "AGREED: bitwise equal" in capfd.readouterr().out
+
+
+def test_other_images_under_the_old_name_are_not_taken_for_the_recorded_ones(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(project / "scratch" / "102", project / "scratch" / "101")
+    Image.new("RGB", (16, 16)).save(project / "scratch" / "101" / "pets" / "cat" / "0.png")
+    assert replay.main([repeat()]) == 1
+    assert "sha256.images" in capfd.readouterr().out
+    look_anew()
+    inputs_of("folder:scratch/102/pets", "test_resnet", "scratch")
+    assert replay.main([repeat()]) == 0
+
+
+def test_latest_place_of_a_content_is_found_by_any_form_of_its_name(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "folder:scratch/102/pets[group=^(.)][classes=cat+dog]"
+    truth = load_target(name).fingerprint()
+    remember_place(name, truth)
+    (project / "other").mkdir()
+    monkeypatch.chdir(project / "other")
+    forget()
+    found = find_again(name.replace("102", "101"), truth)
+    assert found == f"folder:{project}/scratch/102/pets[group=^(.)][classes=cat+dog]"
+    assert load_target(found).fingerprint() == truth
+    assert find_again("folder:nowhere", "0" * 64) == "folder:nowhere"
+    assert find_again("digits", "0" * 64) == "digits"
+    assert identity(found).startswith("sha256:")
+
+
+def test_runs_of_the_same_images_at_two_paths_are_read_as_one_target() -> None:
+    raw = pd.DataFrame(
+        {
+            "run_id": list("abcd"),
+            "params.target": ["folder:/1/pets", "folder:/2/pets", "folder:/1/birds", "digits"],
+            "tags.sha256.images": ["aa", "aa", "bb", None],
+        }
+    )
+    info = Info("x", "", "", {"strategy": ["full"]}, {}, 1, 1)
+    found = trials_frame(raw, info)["param.target"].tolist()
+    assert found == ["folder:/1/pets", "folder:/1/pets", "folder:/1/birds", "digits"]
