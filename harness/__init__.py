@@ -21,6 +21,7 @@ if sys.argv[:1] == ["-m"]:  # a command, whose process is ours
 if TYPE_CHECKING:
     from harness import transfer
     from harness.api import StudyOptions, StudyResult, dry_run, load_result, run_study
+    from harness.bundle import Merged, Packed, merge_bundles, pack_study
     from harness.cache import CacheContents, empty_cache, list_cache
     from harness.errors import UserError
     from harness.export import Exported, export_model
@@ -41,6 +42,8 @@ __all__ = [
     "CacheContents",
     "Exported",
     "LrRange",
+    "Merged",
+    "Packed",
     "PairMeasured",
     "Prediction",
     "Pretrained",
@@ -60,6 +63,8 @@ __all__ = [
     "load_study_file",
     "look_at",
     "measure_similarity",
+    "merge_bundles",
+    "pack_study",
     "predict_images",
     "pretrain_sources",
     "propose_study",
@@ -73,6 +78,7 @@ __all__ = [
 
 _HOME = {
     "api": ("StudyOptions", "StudyResult", "dry_run", "load_result", "run_study"),
+    "bundle": ("Merged", "Packed", "merge_bundles", "pack_study"),
     "cache": ("CacheContents", "empty_cache", "list_cache"),
     "export": ("Exported", "export_model"),
     "lr_find": ("LrRange", "find_lr"),

@@ -64,6 +64,17 @@ class Record:
         """Of every Optuna study in the storage."""
         return list(optuna.get_all_study_names(self.storage))
 
+    def has(self, name: str) -> bool:
+        """True if there is something of that study, of whatever edition. A study that was about to be
+        described when the process died holds nothing yet."""
+        names = self.names()
+        if any(n.startswith(f"{name}/") for n in names):
+            return True
+        return name in names and (attrs := self._attrs(name)) != {} and attrs.keys() != {"info"}
+
+    def _attrs(self, name: str) -> dict[str, Any]:
+        return optuna.load_study(study_name=name, storage=self.storage).user_attrs
+
     def info(self, name: str) -> StudyInfo:
         """The study of that name as a whole.
 
@@ -78,7 +89,7 @@ class Record:
             raise UserError(
                 f"the record has no study {name!r}; it has: {', '.join(known) or 'none yet'}"
             )
-        attrs = optuna.load_study(study_name=name, storage=self.storage).user_attrs
+        attrs = self._attrs(name)
         if attrs.get("format") != FORMAT:
             raise UserError(_of_another_edition(name))
         return StudyInfo(**{**attrs["info"], "leaks": tuple(attrs["info"]["leaks"])})
@@ -89,14 +100,7 @@ class Record:
         Raises:
             UserError: if a study of that name is recorded in another format.
         """
-        names = self.names()
-        if info.name in names:
-            known = self.info(info.name)
-        elif any(n.startswith(f"{info.name}/") for n in names):
-            raise UserError(_of_another_edition(info.name))
-        else:
-            known = None
-        if known == info:
+        if self.has(info.name) and self.info(info.name) == info:
             return
         head = self._head(info.name)
         head.set_user_attr("info", asdict(info))
