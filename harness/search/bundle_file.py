@@ -19,6 +19,7 @@ import re
 import stat
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
@@ -89,7 +90,8 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, Path]) -> N
     except OSError as error:
         raise UserError(f"cannot write {path}: {first_line(error)}") from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def _study_at(path: Path) -> str:
