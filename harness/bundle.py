@@ -107,7 +107,9 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError("to merge, want BUNDLE [BUNDLE ...] --into FOLDER and no other option")
         return _say_merged(merge_bundles(arguments.bundles, arguments.into, **stores), arguments)
     if not arguments.study or not arguments.out:
-        raise UserError("want --study NAME --out FILE to pack, BUNDLE ... --into FOLDER to merge")
+        raise UserError(
+            "--study NAME and --out FILE are required to pack a study; BUNDLE ... --into FOLDER merges"
+        )
     done = pack_study(arguments.study, arguments.out, arguments.space, **stores)
     for line in done.left_out:
         print(f"note: {line}", file=sys.stderr)

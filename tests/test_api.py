@@ -46,6 +46,7 @@ def test_import_is_light_and_every_offered_name_is_there() -> None:
 FUNCTIONS: Mapping[str, Callable[..., object]] = {
     "analysis.recommend": analysis.recommend_cell,
     "analysis.report": analysis.build_report,
+    "harness.bundle": harness.merge_bundles,
     "harness.cache": harness.list_cache,
     "harness.export": harness.export_model,
     "harness.lr_find": harness.find_lr,

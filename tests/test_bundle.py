@@ -436,8 +436,10 @@ def test_what_cannot_be_packed_is_refused(
     tables[0].unlink()
     assert "are missing" in refused(["--study", "toy", "--out", out, *uri], capsys)
     assert not out.exists()
-    assert refused([], capsys).startswith("want --study NAME --out FILE")
-    assert refused(["--study", "toy"], capsys).startswith("want --study NAME --out FILE")
+    assert refused([], capsys).startswith("--study NAME and --out FILE are required")
+    assert refused(["--study", "toy"], capsys).startswith(
+        "--study NAME and --out FILE are required"
+    )
     assert "to merge, want" in refused([shards.probe], capsys)
     assert "to merge, want" in refused([shards.probe, "--into", out, "--study", "toy"], capsys)
     pack = ["--study", "toy", "--out", out, "--storage", f"sqlite:///{out}"]

@@ -17,6 +17,7 @@ from harness.sizes import in_words, parse_size
 NEEDED: Mapping[str, tuple[str, ...]] = {
     "analysis.recommend": ("--study", "x"),
     "analysis.report": ("--study", "x"),
+    "harness.bundle": ("--study", "x", "--out", "x.zip"),
     "harness.cache": (),
     "harness.export": ("--study", "x"),
     "harness.lr_find": ("--space", "x.py"),

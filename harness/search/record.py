@@ -65,15 +65,13 @@ class Record:
         return list(optuna.get_all_study_names(self.storage))
 
     def has(self, name: str) -> bool:
-        """True if there is something of that study, of whatever edition. A study that was about to be
-        described when the process died holds nothing yet."""
+        """True if there is something of that study, of whatever edition. One that was just being described
+        for the first time when the process died is not there yet."""
         names = self.names()
-        if any(n.startswith(f"{name}/") for n in names):
-            return True
-        return name in names and (attrs := self._attrs(name)) != {} and attrs.keys() != {"info"}
-
-    def _attrs(self, name: str) -> dict[str, Any]:
-        return optuna.load_study(study_name=name, storage=self.storage).user_attrs
+        if name not in names or any(n.startswith(f"{name}/") for n in names):
+            return any(n.startswith(f"{name}/") for n in names)
+        head = optuna.load_study(study_name=name, storage=self.storage)
+        return bool(head.user_attrs.keys() - {"info"} or head.get_trials(deepcopy=False))
 
     def info(self, name: str) -> StudyInfo:
         """The study of that name as a whole.
@@ -89,7 +87,7 @@ class Record:
             raise UserError(
                 f"the record has no study {name!r}; it has: {', '.join(known) or 'none yet'}"
             )
-        attrs = self._attrs(name)
+        attrs = optuna.load_study(study_name=name, storage=self.storage).user_attrs
         if attrs.get("format") != FORMAT:
             raise UserError(_of_another_edition(name))
         return StudyInfo(**{**attrs["info"], "leaks": tuple(attrs["info"]["leaks"])})
