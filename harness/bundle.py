@@ -224,6 +224,7 @@ def merge_bundles(
     from harness.search.space import quiet_optuna
     from harness.search.storage import check_storage_url, open_storage
     from harness.stores import default_tracking_uri, record_home
+    from harness.tracking.experiment import check_tracking_uri
     from harness.tracking.projection import Projection
 
     root = Path(into)
@@ -231,6 +232,7 @@ def merge_bundles(
     uri = tracking_uri or default_tracking_uri(root)
     home = record_home(url, uri, root)
     check_storage_url(url)
+    check_tracking_uri(uri)
     with tempfile.TemporaryDirectory() as folder, quiet_optuna():
         parts = [
             read_bundle(Path(bundle), Path(folder, str(number)))

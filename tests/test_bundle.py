@@ -648,6 +648,11 @@ def test_a_place_that_cannot_be_merged_into_is_refused(
     fresh = tmp_path / "fresh"
     assert "is no bundle" in refused([file, "--into", fresh], capsys)
     assert not fresh.exists()
+    odd = ["--tracking-uri", "nonsense://x"]
+    assert "cannot open the tracking store" in refused(
+        [shards.probe, "--into", fresh, *odd], capsys
+    )
+    assert not fresh.exists()
 
 
 def test_a_tracking_server_that_is_away_keeps_no_bundle_from_the_record(
