@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+pytest.register_assert_rewrite("tests.toy")
+
 from benchmarks.postgres import Server
 from harness.spec import TrialSpec
 from harness.transfer import FullFineTune

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from harness.environment import inputs_of
 from harness.errors import UserError
@@ -108,9 +108,11 @@ class CellSearch:
         return Slot(self.cell, self.phase, index)
 
     def close_abandoned(self) -> list[TrialRecord]:
-        """End the trials that a process left running when it died; returns them."""
+        """End the trials that a process left running when it died; returns them. One whose result was
+        written already ends as that says."""
         for trial in self._optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self._optuna.tell(trial.number, state=TrialState.FAIL)
+            result = trial.user_attrs.get("result", {})
+            self._tell(trial.number, result.get("outcome", "killed"), result.get("metrics", {}))
         left = [t for a in self._attempts.values() for t in a if not t.outcome]
         self._attempts = {}
         for ended in read_trials(self.record.storage, self.name, self.cell, self._number):
@@ -205,15 +207,20 @@ class CellSearch:
             "died": died,
         }
         patiently(lambda: trial.set_user_attr("result", written))
-        if result.outcome == "complete":
-            value = float(result.metrics["val_accuracy"])
-            told = patiently(lambda: self._optuna.tell(trial, value, skip_if_finished=True))
-        else:
-            state = TrialState.PRUNED if result.outcome == "pruned" else TrialState.FAIL
-            told = patiently(lambda: self._optuna.tell(trial, state=state, skip_if_finished=True))
+        told = patiently(lambda: self._tell(trial, result.outcome, result.metrics))
         ended = trial_record(self.name, told, open_trial.record.slot, self._number)
         self._note(ended)
         return ended
+
+    def _tell(
+        self, trial: optuna.Trial | int, outcome: str, metrics: Mapping[str, float]
+    ) -> FrozenTrial:
+        """Write down Optuna's own end of a trial whose result is written."""
+        if outcome == "complete":
+            value = float(metrics["val_accuracy"])
+            return self._optuna.tell(trial, value, skip_if_finished=True)
+        state = TrialState.PRUNED if outcome == "pruned" else TrialState.FAIL
+        return self._optuna.tell(trial, state=state, skip_if_finished=True)
 
     def give_up(self, index: int) -> TrialRecord:
         """Write down, as a trial of its own, that a slot keeps ending its process."""

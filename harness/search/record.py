@@ -175,7 +175,7 @@ def trial_record(name: str, trial: FrozenTrial, slot: Slot, chosen: int | None) 
     if not epochs:
         values = sorted(trial.intermediate_values.items())
         epochs = [EpochResult.of_accuracy(epoch, value) for epoch, value in values]
-    # Its process may have died between the result and the end: such a trial never counted.
+    # Its process may die between the result and the end: a result counts when the trial has ended.
     ended = result if over else {}
     return TrialRecord(
         key=f"{name}#{trial.number}",

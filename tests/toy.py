@@ -1,0 +1,311 @@
+"""A study whose training is a stand-in with real stores, for tests of what is recorded; and the real command
+on a study that trains for a moment, for tests of processes."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import Run, ViewType
+from optuna.trial import BaseTrial, FrozenTrial
+
+from analysis.load import load_study
+from harness import transfer
+from harness.recorded import StudyInfo
+from harness.results import EpochResult, Predictions, TrialResult
+from harness.search.coordinator import RunContext, SlotDone, prepare, run_study
+from harness.search.executors.inline import Inline
+from harness.search.record import Record
+from harness.search.storage import open_storage
+from harness.spec import Study, TrialSpec
+from harness.tracking.projection import Projection
+from harness.trial import run_trial
+
+ROOT = Path(__file__).parents[1]
+ARMS = {"probe": transfer.LinearProbe(), "full": transfer.FullFineTune()}
+
+
+def space(trial: BaseTrial, strategy: str) -> TrialSpec:
+    lr = trial.suggest_float("lr", 1e-4, 1e-1, log=True)
+    return TrialSpec(
+        target="digits", backbone="test_resnet", strategy=ARMS[strategy], source="scratch", lr=lr, epochs=2
+    )  # fmt: skip
+
+
+def make_study(**changes: Any) -> Study:
+    """Two cells of two trials and one repeat."""
+    fields: dict[str, Any] = {
+        "compare": {"strategy": list(ARMS)}, "space": space, "trials": 2, "repeats": 1, "name": "toy",
+    }  # fmt: skip
+    return Study(**{**fields, **changes})
+
+
+STUDY = make_study()
+SMALL = make_study(compare={"strategy": ["probe"]}, trials=1)
+
+
+def info_of(study: Study) -> StudyInfo:
+    """As the command would record it."""
+    return StudyInfo(
+        name=study.name, question="Does it?", command="run it", factors={k: list(v) for k, v in study.compare.items()},
+        baseline={}, trials=study.trials, repeats=study.repeats, sampler=study.sampler, seed=study.seed,
+        leaks=(), study_file="toy.py", space_sha256="ab12",
+    )  # fmt: skip
+
+
+def truth(spec: TrialSpec) -> tuple[float, float]:
+    """Validation loss and accuracy: the nearer the rate to 0.01, the better."""
+    distance = abs(math.log10(spec.lr) + 2)
+    return distance, 1 / (1 + distance)
+
+
+class World:
+    """Stands in for training: what each spec gives, and what was asked for."""
+
+    def __init__(self) -> None:
+        self.specs: list[TrialSpec] = []
+        self.truth: Callable[[TrialSpec], tuple[float, float]] = truth
+        self.disturb: Callable[[TrialSpec, int], object] = lambda spec, epoch: None
+
+    def start(self, spec: TrialSpec, *_: object) -> FakeTraining:
+        self.specs.append(spec)
+        return FakeTraining(self, spec)
+
+    def fail_on(self, numbers: set[int], error: BaseException) -> None:
+        """Raise in the second epoch of these trials, counted from 1."""
+
+        def disturb(spec: TrialSpec, epoch: int) -> None:
+            if epoch == 1 and len(self.specs) in numbers:
+                raise error
+
+        self.disturb = disturb
+
+
+class FakeTraining:
+    def __init__(self, world: World, spec: TrialSpec) -> None:
+        self._world, self._spec = world, spec
+
+    def __iter__(self) -> Iterator[EpochResult]:
+        for epoch in range(self._spec.epochs):
+            self._world.disturb(self._spec, epoch)
+            seconds = 0.5 * (epoch + 1)
+            yield EpochResult(epoch, 1.0, *self._world.truth(self._spec), seconds, seconds)
+
+    def checkpoint(self) -> None:
+        return None
+
+    def finish(self, test: bool) -> TrialResult:
+        if not test:
+            return TrialResult("complete", {"train_seconds": 1.0})
+        one = np.array([1])
+        found = Predictions(one, one, one, np.array([0.5]))
+        return TrialResult("complete", {"train_seconds": 1.0, "test_accuracy": 0.5}, "", found)
+
+
+class Place:
+    """The two stores of a folder, opened again by every run as by a new process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.mlflow, self.optuna = folder / "mlflow.db", folder / "optuna.db"
+        self.uri, self.url = f"sqlite:///{self.mlflow}", f"sqlite:///{self.optuna}"
+        self.world = World()
+        self.clock: Callable[[], float] = time.monotonic
+
+    def record(self) -> Record:
+        return Record(open_storage(self.url), self.folder)
+
+    def projection(self, study: Study = STUDY) -> Projection:
+        return Projection(self.uri, info_of(study), self.record(), self.clock)
+
+    def events(self, study: Study = STUDY) -> Iterator[SlotDone]:
+        """One run of the command."""
+        record = self.record()
+        projection = Projection(self.uri, info_of(study), record, self.clock)
+        context = RunContext(record, projection)
+        prepare(study, info_of(study), context)
+        projection.settle()
+        run: Any = partial(run_trial, begin=self.world.start)
+        yield from run_study(study, context, Inline(run))
+
+    def run(self, study: Study = STUDY) -> list[SlotDone]:
+        return list(self.events(study))
+
+    def trials(self) -> list[FrozenTrial]:
+        """Optuna's own view of every trial."""
+        storage = open_storage(self.url)
+        names = optuna.get_all_study_names(storage)
+        return [t for n in names for t in optuna.load_study(study_name=n, storage=storage).trials]
+
+    def runs(self, **tags: object) -> list[Run]:
+        """MLflow's own view: every run of a trial that has these tags."""
+        wanted = {k: str(v) for k, v in tags.items()}.items()
+        return [
+            r for r in self.every_run() if "phase" in r.data.tags and wanted <= r.data.tags.items()
+        ]
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(tracking_uri=self.uri)
+
+    def every_run(self, view: str = ViewType.ACTIVE_ONLY) -> list[Run]:
+        experiment = self.client.get_experiment_by_name("toy")
+        assert experiment is not None
+        return list(self.client.search_runs([experiment.experiment_id], run_view_type=view))
+
+    def outcomes(self) -> Counter[str]:
+        return Counter(r.data.tags.get("outcome", "none") for r in self.runs())
+
+    def assert_whole(self, study: Study = STUDY) -> None:
+        """Every slot is complete once in both stores, every attempt is in both, and nothing is open."""
+        assert_whole(self.folder, study)
+
+
+def assert_whole(folder: Path, study: Study) -> None:
+    """The same of any folder, without the harness's own view of either store."""
+    place = Place(folder)
+    slots = {
+        (cell["strategy"], phase, index)
+        for cell in study.cells()
+        for phase, count in (("tune", study.trials), ("repeat", study.repeats))
+        for index in range(count)
+    }
+    assert [r.data.tags for r in place.every_run() if r.info.status == "RUNNING"] == []
+    shown = Counter(
+        (r.data.tags["cell"], r.data.tags["phase"], int(r.data.tags["index"]))
+        for r in place.runs(outcome="complete")
+    )
+    assert shown == dict.fromkeys(slots, 1)
+    storage, kept, attempts = open_storage(place.url), Counter[tuple[str, str, int]](), 0
+    for name in optuna.get_all_study_names(storage):
+        for trial in optuna.load_study(study_name=name, storage=storage).trials:
+            assert trial.state.is_finished(), name
+            attempts += "slot" in trial.user_attrs
+            if trial.state == optuna.trial.TrialState.COMPLETE:
+                cell, *phase = name.removeprefix("toy/").split("/")
+                index = trial.user_attrs["slot"]["index"]
+                kept[cell, "repeat" if phase else "tune", index] += 1
+    assert kept == dict.fromkeys(slots, 1)
+    assert len(place.runs()) == attempts
+
+
+# --- the real command ------------------------------------------------------------------------------
+
+COMMAND = '''"""Does it run?"""
+import os, signal, time
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import transfer
+from harness.spec import Study, TrialSpec
+
+
+def once(name):
+    """True for the first process that asks."""
+    try:
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Troubled(transfer.LinearProbe):
+    lr: float = 0.0
+
+    def lr_scales(self, num_groups, epoch):
+        {trouble}
+        return super().lr_scales(num_groups, epoch)
+
+
+def space(trial, strategy):
+    lr = trial.suggest_float("lr", 1e-3, 1e-1, log=True)
+    chosen = Troubled(lr) if strategy == "b" and trial.number == 1 else transfer.LinearProbe()
+    return TrialSpec(
+        target="digits", backbone="small_cnn", strategy=chosen, source="scratch",
+        shots=2, val_shots=2, test_shots=2, resolution=28, epochs={epochs}, batch_size=4, lr=lr,
+    )
+
+
+study = Study(compare={{"strategy": ["a", "b"]}}, space=space, trials={trials}, repeats=1, name="toy")
+'''
+RUN = [sys.executable, "-m", "harness.study", "--space", "toy.py", "--device", "cpu"]
+SYNC = [sys.executable, "-m", "harness.sync", "--study", "toy"]
+
+
+def write_study(folder: Path, trouble: str = "", trials: int = 3, epochs: int = 2) -> Study:
+    """A study of which trial 1 of cell "b" is in trouble at each epoch; as the command will see it."""
+    text = COMMAND.format(trouble=trouble or "pass", trials=trials, epochs=epochs)
+    (folder / "toy.py").write_text(text)
+    return make_study(compare={"strategy": ["a", "b"]}, trials=trials, repeats=1)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def call(folder: Path, command: list[str], *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*command, *options], cwd=folder, env=environment(), capture_output=True, text=True, timeout=300
+    )  # fmt: skip
+
+
+def begin(folder: Path, *options: str) -> subprocess.Popen[str]:
+    """The study's command, in a process group of its own."""
+    return subprocess.Popen(
+        [*RUN, *options], cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def go_on(folder: Path, study: Study, *options: str) -> str:
+    """Type the command again: everything is done then. Returns what it said."""
+    done = call(folder, RUN, *options)
+    assert done.returncode == 0, done.stderr
+    assert_whole(folder / "mlruns", study)
+    return done.stderr
+
+
+def trials_of(folder: Path) -> pd.DataFrame:
+    """What the report reads."""
+    found = load_study("toy", f"sqlite:///{folder}/mlruns/mlflow.db").trials
+    return found.sort_values(["cell", "phase", "index"]).reset_index(drop=True)
+
+
+def results(folder: Path) -> pd.DataFrame:
+    """What must not depend on how the study was run."""
+    complete = trials_of(folder).query("outcome == 'complete'").reset_index(drop=True)
+    return complete[["cell", "phase", "index", "seed", "param.lr", "val_loss", "test_loss"]]
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
+    end = time.monotonic() + 240
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def is_alive(process: int) -> bool:
+    """False for a process that has ended, also if nobody has asked for its exit code."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
+
+
+def kill(process: int) -> None:
+    os.kill(process, signal.SIGKILL)
