@@ -79,6 +79,7 @@ def _carry_out(study: Study, info: StudyInfo, arguments: argparse.Namespace, cac
         with sole_runner(home, study.name):
             uri = arguments.tracking_uri or default_tracking_uri(ROOT)
             projection = Projection(uri, info, record)
+            projection.open()
             context = RunContext(
                 record=record,
                 projection=projection,

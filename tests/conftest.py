@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-pytest.register_assert_rewrite("tests.toy")
-
 from benchmarks.postgres import Server
 from harness.spec import TrialSpec
 from harness.transfer import FullFineTune
 from tests.lab import Lab, World
+
+pytest.register_assert_rewrite("tests.toy")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -60,8 +60,8 @@ SMALL = make_study(compare={"strategy": ["probe"]}, trials=1)
 def info_of(study: Study) -> StudyInfo:
     """As the command would record it."""
     return StudyInfo(
-        name=study.name, question="Does it?", command="run it", factors={k: list(v) for k, v in study.compare.items()},
-        baseline={}, trials=study.trials, repeats=study.repeats, sampler=study.sampler, seed=study.seed,
+        name=study.name, question="Does it?", command="run it",
+        factors={k: list(v) for k, v in study.compare.items()}, baseline={}, trials=study.trials, repeats=study.repeats, sampler=study.sampler, seed=study.seed,
         leaks=(), study_file="toy.py", space_sha256="ab12",
     )  # fmt: skip
 
@@ -135,6 +135,7 @@ class Place:
         """One run of the command."""
         record = self.record()
         projection = Projection(self.uri, info_of(study), record, self.clock)
+        projection.open()
         context = RunContext(record, projection)
         prepare(study, info_of(study), context)
         projection.settle()

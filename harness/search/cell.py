@@ -232,9 +232,12 @@ class CellSearch:
         about = {"index": index, "attempt": len(attempts) + 1, "seed": last.seed}
         result = {"outcome": "crashed", "lasting": True, "reason": reason}
         task = {"spec": dict(last.spec), "inputs": dict(last.inputs)}
+        kept = self._optuna.get_trials(deepcopy=False)[last.number]
         self._optuna.add_trial(
             optuna.trial.create_trial(
                 state=TrialState.FAIL,
+                params=kept.params,
+                distributions=kept.distributions,
                 user_attrs={"slot": about, "task": task, "result": result},
             )
         )

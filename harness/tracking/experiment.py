@@ -74,7 +74,7 @@ class Experiment:
     def create(self, name: str, tags: Mapping[str, object], started: int | None = None) -> str:
         """Open a run; returns its id."""
         run = self.client.create_run(
-            self.id, start_time=started, tags=_storable(tags), run_name=name
+            self.id, start_time=started, tags=storable(tags), run_name=name
         )
         run_id: str = run.info.run_id
         return run_id
@@ -87,12 +87,12 @@ class Experiment:
         tags: Mapping[str, object] | None = None,
     ) -> None:
         """Metrics, parameters and tags in as few calls as MLflow allows; the tags come last."""
-        written = [Param(k, v) for k, v in _storable(params or {}).items()]
+        written = [Param(k, v) for k, v in storable(params or {}).items()]
         while len(metrics) > METRICS_PER_CALL or len(written) > PARAMS_PER_CALL:
             some, metrics = metrics[:METRICS_PER_CALL], metrics[METRICS_PER_CALL:]
             others, written = written[:PARAMS_PER_CALL], written[PARAMS_PER_CALL:]
             self.client.log_batch(run_id, some, others)
-        marks = [RunTag(k, v) for k, v in _storable(tags or {}).items()]
+        marks = [RunTag(k, v) for k, v in storable(tags or {}).items()]
         self.client.log_batch(run_id, metrics, written, marks)
 
     def keep(
@@ -191,7 +191,7 @@ def finite(values: Mapping[str, float]) -> dict[str, float]:
     return {k: float(v) for k, v in values.items() if math.isfinite(v)}
 
 
-def _storable(values: Mapping[str, object]) -> dict[str, str]:
+def storable(values: Mapping[str, object]) -> dict[str, str]:
     """As text, with "?" for what no database takes: NUL, and bytes of file names that are no UTF-8."""
     return {
         k: str(v).replace("\0", "?").encode("utf-8", "replace").decode()[:TAG_LENGTH]

@@ -30,7 +30,9 @@ from harness.errors import UserError, first_line
 from harness.recorded import StudyInfo, TrialRecord
 from harness.results import EpochResult
 from harness.spec import cell_label
-from harness.tracking.experiment import Experiment, finite
+from harness.stores import sqlite_path
+from harness.tracking.experiment import Experiment, finite, storable
+from harness.tracking.runs import every_run
 
 PER_EPOCH = ("train_loss", "val_loss", "val_accuracy", "train_seconds", "marginal_seconds")
 """Metrics with one value per epoch; MLflow shows the last, which is the trial's."""
@@ -92,9 +94,6 @@ class Projection:
 
     Attributes:
         behind: MLflow lacks something, because its store did not answer.
-
-    Raises:
-        UserError: if the store refuses; one that does not answer is warned of, and tried again later.
     """
 
     def __init__(
@@ -109,12 +108,25 @@ class Projection:
         self._shown: dict[str, _Shown] = {}
         self._parents: dict[str, str] = {}
         self._opened: Experiment | None = None
+        self._file: tuple[int, int] | None = None
+
+    def open(self) -> None:
+        """Refuse at once a file that is none of MLflow's, or cannot be written. A server is not asked: it may
+        be away, which is warned of when something is to be written.
+
+        Raises:
+            UserError: if the store cannot be used.
+        """
         if not self._uri.startswith("http"):
-            self._experiment()  # a file that is none of MLflow's, or cannot be written, is refused now
+            self._experiment()
 
     def _experiment(self) -> Experiment:
+        """Raises OSError if the store's file was deleted: MLflow would go on writing to what is left."""
         if self._opened is None:
             self._opened = Experiment(self._uri, self._info.name, experiment_tags(self._info))
+            self._file = _identity(self._uri)
+        elif self._file != _identity(self._uri):
+            raise OSError("its file was deleted or replaced")
         return self._opened
 
     # --- while the study runs ----------------------------------------------------------------------
@@ -179,46 +191,25 @@ class Projection:
         Raises:
             UserError, MlflowException: if the store cannot be read or written.
         """
-        experiment, trials = self._experiment(), self._source.trials(self._info)
+        trials = self._source.trials(self._info)
+        experiment = None if check else self._experiment()
+        stored = every_run(self._info.name, self._uri) if check else self._every_run()
+        runs, deleted, others = _by_trial(stored)
         found: list[Difference] = []
-        runs, deleted, others = self._runs(experiment)
-        if not check:
+        if experiment is not None:
             self._open_parents(experiment, trials)
         for trial in trials:
-            key, name = trial.key, f"{trial.slot}, attempt {trial.attempt}"
-            mine = runs.pop(key, [])
-            if not mine and key in deleted:
-                if restore and not check:
-                    experiment.client.restore_run(deleted[key].info.run_id)
-                    mine = [deleted[key]]
-                elif trial.outcome:
-                    hint = "" if restore else "; --restore brings it back"
-                    found.append(
-                        Difference(f"{name} was deleted in MLflow{hint}", restore and not check)
-                    )
+            mine, gone = runs.pop(trial.key, []), deleted.get(trial.key)
+            name = f"{trial.slot}, attempt {trial.attempt}"
+            if not mine and gone is not None and trial.outcome:
+                hint = "" if restore else "; --restore brings it back"
+                mended = restore and experiment is not None
+                found.append(Difference(f"{name} was deleted in MLflow{hint}", mended))
+                if not (restore and experiment is not None):
                     continue
-            if not mine:
-                if trial.outcome:
-                    found.append(Difference(f"{name} ({trial.outcome}) has no run", not check))
-                    if not check:
-                        self._write(trial)
-                continue
-            best = max(mine, key=_wholeness)
-            for run in mine:
-                if run is not best and not _is_closed(run):
-                    found.append(
-                        Difference(f"{name} has a second run {run.info.run_id}", not check)
-                    )
-                    if not check:
-                        self._close(experiment, run)
-            wrong = _difference(trial, best)
-            if wrong:
-                found.append(Difference(f"{name} {wrong}", not check))
-                if not check:
-                    known = experiment.client.get_metric_history(best.info.run_id, "val_accuracy")
-                    self._shown[key] = _Shown(best.info.run_id, len(known), self._clock())
-                    self._write(trial)
-            self._shown.pop(key, None)
+                experiment.client.restore_run(gone.info.run_id)
+                mine = [gone]
+            found += self._compare(trial, name, mine, experiment)
         for key, unknown in runs.items():
             found += [
                 Difference(f"run {run.info.run_id} ({key}) is of no trial in the record", False)
@@ -227,25 +218,39 @@ class Projection:
             ]
         if others:
             found.append(Difference(f"{others} runs say of no trial which it is", False))
-        if not check:
+        if experiment is not None:
             self._summarise(experiment, trials)
         return found
 
-    def _runs(self, experiment: Experiment) -> tuple[dict[str, list[Run]], dict[str, Run], int]:
-        """Runs of trials by key, those that were deleted, and how many have no key."""
-        runs: defaultdict[str, list[Run]] = defaultdict(list)
-        deleted: dict[str, Run] = {}
-        others = 0
-        for run in experiment.search(deleted=True):
-            key = run.data.tags.get(KEY)
-            gone = run.info.lifecycle_stage == "deleted"
-            if key is None:
-                others += "index" in run.data.tags and not gone
-            elif gone:
-                deleted[key] = run
-            else:
-                runs[key].append(run)
-        return dict(runs), deleted, others
+    def _every_run(self) -> Iterable[Run]:
+        return self._experiment().search(deleted=True)
+
+    def _compare(
+        self, trial: TrialRecord, name: str, runs: list[Run], experiment: Experiment | None
+    ) -> list[Difference]:
+        """What the runs of a trial say differently; mended where an experiment is given."""
+        mended = experiment is not None
+        if not runs:
+            if not trial.outcome:
+                return []
+            if mended:
+                self._write(trial)
+            return [Difference(f"{name} ({trial.outcome}) has no run", mended)]
+        found = []
+        best = max(runs, key=_wholeness)
+        for run in runs:
+            if run is not best and not _is_closed(run):
+                found.append(Difference(f"{name} has a second run {run.info.run_id}", mended))
+                if experiment is not None:
+                    self._close(experiment, run)
+        if wrong := _difference(trial, best):
+            found.append(Difference(f"{name} {wrong}", mended))
+            if experiment is not None:
+                known = experiment.client.get_metric_history(best.info.run_id, "val_accuracy")
+                self._shown[trial.key] = _Shown(best.info.run_id, len(known), self._clock())
+                self._write(trial)
+        self._shown.pop(trial.key, None)
+        return found
 
     def _close(self, experiment: Experiment, run: Run) -> None:
         """End a run that another one of the same trial makes superfluous."""
@@ -296,10 +301,11 @@ class Projection:
         """The run of the study, and those of the cells: the UI groups trials under them, and the report
         is the study's artifact. They are finished from the start: nothing that runs depends on them."""
         if not self._parents:
-            for run in experiment.search("tags.kind = 'study'"):
-                self._parents.setdefault("", run.info.run_id)
-            for run in experiment.search("tags.kind = 'cell'"):
-                self._parents.setdefault(run.data.tags["cell"], run.info.run_id)
+            for kind in ("study", "cell"):
+                for run in experiment.search(f"tags.kind = '{kind}'"):
+                    self._parents.setdefault(run.data.tags.get("cell", ""), run.info.run_id)
+                    if run.info.status == "RUNNING":  # its process died before it could finish it
+                        experiment.client.set_terminated(run.info.run_id)
         info = self._info
         if "" not in self._parents:
             tags = {"kind": "study", "study": info.name, "mlflow.note.content": info.question}
@@ -391,6 +397,32 @@ def run_tags(trial: TrialRecord) -> dict[str, object]:
     }
 
 
+def _identity(uri: str) -> tuple[int, int] | None:
+    """Which file a SQLite store is; None for any other store, and for one that is gone."""
+    path = sqlite_path(uri)
+    if path is None or not path.exists():
+        return None
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
+def _by_trial(stored: Iterable[Run]) -> tuple[dict[str, list[Run]], dict[str, Run], int]:
+    """Runs of trials by key, those that were deleted, and how many have no key."""
+    runs: defaultdict[str, list[Run]] = defaultdict(list)
+    deleted: dict[str, Run] = {}
+    others = 0
+    for run in stored:
+        key = run.data.tags.get(KEY)
+        gone = run.info.lifecycle_stage == "deleted"
+        if key is None:
+            others += "index" in run.data.tags and not gone
+        elif gone:
+            deleted[key] = run
+        else:
+            runs[key].append(run)
+    return dict(runs), deleted, others
+
+
 def _difference(trial: TrialRecord, run: Run) -> str:
     """What the run of a trial says differently, in words; "" if nothing."""
     status = STATUS.get(trial.outcome, "FAILED")
@@ -399,8 +431,8 @@ def _difference(trial: TrialRecord, run: Run) -> str:
         return (
             f"is {trial.outcome or 'running'}, its run says {said or 'nothing'} ({run.info.status})"
         )
-    wanted = {k: v for k, v in run_tags(trial).items() if k not in trial.provenance}
-    other = [k for k, v in wanted.items() if run.data.tags.get(k) != str(v)[: len(str(v))]]
+    wanted = storable({k: v for k, v in run_tags(trial).items() if k not in trial.provenance})
+    other = [k for k, v in wanted.items() if run.data.tags.get(k) != v]
     lacking = [k for k in finite(trial.metrics) if k not in run.data.metrics]
     if other or lacking:
         return f"differs from its run in {', '.join([*other, *lacking][:5])}"

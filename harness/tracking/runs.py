@@ -80,6 +80,21 @@ def read_runs(tracking_uri: str, phases: Sequence[str]) -> list[Recorded]:
         ]
 
 
+def every_run(study: str, tracking_uri: str) -> list[Run]:
+    """Every run of a study, those that were deleted in the UI too; none where there is no store or no such
+    study. Nothing is written.
+
+    Raises:
+        UserError: if the store cannot be read.
+    """
+    path = sqlite_path(tracking_uri)
+    if path is not None and not path.exists():
+        return []
+    with _reading(tracking_uri) as client:
+        found = client.get_experiment_by_name(study)
+        return [] if found is None else list(search(client, found.experiment_id, deleted=True))
+
+
 def _read(study: str, uri: str, read: Callable[[MlflowClient, Experiment], Found]) -> Found:
     shown, path = without_password(uri), sqlite_path(uri)
     if path is not None and not path.exists():
