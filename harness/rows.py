@@ -229,6 +229,10 @@ class Rows:
         self._known[index] = True
         return time.perf_counter() - began
 
+    def forget(self) -> None:
+        """Take no row for known: `fill` compares each with what it was made from."""
+        self._known[:] = False
+
     def take(self, index: Positions) -> torch.Tensor:
         """(n, *shape) copies of filled rows."""
         if self._map is not None:
@@ -287,6 +291,12 @@ class Rows:
 
 
 _live: weakref.WeakSet[Rows] = weakref.WeakSet()
+
+
+def forget() -> None:
+    """Compare every row with what it was made from before it is used again: files may have changed."""
+    for rows in _live:
+        rows.forget()
 
 
 @lru_cache(maxsize=16)

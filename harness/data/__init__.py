@@ -4,6 +4,7 @@ The only importer of torchvision's data side: targets (data sets by name), split
 training images, shifts of test images, and the guard against leakage between the parts.
 """
 
+from harness import rows
 from harness.data.augment import Augment, augmentation, seeded_view
 from harness.data.images import open_image
 from harness.data.leakage import Leak, find_leaks, leaks_in_words
@@ -55,3 +56,4 @@ def forget() -> None:
     """Read every target anew from now on."""
     load_target.cache_clear()
     read_examples.cache_clear()
+    rows.forget()
