@@ -22,9 +22,11 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.server import app, handlers
 from optuna.trial import TrialState
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
+from werkzeug.serving import make_server
 
 from harness.errors import UserError
 from harness.search.coordinator import StudyStopped
@@ -269,6 +271,64 @@ def test_13_mlflow_that_answers_again_is_completed_while_the_study_runs(
     place.assert_whole()
     said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert ["does not take" in said[0], "answers again" in said[1], len(said)] == [True, True, 2]
+
+
+class Server:
+    """A real MLflow server in a thread of this process, which can go away, fail or hang."""
+
+    def __init__(self, place: Place) -> None:
+        handlers.initialize_backend_stores(
+            place.uri, default_artifact_root=f"{place.folder}/artifacts"
+        )
+        self.mood, self._port = "", 0
+        self.start()
+        self.uri = f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        self._server = make_server("127.0.0.1", self._port, self._answer, threaded=True)
+        self._port = self._server.port
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _answer(self, environ: Any, start_response: Any) -> Any:
+        if self.mood == "fails":
+            start_response("500 Internal Server Error", [])
+            return [b""]
+        if self.mood == "hangs":
+            time.sleep(3)
+        return app(environ, start_response)
+
+
+@pytest.mark.parametrize("mood", ["is down", "fails", "hangs"])
+def test_13_server_that_goes_away_costs_one_warning_and_is_completed_when_it_is_back(
+    mood: str, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    server, behind = Server(place), place.uri
+    try:
+        place.uri = server.uri
+        events = place.events()
+        next(events)
+        server.mood = mood
+        if mood == "is down":
+            server.stop()
+        began = time.monotonic()
+        assert len(list(events)) == 5, "training goes on"
+        assert time.monotonic() - began < 30
+        said = capsys.readouterr().err
+        assert said.count("warning: the tracking store does not take what is written") == 1
+        server.mood = ""
+        if mood == "is down":
+            server.start()
+        assert sync_study("toy", storage=place.url, tracking_uri=server.uri).left == ()
+    finally:
+        server.stop()
+    place.uri = behind
+    place.assert_whole()
 
 
 def spoil(place: Place, how: Callable[[Path], object]) -> str:

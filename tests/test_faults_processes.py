@@ -1,6 +1,6 @@
-"""Faults that need whole processes: the real command, stopped, doubled, or eight times at once.
+"""Faults that need whole processes: the real command, its workers killed, stopped, suspended, doubled.
 
-Numbers are rows of the issue's table of faults.
+Numbers are rows of docs/pages/faults.md. Trial 1 of cell "b" is the one in trouble (`tests.toy`).
 """
 
 from __future__ import annotations
@@ -13,24 +13,30 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from harness.search.leases import start_of
 
-from tests.test_workers import (
-    ONCE,
-    ROOT,
+from harness.spec import Study
+from tests.toy import (
     RUN,
-    assert_whole,
-    environment,
-    run,
-    trials,
+    SYNC,
+    begin,
+    call,
+    go_on,
+    is_alive,
+    kill,
+    results,
+    trials_of,
     wait_for,
     write_study,
 )
 
-pytestmark = pytest.mark.slow
-VERIFY = [sys.executable, "-m", "harness.verify", "--study", "toy"]
-HANG = ONCE.format(what="mark.write_text(str(os.getpid())); import time; time.sleep(600)")
+SAY = "Path('new').write_text(str(os.getpid())); os.rename('new', 'mark')"
+"""Tell which process runs the trial in trouble."""
+WAIT = f"if epoch == 1 and once('begun'): {SAY}; time.sleep(600)"
+"""The trial hangs before its second epoch, the first time."""
+GO = "[time.sleep(0.05) for _ in iter(Path('go').exists, True)]"
+WAIT_FOR_GO = f"if epoch == 1 and once('begun'): {SAY}; {GO}"
 FULL = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -38,234 +44,251 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
 from harness.study import main
 sys.exit(main(["--space", "toy.py", "--device", "cpu"]))
 """
-HANGS_FOR_EVER = """
-from dataclasses import dataclass
-import time
-from harness.search import signals
-
-signals.HUNG_SECONDS = 1
-
-
-@dataclass(frozen=True)
-class Hangs(transfer.LinearProbe):
-    def lr_scales(self, num_groups, epoch):
+HANG = """
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})  # as in a call that never returns
         time.sleep(600)
 
+from harness.search.executors import inline
 
-def space(trial, strategy):"""
-SUSPENDED = """
-from dataclasses import dataclass
+inline.HUNG_SECONDS = 1
 
 
 @dataclass(frozen=True)
-class Suspended(transfer.LinearProbe):
+class Unused(transfer.LinearProbe):
     def lr_scales(self, num_groups, epoch):
-        if not Path("mark").exists():
-            Path("mark").touch()
-            os.kill(os.getpid(), signal.SIGSTOP)
-        return super().lr_scales(num_groups, epoch)
-
-
-def space(trial, strategy):"""
-SHORT_LEASES = """
-import sys
-from harness.search import leases
-leases.GRACE_SECONDS = 2
-from harness.study import main
-sys.exit(main(["--space", "toy.py", "--device", "cpu"]))
-"""
-RACER = """
-import sys
-from pathlib import Path
-from harness.record import PlainInfo, Recorder
-from harness.search.storage import open_storage
-print("ready", flush=True)
-sys.stdin.readline()
-Recorder(f"sqlite:///{sys.argv[1]}/mlflow.db", PlainInfo("toy"))
-open_storage(f"sqlite:///{sys.argv[1]}/optuna.db")
-"""
+        pass"""
 
 
 @pytest.fixture
 def here(tmp_path: Path, mlflow_template: Path, optuna_template: Path) -> Path:
-    (tmp_path / "mlruns").mkdir()
-    (tmp_path / "mlruns" / "mlflow.db").write_bytes(mlflow_template.read_bytes())
-    (tmp_path / "mlruns" / "optuna.db").write_bytes(optuna_template.read_bytes())
-    return tmp_path
+    """A folder with both databases made, where the command is typed."""
+    return prepared(tmp_path, mlflow_template, optuna_template)
 
 
-def verify(folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        VERIFY, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300
-    )
+def prepared(folder: Path, mlflow: Path, optuna: Path) -> Path:
+    (folder / "mlruns").mkdir()
+    (folder / "mlruns" / "mlflow.db").write_bytes(mlflow.read_bytes())
+    (folder / "mlruns" / "optuna.db").write_bytes(optuna.read_bytes())
+    return folder
 
 
-def begin(folder: Path, *options: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*RUN, *options],
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+@pytest.fixture(scope="module")
+def alone(
+    tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path, optuna_template: Path
+) -> pd.DataFrame:
+    """Results of one uninterrupted process."""
+    folder = prepared(tmp_path_factory.mktemp("alone"), mlflow_template, optuna_template)
+    go_on(folder, write_study(folder))
+    return results(folder)
 
 
-def hanging(folder: Path) -> int:
-    """Wait until a trial hangs; returns its process."""
-    wait_for(lambda: (folder / "mark").exists() and (folder / "mark").read_text() != "")
+def marked(folder: Path, process: subprocess.Popen[str]) -> int:
+    """The process of the trial in trouble, once it is."""
+    wait_for((folder / "mark").exists, process)
     return int((folder / "mark").read_text())
 
 
-def go_on(folder: Path) -> None:
-    done = run(folder)
+def outcomes(folder: Path) -> dict[str, int]:
+    return dict(trials_of(folder)["outcome"].value_counts())
+
+
+def test_workers_try_and_find_what_one_process_would(here: Path, alone: pd.DataFrame) -> None:
+    go_on(here, write_study(here), "--workers", "2")
+    pd.testing.assert_frame_equal(results(here), alone)
+
+
+@pytest.mark.slow
+def test_1_worker_that_is_killed_disturbs_no_other_and_its_trial_is_run_again_once(
+    here: Path, alone: pd.DataFrame
+) -> None:
+    study = write_study(here, WAIT)
+    parent = begin(here, "--workers", "4")
+    kill(marked(here, parent))
+    _, err = parent.communicate(timeout=240)
+    assert parent.returncode == 0, err
+    assert outcomes(here) == {"complete": 8, "killed": 1}
+    [lost] = trials_of(here).query("outcome == 'killed'").to_dict("records")
+    assert (lost["cell"], lost["index"], lost["reason"]) == (
+        "b", 1, "its process died: SIGKILL, as when memory runs out"
+    )  # fmt: skip
+    assert set(trials_of(here).query("cell == 'a'")["attempt"].astype(int)) == {1}
+    go_on(here, study)
+    pd.testing.assert_frame_equal(results(here), alone)
+
+
+@pytest.mark.slow
+def test_1_slot_that_ends_its_worker_each_time_is_crashed_and_the_others_are_run(
+    here: Path,
+) -> None:
+    write_study(here, "os.kill(os.getpid(), signal.SIGSEGV)")
+    done = call(here, RUN, "--workers", "2")
     assert done.returncode == 0, done.stderr
-    assert_whole(folder)
-    found = verify(folder)
-    assert found.returncode == 0, found.stdout + found.stderr
+    assert outcomes(here) == {"complete": 7, "killed": 2, "crashed": 1}
+    [given_up] = trials_of(here).query("outcome == 'crashed'").to_dict("records")
+    assert (given_up["cell"], given_up["index"]) == ("b", 1)
+    assert given_up["reason"] == (
+        "its process ended 2 times (its process died: SIGSEGV); it is not tried again"
+    )
+    assert call(here, RUN).returncode == 0
+    assert len(trials_of(here)) == 10
 
 
-def test_2_ctrl_c_ends_all_workers_and_their_trials(here: Path) -> None:
-    write_study(here, HANG)
+@pytest.mark.slow
+def test_1_slot_that_ends_the_command_each_time_is_crashed_and_the_others_are_run(
+    here: Path,
+) -> None:
+    write_study(here, "os.kill(os.getpid(), signal.SIGSEGV)")
+    assert [call(here, RUN).returncode for _ in range(3)] == [-signal.SIGSEGV] * 2 + [0]
+    assert outcomes(here) == {"complete": 7, "killed": 2, "crashed": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 2])
+def test_2_ctrl_c_ends_all_workers_and_their_trials(here: Path, times: int) -> None:
+    """Also one that does not listen, and if it is pressed again meanwhile."""
+    study = write_study(
+        here, WAIT.replace("time.sleep", "signal.signal(15, signal.SIG_IGN); time.sleep")
+    )
     parent = begin(here, "--workers", "2")
-    worker = hanging(here)
-    os.killpg(parent.pid, signal.SIGINT)
+    worker = marked(here, parent)
+    for _ in range(times):
+        os.killpg(parent.pid, signal.SIGINT)
     _, err = parent.communicate(timeout=240)
     assert parent.returncode == 130
     assert "stopped by Ctrl-C" in err
-    assert not start_of(worker)
-    found = verify(here)
-    assert found.returncode == 1
-    assert "wrong" not in found.stdout
-    assert "unfinished: I3: " in found.stdout
-    go_on(here)
-
-
-def test_2_second_ctrl_c_does_not_wait_for_a_worker_that_does_not_listen(here: Path) -> None:
-    deaf = "signal.signal(signal.SIGTERM, lambda *_: Path('asked').touch())"
-    hangs = "mark.write_text(str(os.getpid())); import time; time.sleep(600)"
-    write_study(here, ONCE.format(what=f"{deaf}; {hangs}"))
-    text = (here / "toy.py").read_text()
-    patient = (
-        "from harness.search import workers\n\nworkers.PATIENCE_SECONDS = 3600\n\n\ndef space("
-    )
-    (here / "toy.py").write_text(text.replace("def space(", patient))
-    parent = begin(here, "--workers", "2")
-    worker = hanging(here)
-    os.killpg(parent.pid, signal.SIGINT)
-    wait_for((here / "asked").exists)
-    os.killpg(parent.pid, signal.SIGINT)
-    _, err = parent.communicate(timeout=240)
-    assert parent.returncode == 130
     assert "Traceback" not in err
-    assert not start_of(worker)
-    go_on(here)
+    wait_for(lambda: not is_alive(worker))
+    go_on(here, study)
 
 
-def test_4_worker_that_was_suspended_for_longer_than_its_lease_is_not_counted(here: Path) -> None:
-    write_study(here)
-    text = (here / "toy.py").read_text().replace("def space(trial, strategy):", SUSPENDED.strip())
-    once = "Suspended() if trial.number == 2 else transfer.LinearProbe()"
-    (here / "toy.py").write_text(text.replace("transfer.LinearProbe(),", f"{once},"))
-    (here / "short.py").write_text(SHORT_LEASES)
-    first = begin(here)
-    wait_for(lambda: (here / "mark").exists())
-    os.waitpid(first.pid, os.WUNTRACED)
-    other = subprocess.run(
-        [sys.executable, "short.py"],
-        cwd=here,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
+@pytest.mark.slow
+def test_3_sigterm_ends_the_command_and_its_workers_at_once(here: Path) -> None:
+    study = write_study(here, WAIT)
+    parent = begin(here, "--workers", "2")
+    worker = marked(here, parent)
+    parent.terminate()
+    _, err = parent.communicate(timeout=240)
+    assert parent.returncode == 143
+    assert "stopped by SIGTERM or SIGUSR1; run the same command again to go on" in err
+    wait_for(lambda: not is_alive(worker))
+    go_on(here, study)
+
+
+@pytest.mark.slow
+def test_3_sigusr1_lets_workers_end_their_epochs_which_are_kept(
+    here: Path, alone: pd.DataFrame
+) -> None:
+    study = write_study(here, WAIT_FOR_GO)
+    parent = begin(here, "--workers", "2")
+    marked(here, parent)
+    parent.send_signal(signal.SIGUSR1)
+    wait_for((here / "mlruns" / "checkpoints").exists)  # of the other worker, or of this one
+    (here / "go").touch()
+    _, err = parent.communicate(timeout=240)
+    assert parent.returncode == 143, err
+    kept = len(list((here / "mlruns" / "checkpoints").iterdir()))
+    go_on(here, study)
+    resumed = trials_of(here)["resumed"].dropna()
+    assert len(resumed) == kept > 0
+    assert set(resumed) <= {"after epoch 0", "after epoch 1"}
+    pd.testing.assert_frame_equal(results(here), alone)
+
+
+@pytest.mark.slow
+def test_4_worker_that_is_suspended_is_waited_for(here: Path, alone: pd.DataFrame) -> None:
+    study = write_study(
+        here, "if epoch == 1 and once('begun'): os.kill(os.getpid(), signal.SIGSTOP)"
     )
-    assert other.returncode == 0, other.stderr
-    assert_whole(here)
-    first.send_signal(signal.SIGCONT)
-    _, err = first.communicate(timeout=240)
-    assert first.returncode == 0, err
-    assert_whole(here)
-    assert verify(here).returncode == 0
-    (lost,) = trials(here).query("outcome == 'killed'")["reason"]
-    assert "took it over" in lost
+    parent = begin(here, "--workers", "2")
+    wait_for(lambda: len(stopped_children(parent.pid)) == 1, parent)
+    [worker] = stopped_children(parent.pid)
+    os.kill(worker, signal.SIGCONT)
+    _, err = parent.communicate(timeout=240)
+    assert parent.returncode == 0, err
+    assert outcomes(here) == {"complete": 8}
+    go_on(here, study)
+    pd.testing.assert_frame_equal(results(here), alone)
 
 
+def stopped_children(process: int) -> list[int]:
+    """Suspended processes that it has started."""
+    found = []
+    for child in Path(f"/proc/{process}/task").glob("*/children"):
+        for pid in map(int, child.read_text().split()):
+            if "State:\tT" in Path(f"/proc/{pid}/status").read_text():
+                found.append(pid)
+    return found
+
+
+@pytest.mark.slow
 def test_14_full_disk_ends_the_study_in_one_line_and_spoils_no_database(here: Path) -> None:
-    write_study(here)
+    study = write_study(here)
     size = max(p.stat().st_size for p in (here / "mlruns").iterdir())
     (here / "full.py").write_text(FULL)
-    full = subprocess.run(
-        [sys.executable, "full.py", str(size)],
-        cwd=here,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert full.returncode in (1, 2)
+    full = call(here, [sys.executable, "full.py", str(size)])
+    assert full.returncode in (0, 1, 2)
     assert "Traceback" not in full.stderr
+    assert "full" in full.stderr or "I/O" in full.stderr, full.stderr
     for name in ("mlflow.db", "optuna.db"):
         with closing(sqlite3.connect(here / "mlruns" / name)) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    go_on(here)
+    go_on(here, study)
 
 
-def test_16_eight_processes_start_on_no_database(tmp_path: Path) -> None:
-    racers = [
-        subprocess.Popen(
-            [sys.executable, "-c", RACER, str(tmp_path)],
-            cwd=ROOT,
-            env=environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+def hold(here: Path) -> tuple[Study, subprocess.Popen[str]]:
+    """A command at work on the study, and a trial of it that goes on when told so."""
+    study = write_study(here, WAIT_FOR_GO)
+    first = begin(here)
+    marked(here, first)
+    return study, first
+
+
+@pytest.mark.slow
+def test_17_second_command_on_a_study_is_refused_and_told_who_runs_it(here: Path) -> None:
+    study, first = hold(here)
+    for command in (RUN, SYNC):
+        second = call(here, command)
+        assert second.returncode == 2
+        [line] = second.stderr.splitlines()
+        assert (
+            f"'toy' is running already (process {first.pid} on {os.uname().nodename}, since "
+            in line
         )
-        for _ in range(8)
-    ]
-    for racer in racers:
-        assert racer.stdout is not None
-        assert racer.stdout.readline() == "ready\n"
-    for racer in racers:
-        assert racer.stdin is not None
-        racer.stdin.write("go\n")
-        racer.stdin.flush()
-    assert [racer.wait(300) for racer in racers] == [0] * 8
-    for name in ("mlflow.db", "optuna.db"):
-        with closing(sqlite3.connect(tmp_path / name)) as connection:
-            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    for racer in racers:
-        racer.communicate()
+    (here / "go").touch()
+    _, err = first.communicate(timeout=240)
+    assert first.returncode == 0, err
+    assert outcomes(here) == {"complete": 8}
+    go_on(here, study)
 
 
-def test_17_command_typed_twice_at_once_does_the_study_once(here: Path) -> None:
-    write_study(here)
-    pair = [begin(here), begin(here)]
-    ends = [one.communicate(timeout=300) for one in pair]
-    assert [one.returncode for one in pair] == [0, 0], ends
-    assert_whole(here)
-    found = verify(here)
-    assert found.returncode == 0, found.stdout
+@pytest.mark.slow
+def test_28_workers_end_with_a_command_that_is_killed_and_the_next_one_says_so(here: Path) -> None:
+    study = write_study(here, WAIT)
+    parent = begin(here, "--workers", "2")
+    worker = marked(here, parent)
+    kill(parent.pid)
+    parent.communicate(timeout=60)
+    wait_for(lambda: not is_alive(worker))
+    said = go_on(here, study)
+    assert f"note: 'toy' was left by process {parent.pid} on " in said
+    assert "which died; going on" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_30_trial_that_nothing_interrupts_ends_with_its_process(here: Path, workers: int) -> None:
-    write_study(here)
-    text = (
-        (here / "toy.py").read_text().replace("def space(trial, strategy):", HANGS_FOR_EVER.strip())
-    )
-    once = "Hangs() if trial.number == 2 and strategy == 'a' else transfer.LinearProbe()"
-    (here / "toy.py").write_text(text.replace("transfer.LinearProbe(),", f"{once},"))
-    limits = ("--workers", str(workers), "--max-minutes", "0.2")
-    done = run(here, *limits)
-    assert "a, trial 2 took longer than --max-minutes, and could not be interrupted" in done.stderr
+    write_study(here, HANG)
+    options = ("--workers", str(workers), "--max-minutes", "0.1")
+    done = call(here, RUN, *options)
     assert "Traceback" not in done.stderr
     if workers == 1:
         assert done.returncode == 1
-        done = run(here, *limits)
+        assert (
+            "b, trial 1 took longer than --max-minutes, and could not be interrupted" in done.stderr
+        )
+        done = call(here, RUN, *options)
     assert done.returncode == 0, done.stderr
-    found = trials(here)
-    assert found["outcome"].value_counts().to_dict() == {"complete": 11, "timeout": 1}
-    assert found.query("outcome == 'timeout'")["index"].tolist() == [2]
-    assert verify(here).returncode == 0
+    assert outcomes(here) == {"complete": 7, "timeout": 1}
+    [hung] = trials_of(here).query("outcome == 'timeout'").to_dict("records")
+    assert (hung["cell"], hung["index"]) == ("b", 1)
+    assert "could not be interrupted: its process was ended" in hung["reason"]

@@ -13,6 +13,7 @@ from typing import Any
 import mlflow
 import pytest
 
+from harness.errors import first_line, without_password
 from harness.search.storage import open_storage
 from harness.study import main
 
@@ -70,6 +71,33 @@ def test_the_interface_that_is_shown_listens_to_this_machine_only() -> None:
 
 def test_telemetry_is_off() -> None:
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql+psycopg://ann:s3cret@db/x", "postgresql+psycopg://ann:***@db/x"),
+        ("mysql://ann:p:q/r@db", "mysql://ann:***@db"),
+        ("cannot reach http://u:pw@h and http://v:pw2@h", "cannot reach http://u:***@h and http://v:***@h"),
+        ("http://host:5000/path", "http://host:5000/path"),
+        ("redis://:pw@h/0", "redis://:***@h/0"),
+        ("postgresql://ann@h/x?password=pw&sslmode=require", "postgresql://ann@h/x?password=***&sslmode=require"),
+        ("mysql://h/x?user=ann&PASSWD=pw", "mysql://h/x?user=ann&PASSWD=***"),
+        ("http://h/?access_token=abc#x y", "http://h/?access_token=*** y"),
+        ("host=h user=ann password='p w' dbname=x", "host=h user=ann password=*** dbname=x"),
+        ("postgresql://ann:p%40w:d@h:5432/x", "postgresql://ann:***@h:5432/x"),
+        ("sqlite:////tmp/a@b.db", "sqlite:////tmp/a@b.db"),
+    ],
+)  # fmt: skip
+def test_passwords_are_not_shown(text: str, shown: str) -> None:
+    assert without_password(text) == shown
+
+
+def test_message_that_is_cut_in_the_middle_of_a_url_shows_no_password() -> None:
+    for blanks in range(150, 200):
+        said = first_line(OSError(f"{'x' * blanks} postgresql://ann:secret@host/x"))
+        assert len(said) <= 200
+        assert "sec" not in said
 
 
 CANARY = "ca-na-ry"

@@ -60,10 +60,19 @@ SMALL = make_study(compare={"strategy": ["probe"]}, trials=1)
 def info_of(study: Study) -> StudyInfo:
     """As the command would record it."""
     return StudyInfo(
-        name=study.name, question="Does it?", command="run it",
-        factors={k: list(v) for k, v in study.compare.items()}, baseline={}, trials=study.trials, repeats=study.repeats, sampler=study.sampler, seed=study.seed,
-        leaks=(), study_file="toy.py", space_sha256="ab12",
-    )  # fmt: skip
+        name=study.name,
+        question="Does it?",
+        command="run it",
+        factors={k: list(v) for k, v in study.compare.items()},
+        baseline={},
+        trials=study.trials,
+        repeats=study.repeats,
+        sampler=study.sampler,
+        seed=study.seed,
+        leaks=(),
+        study_file="toy.py",
+        space_sha256="ab12",
+    )
 
 
 def truth(spec: TrialSpec) -> tuple[float, float]:

@@ -1,0 +1,234 @@
+"""The record: what Optuna keeps of a trial, read back, and by Optuna's own means."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from harness.errors import UserError
+from harness.results import EpochResult, TrialResult
+from harness.search.cell import CellSearch
+from harness.search.record import Record, choose
+from harness.spec import TrialSpec
+from tests.toy import Place, info_of, make_study
+
+STUDY = make_study(compare={"strategy": ["probe"]}, trials=3)
+INFO = info_of(STUDY)
+EPOCH = EpochResult(0, 2.0, 1.5, 0.25, 10.0, 4.0)
+LAST = EpochResult(1, 1.0, 0.5, 0.75, 20.0, 8.0)
+
+
+@pytest.fixture
+def place(tmp_path: Path, optuna_template: Path) -> Place:
+    made = Place(tmp_path)
+    shutil.copy(optuna_template, made.optuna)
+    made.record().describe(INFO)
+    return made
+
+
+def search(place: Place, chosen: int | None = None) -> CellSearch:
+    """The only cell, as a new process opens it."""
+    record = place.record()
+    best = (
+        None if chosen is None else next(t for t in record.trials(INFO) if t.slot.index == chosen)
+    )
+    return CellSearch(record, STUDY, {"strategy": "probe"}, best)
+
+
+def end(
+    cell: CellSearch,
+    index: int,
+    outcome: str = "complete",
+    accuracy: float = 0.5,
+    died: bool = False,
+) -> None:
+    """Run the slot's trial, which ends so."""
+    opened = cell.begin(index, inline=False)
+    cell.report(opened, EPOCH)
+    metrics = {"val_accuracy": accuracy, "val_loss": 1.0}
+    result = TrialResult(outcome, metrics, "because", notes={"a": "b"})  # type: ignore[arg-type]
+    cell.finish(opened, result, {"device": "cpu"}, "x.csv", died)
+
+
+def test_everything_about_a_trial_is_read_back(place: Place) -> None:
+    cell = search(place)
+    opened = cell.begin(1, inline=True)
+    assert isinstance(opened.spec, TrialSpec)
+    [running] = place.record().trials(INFO)
+    assert (running.outcome, running.seed, running.spec) == (
+        "",
+        opened.spec.seed,
+        opened.spec.flat(),
+    )
+    for epoch in (EPOCH, LAST):
+        cell.report(opened, epoch)
+    metrics = {"val_accuracy": 0.75, "val_loss": 0.5, "odd": float("inf")}
+    result = TrialResult("complete", metrics, "because", notes={"prefix": "found"})
+    returned = cell.finish(opened, result, {"device": "cpu"}, "x.csv")
+    [read] = place.record().trials(INFO)
+    assert read == returned
+    assert read.key == "toy/probe#0"
+    assert str(read.slot) == "probe, trial 1"
+    assert (read.outcome, read.reason, read.attempt) == ("complete", "because", 1)
+    assert TrialSpec.from_flat({k: str(v) for k, v in read.spec.items()}) == opened.spec
+    assert read.params == {"lr": opened.spec.lr}
+    assert "log=True" in read.ranges["lr"]
+    assert read.inputs.keys() >= {"images"} or read.inputs
+    assert (read.metrics, read.epochs) == (metrics, (EPOCH, LAST))
+    assert (read.notes, read.provenance) == ({"prefix": "found"}, {"device": "cpu"})
+    assert read.predictions == "x.csv"
+    assert read.seconds is not None
+
+
+def test_optuna_alone_makes_sense_of_it(place: Place) -> None:
+    cell = search(place)
+    for index, outcome in enumerate(("complete", "pruned", "diverged")):
+        end(cell, index, outcome)
+    study = optuna.load_study(study_name="toy/probe", storage=place.url)
+    assert study.direction == optuna.study.StudyDirection.MAXIMIZE
+    states = [t.state for t in study.trials]
+    assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
+    assert study.best_value == 0.5
+    assert study.best_trial.intermediate_values == {0: 0.25}
+    assert json.loads(json.dumps(study.best_trial.user_attrs))["result"]["outcome"] == "complete"
+    about = optuna.load_study(study_name="toy", storage=place.url).user_attrs["info"]
+    assert (about["question"], about["factors"]) == ("Does it?", {"strategy": ["probe"]})
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "settled"),
+    [
+        (("complete",), "complete"),
+        (("killed", "complete"), "complete"),
+        (("crashed", "audit_failed", "diverged"), "diverged"),
+        (("oom",), "oom"),
+        (("timeout",), "timeout"),
+        (("killed", "crashed"), None),
+    ],
+)
+def test_slot_is_settled_by_what_says_something_of_its_configuration(
+    outcomes: tuple[str, ...], settled: str | None, place: Place
+) -> None:
+    for outcome in outcomes:
+        end(search(place), 0, outcome)
+    found = search(place).done(0)
+    assert (found.outcome if found else None) == settled
+    assert [t.attempt for t in place.record().trials(INFO)] == list(range(1, 1 + len(outcomes)))
+
+
+def test_attempts_at_a_slot_try_one_configuration(place: Place) -> None:
+    for _ in range(2):
+        end(search(place), 2, "killed")
+    first, second = place.record().trials(INFO)
+    assert (first.params, first.seed) == (second.params, second.seed)
+
+
+def test_trial_that_a_dead_process_left_is_killed(place: Place) -> None:
+    cell = search(place)
+    cell.report(cell.begin(0, inline=True), EPOCH)
+    [closed] = search(place).close_abandoned()
+    assert (closed.outcome, closed.reason, closed.died) == ("killed", "its process died", True)
+    assert [e.val_accuracy for e in closed.epochs] == [0.25]
+    assert [t.state for t in place.trials()] == [TrialState.FAIL]
+    assert search(place).close_abandoned() == []
+
+
+def test_trial_whose_result_a_dead_process_had_written_ends_as_that_says(place: Place) -> None:
+    opened = search(place).begin(0, inline=True)
+    result = {"outcome": "complete", "metrics": {"val_accuracy": 0.75, "val_loss": 0.5}}
+    opened.trial.set_user_attr("result", result)
+    [closed] = search(place).close_abandoned()
+    assert (closed.outcome, closed.died) == ("complete", False)
+    assert [(t.state, t.value) for t in place.trials()] == [(TrialState.COMPLETE, 0.75)]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "given_up"),
+    [
+        ([0, 0], True),
+        ([1], False),
+        ([1, 1], True),
+        ([0, 1], False),
+        ([0, 1, 1], True),
+        ([1, 2, 3, 4], True),
+    ],
+)
+def test_slot_is_given_up_when_its_process_dies_without_a_new_epoch(
+    epochs: list[int], given_up: bool, place: Place
+) -> None:
+    for count in epochs:
+        cell = search(place)
+        opened = cell.begin(0, inline=True)
+        for epoch in (EPOCH, LAST, LAST, LAST)[:count]:
+            cell.report(opened, EpochResult(len(opened.epochs), *list(vars(epoch).values())[1:]))
+        search(place).close_abandoned()
+    found = search(place)
+    assert found.kills_its_process(0) == given_up
+    if given_up:
+        ended = found.give_up(0)
+        assert (ended.outcome, ended.lasting, ended.attempt) == ("crashed", True, len(epochs) + 1)
+        settled = search(place)
+        assert settled.done(0) == ended
+        assert settled.reference == ended, "it is known by its parameters like any other"
+        assert ended.params != {}
+
+
+def test_best_on_validation_is_chosen_then_the_lower_loss_then_the_earlier_one(
+    place: Place,
+) -> None:
+    for index, accuracy in enumerate((0.5, 0.75, 0.75)):
+        end(search(place), index, accuracy=accuracy)
+    chosen = search(place).choose()
+    assert chosen is not None
+    assert chosen.slot.index == 1
+    assert choose([]) is None
+
+
+def test_repeats_of_what_is_not_chosen_any_more_are_superseded(place: Place) -> None:
+    end(search(place), 0, accuracy=0.25)
+    end(search(place, chosen=0), 0)
+    end(search(place), 1, accuracy=0.75)
+    end(search(place, chosen=1), 0)
+    repeats = [t for t in place.record().trials(INFO) if t.slot.phase == "repeat"]
+    assert [(t.chosen, t.superseded) for t in repeats] == [(0, True), (1, False)]
+    tuned = {t.slot.index: t.params for t in place.record().trials(INFO) if t.slot.phase == "tune"}
+    assert [t.params for t in repeats] == [tuned[0], tuned[1]]
+
+
+def test_predictions_are_kept_under_their_hash(place: Place) -> None:
+    record = place.record()
+    name = record.keep_predictions("toy", "example\n1\n")
+    assert record.keep_predictions("toy", "example\n1\n") == name
+    [kept] = (place.folder / "predictions" / "toy").iterdir()
+    assert (kept.name, kept.read_text()) == (name, "example\n1\n")
+
+
+def test_study_as_a_whole_is_read_back_and_may_grow(place: Place) -> None:
+    assert place.record().info("toy") == INFO
+    more = info_of(make_study(compare={"strategy": ["probe"]}, trials=9))
+    place.record().describe(more)
+    assert place.record().info("toy") == more
+    with pytest.raises(UserError, match="the record has no study 'gone'; it has: toy"):
+        place.record().info("gone")
+
+
+@pytest.mark.parametrize("attributes", [{}, {"format": 1, "info": {}}, {"format": 3}])
+def test_record_of_another_edition_is_refused(
+    attributes: dict[str, object], tmp_path: Path, optuna_template: Path
+) -> None:
+    shutil.copy(optuna_template, tmp_path / "optuna.db")
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    if attributes:
+        study = optuna.create_study(study_name="toy", storage=url)
+        for name, value in attributes.items():
+            study.set_user_attr(name, value)
+    optuna.create_study(study_name="toy/probe", storage=url)
+    record: Record = Place(tmp_path).record()
+    for refused in (lambda: record.describe(INFO), lambda: record.info("toy")):
+        with pytest.raises(UserError, match="'toy' is recorded here by another edition"):
+            refused()
