@@ -67,8 +67,8 @@ def kill_at_write(number: int) -> None:
         count()
         real(*arguments)
 
-    real = os.rename
-    os.replace = rename
+    real = os.replace
+    vars(os)["replace"] = rename
     event.listen(Engine, "before_cursor_execute", statement)
     event.listen(Engine, "commit", count)
 
@@ -348,8 +348,13 @@ def spoil(place: Place, how: Callable[[Path], object]) -> str:
     return said.read_text()
 
 
+def remove(folder: Path) -> None:
+    for path in folder.glob("mlflow.db*"):
+        path.unlink()
+
+
 def test_13_database_that_is_deleted_while_the_study_runs_comes_back_whole(place: Place) -> None:
-    said = spoil(place, lambda path: [p.unlink() for p in path.parent.glob("mlflow.db*")])
+    said = spoil(place, lambda path: remove(path.parent))
     assert said.count("warning: the tracking store does not take what is written") == 1
     assert "its file was deleted or replaced" in said
     sync_study("toy", tracking_uri=place.uri)
@@ -363,8 +368,7 @@ def test_13_database_that_is_damaged_while_the_study_runs_is_refused_then_made_a
     assert said.count("warning: the tracking store does not take what is written") == 1
     with pytest.raises(UserError, match=r"cannot open the tracking store .*not a database"):
         place.run()
-    for path in place.folder.glob("mlflow.db*"):
-        path.unlink()
+    remove(place.folder)
     place.run()
     place.assert_whole()
     assert len(place.world.specs) == 0, "nothing was trained again"

@@ -44,9 +44,9 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
 from harness.study import main
 sys.exit(main(["--space", "toy.py", "--device", "cpu"]))
 """
-HANG = """
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})  # as in a call that never returns
-        time.sleep(600)
+HANG = """signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM}); time.sleep(600)
+        return super().lr_scales(num_groups, epoch)
+
 
 from harness.search.executors import inline
 
@@ -57,6 +57,7 @@ inline.HUNG_SECONDS = 1
 class Unused(transfer.LinearProbe):
     def lr_scales(self, num_groups, epoch):
         pass"""
+"""As in a call that never returns; a minute is one second."""
 
 
 @pytest.fixture

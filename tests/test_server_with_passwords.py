@@ -134,8 +134,7 @@ def wait_until_healthy(uri: str, server: subprocess.Popen[bytes], certificate: P
 RUN = "harness.study --space toy.py --device cpu"
 COMMANDS = (
     RUN,
-    "harness.verify --study toy",
-    "harness.status --study toy",
+    "harness.sync --study toy",
     "analysis.report --study toy",
 )
 
@@ -146,7 +145,7 @@ def test_whoever_knows_the_password_works_and_nothing_holds_it_afterwards(place:
         done = place.run(command, "study", USER)
         assert done.returncode == 0, done.stderr
         said += done.stdout + done.stderr
-    assert "study toy is whole" in said
+    assert "study toy: 2 trials in the record, and MLflow shows them as they are" in said
     assert "also an artifact of run" in said
     assert "View run" not in said, "MLflow's own lines about every run"
     assert "ca-na-ry" not in said

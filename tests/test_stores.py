@@ -18,18 +18,16 @@ from mlflow import MlflowClient
 
 from harness.errors import UserError
 from harness.search.storage import open_storage
-from harness.stores import require_sqlite
+from harness.stores import require_sqlite, sqlite_path
+from harness.tracking.experiment import Experiment, open_store
 
 READERS = {
-    "harness.status": ["--study", "toy"],
-    "harness.verify": ["--study", "toy"],
     "harness.export": ["--study", "toy"],
     "harness.replay": ["0" * 32],
     "harness.rank": ["--target", "digits", "--sources", "tf_efficientnet_lite0,mobilenetv2_100"],
     "analysis.report": ["--study", "toy"],
     "analysis.recommend": ["--study", "toy"],
 }
-INFO = StudyInfo("toy", "?", "python", {"strategy": ["a"]}, {}, 1, 1, "random", (), "0")
 
 
 @pytest.fixture(params=["empty", "another program's", "the other store"])
@@ -79,7 +77,7 @@ def test_a_reader_leaves_a_database_without_mlflows_tables_as_it_is(
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["harness.status", "harness.verify"])
+@pytest.mark.parametrize("name", ["harness.status", "harness.sync"])
 def test_a_reader_leaves_a_database_without_optunas_tables_as_it_is(
     name: str,
     foreign: Callable[[Path], Path],
@@ -87,31 +85,12 @@ def test_a_reader_leaves_a_database_without_optunas_tables_as_it_is(
     mlflow_template: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    Recorder(tracking_uri, INFO)
     path = foreign(mlflow_template)
     before = path.read_bytes()
     stores = ["--tracking-uri", tracking_uri, "--storage", f"sqlite:///{path}"]
     line = refused_by(name, ["--study", "toy", *stores], capsys)
     assert f"{path} holds no Optuna tables; it " in line
     assert path.read_bytes() == before
-
-
-@pytest.mark.parametrize("name", ["harness.status", "harness.verify"])
-@pytest.mark.parametrize("text", ["not a line of a journal", None], ids=["other", "absent"])
-def test_a_reader_neither_repairs_nor_makes_a_journal_that_is_none(
-    name: str,
-    text: str | None,
-    tracking_uri: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    Recorder(tracking_uri, INFO)
-    path = tmp_path / "journal.log"
-    if text is not None:
-        path.write_text(text)
-    stores = ["--tracking-uri", tracking_uri, "--storage", f"journal:{path}"]
-    assert str(path) in refused_by(name, ["--study", "toy", *stores], capsys)
-    assert (path.read_text() if path.exists() else None) == text
 
 
 def test_a_study_leaves_the_database_of_another_program_as_it_is(
@@ -130,7 +109,7 @@ def test_a_study_leaves_the_database_of_another_program_as_it_is(
     line = refused_by("harness.study", [*space, "--storage", f"sqlite:///{mlflow}"], capsys)
     assert "m.db holds no Optuna tables; it is MLflow's" in line
     with pytest.raises(UserError, match=r"o\.db holds no MLflow tables; it is Optuna's"):
-        Recorder(f"sqlite:///{optuna}", PlainInfo("toy"))
+        Experiment(f"sqlite:///{optuna}", "toy", {})
     with pytest.raises(UserError, match=r"m\.db holds no Optuna tables"):
         open_storage(f"sqlite:///{mlflow}")
     assert (mlflow.read_bytes(), optuna.read_bytes()) == before
@@ -176,7 +155,7 @@ def test_kill_while_the_tables_are_made_leaves_none_that_a_later_process_would_t
     killed = subprocess.run([sys.executable, "-c", KILLED_IN_THE_MIDDLE, str(path)])
     assert killed.returncode == -signal.SIGKILL
     assert not path.exists()
-    Recorder(f"sqlite:///{path}", PlainInfo("toy"))
+    Experiment(f"sqlite:///{path}", "toy", {})
     require_sqlite(path, "MLflow")
 
 
@@ -188,10 +167,58 @@ def test_run_that_is_no_trial_is_ended_when_its_file_cannot_be_kept(
 
     (tmp_path / "model").write_text("x")
     monkeypatch.setattr(MlflowClient, "log_artifact", full)
-    recorder = Recorder(tracking_uri, PlainInfo("toy"))
+    experiment = Experiment(tracking_uri, "toy", {})
     with pytest.raises(OSError, match="No space"):
-        recorder.keep("x", {}, {}, {}, {"model": tmp_path / "model"})
-    client = MlflowClient(tracking_uri=tracking_uri)
-    experiment = client.get_experiment_by_name("toy")
-    assert experiment is not None
-    assert [r.info.status for r in client.search_runs([experiment.experiment_id])] == ["FAILED"]
+        experiment.keep("x", {}, {}, {}, {"model": tmp_path / "model"})
+    found = MlflowClient(tracking_uri=tracking_uri).search_runs([experiment.id])
+    assert [r.info.status for r in found] == ["FAILED"]
+
+
+RACER = """
+import sys
+from harness.search.storage import open_storage
+from harness.tracking.experiment import open_store
+print("ready", flush=True)
+sys.stdin.readline()
+open_store(f"sqlite:///{sys.argv[1]}/mlflow.db")
+open_storage(f"sqlite:///{sys.argv[1]}/optuna.db")
+"""
+
+
+@pytest.mark.slow
+def test_commands_that_start_at_once_on_no_database_make_one_of_each(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACER, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        racer.communicate("go\n")
+    assert [racer.returncode for racer in racers] == [0] * 4
+    assert {p.name.partition("-")[0] for p in folder.iterdir()} == {"mlflow.db", "optuna.db"}
+    for name in ("mlflow.db", "optuna.db"):
+        with closing(sqlite3.connect(folder / name)) as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_database_that_is_there_is_left_alone(tracking_uri: str) -> None:
+    path = sqlite_path(tracking_uri)
+    assert path is not None
+    inode = path.stat().st_ino
+    open_store(tracking_uri)
+    assert path.stat().st_ino == inode
+
+
+def test_only_sqlite_uris_have_a_file(tmp_path: Path) -> None:
+    assert sqlite_path(f"sqlite:///{tmp_path}/a.db") == tmp_path / "a.db"
+    assert sqlite_path("sqlite:///b.db") == Path.cwd() / "b.db"
+    assert sqlite_path("http://localhost:5000") is None

@@ -29,6 +29,7 @@ from harness.results import EpochResult, Predictions, TrialResult
 from harness.search.coordinator import RunContext, SlotDone, prepare, run_study
 from harness.search.executors.inline import Inline
 from harness.search.record import Record
+from harness.search.sampling import sampler_of
 from harness.search.storage import open_storage
 from harness.spec import Study, TrialSpec
 from harness.tracking.projection import Projection
@@ -89,7 +90,7 @@ class World:
         self.truth: Callable[[TrialSpec], tuple[float, float]] = truth
         self.disturb: Callable[[TrialSpec, int], object] = lambda spec, epoch: None
 
-    def start(self, spec: TrialSpec, *_: object) -> FakeTraining:
+    def start(self, spec: TrialSpec, *_: object) -> Any:
         self.specs.append(spec)
         return FakeTraining(self, spec)
 
@@ -148,7 +149,7 @@ class Place:
         context = RunContext(record, projection)
         prepare(study, info_of(study), context)
         projection.settle()
-        run: Any = partial(run_trial, begin=self.world.start)
+        run = partial(run_trial, begin=self.world.start)
         yield from run_study(study, context, Inline(run))
 
     def run(self, study: Study = STUDY) -> list[SlotDone]:
@@ -171,7 +172,7 @@ class Place:
     def client(self) -> MlflowClient:
         return MlflowClient(tracking_uri=self.uri)
 
-    def every_run(self, view: str = ViewType.ACTIVE_ONLY) -> list[Run]:
+    def every_run(self, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
         experiment = self.client.get_experiment_by_name("toy")
         assert experiment is not None
         return list(self.client.search_runs([experiment.experiment_id], run_view_type=view))
@@ -237,13 +238,14 @@ class Troubled(transfer.LinearProbe):
     lr: float = 0.0
 
     def lr_scales(self, num_groups, epoch):
-        {trouble}
+        if self.lr == {troubled}:
+            {trouble}
         return super().lr_scales(num_groups, epoch)
 
 
 def space(trial, strategy):
     lr = trial.suggest_float("lr", 1e-3, 1e-1, log=True)
-    chosen = Troubled(lr) if strategy == "b" and trial.number == 1 else transfer.LinearProbe()
+    chosen = Troubled(lr) if strategy == "b" else transfer.LinearProbe()
     return TrialSpec(
         target="digits", backbone="small_cnn", strategy=chosen, source="scratch",
         shots=2, val_shots=2, test_shots=2, resolution=28, epochs={epochs}, batch_size=4, lr=lr,
@@ -258,9 +260,14 @@ SYNC = [sys.executable, "-m", "harness.sync", "--study", "toy"]
 
 def write_study(folder: Path, trouble: str = "", trials: int = 3, epochs: int = 2) -> Study:
     """A study of which trial 1 of cell "b" is in trouble at each epoch; as the command will see it."""
-    text = COMMAND.format(trouble=trouble or "pass", trials=trials, epochs=epochs)
+    study = make_study(compare={"strategy": ["a", "b"]}, trials=trials)
+    drawn = optuna.create_study(sampler=sampler_of(study, {"strategy": "b"}, 1)).ask()
+    troubled = drawn.suggest_float("lr", 1e-3, 1e-1, log=True)
+    text = COMMAND.format(
+        trouble=trouble or "pass", troubled=troubled, trials=trials, epochs=epochs
+    )
     (folder / "toy.py").write_text(text)
-    return make_study(compare={"strategy": ["a", "b"]}, trials=trials, repeats=1)
+    return study
 
 
 def environment() -> dict[str, str]:

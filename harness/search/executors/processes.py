@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import TimeoutError as TookTooLong
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
@@ -28,6 +29,8 @@ from harness.search.executors import Died
 from harness.search.executors.inline import HUNG_SECONDS
 from harness.search.executors.worker import begin_worker, run_and_send
 from harness.trial import Message, Started, TrialTask
+
+NOT_STARTED = "worker processes end before they can run a trial; try --workers 1, which shows why"
 
 
 @final
@@ -64,11 +67,14 @@ class Processes:
         task = replace(task, device=self._devices[seat % len(self._devices)])
         ours, theirs = multiprocessing.Pipe()
         seconds = task.limits.seconds
-        future = self._pool.schedule(
-            run_and_send,
-            args=[theirs, task],
-            timeout=None if seconds is None else seconds + HUNG_SECONDS,
-        )
+        try:
+            future = self._pool.schedule(
+                run_and_send,
+                args=[theirs, task],
+                timeout=None if seconds is None else seconds + HUNG_SECONDS,
+            )
+        except RuntimeError as error:  # the pool has given up
+            raise UserError(NOT_STARTED) from error
         self._tasks[number] = _Running(future, ours, theirs, seat)
         future.add_done_callback(lambda _: self._wake.send(number))
 
@@ -118,6 +124,8 @@ class Processes:
             return Died(how, outcome="timeout")
         if isinstance(error, UserError):
             raise error
+        if isinstance(error, BrokenProcessPool):
+            raise UserError(NOT_STARTED)
         return Died(first_line(error) if error else "no result")
 
     def reply(self, number: int, go_on: bool) -> None:
