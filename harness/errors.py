@@ -36,12 +36,16 @@ def first_line(error: BaseException) -> str:
     return without_password(line)[:200]  # in this order: half a URL is no longer known as one
 
 
+REFUSALS = {
+    "UNAUTHENTICATED": "it wants a user and a password; those in ~/.mlflow/credentials, or in "
+    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, are missing or wrong",
+    "PERMISSION_DENIED": "this user may not do that to this study; an administrator of the "
+    "server can grant EDIT",
+}
+"""What a server that asks who is there answers -> what to set."""
+
+
 def refusal(error: BaseException) -> str:
     """Why a tracking store could not be used: what to set where its server asks who is there, else the first
     line of the error without its passwords."""
-    return {
-        "UNAUTHENTICATED": "it wants a user and a password; those in ~/.mlflow/credentials, or in "
-        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, are missing or wrong",
-        "PERMISSION_DENIED": "this user may not do that to this study; an administrator of the "
-        "server can grant EDIT",
-    }.get(getattr(error, "error_code", ""), first_line(error))
+    return REFUSALS.get(getattr(error, "error_code", ""), first_line(error))

@@ -90,7 +90,7 @@ def test_what_is_wrong_for_good_is_not_repeated(error: Exception) -> None:
         raise error
 
     with pytest.raises(type(error)):
-        patiently(fail, pytest.fail)
+        patiently(fail, lambda seconds: pytest.fail("it waited"))
 
 
 def test_study_whose_storage_stays_away_stops_in_words(

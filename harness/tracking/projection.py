@@ -26,7 +26,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from harness.environment import input_tags
-from harness.errors import UserError, first_line
+from harness.errors import REFUSALS, UserError, first_line
 from harness.recorded import StudyInfo, TrialRecord
 from harness.results import EpochResult
 from harness.spec import cell_label
@@ -111,14 +111,18 @@ class Projection:
         self._file: tuple[int, int] | None = None
 
     def open(self) -> None:
-        """Refuse at once a file that is none of MLflow's, or cannot be written. A server is not asked: it may
-        be away, which is warned of when something is to be written.
+        """Refuse at once a store that will never take anything. A server that is away may come back: that is
+        warned of when something is to be written.
 
         Raises:
             UserError: if the store cannot be used.
         """
-        if not self._uri.startswith("http"):
+        try:
             self._experiment()
+        except UserError as error:
+            code = getattr(error.__cause__, "error_code", None)
+            if not self._uri.startswith("http") or code is None or code in REFUSALS:
+                raise
 
     def _experiment(self) -> Experiment:
         """Raises OSError if the store's file was deleted: MLflow would go on writing to what is left."""

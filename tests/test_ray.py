@@ -1,0 +1,93 @@
+"""A study on a Ray cluster, a node of which is killed: Ray's own cluster of several nodes on one machine, the
+real command, both stores as SQLite files of the machine that was typed at."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UserError
+from harness.results import TrialResult
+from harness.study import check_options, parse
+from tests.toy import RUN, assert_whole, environment, results, trials_of, wait_for, write_study
+
+SAY = "Path('new').write_text(str(os.getppid())); os.rename('new', 'mark')"
+WAIT = f"if epoch == 1 and once('begun'): {SAY}; time.sleep(600)"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of Ray's cluster, which is not under test
+def test_study_outlives_the_death_of_a_node(
+    tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    for name, value in {**environment(), "RAY_USAGE_STATS_ENABLED": "0"}.items():
+        monkeypatch.setenv(name, value)
+    head = {"num_cpus": 0, "include_dashboard": False}
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
+    study = write_study(tmp_path, WAIT)
+    ray = ["--workers", "2", "--engine", "ray", "--address", cluster.address]
+    try:
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        with (tmp_path / "said").open("w") as said:
+            command = subprocess.Popen(
+                [*RUN, *ray], cwd=tmp_path, stdout=said, stderr=said, text=True
+            )
+        wait_for(lambda: (tmp_path / "mark").exists() or command.poll() is not None)
+        assert (tmp_path / "mark").exists(), (tmp_path / "said").read_text()
+        raylet = int((tmp_path / "mark").read_text())
+        (dying,) = [n for n in nodes if n.all_processes["raylet"][0].process.pid == raylet]
+        cluster.remove_node(dying, allow_graceful=False)
+        assert command.wait(300) == 0, (tmp_path / "said").read_text()
+    finally:
+        cluster.shutdown()
+    assert_whole(tmp_path / "mlruns", study)
+    assert set(trials_of(tmp_path)["outcome"]) == {"complete"}, "Ray ran the trial again by itself"
+    assert len(results(tmp_path)) == 8
+
+
+def test_folder_that_a_node_lacks_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    from harness.search.executors.ray_tasks import _run
+
+    [said] = _run(b"", tmp_path / "toy.py", tmp_path / "elsewhere", 1, None)
+    assert isinstance(said, TrialResult)
+    assert (
+        f"has no {tmp_path}/elsewhere: the study must be started in a folder that all"
+        in said.reason
+    )
+
+
+def test_cluster_that_is_not_there_is_told() -> None:
+    pytest.importorskip("ray")
+    from harness.search.executors.ray_tasks import Room, connect
+
+    with pytest.raises(UserError, match=r"no Ray cluster at '127\.0\.0\.1:1' .*ray start --head"):
+        connect("127.0.0.1:1", Room())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--worker-cpus 2", "--worker-cpus is for --engine ray"),
+        ("--address auto", "--address is for --engine ray"),
+        ("--engine ray --worker-cpus -1", "--worker-cpus must be at least 0"),
+        ("--engine ray --worker-gpus nan", "--worker-gpus must be at least 0"),
+        ("--engine ray --worker-gpus 1.5", "a part of one or a whole number"),
+    ],
+)
+def test_options_of_the_engine_that_make_no_sense_are_refused(options: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        check_options(parse(["--space", "x.py", *options.split()]))
+    check_options(parse("--space x.py --engine ray --worker-cpus 4 --worker-gpus 0.5".split()))
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "harness.search.executors.ray_tasks", raising=False)
+    with pytest.raises(UserError, match=r"pip install \"transfer-harness\[ray\]\""):
+        importlib.import_module("harness.search.executors.ray_tasks")
