@@ -13,7 +13,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from harness.record import PlainInfo, Recorder, StudyInfo
 from mlflow import MlflowClient
 
 from harness.errors import UserError
