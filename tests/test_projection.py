@@ -57,7 +57,8 @@ class World:
         name = f"depth/{cell}" + ("" if chosen is None else f"/repeats of {chosen}")
         fields = {
             "key": f"{name}#{index}", "slot": slot, "number": index, "attempt": 1, "seed": 7,
-            "spec": self.spec.flat(), "inputs": {"images": "cd34"}, "provenance": {"device": "cpu"},
+            "spec": self.spec.flat(), "inputs": {"sha256 of the images": "cd34"},
+            "provenance": {"device": "cpu"},
             "started": datetime(2026, 3, 1, 12), "ended": datetime(2026, 3, 1, 13), "outcome": "complete",
         }  # fmt: skip
         return TrialRecord(**{**fields, **changes})

@@ -23,6 +23,7 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial
+from sqlalchemy.exc import SQLAlchemyError
 
 from harness.errors import UserError, first_line
 from harness.outcomes import RETRIED
@@ -43,7 +44,7 @@ def storage_failures() -> Iterator[None]:
     """Raises StorageFailed for what the storage raises in the block."""
     try:
         yield
-    except (optuna.exceptions.StorageInternalError, OSError) as error:
+    except (optuna.exceptions.StorageInternalError, SQLAlchemyError, OSError) as error:
         raise StorageFailed(
             f"the search storage failed: {first_line(error.__cause__ or error)}"
         ) from error
