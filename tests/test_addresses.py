@@ -15,7 +15,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from harness.record import PlainInfo, Recorder
+from harness.tracking.experiment import Experiment
 from mlflow import MlflowClient
 from sqlalchemy import create_engine, text
 
@@ -40,7 +40,7 @@ def test_url_of_a_file_leads_every_library_to_that_file(
     assert sqlite_path(uri) == folder / "mlflow.db"
     shutil.copy(mlflow_template, folder / "mlflow.db")
     shutil.copy(optuna_template, folder / "optuna.db")
-    made = Recorder(uri, PlainInfo("toy"))
+    made = Experiment(uri, "toy", {})
     (tmp_path / "weights").write_text("some")
     made.keep("a", {}, {}, {}, {"weights": tmp_path / "weights"})
     storage = open_storage(sqlite_url(folder / "optuna.db"))
@@ -149,7 +149,7 @@ def test_study_goes_on_where_its_folder_was_moved_to(
     command(new, monkeypatch, "analysis.report --study toy")
     command(new, monkeypatch, "harness.study --space toy.py --device cpu --repeats 2")
     command(new, monkeypatch, "harness.export --study toy --space toy.py --device cpu")
-    command(new, monkeypatch, "harness.verify --study toy")
+    command(new, monkeypatch, "harness.sync --study toy")
     assert files(old) == before
     assert old.exists() == (how == "copied")
     table = load_study("toy", default_tracking_uri(new / "mlruns"))

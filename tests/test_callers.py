@@ -107,7 +107,7 @@ COMMANDS = [
     "harness.study --space toy.py --device cpu",
     "harness.study --space toy.py --device cpu --verbose",
     "harness.status --study toy",
-    "harness.verify --study toy",
+    "harness.sync --study toy",
     "harness.cache",
     "harness.export --study toy --space toy.py --device cpu",
     "harness.predict models/toy Tiere",
@@ -210,7 +210,7 @@ analysis.build_report(table, Path("report"))
 analysis.recommend_cell(table)
 analysis.publish_report("toy", table.tracking_uri, [Path("report/toy/index.html")])
 check("report")
-harness.study_status("toy"), harness.verify_study("toy"), harness.load_result("toy")
+harness.study_status("toy"), harness.sync_study("toy"), harness.load_result("toy")
 check("status")
 harness.export_model("toy", device="cpu", log_model=True)
 harness.replay_run(table.trials["run_id"][0])
