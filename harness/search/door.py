@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
 
-import torch
-
 from harness.backbone import Backbone, build
 from harness.data import (
     find_leaks,
@@ -22,6 +20,7 @@ from harness.data import (
 )
 from harness.errors import UserError, first_line
 from harness.forecast import forecast
+from harness.network import check_network
 from harness.rows import Cache
 from harness.search.cells import first_draw, trial_seed
 from harness.spec import Study, TrialSpec, cell_label
@@ -78,7 +77,7 @@ def check_at_the_door(
                 resolution=spec.resolution,
                 lora_rank=strategy.lora_rank,
             )
-            _try_one_image(network, spec)
+            check_network(network, spec)
             depths[key] = len(network.groups)
             if line := _try_images(study, spec, network, cache):
                 leaks[spec.target] = line  # one split of a target speaks for its others
@@ -140,17 +139,6 @@ def _try_strategy(spec: TrialSpec, num_groups: int) -> None:
 
 def _is_scale(scale: object) -> bool:
     return scale is None or (isinstance(scale, (int, float)) and 0 < scale < math.inf)
-
-
-def _try_one_image(network: Backbone, spec: TrialSpec) -> None:
-    size = spec.resolution or network.input.resolution
-    try:
-        with torch.inference_mode():
-            network.model.eval()(torch.zeros(1, 3, size, size))
-    except Exception as error:  # each architecture has its own kind
-        raise UserError(
-            f"backbone {spec.backbone} does not take {size} x {size} images: {first_line(error)}"
-        ) from error
 
 
 def _try_images(study: Study, spec: TrialSpec, network: Backbone, cache: Cache) -> str:
