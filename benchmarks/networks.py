@@ -3,10 +3,10 @@
     python -m benchmarks.networks --out docs/pages/networks.md    # an hour on one core
     python -m benchmarks.networks --names deit_tiny_distilled_patch16_224 torchvision:alexnet
 
-Random weights and random images. A member counts as trained if, at each size, a linear probe, last block, full
-fine-tuning and the middle of gradual unfreezing take a step under audit with a finite loss, its logits hang on its
-last group alone once that is zero, its gradients agree with contiguous order, and the weights read back from a
-file give the same logits.
+Random weights and random images. A member counts as trained if, at each size, a linear probe, last block,
+full fine-tuning and the middle of gradual unfreezing take a step under audit with a finite loss, its
+gradients agree with contiguous order, its logits are zero once its last group is, and the weights read back
+from a file give the same logits.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ import torch
 from safetensors.torch import save_file
 from timm.models import _registry
 from torch.nn import functional as F
-from torchvision import models as zoo
 
 from harness.audit import Audit
-from harness.backbone import Backbone, build, read_weights, restore
+from harness.backbone import Backbone, build, read_weights, restore, separate
 from harness.errors import UserError
 from harness.network import check_network
 from harness.optimizer import GroupedOptimizer, Schedule
@@ -48,9 +47,9 @@ CLASSES, IMAGES = 7, 3
 SMALL = (64, 96)
 """Sizes that are tried first; of a network that takes neither, the smallest that it names, and its own."""
 TORCHVISION = (
-    "alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5 "
-    "mobilenet_v2 mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnext50_32x4d shufflenet_v2_x0_5 "
-    "squeezenet1_1 swin_t swin_v2_t vgg11 vgg11_bn vit_b_32 wide_resnet50_2"
+    "alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t "
+    "mnasnet0_5 mobilenet_v2 mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnext50_32x4d "
+    "shufflenet_v2_x0_5 squeezenet1_1 swin_t swin_v2_t vgg11 vgg11_bn vit_b_32 wide_resnet50_2"
 ).split()
 
 
@@ -88,7 +87,9 @@ def members() -> list[str]:
         key = (_registry._model_to_module[name], type(model).__name__)
         count = sum(p.numel() for p in model.parameters())
         least[key] = min(least.get(key, (count, name)), (count, name))
-    return [name for _, (_, name) in sorted(least.items())] + [f"torchvision:{n}" for n in TORCHVISION]
+    return [name for _, (_, name) in sorted(least.items())] + [
+        f"torchvision:{n}" for n in TORCHVISION
+    ]
 
 
 def try_network(name: str) -> Row:
@@ -124,7 +125,9 @@ def _named(refusal: str) -> list[int]:
 
 
 def _spec(name: str, size: int, strategy: Strategy) -> TrialSpec:
-    return TrialSpec("digits", name, strategy, "scratch", resolution=size, lr=1e-3, weight_decay=0.0)
+    return TrialSpec(
+        "digits", name, strategy, "scratch", resolution=size, lr=1e-3, weight_decay=0.0
+    )
 
 
 def _check(backbone: Backbone, name: str, size: int) -> None:
@@ -147,7 +150,9 @@ def _check(backbone: Backbone, name: str, size: int) -> None:
         for tensor in backbone.groups[-1].parameters.values():
             tensor.zero_()
         logits = backbone.model.eval()(images)
-    assert torch.equal(logits, torch.zeros_like(logits)), "not all of the classifier is in the last group"
+    assert torch.equal(logits, torch.zeros_like(logits)), (
+        "not all of the classifier is in the last group"
+    )
 
 
 def _step(backbone: Backbone, spec: TrialSpec, scales: Scales, images: torch.Tensor) -> None:
@@ -167,9 +172,11 @@ def _step(backbone: Backbone, spec: TrialSpec, scales: Scales, images: torch.Ten
 def _check_file(backbone: Backbone, name: str, size: int, images: torch.Tensor) -> None:
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         file = Path(folder, "model.safetensors")
-        save_file({k: v.contiguous() for k, v in backbone.model.state_dict().items()}, file)
+        save_file(separate(backbone.model.state_dict()), file)
         again = restore(name, read_weights(file), CLASSES, size).eval()
-        assert torch.equal(again(images), backbone.model.eval()(images)), "another network is read back"
+        assert torch.equal(again(images), backbone.model.eval()(images)), (
+            "another network is read back"
+        )
 
 
 def sweep(names: list[str]) -> Iterator[Row]:

@@ -32,6 +32,7 @@ from harness.backbone.weights import (
     load_state,
     read_checkpoint,
     read_weights,
+    separate,
     tensors_sha256,
 )
 from harness.errors import UserError, first_line
@@ -50,6 +51,7 @@ __all__ = [
     "merge_adapters",
     "read_weights",
     "restore",
+    "separate",
     "weights_sha256",
 ]
 

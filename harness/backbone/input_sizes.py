@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from harness.errors import UserError, first_line
 
@@ -33,7 +32,10 @@ def size_refusal(
         resize: lets a network take another size, where it can.
         error: what it raised.
     """
-    fits = [s for s in sorted({*USUAL, own}) if s != size and _takes(model, s, resize)]
+    shapes = copy.deepcopy(model).to("meta")  # has shapes but no numbers, so that trying is cheap
+    fits = [s for s in sorted({*USUAL, own}) if s != size and _takes(shapes, s, resize)]
+    if not fits and size != own and _takes(model, own, resize):
+        fits = [own]  # a network that computes from numbers
     nearest = sorted(sorted(fits, key=lambda s: (abs(s - size), s))[:SHOWN])
     if own in fits and own not in nearest:
         nearest = sorted([*nearest[1:], own])
@@ -50,11 +52,10 @@ def _said(error: Exception) -> str:
 
 def _takes(model: nn.Module, size: int, resize: Callable[[nn.Module, int], None]) -> bool:
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            tried = copy.deepcopy(model).eval()
-            resize(tried, size)
-            with torch.no_grad():
-                tried(torch.empty(1, 3, size, size))
+        tried = copy.deepcopy(model).eval()
+        resize(tried, size)
+        with torch.no_grad():
+            tried(torch.empty(1, 3, size, size, device=next(tried.parameters()).device))
     except Exception:  # each architecture has its own kind
         return False
     return True

@@ -30,7 +30,8 @@ from harness.errors import UserError
 FEWEST = 16
 """Input channels per group from which a strided 1x1 convolution is right on any CPU."""
 ALLOWED = 1e-2
-"""Largest relative difference of a tensor's gradient; rounding gives less than a tenth of that."""
+"""Largest relative difference of a tensor's gradient; the faults that were seen gave 14 % and more."""
+DRAWS = 3
 
 
 def memory_format(model: nn.Module, device: torch.device) -> torch.memory_format:
@@ -53,8 +54,9 @@ def _is_at_risk(module: nn.Module) -> bool:
 def check_gradients(backbone: Backbone, name: str, size: int) -> None:
     """Compare one step's gradients with those in contiguous order, on two images; the network is unchanged.
 
-    The network is in eval(), so that nothing is drawn. Where both differ, float64 decides: a network whose
-    float32 gradients are nothing but rounding in either order is let pass.
+    The network is in eval(), so that nothing is drawn. Rounding may put a value on the other side of a ReLU's
+    kink, which in a deep network of few pixels can change a gradient by a per cent; other images then agree.
+    A fault is there for all images, and only for one of the orders.
 
     Args:
         backbone: the network.
@@ -66,13 +68,15 @@ def check_gradients(backbone: Backbone, name: str, size: int) -> None:
     """
     if backbone.layout != torch.channels_last:
         return
-    contiguous = torch.contiguous_format
-    wanted = _gradients(backbone.model, size, contiguous)
-    worst, where = _difference(_gradients(backbone.model, size, torch.channels_last), wanted)
-    if worst <= ALLOWED:
-        return
-    truth = _gradients(backbone.model, size, contiguous, torch.float64)
-    if _difference(wanted, truth)[0] <= ALLOWED:
+    for draw in range(DRAWS):
+        images = _images(draw, size)
+        wanted = _gradients(backbone.model, images, torch.contiguous_format)
+        found = _gradients(backbone.model, images, torch.channels_last)
+        worst, where = _difference(found, wanted)
+        if worst <= ALLOWED:
+            return
+    truth = _gradients(backbone.model, images, torch.contiguous_format, torch.float64)
+    if _difference(wanted, truth)[0] <= ALLOWED:  # else it is rounding in either order
         raise UserError(
             f"backbone {name} at {size} px: torch {torch.__version__} computes wrong gradients on this "
             f"{'CPU' if backbone.device.type == 'cpu' else 'device'} (that of {where} is off by {worst:.0%} "
@@ -80,17 +84,23 @@ def check_gradients(backbone: Backbone, name: str, size: int) -> None:
         )
 
 
+def _images(seed: int, size: int) -> torch.Tensor:
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
 def _gradients(
-    model: nn.Module, size: int, order: torch.memory_format, dtype: torch.dtype = torch.float32
+    model: nn.Module,
+    images: torch.Tensor,
+    order: torch.memory_format,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, torch.Tensor]:
     """The gradient of a random sum of logits, by name of the parameter."""
     network = copy.deepcopy(model).eval().requires_grad_(True).to(dtype).to(memory_format=order)
     where = next(network.parameters()).device
-    draw = torch.Generator().manual_seed(0)
-    images = torch.randn(2, 3, size, size, generator=draw).to(where, dtype)
     with torch.enable_grad():
-        logits = network(images.contiguous(memory_format=order))
-        (logits * torch.randn(logits.shape, generator=draw).to(where, dtype)).sum().backward()
+        logits = network(images.to(where, dtype).contiguous(memory_format=order))
+        weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
+        (logits * weights.to(where, dtype)).sum().backward()
     return {
         name: parameter.grad.double().contiguous()
         for name, parameter in network.named_parameters()

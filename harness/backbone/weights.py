@@ -157,14 +157,14 @@ def _load_torch(path: Path) -> object:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             items = archive.infolist()
-        # torch never compresses; a compressed file may unpack to more than the memory holds.
-        if any(item.compress_type != zipfile.ZIP_STORED for item in items):
-            raise ValueError("a compressed archive, which torch.save does not make")
         if any("/code/" in item.filename for item in items):
             raise UserError(
                 f"{path} is not a weights file but a scripted or exported program, which is not run here: "
                 "save the state_dict() of its model"
             )
+        # torch never compresses weights; a compressed file may unpack to more than the memory holds.
+        if any(item.compress_type != zipfile.ZIP_STORED for item in items):
+            raise ValueError("a compressed archive, which torch.save does not make")
     with torch.serialization.safe_globals(HARMLESS):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -296,7 +296,9 @@ def _prefix(state: Iterable[str], own: Mapping[str, torch.Tensor], what: str) ->
                 prefix = "".join(f"{part}." for part in parts[:at])
                 counts[prefix] = counts.get(prefix, 0) + 1
     most = max(counts.values(), default=0)
-    if most <= max(counts.get("", 0), len(own) // 2):  # else another architecture, which is said of its names
+    if most <= max(
+        counts.get("", 0), len(own) // 2
+    ):  # else another architecture, which is said of its names
         return ""
     best = [p for p, count in counts.items() if count == most]
     if len(best) > 1:
@@ -304,6 +306,19 @@ def _prefix(state: Iterable[str], own: Mapping[str, torch.Tensor], what: str) ->
             f"weights {what} are of several networks ({', '.join(best)}): save the one that is meant"
         )
     return best[0]
+
+
+def separate(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state dict as safetensors wants it: contiguous, and no two tensors in the same memory, as those of
+    a module that a network uses twice are."""
+    found: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in state.items():
+        tensor = tensor.detach().contiguous()
+        where = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if where in seen else tensor
+        seen.add(where)
+    return found
 
 
 def load_by_order(

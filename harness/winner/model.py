@@ -23,7 +23,14 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from harness.backbone import Backbone, memory_format, merge_adapters, read_weights, restore
+from harness.backbone import (
+    Backbone,
+    memory_format,
+    merge_adapters,
+    read_weights,
+    restore,
+    separate,
+)
 from harness.data.target import FileTarget
 from harness.errors import UserError, first_line
 from harness.features import Readout
@@ -143,10 +150,9 @@ def write(folder: Path, network: nn.Module, about: Mapping[str, Any]) -> None:
         UserError: if there is a model already, or the folder cannot be written.
     """
     require_free(folder)
-    state = {k: v.detach().contiguous() for k, v in network.state_dict().items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        weights = save(state)
+        weights = save(separate(network.state_dict()))
         (folder / WEIGHTS).write_bytes(weights)
         digest = hashlib.sha256(weights).hexdigest()
         text = json.dumps({**about, "sha256": digest}, indent=2, ensure_ascii=False)
