@@ -45,7 +45,9 @@ from harness.transfer import (
 
 CLASSES, IMAGES = 7, 3
 SMALL = (64, 96)
-"""Sizes that are tried first; of a network that takes neither, the smallest that it names, and its own."""
+"""Sizes that are tried first; of a network that takes neither, the smallest and largest that it names."""
+LARGE = 25_000_000
+"""Parameters from which a network is tried at the first size that it takes alone, and by two strategies."""
 TORCHVISION = (
     "alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t "
     "mnasnet0_5 mobilenet_v2 mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnext50_32x4d "
@@ -106,6 +108,8 @@ def try_network(name: str) -> Row:
             check_network(backbone, spec)
             _check(backbone, name, size)
             done.append(size)
+            if _is_large(backbone):
+                break
         except UserError as error:
             refused = refused or str(error)
             if size == SMALL[-1] and not done:
@@ -114,6 +118,10 @@ def try_network(name: str) -> Row:
             failed = failed or f"{size} px: {type(error).__name__}: {str(error).splitlines()[0:1]}"
     seconds = round(time.perf_counter() - began, 1)
     return Row(name, family, groups, tuple(done), heads, refused, failed, seconds)
+
+
+def _is_large(backbone: Backbone) -> bool:
+    return sum(p.numel() for p in backbone.model.parameters()) > LARGE
 
 
 def _named(refusal: str) -> list[int]:
@@ -139,10 +147,9 @@ def _check(backbone: Backbone, name: str, size: int) -> None:
     whole = [n for g in backbone.groups for n in (*g.parameters, *g.buffers)]
     own = [n for n, _ in (*backbone.model.named_parameters(), *backbone.model.named_buffers())]
     assert sorted(whole) == sorted(own), "groups do not cover every tensor once"
-    plans: list[tuple[Strategy, int]] = [
-        *((LinearProbe(), 0), (LastBlock(), 0), (FullFineTune(), 0)),
-        (GradualUnfreezing(), count // 2),
-    ]
+    plans: list[tuple[Strategy, int]] = [(LinearProbe(), 0), (FullFineTune(), 0)]
+    if not _is_large(backbone):
+        plans += [(LastBlock(), 0), (GradualUnfreezing(), count // 2)]
     for strategy, epoch in plans:
         _step(backbone, _spec(name, size, strategy), strategy.lr_scales(count, epoch), images)
     _check_file(backbone, name, size, images)

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from harness.backbone import Backbone, check_gradients, check_size
@@ -48,11 +49,14 @@ def check_network(backbone: Backbone, spec: TrialSpec) -> None:
     if spec.strategy.readout == "head":
         check_gradients(backbone, spec.backbone, size)
         return
-    alone = len(backbone.heads) == 1 and len(seen) == 1
-    if not alone or seen[0][0][0].numel() != seen[0][0].shape[1] or not _same(seen[0][1], logits):
+    vector = len(seen) == 1 and seen[0][0][0].numel() == seen[0][0].shape[1]
+    linear = (
+        isinstance(backbone.head, (nn.Linear, nn.Conv2d)) or spec.strategy.readout != "logistic"
+    )
+    if len(backbone.heads) > 1 or not vector or not linear or not _same(seen[0][1], logits):
         raise UserError(
             f"strategy {type(spec.strategy).__name__} fits scikit-learn on the input of a linear classifier, "
-            f"and {spec.backbone} has several classifiers, or one that is not the network's end; use a "
+            f"and {spec.backbone} has several classifiers, or one that is more than a linear layer; use a "
             "strategy that trains the network's own, such as LinearProbe"
         )
 

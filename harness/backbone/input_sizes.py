@@ -36,10 +36,8 @@ def size_refusal(
     fits = [s for s in sorted({*USUAL, own}) if s != size and _takes(shapes, s, resize)]
     if not fits and size != own and _takes(model, own, resize):
         fits = [own]  # a network that computes from numbers
-    nearest = sorted(sorted(fits, key=lambda s: (abs(s - size), s))[:SHOWN])
-    if own in fits and own not in nearest:
-        nearest = sorted([*nearest[1:], own])
-    sizes = ", ".join(str(s) for s in nearest)
+    nearest = sorted(fits, key=lambda s: (s != own, abs(s - size), s))[:SHOWN]
+    sizes = ", ".join(str(s) for s in sorted(nearest))
     known = f"resolution can be {sizes}" if fits else "no usual size works"
     return UserError(
         f"backbone {name} does not take {size} x {size} images: {known} ({_said(error)})"

@@ -65,7 +65,10 @@ def check_at_the_door(
     depths: dict[tuple[object, ...], int] = {}
     for spec in specs.values():
         strategy = spec.strategy
-        network_key = (spec.backbone, spec.source, spec.resolution, strategy.lora_rank)
+        network_key = (
+            *(spec.backbone, spec.source, spec.resolution),
+            *(strategy.lora_rank, strategy.readout),
+        )
         key = (spec.target, spec.shots, spec.val_shots, spec.test_shots, *network_key)
         target = load_target(spec.target)
         if key not in depths:
