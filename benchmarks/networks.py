@@ -1,6 +1,7 @@
 """Which networks of timm and torchvision train here: one small member of each family, tried at two sizes.
 
-    python -m benchmarks.networks --out docs/pages/networks.md    # an hour on one core
+    python -m benchmarks.networks --rows rows.jsonl                 # ten minutes on one core
+    python -m benchmarks.networks --rows rows.jsonl --table         # the table of docs/pages/networks.md
     python -m benchmarks.networks --names deit_tiny_distilled_patch16_224 torchvision:alexnet
 
 Random weights and random images. A member counts as trained if, at each size, a linear probe, last block,
@@ -202,15 +203,36 @@ def sweep(names: list[str]) -> Iterator[Row]:
             yield Row(left.pop(0), failed=f"the process ended with {child.returncode}")
 
 
+def table(rows: list[Row]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        "| family | tried | classifiers | groups | trained at, px | not taken |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in sorted(rows, key=lambda r: (r.name.startswith("torchvision:"), r.family, r.name)):
+        why = row.failed or row.refused.partition(": ")[2].partition(" (")[0] or row.refused
+        sizes = ", ".join(map(str, row.sizes)) or "no"
+        lines.append(
+            f"| {row.family or '?'} | `{row.name}` | {row.heads or ''} | {row.groups or ''} | {sizes} | "
+            f"{f'64: {why}' if row.sizes and why else why} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--names", nargs="+", help="networks (default: one of each family)")
-    parser.add_argument("--json", type=Path, help="file to append rows to")
+    parser.add_argument("--rows", type=Path, help="file to append rows to")
+    parser.add_argument("--table", action="store_true", help="print what is in it, and try nothing")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    if options.table:
+        kept = [json.loads(line) for line in options.rows.read_text().splitlines()]
+        print(table([Row(**{**row, "sizes": tuple(row["sizes"])}) for row in kept]))
+        return
     if options.child:
         for name in options.names:
             print(json.dumps(asdict(try_network(name))), flush=True)
@@ -218,8 +240,8 @@ def main() -> None:
     for row in sweep(options.names or members()):
         line = json.dumps(asdict(row))
         print(line, flush=True)
-        if options.json:
-            with options.json.open("a") as file:
+        if options.rows:
+            with options.rows.open("a") as file:
                 file.write(line + "\n")
 
 

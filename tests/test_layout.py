@@ -146,57 +146,57 @@ def test_the_check_leaves_the_network_as_it_was(name: str) -> None:
 
 CHILD = """
 import torch
+
 def gradients(order, dtype, kernel, stride, inside):
     draw = torch.Generator().manual_seed(0)
     layer = torch.nn.Conv2d(inside, 48, kernel, stride, bias=False)
     layer.weight.data = torch.randn(layer.weight.shape, generator=draw)
     layer = layer.to(dtype).to(memory_format=order)
-    images = torch.randn(5, inside, 112, 112, generator=draw).to(dtype).contiguous(memory_format=order)
-    for _ in range(8):
+    images = torch.randn(5, inside, 64, 64, generator=draw).to(dtype).contiguous(memory_format=order)
+    for _ in range(1 if dtype == torch.float64 else 8):
         layer.weight.grad = None
         out = layer(images)
         out.backward(torch.ones_like(out))
     return layer.weight.grad.double().contiguous()
-case = {case}
-wanted = gradients(torch.contiguous_format, torch.float64, *case)
-for order in [torch.contiguous_format] + [torch.channels_last] * {channels_last}:
-    off = (gradients(order, torch.{dtype}, *case) - wanted).norm() / wanted.norm()
-    assert off < {allowed}, f"off by {{off:.2g}}"
+
+torch.set_num_threads(1)
+for case in {cases}:
+    wanted = gradients(torch.contiguous_format, torch.float64, *case)
+    found = gradients(torch.{order}, torch.{dtype}, *case)
+    off = (found - wanted).norm() / wanted.norm()
+    assert off < {allowed}, f"{{case}} is off by {{off:.2g}}"
 """
+Case = tuple[int, int, int]
+"""Kernel, stride, input channels."""
 
 
-def run_child(
-    case: tuple[int, int, int], dtype: str = "float32", channels_last: int = 1, isa: str = ""
-) -> int:
-    """A child's exit status: 0 if gradients are right; hanging counts as 1."""
+def run_child(cases: list[Case], order: str, dtype: str = "float32", isa: str = "") -> str:
+    """What a child says of gradients that are wrong, or how it died; "" if all are right."""
     allowed = {"float32": 1e-4, "bfloat16": 3e-2}[dtype]
-    text = CHILD.format(case=case, dtype=dtype, channels_last=channels_last, allowed=allowed)
+    text = CHILD.format(cases=cases, order=order, dtype=dtype, allowed=allowed)
     variables = {**os.environ, **({"ONEDNN_MAX_CPU_ISA": isa} if isa else {})}
     command = [sys.executable, "-c", text]
     try:
-        return subprocess.run(command, env=variables, capture_output=True, timeout=60).returncode
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=200)
     except subprocess.TimeoutExpired:
-        return 1
+        return "hangs"
+    return f"exit status {done.returncode}: {done.stderr[-300:]}" if done.returncode else ""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", ["", "AVX2"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("case", [(1, 1, 3), (1, 2, 16), (2, 2, 3), (3, 2, 3)])
-def test_layers_that_stay_in_channels_last_order_are_right(
-    case: tuple[int, int, int], dtype: str, isa: str
-) -> None:
-    """2026-11-29, torch 2.14.1, AVX-512 and AMX: kernel, stride, input channels."""
-    assert run_child(case, dtype, isa=isa) == 0
+def test_layers_that_stay_in_channels_last_order_are_right(dtype: str, isa: str) -> None:
+    """2026-11-29, torch 2.14.1, AVX-512 and AMX."""
+    fine = [(1, 1, 3), (1, 2, 16), (1, 2, 24), (1, 3, 17), (2, 2, 3), (3, 2, 3), (5, 4, 8)]
+    assert run_child(fine, "channels_last", dtype, isa) == ""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", ["", "AVX2"])
-@pytest.mark.parametrize("case", [(1, 2, 3), (1, 2, 7), (1, 2, 12), (1, 3, 3)])
-def test_layers_that_are_kept_from_it_are_right_in_contiguous_order(
-    case: tuple[int, int, int], isa: str
-) -> None:
-    assert run_child(case, channels_last=0, isa=isa) == 0
+def test_layers_that_are_kept_from_it_are_right_in_contiguous_order(isa: str) -> None:
+    faulty = [(1, 2, 2), (1, 2, 3), (1, 2, 7), (1, 2, 12), (1, 2, 15), (1, 3, 3)]
+    assert run_child(faulty, "contiguous_format", isa=isa) == ""
 
 
 @pytest.mark.slow
@@ -204,4 +204,4 @@ def test_the_fault_is_still_there_so_that_the_rule_is_still_needed() -> None:
     """2026-11-29, torch 2.14.1: exit status -11 or -6 nearly every time."""
     if not torch.backends.mkldnn.is_available():
         pytest.skip("torch without oneDNN")
-    assert any(run_child((1, 2, inside)) for inside in (3, 7, 12))
+    assert any(run_child([(1, 2, inside)] * 3, "channels_last", isa="AVX2") for inside in (3, 7))
