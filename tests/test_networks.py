@@ -195,7 +195,9 @@ def test_features_of_a_network_with_one_linear_classifier_are_taken(name: str) -
     check_network(network, spec_of(name, None, FeatureTransfer()))
 
 
-@pytest.mark.parametrize("name", [DEIT, "crossvit_tiny_240", "coat_tiny", "levit_128s"])
+@pytest.mark.parametrize(
+    "name", [DEIT, "crossvit_tiny_240", "coat_tiny", "levit_128s", "torchvision:mnasnet0_5"]
+)
 def test_an_export_of_an_unusual_network_gives_its_logits(name: str, tmp_path: Path) -> None:
     network = build(name, "scratch", 3, seed=0)
     size = network.input.resolution

@@ -27,6 +27,7 @@ from harness.backbone.layout import check_gradients, memory_format
 from harness.backbone.library import Library
 from harness.backbone.weights import (
     OtherArchitecture,
+    as_of,
     file_of,
     file_sha256,
     load_state,
@@ -271,7 +272,7 @@ def restore(
             library.set_resolution(model, resolution)
         library.reset_head(model, num_classes)
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(as_of(model, state))
     except RuntimeError as error:
         raise UserError(f"the weights are not of {name}: {first_line(error)}") from error
     return model.to(memory_format=memory_format(model, torch.device("cpu")))

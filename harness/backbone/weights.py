@@ -10,6 +10,7 @@ import pickle
 import re
 import zipfile
 from argparse import Namespace
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PosixPath
@@ -270,8 +271,15 @@ def load_state(
             f"({len(missing)} missing, {len(extra)} unknown of {len(own)})"
         )
     fits = {k: v for k, v in taken.items() if k in own and v.shape == own[k].shape}
-    model.load_state_dict(fits, strict=False)
+    model.load_state_dict(as_of(model, fits), strict=False)
     return notes
+
+
+def as_of(model: nn.Module, state: Mapping[str, torch.Tensor]) -> OrderedDict[str, torch.Tensor]:
+    """The state dict with the versions of the model's layers, which plain dicts lack; MNASNet insists."""
+    found = OrderedDict(state)
+    found._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    return found
 
 
 def _misfits(
