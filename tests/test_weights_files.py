@@ -19,6 +19,9 @@ from safetensors.torch import save_file
 
 from harness.backbone import build, read_weights, restore
 from harness.errors import UserError
+from harness.search.door import check_at_the_door
+from harness.spec import Study, TrialSpec
+from harness.transfer import FeatureTransfer, LinearProbe
 from harness.winner.model import describe, open_model, plain_network, write
 
 State = dict[str, torch.Tensor]
@@ -124,6 +127,20 @@ def test_torch_files_are_read_whatever_their_suffix(
 ) -> None:
     torch.save(state, tmp_path / name)
     assert torch.equal(read_weights(tmp_path / name)["fc.weight"], state["fc.weight"])
+
+
+def test_a_study_says_once_what_was_dropped(state: State, tmp_path: Path) -> None:
+    torch.save({"state_dict": prefixed(state, "module.")}, tmp_path / "x.pt")
+
+    def space(trial: Any, strategy: str) -> TrialSpec:
+        chosen = LinearProbe() if strategy == "probe" else FeatureTransfer()
+        return TrialSpec(
+            "digits", "test_resnet", chosen, f"file:{tmp_path / 'x.pt'}", resolution=32
+        )
+
+    study = Study(compare={"strategy": ["probe", "features"]}, space=space, name="toy")
+    line = f"weights file {tmp_path / 'x.pt'}: taken from state_dict; prefix “module.” dropped"
+    assert [n for n in check_at_the_door(study).notes if "weights" in n] == [line]
 
 
 # --- exports ---------------------------------------------------------------------------------------

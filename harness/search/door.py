@@ -36,7 +36,8 @@ class Admission:
     Attributes:
         specs: the first spec of each cell, by the cell's label.
         leaks: one line per target whose parts share images.
-        notes: what was understood of the targets' files and what was passed over.
+        notes: what was understood of the targets' files and what was passed over, and what was changed in
+            weights files so that they fit.
     """
 
     specs: Mapping[str, TrialSpec]
@@ -63,6 +64,7 @@ def check_at_the_door(
         specs = {cell_label(cell): first_draw(study, cell) for cell in study.cells()}
     leaks: dict[str, str] = {}
     depths: dict[tuple[object, ...], int] = {}
+    weights: dict[str, None] = {}
     for spec in specs.values():
         strategy = spec.strategy
         network_key = (
@@ -81,6 +83,7 @@ def check_at_the_door(
                 lora_rank=strategy.lora_rank,
             )
             check_network(network, spec)
+            weights |= dict.fromkeys(network.notes)
             depths[key] = len(network.groups)
             if line := _try_images(study, spec, network, cache):
                 leaks[spec.target] = line  # one split of a target speaks for its others
@@ -89,7 +92,7 @@ def check_at_the_door(
             forecast(spec)
     targets = [load_target(name) for name in dict.fromkeys(s.target for s in specs.values())]
     notes = tuple(f"{target.name}: {note}" for target in targets for note in target.notes)
-    return Admission(specs, tuple(leaks.values()), notes)
+    return Admission(specs, tuple(leaks.values()), (*notes, *weights))
 
 
 @contextmanager
