@@ -11,12 +11,14 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+# A command, which has Python look in the current folder first: a random.py there would be every library's.
+if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
+    sys.path.append(sys.path.pop(0))
+
 from harness.caller import set_variables, undisturbed
 
 if sys.argv[:1] == ["-m"]:  # a command, whose process is ours
     set_variables()  # before anything imports MLflow, which looks at once
-    if not sys.flags.safe_path:  # a random.py in the current folder would be every library's
-        sys.path.append(sys.path.pop(0))
 
 if TYPE_CHECKING:
     from harness import transfer

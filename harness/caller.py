@@ -45,7 +45,7 @@ def undisturbed() -> Iterator[None]:
     levels = {name: logging.getLogger(name).level for name in LEVELS}
     if "optuna" not in sys.modules:
         levels["optuna"] = OPTUNAS_OWN
-    root = logging.root.level  # torch.export changes it
+    level_of_all, handlers = logging.root.level, list(logging.root.handlers)  # for torch.export
     threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
     with warnings.catch_warnings():
         # Pillow warns from 89 megapixels on; our own limits decide.
@@ -58,7 +58,8 @@ def undisturbed() -> Iterator[None]:
             yield
         finally:
             random.setstate(state)
-            logging.root.setLevel(root)
+            logging.root.setLevel(level_of_all)
+            logging.root.handlers[:] = handlers
             for name in os.environ.keys() - environment.keys():
                 del os.environ[name]
             for name, value in environment.items():

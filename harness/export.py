@@ -1,4 +1,4 @@
-"""How do I use the winner? Trains the best cell's configuration again and writes it as plain files.
+"""Train the best cell's configuration again and write it as plain files.
 
     python -m harness.export --study freeze_depth
 
@@ -193,7 +193,7 @@ def _train_and_write(
     from harness.measure import resolve_device
     from harness.rows import Cache, default_folder
     from harness.train import start
-    from harness.winner.model import open_model
+    from harness.winner.model import open_model, staging
     from harness.winner.onnx import write_onnx
 
     kept = chosen.repeats[0]
@@ -213,16 +213,16 @@ def _train_and_write(
     result = fit.finish(test=True)
     test_accuracy = result.metrics["test_accuracy"]
     print(_agreement(kept, val_accuracy, test_accuracy))
-    _write_folder(folder, study, chosen.cell, kept, fit, (val_accuracy, test_accuracy))
-    model = open_model(folder)
     assert result.predictions is not None
-    pixels = _pixels(spec, model, result.predictions)
-    print(_read_back(model, pixels, result.predictions, spec))
-    if onnx:
-        worst = write_onnx(model, folder, pixels[:SHOWN_TO_ONNX])
-        print(
-            f"model.onnx: logits of {len(pixels[:SHOWN_TO_ONNX])} images differ by at most {worst:.1e}"
-        )
+    with staging(folder) as there:  # read back before it is where anyone would use it
+        _write_folder(there, study, chosen.cell, kept, fit, (val_accuracy, test_accuracy))
+        model = open_model(there)
+        pixels = _pixels(spec, model, result.predictions)
+        print(_read_back(model, pixels, result.predictions, spec))
+        if onnx:
+            worst = write_onnx(model, there, pixels[:SHOWN_TO_ONNX])
+            shown = len(pixels[:SHOWN_TO_ONNX])
+            print(f"model.onnx: logits of {shown} images differ by at most {worst:.1e}")
     return Exported(folder, chosen.cell, why, val_accuracy, test_accuracy), model, pixels
 
 

@@ -1,5 +1,5 @@
-"""How does an image become logits? Normalised, in the trial's precision, through the whole network or, where
-its leading groups are frozen, from what they gave before.
+"""From images to logits: normalised, in the trial's precision, through the whole network or, where its
+leading groups are frozen, from outputs of theirs that were kept.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from harness.backbone import Backbone
+from harness.backbone import Backbone, check_gradients, check_size
 from harness.data import Examples
+from harness.errors import UserError
 from harness.measure import Device
 from harness.prefix import PROBES, Cut, NoCut, Prefix, Tail, find_cut
 from harness.rows import Cache, Full, View
@@ -29,6 +31,38 @@ CHUNK = 64
 training it. On a CPU half of them, which its cache can hold."""
 _cuts: dict[tuple[object, ...], Cut | NoCut] = {}
 """Cuts found, or not, in this process, by what decides them."""
+
+
+def check_network(backbone: Backbone, spec: TrialSpec) -> None:
+    """Whether a trial can run on this network: its input size, its classifier and its gradients.
+
+    Raises:
+        UserError: naming what does not work, and what does.
+    """
+    size = spec.resolution or backbone.input.resolution
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    hook = backbone.head.register_forward_hook(lambda _, x, y: seen.append((x[0], y)))
+    try:
+        logits = check_size(backbone, spec.backbone, size)
+    finally:
+        hook.remove()
+    if spec.strategy.readout == "head":
+        check_gradients(backbone, spec.backbone, size)
+        return
+    vector = len(seen) == 1 and seen[0][0][0].numel() == seen[0][0].shape[1]
+    linear = (
+        isinstance(backbone.head, (nn.Linear, nn.Conv2d)) or spec.strategy.readout != "logistic"
+    )
+    if len(backbone.heads) > 1 or not vector or not linear or not _same(seen[0][1], logits):
+        raise UserError(
+            f"strategy {type(spec.strategy).__name__} fits scikit-learn on the input of a linear classifier, "
+            f"and {spec.backbone} has several classifiers, or one that is more than a linear layer; use a "
+            "strategy that trains the network's own, such as LinearProbe"
+        )
+
+
+def _same(outputs: object, logits: torch.Tensor) -> bool:
+    return isinstance(outputs, torch.Tensor) and torch.equal(outputs.flatten(1), logits)
 
 
 @dataclass(frozen=True)
@@ -221,7 +255,7 @@ class Network:
             return run(images)
 
     def _input(self, images: torch.Tensor) -> torch.Tensor:
-        """(n, 3, s, s) in [0, 255] -> normalised float on the device, channels last."""
+        """(n, 3, s, s) in [0, 255] -> normalised float on the device, in the network's memory order."""
         moved = images.to(self._device.torch_device, non_blocking=True)
         normalised = (moved.float() - self._mean) / self._std
-        return normalised.contiguous(memory_format=torch.channels_last)
+        return normalised.contiguous(memory_format=self._backbone.layout)

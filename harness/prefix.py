@@ -1,4 +1,4 @@
-"""Where does the frozen part of a network end, and what did it give? Computed once per image, then kept.
+"""Outputs of the frozen leading part of a network, computed once per image and kept.
 
 The leading frozen groups of a strategy give the same outputs in every epoch, trial, cell and process that
 share weights and images. A `Cut` divides a network after its last frozen module; `Prefix` keeps the outputs
@@ -178,6 +178,7 @@ class Tail:
 
     def __init__(self, backbone: Backbone, cut: Cut, shape: Sequence[int]) -> None:
         self._model, self._cut, self._shape = backbone.model, cut, tuple(shape[1:])
+        self._layout = backbone.layout
         self._gate = backbone.model.get_submodule(cut.gate)
         self._skipped = [(backbone.model.get_submodule(n), s) for n, s in cut.skipped.items()]
 
@@ -202,7 +203,9 @@ class Tail:
     def after(self, kept: torch.Tensor) -> torch.Tensor:
         """(n, *cut.shape) -> (n, classes) logits."""
         blank = kept.new_zeros((), dtype=torch.float32)
-        output = kept.permute(0, 3, 1, 2) if kept.ndim == 4 else kept
+        output = kept
+        if kept.ndim == 4:
+            output = kept.permute(0, 3, 1, 2).contiguous(memory_format=self._layout)
         stand_ins = {self._gate: output}
         for module, shape in self._skipped:
             stand_ins[module] = blank.expand(len(kept) * shape[0], *shape[1:])

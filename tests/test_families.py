@@ -251,13 +251,6 @@ def test_trial_under_audit_completes(light: Case) -> None:
 # --- refusals --------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:The default weight initialization of GoogleNet:FutureWarning")
-@pytest.mark.parametrize("name", ["alexnet", "googlenet", "mnasnet0_5", "squeezenet1_0"])
-def test_torchvision_family_without_groups_is_refused_with_those_that_have_them(name: str) -> None:
-    with pytest.raises(UserError, match=r"has no layer groups here; use .*ResNet"):
-        build(f"torchvision:{name}", "scratch", CLASSES, seed=0)
-
-
 def test_torchvisions_vit_refuses_another_size_and_names_its_own() -> None:
     with pytest.raises(UserError, match="takes 224 px only, not 32"):
         build("torchvision:vit_b_16", "scratch", CLASSES, seed=0, resolution=32)

@@ -274,7 +274,7 @@ def tiny(*_: object, **__: object) -> Backbone:
     modes = ((model[1], frozenset({0})), (model[3], frozenset({1})))
     half = (0.5, 0.5, 0.5)
     return Backbone(
-        model, model[3], groups, modes, frozenset(), Input(half, half, SIDE, "bilinear")
+        model, (model[3],), groups, modes, frozenset(), Input(half, half, SIDE, "bilinear")
     )
 
 

@@ -97,7 +97,10 @@ def test_broken_images_are_named_by_row(tmp_path: Path) -> None:
     name = save(tmp_path, train=data)
     with pytest.raises(UserError, match="image hf:pets: row 2 of train cannot be read"):
         load_target(name).read(np.arange(4), 8, "bilinear")
-    assert list(look(name).broken) == ["hf:pets: row 2 of train"]
+    survey = look(name)
+    assert list(survey.broken) == ["hf:pets: row 2 of train"]
+    assert sum(survey.shapes.values()) == 3
+    assert survey.short_side == 8
 
 
 # --- columns ---------------------------------------------------------------------------------------

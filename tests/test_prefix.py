@@ -278,7 +278,9 @@ def toy(kind: type[Toy]) -> Backbone:
     )
     modes = tuple((getattr(model, g.name), frozenset({i})) for i, g in enumerate(groups))
     half = (0.5, 0.5, 0.5)
-    return Backbone(model, model.head, groups, modes, frozenset(), Input(half, half, 8, "bilinear"))
+    return Backbone(
+        model, (model.head,), groups, modes, frozenset(), Input(half, half, 8, "bilinear")
+    )
 
 
 def test_a_chain_is_divided_after_its_pooling() -> None:

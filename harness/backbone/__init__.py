@@ -1,4 +1,4 @@
-"""Which network, with whose weights, in which layer groups? name + source -> model and groups.
+"""Networks by name, with weights from a source, in layer groups by depth.
 
     from harness.backbone import build
     [g.name for g in build("tf_efficientnet_lite0", "imagenet", 10, seed=0).groups]
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import cast
@@ -21,12 +22,18 @@ from torch import nn
 from harness.backbone import own_models, recorded, timm_models, torchvision_models
 from harness.backbone.adapters import add_lora, merge_adapters
 from harness.backbone.groups import Backbone, Group, depths_to_groups, group_names, module_groups
+from harness.backbone.input_sizes import size_refusal
+from harness.backbone.layout import check_gradients, memory_format
 from harness.backbone.library import Library
 from harness.backbone.weights import (
+    OtherArchitecture,
+    as_of,
     file_of,
     file_sha256,
     load_state,
+    read_checkpoint,
     read_weights,
+    separate,
     tensors_sha256,
 )
 from harness.errors import UserError, first_line
@@ -37,11 +44,15 @@ __all__ = [
     "Group",
     "build",
     "check_backbone",
+    "check_gradients",
+    "check_size",
     "file_of",
     "forget",
+    "memory_format",
     "merge_adapters",
     "read_weights",
     "restore",
+    "separate",
     "weights_sha256",
 ]
 
@@ -59,21 +70,52 @@ def check_backbone(name: str) -> None:
     library_of(name).check(name)
 
 
+@dataclass(frozen=True)
+class _Loaded:
+    """A network with weights, and what was done to them, in words."""
+
+    model: nn.Module
+    notes: tuple[str, ...] = ()
+
+
 @lru_cache(maxsize=3)
-def _pretrained(name: str, source: str) -> nn.Module:
-    """The network with its weights; callers copy it before they change it."""
+def _pretrained(name: str, source: str, resolution: int | None = None) -> _Loaded:
+    """The network with its weights; callers copy it before they change it. The size counts for files only."""
     library = library_of(name)
     library.check(name)
     if source == "imagenet":
-        return library.pretrained(name)
+        return _Loaded(library.pretrained(name))
     if source.startswith("file:"):
         path = Path(source.removeprefix("file:")).expanduser()
-        model = library.create(name)
-        load_state(model, read_weights(path), library.head_names(model), str(path))
-        return model
+        found = read_checkpoint(path)
+        loaded = _load(name, found.tensors, str(path), resolution)
+        inside = [f"taken from {' > '.join(found.inside)}"] if found.inside else []
+        changes = [*inside, *loaded.notes]
+        notes = (f"weights file {path}: {'; '.join(changes)}",) if changes else ()
+        return _Loaded(loaded.model, notes)
     raise UserError(
         f"unknown source {source!r}; want imagenet, scratch or file:PATH, or recorded:NAME"
     )
+
+
+def _load(
+    name: str, state: Mapping[str, torch.Tensor], what: str, resolution: int | None
+) -> _Loaded:
+    """The network with these weights. Where they are of another input size than its own, it takes the one
+    that is wanted and its library fits position embeddings to that."""
+    library = library_of(name)
+    model = library.create(name)
+    try:
+        return _Loaded(model, tuple(load_state(model, state, library.head_names(model), what)))
+    except OtherArchitecture as reason:
+        model = library.create(name)
+        if resolution is not None:
+            _set_resolution(model, name, resolution)
+        try:
+            notes = load_state(model, state, library.head_names(model), what, library.convert)
+        except OtherArchitecture:
+            raise reason from None
+        return _Loaded(model, tuple(notes))
 
 
 def weights_sha256(source: str, backbone: str) -> str | None:
@@ -89,7 +131,7 @@ def weights_sha256(source: str, backbone: str) -> str | None:
         return recorded.models_sha256(source)
     if (file := file_of(source, backbone)) is not None:
         return file_sha256(file)
-    return tensors_sha256(_pretrained(backbone, source).state_dict())
+    return tensors_sha256(_pretrained(backbone, source).model.state_dict())
 
 
 def forget() -> None:
@@ -97,7 +139,7 @@ def forget() -> None:
     _pretrained.cache_clear()
 
 
-def _recorded(name: str, source: str, seed: int) -> nn.Module:
+def _recorded(name: str, source: str, seed: int, resolution: int | None) -> nn.Module:
     """The network with weights that we trained; read and checked every time."""
     library, found = library_of(name), recorded.model_for(source, seed)
     library.check(name)
@@ -105,9 +147,7 @@ def _recorded(name: str, source: str, seed: int) -> nn.Module:
         raise UserError(
             f"recorded source {found.name!r} is a {found.about['backbone']}, not a {name}"
         )
-    model = library.create(name)
-    load_state(model, found.read(), library.head_names(model), str(found.path))
-    return model
+    return _load(name, found.read(), str(found.path), resolution).model
 
 
 def build(
@@ -127,7 +167,7 @@ def build(
             "recorded:NAME" (a model of ours; of several, the seed decides).
         num_classes: size of the head, at least 1.
         seed: of the head's initialisation, and of everything else when from scratch.
-        device: where the model lives, in channels-last order.
+        device: where the model lives.
         resolution: side of the input; None is the network's own.
         lora_rank: rank of the adapters in attention layers; 0 is none.
 
@@ -137,34 +177,77 @@ def build(
     library = library_of(name)
     # Networks are initialised from torch's global generator; the fork keeps that inside this function.
     with torch.random.fork_rng(devices=[]):
+        notes: tuple[str, ...] = ()
         if source == "scratch":
             library.check(name)
             torch.manual_seed(derive_seed(seed, "weights"))
             model = library.create(name)
         elif source.startswith(recorded.PREFIX):
-            model = _recorded(name, source, seed)
+            model = _recorded(name, source, seed, resolution)
         else:
-            model = copy.deepcopy(_pretrained(name, source))
+            loaded = _pretrained(name, source, resolution if source.startswith("file:") else None)
+            model, notes = copy.deepcopy(loaded.model), loaded.notes
         expected = library.input_of(model)
         if resolution is not None and resolution != expected.resolution:
-            library.set_resolution(model, resolution)
+            _set_resolution(model, name, resolution)
         torch.manual_seed(derive_seed(seed, "head"))
         library.reset_head(model, num_classes)
         if lora_rank:
             torch.manual_seed(derive_seed(seed, "lora"))
             model = add_lora(model, name, lora_rank)
+    layout = memory_format(model, device)
     # Moved before the tensors are collected: moving replaces buffers.
-    model = model.to(device).to(memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=layout)
     heads = library.head_names(model)
     index = depths_to_groups(library.depths(model), heads)
     return Backbone(
         model=model,
-        head=model.get_submodule(heads[0]),
+        heads=tuple(model.get_submodule(head) for head in heads),
         groups=_groups(model, index),
         modes=module_groups(model, index),
         no_decay=library.no_weight_decay(model),
         input=expected,
+        layout=layout,
+        notes=notes,
     )
+
+
+def _set_resolution(model: nn.Module, name: str, size: int) -> None:
+    library = library_of(name)
+    try:
+        library.set_resolution(model, size)
+    except UserError:
+        raise
+    except Exception as error:  # each architecture has its own kind
+        own = library.input_of(model).resolution
+        raise size_refusal(
+            library.create(name), name, size, own, library.set_resolution, error
+        ) from error
+
+
+def check_size(backbone: Backbone, name: str, size: int) -> torch.Tensor:
+    """Pass one blank image; returns its logits (1, classes).
+
+    Raises:
+        UserError: if the network does not take images of that size, with sizes that it takes.
+    """
+    images = torch.zeros(1, 3, size, size, device=backbone.device)
+    try:
+        with torch.inference_mode():
+            logits = backbone.model.eval()(images.contiguous(memory_format=backbone.layout))
+    except Exception as error:  # each architecture has its own kind
+        library = library_of(name)
+        raise size_refusal(
+            library.create(name),
+            name,
+            size,
+            backbone.input.resolution,
+            library.set_resolution,
+            error,
+        ) from error
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        raise UserError(f"backbone {name} does not give one row of logits per image")
+    return logits
 
 
 def restore(
@@ -189,10 +272,10 @@ def restore(
             library.set_resolution(model, resolution)
         library.reset_head(model, num_classes)
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(as_of(model, state))
     except RuntimeError as error:
         raise UserError(f"the weights are not of {name}: {first_line(error)}") from error
-    return model.to(memory_format=torch.channels_last)
+    return model.to(memory_format=memory_format(model, torch.device("cpu")))
 
 
 def _groups(model: nn.Module, index: dict[str, int]) -> tuple[Group, ...]:

@@ -1,4 +1,4 @@
-"""Which parameters lie at which depth? Groups, stem first and head last, that cover every tensor once."""
+"""Layer groups of a network: stem first and head last, they cover every tensor once."""
 
 from __future__ import annotations
 
@@ -27,19 +27,33 @@ class Backbone:
 
     Attributes:
         model: classifier with a fresh head of the target's size.
-        head: its (first) classifier module.
+        heads: its classifier modules: one, or several whose logits are averaged.
         groups: stem first, head last.
         modes: for every module, the groups whose tensors lie in it.
         no_decay: names of parameters that the model says must not decay.
         input: what the weights expect to see.
+        layout: memory order in which it computes.
+        notes: what was done to the weights so that they fit, one line each.
     """
 
     model: nn.Module
-    head: nn.Module
+    heads: tuple[nn.Module, ...]
     groups: tuple[Group, ...]
     modes: tuple[tuple[nn.Module, frozenset[int]], ...]
     no_decay: frozenset[str]
     input: Input
+    layout: torch.memory_format = torch.channels_last
+    notes: tuple[str, ...] = ()
+
+    @property
+    def head(self) -> nn.Module:
+        """The first classifier module."""
+        return self.heads[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.model.parameters()).device
 
     def train_mode(self, trained: Iterable[int], fixed_statistics: bool = False) -> None:
         """Put modules that hold a tensor of a trained group in train(), all others in eval().

@@ -1,10 +1,12 @@
-"""What every library of models must tell us. One module per library implements these functions."""
+"""The functions that a library of models provides; one module per library implements them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import nn
 
 
@@ -51,6 +53,11 @@ class Library(Protocol):
     def set_resolution(self, model: nn.Module, size: int) -> None:
         """Let a network that fixes its input size take another, where it can."""
 
+    def convert(
+        self, model: nn.Module, state: Mapping[str, torch.Tensor]
+    ) -> Mapping[str, torch.Tensor]:
+        """Weights in another form, or of another input size, as this model takes them, where it can."""
+
     def no_weight_decay(self, model: nn.Module) -> frozenset[str]:
         """Names of parameters that must not decay beyond norms and biases."""
 
@@ -77,3 +84,50 @@ def depth_by_pooling(model: nn.Module) -> dict[str, int] | None:
         return sum(i < int(name.split(".")[1]) for i in pools)
 
     return {name: depth(name) for name in tensor_names(model)}
+
+
+def depth_by_features(model: nn.Module, ends: Sequence[str]) -> dict[str, int]:
+    """Depth of every tensor by the modules at which stages end, in the order in which modules are listed.
+
+    Args:
+        model: the network.
+        ends: names of modules, one per stage, from the input on.
+
+    Returns:
+        0 for the stem, which is what is listed before the top-level module of the first stage; k for the
+        k-th stage; what follows the last stage belongs to it.
+    """
+    order = {name: at for at, (name, _) in enumerate(model.named_modules())}
+    top = ends[0].split(".")[0]
+    last = [max(at for n, at in order.items() if n == e or n.startswith(f"{e}.")) for e in ends]
+
+    def depth(tensor: str) -> int:
+        at = order[tensor.rpartition(".")[0]]
+        if at < order[top]:
+            return 0
+        return 1 + min(sum(at > end for end in last), len(ends) - 1)
+
+    return {name: depth(name) for name in tensor_names(model)}
+
+
+def depth_by_order(model: nn.Module) -> dict[str, int]:
+    """Depth of every tensor by the order in which the model lists its parts: its children, those of
+    nn.Sequential and nn.ModuleList one by one; a norm by itself belongs to the part before."""
+    units: dict[str, int] = {}
+    found = {}
+    for name in _in_order(model):
+        top, _, rest = name.rpartition(".")[0].partition(".")
+        child = model.get_submodule(top)
+        inside = rest and isinstance(child, (nn.Sequential, nn.ModuleList))
+        unit = f"{top}.{rest.split('.')[0]}" if inside else top
+        flat = all(p.ndim <= 1 for p in model.get_submodule(unit).parameters())
+        if unit not in units:
+            units[unit] = max(units.values(), default=0) + (bool(units) and not flat)
+        found[name] = units[unit]
+    return found
+
+
+def _in_order(model: nn.Module) -> list[str]:
+    """Full names of all parameters and buffers, module by module."""
+    order = {name: at for at, (name, _) in enumerate(model.named_modules())}
+    return sorted(tensor_names(model), key=lambda n: order[n.rpartition(".")[0]])

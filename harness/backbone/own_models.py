@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
+import torch
 from torch import nn
 
 from harness.backbone.library import Input, tensor_names
@@ -89,6 +91,11 @@ def input_of(model: nn.Module) -> Input:
 
 def set_resolution(model: nn.Module, size: int) -> None:
     """Nothing in it depends on the size."""
+
+
+def convert(model: nn.Module, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """There is one form and no input size."""
+    return state
 
 
 def no_weight_decay(model: nn.Module) -> frozenset[str]:

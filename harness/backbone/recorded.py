@@ -1,4 +1,4 @@
-"""Where are the weights that we trained ourselves? One file per model, which says what it is and is checked.
+"""Weights that we trained ourselves: one file per model, which says what it is and is checked.
 
     TrialSpec(source="recorded:garments", ...)      one of that source's models, by the trial's seed
     TrialSpec(source="recorded:garments.0", ...)    this one
@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from harness.backbone.weights import separate
 from harness.errors import UserError, first_line
 
 PREFIX = "recorded:"
@@ -70,12 +71,7 @@ def content_sha256(state: Mapping[str, torch.Tensor]) -> str:
     The name of a model in every file and run that was recorded, so not to be replaced by
     `weights.tensors_sha256`, which hashes the same but not as a file.
     """
-    return hashlib.sha256(save(_contiguous(state))).hexdigest()
-
-
-def _contiguous(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """As safetensors wants them; networks of ours lie channels last."""
-    return {name: tensor.contiguous() for name, tensor in state.items()}
+    return hashlib.sha256(save(separate(state))).hexdigest()
 
 
 def write_model(name: str, state: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> Model:
@@ -91,7 +87,7 @@ def write_model(name: str, state: Mapping[str, torch.Tensor], about: Mapping[str
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_bytes(save(_contiguous(state), told))
+        beside.write_bytes(save(separate(state), told))
         beside.rename(path)
     except OSError as error:
         raise UserError(f"cannot keep a model in {path.parent}: {first_line(error)}") from error

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import difflib
 import socket
+import sys
+from collections.abc import Mapping
+from typing import Any
 
 import timm
+import torch
 from timm.data.config import resolve_model_data_config
 from timm.models._manipulate import group_with_matcher
 from torch import nn
 
-from harness.backbone.library import Input, depth_by_pooling
+from harness.backbone.library import Input, depth_by_features, depth_by_order, depth_by_pooling
 from harness.backbone.weights import WHEELS, load_by_order
 from harness.errors import UnknownName, UserError, first_line
 
@@ -42,12 +46,20 @@ def pretrained(name: str) -> nn.Module:
 
 
 def reset_head(model: nn.Module, num_classes: int) -> None:
-    """Put a fresh classifier in place."""
+    """Put a fresh classifier in place.
+
+    Raises:
+        UserError: if the model has none, as an encoder of a multimodal model.
+    """
+    if not hasattr(model, "get_classifier") or not hasattr(model, "reset_classifier"):
+        raise UserError(
+            f"{type(model).__name__} is an encoder without a classifier: no backbone here"
+        )
     model.reset_classifier(num_classes)  # type: ignore[operator]
 
 
 def head_names(model: nn.Module) -> list[str]:
-    """Names of the classifier modules (two in distilled DeiT)."""
+    """Names of the classifier modules: two in distilled DeiT, several in CrossViT."""
     head = model.get_classifier()  # type: ignore[operator]
     wanted = head if isinstance(head, tuple) else (head,)
     return [name for name, module in model.named_modules() if any(module is h for h in wanted)]
@@ -57,23 +69,40 @@ def depths(model: nn.Module) -> dict[str, int]:
     """Depth of every tensor by timm's coarse matcher: one stage of a CNN, one block of a ViT.
 
     What the matcher puts beside the classifier (a final norm or convolution) belongs to the block
-    before it. VGG, where the matcher gives one group per convolution, goes by its pooling stages.
+    before it. VGG, where the matcher gives one group per convolution, goes by its pooling stages. Where
+    there is no matcher, the stages are those of timm's feature extraction, else the parts in their order.
     """
     if (stages := depth_by_pooling(model)) is not None:
         return stages
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    if not hasattr(model, "group_matcher"):
-        raise UserError(
-            f"timm gives no layer groups for {type(model).__name__}: take a backbone of another family"
-        )
-    matched = group_with_matcher(iter(tensors), model.group_matcher(coarse=True))  # type: ignore[operator]
-    found = {name: d for d, names in enumerate(matched.values()) for name in names}
+    found = _matched(model)
+    if found is None:
+        ends = [f["module"] for f in _features(model)]
+        return depth_by_features(model, ends) if len(ends) > 1 else depth_by_order(model)
     last = max(found.values())
     head = tuple(f"{name}." for name in head_names(model))
     beside = any(d == last and n.startswith(head) for n, d in found.items())
     return {
         n: d - 1 if beside and d == last and not n.startswith(head) else d for n, d in found.items()
     }
+
+
+def _matched(model: nn.Module) -> dict[str, int] | None:
+    """Depths by timm's coarse matcher; None where the model has none that is coarse."""
+    try:
+        matcher = model.group_matcher(coarse=True)  # type: ignore[operator]
+    except (AttributeError, AssertionError, NotImplementedError):
+        return None
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    matched = group_with_matcher(iter(tensors), matcher)
+    return {name: d for d, names in enumerate(matched.values()) for name in names}
+
+
+def _features(model: nn.Module) -> list[dict[str, Any]]:
+    """timm's description of the stages, those that name a module of this model."""
+    found = getattr(model, "feature_info", None) or []
+    listed = found if isinstance(found, list) else getattr(found, "info", [])
+    names = {name for name, _ in model.named_modules()}
+    return [f for f in listed if f.get("module") in names]
 
 
 def input_of(model: nn.Module) -> Input:
@@ -91,6 +120,19 @@ def set_resolution(model: nn.Module, size: int) -> None:
     """Let a network with position embeddings or windows take another input size, where it can."""
     if hasattr(model, "set_input_size"):
         model.set_input_size(img_size=(size, size))  # type: ignore[operator]
+
+
+def convert(model: nn.Module, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """The weights as this model takes them, by the conversion that timm has for its family (position
+    embeddings resampled, names of other repositories); as they are where it has none or cannot."""
+    family = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if family is None:
+        return state
+    try:
+        converted: Mapping[str, torch.Tensor] = family(dict(state), model)
+    except Exception:  # each family has its own kind for what it does not know
+        return state
+    return converted if isinstance(converted, Mapping) else state
 
 
 def _hub_unreachable() -> bool:

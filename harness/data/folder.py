@@ -77,6 +77,13 @@ class _Tree:
     notes: list[str] = field(default_factory=list)
     passed_over: PassedOver = field(default_factory=PassedOver)
 
+    def folders(self, folder: Path) -> list[Path]:
+        """The folders in a folder that should hold nothing else; files are passed over."""
+        folders, files = inside(folder, self.passed_over)
+        for path in files:
+            self.passed_over.add(OUTSIDE if is_image(path) else NO_IMAGE, path)
+        return folders
+
     def below(self, path: Path) -> str:
         """A path below the folder in words."""
         return shown(path.relative_to(self.root))
@@ -84,7 +91,8 @@ class _Tree:
 
 def _folders(folder: Path) -> list[Path]:
     """Sub-folders by name, without hidden ones."""
-    return sorted(path for path in inside(folder, PassedOver()) if is_folder(path))
+    folders, _ = inside(folder, PassedOver())
+    return sorted(folders)
 
 
 def _full(folder: Path) -> list[Path]:
@@ -165,12 +173,9 @@ def _classes(tree: _Tree) -> Iterator[_ClassFolder]:
         UserError: if one holds no image.
     """
     nested = 0
-    for path in inside(tree.root, tree.passed_over):
-        if is_folder(path):
-            nested += len(_folders(path))
-            yield TRAIN, path.name, path
-        else:
-            _beside_folders(tree, path)
+    for path in tree.folders(tree.root):
+        nested += len(_folders(path))
+        yield TRAIN, path.name, path
     if nested:
         tree.notes.append(
             f"Sub-folders of the class folders ({nested}) are not told apart: all images below a class "
@@ -184,10 +189,8 @@ def _parts(tree: _Tree) -> Iterator[_ClassFolder]:
     Raises:
         UserError: if there is no training part, a part is there twice, or it has no class folders.
     """
-    here = list(inside(tree.root, tree.passed_over))
-    found = [
-        path for path in here if is_folder(path) and part_named(path.name) and holds_images(path)
-    ]
+    here = tree.folders(tree.root)
+    found = [path for path in here if part_named(path.name) and holds_images(path)]
     if not found:
         yield from _parts_inside(tree, here)
         return
@@ -202,10 +205,8 @@ def _parts(tree: _Tree) -> Iterator[_ClassFolder]:
     if TRAIN not in by_part:
         raise UserError(f"{tree.what}: no train folder, only {_listed(found)}")
     for path in here:
-        if is_folder(path) and path not in found:
+        if path not in found:
             tree.passed_over.add(BESIDE, path)
-        elif not is_folder(path):
-            _beside_folders(tree, path)
     tree.notes.append(f"The parts are the folders {_listed(sorted(found))}.")
     for part in PARTS:
         if part in by_part:
@@ -226,33 +227,24 @@ def _class_folders(tree: _Tree, part: str, folder: Path) -> Iterator[Path]:
         return
     if not classes:
         raise UserError(f"{tree.what}: {tree.below(folder)} holds images, but no class folders")
-    for path in inside(folder, tree.passed_over):
-        if not is_folder(path):
-            _beside_folders(tree, path)
-        elif part == TRAIN or holds_images(path):
+    for path in tree.folders(folder):
+        if part == TRAIN or holds_images(path):
             yield path
 
 
 def _parts_inside(tree: _Tree, here: Sequence[Path]) -> Iterator[_ClassFolder]:
     """Class folders that hold their parts."""
     train = 0
-    for path in filter(is_folder, here):
-        for sub in inside(path, tree.passed_over):
-            part = part_named(sub.name) if is_folder(sub) else None
-            if part:
+    for path in here:
+        for sub in tree.folders(path):
+            if part := part_named(sub.name):
                 train += part == TRAIN
                 yield part, path.name, sub
-            elif is_folder(sub):
-                tree.passed_over.add(BESIDE, sub)
             else:
-                _beside_folders(tree, sub)
+                tree.passed_over.add(BESIDE, sub)
     if not train:
         raise UserError(f"{tree.what}: no folder named train, so layout=parts does not fit")
     tree.notes.append("The parts are folders inside the class folders.")
-
-
-def _beside_folders(tree: _Tree, path: Path) -> None:
-    tree.passed_over.add(OUTSIDE if is_image(path) else NO_IMAGE, path)
 
 
 def _read(tree: _Tree, found: Iterator[_ClassFolder]) -> list[tuple[str, str, list[Path]]]:
@@ -287,7 +279,8 @@ def _read(tree: _Tree, found: Iterator[_ClassFolder]) -> list[tuple[str, str, li
 
 
 def _direct_images(folder: Path) -> bool:
-    return any(not is_folder(path) and is_image(path) for path in inside(folder, PassedOver()))
+    _, files = inside(folder, PassedOver())
+    return any(map(is_image, files))
 
 
 def _listed(names: Sequence[Path | str]) -> str:

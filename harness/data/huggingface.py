@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -20,7 +21,7 @@ from harness.data.columns import (
     named,
     quoted,
 )
-from harness.data.images import decode_image
+from harness.data.images import decode_image, read_header
 from harness.data.labels import numbered_classes, numbered_groups, one_form
 from harness.data.parts import PARTS, TRAIN, differences, own_parts, part_named
 from harness.data.target import Indices, Target, read_each
@@ -52,19 +53,32 @@ class HubTarget(Target):
 
     def _identity(self) -> Iterable[bytes]:
         yield b"" if self.official_test is None else self.official_test.tobytes()
-        for number, (_, rows) in enumerate(self.parts):
+        yield from (hashlib.sha256(content).digest() for content, _ in self._contents())
+
+    def shapes(self) -> Counter[tuple[int, int, str]]:
+        """(width, height, mode) -> number of images, from their headers; those that are none are left out."""
+        found: Counter[tuple[int, int, str]] = Counter()
+        for content, suffix in self._contents():
+            if (header := read_header(content, suffix)) is not None:
+                found[header] += 1
+        return found
+
+    def _contents(self) -> Iterator[tuple[bytes, str]]:
+        """The bytes and the suffix of every image, part by part."""
+        for number, (part, rows) in enumerate(self.parts):
             kept = set(self.where[self.which == number].tolist())
             for start in range(0, len(rows), BATCH):
                 for i, value in enumerate(rows[start : start + BATCH][self.column], start):
                     if i in kept:
-                        yield hashlib.sha256(_content(value, f"{self.name}: row {i}")).digest()
+                        name = f"{self.name}: row {i} of {part}"
+                        yield _content(value, name), _suffix(value)
 
     def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
         def image(position: int) -> Any:
             name = self.describe(position)
             _, rows = self.parts[self.which[position]]
             value = rows[int(self.where[position])][self.column]
-            return decode_image(_content(value, name), name, Path(value["path"] or "").suffix)
+            return decode_image(_content(value, name), name, _suffix(value))
 
         return read_each(image, indices, size, interpolation)
 
@@ -77,6 +91,10 @@ def _content(value: Mapping[str, Any], name: str) -> bytes:
         return Path(value["path"]).read_bytes()
     except OSError as error:
         raise UserError(f"image {name} cannot be read: {first_line(error)}") from error
+
+
+def _suffix(value: Mapping[str, Any]) -> str:
+    return Path(value["path"] or "").suffix
 
 
 def huggingface_target(path: str, options: Mapping[str, str]) -> Target:

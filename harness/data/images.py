@@ -81,6 +81,15 @@ def open_header(path: Path) -> Image.Image:
     return Image.open(path, formats=_formats(path.suffix))
 
 
+def read_header(content: bytes, suffix: str) -> tuple[int, int, str] | None:
+    """Width, height and mode of the picture in the bytes of a file; None if there is none."""
+    try:
+        with Image.open(io.BytesIO(content), formats=_formats(suffix)) as image:
+            return image.width, image.height, image.mode
+    except Exception:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
+        return None
+
+
 def open_image(path: Path) -> Image.Image:
     """One image file as RGB; see `to_rgb`.
 

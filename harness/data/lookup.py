@@ -108,26 +108,20 @@ class _Files:
         wanted = [_key(part) for part in parts]
         scored = [
             (score, path)
-            for path in self._by_name.get(wanted[-1], ())
-            if (score := self._score(path, wanted, absolute))
+            for path, have, below in self._by_name.get(wanted[-1], ())
+            if (score := _agreeing(wanted, have)) >= (min(2, below) if absolute else len(wanted))
         ]
-        best = [path for score, path in scored if score == max(scored)[0]]
+        most = max((score for score, _ in scored), default=0)
+        best = [path for score, path in scored if score == most]
         told = [p for p in best if {_key(part) for part in p.parts[:-1]} & set(map(_key, hint))]
         return told if len(told) == 1 else best
 
-    def _score(self, path: Path, wanted: list[str], absolute: bool) -> int:
-        """How many parts at the end agree; 0 where they are too few to mean this file."""
-        have = [_key(part) for part in path.absolute().parts]
-        count = 1  # the name itself, perhaps without its suffix
-        while count < min(len(wanted), len(have)) and wanted[-1 - count] == have[-1 - count]:
-            count += 1
-        below = len(path.relative_to(self.folder).parts)
-        needed = min(2, below) if absolute else len(wanted)
-        return count if count >= needed else 0
-
     @cached_property
-    def _by_name(self) -> dict[str, list[Path]]:
-        found: defaultdict[str, list[Path]] = defaultdict(list)
+    def _by_name(self) -> dict[str, list[tuple[Path, list[str], int]]]:
+        """By the key of a file's name, with and without suffix: the file, the keys of the parts of its path,
+        and how many of them are below the folder."""
+        found: defaultdict[str, list[tuple[Path, list[str], int]]] = defaultdict(list)
+        above = len(self.folder.absolute().parts)
         entered: set[str] = set()
         count = 0
         for root, folders, files in os.walk(self.folder, followlinks=True):
@@ -137,14 +131,24 @@ class _Files:
                 continue
             entered.add(real)
             count += len(files)
+            keys = [_key(part) for part in Path(root).absolute().parts]
             for name in sorted(files):
                 if is_hidden(name):
                     continue
-                path = Path(root, name)
-                found[_key(name)].append(path)
-                if path.suffix.lower() in image_suffixes():
-                    found[_key(path.stem)].append(path)
+                key, (stem, suffix) = _key(name), os.path.splitext(name)
+                entry = (Path(root, name), [*keys, key], len(keys) + 1 - above)
+                found[key].append(entry)
+                if suffix.lower() in image_suffixes():
+                    found[_key(stem)].append(entry)
         return found
+
+
+def _agreeing(wanted: list[str], have: list[str]) -> int:
+    """How many parts at the end agree: the file's name, perhaps without its suffix, and folders."""
+    count = 1
+    while count < min(len(wanted), len(have)) and wanted[-1 - count] == have[-1 - count]:
+        count += 1
+    return count
 
 
 def _key(text: str) -> str:

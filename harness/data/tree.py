@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.data.images import is_file, is_folder, is_image, shown
+from harness.data.images import is_image, shown
 from harness.errors import UserError, first_line
 
 SYSTEM = frozenset(
@@ -62,21 +62,22 @@ def holds_images(folder: Path) -> bool:
 
 
 def _images(folder: Path, passed_over: PassedOver, entered: set[Path]) -> Iterator[Path]:
-    for path in inside(folder, passed_over):
-        if not is_folder(path):
-            if is_image(path):
-                yield path
-            else:
-                passed_over.add(NO_IMAGE, path)
-        elif (real := _real(path)) in entered:
+    folders, files = inside(folder, passed_over)
+    for path in files:
+        if is_image(path):
+            yield path
+        else:
+            passed_over.add(NO_IMAGE, path)
+    for path in folders:
+        if (real := _real(path)) in entered:
             passed_over.add(NOWHERE, path)
         else:
             entered.add(real)
             yield from _images(path, passed_over, entered)
 
 
-def inside(folder: Path, passed_over: PassedOver) -> list[Path]:
-    """Files and folders that are in a folder, links last.
+def inside(folder: Path, passed_over: PassedOver) -> tuple[list[Path], list[Path]]:
+    """The folders and the files that are in a folder, links last.
 
     What is hidden is passed over, and so are links to a folder that this one lies in.
 
@@ -88,20 +89,30 @@ def inside(folder: Path, passed_over: PassedOver) -> list[Path]:
             entries = sorted(found, key=lambda entry: (entry.is_symlink(), entry.name))
     except OSError as error:
         raise UserError(f"folder {shown(folder)} cannot be read: {first_line(error)}") from error
-    kept = []
+    folders: list[Path] = []
+    files: list[Path] = []
     for entry in entries:
         path = folder / entry.name
         if is_hidden(entry.name):
             passed_over.add(HIDDEN, path)
-        elif not (is_file(path) or is_folder(path)) or _leads_back(path, entry.is_symlink()):
-            passed_over.add(NOWHERE, path)
+        elif _is(entry.is_dir) and not (entry.is_symlink() and _leads_back(path)):
+            folders.append(path)
+        elif _is(entry.is_file):
+            files.append(path)
         else:
-            kept.append(path)
-    return kept
+            passed_over.add(NOWHERE, path)
+    return folders, files
 
 
-def _leads_back(path: Path, is_link: bool) -> bool:
-    return is_link and is_folder(path) and _real(path.parent).is_relative_to(_real(path))
+def _is(kind: Callable[[], bool]) -> bool:
+    try:
+        return kind()
+    except OSError:  # a link to itself
+        return False
+
+
+def _leads_back(link: Path) -> bool:
+    return _real(link.parent).is_relative_to(_real(link))
 
 
 def _real(path: Path) -> Path:

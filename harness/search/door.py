@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
 
-import torch
-
 from harness.backbone import Backbone, build
 from harness.data import (
     find_leaks,
@@ -22,6 +20,7 @@ from harness.data import (
 )
 from harness.errors import UserError, first_line
 from harness.forecast import forecast
+from harness.network import check_network
 from harness.rows import Cache
 from harness.search.plan import trial_seed
 from harness.search.space import first_draw
@@ -38,7 +37,8 @@ class Admission:
     Attributes:
         specs: the first spec of each cell, by the cell's label.
         leaks: one line per target whose parts share images.
-        notes: what was understood of the targets' files and what was passed over.
+        notes: what was understood of the targets' files and what was passed over, and what was changed in
+            weights files so that they fit.
     """
 
     specs: Mapping[str, TrialSpec]
@@ -65,9 +65,13 @@ def check_at_the_door(
         specs = {cell_label(cell): first_draw(study, cell) for cell in study.cells()}
     leaks: dict[str, str] = {}
     depths: dict[tuple[object, ...], int] = {}
+    weights: dict[str, None] = {}
     for spec in specs.values():
         strategy = spec.strategy
-        network_key = (spec.backbone, spec.source, spec.resolution, strategy.lora_rank)
+        network_key = (
+            *(spec.backbone, spec.source, spec.resolution),
+            *(strategy.lora_rank, strategy.readout),
+        )
         key = (spec.target, spec.shots, spec.val_shots, spec.test_shots, *network_key)
         target = load_target(spec.target)
         if key not in depths:
@@ -79,7 +83,8 @@ def check_at_the_door(
                 resolution=spec.resolution,
                 lora_rank=strategy.lora_rank,
             )
-            _try_one_image(network, spec)
+            check_network(network, spec)
+            weights |= dict.fromkeys(network.notes)
             depths[key] = len(network.groups)
             if line := _try_images(study, spec, network, cache):
                 leaks[spec.target] = line  # one split of a target speaks for its others
@@ -88,7 +93,7 @@ def check_at_the_door(
             forecast(spec)
     targets = [load_target(name) for name in dict.fromkeys(s.target for s in specs.values())]
     notes = tuple(f"{target.name}: {note}" for target in targets for note in target.notes)
-    return Admission(specs, tuple(leaks.values()), notes)
+    return Admission(specs, tuple(leaks.values()), (*notes, *weights))
 
 
 @contextmanager
@@ -141,17 +146,6 @@ def _try_strategy(spec: TrialSpec, num_groups: int) -> None:
 
 def _is_scale(scale: object) -> bool:
     return scale is None or (isinstance(scale, (int, float)) and 0 < scale < math.inf)
-
-
-def _try_one_image(network: Backbone, spec: TrialSpec) -> None:
-    size = spec.resolution or network.input.resolution
-    try:
-        with torch.inference_mode():
-            network.model.eval()(torch.zeros(1, 3, size, size))
-    except Exception as error:  # each architecture has its own kind
-        raise UserError(
-            f"backbone {spec.backbone} does not take {size} x {size} images: {first_line(error)}"
-        ) from error
 
 
 def _try_images(study: Study, spec: TrialSpec, network: Backbone, cache: Cache) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from harness.data import Examples, Leak, Target, find_leaks, load_target
+from harness.data.huggingface import HubTarget
 from harness.data.images import image_suffixes, open_header
 from harness.data.target import ArrayTarget, FileTarget, Indices
 from harness.errors import UserError
@@ -138,6 +139,8 @@ def look(name: str) -> Survey:
         height, width = target.images.shape[1:3]
         mode = "L" if target.images.ndim == 3 else "RGB"
         shapes[width, height, mode] = len(labels)
+    if isinstance(target, HubTarget):
+        shapes = target.shapes()
     return Survey(
         name=name,
         target=target,

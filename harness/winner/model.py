@@ -1,4 +1,4 @@
-"""What is an exported model? A folder: weights, and a page of JSON that says all else one must know.
+"""An exported model: a folder with weights, and a page of JSON that says all else one must know.
 
 model.safetensors   state dict of the plain network of timm or torchvision
 model.json          its name, the classes, how an image is prepared, where it is from
@@ -10,7 +10,10 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,14 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from harness.backbone import Backbone, merge_adapters, read_weights, restore
+from harness.backbone import (
+    Backbone,
+    memory_format,
+    merge_adapters,
+    read_weights,
+    restore,
+    separate,
+)
 from harness.data.target import FileTarget
 from harness.errors import UserError, first_line
 from harness.features import Readout
@@ -55,8 +65,9 @@ class Model:
     @torch.inference_mode()
     def probabilities(self, pixels: torch.Tensor) -> torch.Tensor:
         """(n, classes) for (n, 3, s, s) uint8 images of the model's resolution."""
+        order = memory_format(self.network, torch.device("cpu"))
         parts = [
-            self.network(self.prepare(some).contiguous(memory_format=torch.channels_last))
+            self.network(self.prepare(some).contiguous(memory_format=order))
             for some in pixels.split(CHUNK)
         ]
         return torch.cat(parts).float().softmax(1)
@@ -92,7 +103,7 @@ def plain_network(backbone: Backbone, readout: Readout | None) -> nn.Module:
 def _fold(head: nn.Module, readout: Readout) -> None:
     """Standardisation and logistic regression are one affine map: write it into the linear head."""
     scaler, classifier = (step for _, step in readout.model.steps)
-    if not hasattr(classifier, "coef_") or not isinstance(head, nn.Linear):
+    if not hasattr(classifier, "coef_") or not isinstance(head, (nn.Linear, nn.Conv2d)):
         raise UserError(
             f"{type(classifier).__name__} on a head of type {type(head).__name__} cannot be written as a "
             "network; export another cell with --cell"
@@ -103,7 +114,8 @@ def _fold(head: nn.Module, readout: Readout) -> None:
     weight = weight / scaler.scale_
     bias = bias - weight @ scaler.mean_
     with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(weight))
+        head.weight.copy_(torch.from_numpy(weight).view_as(head.weight))
+        assert head.bias is not None
         head.bias.copy_(torch.from_numpy(bias))
 
 
@@ -138,10 +150,9 @@ def write(folder: Path, network: nn.Module, about: Mapping[str, Any]) -> None:
         UserError: if there is a model already, or the folder cannot be written.
     """
     require_free(folder)
-    state = {k: v.detach().contiguous() for k, v in network.state_dict().items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        weights = save(state)
+        weights = save(separate(network.state_dict()))
         (folder / WEIGHTS).write_bytes(weights)
         digest = hashlib.sha256(weights).hexdigest()
         text = json.dumps({**about, "sha256": digest}, indent=2, ensure_ascii=False)
@@ -157,6 +168,25 @@ def require_free(folder: Path) -> None:
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise UserError(f"cannot write to {folder}: {there} is no folder that may be written to")
+
+
+@contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """A folder to write a model to, whose files go to `folder` at the end, model.json last; nothing is left
+    of it if anything fails.
+
+    Raises:
+        UserError: if the folder cannot be written.
+    """
+    there = next(p for p in folder.absolute().parents if p.exists())
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=there) as written:
+            yield Path(written)
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in sorted(Path(written).iterdir(), key=lambda f: f.name == ABOUT):
+                shutil.move(file, folder / file.name)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {first_line(error)}") from error
 
 
 def open_model(folder: Path) -> Model:

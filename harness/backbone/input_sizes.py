@@ -1,0 +1,59 @@
+"""Input sizes that a network takes, found without computing anything."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from harness.errors import UserError, first_line
+
+USUAL = (32, 48, 64, 75, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 448, 512)
+SHOWN = 6
+
+
+def size_refusal(
+    model: nn.Module,
+    name: str,
+    size: int,
+    own: int,
+    resize: Callable[[nn.Module, int], None],
+    error: Exception,
+) -> UserError:
+    """The message for a network that does not take images of one size: names those that it takes.
+
+    Args:
+        model: the network.
+        name: of it.
+        size: that it does not take.
+        own: the size that its weights expect.
+        resize: lets a network take another size, where it can.
+        error: what it raised.
+    """
+    shapes = copy.deepcopy(model).to("meta")  # has shapes but no numbers, so that trying is cheap
+    fits = [s for s in sorted({*USUAL, own}) if s != size and _takes(shapes, s, resize)]
+    if not fits and size != own and _takes(model, own, resize):
+        fits = [own]  # a network that computes from numbers
+    nearest = sorted(fits, key=lambda s: (s != own, abs(s - size), s))[:SHOWN]
+    sizes = ", ".join(str(s) for s in sorted(nearest))
+    known = f"resolution can be {sizes}" if fits else "no usual size works"
+    return UserError(
+        f"backbone {name} does not take {size} x {size} images: {known} ({_said(error)})"
+    )
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def _takes(model: nn.Module, size: int, resize: Callable[[nn.Module, int], None]) -> bool:
+    try:
+        tried = copy.deepcopy(model).eval()
+        resize(tried, size)
+        with torch.no_grad():
+            tried(torch.empty(1, 3, size, size, device=next(tried.parameters()).device))
+    except Exception:  # each architecture has its own kind
+        return False
+    return True
