@@ -154,13 +154,7 @@ class TrialSpec:
         for name in ("target", "backbone", "source"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise UserError(f"TrialSpec: {name} must be a name, got {getattr(self, name)!r}")
-        for name, value in self.flat().items():
-            if len(str(value)) > LONGEST_PARAMETER:
-                hint = "; choose classes by position, e.g. [classes=0-99+120-150]"
-                raise UserError(
-                    f"TrialSpec: {name} has {len(str(value))} letters, and of more than {LONGEST_PARAMETER} "
-                    f"the tracking store would lose the rest{hint if name == 'target' else ''}"
-                )
+        require_short("TrialSpec", self.flat())
         for name in ("epochs", "batch_size"):
             _require_count(name, getattr(self, name))
         for name in ("shots", "val_shots", "test_shots", "resolution", "views"):
@@ -227,6 +221,21 @@ class TrialSpec:
         }
         outer = {k: v for k, v in flat.items() if not k.startswith("strategy")}
         return cls(strategy=kind(**_typed(kind, inner)), **_typed(cls, outer))
+
+
+def require_short(what: str, flat: Mapping[str, Scalar]) -> None:
+    """Refuse what MLflow would cut, since nothing could read it back.
+
+    Raises:
+        UserError: naming the entry that is too long.
+    """
+    for name, value in flat.items():
+        if len(str(value)) > LONGEST_PARAMETER:
+            hint = "; choose classes by position, e.g. [classes=0-99+120-150]"
+            raise UserError(
+                f"{what}: {name} has {len(str(value))} letters, and of more than {LONGEST_PARAMETER} the "
+                f"tracking store would lose the rest{hint if name in ('target', 'data') else ''}"
+            )
 
 
 def _require_count(name: str, value: object) -> None:

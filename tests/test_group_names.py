@@ -14,6 +14,7 @@ from harness.data import forget, leaks_in_words, load_target, split_indices
 from harness.data.groups import suggested_pattern
 from harness.data.target import ArrayTarget
 from harness.errors import UserError
+from harness.sources.spec import SourceSpec
 from harness.spec import TrialSpec
 from harness.survey import proposal
 from harness.survey.look import look
@@ -247,3 +248,5 @@ def test_target_that_the_tracking_store_would_cut_is_refused(
     assert make_spec(target="digits" + "x" * 5994).target
     with pytest.raises(UserError, match="source has 6001 letters"):
         make_spec(source="s" * 6001)
+    with pytest.raises(UserError, match=r"SourceSpec a: data has 6003 letters.*0-99"):
+        SourceSpec("a", data="cat" * 2001)

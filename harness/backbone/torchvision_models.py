@@ -164,8 +164,8 @@ def set_resolution(model: nn.Module, size: int) -> None:
     """torchvision's ViTs fix their size when made; only position embeddings need a change."""
     if type(model).__name__ == "VisionTransformer" and size != model.image_size:
         raise UserError(
-            f"torchvision's ViT takes {model.image_size} px only, not {size}; "
-            "use timm's vit_* for other sizes"
+            f"torchvision's ViT takes {model.image_size} px only, not {size}: resolution can be "
+            f"{model.image_size} (timm's vit_* take other sizes)"
         )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from harness.errors import UserError
-from harness.spec import SAFE_NAME, derive_seed
+from harness.spec import SAFE_NAME, derive_seed, require_short
 from harness.transfer import Scalar
 
 Objective = Literal["supervised", "autoencoder", "gan"]
@@ -56,6 +56,7 @@ class SourceSpec:
                 f"SourceSpec: name {self.name!r} must be letters, digits, '_', '.', '-', without a "
                 "number at its end (each model gets one)"
             )
+        require_short(f"SourceSpec {self.name}", self.flat())
         if self.objective not in get_args(Objective):
             raise UserError(
                 f"SourceSpec {self.name}: objective must be one of "

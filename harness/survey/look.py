@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import html
 import os
 from collections import Counter, defaultdict
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from harness.data import Examples, Leak, Target, find_leaks, load_target
+from harness.data.checksums import checksums
 from harness.data.huggingface import HubTarget
 from harness.data.images import image_suffixes, open_header
 from harness.data.target import ArrayTarget, FileTarget, Indices
@@ -217,8 +217,8 @@ def _same_files(files: dict[int, Path]) -> tuple[tuple[int, ...], ...]:
     by_hash: defaultdict[bytes, list[int]] = defaultdict(list)
     for group in by_size.values():
         if len(group) > 1:  # files of a size of their own are equal to none
-            for i in group:
-                by_hash[hashlib.sha256(files[i].read_bytes()).digest()].append(i)
+            for i, digest in zip(group, checksums([files[i] for i in group]), strict=True):
+                by_hash[digest].append(i)
     return tuple(tuple(group) for group in by_hash.values() if len(group) > 1)
 
 
