@@ -15,7 +15,6 @@ from pathlib import Path
 
 import optuna
 import pytest
-from harness.tracking.experiment import Experiment
 from mlflow import MlflowClient
 from sqlalchemy import create_engine, text
 
@@ -25,6 +24,7 @@ from harness.addresses import current_uri, read_only_url, sqlite_path, sqlite_ur
 from harness.command import program
 from harness.search.storage import open_storage, read_storage
 from harness.stores import default_tracking_uri
+from harness.tracking.experiment import Experiment
 from tests.test_callers import STUDY, furnish
 
 ODD = ["a#b", "a?b", "a%41b", "a b", "100%", "Käfer λ", "a+b;c&d=e", 'it\'s "x"', "a@b:c"]
