@@ -12,6 +12,7 @@ import logging
 import os
 import pickle
 import platform
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ except ImportError as _error:
 
 RETRIES = 3
 """A task whose node or process dies is run again so often, from its last checkpoint."""
-CLOSE_SECONDS = 30.0
+REACH_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def connect(address: str, room: Room) -> None:
     Raises:
         UserError: if there is none, or no node of it has room for a trial.
     """
+    _reach(address)
     usage = os.environ.get("RAY_USAGE_STATS_ENABLED")
     os.environ["RAY_USAGE_STATS_ENABLED"] = usage or "0"
     try:
@@ -66,6 +68,19 @@ def connect(address: str, room: Room) -> None:
     every = [node["Resources"] for node in found if node["Alive"]]
     if not any(r.get("CPU", 0) >= room.cpus and r.get("GPU", 0) >= room.gpus for r in every):
         raise UserError(f"no node of the Ray cluster has {room}, which a trial asks for")
+
+
+def _reach(address: str) -> None:
+    """Raises UserError if nothing listens at HOST:PORT: Ray itself would try again for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"no Ray cluster at {address!r} ({first_line(error)}); `ray start --head` begins one"
+        ) from error
 
 
 @final
