@@ -53,7 +53,11 @@ def parquet() -> bytes:
 
 SEEDS: dict[str, list[bytes]] = {
     "image": [
-        *(picture(kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")),
+        *(
+            picture(kind)
+            for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF", "ICO")
+        ),
+        *(picture(kind) for kind in ("JPEG2000", "QOI", "SGI", "DDS")),
         *(picture("PNG", mode) for mode in ("P", "LA", "RGBA", "1", "I;16")),
         picture("TIFF", "CMYK"),
         picture("TIFF", "F"),
@@ -63,6 +67,8 @@ SEEDS: dict[str, list[bytes]] = {
     "target.csv": [
         b"image,label,split\na.png,x,train\nb.png,y,test\n",
         b'image,label\n"a.png",x\n',
+        "sep=;\nfile;species;group\nC:\\x\\a.png;1.0;p\nb;2;q\n".encode("utf-16"),
+        pd.DataFrame({"path": ["a.png", "b.png"], "class": [1, 2]}).to_parquet(),
     ],
     "trials.csv": [b"source,score\na,0.1\nb,0.2\n", b'source,score\n"a ""b""",1e-3\n,\n'],
     "trials.parquet": [parquet()],
