@@ -118,9 +118,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         UserError: if the file is absent, is no weights file, or holds NaN or infinity.
     """
-    if not path.is_file():
-        raise UserError(f"weights file {path} does not exist")
     try:
+        if not path.is_file():
+            raise UserError(f"weights file {path} does not exist")
         state = load_file(path) if _is_safetensors(path) else _load_torch(path)
     except UserError:
         raise

@@ -72,7 +72,8 @@ def check_at_the_door(
             *(spec.backbone, spec.source, spec.resolution),
             *(strategy.lora_rank, strategy.readout),
         )
-        key = (spec.target, spec.shots, spec.val_shots, spec.test_shots, *network_key)
+        sizes = (spec.shots, spec.val_shots, spec.test_shots, spec.exact_shots)
+        key = (spec.target, *sizes, *network_key)
         target = load_target(spec.target)
         if key not in depths:
             network = build(
