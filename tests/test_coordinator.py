@@ -326,6 +326,23 @@ def test_slot_that_comes_further_each_time_is_given_more_tries(world: World, lab
     assert lab.search(study).kills_its_process(0), "four times in all"
 
 
+def test_mlflow_shows_the_record_even_if_an_earlier_one_was_lost(
+    shown: Lab, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shown.run(make_study())
+    earlier = {r.info.run_id for r in shown.runs()}
+    shown.storage = optuna.storages.InMemoryStorage()
+    shown.run(make_study(seed=1))
+    of_the_record = [r for r in shown.runs(outcome="complete") if r.info.run_id not in earlier]
+    assert sorted(r.data.params["lr"] for r in of_the_record) == sorted(
+        str(t.spec["lr"]) for t in shown.trials()
+    )
+    # Those of repeats of a trial that this record did not choose may be all that is left of the earlier one.
+    left = [r for r in shown.runs(outcome="complete") if r.info.run_id in earlier]
+    assert [d.mended for d in shown.differences()] == [False] * len(left)
+    assert capfd.readouterr().err.count("MLflow shows what the record does not say") == bool(left)
+
+
 def test_more_trials_go_on_where_the_old_ones_ended(world: World, lab: Lab) -> None:
     lab.run(make_study(trials=2))
     first, world.specs = world.specs[:4], []

@@ -204,7 +204,8 @@ def test_of_two_runs_of_one_cell_the_first_counts(world: World) -> None:
 
 
 def test_repeats_of_another_choice_are_superseded(world: World) -> None:
-    world.recorded = [world.trial(), world.trial(chosen=0), world.trial(chosen=2, superseded=True)]
+    tuned = world.trial(metrics={"val_accuracy": 0.5})
+    world.recorded = [tuned, world.trial(chosen=0), world.trial(chosen=2, superseded=True)]
     world.projection().sync()
     world.recorded = [t.but(superseded=t.chosen == 0) for t in world.recorded]
     world.projection().sync()

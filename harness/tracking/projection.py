@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import sys
 import time
 from collections import defaultdict
@@ -105,6 +106,7 @@ class Projection:
     ) -> None:
         self._uri, self._info, self._source, self._clock = tracking_uri, info, source, clock
         self._silent_until, self._warned, self.behind = -math.inf, False, False
+        self._told = False
         self._shown: dict[str, _Shown] = {}
         self._parents: dict[str, str] = {}
         self._opened: Experiment | None = None
@@ -151,7 +153,17 @@ class Projection:
     def settle(self) -> None:
         """Make everything in MLflow what the record says, if its store answers."""
         self._silent_until, self.behind = -math.inf, False
-        self._attempt(self.sync)
+        self._attempt(self._settle)
+
+    def _settle(self) -> None:
+        left = [found for found in self.sync() if not found.mended]
+        if left and not self._told:
+            self._told = True
+            more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
+            self._warn(
+                f"MLflow shows what the record does not say: {left[0].what}{more}; "
+                f"python -m harness.sync --study {shlex.quote(self._info.name)} --check names all"
+            )
 
     def _attempt(self, write: Callable[[], object]) -> None:
         """Write, unless the store has just failed to answer; a first failure is told."""
@@ -233,20 +245,21 @@ class Projection:
         self, trial: TrialRecord, name: str, runs: list[Run], experiment: Experiment | None
     ) -> list[Difference]:
         """What the runs of a trial say differently; mended where an experiment is given."""
-        mended = experiment is not None
-        if not runs:
-            if not trial.outcome:
-                return []
-            if mended:
-                self._write(trial)
-            return [Difference(f"{name} ({trial.outcome}) has no run", mended)]
-        found = []
-        best = max(runs, key=_wholeness)
+        mended, found = experiment is not None, list[Difference]()
+        own = [run for run in runs if not _contradicts(trial, run)]
+        best = max(own, key=_wholeness, default=None)
         for run in runs:
             if run is not best and not _is_closed(run):
-                found.append(Difference(f"{name} has a second run {run.info.run_id}", mended))
+                which = "a second run" if run in own else "a run with other values,"
+                found.append(Difference(f"{name} has {which} {run.info.run_id}", mended))
                 if experiment is not None:
                     self._close(experiment, run)
+        if best is None:
+            if trial.outcome:
+                found.append(Difference(f"{name} ({trial.outcome}) has no run", mended))
+            if trial.outcome and mended:
+                self._write(trial)
+            return found
         if wrong := _difference(trial, best):
             found.append(Difference(f"{name} {wrong}", mended))
             if experiment is not None:
@@ -441,6 +454,17 @@ def _difference(trial: TrialRecord, run: Run) -> str:
     if other or lacking:
         return f"differs from its run in {', '.join([*other, *lacking][:5])}"
     return ""
+
+
+def _contradicts(trial: TrialRecord, run: Run) -> bool:
+    """True if the run has values that the trial never had, so that it shows one of an earlier record, which
+    was lost: neither parameters nor final metrics of a run are ever changed."""
+    params = storable(trial.spec or trial.params)
+    if any(run.data.params.get(k, v) != v for k, v in params.items()):
+        return True
+    final = {k: v for k, v in finite(trial.metrics).items() if k not in PER_EPOCH}
+    ended = "outcome" in run.data.tags
+    return ended and any(run.data.metrics.get(k, v) != v for k, v in final.items())
 
 
 def _wholeness(run: Run) -> tuple[bool, bool, int, str]:
