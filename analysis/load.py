@@ -48,8 +48,6 @@ PRETRAINING = "pretraining"
 """Experiment that says what each source model learned from."""
 ONE_TRIAL = ["cell", "phase", "chosen", "index", "seed", "train_loss", "val_loss", "test_loss"]
 """What two runs that are alike in it are runs of."""
-STANDS_FOR = "stands_for"
-"""Tag of a run that was written later than its trial was run."""
 PREDICTION_TYPES = {"example": int, "label": int, "predicted": int, "probability": float}
 
 
@@ -250,7 +248,7 @@ def trials_frame(raw: pd.DataFrame, info: Info) -> pd.DataFrame:
         columns[column.removeprefix("tags.")] = _text(raw, column)
     frame = pd.DataFrame(columns)
     frame["superseded"] |= _run_after_all(frame)
-    frame["superseded"] |= _written_again(frame, _column(raw, f"tags.{STANDS_FOR}"))
+    frame["superseded"] |= _shown_twice(frame)
     return frame
 
 
@@ -262,12 +260,11 @@ def _run_after_all(trials: pd.DataFrame) -> pd.Series:
     return (not_run & (trials["attempt"] < last).fillna(False)).astype(bool)
 
 
-def _written_again(trials: pd.DataFrame, stands_for: pd.Series) -> pd.Series:
-    """True for the second run of one trial: a run that was deleted in MLflow, written again and then restored
-    is there twice. Of the two the first counts, which may have files that the other lacks."""
+def _shown_twice(trials: pd.DataFrame) -> pd.Series:
+    """True for the second run of one trial: one that was deleted in MLflow, written again and then restored
+    is there twice, until `harness.sync` closes one of the two."""
     complete = trials[(trials["outcome"] == "complete") & ~trials["superseded"]]
-    order = pd.DataFrame({"again": stands_for.notna(), "start": trials["start_time"]})
-    ordered = complete.loc[order.loc[complete.index].sort_values(["again", "start"]).index]
+    ordered = complete.sort_values("start_time", kind="stable")
     return ordered.duplicated(ONE_TRIAL).reindex(trials.index, fill_value=False)
 
 

@@ -35,7 +35,7 @@ RESERVED_FACTORS = frozenset(
     "study cell phase index seed outcome reason run_id attempt chosen owner device threads superseded "
     "start_time optuna_trial size epoch example predicted probability failed tuned n mean sd low high "
     "train_loss val_loss test_loss val_accuracy test_accuracy train_seconds marginal_seconds "
-    "total_seconds prefix stands_for restored "
+    "total_seconds prefix trial_key resumed images_per_class "
     "trained_depth trainable_share study_file group images_per_class".split()
 )
 """Tags and columns of our own; a factor of that name would hide one."""
