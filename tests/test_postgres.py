@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from benchmarks.postgres import Server
 from harness.search.storage import open_storage, patiently
 from harness.sync import sync_study
-from tests.toy import STUDY, Place
+from tests.toy import Place
 
 GONE = OperationalError("", None, Exception("server closed the connection unexpectedly"))
 
@@ -91,25 +91,3 @@ def test_what_is_wrong_for_good_is_not_repeated(error: Exception) -> None:
 
     with pytest.raises(type(error)):
         patiently(fail, lambda seconds: pytest.fail("it waited"))
-
-
-def test_study_whose_storage_stays_away_stops_in_words(
-    tracking_uri: str, optuna_template: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from harness.search.record import StorageFailed
-
-    place = Place(Path(tracking_uri.removeprefix("sqlite:///")).parent)
-    shutil.copy(optuna_template, place.optuna)
-    monkeypatch.setattr("harness.search.storage.SERVER_SECONDS", 0.0)
-    events = place.events()
-    next(events)
-    with monkeypatch.context() as patch:
-        patch.setattr(optuna.storages.RDBStorage, "create_new_trial", _refuse)
-        with pytest.raises(StorageFailed, match="server closed the connection"):
-            list(events)
-    place.run(STUDY)
-    place.assert_whole()
-
-
-def _refuse(*_: object, **__: object) -> None:
-    raise GONE
