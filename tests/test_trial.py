@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import re
 import signal
 import subprocess
 import sys
@@ -148,8 +147,8 @@ def test_checkpoint_that_turns_out_bad_when_training_begins_leaves_no_trace(
     assert losses(again) == uninterrupted(task)
 
 
-def test_trial_whose_images_changed_meanwhile_starts_over_and_says_so(
-    make_spec: MakeSpec, task: TrialTask, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_trial_whose_images_changed_meanwhile_starts_over(
+    make_spec: MakeSpec, task: TrialTask, tmp_path: Path
 ) -> None:
     def paint(shift: int) -> None:
         for label, name in enumerate("ab"):
@@ -166,8 +165,6 @@ def test_trial_whose_images_changed_meanwhile_starts_over_and_says_so(
     stop_after(task, 2)
     paint(90)
     again = run(task)
-    change = r"made before a change: sha256 of the images was \w+, is \w+; the trial starts over$"
-    assert re.search(change, capsys.readouterr().err, re.MULTILINE)
     assert "resumed" not in end(again).notes
     assert losses(again) == uninterrupted(task)
     assert losses(again)[0] != before[0]
