@@ -295,11 +295,11 @@ class Server:
         self._server.server_close()
 
     def _answer(self, environ: Any, start_response: Any) -> Any:
-        if self.mood == "fails":
-            start_response("500 Internal Server Error", [])
-            return [b""]
         if self.mood == "hangs":
             time.sleep(3)
+        if self.mood:
+            start_response("500 Internal Server Error", [])
+            return [b""]
         return app(environ, start_response)
 
 
