@@ -295,9 +295,9 @@ class Server:
         self._server.server_close()
 
     def _answer(self, environ: Any, start_response: Any) -> Any:
-        if self.mood == "hangs":
+        if (mood := self.mood) == "hangs":
             time.sleep(3)
-        if self.mood:
+        if mood:
             start_response("500 Internal Server Error", [])
             return [b""]
         return app(environ, start_response)
