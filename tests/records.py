@@ -32,6 +32,7 @@ def project(uri: str, info: StudyInfo, kept: Kept) -> None:
     """Write them to MLflow; what is running is shown as running."""
     seconds = iter(range(0, 10**9, 10))
     projection = Projection(uri, info, kept, clock=lambda: float(next(seconds)))
+    projection.open()
     for trial in kept.known:
         if trial.outcome:
             projection.show(trial)

@@ -30,6 +30,7 @@ from harness.recorded import Slot, StudyInfo, TrialRecord
 from harness.results import EpochResult, Predictions
 from harness.spec import Phase, TrialSpec
 from harness.tracking.experiment import Experiment
+from harness.tracking.projection import experiment_tags
 from harness.tracking.runs import runs_of
 from harness.transfer import DiscriminativeLR, LinearProbe
 from tests.records import Kept, project
@@ -54,7 +55,8 @@ INFO = StudyInfo(
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database that holds another study; making one takes seconds, so tests copy it."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    project(f"sqlite:///{path}", replace(INFO, name="another"), Kept([]))
+    other = replace(INFO, name="another")
+    Experiment(f"sqlite:///{path}", other.name, experiment_tags(other))
     return path
 
 
@@ -288,8 +290,9 @@ def test_run_that_was_deleted_written_again_and_restored_is_counted_once_and_nam
         attempt(
             cell, "repeat", 0, spec, key=f"{INFO.name}/{cell}#{number}", outcome="complete",
             metrics=metrics, epochs=epochs, predictions="p.csv",
+            started=datetime(2026, 1, 2, i, number),
         )
-        for cell in INFO.factors["strategy"]
+        for i, cell in enumerate(INFO.factors["strategy"])
         for number in range(2)
     ]  # fmt: skip
     kept = Kept(twice, tmp_path)

@@ -13,6 +13,7 @@ from typing import Any
 import mlflow
 import pytest
 
+from harness.caller import undisturbed
 from harness.errors import first_line, without_password
 from harness.search.storage import open_storage
 from harness.study import main
@@ -69,8 +70,10 @@ def test_the_interface_that_is_shown_listens_to_this_machine_only() -> None:
     assert [(p, line) for p, line in shown if not any(s in line for s in safe)] == []
 
 
-def test_telemetry_is_off() -> None:
-    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+def test_telemetry_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
+    with undisturbed():
+        assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
 @pytest.mark.parametrize(

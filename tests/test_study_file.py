@@ -186,4 +186,6 @@ def test_file_with_a_librarys_name_in_the_current_folder_does_not_break_other_co
     for words in (["harness.status"], ["analysis.report"], ["analysis.recommend"]):
         done = run(project, *words, "--study", "none")
         assert done.returncode == 2
-        assert re.fullmatch("error: .*no tracking (store|database).*\n", done.stderr), done.stderr
+        assert re.fullmatch("error: .*no (tracking (store|database)|file).*\n", done.stderr), (
+            done.stderr
+        )
