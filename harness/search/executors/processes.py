@@ -59,6 +59,7 @@ class Processes:
         self._seats = list(range(count))
         self._tasks: dict[int, _Running] = {}
         self._over = set[int]()
+        self._stopping = False
         self._woken, self._wake = multiprocessing.Pipe(duplex=False)
 
     def submit(self, number: int, task: TrialTask) -> None:
@@ -102,6 +103,8 @@ class Processes:
         if isinstance(message, Started):
             running.process = message.process
             running.theirs.close()  # the worker has its own end by now
+            if self._stopping:  # it was not known yet when the others were told
+                self._tell(running)
         if isinstance(message, TrialResult):
             self._leave(number)
         return number, message
@@ -135,10 +138,14 @@ class Processes:
 
     def request_stop(self) -> None:
         """Signal every worker that runs a task."""
+        self._stopping = True
         for running in list(self._tasks.values()):
-            if running.process is not None:
-                with suppress(ProcessLookupError):
-                    os.kill(running.process, signal.SIGUSR1)
+            self._tell(running)
+
+    def _tell(self, running: _Running) -> None:
+        if running.process is not None:
+            with suppress(ProcessLookupError):
+                os.kill(running.process, signal.SIGUSR1)
 
     def close(self) -> None:
         """End every process."""
