@@ -68,6 +68,24 @@ def repeat() -> str:
     return found
 
 
+def test_study_goes_on_where_its_images_are_now(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The file names the new place, as each job of a batch system does, here relative and then absolute."""
+    for place in ("scratch/102/pets", str(project / "scratch" / "102" / "pets")):
+        (project / "moved.py").write_text(SPACE.replace("scratch/101/pets", place))
+        capfd.readouterr()
+        assert study.main(["--space", "moved.py", "--device", "cpu"]) == 0
+        assert "2 of 2 were finished before and not run again" in capfd.readouterr().out
+    assert study.main(["--space", "moved.py", "--device", "cpu", "--repeats", "2"]) == 0
+    out = capfd.readouterr().out
+    assert "2 of 3 were finished before" in out
+    changed = project / "scratch" / "102" / "pets" / "cat" / "0.png"
+    Image.new("RGB", (16, 16), "red").save(changed)
+    assert study.main(["--space", "moved.py", "--device", "cpu"]) == 2
+    assert "sha256 of the images was" in capfd.readouterr().err
+
+
 @pytest.mark.usefixtures("project")
 def test_trial_is_replayed_and_exported_from_where_its_images_were_seen_since(
     capfd: pytest.CaptureFixture[str],
