@@ -37,6 +37,13 @@ def set_variables() -> None:
         os.environ.setdefault(name, value)
 
 
+def quiet_libraries() -> None:
+    """For a process of our own, also before they are imported; Optuna sets its own level then."""
+    for name, level in LEVELS.items():
+        if name != "optuna":
+            logging.getLogger(name).setLevel(level)
+
+
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """In the block libraries are imported and set up as this project needs them; afterwards everything is as

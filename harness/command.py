@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from harness.caller import undisturbed
+from harness.caller import quiet_libraries, undisturbed
 from harness.errors import UserError
 from harness.sizes import parse_size
 
@@ -57,6 +57,7 @@ def run_command(run: Callable[[], int], if_stopped: str = "nothing was lost") ->
     """The exit code of a command: bad input gives one line and 2, Ctrl-C 130, a closed pipe 1."""
     # A shell's >&- leaves none, and whoever wrote that wants to hear nothing.
     sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
+    quiet_libraries()
     try:
         with escaped_output(), undisturbed():
             code = run()
