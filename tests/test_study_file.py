@@ -31,6 +31,7 @@ PARTS = "from harness import transfer\nprobe = transfer.LinearProbe\n"
 
 @pytest.fixture(autouse=True)
 def forget_study_files() -> Iterator[None]:
+    forget()  # one that an earlier test has read
     before = list(sys.path)
     yield
     forget()

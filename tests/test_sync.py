@@ -158,7 +158,8 @@ def test_run_that_was_deleted_in_the_ui_stays_so_until_it_is_asked_back(place: P
 def test_database_that_was_deleted_is_made_again_with_the_predictions(finished: Path) -> None:
     place = Place(finished.parent / "again")
     place.folder.mkdir()
-    shutil.copy(finished / "optuna.db", place.optuna)
+    with closing(sqlite3.connect(finished / "optuna.db")) as connection:
+        connection.execute("VACUUM INTO ?", (str(place.optuna),))
     shutil.copytree(finished / "predictions", place.folder / "predictions")
     checked = sync(place, check=True)
     assert len(checked.left) == RUNS
