@@ -98,7 +98,8 @@ def _parts(
     Args:
         columns: columns of the table.
         split: name of the column that may hold the parts.
-        meant: whether the user named that column; if not, it is ignored when it holds other values.
+        meant: whether that column is certain (named by the user, or called "split"); if not, it is ignored
+            when it holds other values.
         what: the target, for messages.
     """
     count = len(next(iter(columns.values())))
