@@ -314,7 +314,7 @@ def differences(recorded: RecordedRun, now: Mapping[str, str]) -> dict[str, str]
 
 
 Values = dict[str, dict[int, float]]
-"""Metric -> epoch -> value; those of the test images at epoch 0, as the recorder has it."""
+"""Metric -> epoch -> value; those of the test images at epoch 0, as recorded in MLflow."""
 
 
 def replay(fit: Fit, test: bool) -> tuple[Values, Mapping[str, str]] | str:
