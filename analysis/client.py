@@ -1,4 +1,4 @@
-"""What does a tracking store hold of one study that is no SQLite file here? By MLflow's own client.
+"""Read a study from a tracking store that is not a local SQLite file, through MLflow's own client.
 
     python -c "from analysis.client import *; \\
                print([e.name for e in Client('http://127.0.0.1:5000').experiments()])"

@@ -1,4 +1,4 @@
-"""What does MLflow's SQLite file hold of one study? By plain SQL: the client needs minutes for 100,000 runs.
+"""Read a study from MLflow's SQLite file with plain SQL, because the client needs minutes for 100,000 runs.
 
     python -c "from analysis.database import *; \\
                print([e.name for e in Database(Path('mlruns/mlflow.db')).experiments()])"

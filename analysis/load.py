@@ -1,4 +1,4 @@
-"""What did a study record? MLflow read into typed tables.
+"""Read a recorded study from MLflow into typed tables.
 
     python -c "from analysis.load import *; print(load_study('freeze_depth').trials)"
 
@@ -253,7 +253,8 @@ def trials_frame(raw: pd.DataFrame, info: Info) -> pd.DataFrame:
 
 
 def _run_after_all(trials: pd.DataFrame) -> pd.Series:
-    """True for what a forecast had ended and a higher limit of memory let run later."""
+    """True for trials that a memory forecast kept from running and that were run later with a higher
+    limit."""
     slot = ["cell", "phase", "chosen", "index"]
     last = trials.groupby(slot, dropna=False)["attempt"].transform("max")
     not_run = trials["reason"].str.startswith(NOT_RUN).fillna(False)

@@ -1,4 +1,4 @@
-"""Where do others find the report? Beside the runs, as an artifact of the study's own run in MLflow."""
+"""Publish the report as an artifact of the study's own run in MLflow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""URLs of SQLite files, and where a run's files lie after the folder of its database was moved."""
+"""URLs of SQLite files, and paths of a run's files after the folder of its database was moved."""
 
 from __future__ import annotations
 

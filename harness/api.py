@@ -1,13 +1,14 @@
-"""What `python -m harness.study` does, for Python and notebooks, and where the other commands' functions are.
+"""The functions behind `python -m harness.study`, for Python and notebooks.
 
     from harness import dry_run, run_study
     result = run_study("studies/freeze_depth.py", trials=3)
     result          # a table in a notebook
 
-`harness` offers them under one roof. What they take is plain or frozen, what they give is frozen, and shows
-itself as a table in a notebook.
+`from harness import ...` offers these and the functions of the other commands. They return frozen objects,
+which a notebook shows as tables.
 
-A study is a file: its hash is recorded, and other processes read it. In a notebook `%%writefile` makes one.
+A study is a file, because its hash is recorded and other processes import it. In a notebook, `%%writefile`
+creates one.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class StudyResult:
 
 
 class StudyOptions(TypedDict, total=False):
-    """How a study is run: the options of the command, and as there all may be left out.
+    """How a study is run: the options of the command, all of them optional.
 
     Attributes:
         device: "auto", "cpu", "cuda" or "mps".
@@ -85,14 +86,14 @@ class StudyOptions(TypedDict, total=False):
         cache_dir: where outputs of frozen layers are kept.
         cache_budget: a size such as "10GiB"; "0" keeps nothing.
         max_memory: a size: a trial whose forecast is higher is recorded as oom, not run.
-        max_minutes: a trial that takes longer is recorded as timeout; if nothing interrupts it, this process
-            ends a minute later, in a notebook the kernel.
-        workers: processes, or actors on Ray.
-        engine: where they run.
-        address: of the Ray cluster.
-        worker_cpus: of its node that a worker on Ray takes.
-        worker_gpus: the same; 0.5 puts two workers on a GPU.
-        detail: how much is said of single trials.
+        max_minutes: a trial that takes longer is recorded as timeout; if it cannot be interrupted, this
+            process (in a notebook the kernel) is ended a minute later.
+        workers: number of trials that run at the same time, in processes or as Ray tasks.
+        engine: "processes" or "ray".
+        address: address of the Ray cluster.
+        worker_cpus: CPUs of each Ray task.
+        worker_gpus: GPUs of each Ray task; 0.5 runs two tasks on one GPU.
+        detail: how much is printed for each trial.
     """
 
     device: str
@@ -119,7 +120,7 @@ def _percent(share: float | None) -> str:
 
 @undisturbed()
 def load_result(study: str, tracking_uri: str | None = None) -> StudyResult:
-    """What is recorded of a study; `analysis.load_study` gives every trial of it as a data frame.
+    """The recorded results of a study; `analysis.load_study` gives all its trials as a data frame.
 
     Args:
         study: its name.
@@ -136,14 +137,14 @@ def load_result(study: str, tracking_uri: str | None = None) -> StudyResult:
 @undisturbed()
 @escaped_output()
 def run_study(path: str | Path, **options: Unpack[StudyOptions]) -> StudyResult:
-    """Run a study file, or go on with it, as `python -m harness.study` does; progress is printed.
+    """Run or resume a study, as `python -m harness.study` does; progress is printed.
 
     Args:
         path: the study file, or the name of a shipped study.
         options: as in StudyOptions.
 
     Raises:
-        UserError: on bad input, or if the study ended early (what was said is printed).
+        UserError: on bad input, or if the study ended early (the reason is printed).
     """
     arguments = _arguments(path, options)
     if command.run(arguments):

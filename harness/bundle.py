@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Packed:
-    """What was packed.
+    """A packed bundle.
 
     Attributes:
-        study: its name.
-        file: the bundle.
-        trials: that have ended.
-        predictions: files of them.
-        left_out: one line for each thing that is not in the bundle, and why.
+        study: name of the study.
+        file: path of the bundle.
+        trials: number of finished trials.
+        predictions: number of files of predictions.
+        left_out: one line for each item that is not in the bundle, with the reason.
     """
 
     study: str
@@ -44,14 +44,14 @@ class Packed:
 
 @dataclass(frozen=True)
 class Merged:
-    """What was merged.
+    """Result of a merge.
 
     Attributes:
-        study: its name.
+        study: name of the study.
         new: for each bundle, how many of its trials were new.
         old: for each bundle, how many were there before.
-        trials: in the record now.
-        behind: why MLflow does not show them yet; "" if it does.
+        trials: number of trials in the record now.
+        behind: why MLflow is not complete yet; "" if it is.
     """
 
     study: str
@@ -139,7 +139,7 @@ def pack_study(
     storage: str | None = None,
     tracking_uri: str | None = None,
 ) -> Packed:
-    """Pack what is recorded of a study into one file; what has not ended yet is left out.
+    """Pack the record of a study into one file, without unfinished trials.
 
     Args:
         study: its name.
@@ -205,17 +205,17 @@ def merge_bundles(
     storage: str | None = None,
     tracking_uri: str | None = None,
 ) -> Merged:
-    """Merge bundles of one study into a record, and show it in MLflow. Repeating it changes nothing.
+    """Merge bundles of one study into a record, and write its runs to MLflow. Repeating it changes nothing.
 
     Args:
         bundles: of one study, e.g. of the jobs that ran its cells.
-        into: folder of the record, made when absent; its stores are optuna.db and mlflow.db.
-        storage: Optuna storage URL, if it is another.
-        tracking_uri: MLflow's, if it is another.
+        into: folder of the record, created if absent; its stores are optuna.db and mlflow.db.
+        storage: another Optuna storage URL.
+        tracking_uri: another MLflow tracking URI.
 
     Raises:
-        UserError: if a bundle is damaged, they are of different studies or settled the same slot, a command
-            works on the study, or a store cannot be used. The record is then as it was.
+        UserError: if a bundle is damaged, the bundles are of different studies or completed the same slot, a
+            command is running the study, or a store cannot be used. The record is then unchanged.
     """
     from harness.search.bundles import Part
     from harness.search.lock import sole_runner

@@ -1,9 +1,9 @@
-"""What is kept of frozen layers and decoded images on this machine, and how to be rid of it?
+"""List or delete cached outputs of frozen layers and decoded images on this machine.
 
     python -m harness.cache
     python -m harness.cache --empty
 
-Nothing in it is needed: whatever is deleted is computed again when a trial asks for it.
+Everything in the cache can be deleted: it is computed again when a trial needs it.
 """
 
 from __future__ import annotations

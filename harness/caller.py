@@ -1,4 +1,4 @@
-"""Leave a Python session as it was: its environment, warning filters, random state and log levels."""
+"""Leave a Python session unchanged: environment variables, warning filters, random state and log levels."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """In the block libraries are imported and set up as this project needs them; afterwards everything is as
-    the caller had it. As a decorator it is for functions that Python code calls."""
+    """Import and configure libraries for this project inside the block, and restore the caller's settings
+    after it. Also a decorator, for public functions."""
     environment, state = dict(os.environ), random.getstate()
     levels = {name: logging.getLogger(name).level for name in LEVELS}
     if "optuna" not in sys.modules:

@@ -1,4 +1,5 @@
-"""On what was this computed, and from what? What one must know to repeat a run or to compare its times."""
+"""Provenance of a run: hardware, versions, settings and hashes of inputs, needed to repeat it or compare
+times."""
 
 from __future__ import annotations
 
@@ -86,7 +87,7 @@ def _weights(source: str, backbone: str, _written: bytes) -> str | None:
 
 
 def _written(files: Iterable[Path]) -> bytes:
-    """What changes when one of the files is written, without reading them: sizes and times."""
+    """Sizes and times of the files, which change when one of them is written."""
     hashed = hashlib.sha256()
     for path in files:
         try:
@@ -125,12 +126,13 @@ def input_tags(inputs: Mapping[str, str]) -> dict[str, str]:
 
 
 def located_anywhere(spec: TrialSpec) -> TrialSpec:
-    """The same trial, its target named by content: images at another path are the same."""
+    """The spec with its target named by content, so that images at another path are the same trial."""
     return replace(spec, target=data.identity(spec.target))
 
 
 def premises_of(spec: TrialSpec) -> dict[str, str]:
-    """What decides a trial's numbers beside its spec: hashes of what it reads, versions of what computes."""
+    """What determines a trial's results besides its spec: hashes of its inputs and versions of the
+    libraries."""
     return {**inputs_of(spec.target, spec.backbone, spec.source), **versions(*COMPUTING)}
 
 

@@ -1,4 +1,4 @@
-"""How is bad input, or a system that refuses, told? In one line, without passwords."""
+"""Errors for bad input and refused access, with messages of one line and without passwords."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 
 class UserError(Exception):
-    """Bad input, said in one line that names what is wrong and what would be right. Exit code 2."""
+    """Bad input; the message says in one line what is wrong and what would be right. Exit code 2."""
 
 
 class UnknownName(UserError):

@@ -1,4 +1,4 @@
-"""What do all trials have in common? Data, network, validation, the one look at the test images.
+"""Common base of all trials: data, network, validation, and the single evaluation on the test images.
 
 `harness.train` has the two kinds of them.
 """

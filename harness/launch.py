@@ -1,4 +1,4 @@
-"""Carry out a study that is known to be right: open the record and MLflow, choose the executor."""
+"""Run a checked study: open the record and MLflow, choose the executor."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ROOT = Path("mlruns")
 
 
 def open_cache(arguments: argparse.Namespace) -> Cache:
-    """As it was asked for; where the folder cannot be used, a warning and none."""
+    """The requested cache; if its folder cannot be used, a warning is printed and nothing is cached."""
     budget = parse_size(arguments.cache_budget)
     cache = Cache((arguments.cache_dir or default_folder()) if budget else None, budget)
     if complaint := cache.complaint():
@@ -48,17 +48,17 @@ def open_cache(arguments: argparse.Namespace) -> Cache:
 
 
 def limits_of(arguments: argparse.Namespace) -> Limits:
-    """What a trial may take."""
+    """The limits of a trial."""
     memory = None if arguments.max_memory is None else parse_size(arguments.max_memory)
     seconds = None if arguments.max_minutes is None else 60 * arguments.max_minutes
     return Limits(memory, seconds)
 
 
 def carry_out(study: Study, info: StudyInfo, arguments: argparse.Namespace, cache: Cache) -> int:
-    """Run it, or go on with it; returns the command's exit code.
+    """Run or resume the study; returns the command's exit code.
 
     Raises:
-        UserError: if another command works on it, it is not the study that was recorded, or one of the stores
+        UserError: if another command runs it, it differs from the recorded study, or one of the stores
             cannot be used.
     """
     forget_request()
@@ -67,12 +67,12 @@ def carry_out(study: Study, info: StudyInfo, arguments: argparse.Namespace, cach
 
 
 def _carry_out(study: Study, info: StudyInfo, arguments: argparse.Namespace, cache: Cache) -> int:
-    # A cluster that is not there is told before a store is made.
+    # If there is no cluster, this fails before a store is created.
     executor = executor_of(arguments)
     raise_on_terminate()
     request_stop_on_signal(executor.request_stop)
     home = record_home(arguments.storage, arguments.tracking_uri)
-    # What the user named is opened first: if it is refused, no default database is left behind.
+    # The store that the user named is opened first: if it is refused, no default database is created.
     record = Record(open_storage(record_url(arguments.storage, arguments.tracking_uri)), home)
     shard = Shard.parse(arguments.cells) if arguments.cells else Shard()
     try:
@@ -118,7 +118,7 @@ def _carry_out(study: Study, info: StudyInfo, arguments: argparse.Namespace, cac
 
 
 def executor_of(arguments: argparse.Namespace) -> Executor:
-    """Where trials run.
+    """The executor of the trials.
 
     Raises:
         UserError: if there is no such cluster.
@@ -143,7 +143,7 @@ def _say(message: str, code: int) -> int:
 
 
 def warn_of_addresses(arguments: argparse.Namespace) -> None:
-    """Say what is odd about how the stores were named: nothing is wrong with them."""
+    """Warn of passwords in the addresses of the stores."""
     for option, url, better in (
         ("--storage", arguments.storage, "~/.pgpass"),
         ("--tracking-uri", arguments.tracking_uri, "~/.mlflow/credentials"),
@@ -157,7 +157,7 @@ def warn_of_addresses(arguments: argparse.Namespace) -> None:
 
 
 def study_info(study: Study, arguments: argparse.Namespace, leaks: tuple[str, ...]) -> StudyInfo:
-    """The study as it is recorded."""
+    """The description of the study for the record."""
     command = f"python -m harness.study --space {shlex.quote(str(arguments.space))}"
     for name in (
         "device",

@@ -1,4 +1,4 @@
-"""Which study should I begin with? Looks at images, says what it finds, writes a study file to edit.
+"""Inspect a data set, print the findings, and write a study file to edit.
 
     python -m harness.new --target folder:PATH
 

@@ -1,7 +1,7 @@
-"""The outcome that an exception stands for, and how many bad outcomes in a row stop a study.
+"""Map exceptions to outcomes, and count the failures in a row that stop a study.
 
-Some outcomes say that something is broken, others that a configuration was poor; many of either in a row say
-that going on would waste the budget.
+Some outcomes mean that something is broken, others that a configuration was poor. After many of one kind in a
+row, going on would waste the budget.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from harness.signals import TrialTimeout
 
 BROKEN: frozenset[str] = frozenset({"crashed", "audit_failed"})
 RETRIED: frozenset[str] = BROKEN | {"killed"}
-"""Outcomes that say nothing about the configuration; the next run of the command tries it again."""
+"""Outcomes that say nothing about the configuration; the next run of the command tries the slot again."""
 BROKEN_IN_A_ROW = 3
-"""Trials that end as one of these: the code, the study file or the data are broken."""
+"""So many broken trials in a row stop the study: the code, the study file or the data are broken."""
 POOR_IN_A_ROW = 10
-"""Trials that end all as diverged, all as oom or all as timeout: the ranges, or somebody else's use of the
-machine, are to blame rather than ten configurations."""
+"""So many trials in a row that all end as diverged, oom or timeout stop the study: the cause is then more
+likely the ranges, or other programs on the machine, than the configurations."""
 SAID_BY_OUTCOME = (Diverged, AuditFailed, TrialTimeout)
-"""Exceptions whose name would be the outcome once more."""
+"""Exceptions whose name would only repeat the outcome."""
 
 
 def classify(error: BaseException) -> Outcome:
-    """The outcome that an exception in a trial stands for."""
+    """The outcome of a trial that raised this exception."""
     if isinstance(error, Diverged):
         return "diverged"
     if isinstance(error, AuditFailed):
@@ -46,8 +46,8 @@ def classify(error: BaseException) -> Outcome:
 
 
 def reason_of(error: BaseException) -> str:
-    """What an exception says, and where in the code; bad input says by itself where it is, the outcome of
-    what kind our own are."""
+    """The message and code location of an exception. A UserError needs no location, and the harness's own
+    exceptions need no type name, because the outcome tells it."""
     if isinstance(error, UserError):
         return first_line(error)
     where = traceback.extract_tb(error.__traceback__)[-1]
@@ -58,11 +58,11 @@ def reason_of(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class FailureStreak:
-    """So many trials in a row, the last ones of all, ended badly in the same way.
+    """The latest trials in a row that failed in the same way.
 
     Attributes:
-        kind: "broken", "diverged", "oom", "timeout"; "" if the last one ended well.
-        length: how many.
+        kind: "broken", "diverged", "oom", "timeout"; "" if the last one did not fail.
+        length: number of trials.
     """
 
     kind: str = ""
@@ -73,8 +73,8 @@ class FailureStreak:
 
         Args:
             outcome, reason: how it ended, and why.
-            broke_before: an earlier attempt at the same slot was broken. That it is again is no news: else
-                three such slots, which are tried first, would stop every later run of the command.
+            broke_before: whether an earlier attempt at the same slot was broken. Such a trial is not counted:
+                otherwise three such slots, which are tried first, would stop every later run of the command.
         """
         if outcome in ("complete", "pruned"):
             return FailureStreak()

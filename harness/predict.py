@@ -1,4 +1,4 @@
-"""What does an exported model say to these images?
+"""Classify images with an exported model.
 
     python -m harness.predict models/freeze_depth photo.jpg folder/ --top 3
 
@@ -29,7 +29,7 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says to one image.
+    """Prediction for one image.
 
     Attributes:
         path: the image.

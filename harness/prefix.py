@@ -239,7 +239,7 @@ class Prefix:
         tail: the network in two parts.
         key: all that decides the outputs, the images apart.
         cache: where they are kept.
-        chunk: images at a time; always as many, because a sum's last bit may hang on it.
+        chunk: images at a time; always the same number, because the last bit of a sum may depend on it.
     """
 
     cut: Cut

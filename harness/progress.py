@@ -25,9 +25,9 @@ from harness.search.record import StorageFailed, storage_failures
 Detail = Literal["quiet", "normal", "verbose"]
 
 PAUSE = 50
-"""The study is read, and drawn, again after so many times as long as that takes: at most 2 % of a core."""
+"""Pause between two updates, as a multiple of the time that one takes: at most 2 % of a core."""
 EVERY_SECONDS = 1.0
-"""So often the table is drawn, at most."""
+"""Shortest time between two drawings of the table."""
 MOST_AT_WORK = 8
 
 
@@ -37,11 +37,11 @@ def show(
     detail: Detail = "normal",
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Progress until the events end.
+    """Show the progress until the events end.
 
-    On a terminal and in a notebook a table that is kept up to date, above it trials that failed (verbose: all
-    of them). In a pipe one line per trial. Verbose adds the accuracy after each epoch, quiet leaves only the
-    last lines.
+    A terminal or a notebook shows a table that is kept up to date, and above it the failed trials
+    (verbose: all trials). In a pipe there is one line per trial. Verbose adds the accuracy after each
+    epoch; quiet prints only the last lines.
 
     Args:
         read: how far the study is now.
@@ -68,7 +68,7 @@ def show(
                 counted = f"[{looks.count(event):>3}/{slots}] "
                 for line in _lines(counted, event, detail == "verbose"):
                     _say(console, line)
-    # A cell that chooses otherwise now leaves repeats behind that were done before.
+    # If more trials change a cell's choice, earlier repeats no longer count.
     if kept := min(before, resumed):
         _say(console, f"{kept} of {slots} were finished before and not run again")
     if broken:
@@ -88,7 +88,7 @@ def _say(console: Console, line: str) -> None:
 
 
 class _Looks:
-    """How far the study is, read again when that is cheap enough; for any thread."""
+    """The progress of the study, read again when that is cheap enough; thread-safe."""
 
     def __init__(self, read: Callable[[], Overview], clock: Callable[[], float]) -> None:
         self._ask, self._clock = read, clock
@@ -106,8 +106,8 @@ class _Looks:
             self._due = now + PAUSE * (now - started)
 
     def _read_again(self) -> bool:
-        """Returns False if the storage did not answer: what was seen last stands, and the coordinator says
-        what is wrong."""
+        """Returns False if the storage did not answer: the last progress is kept, and the coordinator reports
+        the error."""
         try:
             self._read()
         except StorageFailed:
@@ -115,19 +115,19 @@ class _Looks:
         return True
 
     def now(self, anyway: bool = False) -> Overview:
-        """As it was a moment ago at the latest."""
+        """The progress, at most a moment old."""
         with self._lock:
             if anyway or self._clock() >= self._due:
                 self._read_again()
             return self._found
 
     def count(self, event: SlotDone) -> int:
-        """How many slots of the whole study are done, with this one that was done a moment ago."""
+        """How many slots of the whole study are done, including the one of this event."""
         with self._lock:
             fresh = self._clock() >= self._due and self._read_again()
             if not fresh and event.counts:
                 self._done += 1
-            # One that was ended by its forecast, and is run later, is done twice.
+            # A slot that its forecast kept from running, and that is run later, is counted twice.
             return min(self._done, self._found.plan.slots)
 
 
@@ -147,7 +147,7 @@ def _lines(counted: str, event: SlotDone, with_curve: bool) -> Iterator[str]:
 
 
 class _Board(AbstractContextManager["_Board"]):
-    """The table, kept up to date by a thread of its own: a trial may take hours, and its epochs are seen."""
+    """The table, updated by its own thread, so that the epochs of long trials are shown."""
 
     def __init__(self, console: Console, looks: _Looks) -> None:
         self._looks = looks
@@ -174,7 +174,7 @@ class _Board(AbstractContextManager["_Board"]):
         pause = EVERY_SECONDS
         while not self._over.wait(pause):
             started = time.monotonic()
-            # What another storage raises that is away for a while; the coordinator will say so.
+            # Exceptions of other storages that do not answer; the coordinator reports them.
             with suppress(Exception):
                 self._draw()
             pause = max(EVERY_SECONDS, PAUSE * (time.monotonic() - started))
@@ -203,7 +203,8 @@ class _OnTerminal(AbstractContextManager["_OnTerminal"]):
 
 
 class _InNotebook(AbstractContextManager["_InNotebook"]):
-    """One output of a cell. In the end two lines of it are left: the result's own table comes after it."""
+    """One output of a notebook cell. At the end it shrinks to two lines, because the result's table
+    follows."""
 
     def __enter__(self) -> _InNotebook:
         from IPython.display import display
@@ -228,7 +229,7 @@ class _InNotebook(AbstractContextManager["_InNotebook"]):
 
 
 def _head(found: Overview) -> tuple[Table, str]:
-    """What is done, and how trials ended."""
+    """The number of completed slots, and the outcomes of trials."""
     done, total = found.done, found.plan.slots
     left = "" if found.seconds_left is None else f", about {duration(found.seconds_left)} left"
     head = Table.grid(padding=(0, 1))
@@ -242,7 +243,7 @@ def _head(found: Overview) -> tuple[Table, str]:
 
 
 def picture(found: Overview) -> Group:
-    """The study so far, for rich: what is done, how trials ended, one row per cell."""
+    """The progress of the study for rich: completed slots, outcomes, one row per cell."""
     table = Table(COLUMNS[0], box=None, pad_edge=False, header_style="bold")
     for name in COLUMNS[1:]:
         table.add_column(name, justify="right")
@@ -252,7 +253,7 @@ def picture(found: Overview) -> Group:
 
 
 def at_work(found: Overview) -> list[Text]:
-    """The trials that are being run, and how far each is."""
+    """The running trials with their progress."""
     working = found.working
     lines = [f"{work.slot}: {describe_epochs(work)}" for work in working[:MOST_AT_WORK]]
     more = [f"and {len(working) - MOST_AT_WORK} more"] if len(working) > MOST_AT_WORK else []
@@ -260,20 +261,20 @@ def at_work(found: Overview) -> list[Text]:
 
 
 def describe_outcomes(found: Overview) -> str:
-    """How many ended how, most first."""
+    """Number of trials by outcome, most frequent first."""
     ranked = sorted(found.outcomes.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count} {name}" for name, count in ranked) or "none yet"
 
 
 def describe_epochs(work: Working) -> str:
-    """How far a trial is."""
+    """Progress of a trial."""
     of = "" if work.epochs is None else f" of {work.epochs}"
     after = "" if work.accuracy is None else f", validation {work.accuracy:.1%}"
     return f"{work.epochs_done}{of} epochs{after}"
 
 
 def describe_working(work: Working) -> str:
-    """How far a trial is, and since when it runs."""
+    """Progress and start time of a trial."""
     since = "" if work.since is None else f", since {work.since:%Y-%m-%d %H:%M:%S}"
     return f"{work.slot}: {describe_epochs(work)}{since}"
 

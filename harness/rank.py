@@ -1,4 +1,4 @@
-"""Which source should this target be learned from? Measures, before paying for any training.
+"""Rank candidate sources for a target by measures of transferability, before any training.
 
     python -m harness.rank --target folder:pets --sources tf_efficientnet_lite0,mobilenetv2_100
 

@@ -1,6 +1,6 @@
-"""What is recorded of a study and of each of its trials, as plain values.
+"""The recorded facts of a study and of each trial, as plain values.
 
-Optuna's storage is where they are kept (`harness.search.record`), MLflow is what shows them
+They are stored in Optuna's storage (`harness.search.record`) and shown in MLflow
 (`harness.tracking.projection`).
 """
 
@@ -27,12 +27,12 @@ class Slot:
 
     @property
     def kind(self) -> str:
-        """What the slot holds, in a word: "trial" or "repeat"."""
+        """Kind of the slot's trials: "trial" or "repeat"."""
         return "trial" if self.phase == "tune" else "repeat"
 
     @property
     def key(self) -> tuple[str, Phase, int]:
-        """The same as a value that can be looked up."""
+        """The slot as a hashable key."""
         return cell_label(self.cell), self.phase, self.index
 
 
@@ -41,14 +41,14 @@ class StudyInfo:
     """A study as a whole.
 
     Attributes:
-        name: of the study, and of its MLflow experiment.
+        name: name of the study and of its MLflow experiment.
         question: the study file's docstring.
-        command: what to type to repeat the study.
+        command: the command line that repeats the study.
         factors: factor -> compared labels, in the order written.
         baseline: one value of some factors.
         trials: configurations per cell.
         repeats: seeds per cell.
-        sampler: how configurations were drawn; budget curves need "random".
+        sampler: name of the sampler; budget curves need "random".
         seed: root of every random stream of the study.
         leaks: one line per target whose train, validation and test images overlap.
         study_file: name of the study file, without its folder.
@@ -75,30 +75,30 @@ class StudyInfo:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One attempt at a slot, as the record has it.
+    """One recorded attempt at a slot.
 
     Attributes:
-        key: names the trial in the record: its Optuna study, "#" and its number there.
-        slot: which place of the plan.
+        key: identifies the trial in the record: its Optuna study, "#" and its number there.
+        slot: the place in the plan.
         number: Optuna's number of the trial.
-        attempt: at this slot, counted from 1.
-        seed: of the trial; None if it died before it was drawn.
+        attempt: number of the attempt at this slot, counted from 1.
+        seed: seed of the trial; None if it died before it was drawn.
         chosen: for a repeat, the index of the tuning trial whose configuration is repeated.
-        params: what was suggested, by name.
-        ranges: the distribution of each of these, as text.
-        spec: the complete flat TrialSpec; empty if the space made none.
+        params: suggested values, by name.
+        ranges: distributions of the suggested values, as text.
+        spec: the complete flat TrialSpec; empty if the space returned none.
         inputs: hashes of the images and weights that it reads.
         outcome: one of `harness.results.OUTCOMES`; "" while it runs.
-        lasting: it is not tried again, although it crashed.
-        died: its process ended without a word.
-        reason: why it ended as it did, if there is something to say.
-        metrics: what was measured.
+        lasting: it is not run again, although it crashed.
+        died: its process ended without reporting a result.
+        reason: explanation of the outcome, if there is one.
+        metrics: the measured values.
         epochs: results of its epochs.
-        notes: what else a reader should know, by name.
+        notes: further information for the reader, by name.
         provenance: device, versions and the like, by tag.
         predictions: name of the file of its test predictions; "" if there is none.
-        started, ended: by the clock of the coordinator; None where it is not known.
-        superseded: a repeat of a configuration that is no longer the chosen one.
+        started, ended: times by the coordinator's clock; None if unknown.
+        superseded: whether it repeats a configuration that is no longer the chosen one.
     """
 
     key: str
@@ -125,7 +125,7 @@ class TrialRecord:
     superseded: bool = False
 
     def but(self, **changes: object) -> TrialRecord:
-        """The same with some fields changed."""
+        """A copy with some fields changed."""
         return replace(self, **changes)  # type: ignore[arg-type]
 
     @property
@@ -135,7 +135,7 @@ class TrialRecord:
 
     @property
     def not_run(self) -> bool:
-        """True if its memory forecast alone has ended it."""
+        """True if it was not run because of its memory forecast."""
         return self.reason.startswith(NOT_RUN)
 
     @property

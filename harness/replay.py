@@ -1,11 +1,11 @@
-"""Does a recorded trial come out again? Reruns it from its MLflow row alone and compares digit by digit.
+"""Run a recorded trial again from its MLflow run alone, and compare the results digit by digit.
 
     python -m harness.replay RUN_ID
     python -m harness.replay RUN_ID --space FILE    # for a strategy, backbone or target that FILE defines
 
-Exit code 0 when it agreed: bitwise where nothing that computes differs, within a tolerance elsewhere. 1 when
-it did not, and wherever images or weights are others now; 2 on bad input. What it reads and is computed by is
-compared with what was recorded, and what differs is named. Nothing is recorded.
+Exit code 0 if the results agree: bitwise if machine, versions and settings are the recorded ones, else
+within a tolerance. 1 if they do not agree, or if images or weights have changed; 2 on bad input.
+Differences of inputs, versions and settings from the recorded ones are listed. Nothing is recorded.
 """
 
 from __future__ import annotations
@@ -297,7 +297,7 @@ def _device(asked: str | None, recorded: RecordedRun) -> Device:
 
 
 def _now(spec: TrialSpec, device: Device) -> dict[str, str]:
-    """What the runner would put on a run of this trial here and now."""
+    """The tags that a run of this trial would get here and now."""
     from harness.environment import environment, input_tags, inputs_of
 
     inputs = inputs_of(spec.target, spec.backbone, spec.source)
@@ -314,7 +314,7 @@ def differences(recorded: RecordedRun, now: Mapping[str, str]) -> dict[str, str]
 
 
 Values = dict[str, dict[int, float]]
-"""Metric -> epoch -> value; those of the test images at epoch 0, as the recorder has it."""
+"""Metric -> epoch -> value; those of the test images at epoch 0, as recorded in MLflow."""
 
 
 def replay(fit: Fit, test: bool) -> tuple[Values, Mapping[str, str]] | str:

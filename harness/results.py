@@ -1,4 +1,4 @@
-"""What came of a trial? One result per epoch, how it ended, and what it predicted."""
+"""Results of a trial: one per epoch, the outcome and metrics at the end, and the test predictions."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Outcome = Literal[
 ]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 NOT_RUN = "not run: "
-"""Begins the reason of a trial that its forecast has ended as oom. It cost nothing, so it stops nothing, and
-with a higher limit its slot is tried anew."""
+"""Start of the reason of a trial that was not run because of its memory forecast. Such trials do not count as
+failures in a row, and with a higher limit their slots are run."""
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What one epoch gave. Losses are mean cross-entropies in nats, accuracies shares in [0, 1]."""
+    """Results of one epoch. Losses are mean cross-entropies in nats, accuracies shares in [0, 1]."""
 
     epoch: int
     train_loss: float
@@ -36,7 +36,7 @@ class EpochResult:
 
     @classmethod
     def of_accuracy(cls, epoch: int, val_accuracy: float) -> EpochResult:
-        """An epoch of which nothing else is known, because its process died; what is missing is NaN."""
+        """An epoch of which only the accuracy is known, because the process died; other values are NaN."""
         return cls(epoch, nan, nan, val_accuracy, nan, nan)
 
 
@@ -68,7 +68,7 @@ class TrialResult:
     reason: str = ""
     predictions: Predictions | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
-    """What else a reader should know, by name, e.g. "prefix": what of the frozen groups was kept."""
+    """Further information for the reader, by name, e.g. "prefix": which frozen outputs were cached."""
 
 
 def predictions_csv(predictions: Predictions) -> str:

@@ -1,4 +1,4 @@
-"""What is computed once and kept? Rows of one shape, one per image, each trusted only while its hash agrees.
+"""A cache of arrays with one row per image, in which each row is used only if its hash is correct.
 
     rows = Cache(folder, budget).rows({"what": "pixels of digits", ...}, count=1797, shape=(3, 32, 32))
     rows.fill(positions, stamps, make)

@@ -1,4 +1,4 @@
-"""Time limits, SIGTERM, SIGUSR1 and the death of a parent: what ends a trial or a process from outside."""
+"""Signals and time limits that end a trial or a process: SIGTERM, SIGUSR1, timeouts, death of the parent."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ from contextlib import contextmanager
 from types import FrameType
 
 ONE_REQUEST_SECONDS = 30.0
-"""A batch system signals a command and its workers at once, and the command then its workers. What comes soon
-after a first signal asks for nothing new, and must not interrupt the recording of how a trial ended."""
+"""Further signals within this time are ignored: a batch system may signal the command and its workers, and
+the command then signals its workers too. They must not interrupt the recording of a trial's end."""
 
 _requested = (
-    False  # no Event: a handler that comes while another one sets it would wait for its lock
+    False  # not an Event: a handler that interrupts another one's set() would deadlock on its lock
 )
 
 
 class TrialTimeout(BaseException):
-    """The trial took longer than it may; no Exception, because it may come in the middle of a library
-    that turns those into its own."""
+    """The trial exceeded its time limit. Not an Exception, because it may be raised inside a library that
+    catches exceptions."""
 
 
 class Terminated(BaseException):
-    """SIGTERM, or SIGUSR1 before any epoch; no Exception, so that nothing mistakes it for a failed trial."""
+    """SIGTERM, or SIGUSR1 before any epoch. Not an Exception, so that it is not mistaken for a failed
+    trial."""
 
 
 def request_stop_on_signal(pass_on: Callable[[], None] = lambda: None) -> None:
-    """From now on SIGUSR1 stops this process after the epoch that is running.
+    """From now on SIGUSR1 stops this process after the running epoch.
 
     Args:
-        pass_on: tells it to the processes that run epochs for this one.
+        pass_on: forwards the request to the worker processes.
     """
 
     def note(*_: object) -> None:
@@ -47,20 +48,20 @@ def request_stop_on_signal(pass_on: Callable[[], None] = lambda: None) -> None:
 
 
 def forget_request() -> None:
-    """Forget a request to stop: a notebook's process outlives a study that was stopped."""
+    """Clear a request to stop, because a notebook's process continues after a stopped study."""
     global _requested
     _requested = False
 
 
 def stop_requested() -> bool:
-    """True if SIGUSR1 has come."""
+    """True if SIGUSR1 was received."""
     return _requested
 
 
 @contextmanager
 def handlers_put_back() -> Iterator[None]:
-    """Whatever the block does about SIGTERM and SIGUSR1 ends with it: the process may go on, as a notebook's
-    does. In another thread than the main one, which alone may set handlers, the block sets none."""
+    """Restore the handlers of SIGTERM and SIGUSR1 after the block, because a notebook's process continues.
+    Outside the main thread, handlers cannot be set, and the block sets none."""
     names = [n for n in ("SIGTERM", "SIGUSR1") if hasattr(signal, n)]
     before = {getattr(signal, n): signal.getsignal(getattr(signal, n)) for n in names}
     try:
@@ -72,14 +73,14 @@ def handlers_put_back() -> Iterator[None]:
 
 
 def handle(number: int, handler: Callable[[int, FrameType | None], object] | int) -> None:
-    """signal.signal; nothing in another thread than the main one."""
+    """signal.signal in the main thread; does nothing in other threads."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(number, handler)
 
 
 def raise_on_terminate() -> None:
-    """From now on SIGTERM raises Terminated in the main thread, and so does SIGUSR1 until
-    `request_stop_on_signal` gives it a gentler meaning: without a trial there is no epoch to end."""
+    """From now on SIGTERM raises Terminated in the main thread. So does SIGUSR1 until
+    `request_stop_on_signal` is called, because there is no running epoch to complete before that."""
     heard = -float("inf")
 
     def terminate(*_: object) -> None:
@@ -97,7 +98,7 @@ def die_with_parent(parent: int) -> None:
     """Ask for SIGKILL when the parent process ends, however it ends (Linux only).
 
     Args:
-        parent: its number; if it is gone already, this raises Terminated.
+        parent: its process id; if it has ended already, Terminated is raised.
     """
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
@@ -110,12 +111,12 @@ def die_with_parent(parent: int) -> None:
 def time_limit(seconds: float | None, message: str = "") -> Iterator[None]:
     """Raise TrialTimeout in the block after so many seconds; None is no limit.
 
-    By the system's alarm, which interrupts sleeping and waiting and is seen as soon as a call into a library
-    returns. Outside the main thread, and where there is no such alarm, nothing is limited.
+    Uses the system's alarm, which interrupts sleeping and waiting, and takes effect as soon as a call into a
+    library returns. There is no limit outside the main thread, or on systems without this alarm.
 
     Args:
-        seconds: of wall time.
-        message: of the exception.
+        seconds: limit in seconds of wall time.
+        message: message of the exception.
     """
     here = threading.current_thread() is threading.main_thread()
     if seconds is None or not here or not hasattr(signal, "setitimer"):

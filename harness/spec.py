@@ -1,4 +1,4 @@
-"""What is a trial, and what is a study? The vocabulary that every other file shares.
+"""Specification of trials and studies: the vocabulary that all other modules share.
 
 Frozen values only: a study file builds a `Study`, its `space` function returns a `TrialSpec`. What comes of
 one stands in `harness.results`.
@@ -287,7 +287,7 @@ class Study:
         repeats: fresh seeds on which the chosen configuration of each cell is run and tested.
         baseline: one value of some factors; the other cells are compared with it.
         sampler: "random" (i.i.d., needed for budget curves), "qmc" (scrambled Sobol points, spread evenly) or
-            "tpe" (looks at what has finished, so that it hangs on the order).
+            "tpe" (uses finished trials, so that its results depend on their order).
         pruner: "none" or "median" (a pruned trial has no comparable cost).
         seed: root of every random stream of the study.
         name: set from the file's name when left empty.

@@ -1,4 +1,4 @@
-"""Show how far a study is, and who works on it; only reads.
+"""Show the progress of a study and the process that runs it; only reads.
 
 python -m harness.status --study freeze_depth
 """
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
 def study_status(
     study: str, storage: str | None = None, tracking_uri: str | None = None
 ) -> Overview:
-    """How far a study is, and who works on what; a table in a notebook. Only reads.
+    """The progress of a study and its running trials; a table in a notebook. Only reads.
 
     Args:
         study: its name.

@@ -1,4 +1,5 @@
-"""Where do the databases lie, and how does one come to be? SQLite files that survive kills and company."""
+"""Paths of the databases, and creation of SQLite files that is safe against kills and concurrent
+processes."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ def home_of(tracking_uri: str, root: Path = ROOT) -> Path:
 
 
 def search_url(tracking_uri: str, root: Path = ROOT) -> str:
-    """Where Optuna's memory lies unless the user named another place: beside MLflow's store."""
+    """Default URL of Optuna's storage: beside MLflow's store."""
     return sqlite_url(home_of(tracking_uri, root) / "optuna.db")
 
 
@@ -92,11 +93,11 @@ def require_sqlite(path: Path, program: Program, or_empty: bool = False) -> None
     Args:
         path: of the file.
         program: that is about to open it.
-        or_empty: a database without any tables is as good; for one who may make them.
+        or_empty: accept a database without tables, for callers that may create them.
 
     Raises:
-        UserError: if it is a database, but not one of the program's.
-        OSError, sqlite3.Error: if it is none.
+        UserError: if it is a database of another program.
+        OSError, sqlite3.Error: if it is not a database.
     """
     if not path.is_file():
         raise OSError(f"{path} is not a file")

@@ -2,7 +2,7 @@
 
     python -m harness.study --space studies/freeze_depth.py
 
-Running the same command again goes on where the last run stopped.
+Running the same command again resumes the study where the last run stopped.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = Parser(
         prog="python -m harness.study",
-        description="Tune every cell of a study, repeat what was chosen on fresh seeds, record it all.",
-        epilog="Running the same command again goes on where the last run stopped.",
+        description="Tune every cell of a study, repeat the chosen configurations on fresh seeds.",
+        epilog="Running the same command again resumes the study where the last run stopped.",
     )
     parser.add_argument(
         "--space",
@@ -56,40 +56,42 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--cache-dir",
         type=Path,
-        help="where outputs of frozen layers are kept (default: user's cache)",
+        help="folder that caches outputs of frozen layers (default: in the user's cache folder)",
     )
     parser.add_argument(
         "--cache-budget",
         default="10GiB",
         type=size,
-        help="bytes kept there; 0 keeps nothing (default: 10GiB)",
+        help="size limit of that folder; 0 caches nothing (default: 10GiB)",
     )
     parser.add_argument(
         "--max-memory",
         type=size,
-        help="e.g. 8GiB: a trial whose forecast is higher is recorded as oom, not run",
+        help="memory limit, e.g. 8GiB: a trial with a higher forecast is recorded as oom, not run",
     )
     parser.add_argument(
-        "--max-minutes", type=float, help="a trial that takes longer is recorded as timeout"
+        "--max-minutes",
+        type=float,
+        help="time limit of a trial; a longer one is recorded as timeout",
     )
     parser.add_argument(
         "--workers",
         type=int,
         default=1,
-        help="processes, each with its share of threads or GPUs (default: 1)",
+        help="trials at a time, each with its share of threads or GPUs (default: 1)",
     )
     parser.add_argument(
         "--engine",
         choices=["processes", "ray"],
         default="processes",
-        help="where workers run: on this machine, or on a Ray cluster (default: processes)",
+        help="run trials in processes of this machine or on a Ray cluster (default: processes)",
     )
-    parser.add_argument("--address", help="of the Ray cluster (default: auto)")
+    parser.add_argument("--address", help="address of the Ray cluster (default: auto)")
+    parser.add_argument("--worker-cpus", type=float, help="CPUs of each Ray task (default: 1)")
     parser.add_argument(
-        "--worker-cpus", type=float, help="of its node that a worker on Ray takes (default: 1)"
-    )
-    parser.add_argument(
-        "--worker-gpus", type=float, help="the same; 0.5 puts two workers on a GPU (default: 0)"
+        "--worker-gpus",
+        type=float,
+        help="GPUs of each Ray task; 0.5 runs two tasks on one GPU (default: 0)",
     )
     parser.add_argument(
         "--dry-run",
@@ -103,14 +105,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         action="store_const",
         const="quiet",
         default="normal",
-        help="say nothing of single trials",
+        help="print no line for each trial",
     )
     how_much.add_argument(
         "--verbose",
         dest="detail",
         action="store_const",
         const="verbose",
-        help="a line per trial on a terminal too, and the accuracy after each epoch",
+        help="print a line per trial also on a terminal, and the accuracy after each epoch",
     )
     return parser.parse_args(argv)
 

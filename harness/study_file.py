@@ -109,7 +109,7 @@ class _Imported:
     added: bool
 
     def is_current(self, file: Path) -> bool:
-        """Whether importing the file would give the same."""
+        """Whether the file and the modules that it imported are unchanged."""
         return self.file == file and all(_sha256(p) == h for p, h in self.hashes.items())
 
     def forget(self) -> None:
@@ -122,7 +122,7 @@ class _Imported:
 
 
 _imported: list[_Imported] = []
-"""One or none."""
+"""Empty, or the study file that was imported last."""
 
 
 def forget() -> None:

@@ -1,4 +1,4 @@
-"""Make MLflow show what a study's record says, or only say where it does not.
+"""Bring MLflow into agreement with a study's record, or only report the differences.
 
 python -m harness.sync --study freeze_depth            # writes what is missing
 python -m harness.sync --study freeze_depth --check    # only compares: exit code 1 if something differs
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Synced:
-    """What was compared.
+    """Result of a comparison of MLflow with the record.
 
     Attributes:
-        study: its name.
-        trials: in its record.
-        differences: where MLflow did not show what the record says.
+        study: name of the study.
+        trials: number of trials in the record.
+        differences: differences that were found.
     """
 
     study: str
@@ -95,7 +95,7 @@ def sync_study(
     storage: str | None = None,
     tracking_uri: str | None = None,
 ) -> Synced:
-    """Make MLflow show what a study's record says.
+    """Bring MLflow into agreement with a study's record.
 
     Args:
         study: its name.

@@ -1,4 +1,4 @@
-"""How does one trial run? Training yields one EpochResult per epoch; what to do with it is the caller's.
+"""Train one trial, yielding an EpochResult after each epoch.
 
     fit = start(spec, resolve_device("cpu"))
     for epoch in fit:

@@ -1,4 +1,4 @@
-"""Run one trial from a picklable task to picklable messages: what a worker does.
+"""Run one trial: a worker turns a picklable task into picklable messages.
 
     for message in run_trial(task):
         ...                           # Started, then EpochResults, then one TrialResult
@@ -35,15 +35,15 @@ from harness.spec import TrialSpec
 from harness.train import start
 
 CHECKPOINT_SECONDS = 30.0
-"""A trial that ends sooner leaves no checkpoint; a longer one leaves one this often."""
+"""Interval between checkpoints; a shorter trial leaves none."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a trial may take.
+    """Limits of a trial.
 
     Attributes:
-        memory: bytes; a trial whose forecast is higher ends as oom without being run.
+        memory: in bytes; a trial whose forecast is higher ends as oom without being run.
         seconds: a trial that takes longer ends as timeout.
     """
 
@@ -53,17 +53,17 @@ class Limits:
 
 @dataclass(frozen=True)
 class TrialTask:
-    """One trial to be run, anywhere.
+    """One trial to be run on any machine.
 
     Attributes:
         spec: everything that decides the run.
-        test: look at the test images at the end, once.
-        pruned: after each epoch the caller says whether to go on.
-        device: name of where to compute.
-        cache: where decoded images and outputs of frozen groups are kept.
-        limits: what the trial may take.
-        checkpoints: folder in which a trial that was stopped is kept; None keeps nothing.
-        inputs: hashes of the images and weights that it is to read.
+        test: score the test images once at the end.
+        pruned: after each epoch, wait for the caller's answer whether to go on.
+        device: name of the device.
+        cache: keeps decoded images and outputs of frozen groups.
+        limits: limits of the trial.
+        checkpoints: folder for checkpoints; None saves none.
+        inputs: expected hashes of the images and weights.
     """
 
     spec: TrialSpec
@@ -81,8 +81,8 @@ class Started:
     """The first message of a trial.
 
     Attributes:
-        provenance: device, threads, versions of the process that runs it, by tag.
-        process: its number, on its machine.
+        provenance: device, threads and versions of the process that runs the trial, by tag.
+        process: id of that process.
     """
 
     provenance: Mapping[str, str]
@@ -94,14 +94,15 @@ Messages = Generator[Message, bool | None, None]
 
 
 def run_trial(task: TrialTask, begin: Callable[..., Fit] = start) -> Messages:
-    """The messages of one trial. After each EpochResult a pruned task is sent True to go on, False to stop.
+    """Yield the messages of one trial. If the task is `pruned`, send True to go on or False to stop after
+    each EpochResult.
 
-    Nothing that training raises leaves this function: it becomes the outcome and the reason of the
-    TrialResult. SIGTERM and Ctrl-C pass through.
+    An exception of the training is not raised; it becomes the outcome and reason of the TrialResult.
+    SIGTERM and Ctrl-C pass through.
 
     Args:
-        task: what to run.
-        begin: makes the trial; `harness.train.start` but for tests and benchmarks.
+        task: the trial to run.
+        begin: creates the trial; `harness.train.start` except in tests and benchmarks.
     """
     device = resolve_device(task.device)
     yield Started(_provenance(task.device), os.getpid())
@@ -131,7 +132,7 @@ _known_provenance: dict[tuple[object, ...], Mapping[str, str]] = {}
 
 
 def _provenance(device: str) -> Mapping[str, str]:
-    """Read once per process and setting: it takes git and some files."""
+    """Provenance tags, read once per process and setting, because they need git and some files."""
     import torch
 
     key = (device, torch.get_num_threads())
@@ -141,7 +142,7 @@ def _provenance(device: str) -> Mapping[str, str]:
 
 
 class _Clock:
-    """Raises TrialTimeout in its blocks when they took longer together than the limit."""
+    """Raise TrialTimeout when its blocks together take longer than the limit."""
 
     def __init__(self, seconds: float | None) -> None:
         self._limit, self._left = seconds, seconds
@@ -165,7 +166,7 @@ class _Trial:
     begin: Callable[..., Fit]
 
     def messages(self) -> Messages:
-        """Forecast, then trained epoch by epoch, from its checkpoint on."""
+        """Forecast the memory, then train epoch by epoch, from the checkpoint if there is one."""
         self._check_inputs()
         expected = self._forecast()
         needed, limit = expected.get("forecast_peak_mib", 0.0) * MIB, self.task.limits.memory
@@ -177,7 +178,7 @@ class _Trial:
         yield replace(result, metrics={**result.metrics, **compared(expected, result.metrics)})
 
     def _check_inputs(self) -> None:
-        """Raises UserError if this machine has other images or weights than the coordinator."""
+        """Raises UserError if images or weights on this machine differ from the coordinator's."""
         spec, expected = self.task.spec, self.task.inputs
         if not expected:
             return
@@ -221,12 +222,12 @@ class _Trial:
     ) -> Generator[Message, bool | None, TrialResult]:
         """Train epoch by epoch; the epochs of an earlier attempt come first."""
         epochs, saved, last = iter(fit), time.monotonic(), None
-        # A checkpoint may turn out bad when training begins: nothing of it is passed on before.
+        # A checkpoint may turn out to be bad when training begins, so its epochs are yielded only afterwards.
         begun = [e for e in [next(epochs, None)] if e is not None]
         resumed = len(earlier)
         for position, last in enumerate(chain(earlier, begun, epochs)):
             if not (math.isfinite(last.val_accuracy) and math.isfinite(last.val_loss)):
-                # Optuna would take infinity for the best value of all, and NaN for none.
+                # Optuna would treat infinity as the best value, and NaN as missing.
                 raise Diverged(f"validation loss {last.val_loss}, accuracy {last.val_accuracy}")
             go_on = yield last
             if self.task.pruned and go_on is False:
@@ -244,7 +245,7 @@ class _Trial:
         return replace(result, metrics={**result.metrics, **final})
 
     def _forecast(self) -> dict[str, float]:
-        """Peak accelerator memory as a metric; none for a network that cannot be forecast.
+        """Forecast of the peak accelerator memory as a metric; empty if the network cannot be forecast.
 
         Raises:
             UserError: if there is a limit and no forecast can be made.
@@ -268,8 +269,8 @@ class _Trial:
         )
 
     def _find_checkpoint(self) -> Checkpoint | None:
-        """What was kept of this trial. What is damaged, or was made from other files or by other versions,
-        is named in a warning and dropped."""
+        """The checkpoint of this trial. One that is damaged, or was made from other files or by other
+        versions, is dropped with a warning."""
         if self._file is None:
             return None
         try:

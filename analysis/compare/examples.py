@@ -1,4 +1,4 @@
-"""How sure is a score, with other training draws and other test images? From the predictions that were kept.
+"""Uncertainty of scores over training draws and test images, from the recorded test predictions.
 
     python -c "from analysis import compare, load; t = load.load_study('freeze_depth'); \\
                print(compare.over_examples(t.predictions))"

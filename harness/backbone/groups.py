@@ -31,9 +31,9 @@ class Backbone:
         groups: stem first, head last.
         modes: for every module, the groups whose tensors lie in it.
         no_decay: names of parameters that the model says must not decay.
-        input: what the weights expect to see.
+        input: the input that the weights expect.
         layout: memory order in which it computes.
-        notes: what was done to the weights so that they fit, one line each.
+        notes: how the weights were adapted, one line each.
     """
 
     model: nn.Module
@@ -52,7 +52,7 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network."""
         return next(self.model.parameters()).device
 
     def train_mode(self, trained: Iterable[int], fixed_statistics: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Input sizes that a network takes, found without computing anything."""
+"""Find the input sizes that a network accepts, without computing anything."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def size_refusal(
     resize: Callable[[nn.Module, int], None],
     error: Exception,
 ) -> UserError:
-    """The message for a network that does not take images of one size: names those that it takes.
+    """The message for a network that does not accept an input size; it lists accepted sizes.
 
     Args:
         model: the network.
-        name: of it.
-        size: that it does not take.
+        name: name of the network.
+        size: the refused size.
         own: the size that its weights expect.
-        resize: lets a network take another size, where it can.
-        error: what it raised.
+        resize: sets a network to another size, if it supports that.
+        error: the exception that the network raised.
     """
-    shapes = copy.deepcopy(model).to("meta")  # has shapes but no numbers, so that trying is cheap
+    shapes = copy.deepcopy(model).to("meta")  # has shapes but no data, so that trying is cheap
     fits = [s for s in sorted({*USUAL, own}) if s != size and _takes(shapes, s, resize)]
     if not fits and size != own and _takes(model, own, resize):
-        fits = [own]  # a network that computes from numbers
+        fits = [own]  # the network needs real data
     nearest = sorted(fits, key=lambda s: (s != own, abs(s - size), s))[:SHOWN]
     sizes = ", ".join(str(s) for s in sorted(nearest))
     known = f"resolution can be {sizes}" if fits else "no usual size works"

@@ -1,4 +1,4 @@
-"""The functions that a library of models provides; one module per library implements them."""
+"""Interface to a model library; one module per library implements it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Input:
-    """What a network's weights expect to see.
+    """The input that a network's weights expect.
 
     Attributes:
         mean, std: per channel, for pixels in [0, 1].
@@ -39,7 +39,7 @@ class Library(Protocol):
         """The network with ImageNet weights."""
 
     def reset_head(self, model: nn.Module, num_classes: int) -> None:
-        """Put a fresh classifier in place."""
+        """Replace the classifier by a new one."""
 
     def head_names(self, model: nn.Module) -> list[str]:
         """Names of the classifier modules."""
@@ -48,18 +48,18 @@ class Library(Protocol):
         """Full name of every parameter and buffer -> depth of its stage."""
 
     def input_of(self, model: nn.Module) -> Input:
-        """What the weights expect to see."""
+        """The input that the weights expect."""
 
     def set_resolution(self, model: nn.Module, size: int) -> None:
-        """Let a network that fixes its input size take another, where it can."""
+        """Set a network with a fixed input size to another size, if possible."""
 
     def convert(
         self, model: nn.Module, state: Mapping[str, torch.Tensor]
     ) -> Mapping[str, torch.Tensor]:
-        """Weights in another form, or of another input size, as this model takes them, where it can."""
+        """Convert weights of another format or input size for this model, if possible."""
 
     def no_weight_decay(self, model: nn.Module) -> frozenset[str]:
-        """Names of parameters that must not decay beyond norms and biases."""
+        """Names of parameters without weight decay, in addition to norms and biases."""
 
 
 def tensor_names(model: nn.Module) -> list[str]:
@@ -87,15 +87,15 @@ def depth_by_pooling(model: nn.Module) -> dict[str, int] | None:
 
 
 def depth_by_features(model: nn.Module, ends: Sequence[str]) -> dict[str, int]:
-    """Depth of every tensor by the modules at which stages end, in the order in which modules are listed.
+    """Depth of every tensor, from the modules at which stages end, in the order of the modules.
 
     Args:
         model: the network.
         ends: names of modules, one per stage, from the input on.
 
     Returns:
-        0 for the stem, which is what is listed before the top-level module of the first stage; k for the
-        k-th stage; what follows the last stage belongs to it.
+        0 for the stem, which is everything before the top-level module of the first stage; k for the k-th
+        stage. Everything after the last stage belongs to it.
     """
     order = {name: at for at, (name, _) in enumerate(model.named_modules())}
     top = ends[0].split(".")[0]
@@ -111,8 +111,8 @@ def depth_by_features(model: nn.Module, ends: Sequence[str]) -> dict[str, int]:
 
 
 def depth_by_order(model: nn.Module) -> dict[str, int]:
-    """Depth of every tensor by the order in which the model lists its parts: its children, those of
-    nn.Sequential and nn.ModuleList one by one; a norm by itself belongs to the part before."""
+    """Depth of every tensor by the order of the model's children; those of nn.Sequential and nn.ModuleList
+    count individually, and a single norm belongs to the child before it."""
     units: dict[str, int] = {}
     found = {}
     for name in _in_order(model):

@@ -55,7 +55,7 @@ def create(name: str) -> nn.Module:
 
 
 def pretrained(name: str) -> nn.Module:
-    """Nobody has trained it.
+    """There are no pretrained weights.
 
     Raises:
         UserError: always.

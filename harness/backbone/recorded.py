@@ -1,10 +1,10 @@
-"""Weights that we trained ourselves: one file per model, which says what it is and is checked.
+"""Weights trained with this harness: one file per model, with a description and a hash that is checked.
 
     TrialSpec(source="recorded:garments", ...)      one of that source's models, by the trial's seed
     TrialSpec(source="recorded:garments.0", ...)    this one
 
-`python -m harness.pretrain` makes them. They lie in mlruns/sources, or in the folder that the environment
-variable TRANSFER_SOURCES names.
+`python -m harness.pretrain` creates them in mlruns/sources, or in the folder of the environment variable
+TRANSFER_SOURCES.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Model:
     Attributes:
         name: of its source and its number, e.g. "garments.0".
         path: of its file.
-        about: what the file says of itself: how it was trained and how well, as text; never checked.
+        about: description in the file: how the model was trained and how well, as text; not checked.
     """
 
     name: str
@@ -61,21 +61,21 @@ class Model:
 
 
 def folder() -> Path:
-    """Where the models lie: $TRANSFER_SOURCES, else mlruns/sources."""
+    """Folder of the models: $TRANSFER_SOURCES, else mlruns/sources."""
     return Path(os.environ.get("TRANSFER_SOURCES") or "mlruns/sources")
 
 
 def content_sha256(state: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 of the tensors as a safetensors file without metadata: names, types, shapes and values.
 
-    The name of a model in every file and run that was recorded, so not to be replaced by
-    `weights.tensors_sha256`, which hashes the same but not as a file.
+    Recorded files and runs identify models by this hash, so it must not be replaced by
+    `weights.tensors_sha256`, which hashes the same content but not as a file.
     """
     return hashlib.sha256(save(separate(state))).hexdigest()
 
 
 def write_model(name: str, state: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> Model:
-    """Keep a model under its name, whole or not at all.
+    """Save a model under its name, completely or not at all.
 
     Args:
         name: of the source, a dot and a number.
@@ -115,7 +115,7 @@ def find_models(source: str) -> tuple[Model, ...]:
 
 
 def model_for(source: str, seed: int) -> Model:
-    """The model of a source whose turn it is in a trial with that seed."""
+    """The model of a source that a trial with that seed uses."""
     models = find_models(source)
     return models[seed % len(models)]
 

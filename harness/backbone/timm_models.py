@@ -46,10 +46,10 @@ def pretrained(name: str) -> nn.Module:
 
 
 def reset_head(model: nn.Module, num_classes: int) -> None:
-    """Put a fresh classifier in place.
+    """Replace the classifier by a new one.
 
     Raises:
-        UserError: if the model has none, as an encoder of a multimodal model.
+        UserError: if the model has none, e.g. an encoder of a multimodal model.
     """
     if not hasattr(model, "get_classifier") or not hasattr(model, "reset_classifier"):
         raise UserError(
@@ -68,9 +68,10 @@ def head_names(model: nn.Module) -> list[str]:
 def depths(model: nn.Module) -> dict[str, int]:
     """Depth of every tensor by timm's coarse matcher: one stage of a CNN, one block of a ViT.
 
-    What the matcher puts beside the classifier (a final norm or convolution) belongs to the block
-    before it. VGG, where the matcher gives one group per convolution, goes by its pooling stages. Where
-    there is no matcher, the stages are those of timm's feature extraction, else the parts in their order.
+    Modules that the matcher puts beside the classifier (a final norm or convolution) belong to the block
+    before it. VGG, for which the matcher gives one group per convolution, is divided by its pooling
+    stages. Without a matcher, the stages are those of timm's feature extraction, else the modules in their
+    order.
     """
     if (stages := depth_by_pooling(model)) is not None:
         return stages
@@ -87,7 +88,7 @@ def depths(model: nn.Module) -> dict[str, int]:
 
 
 def _matched(model: nn.Module) -> dict[str, int] | None:
-    """Depths by timm's coarse matcher; None where the model has none that is coarse."""
+    """Depths by timm's coarse matcher; None if the model has no coarse matcher."""
     try:
         matcher = model.group_matcher(coarse=True)  # type: ignore[operator]
     except (AttributeError, AssertionError, NotImplementedError):
@@ -98,7 +99,7 @@ def _matched(model: nn.Module) -> dict[str, int] | None:
 
 
 def _features(model: nn.Module) -> list[dict[str, Any]]:
-    """timm's description of the stages, those that name a module of this model."""
+    """timm's descriptions of the stages that name a module of this model."""
     found = getattr(model, "feature_info", None) or []
     listed = found if isinstance(found, list) else getattr(found, "info", [])
     names = {name for name, _ in model.named_modules()}
@@ -106,7 +107,7 @@ def _features(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def input_of(model: nn.Module) -> Input:
-    """What the weights expect to see."""
+    """The input that the weights expect."""
     config = resolve_model_data_config(model)
     return Input(
         mean=tuple(config["mean"]),
@@ -117,20 +118,20 @@ def input_of(model: nn.Module) -> Input:
 
 
 def set_resolution(model: nn.Module, size: int) -> None:
-    """Let a network with position embeddings or windows take another input size, where it can."""
+    """Set a network with position embeddings or windows to another input size, if possible."""
     if hasattr(model, "set_input_size"):
         model.set_input_size(img_size=(size, size))  # type: ignore[operator]
 
 
 def convert(model: nn.Module, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """The weights as this model takes them, by the conversion that timm has for its family (position
-    embeddings resampled, names of other repositories); as they are where it has none or cannot."""
+    """Convert weights for this model with timm's conversion for its family (position embeddings resampled,
+    names of other repositories); they are unchanged if there is no conversion or it fails."""
     family = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if family is None:
         return state
     try:
         converted: Mapping[str, torch.Tensor] = family(dict(state), model)
-    except Exception:  # each family has its own kind for what it does not know
+    except Exception:  # each family raises its own kinds of exceptions
         return state
     return converted if isinstance(converted, Mapping) else state
 
@@ -147,7 +148,7 @@ def _from_hub(name: str) -> nn.Module:
     import huggingface_hub.constants
 
     if _hub_unreachable():
-        # Otherwise the hub's client retries for most of a minute before it says so.
+        # Otherwise the hub's client retries for most of a minute before it fails.
         huggingface_hub.constants.HF_HUB_OFFLINE = True
     try:
         return timm.create_model(name, pretrained=True)

@@ -34,7 +34,7 @@ STAGES: dict[str, list[tuple[str, int, int]]] = {
     "MobileNetV3": [(r"features\.(\d+)\.", 0, 1)],
     "EfficientNet": [(r"features\.(\d+)\.", 0, 1)],
 }
-"""How the stages of each family are named; what no pattern matches joins the last stage."""
+"""Names of the stages of each family; modules that match no pattern belong to the last stage."""
 
 MOBILENET_V2 = (0, 1, 2, 2, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 6, 6, 6, 7, 7)
 """Stage of each entry of MobileNetV2's `features`, as in the paper's table 2."""
@@ -102,7 +102,7 @@ def head_names(model: nn.Module) -> list[str]:
 
 
 def reset_head(model: nn.Module, num_classes: int) -> None:
-    """Put a fresh classifier in place, of the same kind."""
+    """Replace the classifier by a new one of the same kind."""
     (name,) = head_names(model)
     old = model.get_submodule(name)
     parent, _, attribute = name.rpartition(".")
@@ -116,15 +116,16 @@ def reset_head(model: nn.Module, num_classes: int) -> None:
 
 
 def depths(model: nn.Module) -> dict[str, int]:
-    """Depth of every tensor: one stage of a CNN, one block of a ViT; in a family whose stages are not
-    named here (AlexNet, GoogLeNet, MNASNet, SqueezeNet, RegNet, MaxVit), one entry of its containers."""
+    """Depth of every tensor: one stage of a CNN, one block of a ViT. In families whose stages are not
+    named here (AlexNet, GoogLeNet, MNASNet, SqueezeNet, RegNet, MaxVit) each entry of a container is one
+    depth."""
     if (stages := depth_by_pooling(model)) is not None:
         return stages
     names, family = tensor_names(model), type(model).__name__
     if family == "MobileNetV2":
         return {n: MOBILENET_V2[int(n.split(".")[1])] if "features" in n else 7 for n in names}
     if family in ("ConvNeXt", "SwinTransformer"):
-        # A downsampling layer belongs to the stage that it opens.
+        # A downsampling layer belongs to the stage that it begins.
         pattern = re.compile(r"features\.(\d+)\.")
         return {n: (int(m[1]) + 1) // 2 if (m := pattern.match(n)) else 4 for n in names}
     if family == "Inception3":
@@ -154,14 +155,14 @@ def _by_child(model: nn.Module, names: list[str]) -> dict[str, int]:
 
 
 def input_of(model: nn.Module) -> Input:
-    """What the weights expect to see."""
+    """The input that the weights expect."""
     found = model.input_of_weights
     assert isinstance(found, Input)
     return found
 
 
 def set_resolution(model: nn.Module, size: int) -> None:
-    """torchvision's ViTs fix their size when made; only position embeddings need a change."""
+    """torchvision's ViTs fix their input size when they are created, so other sizes are refused."""
     if type(model).__name__ == "VisionTransformer" and size != model.image_size:
         raise UserError(
             f"torchvision's ViT takes {model.image_size} px only, not {size}: resolution can be "
@@ -170,7 +171,7 @@ def set_resolution(model: nn.Module, size: int) -> None:
 
 
 def convert(model: nn.Module, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """As they are: torchvision's files have one form."""
+    """The weights unchanged, because torchvision's files have only one format."""
     return state
 
 

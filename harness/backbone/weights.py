@@ -1,4 +1,4 @@
-"""Weights from wheels of PyPI and from files as training scripts save them; no code in them is run."""
+"""Read weights from PyPI wheels and from files saved by training scripts, without running code in them."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ NESTED = (
     *("state_dict", "model_state_dict", "model", "weights", "state_dict_ema", "model_ema"),
     *("net", "network", "params", "module"),
 )
-"""Keys under which training scripts keep a state dict; of several the first."""
+"""Keys under which training scripts save a state dict; the first one found is used."""
 _SCALAR: Any = np.float64(0).__reduce__()[0]
 HARMLESS: list[Any] = [
     *(Namespace, SimpleNamespace, PosixPath),
     *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType),
     *(_SCALAR, (_SCALAR, "numpy.core.multiarray.scalar")),
 ]
-"""What training scripts keep beside the weights, such as their arguments; reading it runs nothing."""
+"""Types that training scripts save beside the weights, such as arguments; reading them runs no code."""
 
 COMPILED = "_orig_mod."
-"""What torch.compile puts into names."""
+"""Prefix that torch.compile adds to names."""
 Convert = Callable[[nn.Module, Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
 
 
 class OtherArchitecture(UserError):
-    """Names or shapes of weights are not those of the network."""
+    """Names or shapes of the weights differ from those of the network."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,15 @@ class Wheel:
         return next(Path(found.submodule_search_locations[0]).glob(self.path), None)
 
     def read(self, file: Path) -> dict[str, torch.Tensor]:
-        """The state dict in that file, which must still be the one that was installed: torch notices no
-        changed byte.
+        """The state dict in that file, after checking that the file is unchanged since its installation,
+        because torch does not notice changed bytes.
 
         Raises:
-            UserError: if its hash is not the one that the wheel's RECORD has of it.
+            UserError: if its hash differs from the one in the wheel's RECORD.
         """
         try:
             installed = importlib.metadata.files(self.install) or []
-        except importlib.metadata.PackageNotFoundError:  # put there by other means than pip
+        except importlib.metadata.PackageNotFoundError:  # not installed by pip
             installed = []
         for entry in installed:
             if entry.name == file.name and entry.hash is not None:
@@ -93,11 +93,11 @@ WHEELS = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a weights file holds.
+    """The contents of a weights file.
 
     Attributes:
         tensors: the state dict.
-        inside: keys under which it lay in the file, outermost first.
+        inside: keys under which it was nested in the file, outermost first.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -112,11 +112,11 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 def read_checkpoint(path: Path) -> Checkpoint:
     """The state dict in a .safetensors file or a torch checkpoint, without running any code in it.
 
-    A file of safetensors is known by its content. A state dict inside another dict is found under one of
-    NESTED, else under the only key that holds one.
+    A safetensors file is recognised by its content. A state dict inside another dict is found under one of
+    the keys NESTED, else under the only key that holds a state dict.
 
     Raises:
-        UserError: if the file is absent, is no weights file, or holds NaN or infinity.
+        UserError: if the file is absent, is not a weights file, or contains NaN or infinity.
     """
     try:
         if not path.is_file():
@@ -140,7 +140,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By the header, a JSON object after its length in eight bytes; else by the suffix."""
+    """Whether the file is safetensors, by its header (a JSON object after its length in eight bytes), else
+    by suffix."""
     with path.open("rb") as file:
         start = file.read(9)
     length = int.from_bytes(start[:8], "little")
@@ -163,7 +164,7 @@ def _load_torch(path: Path) -> object:
                 f"{path} is not a weights file but a scripted or exported program, which is not run here: "
                 "save the state_dict() of its model"
             )
-        # torch never compresses weights; a compressed file may unpack to more than the memory holds.
+        # torch never compresses weights, and a compressed file might unpack to more than fits into memory.
         if any(item.compress_type != zipfile.ZIP_STORED for item in items):
             raise ValueError("a compressed archive, which torch.save does not make")
     with torch.serialization.safe_globals(HARMLESS):
@@ -229,21 +230,21 @@ def load_state(
     what: str,
     convert: Convert | None = None,
 ) -> list[str]:
-    """Load by name; a head of another size is left out, anything else that differs is refused.
+    """Load weights by name; a head of another size is left out, and any other difference is refused.
 
-    What wraps a network puts a prefix before all of its names (DDP "module.", torch.compile
-    "_orig_mod.", Lightning "model."): the prefix after which most names are the network's is dropped, and
-    with it all entries that lack it.
+    Wrappers add a prefix to all names of a network (DDP "module.", torch.compile "_orig_mod.", Lightning
+    "model."). The prefix after which most names match the network is removed, and entries without it are
+    dropped.
 
     Args:
-        model: receives them.
+        model: receives the weights.
         state: from names to tensors.
         head_names: modules whose weights may be absent.
-        what: names the weights in messages.
-        convert: a library's own conversion, tried where names or shapes differ.
+        what: description of the weights for messages.
+        convert: the library's conversion, tried if names or shapes differ.
 
     Returns:
-        What was changed, in words.
+        Notes on the changes.
 
     Raises:
         OtherArchitecture: if names or shapes differ.
@@ -276,7 +277,7 @@ def load_state(
 
 
 def as_of(model: nn.Module, state: Mapping[str, torch.Tensor]) -> OrderedDict[str, torch.Tensor]:
-    """The state dict with the versions of the model's layers, which plain dicts lack; MNASNet insists."""
+    """The state dict with the versions of the model's layers, which plain dicts lack but MNASNet requires."""
     found = OrderedDict(state)
     found._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
     return found
@@ -285,7 +286,7 @@ def as_of(model: nn.Module, state: Mapping[str, torch.Tensor]) -> OrderedDict[st
 def _misfits(
     own: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], head_names: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    """Names that are missing or of another shape, and names that are unknown, the head apart."""
+    """Names that are missing or have another shape, and unknown names, without those of the head."""
     head = tuple(f"{name}." for name in head_names)
     fits = {k for k, v in found.items() if k in own and v.shape == own[k].shape}
     return (
@@ -295,7 +296,7 @@ def _misfits(
 
 
 def _prefix(state: Iterable[str], own: Mapping[str, torch.Tensor], what: str) -> str:
-    """What stands before the network's names in those of a file."""
+    """The prefix of the network's names in a file."""
     counts: dict[str, int] = {}
     for name in state:
         parts = name.split(".")
@@ -306,7 +307,7 @@ def _prefix(state: Iterable[str], own: Mapping[str, torch.Tensor], what: str) ->
     most = max(counts.values(), default=0)
     if most <= max(
         counts.get("", 0), len(own) // 2
-    ):  # else another architecture, which is said of its names
+    ):  # else another architecture, for which there is another message
         return ""
     best = [p for p, count in counts.items() if count == most]
     if len(best) > 1:
@@ -317,8 +318,8 @@ def _prefix(state: Iterable[str], own: Mapping[str, torch.Tensor], what: str) ->
 
 
 def separate(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The state dict as safetensors wants it: contiguous, and no two tensors in the same memory, as those of
-    a module that a network uses twice are."""
+    """The state dict in the form that safetensors requires: contiguous, and no two tensors in the same
+    memory (a module that is used twice shares its tensors)."""
     found: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, tensor in state.items():
@@ -341,7 +342,7 @@ def load_by_order(
 
 
 def file_of(source: str, backbone: str) -> Path | None:
-    """The weights file behind a source: the user's, or a wheel's; None where there is no such file."""
+    """The weights file of a source: the user's, or that of a wheel; None if there is no such file."""
     if source.startswith("file:"):
         return Path(source.removeprefix("file:")).expanduser()
     wheel = WHEELS.get(backbone)
@@ -364,9 +365,9 @@ def file_sha256(path: Path) -> str:
 def tensors_sha256(state: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 of names, types, shapes and values, without a copy of them in memory.
 
-    What a run records of weights that a hub gave. A recorded model has a hash of its own
-    (`recorded.content_sha256`), and so have the groups of a trial (`audit.digest`): the values lie in
-    MLflow, in model files and in checkpoints, and no such record would agree any more if they became one.
+    Recorded by runs whose weights come from a hub. Recorded models (`recorded.content_sha256`) and the
+    groups of a trial (`audit.digest`) use different hashes. These are stored in MLflow, in model files and in
+    checkpoints, so unifying them would invalidate existing records.
     """
     hashed = hashlib.sha256()
     for name, tensor in state.items():

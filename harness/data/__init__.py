@@ -44,7 +44,7 @@ __all__ = [
 
 
 def identity(name: str) -> str:
-    """What the target of that name is, wherever its files lie: equal for the same images, labels and parts.
+    """Hash of a target's content, independent of its path: equal for the same images, labels and parts.
 
     Raises:
         UserError: if there is no such target.
@@ -53,7 +53,7 @@ def identity(name: str) -> str:
 
 
 def forget() -> None:
-    """Read every target anew from now on."""
+    """Forget all targets that were read, so that they are read again."""
     load_target.cache_clear()
     read_examples.cache_clear()
     rows.forget()

@@ -1,7 +1,7 @@
-"""SHA-256 of files, each read once: what was read is remembered with the file's size and times.
+"""SHA-256 of files, cached with each file's size and times, so that each file is read once.
 
-The memory is a small SQLite file in the user's cache folder. Where it cannot be written, every process reads
-the files again.
+The cache is a small SQLite file in the user's cache folder. If it cannot be written, every process reads the
+files again.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from harness.rows import default_folder
 
 FILE_NAME = "checksums.db"
 SETTLED = 2.0
-"""Seconds. A file that was written less than this before it was read is not remembered: it may be written
-again within the resolution of its times."""
+"""Seconds. A file written less than this before it was read is not cached, because it may be written again
+within the resolution of its times."""
 BATCH = 500
 """Paths looked up at once; SQLite takes no more than 999 variables in its older versions."""
 
 State = tuple[int, int, int, int]
 """Size, times of the last write and of the last change of the file's entry in ns, inode."""
 _read: dict[str, tuple[State, bytes]] = {}
-"""What this process knows."""
+"""Hashes that this process has read."""
 
 
 def checksums(paths: Sequence[Path]) -> list[bytes]:
-    """The SHA-256 of each file, 32 bytes; read again only where its size or times are not as they were.
+    """The SHA-256 of each file, 32 bytes; a file is read again only if its size or times have changed.
 
     Raises:
         UserError: naming a file that cannot be read.
@@ -74,7 +74,7 @@ def _digest(path: Path) -> bytes:
 
 
 def _recalled(names: Sequence[str]) -> dict[str, tuple[State, bytes]]:
-    """What earlier processes have read of these files."""
+    """Cached hashes of these files."""
     found: dict[str, tuple[State, bytes]] = {}
     with suppress(sqlite3.Error, OSError), memory() as database:
         for start in range(0, len(names), BATCH):
@@ -100,7 +100,7 @@ def _remember(known: Mapping[str, tuple[State, bytes]]) -> None:
 
 @contextmanager
 def memory() -> Iterator[sqlite3.Connection]:
-    """The file in which is kept what was read; what the block writes is kept when it ends well.
+    """Open the cache file; changes are committed if the block ends without an exception.
 
     Raises:
         sqlite3.Error, OSError: if it cannot be read or written.

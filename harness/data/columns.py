@@ -1,4 +1,5 @@
-"""Which columns hold images, labels, parts and groups, by their usual names or as named in brackets."""
+"""Find the columns that hold images, labels, parts and groups, by their usual names or by the target's
+options."""
 
 from __future__ import annotations
 
@@ -22,17 +23,17 @@ USUAL = {
     "split": "split splits part partition subset set".split(),
     "group": ["group"],
 }
-"""Names of columns by what is in them, as `plain` writes them."""
+"""Usual names of the columns for each role, as `plain` writes them."""
 LIKE_GROUPS = (
     "patient patientid subject subjectid participant participantid case caseid person personid individual "
     "individualid animal animalid sequence sequenceid video videoid session sessionid scene slide slideid "
     "lesion lesionid product productid series seriesid study studyid specimen specimenid"
 ).split()
-"""Columns whose images may belong together; they are named in a note and not used."""
+"""Names of columns that may hold groups; they are named in a note and not used."""
 
 
 def plain(name: str) -> str:
-    """A column's name in small letters, without anything between them."""
+    """A column's name in lower case, without separators."""
     return re.sub(r"[\W_]", "", unicodedata.normalize("NFKC", name)).lower()
 
 
@@ -43,12 +44,12 @@ def choose(
 
     Args:
         role: "image", "label", "split" or "group".
-        there: the columns that could be it.
-        options: those of the target; `role` names a column.
+        there: candidate columns.
+        options: options of the target; the option `role` names a column.
         what: the target, for messages.
 
     Raises:
-        UserError: if the named column is not there, or several could be meant.
+        UserError: if the named column does not exist, or there are several candidates.
     """
     if role in options:
         return named(options[role], there, what), []
@@ -68,7 +69,7 @@ def choose(
 
 
 def named(wanted: str, there: Sequence[str], what: str) -> str:
-    """The column of that name, in any letter case if that is clear."""
+    """The column of that name, ignoring the letter case if only one matches."""
     if wanted in there:
         return wanted
     near = [name for name in there if plain(name) == plain(wanted)]
@@ -78,17 +79,17 @@ def named(wanted: str, there: Sequence[str], what: str) -> str:
 
 
 def missing(role: str, there: Sequence[str], what: str) -> UserError:
-    """No column has a usual name."""
+    """The error for a table in which no column has a usual name."""
     headless = any(Path(name).suffix.lower() in image_suffixes() for name in there)
     why = "the first line must name the columns" if headless else f"name one: [{role}=COLUMN]"
     return UserError(f"{what}: no column for the {role}s; there are {quoted(there)}; {why}")
 
 
 def group_notes(columns: Mapping[str, Sequence[str]], used: Sequence[str | None]) -> list[str]:
-    """Columns that look like groups, have several images to some, and are not used.
+    """Notes on unused columns that look like groups and in which some value has several images.
 
     Args:
-        columns: name -> what is written in each row.
+        columns: name -> value of each row.
         used: columns that are used.
     """
     return [

@@ -1,13 +1,13 @@
-"""What can be made of the data sets there are? Some classes, a part, a mixture, the same pictures spoilt.
+"""Targets derived from other targets by an expression: selected classes, parts, mixtures, altered images.
 
     X[classes=0-4]      some classes, by name or position, joined by "+": [classes=bag+boot], [classes=0-2+7]
-    X[part=1/3]         one of so many disjoint parts of each class; [part=2-3/3] is the other two
-    mix(X,Y,0.25)       class by class a quarter of the images from X, the rest from Y; as many at any share
-    shuffle(4,X)        each picture's 4 x 4 tiles in an order of its own
-    permute(X)          the pixels of all pictures in one and the same random order
-    random_labels(X)    the labels dealt out anew, each as often as before
+    X[part=1/3]         one of three disjoint parts of each class; [part=2-3/3] is the other two
+    mix(X,Y,0.25)       a quarter of each class from X, the rest from Y; the total does not depend on the
+    share shuffle(4,X)        the 4 x 4 tiles of each image in random order, different for each image
+    permute(X)          the pixels of all images in the same random order
+    random_labels(X)    the labels randomly permuted, so that each occurs as often as before
 
-X and Y are names of targets or expressions again, e.g. shuffle(2,fashion_mnist[classes=0-4][part=1/2]).
+X and Y are names of targets or expressions, e.g. shuffle(2,fashion_mnist[classes=0-4][part=1/2]).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FORMS = "X[classes=0-4], X[part=1/2], mix(X,Y,0.5), shuffle(4,X), permute(X), ra
 
 
 class Change(ABC):
-    """What happens to the pixels of an image."""
+    """A change of an image's pixels."""
 
     @abstractmethod
     def __call__(self, images: torch.Tensor, positions: Indices) -> torch.Tensor:
@@ -46,8 +46,8 @@ class Change(ABC):
 @final
 @dataclass(frozen=True)
 class Shuffle(Change):
-    """The k x k tiles of each image in an order that its position decides; what is left over at the lower
-    and right edges stays."""
+    """The k x k tiles of each image in an order that depends on its position; remaining pixels at the
+    lower and right edges are unchanged."""
 
     k: int
 
@@ -151,14 +151,14 @@ def roots(target: Target, indices: Indices) -> list[tuple[str, int]]:
 
 
 def evaluate(name: str, load: Load) -> Target | None:
-    """The target that an expression makes; None if the name is none.
+    """The target that an expression describes; None if the name is not an expression.
 
     Args:
-        name: what was written.
-        load: makes a target of a name.
+        name: the expression.
+        load: loads a target by name.
 
     Raises:
-        UserError: naming what is wrong in the expression.
+        UserError: naming the error in the expression.
     """
     if match := re.fullmatch(r"(.+)\[(\w+)=([^\[\]]*)\]", name):
         inner, kind, value = match.groups()
@@ -266,7 +266,8 @@ def _part(target: Target, text: str, name: str) -> Target:
 
 
 def _parts_of_groups(target: Target, part: tuple[int, int, int], name: str) -> list[Indices]:
-    """The same where images have groups, each of which is in one part only; given parts apart."""
+    """A part of a target with groups, each of which is in one part only; given parts are divided
+    separately."""
     assert target.groups is not None
     first, last, of = part
     rows = []
@@ -281,7 +282,7 @@ def _parts_of_groups(target: Target, part: tuple[int, int, int], name: str) -> l
 
 
 def _mix(first: Target, second: Target, share: float, name: str) -> Target:
-    """Official test images are left out: a mixture is there to be learned from."""
+    """A mixture of two targets. Official test images are left out, because mixtures are for training."""
     if len(first.classes) != len(second.classes):
         raise UserError(
             f"target {name!r}: mix wants equal numbers of classes, got {len(first.classes)} and "

@@ -17,7 +17,7 @@ from harness.data.tree import NO_IMAGE, PassedOver, holds_images, images_below, 
 from harness.errors import UserError
 
 _ClassFolder = tuple[str, str, Path]
-"""Part, class name, and a folder with images of that class in that part."""
+"""Part, class name, and folder of the images of that class in that part."""
 LAYOUTS = ("classes", "parts")
 OUTSIDE = "images outside the class folders"
 BESIDE = "folders beside the parts"
@@ -33,7 +33,7 @@ def folder_target(path: str, options: Mapping[str, str]) -> Target:
             expression that finds the group of an image (patient, sequence, product) in its file name or path.
 
     Raises:
-        UserError: if the layout is not understood or could be two, or a class has no images.
+        UserError: if the layout is unknown or ambiguous, or a class has no images.
     """
     root = Path(path).expanduser()
     what = f"target folder:{path}"
@@ -70,7 +70,7 @@ def folder_target(path: str, options: Mapping[str, str]) -> Target:
 
 @dataclass
 class _Tree:
-    """A folder that is being understood: what is told of it, and what was passed over."""
+    """A folder whose layout is being determined, with notes and skipped files."""
 
     root: Path
     what: str
@@ -78,7 +78,7 @@ class _Tree:
     passed_over: PassedOver = field(default_factory=PassedOver)
 
     def folders(self, folder: Path) -> list[Path]:
-        """The folders in a folder that should hold nothing else; files are passed over."""
+        """The sub-folders of a folder that should hold nothing else; files are skipped."""
         folders, files = inside(folder, self.passed_over)
         for path in files:
             self.passed_over.add(OUTSIDE if is_image(path) else NO_IMAGE, path)
@@ -131,7 +131,7 @@ def _layout(tree: _Tree) -> str:
 
 
 def _refuse_nested(tree: _Tree, top: Sequence[Path]) -> None:
-    """Refuse folders below which parts, or the same classes again, seem to lie."""
+    """Refuse folders that seem to contain parts, or the same classes again."""
     inner = {folder: _full(folder) for folder in top}
     if not top:
         return
@@ -167,10 +167,10 @@ def _two_readings(tree: _Tree, seen: str, parts: str, classes: str) -> UserError
 
 
 def _classes(tree: _Tree) -> Iterator[_ClassFolder]:
-    """Class folders where every folder is one.
+    """Class folders if every sub-folder is a class.
 
     Raises:
-        UserError: if one holds no image.
+        UserError: if one of them has no images.
     """
     nested = 0
     for path in tree.folders(tree.root):
@@ -184,10 +184,10 @@ def _classes(tree: _Tree) -> Iterator[_ClassFolder]:
 
 
 def _parts(tree: _Tree) -> Iterator[_ClassFolder]:
-    """Class folders where parts lie above or below the classes.
+    """Class folders if the parts are above or below the classes.
 
     Raises:
-        UserError: if there is no training part, a part is there twice, or it has no class folders.
+        UserError: if there is no training part, a part occurs twice, or it has no class folders.
     """
     here = tree.folders(tree.root)
     found = [path for path in here if part_named(path.name) and holds_images(path)]
@@ -216,7 +216,7 @@ def _parts(tree: _Tree) -> Iterator[_ClassFolder]:
 
 
 def _class_folders(tree: _Tree, part: str, folder: Path) -> Iterator[Path]:
-    """The class folders of a part; a test part without any has no labels and is passed over."""
+    """The class folders of a part; a test part without any has no labels and is skipped."""
     classes = _folders(folder)
     if not classes and part == TEST:
         images = images_below(folder, tree.passed_over)

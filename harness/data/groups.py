@@ -20,16 +20,16 @@ from harness.spec import derive_seed
 
 Mask = NDArray[np.bool_]
 TEST_FOLDS, VAL_FOLDS = 4, 5
-"""One fold of so many is held out: a quarter to test on, a fifth of the rest to select on."""
+"""Numbers of folds, of which one is held out: a quarter for the test, a fifth of the rest for validation."""
 ATTEMPTS = 5
-"""Random assignments tried with each number of folds until every part has images of every class."""
+"""Random assignments to try for each number of folds, until every part has images of every class."""
 
 
 def grouped_parts(target: Target, seed: int) -> tuple[Mask, Mask]:
     """The test and validation images of a target with groups, as masks.
 
-    Parts that the data set comes with are used as they are. Any other is one fold of scikit-learn's
-    StratifiedGroupKFold, of the test part by the target alone, of the validation part by (target, seed).
+    Parts that the data set comes with are used as they are. A missing part is one fold of scikit-learn's
+    StratifiedGroupKFold; the test part depends only on the target, the validation part on (target, seed).
 
     Raises:
         UserError: if a class has too few groups for every part to have one.
@@ -64,7 +64,7 @@ def folds(labels: Indices, groups: Indices, count: int, seed: int) -> Indices:
         ValueError: if there are fewer images of every class than folds.
     """
     fold = np.zeros(len(labels), np.int64)
-    # Where each image is a group of its own, the faster one does the same.
+    # If each image is its own group, the faster splitter gives the same result.
     alone = len(np.unique(groups)) == len(groups)
     kind = (StratifiedKFold if alone else StratifiedGroupKFold)(
         count, shuffle=True, random_state=seed
@@ -77,14 +77,14 @@ def folds(labels: Indices, groups: Indices, count: int, seed: int) -> Indices:
 
 
 def held_out(target: Target, rows: Mask, count: int, left: int, seed: int) -> Mask:
-    """Among these images, a fold with images of every class.
+    """A fold of these images that has images of every class.
 
     Args:
-        target: with groups.
-        rows: of the images to choose from.
-        count: of folds.
-        left: groups of every class that must stay outside.
-        seed: of the assignment to folds.
+        target: target with groups.
+        rows: positions of the images to choose from.
+        count: number of folds.
+        left: number of groups of every class that must stay outside.
+        seed: seed of the assignment to folds.
     """
     assert target.groups is not None
     at = np.flatnonzero(rows)
@@ -99,7 +99,7 @@ def held_out(target: Target, rows: Mask, count: int, left: int, seed: int) -> Ma
 
 @lru_cache(maxsize=64)
 def _best_fold(labels: bytes, groups: bytes, count: int, left: int, seed: int) -> Indices | None:
-    """Positions of the fold whose share of every class is nearest to 1 / count; None if none will do.
+    """Positions of the fold whose share of every class is nearest to 1 / count; None if no fold is suitable.
 
     Cached, since it takes seconds for 50,000 groups. Fewer folds are tried where there are few groups.
     """
@@ -159,12 +159,12 @@ def groups_from_names(names: Sequence[str], pattern: str, what: str) -> tuple[In
 
     Args:
         names: paths of the images below the folder, with "/".
-        pattern: regular expression, looked for in the file name, or else in the path; the group is what its
-            brackets capture, or all that it finds.
+        pattern: regular expression, searched in the file name, or else in the path; the group is the text
+            of its capturing groups, or else the whole match.
         what: the target, for messages.
 
     Raises:
-        UserError: if the expression is none, does not fit every name, or tells no groups apart.
+        UserError: if the expression is invalid, does not match every name, or finds only one group.
     """
     try:
         compiled = re.compile(pattern)
@@ -184,7 +184,7 @@ def groups_from_names(names: Sequence[str], pattern: str, what: str) -> tuple[In
 
 
 def suggested_pattern(names: Sequence[str]) -> str:
-    """A regular expression for groups that these names seem to tell, "" if none: sub-folders of the class
+    """A regular expression for groups that these names suggest, "" if none: sub-folders of the class
     folders, or a number that several files share before another one, as in patient03_frame17.png.
 
     Args:

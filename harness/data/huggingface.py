@@ -1,4 +1,4 @@
-"""Image classification sets of Hugging Face `datasets`."""
+"""Read image classification data sets of Hugging Face `datasets`."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from harness.data.target import Indices, Target, read_each
 from harness.errors import UserError, first_line
 
 BATCH = 256
-"""Rows whose encoded images are in memory at a time."""
+"""Number of rows whose encoded images are in memory at a time."""
 
 
 @final
 @dataclass(frozen=True)
 class HubTarget(Target):
-    """Images in the columns of data sets, decoded as files are.
+    """Images in the columns of data sets, decoded in the same way as files.
 
     Attributes:
-        parts: (name, data set that gives the images' encoded bytes).
-        column: of the images.
-        which, where: (n,) the part that each image is from, and its row there.
+        parts: (name, data set with the encoded bytes of the images).
+        column: name of the image column.
+        which, where: (n,) the part of each image, and its row there.
     """
 
     parts: tuple[tuple[str, Any], ...]
@@ -56,7 +56,7 @@ class HubTarget(Target):
         yield from (hashlib.sha256(content).digest() for content, _ in self._contents())
 
     def shapes(self) -> Counter[tuple[int, int, str]]:
-        """(width, height, mode) -> number of images, from their headers; those that are none are left out."""
+        """(width, height, mode) -> number of images, from their headers; unreadable ones are left out."""
         found: Counter[tuple[int, int, str]] = Counter()
         for content, suffix in self._contents():
             if (header := read_header(content, suffix)) is not None:
@@ -84,7 +84,7 @@ class HubTarget(Target):
 
 
 def _content(value: Mapping[str, Any], name: str) -> bytes:
-    """The bytes of an image that is stored with its row, or beside it under a path."""
+    """The bytes of an image, which are stored in its row or in a file that the row names."""
     if value["bytes"] is not None:
         return bytes(value["bytes"])
     try:
@@ -101,11 +101,11 @@ def huggingface_target(path: str, options: Mapping[str, str]) -> Target:
     """An image classification set: a folder made by save_to_disk, one of Parquet files, or a name on the hub.
 
     Args:
-        path: of the folder, or the name.
-        options: "image", "label", "group": names of columns, where several could be meant.
+        path: path of the folder, or name on the hub.
+        options: "image", "label", "group": names of columns, needed if there are several candidates.
 
     Raises:
-        UserError: if it cannot be had, a column is not clear, or an image is missing.
+        UserError: if it cannot be loaded, a column is ambiguous, or an image is missing.
     """
     what = f"target hf:{path}"
     parts, notes = _parts(_loaded(path, what), what)
@@ -173,7 +173,7 @@ def _loaded(path: str, what: str) -> Any:
 
 
 def _parts(found: Any, what: str) -> tuple[dict[str, Any], list[str]]:
-    """Training, validation and test part, those that there are; notes on other ones."""
+    """The training, validation and test parts that exist, and notes on others."""
     by_name = dict(found) if isinstance(found, dict) else {TRAIN: found}
     by_name = {name: rows for name, rows in by_name.items() if len(rows)}
     meant = {name: part_named(name) for name in by_name}
@@ -209,7 +209,8 @@ def _image_column(features: Mapping[str, Any], options: Mapping[str, str], what:
 def _label_column(
     features: Mapping[str, Any], there: Sequence[str], options: Mapping[str, str], what: str
 ) -> tuple[str, list[str]]:
-    """The column named in brackets, else the one ClassLabel column, else texts or numbers."""
+    """The label column: the one given as an option, else the only ClassLabel column, else texts or
+    numbers."""
     if "label" in options:
         return named(options["label"], there, what), []
     columns = [name for name in there if type(features[name]).__name__ == "ClassLabel"]
@@ -227,7 +228,7 @@ def _label_column(
 
 
 def _written(rows: Any, label: str) -> list[str]:
-    """What is written as the label of each row; "" for none."""
+    """The label of each row as text; "" if there is none."""
     kind, values = rows.features[label], list(rows[label])
     if type(kind).__name__ == "ClassLabel":
         return ["" if v is None or v < 0 else one_form(kind.names[v]) for v in values]
@@ -237,7 +238,7 @@ def _written(rows: Any, label: str) -> list[str]:
 
 
 def _classes(texts: Sequence[str], kind: Any, what: str) -> tuple[tuple[str, ...], Indices]:
-    """Classes in the order of the ClassLabel, those without images left out; else by number or text."""
+    """Classes in the order of the ClassLabel, without empty ones; else sorted by number or text."""
     if type(kind).__name__ != "ClassLabel":
         return numbered_classes(texts, what)
     used = set(texts)
@@ -255,7 +256,7 @@ def _values(
     where: Indices,
     group: str | None,
 ) -> dict[str, list[str]]:
-    """What the columns that are, or may be, groups hold for each image."""
+    """Values of the columns that are, or may be, groups, for each image."""
     found = {}
     for name in (c for c in columns if c == group or looks_like_groups(c)):
         written = {part: list(rows[name]) for part, rows in parts.items()}
@@ -265,7 +266,7 @@ def _values(
 
 
 def _refuse_absent(rows: Any, column: str, kept: NDArray[np.bool_], what: str) -> None:
-    """Name the first row that has a label and no image."""
+    """Raises UserError naming the first row that has a label but no image."""
     from pyarrow import compute
 
     stored = _encoded(rows, column).data.column(column)

@@ -1,6 +1,6 @@
-"""The one reader of pictures, whatever holds them: every kind becomes RGB, and what cannot be read is named.
+"""Read images from any container: every kind becomes RGB, and errors name the image.
 
-Pictures are told by their content; the name decides only for the few formats that have no signature.
+The format is recognised from the content; the file name decides only for the few formats without a signature.
 """
 
 from __future__ import annotations
@@ -22,48 +22,50 @@ IMAGE_FORMATS = (
     *("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000"),
     *("ICO", "ICNS", "DDS", "PSD", "QOI", "SGI", "SUN"),
 )
-"""Formats that Pillow itself decodes and that their first bytes give away. Not among them: what starts
-another program (EPS), videos, documents, and scientific arrays (FITS, GRIB, HDF5)."""
+"""Formats that Pillow itself decodes and that are recognised from their first bytes. Not included: formats
+that start another program (EPS), videos, documents, and scientific arrays (FITS, GRIB, HDF5)."""
 BY_NAME_ONLY = ("DIB", "PCX", "TGA", "XBM", "XPM")
-"""Formats without a clear signature: read where the file's name says so."""
+"""Formats without a clear signature, which are recognised from the file name."""
 NO_PICTURES = frozenset(
     ".3fr .arw .cr2 .dcr .dng .erf .iiq .kdc .mef .mos .nef .nrw .orf .pef .raf .rw2 .sr2 .srw .thm".split()
 ) | frozenset(".bak .crdownload .lnk .orig .part .partial .tmp".split())
-"""Names whose content may pass for a picture that is not meant: raw photographs are TIFF files of which
-Pillow reads a thumbnail, and half or old copies are no pictures of their own."""
+"""Suffixes of files that look like images but should not be read: raw photographs are TIFF files of which
+Pillow reads a thumbnail, and partial downloads and backups are not separate images."""
 DECODING = "2"
-"""Changes when this module gives other pixels for the same file: what was kept before is then not used."""
+"""To be changed whenever this module gives different pixels for the same file, so that cached pixels are
+not used."""
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 100
 LEAST_COLOUR = 16
-"""Brightest of 256 levels under which a picture of 16 bits per colour used 12 of them at most."""
+"""An image with 16 bits per colour uses at most 12 of them if its brightest of 256 levels is below this."""
 
 # Pillow warns on stderr from 89 megapixels on; the limits above decide here.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 def shown(path: Path | str) -> str:
-    """A path in words, also where its name is no text (bytes that are not UTF-8, line breaks)."""
+    """A path for messages, even if it contains bytes that are not UTF-8 or line breaks."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 @cache
 def image_suffixes() -> dict[str, str]:
-    """The formats that are read here by the suffixes that go with them, e.g. ".jpg": "JPEG"."""
+    """Suffix -> format for the formats that are read here, e.g. ".jpg": "JPEG"."""
     read = {*_by_content(), *BY_NAME_ONLY, "MPO"}  # MPO: several JPEG images in one file
     return {suffix: name for suffix, name in Image.registered_extensions().items() if name in read}
 
 
 @cache
 def _by_content() -> tuple[str, ...]:
-    """Of IMAGE_FORMATS, those that this build of Pillow has."""
+    """The IMAGE_FORMATS that this build of Pillow supports."""
     Image.init()
     return tuple(name for name in IMAGE_FORMATS if name in Image.OPEN)
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is a picture: by its suffix where that is a picture's, else by its first bytes."""
+    """Whether a file is an image: by its suffix if that is one of an image format, else by its first
+    bytes."""
     suffix = path.suffix.lower()
     if suffix in image_suffixes():
         return True
@@ -77,12 +79,12 @@ def is_image(path: Path) -> bool:
 
 
 def open_header(path: Path) -> Image.Image:
-    """The picture with its size and mode, its pixels not yet decoded; raises whatever Pillow raises."""
+    """Open an image without decoding its pixels; raises whatever Pillow raises."""
     return Image.open(path, formats=_formats(path.suffix))
 
 
 def read_header(content: bytes, suffix: str) -> tuple[int, int, str] | None:
-    """Width, height and mode of the picture in the bytes of a file; None if there is none."""
+    """Width, height and mode of the image in the bytes of a file; None if it is not an image."""
     try:
         with Image.open(io.BytesIO(content), formats=_formats(suffix)) as image:
             return image.width, image.height, image.mode
@@ -103,9 +105,9 @@ def decode_image(content: bytes, name: str, suffix: str = "") -> Image.Image:
     """The same for the bytes of a file.
 
     Args:
-        content: of the file.
-        name: how messages call it.
-        suffix: of its name, if it has one.
+        content: bytes of the file.
+        name: name for messages.
+        suffix: suffix of the file name, if there is one.
     """
     return _opened(io.BytesIO(content), suffix, name)
 
@@ -122,13 +124,13 @@ def _opened(source: Path | io.BytesIO, suffix: str, name: str) -> Image.Image:
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """EXIF rotation applied, transparency on white, first frame. Grey levels of 16 bits are stretched: the
-    darkest of the image becomes 0, its brightest 255, since cameras and scanners use 10, 12 or 14 of the bits
-    and do not say how many.
+    """Convert an image to RGB: first frame, EXIF rotation applied, transparency on white. 16-bit grey
+    levels are stretched so that the darkest becomes 0 and the brightest 255, since cameras and scanners
+    use 10, 12 or 14 of the bits and do not record how many.
 
     Args:
-        image: as Pillow opened it.
-        name: how messages call it.
+        image: image opened by Pillow.
+        name: name for messages.
 
     Raises:
         UserError: when it has more than 100 megapixels, is more than 100 times longer than wide (or wider
@@ -159,7 +161,7 @@ def _formats(suffix: str) -> tuple[str, ...]:
 
 
 def _eight_bits(deep: NDArray[Any], name: str) -> NDArray[np.uint8]:
-    """Grey levels of 16 bits stretched to 8 bits; Pillow would clip them."""
+    """Stretch 16-bit grey levels to 8 bits; Pillow would clip them."""
     low, high = deep.min(), deep.max()
     if deep.dtype.kind == "f" or low < 0 or high > 0xFFFF:
         raise UserError(

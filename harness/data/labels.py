@@ -1,4 +1,4 @@
-"""Classes and groups from what is written beside each image, in a table or a column."""
+"""Classes and groups from the labels of images, as written in a table or column."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d+)?")
 
 
 def one_form(text: str) -> str:
-    """The text in the one normal form (NFC) in which texts are compared, without blanks around it."""
+    """The text in Unicode normal form NFC, in which texts are compared, without surrounding blanks."""
     return unicodedata.normalize("NFC", text).strip()
 
 
 def numbered_classes(written: Sequence[str], what: str) -> tuple[tuple[str, ...], Indices]:
-    """The classes and each image's position among them.
+    """The classes, and the index of each image's class.
 
-    The same number written in other ways (1, 1.0) is one class. Classes are in the order of their numbers
-    where all of them are numbers, else of their texts.
+    Different spellings of a number (1, 1.0) are one class. Classes are in numeric order if all of them are
+    numbers, else sorted as text.
 
     Args:
         written: the label of each image, not empty.
         what: the target, for messages.
 
     Raises:
-        UserError: if a label is no printable text, or there is only one.
+        UserError: if a label is not printable text, or there is only one class.
     """
     labels = np.array([_canonical(one_form(text)) for text in written], dtype=object)
     classes = sorted(set(labels))
@@ -47,7 +47,7 @@ def numbered_classes(written: Sequence[str], what: str) -> tuple[tuple[str, ...]
 
 
 def numbered_groups(written: Sequence[str]) -> Indices:
-    """The number of each image's group; where none is written, the image is one by itself."""
+    """The number of each image's group; an image without an entry is a group of its own."""
     texts = [_canonical(one_form(text)) for text in written]
     keys = [(text, -1 if text else i) for i, text in enumerate(texts)]
     number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
@@ -55,7 +55,8 @@ def numbered_groups(written: Sequence[str]) -> Indices:
 
 
 def _canonical(label: str) -> str:
-    """Whole numbers without a fraction of zeros; others stay as they are, as 1.1 and 1.10 may be versions."""
+    """Write whole numbers without a fraction of zeros; leave others unchanged, as 1.1 and 1.10 may be
+    versions."""
     if not (match := WHOLE.fullmatch(label)):
         return label
     sign, digits, _ = match.groups()

@@ -1,4 +1,4 @@
-"""Leakage between the parts of a split: exact and near duplicates, and groups that given parts tear apart."""
+"""Leakage between the parts of a split: exact and near duplicates, and groups that given parts divide."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.data.splits import Examples
 from harness.data.target import Target
 
 NEAR = 0.99
-"""Correlation of two grey 16 x 16 thumbnails from which they count as near duplicates."""
+"""Smallest correlation of two grey 16 x 16 thumbnails that counts as a near duplicate."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Leak:
 def find_leaks(parts: Mapping[str, Examples]) -> list[Leak]:
     """Duplicates between each pair of parts.
 
-    Near duplicates are told by the Pearson correlation of 16 x 16 grey thumbnails, which survives
-    re-compression, rescaling and changes of brightness, not crops or rotations. Data sets whose images
-    are coarse by nature (8 x 8 digits) hold honest near duplicates; the list says where to look.
+    Near duplicates are found by the Pearson correlation of 16 x 16 grey thumbnails, which is robust to
+    re-compression, rescaling and changes of brightness, but not to crops or rotations. Data sets of coarse
+    images (8 x 8 digits) naturally contain near duplicates; the list shows where to look.
     """
     thumbnails = {name: _thumbnails(part) for name, part in parts.items()}
     names = list(parts)
@@ -85,7 +85,7 @@ def groups_in_words(target: Target) -> str:
 
 
 def _thumbnails(examples: Examples) -> torch.Tensor:
-    """(n, 256) standardised grey thumbnails; a flat image becomes zeros and is near to nothing."""
+    """(n, 256) standardised grey thumbnails; a uniform image becomes zeros and correlates with no other."""
     parts = (examples.pixels[start : start + 1024] for start in range(0, len(examples), 1024))
     grey = (part.float().mean(1, keepdim=True) for part in parts)
     small = torch.cat([F.interpolate(part, (16, 16), mode="area").flatten(1) for part in grey])

@@ -1,4 +1,5 @@
-"""Image files for the names in a table, written on another system or for another folder."""
+"""Find image files for the names in a table, even if they were written on another system or for another
+folder."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from harness.data.tree import is_hidden
 from harness.errors import UserError
 
 MOST_FILES = 500_000
-"""Files below a table's folder that are looked through at most."""
+"""Largest number of files below a table's folder that are searched."""
 SHOWN = 3
 
 
@@ -25,19 +26,19 @@ def find_images(
 ) -> tuple[tuple[Path, ...], list[str]]:
     """The file of each name, and notes on how they were found.
 
-    A name is taken as it is written, relative to the table's folder or the two above it. What is not there is
-    looked for below the table's folder: a relative name by all of it, an absolute one by its ending (at least
-    the file's name and the folder's), whatever the separators, the letter case and the Unicode form, also
-    without a suffix.
+    A name is first read as a path relative to the table's folder or the two folders above it. If there is
+    no such file, it is searched below the table's folder: a relative name by its whole path, an absolute
+    one by its last components (at least file name and folder). Separators, letter case and Unicode form are
+    ignored, and the suffix may be missing.
 
     Args:
-        names: as they are written.
-        hints: names of folders that tell between several files that fit, for each image: its label and part.
-        folder: that the table is in.
+        names: names as written in the table.
+        hints: for each image, folder names that distinguish several matching files: its label and part.
+        folder: folder of the table.
         what: the target, for messages.
 
     Raises:
-        UserError: if a file is absent or several fit, with the first of them and where they were looked for.
+        UserError: if a file is absent or several match, naming the first of them and the searched folders.
     """
     tree = _Files(folder)
     paths: list[Path] = []
@@ -79,7 +80,7 @@ def find_images(
 
 
 def _as_written(name: str, folder: Path) -> Path | None:
-    """The file of that name; backslashes may separate folders."""
+    """The file of that name, in which backslashes may separate folders."""
     for text in dict.fromkeys((name, name.replace("\\", "/"))):
         for base in (folder, folder / "..", folder / "../.."):
             if is_file(path := base / text):
@@ -94,12 +95,12 @@ def _in_words(name: str, folder: Path) -> str:
 
 @dataclass(frozen=True)
 class _Files:
-    """The files below a folder, to be looked up by the ends of their names."""
+    """The files below a folder, indexed by the last components of their paths."""
 
     folder: Path
 
     def fitting(self, name: str, hint: set[str]) -> list[Path]:
-        """Files that the name can mean: the one where that is clear."""
+        """Files that match the name; only one if the match is clear."""
         text = name.replace("\\", "/")
         absolute = bool(re.match(r"/|[A-Za-z]:", text))
         parts = [p for p in re.sub(r"^[A-Za-z]:", "", text).split("/") if p not in ("", ".", "..")]
@@ -118,8 +119,8 @@ class _Files:
 
     @cached_property
     def _by_name(self) -> dict[str, list[tuple[Path, list[str], int]]]:
-        """By the key of a file's name, with and without suffix: the file, the keys of the parts of its path,
-        and how many of them are below the folder."""
+        """Key of a file name, with and without suffix -> the file, the keys of its path components, and
+        how many of them are below the folder."""
         found: defaultdict[str, list[tuple[Path, list[str], int]]] = defaultdict(list)
         above = len(self.folder.absolute().parts)
         entered: set[str] = set()
@@ -144,7 +145,7 @@ class _Files:
 
 
 def _agreeing(wanted: list[str], have: list[str]) -> int:
-    """How many parts at the end agree: the file's name, perhaps without its suffix, and folders."""
+    """Number of last components that agree: the file name, with or without suffix, and folders."""
     count = 1
     while count < min(len(wanted), len(have)) and wanted[-1 - count] == have[-1 - count]:
         count += 1
@@ -152,5 +153,5 @@ def _agreeing(wanted: list[str], have: list[str]) -> int:
 
 
 def _key(text: str) -> str:
-    """A name as it is compared: in one Unicode form, whatever the letter case."""
+    """A name for comparison: in one Unicode form, ignoring letter case."""
     return unicodedata.normalize("NFC", text).casefold()

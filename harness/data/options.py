@@ -1,6 +1,6 @@
-"""The options in brackets behind a path: folder:PATH[layout=parts], csv:FILE[image=file,label=species].
+"""Parse options in brackets after a path: folder:PATH[layout=parts], csv:FILE[image=file,label=species].
 
-A comma separates two options where the name of another one follows it, so that values may hold commas,
+A comma separates options only if the name of an option follows it, so that values may contain commas,
 brackets and equals signs: folder:PATH[group=^([0-9]{2,4})_,layout=classes].
 """
 
@@ -27,8 +27,8 @@ def split_options(kind: str, text: str) -> tuple[str, dict[str, str]]:
 
     Args:
         kind: "folder", "csv" or "hf".
-        text: what follows the kind's colon. A path that exists as it is written has no options, whatever
-            brackets are in it.
+        text: the text after the kind's colon. A path that exists as it is written has no options, even if it
+            contains brackets.
 
     Raises:
         UserError: if the kind has no such option, one is given twice, or one is empty.
@@ -51,7 +51,7 @@ def split_options(kind: str, text: str) -> tuple[str, dict[str, str]]:
 
 
 def path_exists(text: str) -> bool:
-    """Whether there is such a file or folder; a name that no file can have is none."""
+    """Whether there is such a file or folder; False for an invalid name."""
     try:
         return Path(text).expanduser().exists()
     except (OSError, ValueError, RuntimeError):  # too long; a NUL byte; no such user

@@ -1,4 +1,4 @@
-"""The parts that a data set comes in: training, validation and test, by their usual names."""
+"""The parts that a data set comes with: training, validation and test, by their usual names."""
 
 from __future__ import annotations
 
@@ -41,13 +41,14 @@ class OwnParts:
 
 
 def part_named(name: str) -> str | None:
-    """The part that goes by this name, in any letter case: "Training_set" is "train"; None if none does."""
+    """The part with this name, in any letter case: "Training_set" is "train"; None if there is no such
+    part."""
     return _PART.get(re.sub(r"[\W_]", "", name).lower())
 
 
 def own_parts(names: Sequence[str], what: str) -> OwnParts:
-    """The parts of a data set by the part of each image. A validation part without a test part is the test
-    part.
+    """The parts of a data set from the part of each image. A validation part becomes the test part if
+    there is no test part.
 
     Args:
         names: "train", "val" or "test" for each image.
@@ -79,7 +80,7 @@ def differences(classes: Mapping[str, Iterable[str]], what: str) -> list[str]:
         what: the target, for messages.
 
     Raises:
-        UserError: if the parts differ in another way, naming the classes.
+        UserError: if the classes of the parts differ in another way, naming the classes.
     """
     sets = {part: set(names) for part, names in classes.items()}
     held_out = TEST if TEST in sets else VAL

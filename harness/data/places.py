@@ -1,6 +1,6 @@
-"""Where the images of a target were last seen: the same content under another path is the same target.
+"""Known paths of a target's images: the same content under another path is the same target.
 
-Each name under which a target was hashed is remembered beside the checksums of its files, so that a recorded
+Every name under which a target was hashed is stored beside the checksums of its files, so that a recorded
 trial finds its images after they have moved.
 """
 
@@ -18,7 +18,7 @@ from harness.errors import UserError
 
 
 def remember_place(name: str, fingerprint: str) -> None:
-    """Note that the target of that name has this content now; only of the user's own files."""
+    """Store that the target of that name has this content now; only for the user's own files."""
     if ":" not in name:
         return
     with suppress(sqlite3.Error, OSError), memory() as database:
@@ -31,12 +31,12 @@ def remember_place(name: str, fingerprint: str) -> None:
 
 
 def find_again(name: str, fingerprint: str) -> str:
-    """A name under which this content is found now: the given one if it is right, else the latest that was
-    remembered and still is; the given one too where there is none.
+    """A name under which this content is found now: the given one if it still has this content, else the
+    latest known one that has; the given one if there is none.
 
     Args:
-        name: as it was recorded.
-        fingerprint: of the target then; "" if that was not recorded.
+        name: the recorded name.
+        fingerprint: recorded hash of the target; "" if it was not recorded.
     """
     if ":" not in name or not fingerprint:
         return name
@@ -57,7 +57,7 @@ def _has(name: str, fingerprint: str) -> bool:
 
 
 def _absolute(name: str) -> str:
-    """With a path that means the same from any folder; a mixture of targets stays as it is."""
+    """The name with an absolute path; a mixture of targets stays unchanged."""
     kind, _, rest = name.partition(":")
     if kind not in PATH_LOADERS:
         return name

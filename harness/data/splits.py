@@ -1,4 +1,4 @@
-"""Splits: a target and a seed give three disjoint sets of images, to train, to select and to test on."""
+"""Splits: a target and a seed give three disjoint sets of images, for training, validation and test."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from harness.spec import TrialSpec, derive_seed
 
 Mask = NDArray[np.bool_]
 LONGEST_TAG = 4500
-"""Letters; the recorder keeps 5000 of a tag."""
+"""Characters; a tag keeps 5000."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Examples:
     """Decoded images.
 
     Attributes:
-        pixels: n images, (3, size, size) uint8 each; a tensor, or a view of what is kept.
+        pixels: n images, (3, size, size) uint8 each; a tensor, or a view of cached rows.
         labels: (n,) int64.
         index: (n,) positions in the target.
     """
@@ -41,7 +41,7 @@ class Examples:
 
     @property
     def images(self) -> torch.Tensor:
-        """(n, 3, size, size) uint8, all of them in memory."""
+        """(n, 3, size, size) uint8, all in memory."""
         return self.pixels[:]
 
     def __len__(self) -> int:
@@ -111,10 +111,10 @@ def split_indices(target: Target, spec: TrialSpec) -> SplitIndices:
 
 
 def images_per_class(target: Target, split: SplitIndices) -> str:
-    """What each class contributes to each part, as JSON: {"train": ..., "val": ..., "test": ...}.
+    """Number of images per class in each part, as JSON: {"train": ..., "val": ..., "test": ...}.
 
-    A part is one number where it is the same for every class, else a mapping from class to number; where that
-    would be too long for a tag, "least" and "most" with their classes, and "all" of them.
+    A part is one number if it is the same for every class, else a mapping from class to number. If that
+    would be too long for a tag, it is "least" and "most" with their classes, and the total "all".
     """
     parts = {"train": split.train, "val": split.val, "test": split.test}
     counts = {
@@ -146,13 +146,13 @@ def _split_class(
     spec: TrialSpec,
     streams: Sequence[np.random.Generator],
 ) -> tuple[Indices, Indices, Indices] | str:
-    """The train, validation and test images of one class, or the sizes that it is too small for.
+    """The train, validation and test images of one class, or the sizes for which it is too small.
 
     Args:
         members: positions of its images.
-        is_test, is_val: masks of the parts that are given; None where a part is drawn here.
-        spec: how many images are wanted.
-        streams: for test images, given validation images, and whatever the seed draws.
+        is_test, is_val: masks of the given parts; None if a part is drawn here.
+        spec: the requested numbers of images.
+        streams: random streams for test images, for given validation images, and for all draws by the seed.
     """
     of_test, of_val, drawn = streams
     free = np.ones(len(members), np.bool_)
@@ -187,7 +187,8 @@ def _split_class(
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Images of a class that are tested, that are set aside for it, and that are validated on."""
+    """Numbers of images of a class that are scored as test, set aside for the test, and used for
+    validation."""
 
     test: int
     aside: int
@@ -195,12 +196,12 @@ class _Sizes:
 
 
 def _sizes(free: int, draws_test: bool, draws_val: bool, spec: TrialSpec) -> _Sizes:
-    """How the images of a class that are in no given part are divided.
+    """How to divide the images of a class that are in no given part.
 
     Args:
-        free: their number.
+        free: number of these images.
         draws_test, draws_val: whether these parts are drawn from them.
-        spec: how many images are wanted.
+        spec: the requested numbers of images.
     """
     quarter = round(0.25 * free)
     test = (spec.test_shots or max(1, quarter)) if draws_test else 0
@@ -224,11 +225,11 @@ def read_examples(
     """The images of a target at the given positions, each decoded once per cache.
 
     Args:
-        target: its name.
-        part: positions in it.
+        target: name of the target.
+        part: positions in the target.
         size: side of the images in pixels.
         interpolation: how they are resized.
-        cache: where decoded images are kept; in this process when they do not fit it.
+        cache: keeps decoded images; if they do not fit, they are kept in this process.
     """
     source = load_target(target)
     index = np.array(part, np.int64)

@@ -1,4 +1,4 @@
-"""Images listed in a table, one row per image: CSV with any usual separator and encoding, or Parquet."""
+"""Read a table with one row per image: CSV with any usual separator and encoding, or Parquet."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BOMS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 LOOKED_AT = 50
-"""Rows by which a separator is judged."""
+"""Number of rows from which the separator is determined."""
 Columns = dict[str, list[str]]
 
 
@@ -39,12 +39,12 @@ def table_target(path: str, options: Mapping[str, str]) -> Target:
     """The images of a table.
 
     Args:
-        path: of the table.
-        options: "image", "label", "split", "group": names of columns, where they have not their usual ones.
+        path: path of the table.
+        options: "image", "label", "split", "group": names of columns, if they are not the usual ones.
 
     Raises:
-        UserError: if the table cannot be read, a column is not clear, an image is absent, or two rows have
-            the same one.
+        UserError: if the table cannot be read, a column is ambiguous, an image is absent, or two rows have
+            the same image.
     """
     file = Path(path).expanduser()
     what = f"target csv:{path}"
@@ -93,12 +93,13 @@ def table_target(path: str, options: Mapping[str, str]) -> Target:
 def _parts(
     columns: Columns, split: str | None, meant: bool, what: str
 ) -> tuple[list[str], list[str]]:
-    """The part of each image; one without an entry is for training.
+    """The part of each image; an image without an entry is for training.
 
     Args:
-        columns: of the table.
-        split: the one that may say it.
-        meant: whether it surely is; else it is not used if it says something else.
+        columns: columns of the table.
+        split: name of the column that may hold the parts.
+        meant: whether that column is certain (named by the user, or called "split"); if not, it is ignored
+            when it holds other values.
         what: the target, for messages.
     """
     count = len(next(iter(columns.values())))
@@ -119,7 +120,7 @@ def _parts(
 def _labelled(
     images: list[str], labels: list[str], parts: list[str], what: str
 ) -> tuple[list[int], list[str]]:
-    """Rows that are used: all, or those outside a test part without any label."""
+    """The rows to use: all, or those outside a test part without labels."""
     hidden = [i for i, part in enumerate(parts) if part == TEST]
     if hidden and not any(labels[i] for i in hidden) and len(hidden) < len(parts):
         kept = [i for i, part in enumerate(parts) if part != TEST]
@@ -141,10 +142,10 @@ def _refuse_double(paths: tuple[Path, ...], what: str) -> None:
 
 
 def read_columns(file: Path, what: str) -> tuple[Columns, list[str]]:
-    """What is written in each column, without blanks around it, and notes on how it was read.
+    """The values of each column, without surrounding blanks, and notes on how the table was read.
 
     Raises:
-        UserError: if the file is no table.
+        UserError: if the file is not a table.
     """
     try:
         content = file.read_bytes()
@@ -164,7 +165,8 @@ def read_columns(file: Path, what: str) -> tuple[Columns, list[str]]:
 
 
 def _text(content: bytes) -> tuple[str, list[str]]:
-    """The text of a file: by its byte order mark, else UTF-8, UTF-16 by its zeros, else cp1252."""
+    """Decode a file by its byte order mark, else as UTF-8, as UTF-16 if it has many zero bytes, else as
+    cp1252."""
     for mark, encoding in BOMS:
         if content.startswith(mark):
             return content.decode(encoding), []
@@ -184,7 +186,7 @@ def _text(content: bytes) -> tuple[str, list[str]]:
 
 
 def _rows(text: str) -> Columns:
-    """The columns of a text, whatever separates them; the first line names them."""
+    """The columns of a text with any usual separator; the first line holds their names."""
     said = re.match(r'"?sep=(.)"?\r?\n', text)  # as spreadsheets write it
     text = text[said.end() :] if said else text
     separator = said[1] if said else max(SEPARATORS, key=lambda sign: _fit(text, sign))
@@ -205,7 +207,7 @@ def _rows(text: str) -> Columns:
 
 
 def _fit(text: str, separator: str) -> tuple[bool, bool, int]:
-    """How well a separator splits the first lines: into several fields, as many in each."""
+    """How well a separator splits the first lines into several fields, the same number in each."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
     try:
         counts = [len(row) for row in itertools.islice(reader, LOOKED_AT) if row]

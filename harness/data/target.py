@@ -1,4 +1,4 @@
-"""Labelled image data sets: labels at once, pixels when they are asked for."""
+"""Labelled image data sets: labels are loaded at once, pixels on demand."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Target(ABC):
         labels: (n,) int64 labels.
         official_test: (n,) True for images of the data set's own test set; None if it has none.
         official_val: (n,) True for images of its own validation set; None if it has none.
-        groups: (n,) number of the group (patient, sequence, product) that each image is of; images of one
-            group stay in one part of every split. None if each image stands alone.
-        notes: what was understood of the files and what was passed over, one sentence each.
+        groups: (n,) number of each image's group (patient, sequence, product); images of one group stay in
+            one part of every split. None if there are no groups.
+        notes: how the files were read and which were skipped, one sentence each.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Target(ABC):
     notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     def describe(self, position: int) -> str:
-        """An image in words, for messages: its file where it has one."""
+        """An image for messages: its file if there is one."""
         return f"{self.name}[{position}]"
 
     def fingerprint(self) -> str:
@@ -65,21 +65,21 @@ class Target(ABC):
 
     @property
     def identity(self) -> str:
-        """What its random streams are derived from: the name of a built-in data set, a hash of the content of
-        the user's own, which is so the same target under any path."""
+        """The key of its random streams: the name of a built-in data set, or a hash of the content of the
+        user's own files, so that it is the same target under any path."""
         return f"sha256:{self._fingerprint[:32]}" if ":" in self.name else self.name
 
     @property
     def key(self) -> str:
-        """What the images lie under when they are kept: together with `stamps` it decides their pixels."""
+        """Cache key of the images; together with `stamps` it determines their pixels."""
         return self._fingerprint
 
     def stamps(self, indices: Indices) -> NDArray[np.uint8]:
-        """(n, k) bytes that change when an image does and `key` does not."""
+        """(n, k) bytes that change if an image changes while `key` stays the same."""
         return np.zeros((len(indices), 0), np.uint8)
 
     def files(self) -> tuple[Path, ...]:
-        """What the images are read from, trial by trial; none where they are in memory or torchvision's."""
+        """Files from which the images are read; empty if they are in memory or torchvision's."""
         return ()
 
     @cached_property
@@ -88,7 +88,7 @@ class Target(ABC):
 
     @abstractmethod
     def _identity(self) -> Iterable[bytes]:
-        """What else than labels and class names tells this data set from a changed one."""
+        """Further content, besides labels and class names, that changes when the data set changes."""
 
     @abstractmethod
     def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
@@ -114,7 +114,7 @@ class ArrayTarget(Target):
 @final
 @dataclass(frozen=True)
 class FileTarget(Target):
-    """Images in files, decoded when read."""
+    """Images in files, decoded on demand."""
 
     paths: tuple[Path, ...]
 
@@ -125,7 +125,8 @@ class FileTarget(Target):
         return self.paths
 
     def _identity(self) -> Iterable[bytes]:
-        """Bytes of every file, wherever it lies: a picture replaced by another is a changed data set."""
+        """Hashes of all files, independent of their paths: if an image is replaced, the data set has
+        changed."""
         yield b"" if self.official_test is None else self.official_test.tobytes()
         yield from checksums(self.paths)
 
@@ -145,7 +146,7 @@ class TorchvisionTarget(Target):
     parts: tuple[Any, ...]
 
     def _identity(self) -> Iterable[bytes]:
-        """A few images stand for all: torchvision checks what it downloads."""
+        """Hash of only a few images, because torchvision checks its downloads."""
         return [np.asarray(self._image(i)).tobytes() for i in range(0, len(self.labels), 997)]
 
     def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
@@ -184,7 +185,7 @@ def read_each(
         except UserError as error:
             return error
 
-    # Pillow and torch let go of the interpreter while they decode and resize.
+    # Pillow and torch release the GIL while they decode and resize.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         read = list(pool.map(one, indices))
     if broken := [found for found in read if isinstance(found, UserError)]:

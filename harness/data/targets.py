@@ -1,9 +1,9 @@
-"""Targets by name: which labelled images there are; their pixels are read on demand.
+"""Targets by name: labelled images whose pixels are read on demand.
 
     python -c "from harness.data import load_target; print(load_target('digits').classes)"
 
-To add a data set, add a function to LOADERS. What can be made of one, e.g. digits[classes=0-4], is said in
-`harness.data.expressions`.
+To add a data set, add a function to LOADERS. `harness.data.expressions` describes derived targets such as
+digits[classes=0-4].
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ LOADERS: dict[str, Callable[[], Target]] = {
     "mnist5k": mnist5k,
     "fashion_mnist": fashion_mnist,
 }
-"""Targets by name; torchvision's class names are understood besides."""
+"""Targets by name, in addition to torchvision's data sets."""
 
 PATH_LOADERS: dict[str, Callable[[str, Mapping[str, str]], Target]] = {
     "folder": folder_target,
     "csv": table_target,
     "hf": huggingface_target,
 }
-"""Targets by path, written KIND:PATH or KIND:PATH[OPTION=VALUE,...]."""
+"""Targets by path, given as KIND:PATH or KIND:PATH[OPTION=VALUE,...]."""
 
 
 @lru_cache(maxsize=32)
 def load_target(name: str) -> Target:
-    """The target of that name, or that an expression makes of others.
+    """The target of that name, or the one that an expression derives from others.
 
     Raises:
-        UserError: if there is none (near matches listed), or its files are absent or unusable.
+        UserError: if there is none (near matches are listed), or its files are absent or unusable.
     """
     kind, _, path = name.partition(":")
     by_path = bool(path) and kind in PATH_LOADERS
-    # A path that exists as it is written is no expression, whatever brackets are in it.
+    # A path that exists as it is written is not an expression, even if it contains brackets.
     if not (by_path and path_exists(path)) and (made := evaluate(name, load_target)) is not None:
         return made
     if by_path:

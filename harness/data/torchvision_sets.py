@@ -1,4 +1,4 @@
-"""Torchvision's image classification sets, read from data/ or downloaded into it on first use."""
+"""Torchvision's image classification data sets, read from data/ or downloaded into it on first use."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from harness.data.target import Indices, Target, TorchvisionTarget
 from harness.errors import UserError, first_line
 
 DOWNLOADS = Path("data")
-"""Where torchvision keeps what it downloads."""
+"""Folder of torchvision's downloads."""
 
 
 @dataclass(frozen=True)
 class _Set:
-    """How one of torchvision's classes is asked for its parts.
+    """Arguments of one of torchvision's classes for each part.
 
     Attributes:
         kind: name of the class.
-        train, val, test: arguments for each part; None where it has none with labels.
-        folder: below DOWNLOADS.
-        classes: their names, where the class does not know them.
+        train, val, test: arguments for each part; None if there is no such part with labels.
+        folder: folder below DOWNLOADS.
+        classes: class names, if the class does not provide them.
     """
 
     kind: str
@@ -71,7 +71,7 @@ _SETS = {
     **{name.lower(): _by_split(name, val="val") for name in ("DTD", "FGVCAircraft", "Flowers102")},
     "renderedsst2": _by_split("RenderedSST2", val="val"),
     "country211": _by_split("Country211", val="valid"),
-    # These keep the labels of their test images to themselves: validation is what is tested on.
+    # The labels of their test images are not public, so the validation part is the test part.
     "clevrclassification": _by_split("CLEVRClassification", test="val"),
     "imagenette": _by_split("Imagenette", test="val"),
     "imagenet": _Set("ImageNet", {"split": "train"}, None, {"split": "val"}, folder="imagenet"),
@@ -87,14 +87,14 @@ _SETS = {
 TORCHVISION = {
     name: made for name, made in sorted(_SETS.items()) if hasattr(torchvision.datasets, made.kind)
 }
-"""By the names of targets: those that the installed version has."""
+"""Name of the target -> its data set, for those in the installed version."""
 
 
 def torchvision_target(name: str) -> Target:
-    """A torchvision classification set, downloaded on first use, with the parts that it has.
+    """A torchvision classification data set with its parts, downloaded on first use.
 
     Raises:
-        UserError: if it is neither in DOWNLOADS nor to be downloaded.
+        UserError: if it is not in DOWNLOADS and cannot be downloaded.
     """
     made = TORCHVISION[name.lower()]
     try:
@@ -139,7 +139,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Ordered:
-    """Images of a part in an order of ours."""
+    """Images of a part in a given order."""
 
     images: Any
     order: Indices
@@ -152,7 +152,7 @@ class _Ordered:
 
 
 def _parts(made: _Set) -> Iterator[_Part]:
-    """The parts that have labels, train first."""
+    """The parts with labels, train first."""
     for name, arguments in (("train", made.train), ("val", made.val), ("test", made.test)):
         if arguments is None:
             continue
@@ -165,7 +165,7 @@ def _parts(made: _Set) -> Iterator[_Part]:
 
 
 def _made(kind: Any, root: Path, arguments: Mapping[str, Any]) -> Any:
-    """The data set from what is there, else downloaded where it can be."""
+    """The data set from existing files, or else downloaded if possible."""
     can_download = "download" in _parameters(kind)
     try:
         return kind(root, **arguments, **({"download": False} if can_download else {}))
@@ -176,7 +176,7 @@ def _made(kind: Any, root: Path, arguments: Mapping[str, Any]) -> Any:
 
 
 def _parameters(kind: Any) -> set[str]:
-    """Names of what a class takes, its parents' included where it passes them on."""
+    """Parameter names of a class, including those of its parents if it passes them on."""
     found: set[str] = set()
     for parent in (c for c in getattr(kind, "__mro__", ()) if "__init__" in vars(c)):
         own = inspect.signature(parent.__init__).parameters.values()
@@ -187,8 +187,8 @@ def _parameters(kind: Any) -> set[str]:
 
 
 def _labels_of(images: Any) -> tuple[list[Any], Indices]:
-    """A label per image, and an order that is the same on every machine, since some sets take the entries of
-    a folder as they come."""
+    """A label per image, and an order that is the same on every machine, since some data sets list folders
+    in the order of the file system."""
     if hasattr(images, "_flat_character_images"):  # Omniglot
         pairs = images._flat_character_images
         names = [f"{images._characters[label]}/{file}" for file, label in pairs]
@@ -240,9 +240,9 @@ def _names_of(images: Any, labels: Indices) -> list[str]:
 
 
 def _labelled(parts: Sequence[_Part]) -> tuple[tuple[str, ...], Indices]:
-    """The classes that any part has images of, in order, and a label per image of all parts.
+    """The classes with images in any part, in order, and a label per image of all parts.
 
-    Parts are joined by the names of classes: of two that list their folders one may lack some.
+    Parts are joined by class names, because a part may lack some of the classes.
     """
     listed = list(dict.fromkeys(name for part in parts for name in part.classes))
     if any(hasattr(part.images, "_characters") for part in parts):  # Omniglot: as folders come

@@ -1,4 +1,4 @@
-"""The pictures below a folder, and what is passed over there."""
+"""Find the images below a folder, and report the files that are skipped."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ SYSTEM = frozenset(
         *("system volume information", "@eadir", "#recycle", "lost+found", "__pycache__"),
     )
 )
-"""Files and folders that operating systems and servers leave beside pictures, in small letters."""
+"""Files and folders that operating systems and servers leave beside images, in lower case."""
 SHOWN = 3
 
 
 @dataclass
 class PassedOver:
-    """What was passed over: kind -> files or folders of that kind."""
+    """Skipped files and folders by kind."""
 
     by_kind: dict[str, list[Path]] = field(default_factory=dict)
 
     def add(self, kind: str, path: Path) -> None:
-        """One more of that kind."""
+        """Add one of that kind."""
         self.by_kind.setdefault(kind, []).append(path)
 
     def notes(self, root: Path) -> Iterator[str]:
@@ -46,7 +46,7 @@ NOWHERE = "links that lead nowhere or in a circle, pipes and devices"
 
 
 def images_below(folder: Path, passed_over: PassedOver) -> list[Path]:
-    """The pictures in a folder and its sub-folders, sorted.
+    """The images in a folder and its sub-folders, sorted.
 
     Links to files and folders are followed, but no folder is entered twice.
 
@@ -57,7 +57,7 @@ def images_below(folder: Path, passed_over: PassedOver) -> list[Path]:
 
 
 def holds_images(folder: Path) -> bool:
-    """Whether there is a picture in a folder or below it."""
+    """Whether there is an image in a folder or below it."""
     return next(_images(folder, PassedOver(), {_real(folder)}), None) is not None
 
 
@@ -77,9 +77,9 @@ def _images(folder: Path, passed_over: PassedOver, entered: set[Path]) -> Iterat
 
 
 def inside(folder: Path, passed_over: PassedOver) -> tuple[list[Path], list[Path]]:
-    """The folders and the files that are in a folder, links last.
+    """The sub-folders and files in a folder, links last.
 
-    What is hidden is passed over, and so are links to a folder that this one lies in.
+    Hidden entries are skipped, and so are links to a folder that contains this one.
 
     Raises:
         UserError: if the folder cannot be read.
@@ -120,7 +120,7 @@ def _real(path: Path) -> Path:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether the name is one that people do not see or did not give."""
+    """Whether the name is hidden or was created by an operating system."""
     return name.startswith(".") or name.lower() in SYSTEM
 
 

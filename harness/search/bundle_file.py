@@ -1,13 +1,13 @@
-"""The file of a bundle: a zip archive whose members are listed, with their hashes, in its bundle.json.
+"""Bundle files: zip archives whose bundle.json lists all members with their hashes.
 
-Unpacked into an empty folder it is a record like the one in mlruns:
+Unpacked into an empty folder, a bundle is a record like the one in mlruns:
 
-    bundle.json                      format, study, what is in it
+    bundle.json                      format, study, list of members
     optuna.db                        the record
     predictions/STUDY/SHA256.csv     test predictions
     studies/STUDY/FILE.py            the study file, if it was found
 
-A bundle may come from anywhere, so nothing but such members is unpacked, and no code in it is run.
+A bundle may come from an untrusted source, so only such members are unpacked, and no code in it is run.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from harness.spec import SAFE_NAME
 FORMAT = 1
 MANIFEST, DATABASE = "bundle.json", "optuna.db"
 LARGEST_RATIO, SLACK_BYTES = 100, 16 * 2**20
-"""Predictions shrink to about a quarter, databases to a twentieth; what unpacks to more is no bundle."""
+"""Compression shrinks predictions to about a quarter, databases to a twentieth; higher ratios are refused."""
 PREDICTIONS = re.compile(r"[0-9a-f]{64}\.csv")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bundle says of itself.
+    """The contents of bundle.json.
 
     Attributes:
-        format: of the bundle.
-        study: its name.
+        format: number of the bundle's format.
+        study: name of the study.
         study_sha256: hash of the study file.
         study_file: member that is the study file; "" if it was not found.
-        packed: when.
+        packed: time of packing.
         counts: trials by outcome.
         provenance: tag -> its values over the trials: device, versions, hosts.
         members: name of each other member -> its hash.
@@ -66,15 +66,15 @@ def sha256_of(path: Path) -> str:
 
 
 def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, Path]) -> None:
-    """Write a bundle; what was at that path stays until the new one is whole.
+    """Write a bundle; an older file at that path stays until the new one is complete.
 
     Args:
-        path: of the bundle; only another bundle of the same study is replaced.
-        manifest: what it says of itself.
-        files: name of each member -> where it lies now.
+        path: path of the bundle; only a bundle of the same study is replaced.
+        manifest: contents of bundle.json.
+        files: name of each member -> path of the file to pack.
 
     Raises:
-        UserError: if the path is taken by something else, or cannot be written.
+        UserError: if another kind of file is at the path, or it cannot be written.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -95,7 +95,7 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, Path]) -> N
 
 
 def _study_at(path: Path) -> str:
-    """The study that a bundle is of; "" if the file is none."""
+    """Name of the study in a bundle; "" if the file is not a bundle."""
     try:
         with zipfile.ZipFile(path) as archive:
             return _read_manifest(archive).study
@@ -107,7 +107,7 @@ def unpack_bundle(path: Path, folder: Path) -> Manifest:
     """Check a bundle, and unpack it into an empty folder.
 
     Raises:
-        UserError: if it cannot be read, is damaged, of a newer format, or no bundle.
+        UserError: if it cannot be read, is damaged, has a newer format, or is not a bundle.
     """
     try:
         size = path.stat().st_size
@@ -132,7 +132,7 @@ def unpack_bundle(path: Path, folder: Path) -> Manifest:
 
 
 def _check_members(members: list[zipfile.ZipInfo], size: int) -> None:
-    """Raises UserError for members that would be written elsewhere, and for too many bytes."""
+    """Raises UserError for members that would be written outside the folder, and for too many bytes."""
     for member in members:
         name, path = member.orig_filename, PurePosixPath(member.orig_filename.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or "\0" in name or ":" in name:
@@ -168,7 +168,7 @@ def _read_manifest(archive: zipfile.ZipFile) -> Manifest:
 
 
 def _check_names(manifest: Manifest, names: list[str]) -> None:
-    """Raises UserError unless the members are those that are listed, and such as a bundle has."""
+    """Raises UserError unless the members are those listed in bundle.json, and of the known kinds."""
     listed = {MANIFEST, *manifest.members}
     if len(set(names)) < len(names) or set(names) != listed:
         odd = sorted(set(names) ^ listed) or ["one twice"]

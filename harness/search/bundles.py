@@ -1,4 +1,4 @@
-"""Pack what is recorded of a study into a bundle (`harness.search.bundle_file` says what that is)."""
+"""Pack the record of a study into a bundle; `harness.search.bundle_file` describes the format."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from harness.search.record import Record
 
 @dataclass(frozen=True)
 class Part:
-    """What one place has of a study.
+    """The part of a study that one record holds.
 
     Attributes:
-        where: the place, in words.
-        record: that it was read from.
+        where: name of the record, for messages.
+        record: the record.
         info: the study as a whole.
         trials: every attempt at every slot.
-        study_file: its copy of the study file, if it has one.
+        study_file: copy of the study file, if there is one.
     """
 
     where: str
@@ -38,22 +38,22 @@ class Part:
 
     @classmethod
     def of(cls, record: Record, name: str, where: str) -> Part:
-        """What a record has of the study of that name.
+        """The part of the named study that a record holds.
 
         Raises:
-            UserError: if it has none, or one of another edition.
+            UserError: if it holds none, or one in another format.
         """
         info = record.info(name)
         return cls(where, record, info, record.trials(info), kept_study_file(record, info))
 
 
 def pack(part: Part, out: Path, study_file: Path | None) -> Manifest:
-    """Write a bundle of what has ended of a study.
+    """Write a bundle of the finished trials of a study.
 
     Args:
         part: the study in its record.
-        out: the bundle.
-        study_file: that belongs to it; None leaves it out.
+        out: path of the bundle.
+        study_file: the study file; None leaves it out.
 
     Raises:
         UserError: if predictions are missing or have changed, or the bundle cannot be written.
@@ -99,7 +99,7 @@ def kept_study_file(record: Record, info: StudyInfo) -> Path | None:
 
 
 def _copy(part: Part, trials: Iterable[TrialRecord], path: Path) -> None:
-    """A fresh SQLite storage that holds these trials."""
+    """Create a SQLite storage with these trials."""
     storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
     try:
         Record(storage, path.parent).describe(part.info)

@@ -1,4 +1,4 @@
-"""One phase of one cell in the record: open a trial, report its epochs, write down how it ended."""
+"""One phase of one cell in the record: open a trial, report its epochs, record how it ended."""
 
 from __future__ import annotations
 
@@ -31,22 +31,23 @@ from harness.signals import TrialTimeout, time_limit
 from harness.spec import Cell, Phase, Study, TrialSpec, cell_label
 
 DRAW_SECONDS = 270.0
-"""`space` may take this long for one trial: what it suggests is written to the storage, which may be away."""
+"""Time limit of `space` for one trial; long, because its suggestions are written to a storage that may
+restart."""
 DEATHS_AT_MOST = 2
-"""A slot whose process died so often, without a new epoch in between, is not tried again."""
+"""A slot is not tried again after so many deaths of its process without a new epoch in between."""
 ATTEMPTS_OF_THE_DYING = 4
-"""And with new epochs after this many deaths: run once, and three times again."""
+"""The same with new epochs in between: the first run and three more."""
 
 
 @dataclass
 class OpenTrial:
-    """A trial that is being run.
+    """A running trial.
 
     Attributes:
-        trial: Optuna's.
-        record: what is known of it so far.
-        spec: what the space made of it, or why it made nothing.
-        broke_before: an earlier attempt at the slot was broken.
+        trial: Optuna's trial.
+        record: what is recorded so far.
+        spec: the spec that the space returned, or the exception if it failed.
+        broke_before: whether an earlier attempt at the slot ended as broken.
         curve: validation accuracy after each epoch so far.
     """
 
@@ -61,12 +62,12 @@ class CellSearch:
     """One phase of one cell.
 
     Args:
-        record: of the study.
+        record: the study's record.
         study: the whole study.
         cell: one value per factor.
         chosen: the cell's chosen tuning trial; given for the repeats, None while tuning.
-        memory: bytes that a trial may take now. Those that a lower limit has kept from being run are run;
-            0 leaves all as they are.
+        memory: current memory limit of a trial in bytes. Trials that a lower limit kept from running are run
+            now; 0 runs none of them.
     """
 
     def __init__(
@@ -108,8 +109,8 @@ class CellSearch:
         return Slot(self.cell, self.phase, index)
 
     def close_abandoned(self) -> list[TrialRecord]:
-        """End the trials that a process left running when it died; returns them. One whose result was
-        written already ends as that says."""
+        """End the trials that a dead process left open, and return them. If the result of one was already
+        written, it ends with that result."""
         for trial in self._optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             result = trial.user_attrs.get("result", {})
             self._tell(trial.number, result.get("outcome", "killed"), result.get("metrics", {}))
@@ -121,14 +122,14 @@ class CellSearch:
         return [t for a in self._attempts.values() for t in a if t.key in keys]
 
     def done(self, index: int) -> TrialRecord | None:
-        """The attempt that settles that slot; None as long as it needs work."""
+        """The attempt that completed the slot; None as long as the slot needs work."""
         trial = self._done.get(index)
         if trial is None or (trial.not_run and _needed(trial) <= self.memory):
             return None
         return trial
 
     def kills_its_process(self, index: int) -> bool:
-        """True if attempts at that slot keep ending their process: it is not worth another one."""
+        """True if attempts at that slot keep killing their process, so that it is not tried again."""
         deaths = [t for t in self._attempts.get(index, ()) if t.died]
         stuck = 0
         for before, after in zip([None, *deaths], deaths, strict=False):
@@ -138,17 +139,18 @@ class CellSearch:
 
     @property
     def reference(self) -> TrialRecord | None:
-        """Some trial that needs no more work: every trial of a cell comes from one function."""
+        """Any completed trial; one is enough to compare with, because one function draws all trials of a
+        cell."""
         return next((t for t in self._done.values() if t.spec), None)
 
     def begin(self, index: int, inline: bool) -> OpenTrial:
         """Open a trial for a slot and draw from the space.
 
-        A space that fails for these values is no error here: the trial's `spec` says why.
+        If the space fails for these values, no error is raised; the trial's `spec` is then the exception.
 
         Args:
-            index: of the slot.
-            inline: this process runs the trial too, so that the trial may be what ends it.
+            index: index of the slot.
+            inline: whether this process also runs the trial, so that the trial may end this process.
         """
         base = sampler_of(self.study, self.cell, index)
         self._optuna.sampler = fixed(dict(self.chosen.params), base) if self.chosen else base
@@ -182,7 +184,7 @@ class CellSearch:
         return OpenTrial(trial, record, drawn, any(t.outcome in BROKEN for t in attempts))
 
     def report(self, open_trial: OpenTrial, epoch: EpochResult) -> None:
-        """Write down an epoch."""
+        """Record an epoch."""
         open_trial.epochs.append(epoch)
         patiently(lambda: open_trial.trial.report(epoch.val_accuracy, epoch.epoch))
 
@@ -194,7 +196,7 @@ class CellSearch:
         predictions: str = "",
         died: bool = False,
     ) -> TrialRecord:
-        """Write down how a trial ended; until this is done it does not count."""
+        """Record how a trial ended; it does not count before."""
         trial = open_trial.trial
         written = {
             "outcome": result.outcome,
@@ -215,7 +217,7 @@ class CellSearch:
     def _tell(
         self, trial: optuna.Trial | int, outcome: str, metrics: Mapping[str, float]
     ) -> FrozenTrial:
-        """Write down Optuna's own end of a trial whose result is written."""
+        """Set Optuna's own final state of a trial whose result is written."""
         if outcome == "complete":
             value = float(metrics["val_accuracy"])
             return self._optuna.tell(trial, value, skip_if_finished=True)
@@ -223,7 +225,7 @@ class CellSearch:
         return self._optuna.tell(trial, state=state, skip_if_finished=True)
 
     def give_up(self, index: int) -> TrialRecord:
-        """Write down, as a trial of its own, that a slot keeps ending its process."""
+        """Record, as a further trial, that a slot keeps killing its process."""
         attempts = self._attempts[index]
         last = attempts[-1]
         how = next((t.reason for t in reversed(attempts) if t.reason), "")
@@ -252,7 +254,7 @@ class CellSearch:
 
 
 def _needed(trial: TrialRecord) -> float:
-    """Bytes that were forecast for it."""
+    """Forecast memory of the trial in bytes."""
     return trial.metrics["forecast_peak_mib"] * MIB
 
 

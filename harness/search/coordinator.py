@@ -1,7 +1,7 @@
-"""Run a study: open each slot in the record, hand its trial to the executor, write down what comes back.
+"""Run a study: open each slot in the record, pass its trial to the executor, and record the results.
 
-`run_study` yields one SlotDone per slot; showing progress is the caller's business. This process is the only
-one that writes to the record, and to MLflow.
+`run_study` yields one SlotDone per slot; the caller shows the progress. This process is the only one that
+writes to the record and to MLflow.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from harness.tracking.projection import Projection
 from harness.trial import Limits, Message, Started, TrialTask
 
 KILLED_AT_MOST = 3
-"""A trial whose worker dies is run again so often by one run of the command."""
+"""How often one run of the command runs a trial again whose worker died."""
 
 
 class StudyStopped(Exception):
@@ -37,16 +37,16 @@ class StudyStopped(Exception):
 
 @dataclass(frozen=True)
 class RunContext:
-    """Where and with what a study is run: everything but the study and the executor.
+    """What a run of a study needs besides the study and the executor.
 
     Attributes:
-        record: of its trials.
-        projection: of the record into MLflow.
-        device: name of where to compute.
-        cache: where decoded images and outputs of frozen groups are kept.
-        limits: what a trial may take.
+        record: record of the study's trials.
+        projection: writes the record to MLflow.
+        device: name of the device.
+        cache: keeps decoded images and outputs of frozen groups.
+        limits: memory and time limits of a trial.
         shard: the cells to be run.
-        tags: of every run, beside what the trial itself says.
+        tags: tags of every run, in addition to those of the trial.
     """
 
     record: Record
@@ -59,7 +59,7 @@ class RunContext:
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of trials that were stopped."""
+        """Folder of the checkpoints of interrupted trials."""
         return self.record.folder / "checkpoints"
 
 
@@ -68,9 +68,9 @@ class SlotDone:
     """One slot of the plan that needs no more work in this run of the command.
 
     Attributes:
-        slot: which one.
-        trial: the attempt that was made now; None if it was done before.
-        broke_before: an earlier attempt at the slot was broken.
+        slot: the slot.
+        trial: the attempt that this run made; None if the slot was done before.
+        broke_before: whether an earlier attempt at the slot ended as broken.
     """
 
     slot: Slot
@@ -79,16 +79,15 @@ class SlotDone:
 
     @property
     def counts(self) -> bool:
-        """True if the slot is done now and was not before."""
+        """True if this attempt completed the slot."""
         return self.trial is not None and (self.trial.lasting or self.trial.outcome not in RETRIED)
 
 
 def prepare(study: Study, info: StudyInfo, context: RunContext) -> None:
-    """Check that this is the study that was recorded, and end what a dead process left open.
+    """Check that this is the recorded study, and close trials that a dead process left open.
 
     Raises:
-        UserError: if the space, the images or the weights are not what they were, or the record is of another
-            edition.
+        UserError: if the space, the images or the weights have changed, or the record has another format.
     """
     with storage_failures():
         context.record.describe(info)
@@ -102,18 +101,18 @@ def prepare(study: Study, info: StudyInfo, context: RunContext) -> None:
 def run_study(study: Study, context: RunContext, executor: Executor) -> Iterator[SlotDone]:
     """Tune every cell, choose on validation, repeat the chosen configurations and score them on test.
 
-    Cells take turns, so that a machine that slows down slows all of them alike.
+    Cells take turns, so that a slowdown of the machine affects all of them equally.
 
     Args:
-        study: the question, with trials and repeats as they are to be.
-        context: where and with what.
+        study: the study, with the wanted numbers of trials and repeats.
+        context: record, projection, device and limits.
         executor: runs the trials; closed at the end.
 
     Raises:
-        StudyStopped: after too many bad ends of one kind in a row.
+        StudyStopped: after too many failures of one kind in a row.
         StorageFailed: if the record cannot be written.
         Terminated: on SIGTERM, and after SIGUSR1 when every running epoch has ended.
-        UserError: if images or weights are not what they were when the study began.
+        UserError: if images or weights have changed since the study began.
     """
     coordinator = _Coordinator(study, context, executor)
     executor.on_hang = coordinator.end_hung
@@ -129,7 +128,7 @@ def _tuning(study: Study, context: RunContext) -> list[CellSearch]:
 
 @dataclass
 class _Running:
-    """A slot at work."""
+    """A slot whose trial is running."""
 
     search: CellSearch
     trial: OpenTrial
@@ -137,7 +136,7 @@ class _Running:
 
 
 class _Coordinator:
-    """Keeps the executor busy; writes to the record first, whose word counts, and then to MLflow."""
+    """Keeps the executor busy; writes to the record first, which is authoritative, and then to MLflow."""
 
     def __init__(self, study: Study, context: RunContext, executor: Executor) -> None:
         self._study, self._context, self._executor = study, context, executor
@@ -165,7 +164,7 @@ class _Coordinator:
         self._projection.settle()
 
     def _work_off(self, slots: Sequence[tuple[CellSearch, int]]) -> Iterator[SlotDone]:
-        """Run every slot that is not done."""
+        """Run every slot that is not done yet."""
         left = deque(slots)
         while left or self._running:
             while left and len(self._running) < self._executor.capacity and not stop_requested():
@@ -191,7 +190,7 @@ class _Coordinator:
             raise Terminated
 
     def _begin(self, search: CellSearch, index: int) -> SlotDone | None:
-        """Submit the slot's trial; its end, if nothing is to be run."""
+        """Submit the slot's trial; returns a SlotDone if there is nothing to run."""
         slot = search.slot(index)
         if search.done(index) is not None or self._gave_up(slot):
             return SlotDone(slot)
@@ -234,13 +233,13 @@ class _Coordinator:
         return None
 
     def _now(self, running: _Running) -> TrialRecord:
-        """A running trial as it is."""
+        """The current record of a running trial."""
         return running.trial.record.but(
             epochs=tuple(running.trial.epochs), provenance=running.provenance
         )
 
     def _lost(self, number: int, message: Died) -> SlotDone:
-        """A trial's process is gone."""
+        """End a trial whose process died."""
         search, record = self._running[number].search, self._running[number].trial.record
         timeout = message.outcome == "timeout"
         reason = message.how if timeout else f"its process died: {message.how}"
@@ -254,7 +253,7 @@ class _Coordinator:
         return done
 
     def _finish(self, number: int, result: TrialResult, died: bool = False) -> SlotDone:
-        """Write down how a trial ended."""
+        """Record how a trial ended."""
         running = self._running[number]
         file = ""
         if result.predictions is not None:
@@ -269,7 +268,7 @@ class _Coordinator:
         return SlotDone(ended.slot, ended, running.trial.broke_before)
 
     def _gave_up(self, slot: Slot) -> bool:
-        """True if this run of the command has had enough of that slot."""
+        """True if this run of the command does not try the slot again."""
         ends = self._ends.get(slot.key, Counter())
         return ends["killed"] > KILLED_AT_MOST or any(
             ends[outcome] for outcome in RETRIED if outcome != "killed"
@@ -279,7 +278,7 @@ class _Coordinator:
         return not self._gave_up(done.slot)
 
     def _check_streak(self, done: SlotDone) -> None:
-        """Raises StudyStopped if so many trials in a row, that one the last, ended badly."""
+        """Raises StudyStopped if this trial completes too long a streak of failures."""
         if done.trial is None or done.trial.outcome == "killed":
             return
         self._streak = self._streak.then(done.trial.outcome, done.trial.reason, done.broke_before)
@@ -290,7 +289,7 @@ class _Coordinator:
             )
 
     def _end_all(self, error: BaseException) -> None:
-        """The study ends now: what runs is written down as killed."""
+        """Record all running trials as killed, because the study ends now."""
         what = "SIGTERM" if isinstance(error, Terminated) else type(error).__name__
         for number in list(self._running):
             try:
@@ -299,13 +298,13 @@ class _Coordinator:
                 )
             except (
                 Exception
-            ) as failure:  # the record may be what failed; each try may wait for minutes
+            ) as failure:  # the record may be what failed, and each attempt may wait for minutes
                 if not isinstance(error, (StorageFailed, type(failure))):
                     print(f"warning: {failure}", file=sys.stderr)
                 return
 
     def end_hung(self) -> None:
-        """The one trial of an inline executor hangs: write down why its process is ended."""
+        """Record why this process is about to be ended: the trial of an inline executor hangs."""
         reason = (
             "took longer than --max-minutes, and could not be interrupted: its process was ended"
         )

@@ -1,4 +1,4 @@
-"""Can this study run at all? Everything that can be refused before anything is trained or recorded."""
+"""Checks before a study starts: refuse everything that can be refused before training or recording."""
 
 from __future__ import annotations
 
@@ -27,18 +27,17 @@ from harness.search.space import first_draw
 from harness.spec import Study, TrialSpec, cell_label
 
 SECONDS = 10
-"""Drawing the first trial of every cell may take so long, and a strategy's plan of a trial."""
+"""Time limit for drawing the first trial of every cell, and for a strategy's schedule of a trial."""
 
 
 @dataclass(frozen=True)
 class Admission:
-    """What the door found.
+    """Results of the checks.
 
     Attributes:
         specs: the first spec of each cell, by the cell's label.
         leaks: one line per target whose parts share images.
-        notes: what was understood of the targets' files and what was passed over, and what was changed in
-            weights files so that they fit.
+        notes: how the targets' files were read, which were skipped, and how weights files were adapted.
     """
 
     specs: Mapping[str, TrialSpec]
@@ -88,7 +87,7 @@ def check_at_the_door(
             weights |= dict.fromkeys(network.notes)
             depths[key] = len(network.groups)
             if line := _try_images(study, spec, network, cache):
-                leaks[spec.target] = line  # one split of a target speaks for its others
+                leaks[spec.target] = line  # one split of each target is enough
         _try_strategy(spec, depths[key])
         if memory_is_limited:
             forecast(spec)
@@ -99,8 +98,9 @@ def check_at_the_door(
 
 @contextmanager
 def _time_limit(what: str, function: Callable[..., object]) -> Iterator[None]:
-    """Ends a function of the study file that loops and says where, which `signals.time_limit` does not, and
-    again where the function swallows it; only in the main thread, which alone gets signals."""
+    """End a function of the study file that loops, naming the line, which `signals.time_limit` does not
+    do. Repeats if the function swallows the exception. Works only in the main thread, which receives the
+    signals."""
     code = getattr(function, "__code__", None)
 
     def stop(_signal: int, frame: FrameType | None) -> None:
@@ -150,7 +150,7 @@ def _is_scale(scale: object) -> bool:
 
 
 def _try_images(study: Study, spec: TrialSpec, network: Backbone, cache: Cache) -> str:
-    """Split for every seed and read what will be read; returns the leaks of the tuning split in words."""
+    """Split for every seed and read the images that will be used; describes the leaks of the tuning split."""
     target = load_target(spec.target)
     size = spec.resolution or network.input.resolution
     seeds = [spec.seed, *(trial_seed(study, "repeat", i) for i in range(study.repeats))]

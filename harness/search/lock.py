@@ -1,4 +1,4 @@
-"""The lock of a study: one command at a time works on it."""
+"""The lock of a study: only one command at a time may run it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harness.errors import UserError, first_line
 
 @dataclass(frozen=True)
 class Holder:
-    """Who works on a study: a process of a machine, since a moment of its clock."""
+    """The process that runs a study: its machine, process id and start time."""
 
     host: str
     process: int
@@ -30,7 +30,7 @@ class Holder:
 
     @property
     def gone(self) -> bool:
-        """True if it was a process of this machine that is no more."""
+        """True if it was a process of this machine and has ended."""
         if self.host != platform.node():
             return False
         try:
@@ -43,7 +43,7 @@ class Holder:
 
 
 def holder_of(folder: Path, name: str) -> Holder | None:
-    """Who works on the study of that name, or did when it died; None if nobody does."""
+    """The process that runs the named study, or ran it when it died; None if there is none."""
     try:
         return Holder(**json.loads(_about(folder, name).read_text()))
     except (OSError, ValueError, TypeError):
@@ -52,10 +52,10 @@ def holder_of(folder: Path, name: str) -> Holder | None:
 
 @contextmanager
 def sole_runner(folder: Path, name: str) -> Iterator[None]:
-    """Hold the lock of that name. The system drops it when its holder dies, which is then said.
+    """Hold the lock of that name. The system releases it when its holder dies; the next holder prints a note.
 
     Raises:
-        UserError: if another process holds it, naming it.
+        UserError: if another process holds it, naming that process.
     """
     about, lock = _about(folder, name), FileLock(folder / f".{name}.lock")
     try:

@@ -1,8 +1,8 @@
 """Merge bundles of one study, from several machines, into another record.
 
-Everything is read first, and looked at for what would not fit; only then something is written: predictions,
-the study as a whole, trial by trial. What is there already is not written again, so a merge that was killed
-is completed by the same merge.
+All bundles are read and checked before anything is written: first the predictions, then the description of
+the study, then each trial. Items that are there already are not written again, so an interrupted merge can be
+repeated to complete it.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ SAME = {
     "sampler": "sampler",
     "seed": "seed",
 }
-"""What makes two records those of one study -> in words."""
+"""Fields that must be equal for two records to be of one study -> their names in messages."""
 
 
 @dataclass(frozen=True)
 class Merge:
-    """What is to be written.
+    """The planned merge.
 
     Attributes:
         info: the study as a whole.
-        additions: each bundle and the trials of it that are new.
+        additions: each bundle with its new trials.
     """
 
     info: StudyInfo
@@ -49,20 +49,20 @@ class Merge:
 
 
 def read_bundle(path: Path, folder: Path) -> Part:
-    """What a bundle holds.
+    """Read a bundle.
 
     Args:
-        path: of the bundle.
-        folder: an empty one, into which it is unpacked.
+        path: path of the bundle.
+        folder: an empty folder, into which it is unpacked.
 
     Raises:
-        UserError: if it cannot be read, is damaged, of a newer format, or no bundle.
+        UserError: if it cannot be read, is damaged, has a newer format, or is not a bundle.
     """
     manifest = unpack_bundle(path, folder)
     try:
         record = Record(read_storage(f"sqlite:///{folder / DATABASE}"), folder)
         part = Part.of(record, manifest.study, f"bundle {path}")
-        # Looked at now: what is wrong with one must not come up half way through the merge.
+        # Checked now, so that a damaged file does not stop the merge half way.
         for trial in part.trials:
             _identity(trial)
             if trial.predictions and (
@@ -79,14 +79,14 @@ def read_bundle(path: Path, folder: Path) -> Part:
 
 
 def plan_merge(bundles: Sequence[Part], target: Part | None = None) -> Merge:
-    """What merging the bundles means; nothing is written.
+    """Plan the merge; nothing is written.
 
     Args:
-        bundles: to be merged, at least one.
-        target: what the record has of the study; None if nothing.
+        bundles: bundles to be merged, at least one.
+        target: the study in the target record; None if it is not there.
 
     Raises:
-        UserError: if they are of different studies, or two of them settled the same slot.
+        UserError: if the bundles are of different studies, or two of them completed the same slot.
     """
     first = target or bundles[0]
     info = first.info if target else replace(first.info, command=_anywhere(first.info.command))
@@ -112,7 +112,7 @@ def plan_merge(bundles: Sequence[Part], target: Part | None = None) -> Merge:
 
 
 def write_merge(merge: Merge, record: Record) -> None:
-    """Write what is new. Killed half way, it is completed by being planned and written again."""
+    """Write the new trials. An interrupted merge is completed by planning and writing it again."""
     name = merge.info.name
     for part, trials in merge.additions:
         for trial in trials:
@@ -128,7 +128,7 @@ def write_merge(merge: Merge, record: Record) -> None:
 
 
 def _identity(trial: TrialRecord) -> str:
-    """Equal for the very same trial in two records, whatever its number there."""
+    """A key that is equal for the same trial in two records, whatever its number there."""
     told = asdict(trial.but(key=optuna_study(trial), number=0, superseded=False))
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -149,7 +149,7 @@ def _require_same_study(one: Part, other: Part) -> None:
 
 
 def _require_same_inputs(part: Part, read: dict[tuple[str, ...], tuple[str, Part]]) -> None:
-    """Cells are compared with each other, so all machines must have had the same images and weights."""
+    """Check that all machines had the same images and weights, because cells are compared with each other."""
     for trial in part.trials:
         names = {IMAGES: ("target",), WEIGHTS: ("backbone", "source")}
         for what, found in trial.inputs.items():
@@ -165,8 +165,8 @@ def _require_same_inputs(part: Part, read: dict[tuple[str, ...], tuple[str, Part
 def _require_free_slots(
     part: Part, known: set[str], settled: dict[tuple[str, int], tuple[TrialRecord, Part]]
 ) -> None:
-    """Raises UserError if a slot was settled before by another trial. One that was not run, for its memory
-    forecast, gives way to one that was."""
+    """Raises UserError if another trial has already completed a slot. A trial that was not run because of
+    its memory forecast is replaced by one that was."""
     by_study: defaultdict[str, list[TrialRecord]] = defaultdict(list)
     for trial in part.trials:
         by_study[optuna_study(trial)].append(trial)
@@ -191,13 +191,13 @@ def _told(trial: TrialRecord) -> str:
 
 
 def _brief(value: object) -> str:
-    """A hash by its beginning, anything else as it is."""
+    """The first characters of a hash; anything else unchanged."""
     text = value if isinstance(value, str) else json.dumps(value)
     return text[:12] if len(text) == 64 else text
 
 
 def _anywhere(command: str) -> str:
-    """The command without the places of one machine."""
+    """The command without paths and addresses of one machine."""
     return _without(command, "--storage", "--tracking-uri")
 
 

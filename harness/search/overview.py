@@ -1,4 +1,4 @@
-"""How far a study is: counts, best validation and forecasts per cell, from its record."""
+"""Progress of a study: counts, best validation accuracy and forecasts per cell, from its record."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ PEAKS = ("peak_accelerator_allocated_mib", "peak_process_rss_mib")
 
 @dataclass(frozen=True)
 class CellProgress:
-    """A cell so far.
+    """Progress of a cell.
 
     Attributes:
-        cell: its label.
-        trials, repeats: done, of those that were asked for.
-        best: validation accuracy of the trial that is chosen so far, a share; None without a complete one.
+        cell: label of the cell.
+        trials, repeats: how many of the requested ones are done.
+        best: validation accuracy of the best trial so far, from 0 to 1; None without a complete trial.
         seconds: median training time of a complete trial or repeat, cold-equivalent.
-        peak_mib: highest peak memory of any.
+        peak_mib: highest peak memory of any trial.
     """
 
     cell: str
@@ -41,14 +41,14 @@ class CellProgress:
 
 @dataclass(frozen=True)
 class Working:
-    """A trial that is being run.
+    """A running trial.
 
     Attributes:
         slot: cell and number, as text.
-        since: when it began, by the clock of its machine.
-        epochs_done: of the trial.
-        epochs: that it will have; None before its configuration is drawn.
-        accuracy: on validation, after the last of them; a share, None before the first.
+        since: start time.
+        epochs_done: completed epochs.
+        epochs: total number of epochs; None before the configuration is drawn.
+        accuracy: validation accuracy after the last completed epoch, from 0 to 1; None before the first.
     """
 
     slot: str
@@ -60,15 +60,15 @@ class Working:
 
 @dataclass(frozen=True)
 class Overview:
-    """A study so far.
+    """Progress of a study.
 
     Attributes:
-        plan: what was asked for.
-        cells: in the plan's order.
-        outcomes: how many trials ended how, those that were tried again too.
-        working: trials that are being run, oldest first; where nobody works on the study, those that a
-            process left open when it died.
-        seconds_left: forecast; None before anything has ended.
+        plan: the requested size of the study.
+        cells: progress of each cell, in the plan's order.
+        outcomes: number of trials by outcome, including those that were run again.
+        working: running trials, oldest first; if no process runs the study, those that a dead process left
+            open.
+        seconds_left: estimated time left; None before any trial has ended.
     """
 
     plan: Plan
@@ -79,7 +79,7 @@ class Overview:
 
     @property
     def done(self) -> int:
-        """Slots that need no more work."""
+        """Number of slots that need no more work."""
         return sum(c.trials + c.repeats for c in self.cells)
 
     def rows(self) -> list[tuple[str, ...]]:
@@ -119,10 +119,10 @@ class _Part:
 
 
 def overview(plan: Plan, trials: Iterable[TrialRecord]) -> Overview:
-    """The study so far.
+    """The progress of a study.
 
     Args:
-        plan: what was asked for.
+        plan: the requested size of the study.
         trials: every attempt at every slot.
     """
     by_cell: defaultdict[tuple[str, Phase], list[TrialRecord]] = defaultdict(list)
@@ -175,8 +175,8 @@ def _working(parts: Sequence[_Part]) -> list[Working]:
 
 
 def _seconds_left(parts: Sequence[tuple[_Part, _Part]], busy: int) -> float | None:
-    """What is left of each cell, at the median time that its own trials (else everybody's) took from start to
-    end, shared by those who work now."""
+    """Estimated time left: remaining trials of each cell times the median duration of its trials (of all
+    trials if it has none), divided by the number of running trials."""
     everybody = [d for pair in parts for part in pair for d in part.durations()]
     if not everybody:
         return None

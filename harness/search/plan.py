@@ -22,10 +22,10 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """The shard written as "3/16".
+        """The shard given as text, such as "3/16".
 
         Raises:
-            UserError: if the text is no such pair.
+            UserError: if the text is not of that form.
         """
         found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
         shard = cls(int(found[1]), int(found[2])) if found else None
@@ -37,7 +37,7 @@ class Shard:
         """The cells of the study that belong to this shard.
 
         Raises:
-            UserError: if there is none.
+            UserError: if there are none.
         """
         every = study.cells()
         if self.number > len(every):
@@ -50,12 +50,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was asked for.
+    """The requested size of a study.
 
     Attributes:
-        study: its name.
-        cells: their labels.
-        trials, repeats: per cell.
+        study: name of the study.
+        cells: labels of the cells.
+        trials, repeats: numbers per cell.
     """
 
     study: str
@@ -65,13 +65,13 @@ class Plan:
 
     @classmethod
     def of(cls, study: Study, cells: list[Cell] | None = None) -> Plan:
-        """That of a study, or of some of its cells."""
+        """The plan of a study, or of some of its cells."""
         labels = map(cell_label, study.cells() if cells is None else cells)
         return cls(study.name, tuple(labels), study.trials, study.repeats)
 
     @classmethod
     def recorded(cls, info: StudyInfo) -> Plan:
-        """That of a study as it is recorded."""
+        """The plan of a recorded study."""
         return cls(info.name, tuple(map(cell_label, info.cells())), info.trials, info.repeats)
 
     @property
@@ -81,7 +81,8 @@ class Plan:
 
 
 def trial_seed(study: Study, phase: Phase, index: int) -> int:
-    """One seed for all tuning (configurations compete on equal images), one per repeat, shared by cells."""
+    """Seed of a trial: one for all tuning trials, so that all configurations are compared on the same
+    images; one per repeat, shared by all cells."""
     if phase == "tune":
         return derive_seed(study.seed, "tune")
     return derive_seed(study.seed, phase, index)

@@ -3,12 +3,12 @@
 A study is recorded in several Optuna studies. "NAME" describes it as a whole, "NAME/CELL" holds the trials of
 one cell, "NAME/CELL/repeats of I" the repeats of the configuration that its trial I drew. Every trial has
 
-    slot      user attribute, from its first moment on: index, attempt, seed, who runs it
-    task      user attribute, once it is drawn: the complete flat TrialSpec, hashes of what it reads
-    result    user attribute, at its end: outcome, reason, metrics, epochs, notes, provenance, predictions
+    slot      user attribute, set when the trial is created: index, attempt, seed, the process that runs it
+    task      user attribute, set when it is drawn: the complete flat TrialSpec, hashes of images and weights
+    result    user attribute, set at the end: outcome, reason, metrics, epochs, notes, provenance, predictions
 
-and a value reported per epoch. Test predictions are files beside the storage. One process writes, the
-coordinator; a trial that is still running when the next one begins belonged to a process that died.
+and a reported value per epoch. Test predictions are files beside the storage. Only the coordinator writes;
+if a trial is still open when the next coordinator starts, its process has died.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from harness.results import EpochResult
 from harness.spec import Cell, Phase, cell_label
 
 FORMAT = 2
-"""Of the record; the first edition had no study of the study's own name."""
+"""Format of the record; in the first edition no Optuna study described the study as a whole."""
 
 
 class StorageFailed(Exception):
-    """The storage of the record failed, in one line."""
+    """The storage of the record failed; the message is one line."""
 
 
 @contextmanager
 def storage_failures() -> Iterator[None]:
-    """Raises StorageFailed for what the storage raises in the block."""
+    """Turn exceptions of the storage inside the block into StorageFailed."""
     try:
         yield
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError, OSError) as error:
@@ -54,20 +54,20 @@ class Record:
     """The record of all studies in one storage.
 
     Args:
-        storage: Optuna's.
-        folder: where files of trials are kept: predictions, checkpoints.
+        storage: Optuna storage.
+        folder: folder for files of trials: predictions, checkpoints.
     """
 
     def __init__(self, storage: optuna.storages.BaseStorage, folder: Path) -> None:
         self.storage, self.folder = storage, folder
 
     def names(self) -> list[str]:
-        """Of every Optuna study in the storage."""
+        """Names of all Optuna studies in the storage."""
         return list(optuna.get_all_study_names(self.storage))
 
     def has(self, name: str) -> bool:
-        """True if there is something of that study, of whatever edition. One that was just being described
-        for the first time when the process died is not there yet."""
+        """True if anything of that study is recorded, in any format. A study whose process died while it was
+        being described for the first time does not count."""
         names = self.names()
         if name not in names or any(n.startswith(f"{name}/") for n in names):
             return any(n.startswith(f"{name}/") for n in names)
@@ -78,7 +78,7 @@ class Record:
         """The study of that name as a whole.
 
         Raises:
-            UserError: if the record has none, or an older or newer edition made it.
+            UserError: if the record has no such study, or it has an older or newer format.
         """
         names = self.names()
         if name not in names:
@@ -94,7 +94,7 @@ class Record:
         return StudyInfo(**{**attrs["info"], "leaks": tuple(attrs["info"]["leaks"])})
 
     def describe(self, info: StudyInfo) -> None:
-        """Write what is known of the study as a whole.
+        """Write the description of the study as a whole.
 
         Raises:
             UserError: if a study of that name is recorded in another format.
@@ -133,7 +133,7 @@ class Record:
         return self.folder / "predictions" / trial.study / trial.predictions
 
     def keep_predictions(self, study: str, text: str) -> str:
-        """Keep a table of predictions; returns the name of its file, which is its hash."""
+        """Save a table of predictions; returns the name of its file, which contains its hash."""
         content = text.encode()
         name = f"{hashlib.sha256(content).hexdigest()}.csv"
         path = self.folder / "predictions" / study / name
@@ -144,20 +144,21 @@ class Record:
         return name
 
 
-# --- what the storage says of trials ---------------------------------------------------------------
+# --- read trials from the storage ------------------------------------------------------------------
 
 REPEATS = "/repeats of "
 
 
 def study_name(study: str, label: str, chosen: int | None = None) -> str:
-    """Name of the Optuna study of a cell; a new choice (after more trials) gets repeats of its own."""
+    """Name of the Optuna study of a cell. If more trials change the chosen one, its repeats get a new
+    study."""
     return f"{study}/{label}" + ("" if chosen is None else f"{REPEATS}{chosen}")
 
 
 def read_trials(
     storage: optuna.storages.BaseStorage, name: str, cell: Cell, chosen: int | None = None
 ) -> list[TrialRecord]:
-    """Every attempt in one Optuna study; what never got a slot was killed before it began."""
+    """Every attempt in one Optuna study, except trials that were killed before they got a slot."""
     study = optuna.load_study(study_name=name, storage=storage)
     phase: Phase = "tune" if chosen is None else "repeat"
     return [
@@ -168,7 +169,7 @@ def read_trials(
 
 
 def trial_record(name: str, trial: FrozenTrial, slot: Slot, chosen: int | None) -> TrialRecord:
-    """What Optuna says of a trial."""
+    """The recorded values of an Optuna trial."""
     about, task = trial.user_attrs["slot"], trial.user_attrs.get("task", {})
     result: Mapping[str, Any] = trial.user_attrs.get("result", {})
     over = trial.state.is_finished()
@@ -176,7 +177,8 @@ def trial_record(name: str, trial: FrozenTrial, slot: Slot, chosen: int | None) 
     if not epochs:
         values = sorted(trial.intermediate_values.items())
         epochs = [EpochResult.of_accuracy(epoch, value) for epoch, value in values]
-    # Its process may die between the result and the end: a result counts when the trial has ended.
+    # The process may die between writing the result and ending the trial: it counts only when the
+    # trial ended.
     ended = result if over else {}
     return TrialRecord(
         key=f"{name}#{trial.number}",
@@ -204,8 +206,8 @@ def trial_record(name: str, trial: FrozenTrial, slot: Slot, chosen: int | None) 
 
 
 def done_of(trials: Iterable[TrialRecord], count: int) -> dict[int, TrialRecord]:
-    """Of the first `count` slots those that need no more work: index -> the attempt that counts. One that was
-    not run, because its forecast was above a limit, gives way to a later one."""
+    """Completed slots among the first `count`: index -> the attempt that counts. An attempt that a memory
+    forecast kept from running is replaced by a later one."""
     done: dict[int, TrialRecord] = {}
     for trial in trials:
         index = trial.slot.index

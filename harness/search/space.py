@@ -1,4 +1,4 @@
-"""Draw a TrialSpec from a study's `space`, and refuse suggestions that could not be drawn, kept or resumed.
+"""Draw a TrialSpec from a study's `space`, and refuse suggestions that cannot be drawn, recorded or resumed.
 
 Optuna itself takes a list as a choice, an infinite bound (which fails later, with an OverflowError) and a
 second range under a known name (which is silently ignored).
@@ -28,7 +28,7 @@ from harness.signals import Terminated, TrialTimeout
 from harness.spec import SAFE_NAME, Cell, Study, TrialSpec, cell_label, unknown_argument
 
 OWN = frozenset({"slot", "task", "result"})
-"""Attributes in which the harness keeps what became of a trial."""
+"""User attributes that the harness itself sets on a trial."""
 PASSED_ON = (
     UserError,
     KeyboardInterrupt,
@@ -36,12 +36,12 @@ PASSED_ON = (
     TrialTimeout,
     optuna.exceptions.StorageInternalError,
 )
-"""Exceptions that leave `space` as they are: they say what is wrong themselves, or come from outside."""
+"""Exceptions that pass through unchanged: their message is complete, or they come from outside."""
 Choice = bool | int | float | str | None
 
 
 class CarefulTrial:
-    """A trial that refuses senseless suggestions; for everything else the trial it was made of."""
+    """A wrapper of an Optuna trial that refuses invalid suggestions."""
 
     def __init__(self, trial: optuna.trial.BaseTrial) -> None:
         self._trial = trial
@@ -82,7 +82,7 @@ class CarefulTrial:
         return self._trial.suggest_categorical(name, given)
 
     def set_user_attr(self, key: str, value: Any) -> None:
-        """Keep something with the trial, under a name of the user's own."""
+        """Set a user attribute; names that the harness uses are refused."""
         if key in OWN:
             raise UserError(
                 f"space: the attribute {key!r} is the harness's own; choose another name"
@@ -142,7 +142,7 @@ def draw(study: Study, cell: Cell, trial: optuna.trial.BaseTrial, seed: int) -> 
 
 
 def first_draw(study: Study, cell: Cell) -> TrialSpec:
-    """The spec of the cell's first trial, without a storage: what the preflight checks and --dry-run shows.
+    """The spec of the cell's first trial, drawn without a storage, for the checks at the start and --dry-run.
 
     Raises:
         UserError: if the study's space does not work for this cell.
@@ -153,7 +153,7 @@ def first_draw(study: Study, cell: Cell) -> TrialSpec:
 
 @contextmanager
 def quiet_optuna() -> Iterator[None]:
-    """In the block Optuna speaks only of errors."""
+    """Limit Optuna's log to errors inside the block."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:

@@ -1,6 +1,6 @@
-"""The Optuna storage at a URL: made when absent, refused when it is something else.
+"""Open the Optuna storage at a URL; it is created if absent, and refused if it is something else.
 
-One process writes to it, the coordinator of a study, so that a SQLite file serves any number of workers.
+Only the coordinator of a study writes to it, so a SQLite file is enough for any number of workers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from harness.stores import create_sqlite, require_sqlite, sqlite_path, warn_of_n
 
 SQLITE_TIMEOUT_SECONDS = 60
 SERVER_SECONDS = 240.0
-"""A database server that restarts is waited for this long."""
+"""How long to wait for a database server that restarts."""
 KINDS = "sqlite:///PATH or postgresql+psycopg://USER@HOST/DATABASE"
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
 
 
 def check_storage_url(url: str) -> None:
-    """Refuse what cannot be a storage's URL, before anything slow is done. Nothing is opened or made.
+    """Refuse an invalid storage URL before any slow step. Nothing is opened or created.
 
     Raises:
         UserError: as `open_storage` would.
@@ -80,7 +80,7 @@ def check_storage_url(url: str) -> None:
 
 
 def read_storage(url: str) -> optuna.storages.BaseStorage:
-    """The storage at a URL to be looked at: it must exist, and a SQLite file is opened read-only.
+    """Open an existing storage for reading; a SQLite file is opened read-only.
 
     Raises:
         UserError: if there is none or it cannot be read; a password in the URL is not shown.
@@ -103,11 +103,11 @@ def read_storage(url: str) -> optuna.storages.BaseStorage:
 
 
 def patiently(call: Callable[[], T], pause: Callable[[float], None] = time.sleep) -> T:
-    """What the call returns; a database server that cannot be reached is asked again for some minutes.
+    """The result of the call; it is repeated for some minutes if a database server cannot be reached.
 
     Raises:
-        Exception: what the storage raises in the end. A locked SQLite file is not asked again: SQLite has
-            waited for a minute itself.
+        Exception: the storage's last exception. Calls to a locked SQLite file are not repeated, because
+            SQLite itself has waited for a minute.
     """
     waited, seconds = 0.0, 0.5
     while True:
@@ -130,14 +130,15 @@ def _cannot_open(url: str, error: Exception) -> UserError:
 
 
 def _cached(storage: optuna.storages.RDBStorage) -> optuna.storages.BaseStorage:
-    """The same, with one memory of the trials that have ended. Optuna gives each Study object a memory of its
-    own, and ten thousand trials take seconds to read."""
+    """The storage with one shared cache of finished trials. By default each Optuna Study has its own
+    cache, and reading ten thousand trials takes seconds."""
     return optuna.storages.get_storage(storage)
 
 
 def _write_without_waiting(storage: optuna.storages.RDBStorage) -> None:
-    """Let SQLite return before the disk has a write: a kill loses nothing, a power cut the last trials at
-    most, and the file stays whole (sqlite.org/pragma.html#pragma_synchronous, in WAL mode)."""
+    """Let SQLite return before a write has reached the disk. A killed process loses nothing, a power cut
+    at most the last trials, and the file stays intact (sqlite.org/pragma.html#pragma_synchronous, in WAL
+    mode)."""
     storage.engine.dispose()  # connections opened before the listener would lack it
 
     @event.listens_for(storage.engine, "connect")

@@ -1,4 +1,4 @@
-"""Refuse to mix the results of two spaces, two sets of images or two weights files in one study."""
+"""Refuse to resume a study whose space, images or weights have changed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from harness.spec import TrialSpec
 
 
 def check_unchanged(search: CellSearch) -> None:
-    """Refuse to mix results of two spaces.
+    """Refuse to resume a study whose space has changed.
 
     Args:
-        search: one phase of one cell, as the study file now has it.
+        search: one phase of one cell, from the current study file.
 
     Raises:
-        UserError: showing what the study file now says differently for a recorded trial.
+        UserError: naming the fields of a recorded trial that the current study file sets differently.
     """
     recorded = search.reference
     if recorded is None:
@@ -58,16 +58,16 @@ def check_unchanged(search: CellSearch) -> None:
 
 
 class Inputs:
-    """What the trials of a study have read, as far as this process knows: it must stay the same."""
+    """Hashes of the images and weights that this process has seen trials read; they must not change."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[object, ...], str] = {}
 
     def check(self, search: CellSearch, trial: TrialRecord) -> None:
-        """Refuse to mix results from images or weights that were written while the study runs.
+        """Refuse images or weights that have changed while the study runs.
 
         Raises:
-            UserError: if an earlier trial had read others under the same names.
+            UserError: if an earlier trial read different files under the same names.
         """
         if (recorded := search.reference) is not None:
             self._differing(recorded)
@@ -78,7 +78,7 @@ class Inputs:
             )
 
     def _differing(self, trial: TrialRecord) -> list[str]:
-        """Those of the hashes that are not what was seen first under the same names, in words."""
+        """Describe the hashes that differ from those first seen under the same names."""
         changes = []
         for what, now in trial.inputs.items():
             names = ("target",) if what == IMAGES else ("source", "backbone")
@@ -88,7 +88,7 @@ class Inputs:
 
 
 def difference(recorded: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
-    """What changed between two flat specs, in words."""
+    """Describe the differences between two flat specs."""
     missing = "absent"
     return [
         f"{k} was {recorded.get(k, missing)}, is {now.get(k, missing)}"

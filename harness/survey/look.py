@@ -1,4 +1,4 @@
-"""What is in a data set? Counts, sizes, files that are none, broken and double images."""
+"""Inspect a data set: counts, sizes, files that are not images, broken and duplicate images."""
 
 from __future__ import annotations
 

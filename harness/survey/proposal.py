@@ -1,4 +1,4 @@
-"""Which study would suit these images? Sizes, strategies and effort by simple rules, as a file to edit."""
+"""Propose a study for a data set: sizes, strategies and budget by simple rules, as a file to edit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What do the classes look like? A few images of each beside its count, as PNG and as a page."""
+"""Draw a few images of each class beside its count, as PNG and as an HTML page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was found in the images, in sentences."""
+"""The findings about a data set as sentences."""
 
 from __future__ import annotations
 

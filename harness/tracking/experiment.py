@@ -1,4 +1,4 @@
-"""One MLflow experiment: opened or made, searched, written to.
+"""Open or create an MLflow experiment, search its runs, and write runs.
 
 mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --workers 1
 """
@@ -20,17 +20,17 @@ from harness.errors import UserError, refusal, without_password
 from harness.stores import create_sqlite, require_sqlite, sqlite_path, warn_of_network
 
 METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100
-"""MLflow's own limits (mlflow/utils/validation.py); 100 is that of tags too."""
+"""MLflow's own limits (mlflow/utils/validation.py); 100 is also the limit for tags."""
 TAG_LENGTH = 5000
 
 
 class Experiment:
-    """An experiment in an MLflow store; a SQLite file is created when absent.
+    """An experiment in an MLflow store; a SQLite file is created if absent.
 
     Args:
-        tracking_uri: of the store.
-        name: of the experiment, made when absent.
-        tags: of the experiment; those that differ are written.
+        tracking_uri: address of the store.
+        name: name of the experiment, which is created if absent.
+        tags: tags of the experiment; those that differ are written.
 
     Raises:
         UserError: if the store cannot be used, or the experiment was deleted.
@@ -45,7 +45,7 @@ class Experiment:
             self.id = self._open(sqlite_path(tracking_uri))
             known = self.client.get_experiment(self.id).tags
             wrong = {key: value for key, value in tags.items() if known.get(key) != value}
-            # Where none differs, one is written again: who may only read is told before anything runs.
+            # If none differs, one is written again, so that missing write permission is noticed at the start.
             for key, value in wrong.items() or list(tags.items())[:1]:
                 self.client.set_experiment_tag(self.id, key, value)
         except UserError:
@@ -68,7 +68,7 @@ class Experiment:
         return made
 
     def search(self, condition: str = "", deleted: bool = False) -> Iterator[Run]:
-        """Every run that meets MLflow's condition, older first; those deleted in its UI only if asked."""
+        """Every run that matches MLflow's filter, oldest first; runs deleted in the UI only if asked for."""
         yield from search(self.client, self.id, condition, deleted)
 
     def create(self, name: str, tags: Mapping[str, object], started: int | None = None) -> str:
@@ -103,12 +103,12 @@ class Experiment:
         metrics: Mapping[str, float],
         artifacts: Mapping[str, Path] | None = None,
     ) -> None:
-        """Write a run that is no trial, from start to end: a pretraining, or the measures of one pair.
+        """Write a complete run that is not a trial: a pretraining, or the measures of one pair.
 
         Args:
-            name: of the run.
-            params, tags, metrics: of it; a metric that is NaN or infinite is left out.
-            artifacts: name under which each file is kept -> where it lies now.
+            name: name of the run.
+            params, tags, metrics: its contents; metrics that are NaN or infinite are left out.
+            artifacts: name of each artifact -> path of its file.
         """
         run_id = self.create(name, tags)
         status = "FAILED"
@@ -121,11 +121,11 @@ class Experiment:
                     shutil.copy(path, Path(folder, kept_as))
                     self.client.log_artifact(run_id, str(Path(folder, kept_as)))
             status = "FINISHED"
-        finally:  # also after Ctrl-C or with a full disk: nobody else would end it
+        finally:  # also after Ctrl-C or with a full disk, because nothing else would end the run
             self.client.set_terminated(run_id, status=status)
 
     def kept(self, phase: str) -> list[dict[str, str]]:
-        """The tags of the finished runs of that phase."""
+        """Tags of the finished runs of that phase."""
         condition = f"tags.phase = '{phase}' and attributes.status = 'FINISHED'"
         return [dict(run.data.tags) for run in self.search(condition)]
 
@@ -133,7 +133,7 @@ class Experiment:
 def search(
     client: MlflowClient, experiment: str, condition: str = "", deleted: bool = False
 ) -> Iterator[Run]:
-    """Every run of an experiment that meets MLflow's condition, older first."""
+    """Every run of an experiment that matches MLflow's filter, oldest first."""
     token = None
     while True:
         page = client.search_runs(
@@ -151,10 +151,10 @@ def search(
 
 
 def check_tracking_uri(tracking_uri: str) -> None:
-    """Refuse what cannot be a store's URI, before anything slow is done. No file is made.
+    """Refuse an invalid tracking URI before any slow step. No file is created.
 
     Raises:
-        UserError: as an Experiment would.
+        UserError: as Experiment does.
     """
     try:
         path = sqlite_path(tracking_uri)
@@ -173,7 +173,7 @@ def _cannot_open(uri: str, error: Exception) -> UserError:
 
 
 def open_store(tracking_uri: str) -> None:
-    """Make a SQLite store where there is none, and refuse a file that is something else.
+    """Create a SQLite store if there is none, and refuse a file of another kind.
 
     Raises:
         UserError, OSError, sqlite3.Error: if it cannot be used.
@@ -187,12 +187,12 @@ def open_store(tracking_uri: str) -> None:
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float]:
-    """Without what MLflow would turn into the largest number or into nothing that can be compared."""
+    """Drop values that MLflow would store as the largest number or as something that cannot be compared."""
     return {k: float(v) for k, v in values.items() if math.isfinite(v)}
 
 
 def storable(values: Mapping[str, object]) -> dict[str, str]:
-    """As text, with "?" for what no database takes: NUL, and bytes of file names that are no UTF-8."""
+    """As text, with "?" for characters that no database accepts: NUL, and bytes that are not UTF-8."""
     return {
         k: str(v).replace("\0", "?").encode("utf-8", "replace").decode()[:TAG_LENGTH]
         for k, v in values.items()

@@ -1,4 +1,4 @@
-"""Can MLflow serve the winner? The network as a logged model, with signature and example, perhaps registered.
+"""Log the winner's network as an MLflow model with signature and input example, and optionally register it.
 
 python -m harness.export --study freeze_depth --log-model --register digits
 """
@@ -30,12 +30,12 @@ LOGGERS = ("mlflow", "mlflow.models.model", "mlflow.pytorch", "torch.export")
 
 @dataclass(frozen=True)
 class LoggedModel:
-    """What MLflow keeps.
+    """A logged model.
 
     Attributes:
-        uri: to be given to mlflow.pytorch.load_model or mlflow.pyfunc.load_model.
-        run_id: of the run that it belongs to, a child of the study's.
-        version: in the registry under the name that was asked for; "" if none was.
+        uri: argument for mlflow.pytorch.load_model or mlflow.pyfunc.load_model.
+        run_id: id of its run, a child of the study's run.
+        version: its version in the registry; "" if it was not registered.
     """
 
     uri: str
@@ -89,7 +89,7 @@ def log_model(
                 signature=signature,
                 input_example=example.numpy(),
                 extra_files=[str(file) for file in files],
-                # Found out by MLflow it would take ten times as long as all the rest.
+                # If MLflow inferred this, it would take ten times as long as everything else.
                 pip_requirements=[f"{k}=={v}" for k, v in versions("torch", "mlflow").items()],
                 serialization_format="pt2",
             )
@@ -105,7 +105,7 @@ def log_model(
 
 
 def _run(client: MlflowClient, tags: Mapping[str, str]) -> str:
-    """A run of kind "model": no trial, so that no comparison counts it."""
+    """A run of kind "model", which is not a trial and therefore in no comparison."""
     experiment = client.get_experiment_by_name(tags["study"])
     if experiment is None:
         raise MlflowException(f"no experiment {tags['study']!r}")
@@ -127,7 +127,8 @@ def _run(client: MlflowClient, tags: Mapping[str, str]) -> str:
 
 @contextmanager
 def _quiet_at(tracking_uri: str) -> Iterator[None]:
-    """Model.log knows only the global store: this one as long as the block lasts, without its chatter."""
+    """Set MLflow's global store inside the block, because Model.log knows no other, and silence its
+    messages."""
     before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None  # type: ignore[no-untyped-call]
     levels = [logging.getLogger(n).level for n in LOGGERS]
     bar = os.environ.get(PROGRESS_BAR)

@@ -1,11 +1,11 @@
-"""The projection of a study's record into MLflow: one run per trial, which says what the record says.
+"""Write a study's record to MLflow, one run per trial.
 
-While a study runs, `show` and `show_live` write what has just happened. `sync` compares every trial with its
-run and writes what is missing, so it can be repeated at will; whatever keeps MLflow from answering costs
-nothing but a later `sync`. `analysis.load` is what reads the runs.
+While a study runs, `show` and `show_live` write each event. `sync` compares every trial with its run and
+writes what is missing; it can be repeated at any time, so a failure of MLflow costs nothing but a later
+`sync`. `analysis.load` reads the runs.
 
-A run's parameters are the complete flat TrialSpec, its metrics carry their unit in their name. Its tag
-"outcome" is written last: a run that has one is whole.
+The parameters of a run are the complete flat TrialSpec; metric names contain the unit. The tag "outcome" is
+written last, so a run that has it is complete.
 """
 
 from __future__ import annotations
@@ -36,23 +36,24 @@ from harness.tracking.experiment import Experiment, finite, storable
 from harness.tracking.runs import every_run
 
 PER_EPOCH = ("train_loss", "val_loss", "val_accuracy", "train_seconds", "marginal_seconds")
-"""Metrics with one value per epoch; MLflow shows the last, which is the trial's."""
+"""Metrics with one value per epoch; MLflow shows the last value, which is that of the trial."""
 STATUS = {"": "RUNNING", "complete": "FINISHED", "pruned": "FINISHED", "killed": "KILLED"}
-"""MLflow's own status of an outcome; every other outcome is FAILED."""
+"""MLflow's run status for an outcome; all other outcomes are FAILED."""
 KEY = "trial_key"
-"""Tag that names the trial of a run."""
+"""Tag with the key of a run's trial."""
 LIVE_SECONDS = 1.0
-"""The epochs of a trial are shown this often while it runs; one that ends sooner is shown at its end."""
+"""Interval at which epochs of a running trial are written; those of a shorter trial are written at its
+end."""
 PAUSE_SECONDS = 30.0
-"""After a failure nothing is tried for this long, or for nine times what the failure took."""
+"""Pause after a failure, unless nine times the time that the failure took is longer."""
 UNFOLD = (
     "Click the + beside the study's run to see its cells, the + beside a cell to see its trials."
 )
-"""The UI begins with one row; this stands above it."""
+"""Text above the only row that the UI shows at first."""
 
 
 class Source(Protocol):
-    """What is projected."""
+    """The record that is written to MLflow."""
 
     def trials(self, info: StudyInfo) -> list[TrialRecord]:
         """Every attempt at every slot of the study."""
@@ -63,11 +64,11 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Difference:
-    """Something in MLflow that was not as the record says.
+    """A difference between MLflow and the record.
 
     Attributes:
-        what: in a sentence.
-        mended: it is now.
+        what: description in one sentence.
+        mended: whether it has been corrected.
     """
 
     what: str
@@ -76,7 +77,7 @@ class Difference:
 
 @dataclass
 class _Shown:
-    """What is written of a trial's run: so many epochs, and when."""
+    """How many epochs of a trial have been written, and when."""
 
     run_id: str
     epochs: int
@@ -88,13 +89,13 @@ class Projection:
     """Writes one study's record to MLflow.
 
     Args:
-        tracking_uri: of the MLflow store; a SQLite file is created when absent.
+        tracking_uri: address of the MLflow store; a SQLite file is created if absent.
         info: the study as a whole.
         source: its record.
-        clock: seconds, never going back.
+        clock: monotonic clock in seconds.
 
     Attributes:
-        behind: MLflow lacks something, because its store did not answer.
+        behind: whether MLflow is incomplete because its store did not answer.
     """
 
     def __init__(
@@ -113,8 +114,8 @@ class Projection:
         self._file: tuple[int, int] | None = None
 
     def open(self) -> None:
-        """Refuse at once a store that will never take anything. A server that is away may come back: that is
-        warned of when something is to be written.
+        """Refuse a store that can never be used. A server that does not answer may come back, so it only
+        gives a warning at the first write.
 
         Raises:
             UserError: if the store cannot be used.
@@ -127,7 +128,8 @@ class Projection:
                 raise
 
     def _experiment(self) -> Experiment:
-        """Raises OSError if the store's file was deleted: MLflow would go on writing to what is left."""
+        """Raises OSError if the store's file was deleted; MLflow would keep writing to the open deleted
+        file."""
         if self._opened is None:
             self._opened = Experiment(self._uri, self._info.name, experiment_tags(self._info))
             self._file = _identity(self._uri)
@@ -138,7 +140,7 @@ class Projection:
     # --- while the study runs ----------------------------------------------------------------------
 
     def show_live(self, trial: TrialRecord) -> None:
-        """Show the epochs of a running trial, if that was not done a moment ago."""
+        """Write the epochs of a running trial, unless that was done a moment ago."""
         now, shown = self._clock(), self._shown.get(trial.key)
         if shown is None:
             self._shown[trial.key] = _Shown("", 0, now)
@@ -146,12 +148,12 @@ class Projection:
             self._attempt(lambda: self._write(trial))
 
     def show(self, trial: TrialRecord) -> None:
-        """Show how a trial ended."""
+        """Write a finished trial."""
         self._attempt(lambda: self._write(trial))
         self._shown.pop(trial.key, None)
 
     def settle(self) -> None:
-        """Make everything in MLflow what the record says, if its store answers."""
+        """Bring MLflow into agreement with the record, if its store answers."""
         self._silent_until, self.behind = -math.inf, False
         self._attempt(self._settle)
 
@@ -166,7 +168,7 @@ class Projection:
             )
 
     def _attempt(self, write: Callable[[], object]) -> None:
-        """Write, unless the store has just failed to answer; a first failure is told."""
+        """Write, unless the store has just failed to answer; the first failure gives a warning."""
         began = self._clock()
         if began < self._silent_until:
             self.behind = True
@@ -244,7 +246,7 @@ class Projection:
     def _compare(
         self, trial: TrialRecord, name: str, runs: list[Run], experiment: Experiment | None
     ) -> list[Difference]:
-        """What the runs of a trial say differently; mended where an experiment is given."""
+        """Differences between a trial and its runs; corrected if an experiment is given."""
         mended, found = experiment is not None, list[Difference]()
         own = [run for run in runs if not _contradicts(trial, run)]
         best = max(own, key=_wholeness, default=None)
@@ -270,7 +272,7 @@ class Projection:
         return found
 
     def _close(self, experiment: Experiment, run: Run) -> None:
-        """End a run that another one of the same trial makes superfluous."""
+        """Mark a run as superfluous because another run shows the same trial."""
         reason = "another run shows the same trial"
         experiment.write(run.info.run_id, [], tags={"outcome": "killed", "reason": reason})
         experiment.client.set_terminated(run.info.run_id, status="KILLED")
@@ -278,7 +280,7 @@ class Projection:
     # --- one run -----------------------------------------------------------------------------------
 
     def _write(self, trial: TrialRecord) -> None:
-        """Make the run of a trial say what the record says."""
+        """Write everything that the record has of a trial to its run."""
         experiment = self._experiment()
         shown = self._shown.get(trial.key)
         fresh = shown is None or not shown.run_id
@@ -308,20 +310,22 @@ class Projection:
             experiment.client.set_terminated(shown.run_id, status=status, end_time=ended)
 
     def _under(self, experiment: Experiment, trial: TrialRecord) -> dict[str, str]:
-        """Tag that puts the run of a trial under that of its cell."""
+        """Tag that nests the run of a trial under that of its cell."""
         label = cell_label(trial.slot.cell)
         if label not in self._parents:
             self._open_parents(experiment, [trial])
         return {"mlflow.parentRunId": self._parents[label]}
 
     def _open_parents(self, experiment: Experiment, trials: Iterable[TrialRecord]) -> None:
-        """The run of the study, and those of the cells: the UI groups trials under them, and the report
-        is the study's artifact. They are finished from the start: nothing that runs depends on them."""
+        """Create the runs of the study and of its cells. The UI groups trials under them, and the report
+        becomes an artifact of the study's run. Their status is finished from the start."""
         if not self._parents:
             for kind in ("study", "cell"):
                 for run in experiment.search(f"tags.kind = '{kind}'"):
                     self._parents.setdefault(run.data.tags.get("cell", ""), run.info.run_id)
-                    if run.info.status == "RUNNING":  # its process died before it could finish it
+                    if (
+                        run.info.status == "RUNNING"
+                    ):  # the process died before it could finish the run
                         experiment.client.set_terminated(run.info.run_id)
         info = self._info
         if "" not in self._parents:
@@ -337,7 +341,7 @@ class Projection:
                 experiment.client.set_terminated(self._parents[label])
 
     def _summarise(self, experiment: Experiment, trials: Iterable[TrialRecord]) -> None:
-        """Metrics of each cell as a whole on its own run, so that cells can be compared."""
+        """Write the metrics of each cell as a whole to its own run, so that cells can be compared."""
         by_cell: defaultdict[str, list[TrialRecord]] = defaultdict(list)
         for trial in trials:
             by_cell[cell_label(trial.slot.cell)].append(trial)
@@ -352,7 +356,7 @@ class Projection:
 
 
 def cell_summary(trials: Iterable[TrialRecord]) -> dict[str, float]:
-    """Of a cell with complete repeats: validation of the chosen trial, means over the repeats."""
+    """Metrics of a cell with complete repeats: validation of the chosen trial, means over the repeats."""
     every = list(trials)
     repeats = [
         t
@@ -394,7 +398,7 @@ def experiment_tags(info: StudyInfo) -> dict[str, str]:
 
 
 def run_tags(trial: TrialRecord) -> dict[str, object]:
-    """Which trial a run shows, and what it was computed on and from."""
+    """Tags that identify a run's trial, its machine and its inputs."""
     chosen = {} if trial.chosen is None else {"chosen": trial.chosen}
     repeat = {} if trial.slot.phase == "tune" else {"superseded": str(trial.superseded).lower()}
     return {
@@ -415,7 +419,7 @@ def run_tags(trial: TrialRecord) -> dict[str, object]:
 
 
 def _identity(uri: str) -> tuple[int, int] | None:
-    """Which file a SQLite store is; None for any other store, and for one that is gone."""
+    """Identity of a SQLite store's file; None for other stores, and for a deleted file."""
     path = sqlite_path(uri)
     if path is None or not path.exists():
         return None
@@ -441,7 +445,7 @@ def _by_trial(stored: Iterable[Run]) -> tuple[dict[str, list[Run]], dict[str, Ru
 
 
 def _difference(trial: TrialRecord, run: Run) -> str:
-    """What the run of a trial says differently, in words; "" if nothing."""
+    """Describe how the run of a trial differs from the record; "" if it does not."""
     status = STATUS.get(trial.outcome, "FAILED")
     said = run.data.tags.get("outcome", "")
     if (said, run.info.status) != (trial.outcome, status):
@@ -457,8 +461,8 @@ def _difference(trial: TrialRecord, run: Run) -> str:
 
 
 def _contradicts(trial: TrialRecord, run: Run) -> bool:
-    """True if the run has values that the trial never had, so that it shows one of an earlier record, which
-    was lost: neither parameters nor final metrics of a run are ever changed."""
+    """True if the run has values that the trial never had. It then shows a trial of an earlier, lost record,
+    because parameters and final metrics of a run are never changed."""
     params = storable(trial.spec or trial.params)
     if any(run.data.params.get(k, v) != v for k, v in params.items()):
         return True
@@ -468,7 +472,7 @@ def _contradicts(trial: TrialRecord, run: Run) -> bool:
 
 
 def _wholeness(run: Run) -> tuple[bool, bool, int, str]:
-    """Of several runs of one trial the one with the greatest key is kept."""
+    """Sort key of several runs of one trial; the run with the greatest key is kept."""
     complete = run.data.tags.get("outcome") == "complete"
     return complete, "outcome" in run.data.tags, -run.info.start_time, run.info.run_id
 
@@ -478,8 +482,8 @@ def _is_closed(run: Run) -> bool:
 
 
 def _epoch_metrics(trial: TrialRecord, epoch: EpochResult) -> list[Metric]:
-    """One point per metric, at a moment that does not depend on when it is written: writing it again changes
-    nothing."""
+    """One point per metric, with a timestamp that does not depend on the time of writing, so that writing
+    it again changes nothing."""
     values = finite({name: getattr(epoch, name) for name in PER_EPOCH})
     at = _milliseconds(trial) + int(1000 * values.get("train_seconds", 0.0)) + epoch.epoch
     return [Metric(k, v, at, epoch.epoch) for k, v in values.items()]

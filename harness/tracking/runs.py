@@ -1,4 +1,4 @@
-"""Read runs back from MLflow, as plain values: those of a study, or one by its id."""
+"""Read runs from MLflow as plain values: the runs of a study, or one run by its id."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Recorded:
-    """A run as it was recorded: name of its experiment, tags, parameters and last values of its metrics."""
+    """A recorded run: name of its experiment, tags, parameters and last values of its metrics."""
 
     experiment: str
     tags: Mapping[str, str]
@@ -38,7 +38,7 @@ class Kept:
 
 
 def runs_of(study: str, phase: str, tracking_uri: str | None = None) -> list[Kept]:
-    """The study's complete runs of that phase, older first.
+    """The study's complete runs of that phase, oldest first.
 
     Args:
         study: its name, which is the MLflow experiment's.
@@ -62,7 +62,7 @@ def runs_of(study: str, phase: str, tracking_uri: str | None = None) -> list[Kep
 
 
 def read_runs(tracking_uri: str, phases: Sequence[str]) -> list[Recorded]:
-    """Every finished run of these phases in any experiment, older first; none where there is no store.
+    """Every finished run of these phases in any experiment, oldest first; empty if there is no store.
 
     Raises:
         UserError: if the store cannot be read.
@@ -81,8 +81,8 @@ def read_runs(tracking_uri: str, phases: Sequence[str]) -> list[Recorded]:
 
 
 def every_run(study: str, tracking_uri: str) -> list[Run]:
-    """Every run of a study, those that were deleted in the UI too; none where there is no store or no such
-    study. Nothing is written.
+    """Every run of a study, including those deleted in the UI; empty if there is no store or no such study.
+    Nothing is written.
 
     Raises:
         UserError: if the store cannot be read.
@@ -115,11 +115,11 @@ class RecordedRun:
     """One run with every epoch of its metrics.
 
     Attributes:
-        run_id: MLflow's.
-        name: of the run.
-        experiment: name of its experiment, the study's.
+        run_id: MLflow's id of the run.
+        name: name of the run.
+        experiment: name of its experiment, which is that of the study.
         tags, params: as text.
-        metrics: name -> step -> the value logged last for it.
+        metrics: name -> step -> the last value logged for that step.
     """
 
     run_id: str
@@ -164,7 +164,7 @@ def read_run(tracking_uri: str, run_id: str) -> RecordedRun:
 
 @contextmanager
 def _reading(uri: str) -> Iterator[MlflowClient]:
-    """A client of that store; what goes wrong with it in the block is one line."""
+    """A client of that store; its exceptions in the block become a UserError of one line."""
     try:
         path = sqlite_path(uri)
         if path is not None:

@@ -1,1 +1,1 @@
-"""How is the best of a study used? Chosen from what is recorded, trained again, written as plain files."""
+"""Use the best cell of a study: choose it from the record, train it again, write it as plain files."""

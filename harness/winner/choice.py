@@ -1,4 +1,4 @@
-"""Which cell is best by what is recorded? By validation, so that test accuracy stays an honest estimate."""
+"""Choose the best recorded cell by validation, so that test accuracy stays an honest estimate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An exported model: a folder with weights, and a page of JSON that says all else one must know.
+"""An exported model: a folder with weights, and a JSON file with everything else that is needed to use it.
 
 model.safetensors   state dict of the plain network of timm or torchvision
 model.json          its name, the classes, how an image is prepared, where it is from

@@ -1,4 +1,4 @@
-"""Executors: where trials run. Each takes tasks and gives back their messages; none knows what a cell is."""
+"""Executors run trials: each takes tasks and returns their messages, and knows nothing about cells."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Died:
     """The process that ran a task is gone, and the task with it.
 
     Attributes:
-        how: for a reader, e.g. "SIGSEGV" or "exit code 3".
+        how: cause of the death for messages, e.g. "SIGSEGV" or "exit code 3".
         outcome: "killed", or "timeout" if it was ended because it took too long.
-        final: it has been run again already, without success.
+        final: whether the executor has already run the task again, without success.
     """
 
     how: str
@@ -29,24 +29,24 @@ class Executor(Protocol):
     """Runs tasks, several at a time.
 
     Attributes:
-        on_hang: called before this very process is ended, because a task in it hangs.
+        on_hang: called before the coordinator's own process is ended because a task in it hangs.
     """
 
     on_hang: Callable[[], None]
 
     @property
     def capacity(self) -> int:
-        """So many tasks may be submitted and not ended."""
+        """Largest number of unfinished tasks."""
 
     @property
     def inline(self) -> bool:
-        """True if tasks run in this very process."""
+        """True if tasks run in the coordinator's process."""
 
     def submit(self, number: int, task: TrialTask) -> None:
-        """Begin a task, now or as soon as there is room; `number` names it from now on."""
+        """Start a task, now or as soon as resources are free; `number` identifies it from now on."""
 
     def receive(self) -> tuple[int, Message | Died]:
-        """Wait for the next message of any task. A TrialResult or Died is a task's last."""
+        """Wait for the next message of any task. TrialResult and Died are final messages."""
 
     def reply(self, number: int, go_on: bool) -> None:
         """Answer the EpochResult that was just received, if the task is `pruned`."""

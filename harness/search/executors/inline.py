@@ -1,4 +1,4 @@
-"""Trials in this very process, one at a time: the default for one worker."""
+"""Run trials in the coordinator's process, one at a time: the default for one worker."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from harness.search.executors import Died
 from harness.trial import Message, Messages, TrialTask, run_trial
 
 HUNG_SECONDS = 60.0
-"""So long after its time a trial that no alarm could interrupt is taken to hang."""
+"""A trial that no alarm has interrupted this long after its time limit is considered hung."""
 end_process = os._exit
 
 
 @final
 class Inline:
-    """An executor without a process, a pickle or a thread.
+    """An executor without other processes and without pickling.
 
-    A trial that takes longer than it may is interrupted by an alarm, which is seen only when a call into a
-    library returns; if that never happens, the process is ended from another thread.
+    A trial that exceeds its time limit is interrupted by an alarm, which takes effect only when a call into a
+    library returns. If that never happens, the process is ended from another thread.
 
     Args:
-        run: what runs a task.
+        run: function that runs a task.
     """
 
     capacity = 1
@@ -39,7 +39,7 @@ class Inline:
         self._messages: Messages | None = None
 
     def submit(self, number: int, task: TrialTask) -> None:
-        """Begin a task: it runs while a message is waited for."""
+        """Accept a task; it runs in `receive`."""
         self._number, self._messages, self._answer = number, self._run(task), None
         if task.limits.seconds is not None:
             self._timer = threading.Timer(task.limits.seconds + HUNG_SECONDS, self._end_process)

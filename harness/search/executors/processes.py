@@ -1,7 +1,7 @@
-"""Trials in several processes of this machine, on Pebble's pool.
+"""Run trials in several processes of this machine, with Pebble's process pool.
 
-A worker that dies or hangs ends with its task alone; the pool starts another one. Each task has a pipe of its
-own, so that a process which dies in the middle of a message holds up nobody else.
+If a worker dies or hangs, only its own task is lost; the pool starts a new worker. Each task has its own
+pipe, so a process that dies in the middle of a message does not block the others.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Processes:
     """An executor of `count` processes.
 
     Args:
-        count: of the workers.
-        study_file: imported once by each; None if the tasks need none.
-        device: name of where to compute; several accelerators are dealt out one by one.
+        count: number of workers.
+        study_file: imported once by each worker; None if the tasks need none.
+        device: name of the device; several accelerators are assigned to the workers in turn.
     """
 
     inline = False
@@ -103,7 +103,7 @@ class Processes:
         if isinstance(message, Started):
             running.process = message.process
             running.theirs.close()  # the worker has its own end by now
-            if self._stopping:  # it was not known yet when the others were told
+            if self._stopping:  # its process was not known yet when the others were signalled
                 self._tell(running)
         if isinstance(message, TrialResult):
             self._leave(number)
@@ -133,11 +133,11 @@ class Processes:
 
     def reply(self, number: int, go_on: bool) -> None:
         """Send the answer."""
-        with suppress(OSError):  # the worker died meanwhile: `receive` says so
+        with suppress(OSError):  # the worker has died; `receive` reports it
             self._tasks[number].ours.send(go_on)
 
     def request_stop(self) -> None:
-        """Signal every worker that runs a task."""
+        """Send SIGUSR1 to every worker that runs a task."""
         self._stopping = True
         for running in list(self._tasks.values()):
             self._tell(running)
@@ -156,7 +156,7 @@ class Processes:
 
 
 class _Running:
-    """A task, and the process that it is run by once that is known."""
+    """A task and, once it is known, the process that runs it."""
 
     def __init__(
         self, future: ProcessFuture[None], ours: Connection, theirs: Connection, seat: int
@@ -187,8 +187,8 @@ def _describe_exit(code: int) -> str:
 
 
 class _ProcessWithoutMain(SpawnProcess):
-    """A process that does not import the script which started it: that may lack a main guard, or be no file
-    at all (`python -`, a notebook). It does not hear Ctrl-C, which is for the coordinator to decide on."""
+    """A process that does not import the main script, which may lack a main guard or not be a file at all
+    (`python -`, a notebook). It ignores Ctrl-C, which the coordinator handles."""
 
     def start(self) -> None:
         """Start it."""
@@ -202,7 +202,7 @@ class _WithoutMain(SpawnContext):
 
 @contextmanager
 def _main_hidden() -> Iterator[None]:
-    """What is started in the block finds an empty main module."""
+    """Processes started in the block find an empty main module."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -213,7 +213,7 @@ def _main_hidden() -> Iterator[None]:
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """What is started in the block does not hear Ctrl-C, also before it could say so."""
+    """Processes started in the block ignore Ctrl-C from their first moment on."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -1,9 +1,9 @@
-"""Trials on a Ray cluster, each one Ray task: Ray queues them, finds them a node, and runs them again when a
-node dies.
+"""Run trials on a Ray cluster, each as one Ray task: Ray queues and schedules them, and runs them again if
+a node dies.
 
     python -m harness.study --space STUDY.py --engine ray --address auto --workers 16 --worker-gpus 0.5
 
-Imported only when asked for: Ray is an optional extra.
+Imported only with `--engine ray`, because Ray is an optional extra.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ except ImportError as _error:
     raise UserError('--engine ray needs Ray: pip install "transfer-harness[ray]"') from _error
 
 RETRIES = 3
-"""A task whose node or process dies is run again so often, from its last checkpoint."""
+"""How often Ray runs a task again, from its last checkpoint, if its node or process dies."""
 REACH_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
 class Room:
-    """What a trial takes of its node: processors, and accelerators or a part of one."""
+    """Resources that a trial uses on its node: CPUs, and GPUs or a fraction of one."""
 
     cpus: float = 1.0
     gpus: float = 0.0
@@ -47,10 +47,10 @@ class Room:
 
 
 def connect(address: str, room: Room) -> None:
-    """Join a cluster that is up.
+    """Connect to a running cluster.
 
     Raises:
-        UserError: if there is none, or no node of it has room for a trial.
+        UserError: if there is none, or no node has the resources for a trial.
     """
     _reach(address)
     usage = os.environ.get("RAY_USAGE_STATS_ENABLED")
@@ -71,7 +71,7 @@ def connect(address: str, room: Room) -> None:
 
 
 def _reach(address: str) -> None:
-    """Raises UserError if nothing listens at HOST:PORT: Ray itself would try again for minutes."""
+    """Raises UserError if nothing listens at HOST:PORT; Ray itself would retry for minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
         return
@@ -88,8 +88,8 @@ class RayTasks:
     """An executor on the connected cluster.
 
     Args:
-        count: tasks at a time; those for which there is no room wait for it.
-        room: what each takes.
+        count: number of tasks at a time; tasks wait in Ray's queue until resources are free.
+        room: resources of each task.
         study_file: imported once by each process that runs tasks.
     """
 
@@ -135,11 +135,11 @@ class RayTasks:
             return number, message
 
     def reply(self, number: int, go_on: bool) -> None:
-        """Put the answer into the mailbox that the task asks."""
+        """Put the answer into the mailbox from which the task takes it."""
         self._mailbox.put.remote(number, go_on)
 
     def request_stop(self) -> None:
-        """Not possible: `close` ends the tasks, which lose what they did since their last checkpoint."""
+        """Not possible with Ray: `close` ends the tasks, and work since their last checkpoint is lost."""
 
     def close(self) -> None:
         """Cancel what still runs."""
@@ -151,7 +151,7 @@ class RayTasks:
 
 
 class _Mailbox:
-    """Answers to tasks, by task; an actor."""
+    """An actor that holds the answers for each task."""
 
     def __init__(self) -> None:
         import asyncio
@@ -172,7 +172,7 @@ class _Mailbox:
 def _run(
     pickled: bytes, study_file: Path | None, folder: Path, number: int, mailbox: Any
 ) -> Iterator[Message]:
-    """A task on its node: the same messages again when it is run again."""
+    """Run a task on its node. If Ray runs it again, the same messages are sent again."""
     from harness.results import EpochResult
     from harness.study_file import load_study
     from harness.trial import run_trial

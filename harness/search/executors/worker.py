@@ -1,6 +1,6 @@
-"""What a worker process does: begin once, then run tasks and send their messages.
+"""Functions that a worker process runs: initialise once, then run tasks and send their messages.
 
-Imports nothing heavy at the top: the number of threads must be set before torch is loaded.
+Heavy imports are inside the functions, because the number of threads must be set before torch is loaded.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 
 def begin_worker(parent: int, study_file: Path | None, threads: int, path: Sequence[str]) -> None:
-    """Prepare this process: signals, threads, and the names that the study file defines.
+    """Initialise this process: signal handlers, threads, and the names that the study file defines.
 
     Args:
-        parent: number of the coordinator's process.
+        parent: process id of the coordinator.
         study_file: imported, so that strategies it defines can be unpickled; None if there is none.
-        threads: to compute with, unless the user has set OMP_NUM_THREADS.
-        path: where modules are looked for.
+        threads: number of threads, unless the user has set OMP_NUM_THREADS.
+        path: value of sys.path.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     sys.path[:] = path
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the coordinator decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the coordinator handles Ctrl-C
     from harness.signals import die_with_parent, request_stop_on_signal
 
     request_stop_on_signal()
@@ -40,7 +40,7 @@ def begin_worker(parent: int, study_file: Path | None, threads: int, path: Seque
 
 
 def run_and_send(pipe: Connection, task: TrialTask) -> None:
-    """Run a task; its messages go through the pipe, and so do the answers to its epochs."""
+    """Run a task; its messages and the answers to its epochs go through the pipe."""
     from harness.results import EpochResult
     from harness.trial import run_trial
 
