@@ -95,6 +95,7 @@ def outcomes(folder: Path) -> dict[str, int]:
     return dict(trials_of(folder)["outcome"].value_counts())
 
 
+@pytest.mark.slow
 def test_workers_try_and_find_what_one_process_would(here: Path, alone: pd.DataFrame) -> None:
     go_on(here, write_study(here), "--workers", "2")
     pd.testing.assert_frame_equal(results(here), alone)
