@@ -133,7 +133,7 @@ def executor_of(arguments: argparse.Namespace) -> Executor:
     if arguments.workers > 1:
         from harness.search.executors.processes import Processes
 
-        return Processes(arguments.workers, arguments.space, arguments.device)
+        return Processes(arguments.workers, arguments.space)
     return Inline()
 
 

@@ -225,6 +225,16 @@ def keep_freed_memory() -> None:
             mallopt(parameter, value)
 
 
+def choose_accelerator(number: int) -> None:
+    """Let `resolve_device` take one of several accelerators in this process; without any, do nothing.
+
+    Args:
+        number: index of the accelerator, counted round and round.
+    """
+    if count := torch.accelerator.device_count():
+        torch.accelerator.set_device_index(number % count)
+
+
 def resolve_device(name: str) -> Device:
     """The device of that name; "auto" takes an accelerator when there is one.
 

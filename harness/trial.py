@@ -17,8 +17,11 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import chain
 from pathlib import Path
+
+import torch
 
 from harness.checkpoint import BadCheckpoint, Checkpoint, trial_key
 from harness.environment import environment, inputs_of, located_anywhere, premises_of
@@ -105,7 +108,7 @@ def run_trial(task: TrialTask, begin: Callable[..., Fit] = start) -> Messages:
         begin: creates the trial; `harness.train.start` except in tests and benchmarks.
     """
     device = resolve_device(task.device)
-    yield Started(_provenance(task.device), os.getpid())
+    yield Started(_provenance(device, torch.get_num_threads()), os.getpid())
     clock = _Clock(task.limits.seconds)
     peaks = device.peaks
     try:
@@ -128,17 +131,10 @@ def run_trial(task: TrialTask, begin: Callable[..., Fit] = start) -> Messages:
     yield TrialResult(outcome, peaks(), reason)
 
 
-_known_provenance: dict[tuple[object, ...], Mapping[str, str]] = {}
-
-
-def _provenance(device: str) -> Mapping[str, str]:
+@cache
+def _provenance(device: Device, _threads: int) -> Mapping[str, str]:
     """Provenance tags, read once per process and setting, because they need git and some files."""
-    import torch
-
-    key = (device, torch.get_num_threads())
-    if key not in _known_provenance:
-        _known_provenance[key] = environment(resolve_device(device))
-    return _known_provenance[key]
+    return environment(device)
 
 
 class _Clock:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from harness.errors import UserError
-from harness.measure import Accelerator, Clock, Cpu, resolve_device
+from harness.measure import Accelerator, Clock, Cpu, choose_accelerator, resolve_device
 
 
 class Time:
@@ -245,6 +245,21 @@ def test_device_is_the_accelerator_when_asked_for_or_auto(
 ) -> None:
     pretend(monkeypatch, there)
     assert resolve_device(name).name == wanted
+
+
+@pytest.mark.parametrize(
+    ("number", "taken"), [(0, "cuda:0"), (1, "cuda:1"), (2, "cuda:0"), (5, "cuda:1")]
+)
+def test_several_accelerators_are_dealt_out_in_turn(
+    number: int, taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, "cuda")
+    current = [0]
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda i: current.__setitem__(0, i))
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: current[0])
+    choose_accelerator(number)
+    assert resolve_device("cuda").name == taken
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries have no mallopt")

@@ -48,7 +48,7 @@ class OpenTrial:
         record: what is recorded so far.
         spec: the spec that the space returned, or the exception if it failed.
         broke_before: whether an earlier attempt at the slot ended as broken.
-        curve: validation accuracy after each epoch so far.
+        epochs: results of its epochs so far.
     """
 
     trial: optuna.Trial

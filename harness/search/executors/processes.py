@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import TimeoutError as TookTooLong
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
@@ -35,20 +34,19 @@ NOT_STARTED = "worker processes end before they can run a trial; try --workers 1
 
 @final
 class Processes:
-    """An executor of `count` processes.
+    """An executor of `count` processes. Tasks that run at the same time have different accelerators, as far
+    as there are several.
 
     Args:
         count: number of workers.
         study_file: imported once by each worker; None if the tasks need none.
-        device: name of the device; several accelerators are assigned to the workers in turn.
     """
 
     inline = False
 
-    def __init__(self, count: int, study_file: Path | None, device: str) -> None:
+    def __init__(self, count: int, study_file: Path | None) -> None:
         self.capacity = count
         self.on_hang: Callable[[], None] = lambda: None  # its tasks are in other processes
-        self._devices = _devices(device)
         threads = max(1, (os.cpu_count() or 1) // count)
         self._pool = ProcessPool(
             max_workers=count,
@@ -65,13 +63,12 @@ class Processes:
     def submit(self, number: int, task: TrialTask) -> None:
         """Hand a task to the pool."""
         seat = self._seats.pop(0)
-        task = replace(task, device=self._devices[seat % len(self._devices)])
         ours, theirs = multiprocessing.Pipe()
         seconds = task.limits.seconds
         try:
             future = self._pool.schedule(
                 run_and_send,
-                args=[theirs, task],
+                args=[theirs, task, seat],
                 timeout=None if seconds is None else seconds + HUNG_SECONDS,
             )
         except RuntimeError as error:  # the pool has given up
@@ -168,15 +165,6 @@ class _Running:
     def is_silent(self) -> bool:
         """True if nothing more can be received."""
         return self.at_end or not self.ours.poll()
-
-
-def _devices(name: str) -> list[str]:
-    """The devices that workers share."""
-    import torch
-
-    if name in ("auto", "cuda") and torch.cuda.is_available():
-        return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    return [name]
 
 
 def _describe_exit(code: int) -> str:

@@ -39,11 +39,14 @@ def begin_worker(parent: int, study_file: Path | None, threads: int, path: Seque
         load_study(study_file)
 
 
-def run_and_send(pipe: Connection, task: TrialTask) -> None:
+def run_and_send(pipe: Connection, task: TrialTask, seat: int) -> None:
     """Run a task; its messages and the answers to its epochs go through the pipe."""
+    from harness.measure import choose_accelerator
     from harness.results import EpochResult
     from harness.trial import run_trial
 
+    if task.device != "cpu":
+        choose_accelerator(seat)
     messages = run_trial(task)
     answer: bool | None = None
     with pipe:
