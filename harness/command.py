@@ -44,6 +44,21 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
+def add_tracking_uri(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names MLflow's store."""
+    parser.add_argument(
+        "--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns/mlflow.db)"
+    )
+
+
+def add_stores(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name the record's store and MLflow's."""
+    parser.add_argument(
+        "--storage", help="Optuna storage URL (default: optuna.db beside the MLflow database)"
+    )
+    add_tracking_uri(parser)
+
+
 def size(text: str) -> str:
     """For an option that is a number of bytes: as it was written, if it can be understood."""
     try:

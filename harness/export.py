@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.caller import undisturbed
-from harness.command import Parser, escaped_output, program, run_command
+from harness.command import Parser, add_tracking_uri, escaped_output, program, run_command
 from harness.display import as_table
 from harness.errors import UserError
 from harness.spec import TrialSpec
@@ -84,9 +84,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--register", metavar="NAME", help="and as a new version of NAME in MLflow's model registry"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
-    parser.add_argument(
-        "--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns/mlflow.db)"
-    )
+    add_tracking_uri(parser)
     parser.add_argument(
         "--target", help="where its images lie now (default: where they were, or were seen since)"
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.caller import undisturbed
-from harness.command import Parser, escaped_output, run_command
+from harness.command import Parser, add_tracking_uri, escaped_output, run_command
 from harness.errors import UserError
 from harness.study_file import run_file, study_path
 
@@ -50,9 +50,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="a Python file with `sources` (its code is run)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
-    parser.add_argument(
-        "--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns/mlflow.db)"
-    )
+    add_tracking_uri(parser)
     parser.add_argument(
         "--cache-dir", type=Path, help="where decoded images are kept (default: user's cache)"
     )

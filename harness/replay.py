@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.caller import undisturbed
-from harness.command import Parser, run_command, size
+from harness.command import Parser, add_tracking_uri, run_command, size
 from harness.display import as_table
 from harness.errors import UnknownName, UserError, first_line
 from harness.packages import COMPUTING
@@ -127,9 +127,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         type=study_path,
         help="study file (its code is run); needed where it defines the strategy, backbone or target",
     )
-    parser.add_argument(
-        "--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns/mlflow.db)"
-    )
+    add_tracking_uri(parser)
     parser.add_argument(
         "--device", help="auto, cpu, cuda or mps (default: the recorded one if it is there)"
     )

@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from harness.caller import undisturbed
-from harness.command import Parser, run_command
+from harness.command import Parser, add_stores, run_command
 
 if TYPE_CHECKING:
     from harness.search.overview import Overview
@@ -23,12 +23,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description="Say how far a study is and who works on what; only reads.",
     )
     parser.add_argument("--study", required=True, metavar="NAME", help="study")
-    parser.add_argument(
-        "--storage", help="Optuna storage URL (default: optuna.db beside the MLflow database)"
-    )
-    parser.add_argument(
-        "--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns/mlflow.db)"
-    )
+    add_stores(parser)
     return parser.parse_args(argv)
 
 

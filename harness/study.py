@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.command import Parser, run_command, size
+from harness.command import Parser, add_stores, run_command, size
 from harness.errors import UserError, without_password
 from harness.spec import Study
 from harness.study_file import load_study, study_path
@@ -47,12 +47,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="K/N",
         help="run every N-th cell only, from the K-th on: one job of an array (see harness.bundle)",
     )
-    parser.add_argument(
-        "--storage", help="Optuna storage URL (default: optuna.db beside the MLflow database)"
-    )
-    parser.add_argument(
-        "--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns/mlflow.db)"
-    )
+    add_stores(parser)
     parser.add_argument(
         "--cache-dir",
         type=Path,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.caller import undisturbed
-from harness.command import Parser, run_command
+from harness.command import Parser, add_stores, run_command
 
 if TYPE_CHECKING:
     from harness.tracking.projection import Difference
@@ -49,12 +49,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--restore", action="store_true", help="bring back runs that were deleted in MLflow's UI"
     )
-    parser.add_argument(
-        "--storage", help="Optuna storage URL (default: optuna.db beside the MLflow database)"
-    )
-    parser.add_argument(
-        "--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns/mlflow.db)"
-    )
+    add_stores(parser)
     return parser.parse_args(argv)
 
 

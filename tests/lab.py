@@ -95,6 +95,9 @@ class FakeTraining:
             seconds = 0.5 * (epoch + 1)
             yield EpochResult(epoch, 1.0, *self._world.truth(self._spec), seconds, seconds)
 
+    def checkpoint(self) -> None:
+        return None
+
     def finish(self, test: bool) -> TrialResult:
         if not test:
             return TrialResult("complete", {"train_seconds": 1.0})

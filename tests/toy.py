@@ -3,7 +3,6 @@ on a study that trains for a moment, for tests of processes."""
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import subprocess
@@ -15,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 import pandas as pd
 from mlflow import MlflowClient
@@ -25,7 +23,6 @@ from optuna.trial import BaseTrial, FrozenTrial
 from analysis.load import load_study
 from harness import transfer
 from harness.recorded import StudyInfo
-from harness.results import EpochResult, Predictions, TrialResult
 from harness.search.coordinator import RunContext, SlotDone, prepare, run_study
 from harness.search.executors.inline import Inline
 from harness.search.record import Record
@@ -34,6 +31,7 @@ from harness.search.storage import open_storage
 from harness.spec import Study, TrialSpec
 from harness.tracking.projection import Projection
 from harness.trial import run_trial
+from tests.lab import World
 
 ROOT = Path(__file__).parents[1]
 ARMS = {"probe": transfer.LinearProbe(), "full": transfer.FullFineTune()}
@@ -74,55 +72,6 @@ def info_of(study: Study) -> StudyInfo:
         study_file="toy.py",
         space_sha256="ab12",
     )
-
-
-def truth(spec: TrialSpec) -> tuple[float, float]:
-    """Validation loss and accuracy: the nearer the rate to 0.01, the better."""
-    distance = abs(math.log10(spec.lr) + 2)
-    return distance, 1 / (1 + distance)
-
-
-class World:
-    """Stands in for training: what each spec gives, and what was asked for."""
-
-    def __init__(self) -> None:
-        self.specs: list[TrialSpec] = []
-        self.truth: Callable[[TrialSpec], tuple[float, float]] = truth
-        self.disturb: Callable[[TrialSpec, int], object] = lambda spec, epoch: None
-
-    def start(self, spec: TrialSpec, *_: object) -> Any:
-        self.specs.append(spec)
-        return FakeTraining(self, spec)
-
-    def fail_on(self, numbers: set[int], error: BaseException) -> None:
-        """Raise in the second epoch of these trials, counted from 1."""
-
-        def disturb(spec: TrialSpec, epoch: int) -> None:
-            if epoch == 1 and len(self.specs) in numbers:
-                raise error
-
-        self.disturb = disturb
-
-
-class FakeTraining:
-    def __init__(self, world: World, spec: TrialSpec) -> None:
-        self._world, self._spec = world, spec
-
-    def __iter__(self) -> Iterator[EpochResult]:
-        for epoch in range(self._spec.epochs):
-            self._world.disturb(self._spec, epoch)
-            seconds = 0.5 * (epoch + 1)
-            yield EpochResult(epoch, 1.0, *self._world.truth(self._spec), seconds, seconds)
-
-    def checkpoint(self) -> None:
-        return None
-
-    def finish(self, test: bool) -> TrialResult:
-        if not test:
-            return TrialResult("complete", {"train_seconds": 1.0})
-        one = np.array([1])
-        found = Predictions(one, one, one, np.array([0.5]))
-        return TrialResult("complete", {"train_seconds": 1.0, "test_accuracy": 0.5}, "", found)
 
 
 class Place:

@@ -19,7 +19,7 @@ from harness.search.record import (
     Record,
     choose,
     done_of,
-    lasts,
+    note_done,
     read_trials,
     study_name,
     trial_record,
@@ -94,15 +94,18 @@ class CellSearch:
             raise UserError(f"Optuna study {self.name!r} was not made by this harness")
         self._attempts: dict[int, list[TrialRecord]] = {}
         self._done: dict[int, TrialRecord] = {}
-        for trial in read_trials(record.storage, self.name, cell, self._number):
+        self._read()
+
+    def _read(self) -> None:
+        """Read every attempt from the storage."""
+        self._attempts, self._done = {}, {}
+        for trial in read_trials(self.record.storage, self.name, self.cell, self._number):
             self._note(trial)
 
     def _note(self, trial: TrialRecord) -> None:
         """Remember an attempt that was read or has ended."""
-        index = trial.slot.index
-        self._attempts.setdefault(index, []).append(trial)
-        if lasts(trial) and (index not in self._done or self._done[index].not_run):
-            self._done[index] = trial
+        self._attempts.setdefault(trial.slot.index, []).append(trial)
+        note_done(self._done, trial)
 
     def slot(self, index: int) -> Slot:
         """The index-th slot."""
@@ -111,15 +114,12 @@ class CellSearch:
     def close_abandoned(self) -> list[TrialRecord]:
         """End the trials that a dead process left open, and return them. If the result of one was already
         written, it ends with that result."""
+        left = {t.key for a in self._attempts.values() for t in a if not t.outcome}
         for trial in self._optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             result = trial.user_attrs.get("result", {})
             self._tell(trial.number, result.get("outcome", "killed"), result.get("metrics", {}))
-        left = [t for a in self._attempts.values() for t in a if not t.outcome]
-        self._attempts = {}
-        for ended in read_trials(self.record.storage, self.name, self.cell, self._number):
-            self._note(ended)
-        keys = {t.key for t in left}
-        return [t for a in self._attempts.values() for t in a if t.key in keys]
+        self._read()
+        return [t for a in self._attempts.values() for t in a if t.key in left]
 
     def done(self, index: int) -> TrialRecord | None:
         """The attempt that completed the slot; None as long as the slot needs work."""

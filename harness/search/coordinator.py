@@ -181,7 +181,7 @@ class _Coordinator:
             done = self._received(number, running, message)
             if done is None:
                 continue
-            if done.trial is not None and done.trial.died and self._may_try_again(done):
+            if done.trial is not None and done.trial.died and not self._gave_up(done.slot):
                 left.appendleft((running.search, done.slot.index))
                 continue
             yield done
@@ -208,7 +208,7 @@ class _Coordinator:
         task = TrialTask(
             spec=spec,
             test=search.phase == "repeat",
-            pruned=search.phase == "tune" and self._study.pruner != "none",
+            pruned=self._prunes(search),
             device=self._context.device,
             cache=self._context.cache,
             limits=self._context.limits,
@@ -223,7 +223,7 @@ class _Coordinator:
             running.provenance = {**self._context.tags, **message.provenance}
         elif isinstance(message, EpochResult):
             running.search.report(running.trial, message)
-            if running.search.phase == "tune" and self._study.pruner != "none":
+            if self._prunes(running.search):
                 self._executor.reply(number, not running.trial.trial.should_prune())
             self._projection.show_live(self._now(running))
         elif isinstance(message, TrialResult):
@@ -231,6 +231,10 @@ class _Coordinator:
         else:
             return self._lost(number, message)
         return None
+
+    def _prunes(self, search: CellSearch) -> bool:
+        """Whether trials of this phase are asked after each epoch whether to go on."""
+        return search.phase == "tune" and self._study.pruner != "none"
 
     def _now(self, running: _Running) -> TrialRecord:
         """The current record of a running trial."""
@@ -273,9 +277,6 @@ class _Coordinator:
         return ends["killed"] > KILLED_AT_MOST or any(
             ends[outcome] for outcome in RETRIED if outcome != "killed"
         )
-
-    def _may_try_again(self, done: SlotDone) -> bool:
-        return not self._gave_up(done.slot)
 
     def _check_streak(self, done: SlotDone) -> None:
         """Raises StudyStopped if this trial completes too long a streak of failures."""

@@ -206,14 +206,20 @@ def trial_record(name: str, trial: FrozenTrial, slot: Slot, chosen: int | None) 
 
 
 def done_of(trials: Iterable[TrialRecord], count: int) -> dict[int, TrialRecord]:
-    """Completed slots among the first `count`: index -> the attempt that counts. An attempt that a memory
-    forecast kept from running is replaced by a later one."""
+    """Completed slots among the first `count`: index -> the attempt that counts."""
     done: dict[int, TrialRecord] = {}
     for trial in trials:
-        index = trial.slot.index
-        if index < count and lasts(trial) and (index not in done or done[index].not_run):
-            done[index] = trial
+        if trial.slot.index < count:
+            note_done(done, trial)
     return done
+
+
+def note_done(done: dict[int, TrialRecord], trial: TrialRecord) -> None:
+    """Add an attempt to the completed slots, if it completes one. An attempt that a memory forecast kept from
+    running is replaced by a later one."""
+    index = trial.slot.index
+    if lasts(trial) and (index not in done or done[index].not_run):
+        done[index] = trial
 
 
 def lasts(trial: TrialRecord) -> bool:

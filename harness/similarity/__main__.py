@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.caller import undisturbed
-from harness.command import Parser, escaped_output, run_command
+from harness.command import Parser, add_tracking_uri, escaped_output, run_command
 from harness.display import as_table
 from harness.errors import UserError
 from harness.study_file import load_study, study_path
@@ -56,9 +56,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="study file, a Python file (its code is run)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
-    parser.add_argument(
-        "--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns/mlflow.db)"
-    )
+    add_tracking_uri(parser)
     parser.add_argument(
         "--cache-dir", type=Path, help="where outputs of networks are kept (default: user's cache)"
     )

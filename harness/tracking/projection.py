@@ -82,7 +82,6 @@ class _Shown:
     run_id: str
     epochs: int
     at: float
-    superseded: bool = False
 
 
 class Projection:
@@ -323,9 +322,7 @@ class Projection:
             for kind in ("study", "cell"):
                 for run in experiment.search(f"tags.kind = '{kind}'"):
                     self._parents.setdefault(run.data.tags.get("cell", ""), run.info.run_id)
-                    if (
-                        run.info.status == "RUNNING"
-                    ):  # the process died before it could finish the run
+                    if run.info.status == "RUNNING":  # its process died before it could finish it
                         experiment.client.set_terminated(run.info.run_id)
         info = self._info
         if "" not in self._parents:
