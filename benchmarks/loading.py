@@ -20,8 +20,8 @@ import numpy as np
 
 from harness.recorded import StudyInfo
 from harness.spec import TrialSpec
+from harness.tracking.contents import experiment_tags
 from harness.tracking.experiment import open_store
-from harness.tracking.projection import experiment_tags
 from harness.transfer import LinearProbe
 
 CELLS = [f"arm {i}" for i in range(20)]

@@ -29,8 +29,8 @@ from harness.errors import UserError, without_password
 from harness.recorded import Slot, StudyInfo, TrialRecord
 from harness.results import EpochResult, Predictions
 from harness.spec import Phase, TrialSpec
+from harness.tracking.contents import experiment_tags
 from harness.tracking.experiment import Experiment
-from harness.tracking.projection import experiment_tags
 from harness.tracking.runs import runs_of
 from harness.transfer import DiscriminativeLR, LinearProbe
 from tests.records import Kept, project

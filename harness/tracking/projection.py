@@ -2,15 +2,12 @@
 
 While a study runs, `show` and `show_live` write each event. `sync` compares every trial with its run and
 writes what is missing; it can be repeated at any time, so a failure of MLflow costs nothing but a later
-`sync`. `analysis.load` reads the runs.
-
-The parameters of a run are the complete flat TrialSpec; metric names contain the unit. The tag "outcome" is
+`sync`. `analysis.load` reads the runs; `harness.tracking.contents` says what is in them. The tag "outcome" is
 written last, so a run that has it is complete.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import sys
@@ -19,37 +16,38 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Protocol
 
 from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from harness.environment import input_tags
 from harness.errors import REFUSALS, UserError, first_line
 from harness.recorded import StudyInfo, TrialRecord
-from harness.results import EpochResult
 from harness.spec import cell_label
 from harness.stores import sqlite_path
-from harness.tracking.experiment import Experiment, finite, storable
+from harness.tracking.contents import (
+    KEY,
+    PER_EPOCH,
+    STATUS,
+    cell_summary,
+    contradicts,
+    difference,
+    epoch_metrics,
+    experiment_tags,
+    is_closed,
+    milliseconds,
+    run_tags,
+    wholeness,
+)
+from harness.tracking.experiment import Experiment, finite
 from harness.tracking.runs import every_run
 
-PER_EPOCH = ("train_loss", "val_loss", "val_accuracy", "train_seconds", "marginal_seconds")
-"""Metrics with one value per epoch; MLflow shows the last value, which is that of the trial."""
-STATUS = {"": "RUNNING", "complete": "FINISHED", "pruned": "FINISHED", "killed": "KILLED"}
-"""MLflow's run status for an outcome; all other outcomes are FAILED."""
-KEY = "trial_key"
-"""Tag with the key of a run's trial."""
 LIVE_SECONDS = 1.0
 """Interval at which epochs of a running trial are written; those of a shorter trial are written at its
 end."""
 PAUSE_SECONDS = 30.0
 """Pause after a failure, unless nine times the time that the failure took is longer."""
-UNFOLD = (
-    "Click the + beside the study's run to see its cells, the + beside a cell to see its trials."
-)
-"""Text above the only row that the UI shows at first."""
 
 
 class Source(Protocol):
@@ -231,7 +229,7 @@ class Projection:
             found += [
                 Difference(f"run {run.info.run_id} ({key}) is of no trial in the record", False)
                 for run in unknown
-                if not _is_closed(run)
+                if not is_closed(run)
             ]
         if others:
             found.append(Difference(f"{others} runs say of no trial which it is", False))
@@ -247,10 +245,10 @@ class Projection:
     ) -> list[Difference]:
         """Differences between a trial and its runs; corrected if an experiment is given."""
         mended, found = experiment is not None, list[Difference]()
-        own = [run for run in runs if not _contradicts(trial, run)]
-        best = max(own, key=_wholeness, default=None)
+        own = [run for run in runs if not contradicts(trial, run)]
+        best = max(own, key=wholeness, default=None)
         for run in runs:
-            if run is not best and not _is_closed(run):
+            if run is not best and not is_closed(run):
                 which = "a second run" if run in own else "a run with other values,"
                 found.append(Difference(f"{name} has {which} {run.info.run_id}", mended))
                 if experiment is not None:
@@ -261,7 +259,7 @@ class Projection:
             if trial.outcome and mended:
                 self._write(trial)
             return found
-        if wrong := _difference(trial, best):
+        if wrong := difference(trial, best):
             found.append(Difference(f"{name} {wrong}", mended))
             if experiment is not None:
                 known = experiment.client.get_metric_history(best.info.run_id, "val_accuracy")
@@ -286,13 +284,13 @@ class Projection:
         if shown is None or fresh:
             begun = {**self._under(experiment, trial), **run_tags(trial)}
             name = f"{cell_label(trial.slot.cell)} {trial.slot.kind} {trial.slot.index}"
-            run_id = experiment.create(name, begun, _milliseconds(trial))
+            run_id = experiment.create(name, begun, milliseconds(trial))
             shown = self._shown[trial.key] = _Shown(run_id, 0, self._clock())
         first = shown.epochs == 0
-        metrics = [m for e in trial.epochs[shown.epochs :] for m in _epoch_metrics(trial, e)]
+        metrics = [m for e in trial.epochs[shown.epochs :] for m in epoch_metrics(trial, e)]
         tags: dict[str, object] = {}
         if trial.outcome:
-            ended = _milliseconds(trial, over=True)
+            ended = milliseconds(trial, over=True)
             final = {k: v for k, v in trial.metrics.items() if k not in PER_EPOCH}
             metrics += [Metric(k, v, ended, 0) for k, v in finite(final).items()]
             if trial.predictions:
@@ -352,69 +350,6 @@ class Projection:
                 experiment.write(run_id, [Metric(k, v, now, 0) for k, v in new.items()])
 
 
-def cell_summary(trials: Iterable[TrialRecord]) -> dict[str, float]:
-    """Metrics of a cell with complete repeats: validation of the chosen trial, means over the repeats."""
-    every = list(trials)
-    repeats = [
-        t
-        for t in every
-        if t.slot.phase == "repeat" and t.outcome == "complete" and not t.superseded
-    ]
-    if not repeats:
-        return {}
-    chosen = repeats[0].chosen
-    best = [
-        t.metrics["val_accuracy"]
-        for t in every
-        if t.slot.phase == "tune" and t.slot.index == chosen and t.outcome == "complete"
-    ]
-    means = {
-        f"mean_{name}": fmean(t.metrics[name] for t in repeats)
-        for name in ("val_accuracy", "test_accuracy", "train_seconds")
-        if all(name in t.metrics for t in repeats)
-    }
-    return {**({"best_val_accuracy": best[0]} if best else {}), **means}
-
-
-def experiment_tags(info: StudyInfo) -> dict[str, str]:
-    """The study as tags of its experiment: lists and mappings as JSON."""
-    return {
-        "mlflow.experimentKind": "custom_model_development",  # the UI opens on runs, not on traces
-        "mlflow.note.content": f"{info.question}\n\n    {info.command}\n\n{UNFOLD}",
-        "question": info.question,
-        "command": info.command,
-        "factors": json.dumps({k: list(v) for k, v in info.factors.items()}),
-        "baseline": json.dumps(dict(info.baseline)),
-        "trials": str(info.trials),
-        "repeats": str(info.repeats),
-        "sampler": info.sampler,
-        "leaks": "\n".join(info.leaks),
-        "study_file": info.study_file,
-        "space_sha256": info.space_sha256,
-    }
-
-
-def run_tags(trial: TrialRecord) -> dict[str, object]:
-    """Tags that identify a run's trial, its machine and its inputs."""
-    chosen = {} if trial.chosen is None else {"chosen": trial.chosen}
-    repeat = {} if trial.slot.phase == "tune" else {"superseded": str(trial.superseded).lower()}
-    return {
-        "study": trial.study,
-        KEY: trial.key,
-        **trial.provenance,
-        **input_tags(trial.inputs),
-        **trial.slot.cell,
-        "cell": cell_label(trial.slot.cell),
-        "phase": trial.slot.phase,
-        "index": trial.slot.index,
-        **({} if trial.seed is None else {"seed": trial.seed}),
-        "attempt": trial.attempt,
-        "optuna_trial": trial.number,
-        **chosen,
-        **repeat,
-    }
-
-
 def _identity(uri: str) -> tuple[int, int] | None:
     """Identity of a SQLite store's file; None for other stores, and for a deleted file."""
     path = sqlite_path(uri)
@@ -439,53 +374,3 @@ def _by_trial(stored: Iterable[Run]) -> tuple[dict[str, list[Run]], dict[str, Ru
         else:
             runs[key].append(run)
     return dict(runs), deleted, others
-
-
-def _difference(trial: TrialRecord, run: Run) -> str:
-    """Describe how the run of a trial differs from the record; "" if it does not."""
-    status = STATUS.get(trial.outcome, "FAILED")
-    said = run.data.tags.get("outcome", "")
-    if (said, run.info.status) != (trial.outcome, status):
-        return (
-            f"is {trial.outcome or 'running'}, its run says {said or 'nothing'} ({run.info.status})"
-        )
-    wanted = storable({k: v for k, v in run_tags(trial).items() if k not in trial.provenance})
-    other = [k for k, v in wanted.items() if run.data.tags.get(k) != v]
-    lacking = [k for k in finite(trial.metrics) if k not in run.data.metrics]
-    if other or lacking:
-        return f"differs from its run in {', '.join([*other, *lacking][:5])}"
-    return ""
-
-
-def _contradicts(trial: TrialRecord, run: Run) -> bool:
-    """True if the run has values that the trial never had. It then shows a trial of an earlier, lost record,
-    because parameters and final metrics of a run are never changed."""
-    params = storable(trial.spec or trial.params)
-    if any(run.data.params.get(k, v) != v for k, v in params.items()):
-        return True
-    final = {k: v for k, v in finite(trial.metrics).items() if k not in PER_EPOCH}
-    ended = "outcome" in run.data.tags
-    return ended and any(run.data.metrics.get(k, v) != v for k, v in final.items())
-
-
-def _wholeness(run: Run) -> tuple[bool, bool, int, str]:
-    """Sort key of several runs of one trial; the run with the greatest key is kept."""
-    complete = run.data.tags.get("outcome") == "complete"
-    return complete, "outcome" in run.data.tags, -run.info.start_time, run.info.run_id
-
-
-def _is_closed(run: Run) -> bool:
-    return run.info.status != "RUNNING" and run.data.tags.get("outcome") not in (None, "complete")
-
-
-def _epoch_metrics(trial: TrialRecord, epoch: EpochResult) -> list[Metric]:
-    """One point per metric, with a timestamp that does not depend on the time of writing, so that writing
-    it again changes nothing."""
-    values = finite({name: getattr(epoch, name) for name in PER_EPOCH})
-    at = _milliseconds(trial) + int(1000 * values.get("train_seconds", 0.0)) + epoch.epoch
-    return [Metric(k, v, at, epoch.epoch) for k, v in values.items()]
-
-
-def _milliseconds(trial: TrialRecord, over: bool = False) -> int:
-    moment = trial.ended if over and trial.ended else trial.started
-    return int(time.time() * 1000) if moment is None else int(moment.timestamp() * 1000)
