@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from harness.caller import undisturbed
+from harness.core.caller import undisturbed
 
 if TYPE_CHECKING:
     from analysis.elsewhere import load_measures, load_table

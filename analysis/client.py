@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.database import Experiment, unclipped
-from harness.addresses import remove_stray_folder
+from harness.core.addresses import remove_stray_folder
 
 if TYPE_CHECKING:  # a second or two, and a SQLite file or a table needs none of it
     from mlflow.entities import Run

@@ -24,7 +24,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 
 CHUNK = 50_000
 SCHEMA = {

@@ -29,9 +29,9 @@ from pyarrow import parquet
 
 from analysis.load import EPOCH_METRICS, PREDICTION_TYPES, Info, StudyTable, trials_frame
 from analysis.mapping import MEMORY, MIB, SECONDS, STATUS, TableMapping, near
-from harness.caller import undisturbed
-from harness.errors import UserError, first_line
-from harness.spec import cell_label
+from harness.core.caller import undisturbed
+from harness.core.errors import UserError, first_line
+from harness.core.spec import cell_label
 
 BLANK = ("", "-", "na", "n/a", "none", "null", "nan")
 

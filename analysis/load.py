@@ -19,11 +19,11 @@ import pandas as pd
 
 from analysis.client import Client
 from analysis.database import Database, Experiment
-from harness.addresses import current_uri, local_folder, sqlite_path, sqlite_url
-from harness.caller import undisturbed
-from harness.display import as_table
-from harness.errors import UserError, refusal, without_password
-from harness.results import NOT_RUN
+from harness.core.addresses import current_uri, local_folder, sqlite_path, sqlite_url
+from harness.core.caller import undisturbed
+from harness.core.errors import UserError, refusal, without_password
+from harness.core.html import as_table
+from harness.core.results import NOT_RUN
 
 EPOCH_METRICS = ["train_loss", "val_loss", "val_accuracy", "train_seconds", "marginal_seconds"]
 FINAL_METRICS = [

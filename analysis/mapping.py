@@ -26,10 +26,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError, first_line
-from harness.results import OUTCOMES
-from harness.sizes import UNITS
-from harness.spec import RESERVED_FACTORS
+from harness.core.errors import UserError, first_line
+from harness.core.results import OUTCOMES
+from harness.core.spec import RESERVED_FACTORS
+from harness.core.units import UNITS
 
 SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 MIB = {unit: UNITS[unit.lower()] / 2**20 for unit in ("B", "KiB", "MB", "MiB", "GB", "GiB")}

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from harness.addresses import adopt_artifacts, remove_stray_folder, sqlite_path
-from harness.caller import undisturbed
-from harness.errors import first_line, without_password
+from harness.core.addresses import adopt_artifacts, remove_stray_folder, sqlite_path
+from harness.core.caller import undisturbed
+from harness.core.errors import first_line, without_password
 
 FOLDER = "report"
 

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.caller import undisturbed
-from harness.command import Parser, run_command, size
-from harness.errors import UserError
-from harness.sizes import parse_size
+from harness.core.caller import undisturbed
+from harness.core.command_line import Parser, run_command, size
+from harness.core.errors import UserError
+from harness.core.units import parse_size
 
 if TYPE_CHECKING:  # imported where used: --help must not wait for them
     import pandas as pd

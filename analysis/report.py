@@ -18,10 +18,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.caller import undisturbed
-from harness.command import Parser, program, run_command
-from harness.errors import UserError, without_password
-from harness.spec import SAFE_NAME
+from harness.core.caller import undisturbed
+from harness.core.command_line import Parser, program, run_command
+from harness.core.errors import UserError, without_password
+from harness.core.spec import SAFE_NAME
 
 if TYPE_CHECKING:  # imported where used: --help must not wait for them
     import jinja2

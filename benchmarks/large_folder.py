@@ -20,9 +20,9 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.data import scratch
-from harness import transfer
+from harness import strategies
+from harness.core.spec import TrialSpec
 from harness.data import load_target, split_indices
-from harness.spec import TrialSpec
 
 CLASSES = 100
 MIB = 2**20
@@ -72,7 +72,7 @@ def main() -> None:
     spec = TrialSpec(
         target=f"folder:{make_folder(images)}",
         backbone="tf_efficientnet_lite0",
-        strategy=transfer.LinearProbe(),
+        strategy=strategies.LinearProbe(),
     )
     memory, read, start = resident_mib(), read_mib(), time.perf_counter()
     target = load_target(spec.target)

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.recorded import StudyInfo
-from harness.spec import TrialSpec
+from harness.core.records import StudyInfo
+from harness.core.spec import TrialSpec
+from harness.core.strategies import LinearProbe
 from harness.tracking.contents import experiment_tags
 from harness.tracking.experiment import open_store
-from harness.transfer import LinearProbe
 
 CELLS = [f"arm {i}" for i in range(20)]
 EPOCHS = 4

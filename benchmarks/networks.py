@@ -29,13 +29,10 @@ from safetensors.torch import save_file
 from timm.models import _registry
 from torch.nn import functional as F
 
-from harness.audit import Audit
-from harness.backbone import Backbone, build, read_weights, restore, separate
-from harness.errors import UserError
-from harness.network import check_network
-from harness.optimizer import GroupedOptimizer, Schedule
-from harness.spec import TrialSpec
-from harness.transfer import (
+from harness.backbones import Backbone, build, read_weights, restore, separate
+from harness.core.errors import UserError
+from harness.core.spec import TrialSpec
+from harness.core.strategies import (
     FullFineTune,
     GradualUnfreezing,
     LastBlock,
@@ -43,6 +40,9 @@ from harness.transfer import (
     Scales,
     Strategy,
 )
+from harness.training.audit import Audit
+from harness.training.network import check_network
+from harness.training.optimizer import GroupedOptimizer, Schedule
 
 CLASSES, IMAGES = 7, 3
 SMALL = (64, 96)

@@ -19,20 +19,20 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from harness.fit import Fit
-from harness.launch import study_info
-from harness.measure import Device
-from harness.results import EpochResult, TrialResult
+from harness.core.results import EpochResult, TrialResult
+from harness.core.spec import Study, TrialSpec
+from harness.core.study_file import load_study, study_file_tags
 from harness.search.coordinator import RunContext, prepare, run_study
 from harness.search.executors.inline import Inline
+from harness.search.launch import study_info
 from harness.search.record import Record
 from harness.search.space import quiet_optuna
 from harness.search.storage import open_storage
-from harness.spec import Study, TrialSpec
 from harness.study import parse
-from harness.study_file import load_study, study_file_tags
 from harness.tracking.projection import Projection
-from harness.trial import Messages, TrialTask, run_trial
+from harness.training.device import Device
+from harness.training.fit import Fit
+from harness.training.trial import Messages, TrialTask, run_trial
 
 ROOT = Path(__file__).parents[1]
 EARLY = slice(5, 55)

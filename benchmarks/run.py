@@ -153,7 +153,7 @@ def one_line(job: Job, threads: int) -> dict[str, Any]:
 
 def machine(threads: int) -> str:
     """Where and with what, in one line."""
-    from harness.measure import Cpu
+    from harness.training.device import Cpu
 
     packages = ("torch", "torchvision", "timm", "lightning", "fastai", "transformers")
     known = [p for p in packages if importlib.util.find_spec(p)]

@@ -11,13 +11,13 @@ from pathlib import Path
 from optuna.trial import BaseTrial
 
 from benchmarks import recipe
-from harness import transfer
-from harness.spec import Study, TrialSpec
+from harness import strategies
+from harness.core.spec import Study, TrialSpec
 
 STRATEGIES = {
-    "linear_probe": transfer.LinearProbe(),
-    "last_block": transfer.LastBlock(),
-    "full": transfer.FullFineTune(),
+    "linear_probe": strategies.LinearProbe(),
+    "last_block": strategies.LastBlock(),
+    "full": strategies.FullFineTune(),
 }
 
 

@@ -1,6 +1,6 @@
 """Which pretrained backbone, and which fine-tuning strategy, for a small image data set, at what cost?
 
-    from harness import Study, TrialSpec, dry_run, run_study, transfer
+    from harness import Study, TrialSpec, dry_run, run_study, strategies
 
 Every name is loaded when it is first used, so that `import harness` stays light.
 """
@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING, Any
 if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
     sys.path.append(sys.path.pop(0))
 
-from harness.caller import set_variables, undisturbed
+from harness.core.caller import set_variables, undisturbed
 
 if sys.argv[:1] == ["-m"]:  # a command, whose process is ours
     set_variables()  # before anything imports MLflow, which looks at once
 
 if TYPE_CHECKING:
-    from harness import transfer
     from harness.api import StudyOptions, StudyResult, dry_run, load_result, run_study
     from harness.bundle import Merged, Packed, merge_bundles, pack_study
     from harness.cache import CacheContents, empty_cache, list_cache
-    from harness.errors import UserError
+    from harness.core import strategies
+    from harness.core.errors import UserError
+    from harness.core.spec import Arms, Study, TrialSpec
+    from harness.core.study_file import load_study as load_study_file
     from harness.export import Exported, export_model
     from harness.lr_find import LrRange, find_lr
     from harness.new import look_at, propose_study
@@ -34,9 +36,7 @@ if TYPE_CHECKING:
     from harness.rank import Ranking, rank_sources
     from harness.replay import Replayed, replay_run
     from harness.similarity.__main__ import PairMeasured, measure_similarity
-    from harness.spec import Arms, Study, TrialSpec
     from harness.status import study_status
-    from harness.study_file import load_study as load_study_file
     from harness.sync import sync_study
 
 __all__ = [
@@ -73,9 +73,9 @@ __all__ = [
     "rank_sources",
     "replay_run",
     "run_study",
+    "strategies",
     "study_status",
     "sync_study",
-    "transfer",
 ]
 
 _HOME = {
@@ -90,8 +90,8 @@ _HOME = {
     "rank": ("Ranking", "rank_sources"),
     "replay": ("Replayed", "replay_run"),
     "similarity.__main__": ("PairMeasured", "measure_similarity"),
-    "errors": ("UserError",),
-    "spec": ("Arms", "Study", "TrialSpec"),
+    "core.errors": ("UserError",),
+    "core.spec": ("Arms", "Study", "TrialSpec"),
     "status": ("study_status",),
     "sync": ("sync_study",),
 }
@@ -100,10 +100,10 @@ _HOME = {
 
 @undisturbed()
 def __getattr__(name: str) -> Any:
-    if name == "transfer":
-        return importlib.import_module("harness.transfer")
+    if name == "strategies":
+        return importlib.import_module("harness.core.strategies")
     if name == "load_study_file":
-        return importlib.import_module("harness.study_file").load_study
+        return importlib.import_module("harness.core.study_file").load_study
     for module, names in _HOME.items():
         if name in names:
             return getattr(importlib.import_module(f"harness.{module}"), name)

@@ -18,18 +18,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 from harness import study as command
-from harness.caller import undisturbed
-from harness.command import escaped_output
-from harness.display import as_table
-from harness.errors import UserError
-from harness.spec import Study
-from harness.study_file import load_study
+from harness.core.caller import undisturbed
+from harness.core.command_line import escaped_output
+from harness.core.errors import UserError
+from harness.core.html import as_table
+from harness.core.spec import Study
+from harness.core.study_file import load_study
 from harness.tracking.runs import runs_of
 
 if TYPE_CHECKING:
     import argparse
 
-    from harness.winner.choice import CellRecord
+    from harness.deploy.choice import CellRecord
 
 COLUMNS = ("cell", "repeats", "validation, %", "test, %", "range", "seconds")
 
@@ -129,7 +129,7 @@ def load_result(study: str, tracking_uri: str | None = None) -> StudyResult:
     Raises:
         UserError: if there is no such study.
     """
-    from harness.winner.choice import cell_records
+    from harness.deploy.choice import cell_records
 
     return StudyResult(study, tuple(cell_records(runs_of(study, "repeat", tracking_uri))))
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.command import Parser, run_command
-from harness.errors import UserError, first_line, refusal, without_password
+from harness.core.command_line import Parser, run_command
+from harness.core.errors import UserError, first_line, refusal, without_password
 
 if TYPE_CHECKING:
-    from harness.recorded import StudyInfo
+    from harness.core.records import StudyInfo
     from harness.tracking.projection import Projection
 
 
@@ -151,11 +151,11 @@ def pack_study(
     Raises:
         UserError: if there is no such study, its files are not what was recorded, or `out` cannot be written.
     """
+    from harness.core.stores import record_home, record_url
     from harness.search.bundles import Part, pack
     from harness.search.record import Record, StorageFailed, storage_failures
     from harness.search.space import quiet_optuna
     from harness.search.storage import read_storage
-    from harness.stores import record_home, record_url
 
     home = record_home(storage, tracking_uri)
     record = Record(read_storage(record_url(storage, tracking_uri)), home)
@@ -176,7 +176,7 @@ def _study_file(
     info: StudyInfo, kept: Path | None, given: str | Path | None
 ) -> tuple[Path | None, tuple[str, ...]]:
     """The study file, and what to say if it was not found."""
-    from harness.study_file import study_path, study_sha256
+    from harness.core.study_file import study_path, study_sha256
 
     words = shlex.split(info.command)
     recorded = words[words.index("--space") + 1 :][:1] if "--space" in words else []
@@ -217,13 +217,13 @@ def merge_bundles(
         UserError: if a bundle is damaged, the bundles are of different studies or completed the same slot, a
             command is running the study, or a store cannot be used. The record is then unchanged.
     """
+    from harness.core.stores import default_tracking_uri, record_home
     from harness.search.bundles import Part
     from harness.search.lock import sole_runner
     from harness.search.merge import plan_merge, read_bundle, write_merge
     from harness.search.record import Record, StorageFailed, storage_failures
     from harness.search.space import quiet_optuna
     from harness.search.storage import check_storage_url, open_storage
-    from harness.stores import default_tracking_uri, record_home
     from harness.tracking.experiment import check_tracking_uri
     from harness.tracking.projection import Projection
 

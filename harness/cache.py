@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.command import Parser, run_command
-from harness.display import as_table
-from harness.errors import UserError
-from harness.sizes import in_words
+from harness.core.command_line import Parser, run_command
+from harness.core.errors import UserError
+from harness.core.html import as_table
+from harness.core.units import format_bytes
 
 if TYPE_CHECKING:
-    from harness.rows import Cache, Entry
+    from harness.data.cached import Cache, Entry
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class CacheContents:
         return sum(entry.size for entry in self.entries)
 
     def _repr_html_(self) -> str:
-        caption = f"{len(self.entries)} entries, {in_words(self.size)}, in {self.folder}"
-        rows = [(in_words(e.size), _when(e), e.what) for e in self.entries]
+        caption = f"{len(self.entries)} entries, {format_bytes(self.size)}, in {self.folder}"
+        rows = [(format_bytes(e.size), _when(e), e.what) for e in self.entries]
         return as_table(caption, ("size", "last used", "what"), rows)
 
 
@@ -72,11 +72,11 @@ def run(arguments: argparse.Namespace) -> int:
     found = list_cache(arguments.cache_dir)
     if arguments.empty:
         count = empty_cache(arguments.cache_dir)
-        print(f"deleted {count} entries, {in_words(found.size)}, from {found.folder}")
+        print(f"deleted {count} entries, {format_bytes(found.size)}, from {found.folder}")
         return 0
     for entry in found.entries:
-        print(f"{in_words(entry.size):>9}  last used {_when(entry)}  {entry.what}")
-    print(f"{len(found.entries)} entries, {in_words(found.size)}, in {found.folder}")
+        print(f"{format_bytes(entry.size):>9}  last used {_when(entry)}  {entry.what}")
+    print(f"{len(found.entries)} entries, {format_bytes(found.size)}, in {found.folder}")
     return 0
 
 
@@ -107,7 +107,7 @@ def empty_cache(folder: Path | None = None) -> int:
 
 
 def _cache(folder: Path | None) -> Cache:
-    from harness.rows import Cache, default_folder
+    from harness.data.cached import Cache, default_folder
 
     if folder and not Path(folder).is_dir():
         raise UserError(f"--cache-dir {folder} is not a folder")

@@ -15,21 +15,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.caller import undisturbed
-from harness.command import Parser, add_tracking_uri, escaped_output, program, run_command
-from harness.display import as_table
-from harness.errors import UserError
-from harness.spec import TrialSpec
-from harness.study_file import names_of, study_path
+from harness.core.caller import undisturbed
+from harness.core.command_line import Parser, add_tracking_uri, escaped_output, program, run_command
+from harness.core.errors import UserError
+from harness.core.html import as_table
+from harness.core.spec import TrialSpec
+from harness.core.study_file import names_of, study_path
 
 if TYPE_CHECKING:
     import torch
 
-    from harness.results import Predictions
+    from harness.core.results import Predictions
+    from harness.deploy.choice import CellRecord
+    from harness.deploy.model import Model
     from harness.tracking.runs import Kept
-    from harness.train import Fit
-    from harness.winner.choice import CellRecord
-    from harness.winner.model import Model
+    from harness.training.loop import Fit
 
 ALLOWED = 1e-3
 """Largest difference of a probability between the network that was trained and the files read back."""
@@ -157,13 +157,13 @@ def export_model(
     if register is not None and (not register or set("/:") & set(register)):
         raise UserError(f"--register {register!r}: a name in MLflow's registry holds no '/' or ':'")
 
-    from harness.environment import look_anew
+    from harness.deploy.choice import cell_records, choose
+    from harness.deploy.model import require_free
+    from harness.deploy.onnx import require_onnx
     from harness.tracking.runs import runs_of
-    from harness.winner.choice import cell_records, choose
-    from harness.winner.model import require_free
-    from harness.winner.onnx import require_onnx
+    from harness.training.provenance import clear_caches
 
-    look_anew()
+    clear_caches()
     folder = Path(out or Path("models", study))
     require_free(folder)
     if onnx:
@@ -188,11 +188,11 @@ def _train_and_write(
 ) -> tuple[Exported, Model, torch.Tensor]:
     """The folder, the model read back from it, and images as it takes them."""
     from harness.data import find_again
-    from harness.measure import resolve_device
-    from harness.rows import Cache, default_folder
-    from harness.train import start
-    from harness.winner.model import open_model, staging
-    from harness.winner.onnx import write_onnx
+    from harness.data.cached import Cache, default_folder
+    from harness.deploy.model import open_model, staging
+    from harness.deploy.onnx import write_onnx
+    from harness.training.device import resolve_device
+    from harness.training.loop import start
 
     kept = chosen.repeats[0]
     spec = TrialSpec.from_flat(kept.run.params)
@@ -200,7 +200,7 @@ def _train_and_write(
         spec, target=target or find_again(spec.target, kept.run.tags.get("sha256.images", ""))
     )
     cache = Cache(default_folder())
-    if spec.strategy.readout == "knn":
+    if spec.strategy.classifier == "knn":
         raise UserError(
             f"cell “{chosen.cell}” ({why}) classifies by nearest neighbours, which cannot be written as a "
             "network; name another by --cell"
@@ -228,7 +228,7 @@ def _write_folder(
     folder: Path, study: str, cell: str, kept: Kept, fit: Fit, accuracies: tuple[float, float]
 ) -> None:
     from harness.data import load_target
-    from harness.winner.model import describe, plain_network, write
+    from harness.deploy.model import describe, plain_network, write
 
     spec, names = fit.spec, ("val_accuracy", "test_accuracy")
     size = spec.resolution or fit.backbone.input.resolution
@@ -241,7 +241,7 @@ def _write_folder(
         "exported": dict(zip(names, accuracies, strict=True)),
         "trial": spec.flat(),
     }
-    write(folder, plain_network(fit.backbone, fit.readout), about)
+    write(folder, plain_network(fit.backbone, fit.classifier), about)
 
 
 def _log(
@@ -253,9 +253,9 @@ def _log(
     register: str | None,
 ) -> str:
     """Log it as a model of MLflow; says where it is."""
-    from harness.stores import default_tracking_uri
+    from harness.core.stores import default_tracking_uri
+    from harness.deploy.model import ABOUT
     from harness.tracking.models import log_model
-    from harness.winner.model import ABOUT
 
     logged = log_model(
         model.network,

@@ -1,4 +1,4 @@
-"""Which learning rates are worth searching? A range test for each cell of a study.
+"""Find learning rates worth searching: a range test for each cell of a study.
 
     python -m harness.lr_find --space studies/freeze_depth.py
 
@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.caller import undisturbed
-from harness.command import Parser, run_command
-from harness.errors import UserError
-from harness.study_file import load_study, study_path
+from harness.core.caller import undisturbed
+from harness.core.command_line import Parser, run_command
+from harness.core.errors import UserError
+from harness.core.study_file import load_study, study_path
 
 
 @dataclass(frozen=True)
@@ -116,13 +116,13 @@ def find_lr(
         raise UserError("--steps must be at least 10 and --highest above 0")
     study = load_study(study_path(str(path)))
 
-    from harness.measure import resolve_device
-    from harness.search.door import check_at_the_door
-    from harness.train import Training
+    from harness.search.preflight import check_study
+    from harness.training.device import resolve_device
+    from harness.training.loop import Training
 
     where, found = resolve_device(device), []
-    for label, spec in check_at_the_door(study).specs.items():
-        if spec.strategy.readout == "head":
+    for label, spec in check_study(study).specs.items():
+        if spec.strategy.classifier == "head":
             fit = Training(dataclasses.replace(spec, lr=highest), where)
             rates, losses = zip(*fit.range_test(steps), strict=True)
             low, high = sorted(suggest(rates, losses))

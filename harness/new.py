@@ -15,15 +15,15 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.caller import undisturbed
-from harness.command import Parser, program, run_command
-from harness.errors import UserError
-from harness.spec import SAFE_NAME, Study
-from harness.study_file import load_study
+from harness.core.caller import undisturbed
+from harness.core.command_line import Parser, program, run_command
+from harness.core.errors import UserError
+from harness.core.spec import SAFE_NAME, Study
+from harness.core.study_file import load_study
 
 if TYPE_CHECKING:
-    from harness.measure import Device
-    from harness.survey.look import Survey
+    from harness.dataset_report.look import Survey
+    from harness.training.device import Device
 
 LONG_MINUTES = 60.0
 
@@ -73,7 +73,7 @@ def look_at(target: str) -> Survey:
     Raises:
         UserError: if there is no such target, or no image of it can be read.
     """
-    from harness.survey.look import look
+    from harness.dataset_report.look import look
 
     return look(target)
 
@@ -105,10 +105,10 @@ def propose_study(
     if out.exists():
         raise UserError(f"{out} exists and is not overwritten; name another file with --out")
 
-    from harness.measure import resolve_device
-    from harness.survey.look import look
-    from harness.survey.proposal import propose, source
-    from harness.survey.words import findings
+    from harness.dataset_report.look import look
+    from harness.dataset_report.proposal import propose, source
+    from harness.dataset_report.text import findings
+    from harness.training.device import resolve_device
 
     where = resolve_device(device)
     survey = look(target)
@@ -134,8 +134,8 @@ def propose_study(
 
 def show_classes(survey: Survey, folder: Path, found: list[str]) -> Path:
     """Write classes.png and classes.html; returns their folder."""
-    from harness.survey.sheet import draw, page
-    from harness.survey.words import details
+    from harness.dataset_report.contact_sheet import draw, page
+    from harness.dataset_report.text import details
 
     sheet = draw(survey)
     try:
@@ -150,9 +150,9 @@ def show_classes(survey: Survey, folder: Path, found: list[str]) -> Path:
 
 def forecast_lines(text: str, name: str, device: Device) -> list[str]:
     """What the study of that source text would take on this machine; all of its door is passed on the way."""
-    from harness.rows import Cache, default_folder
+    from harness.data.cached import Cache, default_folder
     from harness.search.costs import cell_costs, study_seconds
-    from harness.search.door import check_at_the_door
+    from harness.search.preflight import check_study
 
     cache = Cache(default_folder())
     if cache.complaint():
@@ -161,8 +161,8 @@ def forecast_lines(text: str, name: str, device: Device) -> list[str]:
         path = Path(folder, name)
         path.write_text(text, encoding="utf-8")
         study = load_study(path)
-        admitted = check_at_the_door(study, cache)
-    costs = list(cell_costs(admitted.specs, device, cache))
+        checked = check_study(study, cache)
+    costs = list(cell_costs(checked.specs, device, cache))
     minutes = study_seconds(study, costs) / 60
     lines = [
         f"on {device.name} ({device.describe()}), per cell: accelerator memory, seconds a trial"

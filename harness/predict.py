@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.caller import undisturbed
-from harness.command import Parser, run_command
-from harness.errors import UserError
+from harness.core.caller import undisturbed
+from harness.core.command_line import Parser, run_command
+from harness.core.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
-    from harness.winner.model import Model
+    from harness.deploy.model import Model
 
 BATCH = 32
 
@@ -104,7 +104,7 @@ def predict_images(
     Raises:
         UserError: if there is no model, its weights are not those that were written, or there is no image.
     """
-    from harness.winner.model import open_model
+    from harness.deploy.model import open_model
 
     opened = open_model(Path(model))
     paths, _ = _files(map(Path, images))

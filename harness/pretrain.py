@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.caller import undisturbed
-from harness.command import Parser, add_tracking_uri, escaped_output, run_command
-from harness.errors import UserError
-from harness.study_file import run_file, study_path
+from harness.core.caller import undisturbed
+from harness.core.command_line import Parser, add_tracking_uri, escaped_output, run_command
+from harness.core.errors import UserError
+from harness.core.study_file import run_file, study_path
 
 ROOT = Path("mlruns")
 
@@ -95,22 +95,28 @@ def pretrain_sources(
     Raises:
         UserError: on bad input, or if a loss is not finite.
     """
-    from harness.sources.spec import sources_of
+    from harness.similarity.sources.spec import sources_of
 
     file = study_path(str(path))
     sources = sources_of(run_file(file), file)
 
     import torch
 
-    from harness.backbone import check_backbone
-    from harness.backbone.recorded import PREFIX
-    from harness.measure import resolve_device
-    from harness.rows import Cache, default_folder
+    from harness.backbones import check_backbone
+    from harness.backbones.recorded import PREFIX
+    from harness.core.stores import default_tracking_uri
+    from harness.data.cached import Cache, default_folder
     from harness.search.lock import sole_runner
-    from harness.sources.recording import EXPERIMENT, NOTE, check_sources, metrics_of, pretrain_all
-    from harness.stores import default_tracking_uri
+    from harness.similarity.sources.recording import (
+        EXPERIMENT,
+        NOTE,
+        check_sources,
+        metrics_of,
+        pretrain_all,
+    )
     from harness.tracking.experiment import Experiment
-    from harness.train import Diverged
+    from harness.training.device import resolve_device
+    from harness.training.loop import Diverged
 
     where = resolve_device(device)
     for spec in sources:

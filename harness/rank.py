@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from harness.caller import undisturbed
-from harness.command import Parser, run_command
-from harness.display import as_table
-from harness.errors import UserError
+from harness.core.caller import undisturbed
+from harness.core.command_line import Parser, run_command
+from harness.core.errors import UserError
+from harness.core.html import as_table
 
 if TYPE_CHECKING:
     from harness.similarity import Measurement
-    from harness.sources.evidence import Evidence
-    from harness.sources.ranking import Candidate
+    from harness.similarity.sources.evidence import Evidence
+    from harness.similarity.sources.ranking import Candidate
 
 ROOT = Path("mlruns")
 
@@ -56,7 +56,7 @@ class Ranking:
         for name in dict.fromkeys(n for c in self.candidates for n in c.measures):
             measured = [c.measures[name] for c in self.candidates]
             if not all(m.refused for m in measured):
-                rows.append((name, *map(_in_words, measured)))
+                rows.append((name, *map(_describe, measured)))
         caption = f"target {self.target}: {self.images} training images; {'; '.join(self.verdict)}"
         return as_table(caption, ("measure", *(c.name for c in self.candidates)), rows)
 
@@ -141,13 +141,13 @@ def rank_sources(
         if value < least:
             raise UserError(f"--{name} must be at least {least}, got {value}")
 
-    from harness.backbone.weights import WHEELS
-    from harness.measure import resolve_device
-    from harness.rows import Cache, default_folder
-    from harness.sources.evidence import PHASES, evidence, read_results
-    from harness.sources.ranking import candidates, headline, pair_of, ranked, verdict
-    from harness.stores import default_tracking_uri
+    from harness.backbones.weights import WHEELS
+    from harness.core.stores import default_tracking_uri
+    from harness.data.cached import Cache, default_folder
+    from harness.similarity.sources.evidence import PHASES, evidence, read_results
+    from harness.similarity.sources.ranking import candidates, headline, pair_of, ranked, verdict
     from harness.tracking.runs import read_runs
+    from harness.training.device import resolve_device
 
     where = resolve_device(device)
     names = [name for name, wheel in WHEELS.items() if wheel.file()] if sources is None else sources
@@ -180,13 +180,13 @@ def show(found: Sequence[Candidate]) -> None:
             absent.setdefault("; ".join(dict.fromkeys(m.reason for m in measured)), []).append(name)
             continue
         better = next(m.better for m in measured if not m.refused)
-        table.add_row(name, better, *map(_in_words, measured))
+        table.add_row(name, better, *map(_describe, measured))
     console().print(table)
     for reason, refused in absent.items():
         console().print(f"no {', '.join(refused)}: {reason}", markup=False)
 
 
-def _in_words(found: Measurement) -> str:
+def _describe(found: Measurement) -> str:
     if found.refused:
         return "-"
     if math.isnan(found.low):

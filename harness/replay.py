@@ -19,19 +19,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.caller import undisturbed
-from harness.command import Parser, add_tracking_uri, run_command, size
-from harness.display import as_table
-from harness.errors import UnknownName, UserError, first_line
-from harness.packages import COMPUTING
-from harness.sizes import parse_size
-from harness.spec import TrialSpec
-from harness.study_file import names_of, study_path, study_sha256
+from harness.core.caller import undisturbed
+from harness.core.command_line import Parser, add_tracking_uri, run_command, size
+from harness.core.errors import UnknownName, UserError, first_line
+from harness.core.html import as_table
+from harness.core.spec import TrialSpec
+from harness.core.study_file import names_of, study_path, study_sha256
+from harness.core.units import parse_size
+from harness.core.versions import COMPUTING
 
 if TYPE_CHECKING:
-    from harness.measure import Device
     from harness.tracking.runs import RecordedRun
-    from harness.train import Fit
+    from harness.training.device import Device
+    from harness.training.loop import Fit
 
 ROOT = Path("mlruns")
 TOLERANCE = 0.05
@@ -79,7 +79,7 @@ class Comparison:
         return math.inf if self.equal else max(0.0, -math.log10(self.error))
 
     @property
-    def in_words(self) -> str:
+    def description(self) -> str:
         """How well they agree."""
         if self.equal:
             return "bitwise equal"
@@ -109,7 +109,7 @@ class Replayed:
         word = (
             f"ended with {self.ended}" if self.ended else "agreed" if self.agreed else "DISAGREED"
         )
-        rows = [(c.name, c.epoch, c.recorded, c.replayed, c.in_words) for c in self.comparisons]
+        rows = [(c.name, c.epoch, c.recorded, c.replayed, c.description) for c in self.comparisons]
         columns = ("metric", "epoch", "recorded", "replayed", "")
         return as_table(f"run {self.run_id}: {word}", columns, rows)
 
@@ -192,11 +192,11 @@ def replay_run(
     Raises:
         UserError: on bad input.
     """
-    from harness.environment import look_anew
-    from harness.stores import default_tracking_uri
+    from harness.core.stores import default_tracking_uri
     from harness.tracking.runs import read_run
+    from harness.training.provenance import clear_caches
 
-    look_anew()
+    clear_caches()
     budget = parse_size(cache_budget)
     recorded = read_run(tracking_uri or default_tracking_uri(ROOT), run_id)
     file = None if space is None else study_path(str(space))
@@ -213,8 +213,8 @@ def _replay_and_compare(
     budget: int,
     target: str | None,
 ) -> Replayed:
-    from harness.rows import Cache
-    from harness.train import start
+    from harness.data.cached import Cache
+    from harness.training.loop import start
 
     run_id, spec = recorded.run_id, spec_of(recorded)
     spec = replace(spec, target=_target_now(spec, recorded, target))
@@ -282,7 +282,7 @@ def _device(asked: str | None, recorded: RecordedRun) -> Device:
     """The one asked for, else the recorded one, else what there is; as many threads as then."""
     import torch
 
-    from harness.measure import resolve_device
+    from harness.training.device import resolve_device
 
     if (threads := recorded.tags.get("threads", "")).isdecimal() and int(threads):
         torch.set_num_threads(int(threads))  # else sums would be made in another order
@@ -296,7 +296,7 @@ def _device(asked: str | None, recorded: RecordedRun) -> Device:
 
 def _now(spec: TrialSpec, device: Device) -> dict[str, str]:
     """The tags that a run of this trial would get here and now."""
-    from harness.environment import environment, input_tags, inputs_of
+    from harness.training.provenance import environment, input_tags, inputs_of
 
     inputs = inputs_of(spec.target, spec.backbone, spec.source)
     return {**environment(device), **input_tags(inputs)}
@@ -353,10 +353,10 @@ def _verdict(found: list[Comparison], elsewhere: bool, other: list[str]) -> bool
     for name in dict.fromkeys(c.name for c in found):
         values = [c for c in found if c.name == name]
         last, same = values[-1], sum(c.equal for c in values)
-        line = f"{name}: recorded {last.recorded!r}, replayed {last.replayed!r}: {last.in_words}"
+        line = f"{name}: recorded {last.recorded!r}, replayed {last.replayed!r}: {last.description}"
         if len(values) > 1 and same < len(values):
             worst = min(values, key=lambda c: c.digits)
-            line += f"; epoch {worst.epoch}: {worst.in_words}"
+            line += f"; epoch {worst.epoch}: {worst.description}"
         print(f"{line} ({same} of {len(values)} epochs bitwise)" if name in PER_EPOCH else line)
     equal, close = all(c.equal for c in found), all(c.error <= TOLERANCE for c in found)
     near = "bitwise equal" if equal else f"within {TOLERANCE:g}" if close else ""

@@ -9,8 +9,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from harness.caller import undisturbed
-from harness.command import Parser, add_stores, run_command
+from harness.core.caller import undisturbed
+from harness.core.command_line import Parser, add_stores, run_command
 
 if TYPE_CHECKING:
     from harness.search.overview import Overview
@@ -40,9 +40,9 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from rich.console import Console
 
-    from harness.progress import describe_working, picture
+    from harness.core.stores import record_home
     from harness.search.lock import holder_of
-    from harness.stores import record_home
+    from harness.search.progress import describe_working, picture
 
     found = study_status(arguments.study, arguments.storage, arguments.tracking_uri)
     Console(highlight=False).print(picture(found))
@@ -73,11 +73,11 @@ def study_status(
     Raises:
         UserError: if there is no such study, or a store cannot be read.
     """
+    from harness.core.stores import record_home, record_url
     from harness.search.overview import overview
     from harness.search.plan import Plan
     from harness.search.record import Record
     from harness.search.storage import read_storage
-    from harness.stores import record_home, record_url
 
     url = record_url(storage, tracking_uri)
     record = Record(read_storage(url), record_home(storage, tracking_uri))

@@ -15,15 +15,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.command import Parser, add_stores, run_command, size
-from harness.errors import UserError, without_password
-from harness.spec import Study
-from harness.study_file import load_study, study_path
+from harness.core.command_line import Parser, add_stores, run_command, size
+from harness.core.errors import UserError, without_password
+from harness.core.spec import Study
+from harness.core.study_file import load_study, study_path
 
 if TYPE_CHECKING:
-    from harness.measure import Device
+    from harness.core.spec import TrialSpec
     from harness.search.costs import CellCost
-    from harness.spec import TrialSpec
+    from harness.training.device import Device
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -139,15 +139,21 @@ def run(arguments: argparse.Namespace) -> int:
     study = dataclasses.replace(study, **{k: v for k, v in changes.items() if v is not None})
 
     # Heavy imports wait until the command line and the study file are known to be right.
-    from harness.environment import look_anew
-    from harness.launch import carry_out, limits_of, open_cache, study_info, warn_of_addresses
-    from harness.measure import resolve_device
     from harness.search.costs import cell_costs
-    from harness.search.door import check_at_the_door
+    from harness.search.launch import (
+        carry_out,
+        limits_of,
+        open_cache,
+        study_info,
+        warn_of_addresses,
+    )
     from harness.search.plan import Shard
+    from harness.search.preflight import check_study
     from harness.search.space import quiet_optuna
     from harness.search.storage import check_storage_url
     from harness.tracking.experiment import check_tracking_uri
+    from harness.training.device import resolve_device
+    from harness.training.provenance import clear_caches
 
     if arguments.cells:
         Shard.parse(arguments.cells).cells(study)
@@ -158,20 +164,20 @@ def run(arguments: argparse.Namespace) -> int:
     with quiet_optuna():
         device = resolve_device(arguments.device)
         cache = open_cache(arguments)
-        look_anew()
-        admitted = check_at_the_door(study, cache, arguments.max_memory is not None)
-        for line in admitted.notes:
+        clear_caches()
+        checked = check_study(study, cache, arguments.max_memory is not None)
+        for line in checked.notes:
             print(f"note: {line}", file=sys.stderr)
-        for line in admitted.leaks:
+        for line in checked.leaks:
             print(f"warning: {line}", file=sys.stderr)
         warn_of_addresses(arguments)
         if arguments.dry_run:
-            print_plan(study, admitted.specs, device)
+            print_plan(study, checked.specs, device)
             print_costs(
-                study, cell_costs(admitted.specs, device, cache), limits_of(arguments).memory
+                study, cell_costs(checked.specs, device, cache), limits_of(arguments).memory
             )
             return 0
-        return carry_out(study, study_info(study, arguments, admitted.leaks), arguments, cache)
+        return carry_out(study, study_info(study, arguments, checked.leaks), arguments, cache)
 
 
 def check_options(arguments: argparse.Namespace) -> None:
@@ -222,7 +228,7 @@ def print_costs(study: Study, costs: Iterable[CellCost], max_memory: int | None)
     known = []
     for cost in costs:
         known.append(cost)
-        print(f"  {cost.in_words(max_memory)}")
+        print(f"  {cost.describe(max_memory)}")
     minutes = study_seconds(study, known) / 60
     print(f"training of the whole study, if nothing were kept between trials: {minutes:.1f} min")
 

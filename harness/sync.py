@@ -11,8 +11,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.caller import undisturbed
-from harness.command import Parser, add_stores, run_command
+from harness.core.caller import undisturbed
+from harness.core.command_line import Parser, add_stores, run_command
 
 if TYPE_CHECKING:
     from harness.tracking.projection import Difference
@@ -104,11 +104,11 @@ def sync_study(
     """
     from contextlib import nullcontext
 
-    from harness.errors import UserError, refusal
+    from harness.core.errors import UserError, refusal
+    from harness.core.stores import default_tracking_uri, record_home, record_url
     from harness.search.lock import sole_runner
     from harness.search.record import Record
     from harness.search.storage import read_storage
-    from harness.stores import default_tracking_uri, record_home, record_url
     from harness.tracking.projection import Projection
 
     home = record_home(storage, tracking_uri)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from optuna.trial import BaseTrial
 
-from harness import transfer
-from harness.spec import Arms, Study, TrialSpec
+from harness import strategies
+from harness.core.spec import Arms, Study, TrialSpec
 
 BACKBONES = {
     "Lite0": "tf_efficientnet_lite0",
@@ -21,8 +21,8 @@ BACKBONES = {
     "MobileNetV2": "mobilenetv2_100",
 }
 STRATEGIES: Arms = {
-    "linear probe": lambda t: transfer.LinearProbe(),
-    "full": lambda t: transfer.FullFineTune(),
+    "linear probe": lambda t: strategies.LinearProbe(),
+    "full": lambda t: strategies.FullFineTune(),
 }
 
 

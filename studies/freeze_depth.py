@@ -18,17 +18,17 @@ from __future__ import annotations
 
 from optuna.trial import BaseTrial
 
-from harness import transfer
-from harness.spec import Arms, Study, TrialSpec
+from harness import strategies
+from harness.core.spec import Arms, Study, TrialSpec
 
 SCRATCH = "from scratch"
 STRATEGIES: Arms = {
-    "linear probe": lambda t: transfer.LinearProbe(),
-    "last block": lambda t: transfer.LastBlock(),
-    "full": lambda t: transfer.FullFineTune(),
-    "discriminative": lambda t: transfer.DiscriminativeLR(t.suggest_float("decay", 0.5, 0.95)),
-    "gradual": lambda t: transfer.GradualUnfreezing(every=1),
-    SCRATCH: lambda t: transfer.FullFineTune(),
+    "linear probe": lambda t: strategies.LinearProbe(),
+    "last block": lambda t: strategies.LastBlock(),
+    "full": lambda t: strategies.FullFineTune(),
+    "discriminative": lambda t: strategies.DiscriminativeLR(t.suggest_float("decay", 0.5, 0.95)),
+    "gradual": lambda t: strategies.GradualUnfreezing(every=1),
+    SCRATCH: lambda t: strategies.FullFineTune(),
 }
 
 

@@ -32,17 +32,17 @@ from __future__ import annotations
 
 from optuna.trial import BaseTrial
 
-from harness import transfer
-from harness.spec import SHIFTS, Arms, Study, TrialSpec
+from harness import strategies
+from harness.core.spec import SHIFTS, Arms, Study, TrialSpec
 
 STRATEGIES: Arms = {
-    "linear probe": lambda t: transfer.LinearProbe(),
-    "LP-FT": lambda t: transfer.LPFT(head_epochs=2, lower=0.3),
-    "first block": lambda t: transfer.Surgical(1),
-    "last block": lambda t: transfer.LastBlock(),
-    "full": lambda t: transfer.FullFineTune(),
-    "LP-FT, fixed BN": lambda t: transfer.LPFT(head_epochs=2, lower=0.3),
-    "full, fixed BN": lambda t: transfer.FullFineTune(),
+    "linear probe": lambda t: strategies.LinearProbe(),
+    "LP-FT": lambda t: strategies.LPFT(head_epochs=2, lower=0.3),
+    "first block": lambda t: strategies.Surgical(1),
+    "last block": lambda t: strategies.LastBlock(),
+    "full": lambda t: strategies.FullFineTune(),
+    "LP-FT, fixed BN": lambda t: strategies.LPFT(head_epochs=2, lower=0.3),
+    "full, fixed BN": lambda t: strategies.FullFineTune(),
 }
 
 

@@ -68,10 +68,10 @@ from pathlib import Path
 
 from optuna.trial import BaseTrial
 
-from harness import transfer
-from harness.errors import UserError
-from harness.sources import SourceSpec
-from harness.spec import Arms, Study, TrialSpec
+from harness import strategies
+from harness.core.errors import UserError
+from harness.core.spec import Arms, Study, TrialSpec
+from harness.similarity.sources import SourceSpec
 
 GARMENTS, DIGITS = "fashion_mnist[classes=0-4]", "mnist5k[classes=0-4]"
 DATA = {
@@ -114,8 +114,8 @@ TARGETS = {
 }
 TEST_SHOTS = {"other garments": 100, "other digits": 40, "optical digits": 45, "stamps": 15}
 STRATEGIES: Arms = {
-    "linear probe": lambda t: transfer.LinearProbe(),
-    "full": lambda t: transfer.FullFineTune(),
+    "linear probe": lambda t: strategies.LinearProbe(),
+    "full": lambda t: strategies.FullFineTune(),
 }
 RATES = {"linear probe": 1e-1, "full": 1e-2}
 EPOCHS = {"5": 10, "30": 4, "100": 2}

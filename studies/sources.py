@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from optuna.trial import BaseTrial
 
-from harness import transfer
-from harness.sources import SourceSpec
-from harness.spec import Arms, Study, TrialSpec
+from harness import strategies
+from harness.core.spec import Arms, Study, TrialSpec
+from harness.similarity.sources import SourceSpec
 
 GARMENTS = "fashion_mnist[classes=0-4]"
 HOW = {"labels": "supervised", "autoencoder": "autoencoder", "GAN": "gan"}
@@ -54,8 +54,8 @@ SOURCES = {
     **RESNET,
 }
 STRATEGIES: Arms = {
-    "linear probe": lambda t: transfer.LinearProbe(),
-    "full": lambda t: transfer.FullFineTune(),
+    "linear probe": lambda t: strategies.LinearProbe(),
+    "full": lambda t: strategies.FullFineTune(),
 }
 
 

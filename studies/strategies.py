@@ -34,28 +34,28 @@ from __future__ import annotations
 
 from optuna.trial import BaseTrial
 
-from harness import transfer
-from harness.spec import Arms, Study, TrialSpec
+from harness import strategies
+from harness.core.spec import Arms, Study, TrialSpec
 
 SCRATCH = "from scratch"
 STRATEGIES: Arms = {
-    "logistic": lambda t: transfer.FeatureTransfer("logistic"),
-    "kNN": lambda t: transfer.FeatureTransfer("knn"),
-    "linear probe": lambda t: transfer.LinearProbe(),
-    "last block": lambda t: transfer.LastBlock(),
-    "last 3": lambda t: transfer.LastK(4),
-    "first block": lambda t: transfer.Surgical(1),
-    "two-phase": lambda t: transfer.TwoPhase(head_epochs=2, lower=0.3),
-    "LP-FT": lambda t: transfer.LPFT(head_epochs=1, lower=0.3),
-    "gradual": lambda t: transfer.GradualUnfreezing(every=1),
-    "discriminative": lambda t: transfer.DiscriminativeLR(t.suggest_float("decay", 0.5, 0.95)),
-    "L2-SP": lambda t: transfer.L2SP(t.suggest_float("pull", 1e-2, 10, log=True)),
-    "norm only": lambda t: transfer.NormOnly(),
-    "bias only": lambda t: transfer.BiasOnly(),
-    "full": lambda t: transfer.FullFineTune(),
-    SCRATCH: lambda t: transfer.FullFineTune(),
-    "LP-FT, fixed BN": lambda t: transfer.LPFT(head_epochs=1, lower=0.3),
-    "full, fixed BN": lambda t: transfer.FullFineTune(),
+    "logistic": lambda t: strategies.FeatureTransfer("logistic"),
+    "kNN": lambda t: strategies.FeatureTransfer("knn"),
+    "linear probe": lambda t: strategies.LinearProbe(),
+    "last block": lambda t: strategies.LastBlock(),
+    "last 3": lambda t: strategies.LastK(4),
+    "first block": lambda t: strategies.Surgical(1),
+    "two-phase": lambda t: strategies.TwoPhase(head_epochs=2, lower=0.3),
+    "LP-FT": lambda t: strategies.LPFT(head_epochs=1, lower=0.3),
+    "gradual": lambda t: strategies.GradualUnfreezing(every=1),
+    "discriminative": lambda t: strategies.DiscriminativeLR(t.suggest_float("decay", 0.5, 0.95)),
+    "L2-SP": lambda t: strategies.L2SP(t.suggest_float("pull", 1e-2, 10, log=True)),
+    "norm only": lambda t: strategies.NormOnly(),
+    "bias only": lambda t: strategies.BiasOnly(),
+    "full": lambda t: strategies.FullFineTune(),
+    SCRATCH: lambda t: strategies.FullFineTune(),
+    "LP-FT, fixed BN": lambda t: strategies.LPFT(head_epochs=1, lower=0.3),
+    "full, fixed BN": lambda t: strategies.FullFineTune(),
 }
 
 

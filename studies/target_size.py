@@ -27,15 +27,15 @@ from __future__ import annotations
 
 from optuna.trial import BaseTrial
 
-from harness import transfer
-from harness.spec import Arms, Study, TrialSpec
+from harness import strategies
+from harness.core.spec import Arms, Study, TrialSpec
 
 SCRATCH = "from scratch"
 STRATEGIES: Arms = {
-    "linear probe": lambda t: transfer.LinearProbe(),
-    "last block": lambda t: transfer.LastBlock(),
-    "full": lambda t: transfer.FullFineTune(),
-    SCRATCH: lambda t: transfer.FullFineTune(),
+    "linear probe": lambda t: strategies.LinearProbe(),
+    "last block": lambda t: strategies.LastBlock(),
+    "full": lambda t: strategies.FullFineTune(),
+    SCRATCH: lambda t: strategies.FullFineTune(),
 }
 EPOCHS = {"5": 12, "10": 6, "30": 3, "100": 1, "300": 1}
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from benchmarks.postgres import Server
-from harness.spec import TrialSpec
-from harness.transfer import FullFineTune
+from harness.core.spec import TrialSpec
+from harness.core.strategies import FullFineTune
 from tests.lab import Lab, World
 
 pytest.register_assert_rewrite("tests.toy")
@@ -85,7 +85,7 @@ def tracking_uri(mlflow_template: Path, tmp_path: Path) -> str:
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     """Stands in for training."""
     # After a trial that failed; a third of a second each, and a stand-in leaves nothing to collect.
-    monkeypatch.setattr("harness.trial.gc.collect", lambda: 0)
+    monkeypatch.setattr("harness.training.trial.gc.collect", lambda: 0)
     return World()
 
 

@@ -17,18 +17,21 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.trial import BaseTrial, TrialState
 
-from harness import transfer
-from harness.recorded import StudyInfo, TrialRecord
-from harness.results import EpochResult, Predictions, TrialResult
+from harness import strategies
+from harness.core.records import StudyInfo, TrialRecord
+from harness.core.results import EpochResult, Predictions, TrialResult
+from harness.core.spec import Arms, Study, TrialSpec
 from harness.search.cell import CellSearch
 from harness.search.coordinator import RunContext, SlotDone, prepare, run_study
 from harness.search.executors.inline import Inline
 from harness.search.record import Record
-from harness.spec import Arms, Study, TrialSpec
 from harness.tracking.projection import Difference, Projection
-from harness.trial import run_trial
+from harness.training.trial import run_trial
 
-ARMS: Arms = {"probe": lambda t: transfer.LinearProbe(), "full": lambda t: transfer.FullFineTune()}
+ARMS: Arms = {
+    "probe": lambda t: strategies.LinearProbe(),
+    "full": lambda t: strategies.FullFineTune(),
+}
 
 
 def space(trial: BaseTrial, strategy: str) -> TrialSpec:

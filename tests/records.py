@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.recorded import StudyInfo, TrialRecord
-from harness.results import Predictions, predictions_csv
+from harness.core.records import StudyInfo, TrialRecord
+from harness.core.results import Predictions, predictions_csv
 from harness.tracking.projection import Projection
 
 

@@ -20,10 +20,10 @@ from sqlalchemy import create_engine, text
 
 from analysis.load import load_study
 from analysis.publish import publish
-from harness.addresses import current_uri, read_only_url, sqlite_path, sqlite_url
-from harness.command import program
+from harness.core.addresses import current_uri, read_only_url, sqlite_path, sqlite_url
+from harness.core.command_line import program
+from harness.core.stores import default_tracking_uri
 from harness.search.storage import open_storage, read_storage
-from harness.stores import default_tracking_uri
 from harness.tracking.experiment import Experiment
 from tests.test_callers import STUDY, furnish
 

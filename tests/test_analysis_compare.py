@@ -16,7 +16,7 @@ import pytest
 from scipy import stats
 
 from analysis import compare
-from harness.errors import UserError
+from harness.core.errors import UserError
 
 STRATEGIES = {"strategy": ["probe", "full", "scratch"]}
 

@@ -20,7 +20,7 @@ from statsmodels.stats.power import TTestPower
 
 from analysis import compare, recommend
 from analysis.load import EPOCH_METRICS, FINAL_METRICS, INTEGER_TAGS, TEXT_TAGS, Info, StudyTable
-from harness.errors import UserError
+from harness.core.errors import UserError
 
 AB = {"strategy": ["a", "b"]}
 

@@ -25,14 +25,14 @@ from analysis import compare, load, recommend, report, words
 from analysis.compare.runs import tuning
 from analysis.database import Database, newest_schemas
 from analysis.load import StudyTable, load_study, trials_frame
-from harness.errors import UserError, without_password
-from harness.recorded import Slot, StudyInfo, TrialRecord
-from harness.results import EpochResult, Predictions
-from harness.spec import Phase, TrialSpec
+from harness.core.errors import UserError, without_password
+from harness.core.records import Slot, StudyInfo, TrialRecord
+from harness.core.results import EpochResult, Predictions
+from harness.core.spec import Phase, TrialSpec
+from harness.core.strategies import DiscriminativeLR, LinearProbe
 from harness.tracking.contents import experiment_tags
 from harness.tracking.experiment import Experiment
 from harness.tracking.runs import runs_of
-from harness.transfer import DiscriminativeLR, LinearProbe
 from tests.records import Kept, project
 
 INFO = StudyInfo(

@@ -25,11 +25,11 @@ import pytest
 
 from analysis import compare, load, report, words
 from analysis.load import Info, StudyTable
-from harness.errors import UserError
-from harness.recorded import Slot, StudyInfo, TrialRecord
-from harness.results import EpochResult, Predictions
-from harness.spec import Phase, TrialSpec
-from harness.transfer import LinearProbe
+from harness.core.errors import UserError
+from harness.core.records import Slot, StudyInfo, TrialRecord
+from harness.core.results import EpochResult, Predictions
+from harness.core.spec import Phase, TrialSpec
+from harness.core.strategies import LinearProbe
 from tests.records import Kept, project
 
 SEEDS = range(6)

@@ -17,13 +17,13 @@ import pytest
 import analysis
 import harness
 from harness import api
-from harness.errors import UserError
+from harness.core.errors import UserError
+from harness.data.cached import Entry
+from harness.deploy.choice import CellRecord
 from harness.replay import Comparison
-from harness.rows import Entry
 from harness.similarity import Measurement
-from harness.sources.ranking import Candidate
+from harness.similarity.sources.ranking import Candidate
 from harness.tracking.runs import Kept, Recorded
-from harness.winner.choice import CellRecord
 from tests.test_command import NEEDED
 
 

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from harness.core.errors import UserError
 from harness.data.archives import careful_archives
-from harness.errors import UserError
 
 SIZE = 3_000_000
 

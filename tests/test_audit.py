@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from harness.audit import Audit, AuditFailed, digest
-from harness.backbone import Backbone, build
-from harness.transfer import Scales
+from harness.backbones import Backbone, build
+from harness.core.strategies import Scales
+from harness.training.audit import Audit, AuditFailed, digest
 
 Harm = Callable[[Backbone], None]
 

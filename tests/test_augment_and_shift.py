@@ -13,11 +13,11 @@ from scipy.ndimage import gaussian_filter
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
-from harness import transfer
+from harness import strategies
+from harness.core.spec import CHOICES, SHIFTS, TrialSpec
 from harness.data import Examples, augmentation, load_target, read_examples, shifted, split_indices
-from harness.measure import Cpu
-from harness.spec import CHOICES, SHIFTS, TrialSpec
-from harness.train import Training
+from harness.training.device import Cpu
+from harness.training.loop import Training
 
 MakeSpec = Callable[..., TrialSpec]
 SIZE, CLASSES = 32, 5
@@ -317,8 +317,8 @@ def test_scores_under_shift_are_those_of_the_shifted_images(make_spec: MakeSpec)
 
 
 def test_shifted_scores_of_a_readout_on_features_are_reported_too(make_spec: MakeSpec) -> None:
-    from harness.train import start
+    from harness.training.loop import start
 
-    fit = start(make_spec(strategy=transfer.FeatureTransfer(), shifts="contrast"), Cpu())
+    fit = start(make_spec(strategy=strategies.FeatureTransfer(), shifts="contrast"), Cpu())
     list(fit)
     assert 0 <= fit.finish(test=True).metrics["test_accuracy.contrast"] <= 1

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from harness import backbone as package
-from harness.backbone import (
+from harness import backbones as package
+from harness.backbones import (
     Backbone,
     build,
     check_backbone,
@@ -25,7 +25,7 @@ from harness.backbone import (
     weights,
     weights_sha256,
 )
-from harness.errors import UserError
+from harness.core.errors import UserError
 
 NAMES = [
     "resnet18",

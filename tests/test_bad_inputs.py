@@ -36,26 +36,27 @@ import torchvision
 from optuna.trial import BaseTrial
 from PIL import Image
 
-from harness import stores, transfer
-from harness.backbone import build, weights_sha256
-from harness.backbone.weights import Wheel, read_weights
-from harness.command import run_command
-from harness.data import forget, load_target, open_image
-from harness.errors import UserError
-from harness.measure import Cpu
-from harness.optimizer import batches
-from harness.outcomes import classify
-from harness.rows import default_folder
-from harness.search import door
+from harness import strategies
+from harness.backbones import build, weights_sha256
+from harness.backbones.weights import Wheel, read_weights
+from harness.core import stores
+from harness.core.command_line import run_command
+from harness.core.errors import UserError
+from harness.core.spec import Study, TrialSpec
+from harness.core.stores import default_tracking_uri
+from harness.core.study_file import load_study
+from harness.data import clear_caches, load_target, open_image
+from harness.data.cached import default_folder
+from harness.search import preflight
 from harness.search.cell import CellSearch
 from harness.search.record import Record
 from harness.search.space import first_draw
 from harness.search.storage import open_storage
-from harness.spec import Study, TrialSpec
-from harness.stores import default_tracking_uri
-from harness.study_file import load_study
 from harness.tracking.experiment import Experiment
-from harness.train import start
+from harness.training.device import Cpu
+from harness.training.loop import start
+from harness.training.optimizer import batches
+from harness.training.outcomes import classify
 
 ELSEWHERE = {
     1: "test_study_command.py::test_bad_study_file_is_refused_in_one_line",
@@ -83,7 +84,7 @@ ELSEWHERE = {
     61: "test_backbone.py::test_weights_that_are_not_finite_are_refused_by_name",
     63: "test_backbone.py::test_code_in_a_weights_file_is_not_run",
     65: "test_backbone.py::test_weights_that_only_the_hub_has_are_refused_when_offline",
-    66: "test_door.py::test_resolution_that_a_network_cannot_take_is_refused_at_the_door",
+    66: "test_preflight.py::test_resolution_that_a_network_cannot_take_is_refused_before_the_study_starts",
     67: "test_data.py::test_folder_with_one_class_is_refused",
     70: "test_study_command.py::test_cuda_is_refused_where_there_is_none",
 }
@@ -100,12 +101,12 @@ def refused(said: str) -> Any:
 def forget_targets() -> Iterator[None]:
     """Targets are cached by name."""
     yield
-    forget()
+    clear_caches()
 
 
 # --- the study file --------------------------------------------------------------------------------
 
-GOOD = """from harness.spec import Study
+GOOD = """from harness.core.spec import Study
 study = Study(compare={"strategy": ["a"]}, space=print)
 """
 
@@ -120,7 +121,7 @@ def read(folder: Path, before: str, encoding: str = "utf-8") -> Study:
     [
         ("import sys\nsys.exit(0)\n", r"toy\.py:2: SystemExit: 0"),
         ("\nb = bytearray(2**62)\n", r"toy\.py:2: MemoryError"),
-        ("from harness.spec import Study\nStudy(compair={})\n", r"toy\.py:2: .*; did you mean compare\?"),
+        ("from harness import Study\nStudy(compair={})\n", r"toy\.py:2: .*; did you mean compare\?"),
         ("def f():\n    f()\nf()\n", r"toy\.py:2: RecursionError"),
     ],
     ids=["04 exits", "05 memory", "16 misspelt", "19 recursion"],
@@ -159,13 +160,13 @@ def test_encoding_of_a_study_file(encoding: str, tmp_path: Path) -> None:
 
 
 def draw(space: Callable[..., object]) -> TrialSpec:
-    """The first trial of a study with that space, as the door draws it."""
+    """The first trial of a study with that space, as the preflight draws it."""
     study = Study(compare={"strategy": ["a"]}, space=space, name="toy")  # type: ignore[arg-type]
     return first_draw(study, {"strategy": "a"})
 
 
 def spec(**changes: Any) -> TrialSpec:
-    fields: dict[str, Any] = {"strategy": transfer.LinearProbe(), "source": "scratch"}
+    fields: dict[str, Any] = {"strategy": strategies.LinearProbe(), "source": "scratch"}
     return TrialSpec("digits", "test_resnet", **{**fields, **changes})
 
 
@@ -237,7 +238,7 @@ def test_good_suggestions_are_passed_on() -> None:
     assert 1e-4 <= draw(space).lr <= 1e-1
 
 
-def test_03_space_that_loops_is_refused_at_the_door() -> None:
+def test_03_space_that_loops_is_refused_before_the_study_starts() -> None:
     def loops(trial: BaseTrial, strategy: str) -> TrialSpec:
         signal.raise_signal(signal.SIGALRM)  # the time is up
         while True:
@@ -248,15 +249,15 @@ def test_03_space_that_loops_is_refused_at_the_door() -> None:
     with refused(
         r"study 'toy': drawing .* more than 10 s; .*loop\? \(at .*test_bad_inputs\.py:\d+"
     ):
-        door.check_at_the_door(study)
+        preflight.check_study(study)
     assert signal.getsignal(signal.SIGALRM) == before
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
-def test_03_strategy_that_loops_is_refused_at_the_door() -> None:
+def test_03_strategy_that_loops_is_refused_before_the_study_starts() -> None:
     @dataclasses.dataclass(frozen=True)
-    class Loops(transfer.Strategy):
-        def lr_scales(self, num_groups: int, epoch: int) -> transfer.Scales:
+    class Loops(strategies.Strategy):
+        def lr_scales(self, num_groups: int, epoch: int) -> strategies.Scales:
             signal.raise_signal(signal.SIGALRM)  # the time is up
             while True:
                 pass
@@ -269,12 +270,12 @@ def test_03_strategy_that_loops_is_refused_at_the_door() -> None:
         r"strategy Loops: planning \d+ epochs takes more than 10 s; does `lr_scales` loop\? "
         r"\(at .*test_bad_inputs\.py:\d+"
     ):
-        door.check_at_the_door(study)
+        preflight.check_study(study)
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 def test_20_batch_of_one_that_batch_norm_cannot_train_on_is_a_crash_that_says_so() -> None:
-    strategy = transfer.FullFineTune()
+    strategy = strategies.FullFineTune()
     fields: dict[str, Any] = {"strategy": strategy, "source": "scratch", "resolution": 32}
     one = TrialSpec("digits", "resnet18", **fields, shots=2, batch_size=1)
     with pytest.raises(ValueError, match="Expected more than 1 value per channel") as caught:
@@ -724,7 +725,7 @@ def test_68_output_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> N
 
 PRINTS = """
 import sys
-from harness.command import run_command
+from harness.core.command_line import run_command
 sys.stdin.close()
 sys.exit(run_command(lambda: [print("x" * 100) for _ in range(10_000)] and 0))
 """
@@ -771,10 +772,10 @@ def test_74_error_is_told_where_its_letters_are_unknown(
 def test_71_73_74_75_study_runs_in_an_odd_environment(tmp_path: Path) -> None:
     """No threads, no home, locale C, an odd time zone, inside another run of another MLflow."""
     study = """
-from harness import transfer
-from harness.spec import Study, TrialSpec
+from harness import strategies
+from harness.core.spec import Study, TrialSpec
 def space(trial, strategy):
-    return TrialSpec("digits", "test_resnet", transfer.LinearProbe(), source="scratch", shots=3,
+    return TrialSpec("digits", "test_resnet", strategies.LinearProbe(), source="scratch", shots=3,
                      val_shots=3, test_shots=3, resolution=32, epochs=1)
 study = Study(compare={"strategy": ["a"]}, space=space, trials=1, repeats=0)
 """

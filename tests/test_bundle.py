@@ -22,20 +22,23 @@ import pytest
 from optuna.trial import BaseTrial
 
 from analysis.load import load_study
-from harness import bundle, merge_bundles, pack_study, sync_study, transfer
-from harness.errors import UserError
-from harness.recorded import StudyInfo, TrialRecord
-from harness.results import EpochResult, Outcome, Predictions, TrialResult, predictions_csv
+from harness import bundle, merge_bundles, pack_study, strategies, sync_study
+from harness.core.errors import UserError
+from harness.core.records import StudyInfo, TrialRecord
+from harness.core.results import EpochResult, Outcome, Predictions, TrialResult, predictions_csv
+from harness.core.spec import Arms, Study, TrialSpec
 from harness.search.bundles import Part
 from harness.search.cell import CellSearch, OpenTrial
 from harness.search.lock import sole_runner
 from harness.search.merge import plan_merge, read_bundle, write_merge
 from harness.search.record import Record
 from harness.search.storage import open_storage
-from harness.spec import Arms, Study, TrialSpec
 from harness.study import main as study_main
 
-ARMS: Arms = {"probe": lambda t: transfer.LinearProbe(), "full": lambda t: transfer.FullFineTune()}
+ARMS: Arms = {
+    "probe": lambda t: strategies.LinearProbe(),
+    "full": lambda t: strategies.FullFineTune(),
+}
 STUDY_FILE = "# what `space` looks like does not matter to a bundle\n"
 COMMAND = "python -m harness.study --space {space}"
 
@@ -676,9 +679,9 @@ def test_a_tracking_server_that_is_away_keeps_no_bundle_from_the_record(
 
 REAL = '''
 """Which of the two?"""
-from harness import Study, TrialSpec, transfer
+from harness import Study, TrialSpec, strategies
 
-ARMS = {"probe": lambda t: transfer.LinearProbe(), "full": lambda t: transfer.FullFineTune()}
+ARMS = {"probe": lambda t: strategies.LinearProbe(), "full": lambda t: strategies.FullFineTune()}
 
 
 def space(trial, strategy):

@@ -18,11 +18,11 @@ from analysis.load import load_study
 
 ROOT = Path(__file__).parents[1]
 STUDY = '''"""Toy."""
-from harness import transfer
-from harness.spec import Study, TrialSpec
+from harness import strategies
+from harness.core.spec import Study, TrialSpec
 
 def space(trial, strategy):
-    return TrialSpec("digits", "small_cnn", transfer.LinearProbe(), source="scratch", shots=4,
+    return TrialSpec("digits", "small_cnn", strategies.LinearProbe(), source="scratch", shots=4,
                      val_shots=4, test_shots=4, resolution=28, epochs=1)
 
 study = Study(compare={"strategy": ["a", "b"]}, space=space, trials=1, repeats=1)

@@ -19,35 +19,36 @@ import timm
 import torch
 from PIL import Image
 
-from harness import environment, transfer
-from harness.audit import digest
-from harness.checkpoint import BadCheckpoint, Checkpoint, trial_key
-from harness.measure import Cpu
-from harness.packages import COMPUTING, versions
-from harness.results import EpochResult
-from harness.rows import Cache
-from harness.spec import TrialSpec
-from harness.train import Fit, Training, start
+from harness import strategies
+from harness.core.results import EpochResult
+from harness.core.spec import TrialSpec
+from harness.core.versions import COMPUTING, versions
+from harness.data.cached import Cache
+from harness.training import provenance
+from harness.training.audit import digest
+from harness.training.checkpoint import BadCheckpoint, Checkpoint, trial_key
+from harness.training.device import Cpu
+from harness.training.loop import Fit, Training, start
 
 MakeSpec = Callable[..., TrialSpec]
 ROOT = Path(__file__).parents[1]
 STOPPED = 2
 """Epochs before the stop, of four."""
 CASES: dict[str, dict[str, Any]] = {
-    "linear probe": {"strategy": transfer.LinearProbe(), "lr": 1e-2},
+    "linear probe": {"strategy": strategies.LinearProbe(), "lr": 1e-2},
     "full": {},
-    "discriminative": {"strategy": transfer.DiscriminativeLR(0.5)},
+    "discriminative": {"strategy": strategies.DiscriminativeLR(0.5)},
     # Its second group thaws before the stop and its third after it; both warm up from then.
-    "gradual": {"strategy": transfer.GradualUnfreezing(1), "warmup": 0.5},
-    "two phases": {"strategy": transfer.TwoPhase(2)},
-    "pull": {"strategy": transfer.L2SP(5.0)},
+    "gradual": {"strategy": strategies.GradualUnfreezing(1), "warmup": 0.5},
+    "two phases": {"strategy": strategies.TwoPhase(2)},
+    "pull": {"strategy": strategies.L2SP(5.0)},
     "mixup": {"augment": "mixup"},
     "flip_crop": {"augment": "flip_crop"},
     "trivial": {"augment": "trivial"},
-    "views": {"strategy": transfer.LastBlock(), "augment": "flip_crop", "views": 3},
-    "sgd": {"optimizer": "sgd", "strategy": transfer.GradualUnfreezing(1)},
+    "views": {"strategy": strategies.LastBlock(), "augment": "flip_crop", "views": 3},
+    "sgd": {"optimizer": "sgd", "strategy": strategies.GradualUnfreezing(1)},
     "reestimate": {"batch_norm": "reestimate"},
-    "bfloat16": {"precision": "bfloat16", "strategy": transfer.LastK(3)},
+    "bfloat16": {"precision": "bfloat16", "strategy": strategies.LastK(3)},
     "dropout": {"backbone": "torchvision:mobilenet_v3_small"},
     "one cycle": {"schedule": "one_cycle", "backbone": "test_vit"},
 }
@@ -160,7 +161,7 @@ def test_one_checkpoint_can_be_gone_on_from_twice(make_spec: MakeSpec) -> None:
 
 def test_costs_go_on_where_they_were(make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a clock that moves one second per reading; the time between the two processes is nobody's."""
-    spec = make_spec(shots=3, epochs=4, strategy=transfer.LinearProbe())
+    spec = make_spec(shots=3, epochs=4, strategy=strategies.LinearProbe())
 
     def ticking() -> None:
         now = iter(range(1_000_000))
@@ -235,7 +236,7 @@ def test_checkpoint_of_another_trial_or_version_is_refused(
     with pytest.raises(BadCheckpoint, match="another trial"):
         start(replace(spec, lr=0.5), Cpu(), checkpoint=kept)
     known = versions(*COMPUTING)
-    monkeypatch.setattr(environment, "versions", lambda *_: {**known, "torch": "9.9"})
+    monkeypatch.setattr(provenance, "versions", lambda *_: {**known, "torch": "9.9"})
     was = re.escape(known["torch"])
     with pytest.raises(BadCheckpoint, match=rf"before a change: torch was {was}, is 9\.9$"):
         start(spec, Cpu(), checkpoint=kept)
@@ -256,14 +257,14 @@ def test_checkpoint_made_from_other_images_or_weights_is_refused(
     kept = stopped(spec, 1)
     assert len(list(start(spec, Cpu(), checkpoint=kept))) == 1
     Image.new("L", (8, 8), 77).save(tmp_path / "images" / "a" / "0.png")
-    environment.look_anew()  # as in another process
+    provenance.clear_caches()  # as in another process
     with pytest.raises(BadCheckpoint, match="of another trial"):
         start(spec, Cpu(), checkpoint=kept)
     Image.new("L", (8, 8), 0).save(tmp_path / "images" / "a" / "0.png")
     with torch.no_grad():
         network.get_classifier().bias[0] += 1
     torch.save(network.state_dict(), tmp_path / "w.pt")
-    environment.look_anew()
+    provenance.clear_caches()
     with pytest.raises(BadCheckpoint, match=r"change: sha256 of the weights was \w+, is \w+$"):
         start(spec, Cpu(), checkpoint=kept)
 
@@ -295,7 +296,7 @@ def test_there_is_no_checkpoint_within_an_epoch(
 
 
 def test_readout_of_one_epoch_has_none(make_spec: MakeSpec) -> None:
-    fit = start(make_spec(strategy=transfer.FeatureTransfer("knn")), Cpu())
+    fit = start(make_spec(strategy=strategies.FeatureTransfer("knn")), Cpu())
     assert len(list(fit)) == 1
     assert fit.checkpoint() is None
 
@@ -305,7 +306,7 @@ def test_readout_of_one_epoch_has_none(make_spec: MakeSpec) -> None:
 KILLED = """
 import io, os, pathlib, signal, sys
 from dataclasses import replace
-from harness.checkpoint import Checkpoint
+from harness.training.checkpoint import Checkpoint
 
 path, before = pathlib.Path(sys.argv[1]), sys.argv[2]
 kept = Checkpoint.load(path)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.command import run_command
-from harness.errors import UserError
-from harness.sizes import in_words, parse_size
+from harness.core.command_line import run_command
+from harness.core.errors import UserError
+from harness.core.units import format_bytes, parse_size
 
 NEEDED: Mapping[str, tuple[str, ...]] = {
     "analysis.recommend": ("--study", "x"),
@@ -117,7 +117,7 @@ def test_limit_of_a_recommendation_is_refused_before_the_study_is_read(
 
 @pytest.mark.parametrize(("size", "words"), [(5, "5 B"), (1536, "1.5 KiB"), (3 * 2**30, "3 GiB")])
 def test_bytes_are_said_as_people_say_them(size: int, words: str) -> None:
-    assert in_words(size) == words
+    assert format_bytes(size) == words
 
 
 @pytest.mark.parametrize(

@@ -19,23 +19,23 @@ from mlflow.entities import Run
 from optuna.trial import BaseTrial, TrialState
 from PIL import Image
 
-from harness import transfer
-from harness.audit import AuditFailed
+from harness import strategies
+from harness.core.errors import UserError
+from harness.core.results import EpochResult, Outcome
+from harness.core.signals import TrialTimeout
+from harness.core.spec import TrialSpec
 from harness.data import load_target
-from harness.environment import look_anew
-from harness.errors import UserError
-from harness.fit import Diverged
-from harness.forecast import forecast
-from harness.outcomes import classify, reason_of
-from harness.results import EpochResult, Outcome
 from harness.search import cell as cell_module
 from harness.search.cell import CellSearch
 from harness.search.coordinator import SlotDone, StudyStopped
 from harness.search.space import first_draw
-from harness.signals import TrialTimeout
-from harness.spec import TrialSpec
 from harness.tracking.projection import Projection
-from harness.trial import Limits, compared
+from harness.training.audit import AuditFailed
+from harness.training.fit import Diverged
+from harness.training.forecast import forecast
+from harness.training.outcomes import classify, reason_of
+from harness.training.provenance import clear_caches
+from harness.training.trial import Limits, compared
 from tests.lab import ARMS, Lab, World, make_study, space, truth
 
 Flat = dict[str, Any]
@@ -169,13 +169,13 @@ def test_images_that_changed_since_are_refused(
     world: World, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab.run(make_study())
-    look_anew()
+    clear_caches()
     monkeypatch.setattr("harness.data.embedded.ArrayTarget._identity", lambda self: [b"other"])
     try:
         with pytest.raises(UserError, match="sha256 of the images was"):
             lab.run(make_study())
     finally:
-        look_anew()
+        clear_caches()
 
 
 @pytest.mark.parametrize("when", [1, 4, 6], ids=["one cell begun", "tuning", "before repeats"])
@@ -487,7 +487,7 @@ def test_slots_that_crash_every_time_do_not_keep_a_later_run_from_the_rest(
     """Nothing was mended; what crashed is tried first again, and what comes after it is not to suffer."""
 
     def crash(spec: TrialSpec, epoch: int) -> None:
-        if where == "training" and isinstance(spec.strategy, transfer.FullFineTune):
+        if where == "training" and isinstance(spec.strategy, strategies.FullFineTune):
             raise KeyError("x")
 
     def broken(trial: BaseTrial, strategy: str) -> TrialSpec:
@@ -737,7 +737,7 @@ def test_every_trial_records_its_forecast_where_there_is_one(
     def by_values(spec: TrialSpec) -> None:
         raise UserError("depends on values")
 
-    monkeypatch.setattr("harness.trial.forecast", by_values)
+    monkeypatch.setattr("harness.training.trial.forecast", by_values)
     lab.run(make_study(trials=2, repeats=1))
     assert set(lab.outcomes()) == {"complete"}
     lab.run(make_study(trials=3, repeats=0), limits=Limits(memory=2**40))

@@ -17,20 +17,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from harness.core.errors import UserError
+from harness.core.spec import TrialSpec
+from harness.core.strategies import LinearProbe
 from harness.data import (
     SplitIndices,
     Target,
+    clear_caches,
     embedded,
-    forget,
     load_target,
     open_image,
     read_examples,
     split_indices,
 )
 from harness.data.target import ArrayTarget
-from harness.errors import UserError
-from harness.spec import TrialSpec
-from harness.transfer import LinearProbe
 
 MakeSpec = Callable[..., TrialSpec]
 
@@ -39,7 +39,7 @@ MakeSpec = Callable[..., TrialSpec]
 def forget_targets() -> Iterator[None]:
     """Targets are cached by name; a fake one must not outlive its test."""
     yield
-    forget()
+    clear_caches()
 
 
 # --- splits ----------------------------------------------------------------------------------------

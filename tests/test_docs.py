@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harness.core.spec import Study, TrialSpec
+from harness.core.study_file import study_path
 from harness.data import load_target
 from harness.data.targets import LOADERS
-from harness.measure import resolve_device
 from harness.search.space import first_draw
 from harness.similarity import MEASURES
-from harness.spec import Study, TrialSpec
-from harness.study_file import study_path
-from harness.train import start
+from harness.training.device import resolve_device
+from harness.training.loop import start
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "pages"

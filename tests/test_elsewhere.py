@@ -24,7 +24,7 @@ from analysis import compare
 from analysis.elsewhere import load_measures, load_table, read_table
 from analysis.load import StudyTable, trials_frame
 from analysis.mapping import TableMapping, mapping_from, read_mapping
-from harness.errors import UserError
+from harness.core.errors import UserError
 
 TABLES = Path(
     os.environ.get("HARNESS_TABLES", Path(__file__).parents[1].parent / "shared" / "tables")

@@ -7,9 +7,9 @@ from importlib.metadata import version
 import pytest
 import torch
 
-from harness.environment import VARIABLES, environment
-from harness.measure import Accelerator, Cpu
-from harness.packages import versions
+from harness.core.versions import versions
+from harness.training.device import Accelerator, Cpu
+from harness.training.provenance import VARIABLES, environment
 
 
 def test_versions_of_what_computes_are_those_installed() -> None:

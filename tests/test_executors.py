@@ -10,25 +10,25 @@ from pathlib import Path
 
 import pytest
 
-from harness.data import forget
-from harness.recorded import TrialRecord
-from harness.results import EpochResult, TrialResult
+from harness.core.records import TrialRecord
+from harness.core.results import EpochResult, TrialResult
+from harness.core.spec import TrialSpec
+from harness.data import clear_caches
 from harness.search.record import Record
 from harness.search.storage import read_storage
-from harness.spec import TrialSpec
 from harness.study import main
-from harness.trial import Limits, Started, TrialTask, run_trial
+from harness.training.trial import Limits, Started, TrialTask, run_trial
 
 STUDY = '''"""Does a toy learn anywhere?"""
 import json, os, sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import transfer
-from harness.spec import Study, TrialSpec
+from harness import strategies
+from harness.core.spec import Study, TrialSpec
 
 @dataclass(frozen=True)
-class Mine(transfer.Strategy):
+class Mine(strategies.Strategy):
     """Trains everything, and says what the process that asks has loaded."""
     share: float = 1.0
 
@@ -39,7 +39,7 @@ class Mine(transfer.Strategy):
         (seen / str(os.getpid())).write_text(json.dumps(loaded))
         return (self.share,) * num_groups
 
-ARMS = {"probe": transfer.LinearProbe(), "mine": Mine(0.5)}
+ARMS = {"probe": strategies.LinearProbe(), "mine": Mine(0.5)}
 
 def space(trial, strategy):
     return TrialSpec(
@@ -71,7 +71,7 @@ def places(
             (folder / "toy.py").write_text(STUDY)
             patch.chdir(folder)
             assert main(["--space", "toy.py", "--device", "cpu", "--quiet", *more]) == 0, name
-    forget()
+    clear_caches()
     return found
 
 

@@ -23,21 +23,21 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from PIL import Image
 
+from harness.core.errors import UserError
+from harness.core.spec import TrialSpec
+from harness.core.strategies import FeatureTransfer, FullFineTune, LoRA, names
+from harness.core.study_file import clear_caches, load_study
 from harness.data import load_target
-from harness.errors import UserError
+from harness.data.cached import Cache
+from harness.deploy import onnx as onnx_file
+from harness.deploy.choice import cell_records, choose
+from harness.deploy.model import Model, describe, open_model, plain_network
 from harness.export import export_model, main
-from harness.measure import Cpu
 from harness.predict import main as predict
 from harness.predict import predict_images
-from harness.rows import Cache
-from harness.spec import TrialSpec
-from harness.study_file import forget, load_study
 from harness.tracking.runs import Kept, Recorded
-from harness.train import start
-from harness.transfer import FeatureTransfer, FullFineTune, LoRA, names
-from harness.winner import onnx as onnx_file
-from harness.winner.choice import cell_records, choose
-from harness.winner.model import Model, describe, open_model, plain_network
+from harness.training.device import Cpu
+from harness.training.loop import start
 
 SPEC = TrialSpec(
     target="digits",
@@ -233,11 +233,11 @@ def test_cell_is_chosen_by_mean_validation_then_by_time() -> None:
 
 HALVING = '''"""Its own strategy."""
 from dataclasses import dataclass
-from harness import transfer
-from harness.spec import Study
+from harness import strategies
+from harness.core.spec import Study
 
 @dataclass(frozen=True)
-class Halves(transfer.Strategy):
+class Halves(strategies.Strategy):
     def lr_scales(self, num_groups, epoch):
         return tuple(0.5 ** (num_groups - 1 - g) for g in range(num_groups))
 
@@ -246,7 +246,7 @@ study = Study(compare={"strategy": ["mine"]}, space=print)
 
 
 def forget_study_files() -> None:
-    forget()
+    clear_caches()
     gc.collect()
     assert "Halves" not in names()
 
@@ -286,7 +286,7 @@ def test_readout_on_features_becomes_the_head(
     test = fit._read(fit._split.test)
     expected = fit._predict(test).exp()
     about = describe(fit.backbone, "test_resnet", tuple(map(str, range(classes))), 32)
-    found = Model(plain_network(fit.backbone, fit.readout), about).probabilities(test.images)
+    found = Model(plain_network(fit.backbone, fit.classifier), about).probabilities(test.images)
     assert torch.allclose(found, expected.float(), atol=1e-4)
 
 
@@ -296,7 +296,7 @@ def test_nearest_neighbours_cannot_be_written_as_a_network(
     fit = start(make_spec(strategy=FeatureTransfer("knn")), Cpu(), Cache(None, 0))
     list(fit)
     with pytest.raises(UserError, match=r"KNeighborsClassifier .* cannot be written as a network"):
-        plain_network(fit.backbone, fit.readout)
+        plain_network(fit.backbone, fit.classifier)
 
 
 def test_adapters_are_merged_into_the_layers_they_adapt(

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from harness.core.errors import UserError
 from harness.data import load_target, read_examples
+from harness.data.cached import Cache, _open
 from harness.data.expressions import MadeTarget, Permute, Shuffle, evaluate, roots
 from harness.data.options import split_options
 from harness.data.target import ArrayTarget, Target
-from harness.errors import UserError
-from harness.rows import Cache, _open
 
 LOW, HIGH = "digits[classes=0-4]", "digits[classes=5-9]"
 MIXTURE = f"mix({LOW},{HIGH},0.25)"
@@ -146,11 +146,11 @@ def test_a_changed_file_is_noticed_through_an_expression(pets: str, tmp_path: Pa
     cache = Cache(tmp_path / "kept")
     before = read_examples(name, (0, 1), 8, "bilinear", cache).images
     changed = Path(load_target(name).describe(1))
-    stamps = load_target(name).stamps(np.array([0, 1]))
+    fingerprints = load_target(name).fingerprints(np.array([0, 1]))
     Image.new("RGB", (8, 8), "white").save(changed)
-    again = load_target(name).stamps(np.array([0, 1]))
-    assert (stamps[0] == again[0]).all()
-    assert (stamps[1] != again[1]).any()
+    again = load_target(name).fingerprints(np.array([0, 1]))
+    assert (fingerprints[0] == again[0]).all()
+    assert (fingerprints[1] != again[1]).any()
     read_examples.cache_clear()  # as in another process
     _open.cache_clear()
     after = read_examples(name, (0, 1), 8, "bilinear", cache).images

@@ -12,13 +12,13 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from harness import transfer
-from harness.backbone import Backbone, build, timm_models
-from harness.errors import UserError
-from harness.measure import Cpu
-from harness.optimizer import GroupedOptimizer, Schedule
-from harness.spec import TrialSpec
-from harness.train import Fit, start
+from harness import strategies
+from harness.backbones import Backbone, build, timm_models
+from harness.core.errors import UserError
+from harness.core.spec import TrialSpec
+from harness.training.device import Cpu
+from harness.training.loop import Fit, start
+from harness.training.optimizer import GroupedOptimizer, Schedule
 
 pytestmark = pytest.mark.filterwarnings(
     # 2026-11: timm 1.0.31 with torch 2.15, when Swin's position tables are resized
@@ -78,7 +78,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     """One build for all tests of a family. torchvision's VGG is whole, and its trial the cheapest."""
     family: Family = request.param
     whole = family.name == "torchvision:vgg16"
-    strategy = transfer.LinearProbe() if whole else transfer.FullFineTune()
+    strategy = strategies.LinearProbe() if whole else strategies.FullFineTune()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timm_models, "create", timm_model)
         fit = start(make_spec(family, strategy), Cpu())
@@ -96,7 +96,7 @@ def light(case: Case) -> Case:
     return case
 
 
-def make_spec(family: Family, strategy: transfer.Strategy) -> TrialSpec:
+def make_spec(family: Family, strategy: strategies.Strategy) -> TrialSpec:
     """One step on one image of each digit."""
     return TrialSpec(
         target="digits",
@@ -120,7 +120,7 @@ def tensors(network: Backbone) -> dict[str, torch.Tensor]:
     return dict(network.model.named_parameters()) | dict(network.model.named_buffers())
 
 
-def changed_by(case: Case, strategy: transfer.Strategy, steps: int) -> set[str]:
+def changed_by(case: Case, strategy: strategies.Strategy, steps: int) -> set[str]:
     """Train on random images; the names of the tensors that changed by any bit."""
     network = case.network
     before = {n: t.detach().clone() for n, t in tensors(network).items()}
@@ -213,12 +213,12 @@ def test_network_computes_what_its_library_computes_with_the_same_weights(light:
 
 
 def test_linear_probe_leaves_all_but_the_head_bitwise_unchanged(light: Case) -> None:
-    changed = changed_by(light, transfer.LinearProbe(), steps=2)
+    changed = changed_by(light, strategies.LinearProbe(), steps=2)
     assert changed == set(light.network.groups[-1].parameters)
 
 
 def test_last_block_moves_its_own_two_groups_alone(light: Case) -> None:
-    changed = changed_by(light, transfer.LastBlock(), steps=1)
+    changed = changed_by(light, strategies.LastBlock(), steps=1)
     block, head = light.network.groups[-2:]
     assert changed <= {*block.parameters, *block.buffers, *head.parameters}
     assert changed >= set(head.parameters)
@@ -227,7 +227,7 @@ def test_last_block_moves_its_own_two_groups_alone(light: Case) -> None:
 
 
 def test_every_weight_has_the_rate_of_its_depth_in_the_optimiser(case: Case) -> None:
-    strategy, groups = transfer.DiscriminativeLR(0.5), case.network.groups
+    strategy, groups = strategies.DiscriminativeLR(0.5), case.network.groups
     optimizer = GroupedOptimizer(case.network, make_spec(case.family, strategy), Schedule(1, 0))
     optimizer.begin_epoch(strategy.lr_scales(len(groups), 0), 0)
     # Rates are set at a step, whatever the loss; this one spares the pass through the network.

@@ -28,11 +28,11 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from werkzeug.serving import make_server
 
-from harness.errors import UserError
+from harness.core.errors import UserError
+from harness.core.spec import TrialSpec
 from harness.search.coordinator import StudyStopped
 from harness.search.record import StorageFailed
 from harness.search.space import first_draw
-from harness.spec import TrialSpec
 from harness.sync import sync_study
 from tests.toy import SMALL, STUDY, Place, make_study
 
@@ -42,7 +42,7 @@ MLFLOW_CALLS = ("create_run", "log_batch", "log_text", "set_tag", "set_terminate
 @pytest.fixture
 def place(tracking_uri: str, optuna_template: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     # After a trial that failed; a third of a second each, and a stand-in leaves nothing to collect.
-    monkeypatch.setattr("harness.trial.gc.collect", lambda: 0)
+    monkeypatch.setattr("harness.training.trial.gc.collect", lambda: 0)
     made = Place(Path(tracking_uri.removeprefix("sqlite:///")).parent)
     shutil.copy(optuna_template, made.optuna)
     return made

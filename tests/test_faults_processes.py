@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.spec import Study
+from harness.core.spec import Study
 from tests.toy import (
     RUN,
     SYNC,
@@ -56,7 +56,7 @@ inline.HUNG_SECONDS = 1
 
 
 @dataclass(frozen=True)
-class Unused(transfer.LinearProbe):
+class Unused(strategies.LinearProbe):
     def lr_scales(self, num_groups, epoch):
         pass"""
 """As in a call that never returns; a minute is one second."""

@@ -15,17 +15,17 @@ import pytest
 from PIL import Image
 
 from harness import new, study
-from harness.data import Target, forget, load_target, open_image
-from harness.errors import UserError
+from harness.core.errors import UserError
+from harness.data import Target, clear_caches, load_target, open_image
+from harness.dataset_report.look import look
+from harness.dataset_report.text import findings
 from harness.predict import _files
-from harness.survey.look import look
-from harness.survey.words import findings
 
 
 @pytest.fixture(autouse=True)
 def forget_targets() -> Iterator[None]:
     yield
-    forget()
+    clear_caches()
 
 
 def images(folder: Path, count: int = 1, suffix: str = ".png", kind: str = "PNG") -> Path:
@@ -244,10 +244,10 @@ def test_a_path_that_is_too_long_is_refused_in_one_line(
                 load_target(f"{kind}:{long}{options}")
     assert new.main(["--target", f"folder:{long}"]) == 2
     (tmp_path / "toy.py").write_text(
-        "from harness import transfer\n"
-        "from harness.spec import Study, TrialSpec\n"
+        "from harness import strategies\n"
+        "from harness.core.spec import Study, TrialSpec\n"
         "def space(trial, arm):\n"
-        f"    return TrialSpec('digits', 'test_resnet', transfer.LinearProbe(), 'file:{long}')\n"
+        f"    return TrialSpec('digits', 'test_resnet', strategies.LinearProbe(), 'file:{long}')\n"
         "study = Study(compare={'arm': ['probe']}, space=space, trials=1, repeats=0)\n"
     )
     for space in (f"{long}.py", f"{tmp_path}/toy.py"):
@@ -408,10 +408,10 @@ def test_a_study_says_what_was_understood(
     target = tree(tmp_path / "pets", train=4, val=1, test=1)
     (tmp_path / "pets" / ".DS_Store").write_bytes(b"Bud1")
     (tmp_path / "toy.py").write_text(
-        "from harness import transfer\n"
-        "from harness.spec import Study, TrialSpec\n"
+        "from harness import strategies\n"
+        "from harness.core.spec import Study, TrialSpec\n"
         "def space(trial, arm):\n"
-        f"    return TrialSpec({target!r}, 'test_resnet', transfer.LinearProbe(),\n"
+        f"    return TrialSpec({target!r}, 'test_resnet', strategies.LinearProbe(),\n"
         "                     source='scratch', shots=3, val_shots=1, resolution=32, epochs=1)\n"
         "study = Study(compare={'arm': ['probe']}, space=space, trials=1, repeats=0)\n"
     )

@@ -16,14 +16,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from harness import forecast as module
-from harness.backbone import Backbone, Group, build
-from harness.backbone.library import Input
-from harness.errors import UserError
-from harness.forecast import Forecast, fake, forecast
-from harness.forecast.storages import StorageMeter
-from harness.spec import TrialSpec
-from harness.transfer import (
+from harness.backbones import Backbone, Group, build
+from harness.backbones.library import Input
+from harness.core.errors import UserError
+from harness.core.spec import TrialSpec
+from harness.core.strategies import (
     L2SP,
     LPFT,
     BiasOnly,
@@ -39,6 +36,9 @@ from harness.transfer import (
     Surgical,
     TwoPhase,
 )
+from harness.training import forecast as module
+from harness.training.forecast import Forecast, fake, forecast
+from harness.training.forecast.storages import StorageMeter
 
 MIB = 2**20
 needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="extra lora is not installed")
@@ -91,7 +91,7 @@ def measured(trial: TrialSpec) -> tuple[float, float]:
         else torch.optim.SGD(learn, lr=0.01, momentum=0.9, fused=True)
     )
     anchors = [p.detach().clone() for n, p in model.named_parameters() if "fc" not in n]
-    held_anchors = anchors if trial.strategy.pull else []
+    held_anchors = anchors if trial.strategy.l2_sp else []
     low_precision = trial.precision == "bfloat16"
 
     # Pixels lie in the host's memory: made where nothing is measured.
@@ -131,7 +131,7 @@ def measured(trial: TrialSpec) -> tuple[float, float]:
             for name, parameter in group.parameters.items():
                 parameter.requires_grad_(scale is not None and name in tuned)
         backbone.train_mode(g for g, scale in enumerate(scales) if scale is not None)
-        if trial.strategy.readout == "head":
+        if trial.strategy.classifier == "head":
             train += [live_peak(step, held()) for _ in range(2)]
         evaluation.append(live_peak(evaluate, held()))
     return max(train, default=max(evaluation)), max(evaluation)

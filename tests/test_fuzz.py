@@ -22,9 +22,9 @@ from safetensors.torch import save
 
 from analysis.elsewhere import load_measures, load_table
 from analysis.mapping import read_mapping
-from harness.backbone.weights import read_weights
+from harness.backbones.weights import read_weights
+from harness.core.errors import UserError
 from harness.data import load_target, open_image
-from harness.errors import UserError
 
 EXAMPLES = pytest.mark.parametrize(
     "examples", [12, pytest.param(3000, marks=pytest.mark.slow)], ids=["few", "many"]

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.data import forget, leaks_in_words, load_target, split_indices
+from harness.core.errors import UserError
+from harness.core.spec import TrialSpec
+from harness.core.strategies import LinearProbe
+from harness.data import clear_caches, describe_leaks, load_target, split_indices
 from harness.data.groups import suggested_pattern
 from harness.data.target import ArrayTarget
-from harness.errors import UserError
-from harness.sources.spec import SourceSpec
-from harness.spec import TrialSpec
-from harness.survey import proposal
-from harness.survey.look import look
-from harness.survey.words import findings
-from harness.transfer import LinearProbe
+from harness.dataset_report import proposal
+from harness.dataset_report.look import look
+from harness.dataset_report.text import findings
+from harness.similarity.sources.spec import SourceSpec
 
 MakeSpec = Callable[..., TrialSpec]
 
@@ -28,7 +28,7 @@ MakeSpec = Callable[..., TrialSpec]
 def forget_targets() -> Iterator[None]:
     """Targets are cached by name; one must not outlive its test."""
     yield
-    forget()
+    clear_caches()
 
 
 def write(root: Path, *names: str, alike: bool = False) -> Path:
@@ -189,9 +189,9 @@ def test_groups_in_two_given_parts_are_warned_of(tmp_path: Path) -> None:
         f"test/{c}/patient{p}_frame9.png" for c, p in (("ill", "00"), ("ill", "70"), ("well", "71"))
     ]
     name = f"folder:{write(tmp_path / 'clinic', *rows)}[group=patient\\d+]"
-    assert "1 groups have images in more than one" in leaks_in_words([], load_target(name))
+    assert "1 groups have images in more than one" in describe_leaks([], load_target(name))
     assert "LEAKAGE: 1 groups have images" in "\n".join(findings(look(name)))
-    assert leaks_in_words([], load_target(name.partition("[")[0])) == ""
+    assert describe_leaks([], load_target(name.partition("[")[0])) == ""
 
 
 # --- what is proposed ------------------------------------------------------------------------------

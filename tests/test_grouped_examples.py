@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from analysis import compare
 from analysis.load import predictions_frame
-from harness.data import forget, images_per_class, load_target, split_indices, targets
+from harness.core.results import Predictions, predictions_csv
+from harness.core.spec import TrialSpec
+from harness.data import clear_caches, images_per_class, load_target, split_indices, targets
 from harness.data.target import ArrayTarget
-from harness.measure import resolve_device
-from harness.results import Predictions, predictions_csv
-from harness.spec import TrialSpec
-from harness.train import start
+from harness.training.device import resolve_device
+from harness.training.loop import start
 
 MakeSpec = Callable[..., TrialSpec]
 
@@ -114,7 +114,7 @@ def clinic(monkeypatch: pytest.MonkeyPatch) -> Iterator[ArrayTarget]:
     made = ArrayTarget("clinic", ("ill", "well"), labels, None, pixels, groups=groups)
     monkeypatch.setitem(targets.LOADERS, "clinic", lambda: made)
     yield made
-    forget()
+    clear_caches()
 
 
 def test_groups_of_test_images_are_kept_with_the_predictions(

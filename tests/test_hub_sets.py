@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.data import forget, load_target
-from harness.errors import UserError
-from harness.survey.look import look
+from harness.core.errors import UserError
+from harness.data import clear_caches, load_target
+from harness.dataset_report.look import look
 
 datasets = pytest.importorskip("datasets")
 
@@ -20,7 +20,7 @@ datasets = pytest.importorskip("datasets")
 @pytest.fixture(autouse=True)
 def forget_targets() -> Iterator[None]:
     yield
-    forget()
+    clear_caches()
 
 
 @pytest.fixture(autouse=True)

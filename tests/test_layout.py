@@ -13,9 +13,9 @@ import timm
 import torch
 from torch import nn
 
-from harness.backbone import Backbone, Group, build, check_gradients, memory_format
-from harness.backbone.library import Input
-from harness.errors import UserError
+from harness.backbones import Backbone, Group, build, check_gradients, memory_format
+from harness.backbones.library import Input
+from harness.core.errors import UserError
 
 CPU = torch.device("cpu")
 LITE0 = "tf_efficientnet_lite0"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.lr_find import main, suggest
 
 
@@ -31,9 +31,9 @@ def test_command_prints_a_range_per_cell_and_refuses_too_few_steps(
 ) -> None:
     file = tmp_path / "tiny.py"
     file.write_text(
-        "from harness.spec import Study, TrialSpec\n"
-        "from harness import transfer\n"
-        "ARMS = {'probe': transfer.LinearProbe(), 'features': transfer.FeatureTransfer()}\n"
+        "from harness.core.spec import Study, TrialSpec\n"
+        "from harness import strategies\n"
+        "ARMS = {'probe': strategies.LinearProbe(), 'features': strategies.FeatureTransfer()}\n"
         "def space(trial, strategy):\n"
         "    return TrialSpec('digits', 'resnet10t', ARMS[strategy], source='scratch', shots=5,\n"
         "                     val_shots=5, test_shots=5, resolution=32, epochs=1)\n"

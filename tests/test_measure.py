@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from harness.errors import UserError
-from harness.measure import Accelerator, Clock, Cpu, choose_accelerator, resolve_device
+from harness.core.errors import UserError
+from harness.training.device import Accelerator, Clock, Cpu, choose_accelerator, resolve_device
 
 
 class Time:
@@ -266,7 +266,7 @@ def test_several_accelerators_are_dealt_out_in_turn(
 def test_what_tensors_free_is_kept_for_the_next_ones_until_a_reset() -> None:
     program = """
 import resource, torch
-from harness.measure import resolve_device
+from harness.training.device import resolve_device
 device = resolve_device("cpu")
 def faults(mebibytes):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -13,23 +13,31 @@ from mlflow import MlflowClient
 from optuna.trial import BaseTrial
 from PIL import Image
 
-from harness import rank, study_file, transfer
-from harness.backbone import build
-from harness.backbone.recorded import write_model
+from harness import rank, strategies
+from harness.backbones import build
+from harness.backbones.recorded import write_model
+from harness.core import study_file
+from harness.core.errors import UserError
+from harness.core.spec import Cell, Study, TrialSpec
 from harness.data import load_target, split_indices
-from harness.errors import UserError
-from harness.measure import Cpu
+from harness.data.cached import Cache
 from harness.pretrain import main as pretrain_main
-from harness.rows import Cache
+from harness.search.space import first_draw
 from harness.similarity import MEASURES, static_rank
 from harness.similarity.__main__ import main as similarity_main
-from harness.sources import measuring
-from harness.sources.evidence import Results, evidence, read_results
-from harness.sources.measuring import Measuring, features, pairs_of, probabilities, shared_images
-from harness.spec import Study, TrialSpec
+from harness.similarity.sources import measuring
+from harness.similarity.sources.evidence import Results, evidence, read_results
+from harness.similarity.sources.measuring import (
+    Measuring,
+    features,
+    pairs_of,
+    probabilities,
+    shared_images,
+)
 from harness.study import main as study_main
 from harness.tracking.experiment import Experiment
 from harness.tracking.runs import Recorded
+from harness.training.device import Cpu
 
 STUDIES = Path(__file__).parent.parent / "studies"
 LOW, HIGH = "digits[classes=0-4]", "digits[classes=5-9]"
@@ -38,7 +46,7 @@ SOURCES = {"low": "recorded:low", "longer": "recorded:longer", "random": "scratc
 
 def space(trial: BaseTrial, source: str, shots: str) -> TrialSpec:
     return TrialSpec(
-        target=HIGH, backbone="small_cnn", strategy=transfer.LinearProbe(), source=SOURCES[source],
+        target=HIGH, backbone="small_cnn", strategy=strategies.LinearProbe(), source=SOURCES[source],
         shots=int(shots), val_shots=4, test_shots=6, resolution=12, batch_norm="reestimate",
     )  # fmt: skip
 
@@ -62,22 +70,27 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write_model(f"{name}.0", state, about)
 
 
+def drawn(study: Study) -> list[tuple[Cell, TrialSpec]]:
+    """Each cell with the spec of its first trial."""
+    return [(cell, first_draw(study, cell)) for cell in study.cells()]
+
+
 def test_the_pairs_of_a_study_take_its_largest_training_set() -> None:
-    pairs = pairs_of(study)
+    pairs = pairs_of(drawn(study))
     assert [(p.source, p.target, p.spec.shots) for p in pairs] == [
         *(("low", HIGH, 20), ("longer", HIGH, 20), ("random", HIGH, 20)),
     ]
 
 
 def test_only_training_images_of_the_target_are_looked_at() -> None:
-    for pair in pairs_of(study):
+    for pair in pairs_of(drawn(study)):
         split = split_indices(load_target(HIGH), pair.spec)
         assert set(pair.target_data[1]) <= set(split.train)
         assert not set(pair.target_data[1]) & (set(split.test) | set(split.val))
 
 
 def test_distances_depend_on_the_images_of_a_source_and_the_rest_on_its_weights() -> None:
-    pairs = [dataclasses.replace(pair, most=60) for pair in pairs_of(study)]
+    pairs = [dataclasses.replace(pair, most=60) for pair in pairs_of(drawn(study))]
     all_of = Measuring(pairs, Cpu(), Cache())
     low, longer, random = ({m.name: m for m in all_of.measure(pair, 0)} for pair in pairs)
     for name in ("mmd", "otdd"):
@@ -91,7 +104,7 @@ def test_distances_depend_on_the_images_of_a_source_and_the_rest_on_its_weights(
 
 
 def test_features_are_the_inputs_of_the_head_with_the_targets_statistics() -> None:
-    pair = pairs_of(study)[0]
+    pair = pairs_of(drawn(study))[0]
     found = features(pair.spec, pair.target_data, Cpu(), Cache())
     model = build("small_cnn", "recorded:low.0", 2, pair.spec.seed).model
     target = load_target(HIGH)
@@ -107,7 +120,7 @@ def test_features_are_the_inputs_of_the_head_with_the_targets_statistics() -> No
 
 
 def test_probabilities_are_those_of_the_sources_own_head() -> None:
-    pair = pairs_of(study)[0]
+    pair = pairs_of(drawn(study))[0]
     assert pair.model is not None
     model = build("small_cnn", "scratch", 5, seed=9).model
     model.load_state_dict(pair.model.read())
@@ -118,7 +131,7 @@ def test_probabilities_are_those_of_the_sources_own_head() -> None:
 
 
 def test_a_source_that_learned_from_images_of_the_target_is_noticed() -> None:
-    pair = pairs_of(study)[0]
+    pair = pairs_of(drawn(study))[0]
     assert shared_images(pair) == 0
     overlapping = dataclasses.replace(pair.spec, target="digits[classes=3-6]")
     assert shared_images(dataclasses.replace(pair, spec=overlapping)) == 40  # 20 of class 3 and 4
@@ -286,9 +299,9 @@ def test_the_smoke_tier_of_the_study_runs_and_is_measured_once(
 @pytest.fixture
 def read_anew() -> Iterator[None]:
     """Study files are imported once per process, whatever the environment says later."""
-    study_file.forget()
+    study_file.clear_caches()
     yield
-    study_file.forget()
+    study_file.clear_caches()
 
 
 @pytest.mark.usefixtures("read_anew")
@@ -296,8 +309,8 @@ def read_anew() -> Iterator[None]:
 def test_every_tier_gives_each_model_of_a_source_equally_many_repeats(
     tier: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from harness.core.study_file import load_study, run_file
     from harness.search.plan import trial_seed
-    from harness.study_file import load_study, run_file
 
     monkeypatch.setenv("TIER", tier)
     found = load_study(STUDIES / "source_similarity.py")
@@ -308,16 +321,16 @@ def test_every_tier_gives_each_model_of_a_source_equally_many_repeats(
 
 @pytest.mark.usefixtures("read_anew")
 def test_an_unknown_tier_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness.study_file import forget, load_study
+    from harness.core.study_file import load_study
 
-    forget()  # a process imports a study file once
+    study_file.clear_caches()  # a process imports a study file once
     monkeypatch.setenv("TIER", "huge")
     with pytest.raises(UserError, match=r"TIER=huge is unknown; want one of smoke, nightly, paper"):
         load_study(STUDIES / "source_similarity.py")
 
 
 def test_the_static_rank_of_candidates_leaves_their_target_out() -> None:
-    from harness.sources.ranking import pair_of, static_ranks
+    from harness.similarity.sources.ranking import pair_of, static_ranks
 
     pairs = [pair_of(n, HIGH, 12, 60) for n in ("recorded:low", "recorded:longer")]
     runs = [

@@ -16,10 +16,10 @@ import pytest
 CHROMIUM = Path("/usr/bin/chromium")
 PATIENCE_MS = 120_000
 STUDY = '''"""Is a probe enough?"""
-from harness import transfer
-from harness.spec import Study, TrialSpec
+from harness import strategies
+from harness.core.spec import Study, TrialSpec
 
-ARMS = {"probe": transfer.LinearProbe(), "full": transfer.FullFineTune()}
+ARMS = {"probe": strategies.LinearProbe(), "full": strategies.FullFineTune()}
 
 def space(trial, strategy):
     return TrialSpec(

@@ -14,17 +14,17 @@ from PIL import Image
 
 from analysis.load import Info, trials_frame
 from harness import export, replay, study
-from harness.data import find_again, forget, identity, load_target, remember_place
-from harness.environment import inputs_of, look_anew
-from harness.study_file import forget as forget_files
+from harness.core import study_file
+from harness.data import find_again, identity, load_target, remember_place
+from harness.training.provenance import clear_caches, inputs_of
 
 SPACE = '''"""Does it come out again?"""
-from harness import transfer
-from harness.spec import Study, TrialSpec
+from harness import strategies
+from harness.core.spec import Study, TrialSpec
 
 def space(trial, strategy):
     return TrialSpec(
-        target="folder:scratch/101/pets", backbone="test_resnet", strategy=transfer.LinearProbe(),
+        target="folder:scratch/101/pets", backbone="test_resnet", strategy=strategies.LinearProbe(),
         source="scratch", shots=3, val_shots=3, test_shots=3, resolution=32, epochs=2,
         batch_size=16, lr=trial.suggest_float("lr", 1e-3, 1e-1, log=True),
     )
@@ -53,10 +53,10 @@ def project(
     assert study.main(["--space", "moved.py", "--device", "cpu"]) == 0
     shutil.copytree(tmp_path / "scratch" / "101", tmp_path / "scratch" / "102")
     shutil.rmtree(tmp_path / "scratch" / "101")
-    look_anew()
+    clear_caches()
     yield tmp_path
-    forget()
-    forget_files()
+    clear_caches()
+    study_file.clear_caches()
 
 
 def repeat() -> str:
@@ -116,7 +116,7 @@ def test_other_images_under_the_old_name_are_not_taken_for_the_recorded_ones(
     Image.new("RGB", (16, 16)).save(project / "scratch" / "101" / "pets" / "cat" / "0.png")
     assert replay.main([repeat()]) == 1
     assert "sha256.images" in capfd.readouterr().out
-    look_anew()
+    clear_caches()
     inputs_of("folder:scratch/102/pets", "test_resnet", "scratch")
     assert replay.main([repeat()]) == 0
 
@@ -129,7 +129,7 @@ def test_latest_place_of_a_content_is_found_by_any_form_of_its_name(
     remember_place(name, truth)
     (project / "other").mkdir()
     monkeypatch.chdir(project / "other")
-    forget()
+    clear_caches()
     found = find_again(name.replace("102", "101"), truth)
     assert found == f"folder:{project}/scratch/102/pets[group=^(.)][classes=cat+dog]"
     assert load_target(found).fingerprint() == truth

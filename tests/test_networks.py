@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from harness.backbone import Backbone, build, check_size, restore
-from harness.backbone.library import depth_by_features, depth_by_order
-from harness.errors import UserError
-from harness.network import check_network
-from harness.search.door import check_at_the_door
-from harness.spec import Study, TrialSpec
-from harness.transfer import FeatureTransfer, LinearProbe, LoRA, Strategy
-from harness.winner.model import describe, open_model, plain_network, staging, write
+from harness.backbones import Backbone, build, check_size, restore
+from harness.backbones.library import depth_by_features, depth_by_order
+from harness.core.errors import UserError
+from harness.core.spec import Study, TrialSpec
+from harness.core.strategies import FeatureTransfer, LinearProbe, LoRA, Strategy
+from harness.deploy.model import describe, open_model, plain_network, staging, write
+from harness.search.preflight import check_study
+from harness.training.network import check_network
 
 DEIT = "deit_tiny_distilled_patch16_224"
 
@@ -133,7 +133,7 @@ def test_the_same_refusal_comes_before_a_study_begins() -> None:
 
     study = Study(compare={"strategy": ["probe"]}, space=space, name="toy")
     with pytest.raises(UserError, match=r"resmlp_12_224 does not take 64 x 64 .* can be 224"):
-        check_at_the_door(study)
+        check_study(study)
 
 
 # --- heads -----------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def test_features_of_a_network_with_two_classifiers_are_refused(
     name: str, strategy: Strategy
 ) -> None:
     network = build(name, "scratch", 7, seed=0)
-    if name == "repvit_m0_9" and strategy.readout == "knn":  # one module that averages two heads
+    if name == "repvit_m0_9" and strategy.classifier == "knn":  # one module that averages two heads
         check_network(network, spec_of(name, None, strategy))
         return
     with pytest.raises(UserError, match=rf"FeatureTransfer .*{name} has several classifiers"):
@@ -186,7 +186,7 @@ def test_each_cells_strategy_is_held_against_its_network() -> None:
 
     study = Study(compare={"strategy": ["probe", "features"]}, space=space, name="toy")
     with pytest.raises(UserError, match=f"FeatureTransfer .*{DEIT} has several classifiers"):
-        check_at_the_door(study)
+        check_study(study)
 
 
 @pytest.mark.parametrize("name", ["torchvision:alexnet", "resnetv2_18", "dla46x_c", "test_vit"])

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.data import forget, load_target, split_indices
-from harness.errors import UserError
+from harness.core.errors import UserError
+from harness.core.spec import TrialSpec
+from harness.core.strategies import LinearProbe
+from harness.data import clear_caches, load_target, split_indices
+from harness.dataset_report import proposal
+from harness.dataset_report.look import look
+from harness.dataset_report.text import findings
 from harness.new import main, propose_study, slug
-from harness.spec import TrialSpec
-from harness.survey import proposal
-from harness.survey.look import look
-from harness.survey.words import findings
-from harness.transfer import LinearProbe
 
 CONFIG = Path(__file__).parents[1] / "pyproject.toml"
 
@@ -39,7 +39,7 @@ def pets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         for i in range(count):
             noise(tmp_path / "pets" / name / f"{i}.png", 100 * kind + i, (20 + i, 16))
     yield tmp_path / "pets"
-    forget()  # by name, and the next working directory has its own folder:pets
+    clear_caches()  # by name, and the next working directory has its own folder:pets
 
 
 @pytest.fixture

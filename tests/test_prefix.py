@@ -12,19 +12,19 @@ import pytest
 import torch
 from torch import nn
 
-from harness import network as network_module
-from harness import rows, transfer
-from harness.backbone import Backbone, Group, build
-from harness.backbone.library import Input
-from harness.data import augmentation, read_examples, seeded_view
-from harness.errors import UserError
-from harness.measure import Cpu
-from harness.prefix import NoCut, Tail, find_cut
-from harness.results import EpochResult, TrialResult
-from harness.rows import Cache, View
-from harness.spec import TrialSpec
-from harness.train import Fit, start
-from harness.transfer import Scales, Strategy
+from harness import strategies
+from harness.backbones import Backbone, Group, build
+from harness.backbones.library import Input
+from harness.core.errors import UserError
+from harness.core.results import EpochResult, TrialResult
+from harness.core.spec import TrialSpec
+from harness.core.strategies import Scales, Strategy
+from harness.data import augmentation, cached, read_examples, seeded_view
+from harness.data.cached import Cache, CachedView
+from harness.training import network as network_module
+from harness.training.device import Cpu
+from harness.training.loop import Fit, start
+from harness.training.prefix import NoCut, Tail, find_cut
 
 MakeSpec = Callable[..., TrialSpec]
 NOTHING = Cache(budget=0)
@@ -50,20 +50,20 @@ def values(epochs: list[EpochResult]) -> list[tuple[float, float, float]]:
 # --- the same results --------------------------------------------------------------------------------
 
 STRATEGIES = [
-    transfer.LinearProbe(),
-    transfer.LastBlock(),
-    transfer.LastK(3),
-    transfer.Surgical(1),
-    transfer.FullFineTune(),
-    transfer.DiscriminativeLR(0.5),
-    transfer.GradualUnfreezing(1),
-    transfer.TwoPhase(1),
-    transfer.LPFT(1),
-    transfer.NormOnly(),
-    transfer.BiasOnly(),
-    transfer.L2SP(0.1),
-    transfer.FeatureTransfer("logistic"),
-    transfer.FeatureTransfer("knn"),
+    strategies.LinearProbe(),
+    strategies.LastBlock(),
+    strategies.LastK(3),
+    strategies.Surgical(1),
+    strategies.FullFineTune(),
+    strategies.DiscriminativeLR(0.5),
+    strategies.GradualUnfreezing(1),
+    strategies.TwoPhase(1),
+    strategies.LPFT(1),
+    strategies.NormOnly(),
+    strategies.BiasOnly(),
+    strategies.L2SP(0.1),
+    strategies.FeatureTransfer("logistic"),
+    strategies.FeatureTransfer("knn"),
 ]
 
 
@@ -72,7 +72,7 @@ STRATEGIES = [
     [(strategy, "test_resnet") for strategy in STRATEGIES]
     + [
         (strategy, backbone)
-        for strategy in (transfer.LinearProbe(), transfer.LastBlock(), transfer.LPFT(1))
+        for strategy in (strategies.LinearProbe(), strategies.LastBlock(), strategies.LPFT(1))
         for backbone in ("test_vit", "test_efficientnet")
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
@@ -98,7 +98,7 @@ def test_other_batches_statistics_and_precisions_agree_to_rounding(
     batch_norm: str, precision: str, make_spec: MakeSpec, cache: Cache
 ) -> None:
     """Batches of 7 against the prefix's 32: sums in another order. bfloat16 has 8 bits of mantissa."""
-    changes = {"strategy": transfer.LastBlock(), "batch_size": 7, "lr": 1e-4}
+    changes = {"strategy": strategies.LastBlock(), "batch_size": 7, "lr": 1e-4}
     spec = make_spec(batch_norm=batch_norm, precision=precision, **changes)
     _, without, _ = run(spec, NOTHING)
     _, epochs, result = run(spec, cache)
@@ -110,7 +110,7 @@ def test_other_batches_statistics_and_precisions_agree_to_rounding(
 
 def test_precision_changes_what_is_computed(make_spec: MakeSpec) -> None:
     full, low = (
-        run(make_spec(precision=p, strategy=transfer.LinearProbe()), NOTHING)[1]
+        run(make_spec(precision=p, strategy=strategies.LinearProbe()), NOTHING)[1]
         for p in ("float32", "bfloat16")
     )
     assert full[-1].val_loss != low[-1].val_loss
@@ -131,14 +131,14 @@ def images_through_the_stem(fit: Fit) -> list[int]:
 def test_the_frozen_part_runs_once_per_image_for_all_epochs_trials_and_strategies(
     make_spec: MakeSpec, cache: Cache
 ) -> None:
-    first = start(make_spec(strategy=transfer.LinearProbe(), epochs=3), Cpu(), cache)
+    first = start(make_spec(strategy=strategies.LinearProbe(), epochs=3), Cpu(), cache)
     passed = images_through_the_stem(first)
     list(first)
     first.finish(test=True)
     # 50 train, 40 validation and 60 test images, in chunks of 32; the network is tried on two once.
     assert sum(n for n in passed if n > 2) == (2 + 2 + 2) * 32
-    rows._open.cache_clear()  # as another process
-    again = start(make_spec(strategy=transfer.TwoPhase(2), lr=0.1, epochs=1), Cpu(), cache)
+    cached._open.cache_clear()  # as another process
+    again = start(make_spec(strategy=strategies.TwoPhase(2), lr=0.1, epochs=1), Cpu(), cache)
     passed = images_through_the_stem(again)
     list(again)
     again.finish(test=True)
@@ -150,7 +150,7 @@ def test_another_seed_shares_the_images_that_it_has_in_common(
 ) -> None:
     weights = tmp_path / "weights.pt"
     torch.save(build("test_resnet", "scratch", 10, seed=0).model.state_dict(), weights)
-    changes = {"strategy": transfer.LinearProbe(), "source": f"file:{weights}"}
+    changes = {"strategy": strategies.LinearProbe(), "source": f"file:{weights}"}
     run(make_spec(**changes), cache)
     other = start(make_spec(seed=1, **changes), Cpu(), cache)
     passed = images_through_the_stem(other)
@@ -168,8 +168,8 @@ def test_another_seed_shares_the_images_that_it_has_in_common(
 def test_other_weights_sizes_or_precisions_are_never_mixed_up(
     change: dict[str, Any], make_spec: MakeSpec, cache: Cache
 ) -> None:
-    run(make_spec(strategy=transfer.LinearProbe()), cache)
-    spec = make_spec(strategy=transfer.LinearProbe(), **change)
+    run(make_spec(strategy=strategies.LinearProbe()), cache)
+    spec = make_spec(strategy=strategies.LinearProbe(), **change)
     np.testing.assert_allclose(
         values(run(spec, cache)[1]), values(run(spec, NOTHING)[1]), rtol=1e-2
     )
@@ -178,13 +178,13 @@ def test_other_weights_sizes_or_precisions_are_never_mixed_up(
 
 
 def test_gradual_unfreezing_moves_the_cut(make_spec: MakeSpec, cache: Cache) -> None:
-    _, _, result = run(make_spec(strategy=transfer.GradualUnfreezing(1), epochs=3), cache)
+    _, _, result = run(make_spec(strategy=strategies.GradualUnfreezing(1), epochs=3), cache)
     kept = [words.split(",")[0] for words in result.notes["prefix"].split("; ")]
     assert kept == ["kept after global_pool", "kept after layer3", "kept after layer2"]
 
 
 def test_cold_seconds_include_what_another_trial_paid(make_spec: MakeSpec, cache: Cache) -> None:
-    spec = make_spec(strategy=transfer.LinearProbe(), resolution=96)
+    spec = make_spec(strategy=strategies.LinearProbe(), resolution=96)
     _, _, first = run(spec, cache)
     _, epochs, second = run(spec, cache)
     paid = first.metrics["marginal_seconds"] - second.metrics["marginal_seconds"]
@@ -305,7 +305,7 @@ def test_no_chain_is_never_divided(kind: type[Toy]) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"strategy": transfer.FullFineTune()}, "nothing is frozen"),
+        ({"strategy": strategies.FullFineTune()}, "nothing is frozen"),
         ({"augment": "flip_crop"}, "no image twice"),
         ({"augment": "mixup"}, "no image twice"),
     ],
@@ -313,13 +313,13 @@ def test_no_chain_is_never_divided(kind: type[Toy]) -> None:
 def test_it_says_why_it_steps_aside(
     change: dict[str, Any], words: str, make_spec: MakeSpec, cache: Cache
 ) -> None:
-    spec = make_spec(**{"strategy": transfer.LinearProbe(), **change})
+    spec = make_spec(**{"strategy": strategies.LinearProbe(), **change})
     assert words in run(spec, cache)[2].notes["prefix"]
 
 
 def test_it_steps_aside_when_the_outputs_do_not_fit(make_spec: MakeSpec, tmp_path: Path) -> None:
     """The pixels do (150 images of 3 KiB), the outputs of the second stage do not."""
-    spec = make_spec(strategy=transfer.LastK(3))
+    spec = make_spec(strategy=strategies.LastK(3))
     _, epochs, result = run(spec, Cache(None, 150 * 3 * 32 * 32 + 1000))
     assert "whole network" in result.notes["prefix"]
     assert "do not fit" in result.notes["prefix"]
@@ -340,7 +340,7 @@ def test_compiled_trials_train_through_torch_compile(
         return forward
 
     monkeypatch.setattr(torch, "compile", compiled)
-    spec = make_spec(strategy=transfer.LinearProbe(), compile=True)
+    spec = make_spec(strategy=strategies.LinearProbe(), compile=True)
     _, epochs, result = run(spec, cache)
     assert steps == [16, 16, 16, 2] * 2, "training only: evaluation has other shapes"
     assert "compiled" in result.notes["prefix"]
@@ -352,7 +352,7 @@ def test_compiled_trials_train_through_torch_compile(
 
 def test_views_are_kept_and_train_as_without_keeping(make_spec: MakeSpec, cache: Cache) -> None:
     spec = make_spec(
-        strategy=transfer.LinearProbe(), augment="flip_crop", views=3, epochs=4, **WHOLE
+        strategy=strategies.LinearProbe(), augment="flip_crop", views=3, epochs=4, **WHOLE
     )
     _, epochs, result = run(spec, cache)
     assert "kept after global_pool" in result.notes["prefix"]
@@ -366,7 +366,7 @@ def test_a_view_depends_on_its_image_number_and_seed_alone(policy: str) -> None:
     def view(part: tuple[int, ...], number: int, seed: int = 0) -> torch.Tensor:
         examples = read_examples("digits", part, 16, "bilinear")
         made = seeded_view(examples, augmentation(policy, 16, 10), number, seed)
-        assert isinstance(made.pixels, View)
+        assert isinstance(made.pixels, CachedView)
         assert torch.equal(made.labels, examples.labels)
         assert made.index.tolist() == list(part)
         unkept = seeded_view(
@@ -383,7 +383,7 @@ def test_a_view_depends_on_its_image_number_and_seed_alone(policy: str) -> None:
 
 
 def test_no_more_views_are_made_than_epochs_see(make_spec: MakeSpec, cache: Cache) -> None:
-    spec = make_spec(strategy=transfer.LinearProbe(), augment="flip_crop", views=50, epochs=2)
+    spec = make_spec(strategy=strategies.LinearProbe(), augment="flip_crop", views=50, epochs=2)
     run(spec, cache)
     assert sorted(e.what for e in cache.entries() if e.what.startswith("view")) == [
         "view 0 by flip_crop",
@@ -398,8 +398,8 @@ def test_network_that_cannot_be_traced_is_run_whole(
         raise RuntimeError("running_mean should contain 96 elements")
 
     monkeypatch.setattr(network_module, "_cuts", {})
-    monkeypatch.setattr("harness.prefix._cut", broken)
-    _, epochs, result = run(make_spec(strategy=transfer.LinearProbe()), cache)
+    monkeypatch.setattr("harness.training.prefix._cut", broken)
+    _, epochs, result = run(make_spec(strategy=strategies.LinearProbe()), cache)
     assert len(epochs) == 2
     assert "running_mean should contain" in result.notes["prefix"]
 
@@ -437,6 +437,6 @@ def test_cuts_are_found_once_per_process(
 
     monkeypatch.setattr(network_module, "_cuts", {})
     monkeypatch.setattr(network_module, "find_cut", counting)
-    for strategy in (transfer.LinearProbe(), transfer.TwoPhase(1), transfer.LinearProbe()):
+    for strategy in (strategies.LinearProbe(), strategies.TwoPhase(1), strategies.LinearProbe()):
         run(make_spec(strategy=strategy), cache)
     assert tried == [5, 4]

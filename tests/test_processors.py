@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from harness.measure import Cpu
-from harness.spec import TrialSpec
-from harness.train import Training
+from harness.core.spec import TrialSpec
+from harness.training.device import Cpu
+from harness.training.loop import Training
 
 ROOT = Path(__file__).parents[1]
 BACKBONES = ("test_resnet", "test_vit", "test_efficientnet")

@@ -15,15 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from harness import progress, status
-from harness.progress import Detail, duration, show
-from harness.recorded import Slot, TrialRecord
-from harness.results import EpochResult, TrialResult
+from harness import status
+from harness.core.records import Slot, TrialRecord
+from harness.core.results import EpochResult, TrialResult
+from harness.search import progress
 from harness.search.cell import CellSearch
 from harness.search.coordinator import SlotDone
 from harness.search.lock import sole_runner
 from harness.search.overview import Overview, overview
 from harness.search.plan import Plan
+from harness.search.progress import Detail, duration, show
 from harness.search.record import Record, StorageFailed
 from harness.search.storage import open_storage
 from tests.lab import Lab, World, make_study

@@ -14,12 +14,12 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from harness.errors import UserError
-from harness.recorded import Slot, StudyInfo, TrialRecord
-from harness.results import OUTCOMES, EpochResult, Outcome
-from harness.spec import TrialSpec
+from harness.core.errors import UserError
+from harness.core.records import Slot, StudyInfo, TrialRecord
+from harness.core.results import OUTCOMES, EpochResult, Outcome
+from harness.core.spec import TrialSpec
+from harness.core.strategies import DiscriminativeLR
 from harness.tracking.projection import Projection
-from harness.transfer import DiscriminativeLR
 
 MakeSpec = Callable[..., TrialSpec]
 INFO = StudyInfo(

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import UserError
-from harness.results import TrialResult
+from harness.core.errors import UserError
+from harness.core.results import TrialResult
 from harness.study import check_options, parse
 from tests.toy import RUN, assert_whole, environment, results, trials_of, wait_for, write_study
 

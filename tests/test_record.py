@@ -10,11 +10,11 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from harness.errors import UserError
-from harness.results import EpochResult, TrialResult
+from harness.core.errors import UserError
+from harness.core.results import EpochResult, TrialResult
+from harness.core.spec import TrialSpec
 from harness.search.cell import CellSearch
 from harness.search.record import Record, choose
-from harness.spec import TrialSpec
 from tests.toy import Place, info_of, make_study
 
 STUDY = make_study(compare={"strategy": ["probe"]}, trials=3)

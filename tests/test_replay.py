@@ -18,20 +18,20 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 
-from harness import study, transfer
+from harness import strategies, study
+from harness.core.spec import TrialSpec
+from harness.core.study_file import clear_caches
 from harness.data import load_target
-from harness.environment import input_tags, inputs_of
 from harness.replay import Comparison, main, replay_run
-from harness.spec import TrialSpec
-from harness.study_file import forget
+from harness.training.provenance import input_tags, inputs_of
 
 SPACE = '''"""Does a toy come out again?"""
-from harness import transfer
-from harness.spec import Study, TrialSpec
+from harness import strategies
+from harness.core.spec import Study, TrialSpec
 
 def space(trial, strategy):
     return TrialSpec(
-        target="digits", backbone="test_resnet", strategy=transfer.DiscriminativeLR(0.5),
+        target="digits", backbone="test_resnet", strategy=strategies.DiscriminativeLR(0.5),
         source="scratch", shots=3, val_shots=4, test_shots=6, resolution=32, epochs=2,
         batch_size=16, augment="flip_crop", lr=trial.suggest_float("lr", 1e-3, 1e-1, log=True),
     )
@@ -236,7 +236,7 @@ MINE = SPACE.replace(
     '''from dataclasses import dataclass
 
 @dataclass(frozen=True)
-class Halving(transfer.Strategy):
+class Halving(strategies.Strategy):
     """What DiscriminativeLR(0.5) does."""
     decay: float
 
@@ -251,9 +251,9 @@ def space''',
 def forgets_study_files() -> Iterator[None]:
     """Classes of study files that were read are gone afterwards."""
     yield
-    forget()
+    clear_caches()
     gc.collect()
-    assert "Halving" not in transfer.names()
+    assert "Halving" not in strategies.names()
 
 
 @pytest.mark.usefixtures("forgets_study_files")

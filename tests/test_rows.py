@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from harness import cache as command
-from harness import rows as module
-from harness.rows import Cache, Full, Positions, Rows, View
+from harness.data import cached as module
+from harness.data.cached import Cache, CachedArray, CachedView, CacheFull, Positions
 
 COUNT, SHAPE = 20, (2, 3)
 ROW = 24
@@ -33,21 +33,21 @@ class Maker:
         return values[:, None, None].expand(-1, *SHAPE)
 
 
-def reopened(cache: Cache, **key: str) -> Rows:
+def reopened(cache: Cache, **key: str) -> CachedArray:
     """As another process would see the entry."""
     module._open.cache_clear()
-    return cache.rows({"what": "numbers", **key}, COUNT, SHAPE, torch.float32)
+    return cache.array({"what": "numbers", **key}, COUNT, SHAPE, torch.float32)
 
 
-def stamps(index: Positions, of: int = 0) -> module.Stamps:
+def fingerprints(index: Positions, of: int = 0) -> module.Fingerprints:
     return np.full((len(index), 4), of, np.uint8)
 
 
 def fill(
-    rows: Rows, index: list[int], make: Callable[[Positions], torch.Tensor], of: int = 0
+    rows: CachedArray, index: list[int], make: Callable[[Positions], torch.Tensor], of: int = 0
 ) -> None:
     positions = np.array(index)
-    rows.fill(positions, stamps(positions, of), make)
+    rows.fill(positions, fingerprints(positions, of), make)
 
 
 @pytest.fixture(params=["memory", "folder"])
@@ -77,11 +77,11 @@ def test_what_is_taken_is_a_copy(cache: Cache) -> None:
     assert rows.take(np.array([1])).unique().tolist() == [1]
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float64])
+@pytest.checksum.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float64])
 def test_every_dtype_comes_back_bitwise(cache: Cache, dtype: torch.dtype) -> None:
     made = torch.randn(3, 7, generator=torch.Generator().manual_seed(0)).mul(50).to(dtype)
-    rows = cache.rows({"what": str(dtype)}, 3, (7,), dtype)
-    rows.fill(np.arange(3), stamps(np.arange(3)), lambda at: made[torch.from_numpy(at)])
+    rows = cache.array({"what": str(dtype)}, 3, (7,), dtype)
+    rows.fill(np.arange(3), fingerprints(np.arange(3)), lambda at: made[torch.from_numpy(at)])
     assert torch.equal(rows.take(np.arange(3)), made)
 
 
@@ -105,7 +105,7 @@ def test_other_keys_and_stale_stamps_are_made_anew(on_disk: Cache) -> None:
     assert rows.take(np.array([2])).unique().tolist() == [202]
 
 
-@pytest.mark.parametrize("file", ["rows.bin", "marks.bin"])
+@pytest.checksum.parametrize("file", ["rows.bin", "checksums.bin"])
 def test_one_flipped_bit_is_noticed(on_disk: Cache, file: str) -> None:
     rows = reopened(on_disk)
     fill(rows, list(range(COUNT)), Maker())
@@ -121,7 +121,9 @@ def test_one_flipped_bit_is_noticed(on_disk: Cache, file: str) -> None:
     assert again.take(np.array([7])).unique().tolist() == [7]
 
 
-@pytest.mark.parametrize("harm", ["truncated", "no marks", "no description", "a file in its place"])
+@pytest.checksum.parametrize(
+    "harm", ["truncated", "no checksums", "no description", "a file in its place"]
+)
 def test_a_damaged_entry_is_replaced(on_disk: Cache, harm: str) -> None:
     rows = reopened(on_disk)
     fill(rows, [1], Maker())
@@ -129,8 +131,8 @@ def test_a_damaged_entry_is_replaced(on_disk: Cache, harm: str) -> None:
     assert folder is not None
     if harm == "truncated":
         (folder / "rows.bin").write_bytes(b"x")
-    elif harm == "no marks":
-        (folder / "marks.bin").unlink()
+    elif harm == "no checksums":
+        (folder / "checksums.bin").unlink()
     elif harm == "no description":
         (folder / "about.json").unlink()
     else:
@@ -146,32 +148,34 @@ def test_seconds_are_those_of_whoever_made_the_row(
     on_disk: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = iter(range(0, 1000, 3))
-    monkeypatch.setattr("harness.rows.time.perf_counter", lambda: float(next(now)))
+    monkeypatch.setattr("harness.data.cached.time.perf_counter", lambda: float(next(now)))
     fill(reopened(on_disk), [4, 5, 6], Maker())  # one chunk of 3 rows, 3 seconds
     found = reopened(on_disk)
     assert found.seconds(np.array([4, 5, 6])) == pytest.approx(3)
     assert found.seconds(np.array([4, 4])) == pytest.approx(1)
-    assert found.fill(np.array([4]), stamps(np.array([4])), Maker()) == 3  # begun and ended
+    assert found.fill(np.array([4]), fingerprints(np.array([4])), Maker()) == 3  # begun and ended
 
 
-@pytest.mark.parametrize("folder", [False, True])
+@pytest.checksum.parametrize("folder", [False, True])
 def test_what_exceeds_the_budget_is_refused_whole(tmp_path: Path, folder: bool) -> None:
     page = 4096 if folder else ROW
     cache = Cache(tmp_path / "cache" if folder else None, 3 * page)
-    rows = cache.rows({"what": "pages"}, COUNT, (page,))
+    rows = cache.array({"what": "pages"}, COUNT, (page,))
     maker = lambda at: torch.ones(len(at), page, dtype=torch.uint8)  # noqa: E731
-    with pytest.raises(Full, match="do not fit"):
-        rows.fill(np.arange(4), stamps(np.arange(4)), maker)
-    rows.fill(np.arange(2), stamps(np.arange(2)), maker)
+    with pytest.raises(CacheFull, match="do not fit"):
+        rows.fill(np.arange(4), fingerprints(np.arange(4)), maker)
+    rows.fill(np.arange(2), fingerprints(np.arange(2)), maker)
     assert rows.take(np.arange(2)).unique().tolist() == [1]
 
 
 def test_longest_unused_entries_make_room_and_those_in_use_stay(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache", 5 * 2**20)
 
-    def entry(name: str) -> Rows:
-        rows = cache.rows({"what": name}, 2, (2**20,))
-        rows.fill(np.arange(2), stamps(np.arange(2)), lambda at: torch.ones(len(at), 2**20).byte())
+    def entry(name: str) -> CachedArray:
+        rows = cache.array({"what": name}, 2, (2**20,))
+        rows.fill(
+            np.arange(2), fingerprints(np.arange(2)), lambda at: torch.ones(len(at), 2**20).byte()
+        )
         return rows
 
     entry("old")
@@ -180,7 +184,7 @@ def test_longest_unused_entries_make_room_and_those_in_use_stay(tmp_path: Path) 
     entry("third")
     assert [e.what for e in cache.entries()] == ["second", "third"], "old made room"
     assert second.take(np.arange(1)).unique().tolist() == [1]
-    with pytest.raises(Full):
+    with pytest.raises(CacheFull):
         entry("fourth")  # both others are in use
 
 
@@ -190,8 +194,8 @@ def test_a_full_disk_is_no_crash(on_disk: Cache, monkeypatch: pytest.MonkeyPatch
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("harness.rows.os.pwrite", full)
-    with pytest.raises(Full, match="No space left"):
+    monkeypatch.setattr("harness.data.cached.os.pwrite", full)
+    with pytest.raises(CacheFull, match="No space left"):
         fill(rows, [1], Maker())
     monkeypatch.undo()
     maker = Maker()
@@ -203,18 +207,18 @@ def test_a_folder_that_cannot_be_used_is_done_without(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     unusable = Cache(tmp_path / "file")
     assert "file" in unusable.complaint()
-    with pytest.raises(Full, match="cannot be used"):
-        unusable.rows({"what": "x"}, 1, (1,))
+    with pytest.raises(CacheFull, match="cannot be used"):
+        unusable.array({"what": "x"}, 1, (1,))
     assert Cache(tmp_path / "folder").complaint() == ""
-    with pytest.raises(Full, match="cannot be used"):
-        Cache().rows({"what": "more than any machine has"}, 2**20, (2**40,))
+    with pytest.raises(CacheFull, match="cannot be used"):
+        Cache().array({"what": "more than any machine has"}, 2**20, (2**40,))
 
 
 def test_a_request_that_cannot_be_met_deletes_nothing(on_disk: Cache) -> None:
     fill(reopened(on_disk), [1], Maker())
     module._open.cache_clear()
     for budget, need in ((0, 1), (10**6, 10**9)):
-        with pytest.raises(Full):
+        with pytest.raises(CacheFull):
             Cache(on_disk.folder, budget).make_room(need)
     assert len(on_disk.entries()) == 1
 
@@ -228,16 +232,16 @@ def test_a_folder_deleted_meanwhile_is_made_again(on_disk: Cache) -> None:
     assert rows.take(np.array([1, 2]))[:, 0, 0].tolist() == [1, 2]
 
 
-def test_marks_of_equal_rows_are_equal_whatever_they_took(cache: Cache) -> None:
-    """They are the stamps of what is made from the rows: decoding an image again must not make it stale."""
+def test_checksums_of_equal_rows_are_equal_whatever_they_took(cache: Cache) -> None:
+    """They are fingerprints of what is made from the rows: decoding an image again must not make it stale."""
     one, other = reopened(cache), reopened(cache, twin="yes")
     fill(one, [1, 2, 3], Maker())
     fill(other, [2], Maker())
-    assert (one.marks(np.array([2])) == other.marks(np.array([2]))).all()
+    assert (one.checksums(np.array([2])) == other.checksums(np.array([2]))).all()
 
 
 def _race(folder: Path, number: int) -> None:
-    rows = Cache(folder).rows({"what": "numbers"}, COUNT, SHAPE, torch.float32)
+    rows = Cache(folder).array({"what": "numbers"}, COUNT, SHAPE, torch.float32)
     fill(rows, list(range(number, COUNT)), Maker())
     assert rows.take(np.arange(number, COUNT))[:, 0, 0].tolist() == list(range(number, COUNT))
 
@@ -272,7 +276,7 @@ def test_pages_of_a_large_entry_are_given_back(
 def test_a_view_is_indexed_by_positions_and_slices(cache: Cache) -> None:
     rows = reopened(cache)
     fill(rows, [2, 4, 6], Maker())
-    view = View(rows, np.array([6, 2, 4]))
+    view = CachedView(rows, np.array([6, 2, 4]))
     assert len(view) == 3
     assert view[torch.tensor([2, 0])][:, 0, 0].tolist() == [4, 6]
     assert view[1:][:, 0, 0].tolist() == [2, 4]

@@ -13,8 +13,8 @@ from typing import Any
 import mlflow
 import pytest
 
-from harness.caller import undisturbed
-from harness.errors import first_line, without_password
+from harness.core.caller import undisturbed
+from harness.core.errors import first_line, without_password
 from harness.search.storage import open_storage
 from harness.study import main
 
@@ -24,11 +24,11 @@ SOURCES = [
     for part in ("harness", "analysis", "benchmarks", "studies")
     for p in (ROOT / part).rglob("*.py")
 ]
-STUDY = """from harness import transfer
-from harness.spec import Study, TrialSpec
+STUDY = """from harness import strategies
+from harness.core.spec import Study, TrialSpec
 
 def space(trial, strategy):
-    return TrialSpec("digits", "test_resnet", transfer.LinearProbe(), source="scratch", shots=3,
+    return TrialSpec("digits", "test_resnet", strategies.LinearProbe(), source="scratch", shots=3,
                      val_shots=3, test_shots=3, resolution=32, epochs=1)
 
 study = Study(compare={"strategy": ["a"]}, space=space, trials=1, repeats=1)
@@ -135,7 +135,7 @@ def test_a_password_is_nowhere_after_a_study(
         return real_client(tracking_uri=stand_in)
 
     stand_in = tracking_uri
-    monkeypatch.setattr("harness.launch.open_storage", opens)
+    monkeypatch.setattr("harness.search.launch.open_storage", opens)
     monkeypatch.setattr("harness.tracking.experiment.MlflowClient", client)
     monkeypatch.setattr(subprocess.Popen, "__init__", popen)
     code = main(

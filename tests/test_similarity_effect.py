@@ -33,7 +33,7 @@ from analysis.compare.responses import gains, pair_gains, responses, with_scratc
 from analysis.compare.slopes import interactions, shuffled_p, slopes
 from analysis.compare.variance import variance_shares, variance_table
 from analysis.compare.verdicts import interaction_verdicts, verdicts
-from harness.errors import UserError
+from harness.core.errors import UserError
 
 TABLES = Path(
     os.environ.get("HARNESS_TABLES", Path(__file__).parents[1].parent / "shared" / "tables")

@@ -14,25 +14,25 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from harness.backbone import build, weights_sha256
-from harness.backbone.recorded import content_sha256, find_models, folder, model_for, write_model
+from harness.backbones import build, weights_sha256
+from harness.backbones.recorded import content_sha256, find_models, folder, model_for, write_model
+from harness.core.errors import UserError
+from harness.core.spec import TrialSpec
+from harness.core.strategies import FullFineTune, LinearProbe
 from harness.data import load_target
 from harness.data.expressions import roots
 from harness.data.target import ArrayTarget
-from harness.errors import UserError
-from harness.measure import Cpu
 from harness.pretrain import main
-from harness.sources import SourceSpec
-from harness.sources.objectives import OBJECTIVES
-from harness.sources.pretraining import pretrain, split_source
-from harness.sources.spec import spec_from
-from harness.spec import TrialSpec
-from harness.train import start
-from harness.transfer import FullFineTune, LinearProbe
+from harness.similarity.sources import SourceSpec
+from harness.similarity.sources.objectives import OBJECTIVES
+from harness.similarity.sources.pretraining import pretrain, split_source
+from harness.similarity.sources.spec import spec_from
+from harness.training.device import Cpu
+from harness.training.loop import start
 
 LOW = "digits[classes=0-4]"
 FILE = f'''
-from harness.sources import SourceSpec
+from harness.similarity.sources import SourceSpec
 sources = [
     SourceSpec("low", "{LOW}", shots=20, val_shots=5, resolution=12, steps=5, models=2),
     SourceSpec("random", "{LOW}", shots=20, val_shots=5, resolution=12, steps=0),

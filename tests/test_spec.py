@@ -10,16 +10,16 @@ from typing import Any, Literal, Optional
 
 import pytest
 
-from harness import transfer
-from harness.errors import UserError
-from harness.results import OUTCOMES
-from harness.spec import SAFE_NAME, Study, TrialSpec, cell_label, derive_seed
-from harness.transfer import Scales, Strategy
+from harness import strategies
+from harness.core.errors import UserError
+from harness.core.results import OUTCOMES
+from harness.core.spec import SAFE_NAME, Study, TrialSpec, cell_label, derive_seed
+from harness.core.strategies import Scales, Strategy
 
 MakeSpec = Callable[..., TrialSpec]
 BAD_SPEC: list[tuple[str, Any]] = [
     ("strategy", "full"),
-    ("strategy", transfer.LinearProbe),
+    ("strategy", strategies.LinearProbe),
     ("strategy", None),
     ("target", ""),
     ("target", 3),
@@ -54,27 +54,27 @@ def test_bad_field_of_a_spec_is_named(name: str, value: object, make_spec: MakeS
 
 
 STRATEGIES = [
-    transfer.LinearProbe(),
-    transfer.LastBlock(),
-    transfer.FullFineTune(),
-    transfer.DiscriminativeLR(1 / 3),
-    transfer.GradualUnfreezing(4),
-    transfer.LastK(2),
-    transfer.Surgical(-3),
-    transfer.TwoPhase(3, 0.2),
-    transfer.LPFT(1, 1e-3),
-    transfer.NormOnly(),
-    transfer.BiasOnly(),
-    transfer.L2SP(0.7),
-    transfer.LoRA(2),
-    transfer.FeatureTransfer("knn"),
+    strategies.LinearProbe(),
+    strategies.LastBlock(),
+    strategies.FullFineTune(),
+    strategies.DiscriminativeLR(1 / 3),
+    strategies.GradualUnfreezing(4),
+    strategies.LastK(2),
+    strategies.Surgical(-3),
+    strategies.TwoPhase(3, 0.2),
+    strategies.LPFT(1, 1e-3),
+    strategies.NormOnly(),
+    strategies.BiasOnly(),
+    strategies.L2SP(0.7),
+    strategies.LoRA(2),
+    strategies.FeatureTransfer("knn"),
 ]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
 @pytest.mark.parametrize("shots", [None, 7])
 def test_spec_survives_being_flattened(
-    strategy: transfer.Strategy, shots: int | None, make_spec: MakeSpec
+    strategy: strategies.Strategy, shots: int | None, make_spec: MakeSpec
 ) -> None:
     spec = make_spec(
         strategy=strategy,
@@ -91,12 +91,12 @@ def test_spec_survives_being_flattened(
 
 def test_strategies_of_the_round_trip_are_all_there_are() -> None:
     # Other tests' study files define strategies too, and timm's registry keeps some of them alive.
-    ours = {kind for kind in transfer.names().values() if kind.__module__ == transfer.__name__}
+    ours = {kind for kind in strategies.names().values() if kind.__module__ == strategies.__name__}
     assert {type(s) for s in STRATEGIES} == ours
 
 
 def test_flat_form_holds_every_field(make_spec: MakeSpec) -> None:
-    flat = make_spec(strategy=transfer.GradualUnfreezing(2)).flat()
+    flat = make_spec(strategy=strategies.GradualUnfreezing(2)).flat()
     assert set(flat) == {f.name for f in dataclasses.fields(TrialSpec)} | {"strategy.every"}
     assert flat["strategy"] == "GradualUnfreezing"
     assert flat["strategy.every"] == 2

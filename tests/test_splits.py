@@ -15,20 +15,20 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from harness.core.errors import UserError
+from harness.core.spec import TrialSpec
 from harness.data import (
     SplitIndices,
     Target,
-    forget,
+    clear_caches,
     identity,
     load_target,
     open_image,
     split_indices,
 )
+from harness.data.cached import Cache
 from harness.data.groups import shared_groups
 from harness.data.target import ArrayTarget, FileTarget
-from harness.errors import UserError
-from harness.rows import Cache
-from harness.spec import TrialSpec
 
 MakeSpec = Callable[..., TrialSpec]
 EVERYTHING: dict[str, Any] = {"shots": None, "val_shots": None, "test_shots": None}
@@ -38,7 +38,7 @@ EVERYTHING: dict[str, Any] = {"shots": None, "val_shots": None, "test_shots": No
 def forget_targets() -> Iterator[None]:
     """Targets are cached by name; one must not outlive its test."""
     yield
-    forget()
+    clear_caches()
 
 
 def blank(labels: NDArray[np.int64], **parts: Any) -> ArrayTarget:
@@ -444,13 +444,13 @@ def new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     from harness.data import checksums
 
     monkeypatch.setattr(checksums, "_read", {})
-    forget()
+    clear_caches()
 
 
 def start(root: Path, spec: TrialSpec) -> None:
     """What a command does with the images of a target: hash, split, decode those of the split."""
     from harness.data import read_examples
-    from harness.environment import inputs_of
+    from harness.training.provenance import inputs_of
 
     target = load_target(f"folder:{root}")
     inputs_of(f"folder:{root}", "test_resnet", "scratch")

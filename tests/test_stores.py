@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from harness.errors import UserError
+from harness.core.errors import UserError
+from harness.core.stores import require_sqlite, sqlite_path
 from harness.search.storage import open_storage
-from harness.stores import require_sqlite, sqlite_path
 from harness.tracking.experiment import Experiment, open_store
 
 READERS = {
@@ -136,7 +136,7 @@ def test_a_database_whose_writer_was_killed_is_known_without_being_changed(tmp_p
 KILLED_IN_THE_MIDDLE = """
 import os, signal, sqlite3, sys
 from pathlib import Path
-from harness.stores import create_sqlite
+from harness.core.stores import create_sqlite
 
 def half(uri):
     with sqlite3.connect(uri.removeprefix("sqlite:///")) as made:

@@ -20,15 +20,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
-from harness import study, transfer
-from harness.backbone import build
+from harness import strategies, study
+from harness.backbones import build
+from harness.core.errors import UserError
+from harness.core.results import EpochResult
+from harness.core.spec import TrialSpec, derive_seed
 from harness.data import load_target, read_examples, split_indices
-from harness.errors import UserError
-from harness.measure import Cpu
-from harness.optimizer import GroupedOptimizer, Schedule
-from harness.results import EpochResult
-from harness.spec import TrialSpec, derive_seed
-from harness.train import Fit, Training, start
+from harness.training.device import Cpu
+from harness.training.loop import Fit, Training, start
+from harness.training.optimizer import GroupedOptimizer, Schedule
 
 MakeSpec = Callable[..., TrialSpec]
 State = dict[str, torch.Tensor]
@@ -170,14 +170,14 @@ def train_in_two_phases(
 @pytest.mark.parametrize(
     ("strategy", "later"),
     [
-        (transfer.TwoPhase(head_epochs=2, lower=0.3), ("layer4",)),
-        (transfer.LPFT(head_epochs=2, lower=0.3), STAGES[:-1]),
-        (transfer.LPFT(head_epochs=1, lower=1.0), STAGES[:-1]),
+        (strategies.TwoPhase(head_epochs=2, lower=0.3), ("layer4",)),
+        (strategies.LPFT(head_epochs=2, lower=0.3), STAGES[:-1]),
+        (strategies.LPFT(head_epochs=1, lower=1.0), STAGES[:-1]),
     ],
     ids=["two-phase", "lp-ft", "lp-ft without a lower rate"],
 )
 def test_head_first_equals_two_phases_by_hand(
-    strategy: transfer.TwoPhase | transfer.LPFT, later: tuple[str, ...], make_spec: MakeSpec
+    strategy: strategies.TwoPhase | strategies.LPFT, later: tuple[str, ...], make_spec: MakeSpec
 ) -> None:
     spec = make_spec(strategy=strategy, epochs=4, warmup=0.2, lr=1e-3, weight_decay=0.05)
     fit, epochs, before = run(spec)
@@ -193,7 +193,7 @@ def test_head_first_equals_two_phases_by_hand(
 
 
 def test_infinite_pull_keeps_the_starting_weights_bitwise(make_spec: MakeSpec) -> None:
-    fit, _, before = run(make_spec(strategy=transfer.L2SP(math.inf), lr=1e-2))
+    fit, _, before = run(make_spec(strategy=strategies.L2SP(math.inf), lr=1e-2))
     assert changed(fit, before) & parameter_names(fit) == head_names(fit)
 
 
@@ -203,7 +203,7 @@ def test_finite_pull_is_the_proximal_step_in_closed_form(
 ) -> None:
     """After each SGD step w minimises pull/2 |w - w0|^2 + |w - step|^2 / (2 lr); the head decays instead."""
     spec = make_spec(
-        strategy=transfer.L2SP(weight),
+        strategy=strategies.L2SP(weight),
         source=learned("test_resnet"),
         optimizer="sgd",
         lr=3e-3,
@@ -239,7 +239,7 @@ def test_finite_pull_is_the_proximal_step_in_closed_form(
 def test_stronger_pull_stays_nearer_to_the_start(make_spec: MakeSpec) -> None:
     ways = []
     for weight in (1e-3, 300.0, 3000.0):
-        fit, _, before = run(make_spec(strategy=transfer.L2SP(weight)))
+        fit, _, before = run(make_spec(strategy=strategies.L2SP(weight)))
         after = tensors(fit)
         body = parameter_names(fit) - head_names(fit)
         ways.append(sum(float((after[n] - before[n]).norm()) for n in body))
@@ -280,7 +280,7 @@ def test_feature_transfer_is_scikit_learn_on_timms_features(
     classifier: Any, grid: tuple[float, ...], make_spec: MakeSpec
 ) -> None:
     spec = make_spec(
-        strategy=transfer.FeatureTransfer(classifier), shots=10, val_shots=10, test_shots=12
+        strategy=strategies.FeatureTransfer(classifier), shots=10, val_shots=10, test_shots=12
     )
     fit, (epoch,), before = run(spec)
     result = fit.finish(test=True)
@@ -311,7 +311,7 @@ def test_feature_transfer_is_scikit_learn_on_timms_features(
 
 def test_feature_transfer_with_statistics_to_re_estimate_is_refused(make_spec: MakeSpec) -> None:
     with pytest.raises(UserError):
-        run(make_spec(strategy=transfer.FeatureTransfer(), batch_norm="reestimate"))
+        run(make_spec(strategy=strategies.FeatureTransfer(), batch_norm="reestimate"))
 
 
 # --- adapters --------------------------------------------------------------------------------------
@@ -321,7 +321,7 @@ needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="extra lora is
 
 @pytest.fixture
 def lora_spec(make_spec: MakeSpec) -> TrialSpec:
-    return make_spec(backbone="test_vit", strategy=transfer.LoRA(rank=4), lr=1e-2)
+    return make_spec(backbone="test_vit", strategy=strategies.LoRA(rank=4), lr=1e-2)
 
 
 @needs_peft
@@ -416,21 +416,21 @@ def groups_moved(fit: Fit, before: State) -> list[bool]:
 
 @pytest.mark.parametrize("block", [0, 2, -2, -6])
 def test_surgery_moves_one_block_and_the_head(block: int, make_spec: MakeSpec) -> None:
-    fit, _, before = run(make_spec(strategy=transfer.Surgical(block)))
+    fit, _, before = run(make_spec(strategy=strategies.Surgical(block)))
     assert groups_moved(fit, before) == [g in (block % 6, 5) for g in range(6)]
     fit.finish(test=False)
 
 
 @pytest.mark.parametrize("block", [6, -7])
-def test_surgery_on_a_block_that_is_not_there_is_refused_at_the_door(
+def test_surgery_on_a_block_that_is_not_there_is_refused_before_the_study_starts(
     block: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "surgery.py"
     file.write_text(
-        "from harness import transfer\n"
-        "from harness.spec import Study, TrialSpec\n"
+        "from harness import strategies\n"
+        "from harness.core.spec import Study, TrialSpec\n"
         "def space(trial, arm):\n"
-        "    return TrialSpec('digits', 'test_resnet', transfer.Surgical(BLOCK), source='scratch',\n"
+        "    return TrialSpec('digits', 'test_resnet', strategies.Surgical(BLOCK), source='scratch',\n"
         "                     shots=2, val_shots=1, test_shots=1, resolution=32, epochs=1)\n"
         "study = Study(compare={'arm': ['surgical']}, space=space, trials=1, repeats=0)\n"
         f"BLOCK = {block}\n"
@@ -448,7 +448,7 @@ def test_surgery_on_a_block_that_is_not_there_is_refused_at_the_door(
 
 @pytest.mark.parametrize("k", [1, 2, 4, 6, 99])
 def test_last_k_moves_the_last_k_groups(k: int, make_spec: MakeSpec) -> None:
-    fit, _, before = run(make_spec(strategy=transfer.LastK(k)))
+    fit, _, before = run(make_spec(strategy=strategies.LastK(k)))
     assert groups_moved(fit, before) == [g >= 6 - k for g in range(6)]
 
 
@@ -466,7 +466,7 @@ def test_norm_only_moves_the_normalisation_and_the_head(
     backbone: str, make_spec: MakeSpec, learned: Callable[[str], str]
 ) -> None:
     spec = make_spec(
-        backbone=backbone, source=learned(backbone), strategy=transfer.NormOnly(), lr=1e-2
+        backbone=backbone, source=learned(backbone), strategy=strategies.NormOnly(), lr=1e-2
     )
     fit, _, before = run(spec)
     wanted = norm_parameters(fit._backbone.model) | head_names(fit)
@@ -479,7 +479,7 @@ def test_bias_only_moves_the_biases_and_the_head(
     backbone: str, make_spec: MakeSpec, learned: Callable[[str], str]
 ) -> None:
     spec = make_spec(
-        backbone=backbone, source=learned(backbone), strategy=transfer.BiasOnly(), lr=1e-2
+        backbone=backbone, source=learned(backbone), strategy=strategies.BiasOnly(), lr=1e-2
     )
     fit, _, before = run(spec)
     wanted = {n for n in parameter_names(fit) if n.endswith("bias")} | head_names(fit)
@@ -517,9 +517,9 @@ def test_trained_statistics_all_move(make_spec: MakeSpec) -> None:
     assert changed(fit, before) >= set(statistics(before))
 
 
-@pytest.mark.parametrize("strategy", [transfer.LinearProbe(), transfer.FullFineTune()])
+@pytest.mark.parametrize("strategy", [strategies.LinearProbe(), strategies.FullFineTune()])
 def test_re_estimated_statistics_are_those_of_torch_and_then_kept(
-    strategy: transfer.Strategy, make_spec: MakeSpec
+    strategy: strategies.Strategy, make_spec: MakeSpec
 ) -> None:
     spec = make_spec(strategy=strategy, batch_norm="reestimate")
     fit, _, before = run(spec)
@@ -539,7 +539,7 @@ def test_re_estimated_statistics_are_plain_averages_over_all_training_images(
 ) -> None:
     """With 260 images the network computes in two batches, and none of them may count for more."""
     spec = make_spec(
-        strategy=transfer.LinearProbe(), batch_norm="reestimate", shots=shots, epochs=1
+        strategy=strategies.LinearProbe(), batch_norm="reestimate", shots=shots, epochs=1
     )
     fit, _, _ = run(spec)
     model, seen = model_by_hand(spec), []
@@ -640,23 +640,23 @@ def parameters_of(*stages: str) -> int:
 @pytest.mark.parametrize(
     ("strategy", "depth", "trained"),
     [
-        (transfer.FeatureTransfer("knn"), 0.0, ()),
-        (transfer.LinearProbe(), 1 / 6, ("fc",)),
-        (transfer.LastBlock(), 2 / 6, ("layer4", "fc")),
-        (transfer.LastK(3), 3 / 6, ("layer3", "layer4", "fc")),
-        (transfer.GradualUnfreezing(1), 2 / 6, ("layer4", "fc")),  # two epochs
-        (transfer.TwoPhase(head_epochs=1), 2 / 6, ("layer4", "fc")),
-        (transfer.TwoPhase(head_epochs=2), 1 / 6, ("fc",)),  # the second phase is never reached
-        (transfer.LPFT(head_epochs=1), 1.0, STAGES),
-        (transfer.Surgical(0), 1.0, ("conv1", "bn1", "fc")),
-        (transfer.Surgical(3), 3 / 6, ("layer3", "fc")),
-        (transfer.FullFineTune(), 1.0, STAGES),
-        (transfer.L2SP(0.1), 1.0, STAGES),
+        (strategies.FeatureTransfer("knn"), 0.0, ()),
+        (strategies.LinearProbe(), 1 / 6, ("fc",)),
+        (strategies.LastBlock(), 2 / 6, ("layer4", "fc")),
+        (strategies.LastK(3), 3 / 6, ("layer3", "layer4", "fc")),
+        (strategies.GradualUnfreezing(1), 2 / 6, ("layer4", "fc")),  # two epochs
+        (strategies.TwoPhase(head_epochs=1), 2 / 6, ("layer4", "fc")),
+        (strategies.TwoPhase(head_epochs=2), 1 / 6, ("fc",)),  # the second phase is never reached
+        (strategies.LPFT(head_epochs=1), 1.0, STAGES),
+        (strategies.Surgical(0), 1.0, ("conv1", "bn1", "fc")),
+        (strategies.Surgical(3), 3 / 6, ("layer3", "fc")),
+        (strategies.FullFineTune(), 1.0, STAGES),
+        (strategies.L2SP(0.1), 1.0, STAGES),
     ],
-    ids=lambda value: str(value) if isinstance(value, transfer.Strategy) else "",
+    ids=lambda value: str(value) if isinstance(value, strategies.Strategy) else "",
 )
 def test_depth_and_share_of_what_was_trained(
-    strategy: transfer.Strategy, depth: float, trained: tuple[str, ...], make_spec: MakeSpec
+    strategy: strategies.Strategy, depth: float, trained: tuple[str, ...], make_spec: MakeSpec
 ) -> None:
     fit, _, _ = run(make_spec(strategy=strategy, shots=2))
     metrics = fit.finish(test=False).metrics
@@ -666,7 +666,7 @@ def test_depth_and_share_of_what_was_trained(
 
 
 def test_share_of_norms_counts_norms_and_the_head(make_spec: MakeSpec) -> None:
-    fit, _, _ = run(make_spec(strategy=transfer.NormOnly(), shots=2))
+    fit, _, _ = run(make_spec(strategy=strategies.NormOnly(), shots=2))
     model = timm.create_model("test_resnet", num_classes=10)
     norms = norm_parameters(model)
     counted = sum(p.numel() for n, p in model.named_parameters() if n in norms)

@@ -25,19 +25,19 @@ from mlflow.entities import Run
 from optuna.trial import TrialState
 from PIL import Image
 
-from harness import signals
-from harness.backbone import timm_models
-from harness.data import forget
-from harness.rows import Cache
+from harness.backbones import timm_models
+from harness.core import signals
+from harness.core.study_file import load_study
+from harness.data import clear_caches
+from harness.data.cached import Cache
 from harness.search.lock import sole_runner
 from harness.study import main
-from harness.study_file import load_study
 
 STUDY = '''"""Does a toy learn?"""
-from harness import transfer
-from harness.spec import Study, TrialSpec
+from harness import strategies
+from harness.core.spec import Study, TrialSpec
 
-ARMS = {"probe": transfer.LinearProbe(), "full": transfer.FullFineTune()}
+ARMS = {"probe": strategies.LinearProbe(), "full": strategies.FullFineTune()}
 
 def space(trial, strategy):
     return TrialSpec(
@@ -58,7 +58,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     before = signal.getsignal(signal.SIGTERM)
     yield tmp_path
     signal.signal(signal.SIGTERM, before)
-    forget()  # by name, and the next working directory has its own folder:pets
+    clear_caches()  # by name, and the next working directory has its own folder:pets
 
 
 def write(here: Path, old: str, new: str) -> None:
@@ -89,7 +89,7 @@ BAD_FILES: dict[str, tuple[str, str, str]] = {
     "syntax error": ("study = Study(", "study = = Study(", r"toy\.py:\d+: syntax error"),
     "raises": ("ARMS = {", "1 / 0\nARMS = {", r"toy\.py:\d+: ZeroDivisionError"),
     "exits": ("ARMS = {", "raise SystemExit(3)\nARMS = {", r"toy\.py:\d+: SystemExit"),
-    "unknown import": ("import transfer", "import transfr", r"toy\.py:\d+: ImportError"),
+    "unknown import": ("import strategies", "import strategis", r"toy\.py:\d+: ImportError"),
     "no study": ("study = Study(", "stuady = Study(", r"toy\.py defines no `study`"),
     "another type": ("study = Study(", "study = dict(", r"`study` is a dict, want .*Study"),
     "no cells": ("compare={", "compare={} and {", "compare needs"),
@@ -97,7 +97,7 @@ BAD_FILES: dict[str, tuple[str, str, str]] = {
     "unknown target": ("digits", "digit", "unknown target 'digit'; did you mean digits"),
     "unknown strategy": ("ARMS[strategy]", "'magic'", "strategy must be one of .*'magic'"),
     "unknown source": ("scratch", "imagnet", "unknown source 'imagnet'; want imagenet, scratch"),
-    "no strategy of ours": ("transfer.LinearProbe()", "transfer.Probe()", r"toy\.py:\d+: AttributeError"),
+    "no strategy of ours": ("strategies.LinearProbe()", "strategies.Probe()", r"toy\.py:\d+: AttributeError"),
     "absent weights": ("scratch", "file:gone.pt", r"gone\.pt does not exist"),
     "absent folder": ("digits", "folder:gone", "folder:gone: no such folder"),
     "no trials": ("trials=2", "trials=0", "trials must be .* at least 1"),

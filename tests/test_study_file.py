@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import UserError
-from harness.study_file import forget, load_study, run_file
+from harness.core.errors import UserError
+from harness.core.study_file import clear_caches, load_study, run_file
 
 ROOT = Path(__file__).parents[1]
 STUDY = '''"""Toy."""
 from my_parts import probe
-from harness.spec import Study, TrialSpec
+from harness.core.spec import Study, TrialSpec
 
 def space(trial, strategy):
     return TrialSpec("digits", "test_resnet", probe(), source="scratch", shots=3,
@@ -26,15 +26,15 @@ def space(trial, strategy):
 
 study = Study(compare={"strategy": ["a"]}, space=space, trials=1, repeats=1)
 '''
-PARTS = "from harness import transfer\nprobe = transfer.LinearProbe\n"
+PARTS = "from harness import strategies\nprobe = strategies.LinearProbe\n"
 
 
 @pytest.fixture(autouse=True)
 def forget_study_files() -> Iterator[None]:
-    forget()  # one that an earlier test has read
+    clear_caches()  # one that an earlier test has read
     before = list(sys.path)
     yield
-    forget()
+    clear_caches()
     assert sys.path == before
 
 

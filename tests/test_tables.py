@@ -15,14 +15,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from harness.data import Target, forget, load_target
-from harness.errors import UserError
+from harness.core.errors import UserError
+from harness.data import Target, clear_caches, load_target
 
 
 @pytest.fixture(autouse=True)
 def forget_targets() -> Iterator[None]:
     yield
-    forget()
+    clear_caches()
 
 
 @pytest.fixture
@@ -225,7 +225,7 @@ def test_absolute_names_and_other_folders_are_taken_as_written(pets: Path) -> No
     (pets / "labels").mkdir()
     rows = [(f"{pets}/img/{i}.png" if i % 2 else f"../img/{i}.png", "ab"[i % 2]) for i in range(8)]
     assert greys(load_target(write(pets / "labels", ("image", "label"), *rows))) == list(range(8))
-    forget()
+    clear_caches()
     rows = [(f"img/{i}.png", "ab"[i % 2]) for i in range(8)]
     assert greys(load_target(write(pets / "labels", ("image", "label"), *rows))) == list(range(8))
 
@@ -251,7 +251,7 @@ def test_the_label_tells_between_files_of_one_name(pets: Path) -> None:
             )
     rows = [(f"x{i}.png", label) for label in "ab" for i in range(3)]
     assert greys(load_target(write(pets, ("image", "label"), *rows))) == [0, 1, 2, 10, 11, 12]
-    forget()
+    clear_caches()
     rows = [(f"x{i}.png", "cd"[i % 2]) for i in range(3)]
     with pytest.raises(
         UserError, match=r"3 image names fit several files, first x0\.png could be all/"

@@ -15,18 +15,18 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from harness import study
+from harness.core.errors import UserError
+from harness.core.spec import TrialSpec
 from harness.data import (
     Examples,
     Target,
+    clear_caches,
+    describe_leaks,
     find_leaks,
-    forget,
-    leaks_in_words,
     load_target,
     read_examples,
     split_indices,
 )
-from harness.errors import UserError
-from harness.spec import TrialSpec
 
 MakeSpec = Callable[..., TrialSpec]
 
@@ -35,7 +35,7 @@ MakeSpec = Callable[..., TrialSpec]
 def forget_targets() -> Iterator[None]:
     """Targets are cached by name, also those whose files are gone."""
     yield
-    forget()
+    clear_caches()
 
 
 def picture(seed: int, size: int = 64) -> Image.Image:
@@ -290,7 +290,7 @@ def test_copy_of_a_training_image_among_the_tests_is_found_and_named(
     assert leak.parts[1] == "test"
     assert [Path(target.describe(p)).name for p in leak.positions] == ["p0.png", file]
     assert leak.exact == exact
-    words = leaks_in_words([leak], target)
+    words = describe_leaks([leak], target)
     assert "1 exact and 0 near" in words if exact else "0 exact and 1 near" in words
     assert str(album / "p0.png") in words
     assert str(album / file) in words
@@ -301,7 +301,7 @@ def test_different_images_are_no_leak(album: Path, all_images: TrialSpec) -> Non
     target, parts = read_parts(f"csv:{album / 'table.csv'}", all_images)
     assert sum(len(part.labels) for part in parts.values()) == 16
     assert find_leaks(parts) == []
-    assert leaks_in_words([], target) == ""
+    assert describe_leaks([], target) == ""
 
 
 def test_two_copies_in_one_part_are_no_leak(album: Path, all_images: TrialSpec) -> None:
@@ -326,10 +326,10 @@ def command(
     """The command line of a study of one short trial on the album."""
     (tmp_path / "album.py").write_text(
         '"""Does the album leak?"""\n'
-        "from harness import transfer\n"
-        "from harness.spec import Study, TrialSpec\n"
+        "from harness import strategies\n"
+        "from harness.core.spec import Study, TrialSpec\n"
         "def space(trial, arm):\n"
-        f"    return TrialSpec({f'csv:{album}/table.csv'!r}, 'test_resnet', transfer.LinearProbe(),\n"
+        f"    return TrialSpec({f'csv:{album}/table.csv'!r}, 'test_resnet', strategies.LinearProbe(),\n"
         "                     source='scratch', val_shots=1, resolution=32, epochs=1)\n"
         "study = Study(compare={'arm': ['probe']}, space=space, trials=1, repeats=0)\n"
     )

@@ -25,9 +25,9 @@ import torchvision
 from numpy.typing import NDArray
 from PIL import Image
 
-from harness.data import forget, load_target, split_indices, torchvision_sets
+from harness.core.spec import TrialSpec
+from harness.data import clear_caches, load_target, split_indices, torchvision_sets
 from harness.data.torchvision_sets import TORCHVISION
-from harness.spec import TrialSpec
 
 TRAIN, VAL, TEST = [0, 1, 2, 2, 1, 0, 0, 1], [1, 0, 2], [2, 2, 0, 1]
 PARTS = {"train": TRAIN, "val": VAL, "test": TEST}
@@ -469,7 +469,7 @@ def downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
                 replaced = is_there if name == "check_integrity" else _no_network
                 monkeypatch.setattr(module, name, replaced)
     yield tmp_path
-    forget()
+    clear_caches()
 
 
 def _no_network(*_: Any, **__: Any) -> None:
@@ -546,7 +546,7 @@ def test_images_come_in_one_order_however_a_folder_lists_them(
     listing, below = os.listdir, Path.rglob
     monkeypatch.setattr(os, "listdir", lambda path: listing(path)[::-1])
     monkeypatch.setattr(Path, "rglob", lambda path, pattern: list(below(path, pattern))[::-1])
-    forget()
+    clear_caches()
     again = load_target(name)
     assert again.classes == first.classes
     assert again.labels.tolist() == first.labels.tolist()
@@ -558,7 +558,7 @@ def test_images_come_in_one_order_however_a_folder_lists_them(
 def test_set_that_is_not_there_is_refused_in_one_line(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from harness.errors import UserError
+    from harness.core.errors import UserError
 
     with pytest.raises(UserError, match="could not be made from torchvision") as caught:
         load_target(name)

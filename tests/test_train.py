@@ -19,16 +19,16 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
-from harness import transfer
-from harness.audit import AuditFailed
-from harness.backbone import Backbone, build
+from harness import strategies
+from harness.backbones import Backbone, build
+from harness.core.results import EpochResult
+from harness.core.spec import TrialSpec, derive_seed
 from harness.data import load_target, read_examples, split_indices
-from harness.measure import Cpu
-from harness.optimizer import GroupedOptimizer, Schedule, batches
-from harness.results import EpochResult
-from harness.rows import Cache
-from harness.spec import TrialSpec, derive_seed
-from harness.train import Diverged, Training, start
+from harness.data.cached import Cache
+from harness.training.audit import AuditFailed
+from harness.training.device import Cpu
+from harness.training.loop import Diverged, Training, start
+from harness.training.optimizer import GroupedOptimizer, Schedule, batches
 
 MakeSpec = Callable[..., TrialSpec]
 State = dict[str, torch.Tensor]
@@ -148,7 +148,7 @@ def test_full_fine_tune_equals_a_loop_by_hand(changes: dict[str, Any], make_spec
 
 
 def test_linear_probe_equals_a_linear_layer_on_timms_frozen_features(make_spec: MakeSpec) -> None:
-    spec = make_spec(strategy=transfer.LinearProbe(), warmup=0.0, lr=1e-2, weight_decay=0.1)
+    spec = make_spec(strategy=strategies.LinearProbe(), warmup=0.0, lr=1e-2, weight_decay=0.1)
     fit, epochs = run(spec)
     model = start_by_hand(spec).eval()
     images, labels = images_by_hand(spec, "train")
@@ -183,7 +183,7 @@ def test_linear_probe_equals_a_linear_layer_on_timms_frozen_features(make_spec: 
 def test_linear_probe_leaves_everything_else_bitwise_unchanged(
     backbone: str, make_spec: MakeSpec
 ) -> None:
-    spec = make_spec(backbone=backbone, strategy=transfer.LinearProbe(), lr=0.1, weight_decay=1.0)
+    spec = make_spec(backbone=backbone, strategy=strategies.LinearProbe(), lr=0.1, weight_decay=1.0)
     fit, _ = run(spec)
     before = build(backbone, "scratch", 10, spec.seed).model.state_dict()
     head = set(fit._backbone.groups[-1].parameters)
@@ -204,7 +204,7 @@ def moved(old: list[list[torch.Tensor]], new: list[list[torch.Tensor]]) -> list[
 
 
 def test_gradual_unfreezing_moves_each_group_exactly_when_due(make_spec: MakeSpec) -> None:
-    spec = make_spec(strategy=transfer.GradualUnfreezing(every=2), epochs=5, shots=3)
+    spec = make_spec(strategy=strategies.GradualUnfreezing(every=2), epochs=5, shots=3)
     fit = Training(spec, Cpu())
     seen, before = [], snapshot(fit._backbone)
     for _ in fit:
@@ -222,7 +222,7 @@ def test_gradual_unfreezing_moves_each_group_exactly_when_due(make_spec: MakeSpe
 
 
 def test_frozen_parameters_hold_no_gradients(make_spec: MakeSpec) -> None:
-    fit = Training(make_spec(strategy=transfer.LastBlock()), Cpu())
+    fit = Training(make_spec(strategy=strategies.LastBlock()), Cpu())
     groups = fit._backbone.groups
     seen: set[int] = set()
     for g, group in enumerate(groups):
@@ -237,14 +237,14 @@ def test_frozen_parameters_hold_no_gradients(make_spec: MakeSpec) -> None:
 @pytest.mark.parametrize(
     "strategy",
     [
-        transfer.LinearProbe(),
-        transfer.FullFineTune(),
-        transfer.L2SP(0.1),
-        transfer.FeatureTransfer(),
+        strategies.LinearProbe(),
+        strategies.FullFineTune(),
+        strategies.L2SP(0.1),
+        strategies.FeatureTransfer(),
     ],
 )
 def test_network_of_a_finished_trial_is_freed_without_the_garbage_collector(
-    strategy: transfer.Strategy, make_spec: MakeSpec
+    strategy: strategies.Strategy, make_spec: MakeSpec
 ) -> None:
     """A cycle would keep it, and count as the next trial's memory; collecting takes .3 s a trial."""
     fit = start(make_spec(strategy=strategy), Cpu())
@@ -259,9 +259,9 @@ def test_network_of_a_finished_trial_is_freed_without_the_garbage_collector(
         gc.enable()
 
 
-@pytest.mark.parametrize("strategy", [transfer.GradualUnfreezing(1), transfer.FullFineTune()])
+@pytest.mark.parametrize("strategy", [strategies.GradualUnfreezing(1), strategies.FullFineTune()])
 def test_time_of_a_trial_is_estimated_from_a_few_steps(
-    strategy: transfer.Strategy, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+    strategy: strategies.Strategy, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a clock that moves one second per reading a step takes one second."""
     now = iter(range(1_000_000))
@@ -272,7 +272,7 @@ def test_time_of_a_trial_is_estimated_from_a_few_steps(
 
 
 def test_discriminative_rates_reach_the_optimiser(make_spec: MakeSpec) -> None:
-    spec = make_spec(strategy=transfer.DiscriminativeLR(0.5), lr=0.8)
+    spec = make_spec(strategy=strategies.DiscriminativeLR(0.5), lr=0.8)
     network = build(spec.backbone, spec.source, 10, seed=0)
     optimizer = GroupedOptimizer(network, spec, Schedule(steps=4, warmup_steps=0))
     optimizer.begin_epoch(spec.strategy.lr_scales(len(network.groups), 0), step=0)
@@ -290,7 +290,7 @@ def test_forgotten_freezing_of_batch_norm_fails_the_audit(
 ) -> None:
     monkeypatch.setattr(Backbone, "train_mode", lambda self, *_: self.model.train())
     # With a kept prefix the frozen batch norms would never see an image.
-    fit = Training(make_spec(strategy=transfer.LinearProbe()), Cpu(), Cache(budget=0))
+    fit = Training(make_spec(strategy=strategies.LinearProbe()), Cpu(), Cache(budget=0))
     assert len(list(fit)) == 2
     with pytest.raises(AuditFailed, match="was frozen but changed"):
         fit.finish(test=False)
@@ -474,7 +474,7 @@ def test_without_the_test_nothing_of_it_is_reported(make_spec: MakeSpec) -> None
 
 
 def test_trainable_share_is_the_share_of_parameters_of_the_last_epoch(make_spec: MakeSpec) -> None:
-    fit, _ = run(make_spec(strategy=transfer.LinearProbe(), epochs=1))
+    fit, _ = run(make_spec(strategy=strategies.LinearProbe(), epochs=1))
     model: Any = timm.create_model("test_resnet", num_classes=10)
     head = sum(p.numel() for p in model.get_classifier().parameters())
     every = sum(p.numel() for p in model.parameters())

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from harness import transfer
-from harness.transfer import (
+from harness import strategies
+from harness.core.strategies import (
     L2SP,
     LPFT,
     BiasOnly,
@@ -95,7 +95,7 @@ def test_every_row_covers_all_groups_and_never_freezes_by_a_rate_of_zero(
     # At rate 0 a frozen group's gradients and batch statistics would still be computed: None it is.
     assert all(s is None or 0 < s <= 1 for s in scales)
     # The head is new: it trains, unless no gradient step is taken at all.
-    assert (scales[-1] is None) == (strategy.readout != "head")
+    assert (scales[-1] is None) == (strategy.classifier != "head")
 
 
 @pytest.mark.parametrize("block", [4, -5])
@@ -106,9 +106,9 @@ def test_surgical_block_that_the_network_has_not_is_refused(block: int) -> None:
 
 def test_strategies_say_what_is_no_matter_of_learning_rates() -> None:
     said = {
-        kind: (s.tuned, s.readout, s.pull, s.lora_rank)
+        kind: (s.tuned, s.classifier, s.l2_sp, s.lora_rank)
         for kind, cls in names().items()
-        if (s := cls()) and (s.tuned, s.readout, s.pull, s.lora_rank) != ("all", "head", 0.0, 0)
+        if (s := cls()) and (s.tuned, s.classifier, s.l2_sp, s.lora_rank) != ("all", "head", 0.0, 0)
     }
     assert said == {
         "NormOnly": ("norm", "head", 0.0, 0),
@@ -158,7 +158,9 @@ def test_strategies_are_values() -> None:
 
 
 def test_the_table_needs_no_torch() -> None:
-    code = "import sys, harness.transfer, harness.spec; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, harness.core.strategies, harness.core.spec; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -166,4 +168,4 @@ def test_misspelt_strategy_is_answered_with_the_ones_there_are() -> None:
     with pytest.raises(
         AttributeError, match=r"unknown strategy LinearProb; there are .*LinearProbe"
     ):
-        getattr(transfer, "LinearProb")  # noqa: B009 # as a study file would write it
+        getattr(strategies, "LinearProb")  # noqa: B009 # as a study file would write it

@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from harness import signals
-from harness.checkpoint import BadCheckpoint
-from harness.environment import inputs_of, look_anew
-from harness.results import EpochResult, TrialResult
-from harness.signals import Terminated
-from harness.spec import TrialSpec
-from harness.train import Training
-from harness.trial import Limits, Message, Started, TrialTask, run_trial
+from harness.core import signals
+from harness.core.results import EpochResult, TrialResult
+from harness.core.signals import Terminated
+from harness.core.spec import TrialSpec
+from harness.training.checkpoint import BadCheckpoint
+from harness.training.loop import Training
+from harness.training.provenance import clear_caches, inputs_of
+from harness.training.trial import Limits, Message, Started, TrialTask, run_trial
 
 MakeSpec = Callable[..., TrialSpec]
 Act = Callable[[], object]
@@ -30,7 +30,7 @@ Act = Callable[[], object]
 @pytest.fixture
 def task(make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrialTask:
     """Four epochs, each of which is kept."""
-    monkeypatch.setattr("harness.trial.CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr("harness.training.trial.CHECKPOINT_SECONDS", 0)
     return TrialTask(make_spec(epochs=4), checkpoints=tmp_path / "checkpoints")
 
 
@@ -89,7 +89,7 @@ def test_messages_are_a_start_the_epochs_and_one_result(task: TrialTask) -> None
 
 
 def test_worker_imports_no_database() -> None:
-    code = "import sys, harness.trial, harness.search.executors.worker as w; print(*sys.modules)"
+    code = "import sys, harness.training.trial, harness.search.executors.worker as w; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert "torch" in loaded
@@ -156,7 +156,7 @@ def test_trial_whose_images_changed_meanwhile_starts_over(
             for i in range(8):
                 image = Image.new("L", (8, 8), (128 * label + 9 * i + shift) % 256)
                 image.save(tmp_path / "images" / name / f"{i}.png")
-        look_anew()  # as in another process
+        clear_caches()  # as in another process
 
     counts = {"shots": 2, "val_shots": 2, "test_shots": 2, "batch_size": 4, "epochs": 4}
     task = replace(task, spec=make_spec(target=f"folder:{tmp_path}/images", **counts))
@@ -183,7 +183,7 @@ def test_machine_with_other_files_than_the_coordinator_is_named(task: TrialTask)
 def test_trial_that_ends_soon_leaves_no_file(
     task: TrialTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.trial.CHECKPOINT_SECONDS", 3600)
+    monkeypatch.setattr("harness.training.trial.CHECKPOINT_SECONDS", 3600)
     assert end(run(task)).outcome == "complete"
     assert task.checkpoints is not None
     assert not task.checkpoints.exists()

@@ -17,12 +17,12 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from harness.backbone import build, read_weights, restore
-from harness.errors import UserError
-from harness.search.door import check_at_the_door
-from harness.spec import Study, TrialSpec
-from harness.transfer import FeatureTransfer, LinearProbe
-from harness.winner.model import describe, open_model, plain_network, write
+from harness.backbones import build, read_weights, restore
+from harness.core.errors import UserError
+from harness.core.spec import Study, TrialSpec
+from harness.core.strategies import FeatureTransfer, LinearProbe
+from harness.deploy.model import describe, open_model, plain_network, write
+from harness.search.preflight import check_study
 
 State = dict[str, torch.Tensor]
 
@@ -140,7 +140,7 @@ def test_a_study_says_once_what_was_dropped(state: State, tmp_path: Path) -> Non
 
     study = Study(compare={"strategy": ["probe", "features"]}, space=space, name="toy")
     line = f"weights file {tmp_path / 'x.pt'}: taken from state_dict; prefix “module.” dropped"
-    assert [n for n in check_at_the_door(study).notes if "weights" in n] == [line]
+    assert [n for n in check_study(study).notes if "weights" in n] == [line]
 
 
 # --- exports ---------------------------------------------------------------------------------------

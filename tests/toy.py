@@ -21,20 +21,20 @@ from mlflow.entities import Run, ViewType
 from optuna.trial import BaseTrial, FrozenTrial
 
 from analysis.load import load_study
-from harness import transfer
-from harness.recorded import StudyInfo
+from harness import strategies
+from harness.core.records import StudyInfo
+from harness.core.spec import Study, TrialSpec
 from harness.search.coordinator import RunContext, SlotDone, prepare, run_study
 from harness.search.executors.inline import Inline
 from harness.search.record import Record
 from harness.search.sampling import sampler_of
 from harness.search.storage import open_storage
-from harness.spec import Study, TrialSpec
 from harness.tracking.projection import Projection
-from harness.trial import run_trial
+from harness.training.trial import run_trial
 from tests.lab import World
 
 ROOT = Path(__file__).parents[1]
-ARMS = {"probe": transfer.LinearProbe(), "full": transfer.FullFineTune()}
+ARMS = {"probe": strategies.LinearProbe(), "full": strategies.FullFineTune()}
 
 
 def space(trial: BaseTrial, strategy: str) -> TrialSpec:
@@ -169,8 +169,8 @@ import os, signal, time
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import transfer
-from harness.spec import Study, TrialSpec
+from harness import strategies
+from harness.core.spec import Study, TrialSpec
 
 
 def once(name):
@@ -183,7 +183,7 @@ def once(name):
 
 
 @dataclass(frozen=True)
-class Troubled(transfer.LinearProbe):
+class Troubled(strategies.LinearProbe):
     lr: float = 0.0
 
     def lr_scales(self, num_groups, epoch):
@@ -194,7 +194,7 @@ class Troubled(transfer.LinearProbe):
 
 def space(trial, strategy):
     lr = trial.suggest_float("lr", 1e-3, 1e-1, log=True)
-    chosen = Troubled(lr) if strategy == "b" else transfer.LinearProbe()
+    chosen = Troubled(lr) if strategy == "b" else strategies.LinearProbe()
     return TrialSpec(
         target="digits", backbone="small_cnn", strategy=chosen, source="scratch",
         shots=2, val_shots=2, test_shots=2, resolution=28, epochs={epochs}, batch_size=4, lr=lr,

@@ -19,7 +19,7 @@ import pandas as pd
 from scipy import stats
 
 from analysis.compare.runs import mean_interval
-from harness.errors import UserError
+from harness.core.errors import UserError
 
 STATIC = "static"
 """The column that `static_ranking` adds; a measure like any other."""

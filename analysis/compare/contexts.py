@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from analysis.compare.runs import cells, completed, mean_interval
-from harness.spec import cell_label
+from harness.core.spec import cell_label
 
 CONTEXT = "target"
 

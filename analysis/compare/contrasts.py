@@ -20,7 +20,7 @@ from statsmodels.stats.multitest import multipletests
 from analysis.compare.contexts import arms
 from analysis.compare.examples import hits, mcnemar_over_seeds
 from analysis.compare.runs import cells, completed, mean_interval
-from harness.spec import cell_label
+from harness.core.spec import cell_label
 
 ALPHA = 0.05
 POWER = 0.80

@@ -29,7 +29,7 @@ from analysis.compare.sizes import size_factor
 from analysis.compare.slopes import interactions, slopes
 from analysis.compare.variance import variance_shares
 from analysis.compare.verdicts import verdicts
-from harness.errors import UserError
+from harness.core.errors import UserError
 
 if TYPE_CHECKING:
     from analysis.load import StudyTable

@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.compare.agreement import require
 from analysis.compare.responses import CONDITIONS
-from harness.errors import UserError
+from harness.core.errors import UserError
 
 
 def by_condition(scores: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from scipy.special import logit
 
 from analysis.compare.agreement import require
 from analysis.compare.runs import mean_interval
-from harness.errors import UserError
+from harness.core.errors import UserError
 
 CONDITIONS = ("strategy", "size")
 

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from harness.errors import UserError
-from harness.spec import cell_label
+from harness.core.errors import UserError
+from harness.core.spec import cell_label
 
 CONFIDENCE = 0.95
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from analysis.compare.runs import CONFIDENCE, cells, completed, mean_interval
-from harness.spec import SHIFTS
+from harness.core.spec import SHIFTS
 
 PLAIN = "plain"
 PREFIX = "test_accuracy."

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.compare.runs import CONFIDENCE, cells, completed, mean_interval
-from harness.spec import cell_label
+from harness.core.spec import cell_label
 
 RESAMPLES = 2000
 Change = tuple[float, bool]

@@ -25,7 +25,7 @@ from statsmodels.stats.multitest import multipletests
 
 from analysis.compare.agreement import STATIC
 from analysis.compare.pairs import by_condition, pair_means, standardised
-from harness.errors import UserError
+from harness.core.errors import UserError
 
 PERMUTATIONS = 10_000
 MODELS = ("naive", "crossed", "fixed", "shuffled")

@@ -10,7 +10,7 @@ import pandas as pd
 import statsmodels.formula.api as smf
 
 from analysis.compare.pairs import pair_means, standardised
-from harness.errors import UserError
+from harness.core.errors import UserError
 
 
 def variance_shares(scores: pd.DataFrame, measure: str) -> pd.DataFrame:

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from benchmarks import recipe
-from harness.backbone import Backbone, build
+from harness.backbones import Backbone, build
 
 EVERY_SECONDS = 0.05
 TRAINED_GROUPS = {"linear_probe": 1, "last_block": 2}

@@ -15,11 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import harness.launch
-
 # What the command imports late, so that imports are left out for us as for everyone.
-import harness.measure
-import harness.search.door  # noqa: F401
 from analysis.load import load_study
 from benchmarks import recipe
 from benchmarks.programs.common import Task, measure

@@ -4,10 +4,10 @@ The only importer of torchvision's data side: targets (data sets by name), split
 training images, shifts of test images, and the guard against leakage between the parts.
 """
 
-from harness import rows
+from harness.data import cached
 from harness.data.augment import Augment, augmentation, seeded_view
 from harness.data.images import open_image
-from harness.data.leakage import Leak, find_leaks, leaks_in_words
+from harness.data.leakage import Leak, describe_leaks, find_leaks
 from harness.data.places import find_again, remember_place
 from harness.data.shift import shifted
 from harness.data.splits import (
@@ -27,12 +27,12 @@ __all__ = [
     "SplitIndices",
     "Target",
     "augmentation",
+    "describe_leaks",
     "find_again",
     "find_leaks",
     "forget",
     "identity",
     "images_per_class",
-    "leaks_in_words",
     "load_target",
     "open_image",
     "read_examples",
@@ -52,8 +52,8 @@ def identity(name: str) -> str:
     return load_target(name).identity
 
 
-def forget() -> None:
+def clear_caches() -> None:
     """Forget all targets that were read, so that they are read again."""
     load_target.cache_clear()
     read_examples.cache_clear()
-    rows.forget()
+    cached.clear_caches()

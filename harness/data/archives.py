@@ -1,4 +1,4 @@
-"""What may an archive unpack to? Files below its own folder, and no more bytes than the disk has room for.
+"""Unpack archives safely: only below their own folder, and no more bytes than the disk has room for.
 
 torchvision unpacks what it downloads by `tarfile` and `zipfile` as they are. For the length of a block both
 are made careful: tar members pass Python's data filter (PEP 706, the default only from 3.14 on), and the
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 
 ROOM = 0.9
 """Share of the free space that unpacking may fill."""

@@ -1,4 +1,4 @@
-"""How are training images varied? A policy by name, drawn from the trial's own generator."""
+"""Augmentation of training images: policies by name, drawn from the trial's own generator."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from harness.core.spec import derive_seed
+from harness.core.versions import versions
+from harness.data.cached import Cache, CachedView, CacheFull
 from harness.data.splits import Examples
 from harness.data.target import Indices
-from harness.packages import versions
-from harness.rows import Cache, Full, View
-from harness.spec import derive_seed
 
 T = TypeVar("T")
 Vary = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
@@ -105,7 +105,7 @@ def seeded_view(
         generators = (torch.Generator().manual_seed(s) for s in seeds)
         return torch.cat([vary(x[None], g) for x, g in zip(images, generators, strict=True)])
 
-    if isinstance(pixels, View):
+    if isinstance(pixels, CachedView):
         key = {
             "what": f"view {number} by {policy.name}",
             "seed": str(seed),
@@ -114,11 +114,11 @@ def seeded_view(
         }
         source = pixels.rows
         try:
-            rows = cache.rows(key, source.count, source.shape)
-            marks = source.marks(pixels.index)
-            rows.fill(pixels.index, marks, lambda at: varied(source.take(at), at))
-            return replace(examples, pixels=View(rows, pixels.index))
-        except Full:
+            rows = cache.array(key, source.count, source.shape)
+            checksums = source.checksums(pixels.index)
+            rows.fill(pixels.index, checksums, lambda at: varied(source.take(at), at))
+            return replace(examples, pixels=CachedView(rows, pixels.index))
+        except CacheFull:
             pass
     return replace(examples, pixels=varied(examples.images, examples.index))
 

@@ -15,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+from harness.core.errors import UserError, first_line
+from harness.data.cached import default_folder
 from harness.data.images import shown
-from harness.errors import UserError, first_line
-from harness.rows import default_folder
 
 FILE_NAME = "checksums.db"
 SETTLED = 2.0

@@ -8,8 +8,8 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from harness.core.errors import UserError
 from harness.data.images import image_suffixes
-from harness.errors import UserError
 
 USUAL = {
     "image": (

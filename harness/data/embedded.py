@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.core.errors import UserError
 from harness.data.target import ArrayTarget, Target
 from harness.data.torchvision_sets import torchvision_target
-from harness.errors import UserError
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts its files."""

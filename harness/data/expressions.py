@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from harness.core.errors import UserError
+from harness.core.spec import derive_seed
 from harness.data.groups import folds
 from harness.data.options import OPTIONS
 from harness.data.target import Indices, Target
-from harness.errors import UserError
-from harness.spec import derive_seed
 
 Load = Callable[[str], Target]
 T = TypeVar("T", int, float)
@@ -112,12 +112,12 @@ class MadeTarget(Target):
         hashed.update(self.which.tobytes() + self.where.tobytes())
         return hashed.hexdigest()
 
-    def stamps(self, indices: Indices) -> NDArray[np.uint8]:
-        found = [(at, part.stamps(where)) for part, at, where in self._by_part(indices)]
-        width = max((stamps.shape[1] for _, stamps in found), default=0)
+    def fingerprints(self, indices: Indices) -> NDArray[np.uint8]:
+        found = [(at, part.fingerprints(where)) for part, at, where in self._by_part(indices)]
+        width = max((fingerprints.shape[1] for _, fingerprints in found), default=0)
         out = np.zeros((len(indices), width), np.uint8)
-        for at, stamps in found:
-            out[at, : stamps.shape[1]] = stamps
+        for at, fingerprints in found:
+            out[at, : fingerprints.shape[1]] = fingerprints
         return out
 
     def _identity(self) -> Iterable[bytes]:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.core.errors import UserError
 from harness.data.groups import groups_from_names
 from harness.data.images import is_folder, is_image, shown
 from harness.data.labels import one_form
 from harness.data.parts import PARTS, TEST, TRAIN, differences, own_parts, part_named
 from harness.data.target import FileTarget, Target
 from harness.data.tree import NO_IMAGE, PassedOver, holds_images, images_below, inside
-from harness.errors import UserError
 
 _ClassFolder = tuple[str, str, Path]
 """Part, class name, and folder of the images of that class in that part."""

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from harness.core.errors import UserError
+from harness.core.spec import derive_seed
 from harness.data.images import shown
 from harness.data.target import Indices, Target
-from harness.errors import UserError
-from harness.spec import derive_seed
 
 Mask = NDArray[np.bool_]
 TEST_FOLDS, VAL_FOLDS = 4, 5

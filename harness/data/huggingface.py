@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from harness.core.errors import UserError, first_line
 from harness.data.columns import (
     choose,
     group_notes,
@@ -25,7 +26,6 @@ from harness.data.images import decode_image, read_header
 from harness.data.labels import numbered_classes, numbered_groups, one_form
 from harness.data.parts import PARTS, TRAIN, differences, own_parts, part_named
 from harness.data.target import Indices, Target, read_each
-from harness.errors import UserError, first_line
 
 BATCH = 256
 """Number of rows whose encoded images are in memory at a time."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from harness.errors import UserError, first_line
+from harness.core.errors import UserError, first_line
 
 IMAGE_FORMATS = (
     *("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000"),

@@ -9,8 +9,8 @@ from decimal import Decimal
 
 import numpy as np
 
+from harness.core.errors import UserError
 from harness.data.target import Indices
-from harness.errors import UserError
 
 WHOLE = re.compile(r"([+-]?)(0|[1-9]\d*)(\.0*)?")
 NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d+)?")

@@ -59,10 +59,10 @@ def _close(a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[int, int]]:
             yield start + row, column
 
 
-def leaks_in_words(leaks: Sequence[Leak], target: Target) -> str:
+def describe_leaks(leaks: Sequence[Leak], target: Target) -> str:
     """One line that counts the duplicates, names the first few and counts the groups that are in two given
     parts; empty when there are none."""
-    torn = groups_in_words(target)
+    torn = describe_groups(target)
     if not leaks:
         return f"target {target.name}: {torn}" if torn else ""
     exact = sum(leak.exact for leak in leaks)
@@ -78,7 +78,7 @@ def leaks_in_words(leaks: Sequence[Leak], target: Target) -> str:
     )
 
 
-def groups_in_words(target: Target) -> str:
+def describe_groups(target: Target) -> str:
     """How many groups have images in more than one of the parts that the data set comes with; "" if none."""
     torn = shared_groups(target)
     return f"{torn} groups have images in more than one of the given parts" if torn else ""

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from harness.core.errors import UserError
 from harness.data.images import image_suffixes, is_file, shown
 from harness.data.tree import is_hidden
-from harness.errors import UserError
 
 MOST_FILES = 500_000
 """Largest number of files below a table's folder that are searched."""
@@ -59,7 +59,7 @@ def find_images(
             paths.append(fitting[0])
             searched.append((name, fitting[0]))
     if absent:
-        first = ", ".join(_in_words(name, folder) for name in absent[:SHOWN])
+        first = ", ".join(_describe(name, folder) for name in absent[:SHOWN])
         raise UserError(
             f"{what}: {len(absent)} images are absent, first {first}; looked for as written, in "
             f"{shown(folder.absolute())}, the two folders above it and, by the end of the name, below it"
@@ -88,7 +88,7 @@ def _as_written(name: str, folder: Path) -> Path | None:
     return None
 
 
-def _in_words(name: str, folder: Path) -> str:
+def _describe(name: str, folder: Path) -> str:
     text = shown(folder / name.replace("\\", "/"))
     return text if "\\" not in name else f"{shown(name)} ({text})"
 

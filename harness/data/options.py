@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 
 OPTIONS = {
     "folder": ("layout", "group"),

@@ -11,10 +11,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from harness.core.errors import UserError
 from harness.data.checksums import memory
 from harness.data.options import path_exists
 from harness.data.targets import PATH_LOADERS, load_target
-from harness.errors import UserError
 
 
 def remember_place(name: str, fingerprint: str) -> None:

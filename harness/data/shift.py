@@ -1,4 +1,4 @@
-"""What if the test images differ from the training images? Named shifts of one test set."""
+"""Named shifts of the test set: corruptions under which a model is scored again."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as tvf
 
+from harness.core.spec import derive_seed
 from harness.data.splits import Examples
-from harness.spec import derive_seed
 
 NOISE_SD = 0.15
 CONTRAST = 0.3

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from harness.core.errors import UserError
+from harness.core.spec import TrialSpec, derive_seed
+from harness.core.versions import versions
+from harness.data.cached import Cache, CachedView, CacheFull
 from harness.data.groups import grouped_parts
 from harness.data.images import DECODING
 from harness.data.target import Indices, Target
 from harness.data.targets import load_target
-from harness.errors import UserError
-from harness.packages import versions
-from harness.rows import Cache, Full, View
-from harness.spec import TrialSpec, derive_seed
 
 Mask = NDArray[np.bool_]
 LONGEST_TAG = 4500
@@ -35,7 +35,7 @@ class Examples:
         index: (n,) positions in the target.
     """
 
-    pixels: torch.Tensor | View
+    pixels: torch.Tensor | CachedView
     labels: torch.Tensor
     index: Indices
 
@@ -49,8 +49,10 @@ class Examples:
 
     def part(self, at: torch.Tensor) -> Examples:
         """The examples at these positions."""
-        if isinstance(self.pixels, View):
-            pixels: torch.Tensor | View = View(self.pixels.rows, self.pixels.index[at.numpy()])
+        if isinstance(self.pixels, CachedView):
+            pixels: torch.Tensor | CachedView = CachedView(
+                self.pixels.rows, self.pixels.index[at.numpy()]
+            )
         else:
             pixels = self.pixels[at]
         return Examples(pixels, self.labels[at], self.index[at.numpy()])
@@ -242,8 +244,10 @@ def read_examples(
         **versions("torch", "torchvision", "pillow"),
     }
     try:
-        rows = cache.rows(key, len(source.labels), (3, size, size))
-        rows.fill(index, source.stamps(index), lambda at: source.read(at, size, interpolation))
-    except Full:
+        rows = cache.array(key, len(source.labels), (3, size, size))
+        rows.fill(
+            index, source.fingerprints(index), lambda at: source.read(at, size, interpolation)
+        )
+    except CacheFull:
         return Examples(source.read(index, size, interpolation), labels, index)
-    return Examples(View(rows, index), labels, index)
+    return Examples(CachedView(rows, index), labels, index)

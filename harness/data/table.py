@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from harness.core.errors import UserError, first_line
 from harness.data.columns import choose, group_notes, missing, plain
 from harness.data.images import is_file, shown
 from harness.data.labels import numbered_classes, numbered_groups, one_form
 from harness.data.lookup import find_images
 from harness.data.parts import TEST, TRAIN, differences, own_parts, part_named
 from harness.data.target import FileTarget, Target
-from harness.errors import UserError, first_line
 
 SEPARATORS = ",;\t|"
 BOMS = (

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms.v2 import functional as tvf
 
+from harness.core.errors import UserError
 from harness.data.checksums import checksums
 from harness.data.images import open_image, shown, to_rgb
-from harness.errors import UserError
 
 Indices = NDArray[np.int64]
 
@@ -71,10 +71,10 @@ class Target(ABC):
 
     @property
     def key(self) -> str:
-        """Cache key of the images; together with `stamps` it determines their pixels."""
+        """Cache key of the images; together with `fingerprints` it determines their pixels."""
         return self._fingerprint
 
-    def stamps(self, indices: Indices) -> NDArray[np.uint8]:
+    def fingerprints(self, indices: Indices) -> NDArray[np.uint8]:
         """(n, k) bytes that change if an image changes while `key` stays the same."""
         return np.zeros((len(indices), 0), np.uint8)
 
@@ -130,7 +130,7 @@ class FileTarget(Target):
         yield b"" if self.official_test is None else self.official_test.tobytes()
         yield from checksums(self.paths)
 
-    def stamps(self, indices: Indices) -> NDArray[np.uint8]:
+    def fingerprints(self, indices: Indices) -> NDArray[np.uint8]:
         found = checksums([self.paths[i] for i in indices])
         return np.frombuffer(b"".join(found), np.uint8).reshape(len(indices), 32)
 

@@ -12,6 +12,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 
+from harness.core.errors import UnknownName
 from harness.data.embedded import digits, fashion_mnist, mnist5k
 from harness.data.expressions import evaluate
 from harness.data.folder import folder_target
@@ -20,7 +21,6 @@ from harness.data.options import path_exists, split_options
 from harness.data.table import table_target
 from harness.data.target import Target
 from harness.data.torchvision_sets import TORCHVISION, torchvision_target
-from harness.errors import UnknownName
 
 LOADERS: dict[str, Callable[[], Target]] = {
     "digits": digits,

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torchvision
 
+from harness.core.errors import UserError, first_line
 from harness.data.archives import careful_archives
 from harness.data.target import Indices, Target, TorchvisionTarget
-from harness.errors import UserError, first_line
 
 DOWNLOADS = Path("data")
 """Folder of torchvision's downloads."""

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.core.errors import UserError, first_line
 from harness.data.images import is_image, shown
-from harness.errors import UserError, first_line
 
 SYSTEM = frozenset(
     (

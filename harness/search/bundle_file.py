@@ -23,9 +23,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
+from harness.core.errors import UserError, first_line
+from harness.core.spec import SAFE_NAME
 from harness.data.archives import careful_archives
-from harness.errors import UserError, first_line
-from harness.spec import SAFE_NAME
 
 FORMAT = 1
 MANIFEST, DATABASE = "bundle.json", "optuna.db"

@@ -12,8 +12,8 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial
 
-from harness.errors import UserError
-from harness.recorded import StudyInfo, TrialRecord
+from harness.core.errors import UserError
+from harness.core.records import StudyInfo, TrialRecord
 from harness.search.bundle_file import DATABASE, FORMAT, Manifest, sha256_of, write_bundle
 from harness.search.record import Record
 

@@ -8,12 +8,11 @@ from dataclasses import astuple, dataclass, field
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from harness.environment import inputs_of
-from harness.errors import UserError
-from harness.measure import MIB
-from harness.outcomes import BROKEN
-from harness.recorded import Slot, TrialRecord
-from harness.results import EpochResult, TrialResult
+from harness.core.errors import UserError
+from harness.core.records import Slot, TrialRecord
+from harness.core.results import EpochResult, TrialResult
+from harness.core.signals import TrialTimeout, time_limit
+from harness.core.spec import Cell, Phase, Study, TrialSpec, cell_label
 from harness.search.plan import trial_seed
 from harness.search.record import (
     Record,
@@ -27,8 +26,9 @@ from harness.search.record import (
 from harness.search.sampling import fixed, sampler_of
 from harness.search.space import draw
 from harness.search.storage import patiently
-from harness.signals import TrialTimeout, time_limit
-from harness.spec import Cell, Phase, Study, TrialSpec, cell_label
+from harness.training.device import MIB
+from harness.training.outcomes import BROKEN
+from harness.training.provenance import inputs_of
 
 DRAW_SECONDS = 270.0
 """Time limit of `space` for one trial; long, because its suggestions are written to a storage that may

@@ -13,19 +13,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.outcomes import RETRIED, FailureStreak
-from harness.recorded import Slot, StudyInfo, TrialRecord
-from harness.results import EpochResult, TrialResult, predictions_csv
-from harness.rows import Cache
+from harness.core.records import Slot, StudyInfo, TrialRecord
+from harness.core.results import EpochResult, TrialResult, predictions_csv
+from harness.core.signals import Terminated, stop_requested
+from harness.core.spec import Cell, Study
+from harness.data.cached import Cache
 from harness.search.cell import CellSearch, OpenTrial
 from harness.search.executors import Died, Executor
 from harness.search.plan import Shard
 from harness.search.record import Record, StorageFailed, storage_failures
 from harness.search.unchanged import Inputs, check_unchanged
-from harness.signals import Terminated, stop_requested
-from harness.spec import Cell, Study
 from harness.tracking.projection import Projection
-from harness.trial import Limits, Message, Started, TrialTask
+from harness.training.outcomes import RETRIED, FailureStreak
+from harness.training.trial import Limits, Message, Started, TrialTask
 
 KILLED_AT_MOST = 3
 """How often one run of the command runs a trial again whose worker died."""

@@ -1,16 +1,16 @@
-"""What would a study take? Per cell: accelerator memory, forecast; training time, from a few steps here."""
+"""Forecast what a study takes per cell: accelerator memory, and training time from a few steps here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from harness.forecast import Forecast, forecast
-from harness.measure import MIB, Device
-from harness.rows import Cache
-from harness.sizes import in_words
-from harness.spec import Study, TrialSpec
-from harness.train import Training
+from harness.core.spec import Study, TrialSpec
+from harness.core.units import format_bytes
+from harness.data.cached import Cache
+from harness.training.device import MIB, Device
+from harness.training.forecast import Forecast, forecast
+from harness.training.loop import Training
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class CellCost:
     memory: Forecast
     seconds: float | None
 
-    def in_words(self, max_memory: int | None = None) -> str:
+    def describe(self, max_memory: int | None = None) -> str:
         """One line; a forecast above `max_memory` (bytes) is marked."""
         found = self.memory
         parts = ", ".join(
@@ -39,7 +39,7 @@ class CellCost:
             f"evaluation {found.eval_peak_mib:.0f})"
         )
         if max_memory is not None and found.peak_mib * MIB > max_memory:
-            memory += f", MORE THAN {in_words(max_memory)}: would not run"
+            memory += f", MORE THAN {format_bytes(max_memory)}: would not run"
         if self.seconds is None:
             return f"{self.cell}: {memory}; time not forecast, no gradient steps"
         return f"{self.cell}: {memory}; {self.seconds:.1f} s"
@@ -56,7 +56,7 @@ def cell_costs(
         cache: where decoded images are kept.
     """
     for label, spec in specs.items():
-        steps = spec.strategy.readout == "head"
+        steps = spec.strategy.classifier == "head"
         seconds = Training(spec, device, cache).estimate_seconds() if steps else None
         yield CellCost(label, forecast(spec), seconds)
 

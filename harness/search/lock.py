@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from harness.errors import UserError, first_line
+from harness.core.errors import UserError, first_line
 
 
 @dataclass(frozen=True)

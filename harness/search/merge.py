@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from harness.environment import IMAGES, WEIGHTS
-from harness.errors import UserError, first_line
-from harness.recorded import StudyInfo, TrialRecord
+from harness.core.errors import UserError, first_line
+from harness.core.records import StudyInfo, TrialRecord
 from harness.search.bundle_file import DATABASE, PREDICTIONS, unpack_bundle
 from harness.search.bundles import Part, add_trials, kept_study_file, optuna_study
 from harness.search.record import Record, done_of
 from harness.search.storage import read_storage
+from harness.training.provenance import IMAGES, WEIGHTS
 
 SAME = {
     "space_sha256": "hash of the study file",

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from statistics import median
 
-from harness.display import as_table
-from harness.recorded import TrialRecord
+from harness.core.html import as_table
+from harness.core.records import TrialRecord
+from harness.core.spec import Phase, cell_label
 from harness.search.plan import Plan
 from harness.search.record import choose, done_of
-from harness.spec import Phase, cell_label
 
 COLUMNS = ("cell", "trials", "repeats", "best validation", "median training", "peak memory")
 PEAKS = ("peak_accelerator_allocated_mib", "peak_process_rss_mib")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from harness.errors import UserError
-from harness.recorded import StudyInfo
-from harness.spec import Cell, Phase, Study, cell_label, derive_seed
+from harness.core.errors import UserError
+from harness.core.records import StudyInfo
+from harness.core.spec import Cell, Phase, Study, cell_label, derive_seed
 
 
 @dataclass(frozen=True)

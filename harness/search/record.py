@@ -25,11 +25,11 @@ import optuna
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
-from harness.errors import UserError, first_line
-from harness.outcomes import RETRIED
-from harness.recorded import Slot, StudyInfo, TrialRecord
-from harness.results import EpochResult
-from harness.spec import Cell, Phase, cell_label
+from harness.core.errors import UserError, first_line
+from harness.core.records import Slot, StudyInfo, TrialRecord
+from harness.core.results import EpochResult
+from harness.core.spec import Cell, Phase, cell_label
+from harness.training.outcomes import RETRIED
 
 FORMAT = 2
 """Format of the record; in the first edition no Optuna study described the study as a whole."""

@@ -1,4 +1,4 @@
-"""Where do the values of a trial come from? Random and quasi-random ones from the slot's number alone."""
+"""Samplers of a slot's values: random and quasi-random values depend on the slot's number alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial
 from scipy.stats import qmc
 
-from harness.spec import Cell, Study, cell_label, derive_seed
+from harness.core.spec import Cell, Study, cell_label, derive_seed
 
 DIMENSIONS = 64
 

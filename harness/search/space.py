@@ -21,11 +21,11 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from harness.errors import UserError, first_line
+from harness.core.errors import UserError, first_line
+from harness.core.signals import Terminated, TrialTimeout
+from harness.core.spec import SAFE_NAME, Cell, Study, TrialSpec, cell_label, unknown_argument
 from harness.search.plan import trial_seed
 from harness.search.sampling import sampler_of
-from harness.signals import Terminated, TrialTimeout
-from harness.spec import SAFE_NAME, Cell, Study, TrialSpec, cell_label, unknown_argument
 
 OWN = frozenset({"slot", "task", "result"})
 """User attributes that the harness itself sets on a trial."""

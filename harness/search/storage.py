@@ -16,9 +16,9 @@ from sqlalchemy import event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 
-from harness.addresses import read_only_url, sqlite_url
-from harness.errors import UserError, first_line, without_password
-from harness.stores import create_sqlite, require_sqlite, sqlite_path, warn_of_network
+from harness.core.addresses import read_only_url, sqlite_url
+from harness.core.errors import UserError, first_line, without_password
+from harness.core.stores import create_sqlite, require_sqlite, sqlite_path, warn_of_network
 
 SQLITE_TIMEOUT_SECONDS = 60
 SERVER_SECONDS = 240.0

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 
 import optuna
 
-from harness.environment import IMAGES, WEIGHTS, inputs_of
-from harness.errors import UserError, first_line
-from harness.recorded import TrialRecord
+from harness.core.errors import UserError, first_line
+from harness.core.records import TrialRecord
+from harness.core.spec import TrialSpec
 from harness.search.cell import CellSearch
 from harness.search.plan import trial_seed
 from harness.search.space import draw
-from harness.spec import TrialSpec
+from harness.training.provenance import IMAGES, WEIGHTS, inputs_of
 
 
 def check_unchanged(search: CellSearch) -> None:

@@ -1,4 +1,4 @@
-"""How similar are source and target, and will the transfer pay? Measures on arrays, nothing else.
+"""Similarity of source and target, and transferability: measures on arrays, nothing else.
 
     for name, measure in MEASURES.items():
         found = measure.compute(**{need: data[need] for need in measure.needs}, seed=0)

@@ -1,4 +1,4 @@
-"""Measure how alike the sources and targets of a study are, and record it beside its trials.
+"""Measure the similarity of a study's sources and targets, and record it beside the trials.
 
     python -m harness.similarity --space studies/source_similarity.py
 
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.caller import undisturbed
-from harness.command import Parser, add_tracking_uri, escaped_output, run_command
-from harness.display import as_table
-from harness.errors import UserError
-from harness.study_file import load_study, study_path
+from harness.core.caller import undisturbed
+from harness.core.command_line import Parser, add_tracking_uri, escaped_output, run_command
+from harness.core.errors import UserError
+from harness.core.html import as_table
+from harness.core.study_file import load_study, study_path
 
 if TYPE_CHECKING:
     from harness.similarity import Measurement
@@ -112,14 +112,15 @@ def measure_similarity(
         raise UserError(f"--resamples must be at least 0, got {resamples}")
     study = load_study(study_path(str(path)))
 
-    from harness.measure import resolve_device
-    from harness.rows import Cache, default_folder
-    from harness.sources.measuring import Measuring, as_run, pairs_of, shared_images
-    from harness.stores import default_tracking_uri
+    from harness.core.stores import default_tracking_uri
+    from harness.data.cached import Cache, default_folder
+    from harness.search.space import first_draw
+    from harness.similarity.sources.measuring import Measuring, as_run, pairs_of, shared_images
     from harness.tracking.experiment import Experiment
+    from harness.training.device import resolve_device
 
     where = resolve_device(device)
-    pairs = pairs_of(study)
+    pairs = pairs_of((cell, first_draw(study, cell)) for cell in study.cells())
     for pair in pairs:
         if shared := shared_images(pair):
             print(

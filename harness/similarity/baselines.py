@@ -1,4 +1,4 @@
-"""What would one have guessed without looking at the target? The baselines any measure has to beat.
+"""Baselines that any measure has to beat: rankings made without looking at the target.
 
     static_rank(accuracy, source=2, target=0).value
 

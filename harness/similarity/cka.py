@@ -1,4 +1,4 @@
-"""How far did features move? Debiased linear CKA of the same images through two networks.
+"""Debiased linear CKA: how far the features of the same images move between two networks.
 
     cka(before, after).value
 

@@ -1,4 +1,4 @@
-"""How far is the source data from the target data? Frechet distance, MMD and Gaussian OTDD.
+"""Distances between source and target data: Frechet distance, MMD and Gaussian OTDD.
 
     axes = principal_axes(reference)
     frechet(source @ axes, target @ axes)

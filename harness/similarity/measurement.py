@@ -1,4 +1,4 @@
-"""How sure is a measure of its value? One value with its interval, or a refusal with its reason.
+"""The value of a measure with its interval, or a refusal with its reason.
 
 Every interval of this package is a delete-d jackknife over images (Shao & Wu 1989), not a bootstrap
 with replacement: a bootstrap puts copies of one image into both folds of a cross-validation, makes a

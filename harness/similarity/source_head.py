@@ -1,4 +1,4 @@
-"""How well do the source head's answers tell the target's classes apart? NCE and LEEP.
+"""Measures from the predictions of the source's classifier: NCE and LEEP.
 
     leep(probabilities, labels).value
 

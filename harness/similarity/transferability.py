@@ -1,4 +1,4 @@
-"""How well do a source model's features fit the target's labels? Cross-validation, LogME and H-score.
+"""Measures of how well a source model's features fit the target's labels: cross-validation, LogME, H-score.
 
     logme(features, labels).value
 

@@ -12,11 +12,11 @@ from statistics import fmean
 
 from mlflow.entities import Metric, Run
 
-from harness.environment import input_tags
-from harness.recorded import StudyInfo, TrialRecord
-from harness.results import EpochResult
-from harness.spec import cell_label
+from harness.core.records import StudyInfo, TrialRecord
+from harness.core.results import EpochResult
+from harness.core.spec import cell_label
 from harness.tracking.experiment import finite, storable
+from harness.training.provenance import input_tags
 
 PER_EPOCH = ("train_loss", "val_loss", "val_accuracy", "train_seconds", "marginal_seconds")
 """Metrics with one value per epoch; MLflow shows the last value, which is that of the trial."""

@@ -15,9 +15,9 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 
-from harness.addresses import adopt_artifacts, artifact_location, remove_stray_folder
-from harness.errors import UserError, refusal, without_password
-from harness.stores import create_sqlite, require_sqlite, sqlite_path, warn_of_network
+from harness.core.addresses import adopt_artifacts, artifact_location, remove_stray_folder
+from harness.core.errors import UserError, refusal, without_password
+from harness.core.stores import create_sqlite, require_sqlite, sqlite_path, warn_of_network
 
 METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100
 """MLflow's own limits (mlflow/utils/validation.py); 100 is also the limit for tags."""

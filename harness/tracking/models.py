@@ -20,9 +20,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
 from torch import nn
 
-from harness.addresses import adopt_artifacts, sqlite_path
-from harness.errors import UserError, first_line, without_password
-from harness.packages import versions
+from harness.core.addresses import adopt_artifacts, sqlite_path
+from harness.core.errors import UserError, first_line, without_password
+from harness.core.versions import versions
 
 PROGRESS_BAR = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
 LOGGERS = ("mlflow", "mlflow.models.model", "mlflow.pytorch", "torch.export")

@@ -22,10 +22,10 @@ from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from harness.errors import REFUSALS, UserError, first_line
-from harness.recorded import StudyInfo, TrialRecord
-from harness.spec import cell_label
-from harness.stores import sqlite_path
+from harness.core.errors import REFUSALS, UserError, first_line
+from harness.core.records import StudyInfo, TrialRecord
+from harness.core.spec import cell_label
+from harness.core.stores import sqlite_path
 from harness.tracking.contents import (
     KEY,
     PER_EPOCH,

@@ -11,9 +11,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 
-from harness.addresses import remove_stray_folder
-from harness.errors import UserError, refusal, without_password
-from harness.stores import default_tracking_uri, require_sqlite, sqlite_path
+from harness.core.addresses import remove_stray_folder
+from harness.core.errors import UserError, refusal, without_password
+from harness.core.stores import default_tracking_uri, require_sqlite, sqlite_path
 from harness.tracking.experiment import search
 
 Found = TypeVar("Found")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:  # a worker imports this package before it may load torch
-    from harness.trial import Message, TrialTask
+    from harness.training.trial import Message, TrialTask
 
 
 @dataclass(frozen=True)

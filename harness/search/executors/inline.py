@@ -7,9 +7,9 @@ import threading
 from collections.abc import Callable
 from typing import final
 
-from harness.results import TrialResult
+from harness.core.results import TrialResult
 from harness.search.executors import Died
-from harness.trial import Message, Messages, TrialTask, run_trial
+from harness.training.trial import Message, Messages, TrialTask, run_trial
 
 HUNG_SECONDS = 60.0
 """A trial that no alarm has interrupted this long after its time limit is considered hung."""

@@ -22,12 +22,12 @@ from typing import final
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
-from harness.errors import UserError, first_line
-from harness.results import TrialResult
+from harness.core.errors import UserError, first_line
+from harness.core.results import TrialResult
 from harness.search.executors import Died
 from harness.search.executors.inline import HUNG_SECONDS
 from harness.search.executors.worker import begin_worker, run_and_send
-from harness.trial import Message, Started, TrialTask
+from harness.training.trial import Message, Started, TrialTask
 
 NOT_STARTED = "worker processes end before they can run a trial; try --workers 1, which shows why"
 

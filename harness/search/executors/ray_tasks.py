@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from harness.errors import UserError, first_line
-from harness.results import TrialResult
+from harness.core.errors import UserError, first_line
+from harness.core.results import TrialResult
 from harness.search.executors import Died
-from harness.trial import Message, TrialTask
+from harness.training.trial import Message, TrialTask
 
 try:
     import ray
@@ -173,9 +173,9 @@ def _run(
     pickled: bytes, study_file: Path | None, folder: Path, number: int, mailbox: Any
 ) -> Iterator[Message]:
     """Run a task on its node. If Ray runs it again, the same messages are sent again."""
-    from harness.results import EpochResult
-    from harness.study_file import load_study
-    from harness.trial import run_trial
+    from harness.core.results import EpochResult
+    from harness.core.study_file import load_study
+    from harness.training.trial import run_trial
 
     missing = next((p for p in (folder, study_file) if p is not None and not p.exists()), None)
     if missing is not None:

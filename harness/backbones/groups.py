@@ -1,0 +1,153 @@
+"""Layer groups of a network: stem first and head last, they cover every tensor once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from harness.backbones.library import Input
+from harness.core.strategies import Tuned
+
+
+@dataclass(frozen=True)
+class Group:
+    """The parameters and buffers of one depth. `parameters` and `buffers` map full names to tensors."""
+
+    name: str
+    parameters: Mapping[str, nn.Parameter]
+    buffers: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A model whose parameters are covered, each once, by `groups`.
+
+    Attributes:
+        model: classifier with a fresh head of the target's size.
+        heads: its classifier modules: one, or several whose logits are averaged.
+        groups: stem first, head last.
+        modes: for every module, the groups whose tensors lie in it.
+        no_decay: names of parameters that the model says must not decay.
+        input: the input that the weights expect.
+        layout: memory order in which it computes.
+        notes: how the weights were adapted, one line each.
+    """
+
+    model: nn.Module
+    heads: tuple[nn.Module, ...]
+    groups: tuple[Group, ...]
+    modes: tuple[tuple[nn.Module, frozenset[int]], ...]
+    no_decay: frozenset[str]
+    input: Input
+    layout: torch.memory_format = torch.channels_last
+    notes: tuple[str, ...] = ()
+
+    @property
+    def head(self) -> nn.Module:
+        """The first classifier module."""
+        return self.heads[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the network."""
+        return next(self.model.parameters()).device
+
+    def train_mode(self, trained: Iterable[int], fixed_statistics: bool = False) -> None:
+        """Put modules that hold a tensor of a trained group in train(), all others in eval().
+
+        Frozen batch norms thus keep their statistics and frozen dropout stays off. Call it before every
+        epoch: one evaluation sets everything to eval().
+
+        Args:
+            trained: positions of the groups that train.
+            fixed_statistics: keep the batch norms of trained groups in eval() too.
+        """
+        on = frozenset(trained)
+        for module, groups in self.modes:
+            keep = fixed_statistics and isinstance(module, nn.modules.batchnorm._BatchNorm)
+            module.training = bool(groups & on) and not keep
+
+    def tuned_names(self, kind: Tuned) -> frozenset[str]:
+        """Names of the parameters that may train when their group is unfrozen.
+
+        Args:
+            kind: "all"; "norm", those of normalisation layers; "bias", those named so; "lora", those of
+                the adapters. The head's are always among them.
+        """
+        norms = {
+            f"{path}.{n}"
+            for path, module in self.model.named_modules()
+            if "Norm" in type(module).__name__
+            for n, _ in module.named_parameters(recurse=False)
+        }
+        rules: dict[Tuned, Callable[[str], bool]] = {
+            "all": lambda n: True,
+            "norm": lambda n: n in norms,
+            "bias": lambda n: n.endswith("bias"),
+            "lora": lambda n: ".lora_" in n,
+        }
+        wanted = rules[kind]
+        inner = {n for g in self.groups[:-1] for n in g.parameters if wanted(n)}
+        return frozenset(inner | set(self.groups[-1].parameters))
+
+
+def depths_to_groups(depth: Mapping[str, int], head_names: Sequence[str]) -> dict[str, int]:
+    """Full tensor name -> group, numbered 0.. without gaps.
+
+    The classifier alone is the last group, whatever depth the library gave it.
+
+    Args:
+        depth: full name of every parameter and buffer -> its depth in the library's own order.
+        head_names: names of the classifier modules.
+    """
+    head = tuple(f"{name}." for name in head_names)
+    used = sorted({d for name, d in depth.items() if not name.startswith(head)})
+    rank = {d: g for g, d in enumerate(used)}
+    return {n: len(used) if n.startswith(head) else rank[d] for n, d in depth.items()}
+
+
+def module_groups(
+    model: nn.Module, index: Mapping[str, int]
+) -> tuple[tuple[nn.Module, frozenset[int]], ...]:
+    """Every module with the groups of the tensors in it.
+
+    A leaf without tensors (dropout, activation) goes with its parent when that lies in one group; else
+    with the module before it, or with the head when the head comes next.
+    """
+    inside: dict[str, set[int]] = {name: set() for name, _ in model.named_modules()}
+    for tensor, group in index.items():
+        path = tensor
+        while path:
+            path = path.rpartition(".")[0]
+            inside[path].add(group)
+    order = [n for n, m in model.named_modules() if not list(m.children())]
+    head = {max(index.values())}
+    for position, name in enumerate(order):
+        if inside[name]:
+            continue
+        parent = inside[name.rpartition(".")[0]]
+        after = next((inside[n] for n in order[position + 1 :] if inside[n]), head)
+        before = next((inside[n] for n in reversed(order[:position]) if inside[n]), {0})
+        inside[name] = parent if len(parent) == 1 else head if after == head else {max(before)}
+    return tuple((module, frozenset(inside[name])) for name, module in model.named_modules())
+
+
+def group_names(firsts: Sequence[str]) -> list[str]:
+    """A short name per group from the name of its first tensor: as many parts as tell the groups apart.
+
+    >>> group_names(["conv1.weight", "layer1.0.conv1.weight", "layer2.0.conv1.weight", "fc.weight"])
+    ['conv1', 'layer1', 'layer2', 'head']
+    """
+    paths = [name.split(".") for name in firsts]
+    names = []
+    for path in paths[:-1]:
+        length = next(
+            k
+            for k in range(1, len(path) + 1)
+            if k == len(path) or sum(other[:k] == path[:k] for other in paths) == 1
+        )
+        names.append(".".join(path[:length]))
+    return [*names, "head"]

@@ -1,0 +1,133 @@
+"""Interface to a model library; one module per library implements it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Input:
+    """The input that a network's weights expect.
+
+    Attributes:
+        mean, std: per channel, for pixels in [0, 1].
+        resolution: side of the square input in pixels.
+        interpolation: how to resize to it.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resolution: int
+    interpolation: str
+
+
+class Library(Protocol):
+    """A source of architectures, e.g. the module harness.backbones.timm_models."""
+
+    def check(self, name: str) -> None:
+        """Raises UserError, with near matches, unless there is a model of that name."""
+
+    def create(self, name: str) -> nn.Module:
+        """The network with random weights."""
+
+    def pretrained(self, name: str) -> nn.Module:
+        """The network with ImageNet weights."""
+
+    def reset_head(self, model: nn.Module, num_classes: int) -> None:
+        """Replace the classifier by a new one."""
+
+    def head_names(self, model: nn.Module) -> list[str]:
+        """Names of the classifier modules."""
+
+    def depths(self, model: nn.Module) -> dict[str, int]:
+        """Full name of every parameter and buffer -> depth of its stage."""
+
+    def input_of(self, model: nn.Module) -> Input:
+        """The input that the weights expect."""
+
+    def set_resolution(self, model: nn.Module, size: int) -> None:
+        """Set a network with a fixed input size to another size, if possible."""
+
+    def convert(
+        self, model: nn.Module, state: Mapping[str, torch.Tensor]
+    ) -> Mapping[str, torch.Tensor]:
+        """Convert weights of another format or input size for this model, if possible."""
+
+    def no_weight_decay(self, model: nn.Module) -> frozenset[str]:
+        """Names of parameters without weight decay, in addition to norms and biases."""
+
+
+def tensor_names(model: nn.Module) -> list[str]:
+    """Full names of all parameters and buffers."""
+    return [n for n, _ in [*model.named_parameters(), *model.named_buffers()]]
+
+
+def depth_by_pooling(model: nn.Module) -> dict[str, int] | None:
+    """Depth in a VGG: pooling stages of `features`, then the hidden fully connected layers.
+
+    Returns:
+        None for any other network.
+    """
+    features = getattr(model, "features", None)
+    if not isinstance(features, nn.Sequential) or type(model).__name__ != "VGG":
+        return None
+    pools = [i for i, layer in enumerate(features) if isinstance(layer, nn.MaxPool2d)]
+
+    def depth(name: str) -> int:
+        if not name.startswith("features."):
+            return len(pools)
+        return sum(i < int(name.split(".")[1]) for i in pools)
+
+    return {name: depth(name) for name in tensor_names(model)}
+
+
+def depth_by_features(model: nn.Module, ends: Sequence[str]) -> dict[str, int]:
+    """Depth of every tensor, from the modules at which stages end, in the order of the modules.
+
+    Args:
+        model: the network.
+        ends: names of modules, one per stage, from the input on.
+
+    Returns:
+        0 for the stem, which is everything before the top-level module of the first stage; k for the k-th
+        stage. Everything after the last stage belongs to it.
+    """
+    order = {name: at for at, (name, _) in enumerate(model.named_modules())}
+    top = ends[0].split(".")[0]
+    last = [max(at for n, at in order.items() if n == e or n.startswith(f"{e}.")) for e in ends]
+
+    def depth(tensor: str) -> int:
+        at = order[tensor.rpartition(".")[0]]
+        if at < order[top]:
+            return 0
+        return 1 + min(sum(at > end for end in last), len(ends) - 1)
+
+    return {name: depth(name) for name in tensor_names(model)}
+
+
+def depth_by_order(model: nn.Module) -> dict[str, int]:
+    """Depth of every tensor by the order of the model's children; those of nn.Sequential and nn.ModuleList
+    count individually, and a single norm belongs to the child before it."""
+    units: dict[str, int] = {}
+    found = {}
+    for name in _in_order(model):
+        top, _, rest = name.rpartition(".")[0].partition(".")
+        child = model.get_submodule(top)
+        inside = rest and isinstance(child, (nn.Sequential, nn.ModuleList))
+        unit = f"{top}.{rest.split('.')[0]}" if inside else top
+        flat = all(p.ndim <= 1 for p in model.get_submodule(unit).parameters())
+        if unit not in units:
+            units[unit] = max(units.values(), default=0) + (bool(units) and not flat)
+        found[name] = units[unit]
+    return found
+
+
+def _in_order(model: nn.Module) -> list[str]:
+    """Full names of all parameters and buffers, module by module."""
+    order = {name: at for at, (name, _) in enumerate(model.named_modules())}
+    return sorted(tensor_names(model), key=lambda n: order[n.rpartition(".")[0]])

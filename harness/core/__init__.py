@@ -1,0 +1,1 @@
+"""The vocabulary of studies, trials and results, and what all commands share."""

@@ -1,0 +1,123 @@
+"""What all commands share: bad input in one line, exit codes, output on any terminal, names of programs."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import errno
+import io
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NoReturn
+
+from harness.core.caller import quiet_libraries, undisturbed
+from harness.core.errors import UserError
+from harness.core.units import parse_size
+
+PLAINER = {
+    r"invalid int value: (.*)": r"want a whole number, got \1",
+    r"invalid float value: (.*)": r"want a number, got \1",
+}
+"""What argparse says -> what it means."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are bad input like any other: to be parsed inside `run_command`."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError in place of printing the usage and ending the process."""
+        for said, plainer in PLAINER.items():
+            message = re.sub(said, plainer, message)
+        if message.startswith("unrecognized arguments: "):
+            wrong = message.partition(": ")[2]
+            options = [w.partition("=")[0] for w in wrong.split() if w.startswith("-")]
+            known = [o for o in self._option_string_actions if o.startswith("--")]
+            near = [n for o in options for n in difflib.get_close_matches(o, known, n=1)]
+            hint = f"did you mean {', '.join(near)}?" if near else f"see {self.prog} --help"
+            message = f"there is no {wrong}; {hint}"
+        raise UserError(message)
+
+
+def add_tracking_uri(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names MLflow's store."""
+    parser.add_argument(
+        "--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns/mlflow.db)"
+    )
+
+
+def add_stores(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name the record's store and MLflow's."""
+    parser.add_argument(
+        "--storage", help="Optuna storage URL (default: optuna.db beside the MLflow database)"
+    )
+    add_tracking_uri(parser)
+
+
+def size(text: str) -> str:
+    """For an option that is a number of bytes: as it was written, if it can be understood."""
+    try:
+        parse_size(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def run_command(run: Callable[[], int], if_stopped: str = "nothing was lost") -> int:
+    """The exit code of a command: bad input gives one line and 2, Ctrl-C 130, a closed pipe 1."""
+    # A shell's >&- leaves none, and whoever wrote that wants to hear nothing.
+    sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
+    quiet_libraries()
+    try:
+        with escaped_output(), undisturbed():
+            code = run()
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"stopped by Ctrl-C; {if_stopped}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader has gone (`| head`): what is still buffered must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"error: {error.filename}: no path of a file, it is too long", file=sys.stderr)
+        return 2
+
+
+@contextmanager
+def escaped_output() -> Iterator[None]:
+    """In the block a letter that the terminal's encoding lacks is printed as an escape, such as \\u201c.
+    Otherwise it would raise UnicodeEncodeError."""
+    streams = [s for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
+    errors = [stream.errors or "strict" for stream in streams]
+    for stream, before in zip(streams, errors, strict=True):
+        if before == "strict" or not stream.encoding.lower().startswith("utf"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, before in zip(streams, errors, strict=True):
+            with suppress(ValueError, OSError):  # it was closed meanwhile
+                stream.reconfigure(errors=before)
+
+
+def program(name: str) -> str:
+    """How to type a program of this Python's environment here: plain when the shell finds that very one,
+    else by its path, quoted, relative when it lies below the current folder."""
+    path = Path(sys.executable).parent / name
+    found = shutil.which(name)
+    if found and Path(found).parent == path.parent:
+        return name
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))

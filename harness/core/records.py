@@ -1,0 +1,146 @@
+"""The recorded facts of a study and of each trial, as plain values.
+
+They are stored in Optuna's storage (`harness.search.record`) and shown in MLflow
+(`harness.tracking.projection`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from harness.core.results import NOT_RUN, EpochResult
+from harness.core.spec import Cell, Phase, cell_label, cells_of
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One place in the plan: the `index`-th trial, or repeat, of a cell."""
+
+    cell: Cell
+    phase: Phase
+    index: int
+
+    def __str__(self) -> str:
+        return f"{cell_label(self.cell)}, {self.kind} {self.index}"
+
+    @property
+    def kind(self) -> str:
+        """Kind of the slot's trials: "trial" or "repeat"."""
+        return "trial" if self.phase == "tune" else "repeat"
+
+    @property
+    def key(self) -> tuple[str, Phase, int]:
+        """The slot as a hashable key."""
+        return cell_label(self.cell), self.phase, self.index
+
+
+@dataclass(frozen=True)
+class StudyInfo:
+    """A study as a whole.
+
+    Attributes:
+        name: name of the study and of its MLflow experiment.
+        question: the study file's docstring.
+        command: the command line that repeats the study.
+        factors: factor -> compared labels, in the order written.
+        baseline: one value of some factors.
+        trials: configurations per cell.
+        repeats: seeds per cell.
+        sampler: name of the sampler; budget curves need "random".
+        seed: root of every random stream of the study.
+        leaks: one line per target whose train, validation and test images overlap.
+        study_file: name of the study file, without its folder.
+        space_sha256: hash of the study file.
+    """
+
+    name: str
+    question: str
+    command: str
+    factors: Mapping[str, list[str]]
+    baseline: Mapping[str, str]
+    trials: int
+    repeats: int
+    sampler: str
+    seed: int
+    leaks: tuple[str, ...]
+    study_file: str
+    space_sha256: str
+
+    def cells(self) -> list[Cell]:
+        """Every combination of one value per factor, in the order written."""
+        return list(cells_of(self.factors))
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One recorded attempt at a slot.
+
+    Attributes:
+        key: identifies the trial in the record: its Optuna study, "#" and its number there.
+        slot: the place in the plan.
+        number: Optuna's number of the trial.
+        attempt: number of the attempt at this slot, counted from 1.
+        seed: seed of the trial; None if it died before it was drawn.
+        chosen: for a repeat, the index of the tuning trial whose configuration is repeated.
+        params: suggested values, by name.
+        ranges: distributions of the suggested values, as text.
+        spec: the complete flat TrialSpec; empty if the space returned none.
+        inputs: hashes of the images and weights that it reads.
+        outcome: one of `harness.core.results.OUTCOMES`; "" while it runs.
+        lasting: it is not run again, although it crashed.
+        died: its process ended without reporting a result.
+        reason: explanation of the outcome, if there is one.
+        metrics: the measured values.
+        epochs: results of its epochs.
+        notes: further information for the reader, by name.
+        provenance: device, versions and the like, by tag.
+        predictions: name of the file of its test predictions; "" if there is none.
+        started, ended: times by the coordinator's clock; None if unknown.
+        superseded: whether it repeats a configuration that is no longer the chosen one.
+    """
+
+    key: str
+    slot: Slot
+    number: int
+    attempt: int
+    seed: int | None = None
+    chosen: int | None = None
+    params: Mapping[str, object] = field(default_factory=dict)
+    ranges: Mapping[str, str] = field(default_factory=dict)
+    spec: Mapping[str, object] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    outcome: str = ""
+    lasting: bool = False
+    died: bool = False
+    reason: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    epochs: tuple[EpochResult, ...] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    predictions: str = ""
+    started: datetime | None = None
+    ended: datetime | None = None
+    superseded: bool = False
+
+    def but(self, **changes: object) -> TrialRecord:
+        """A copy with some fields changed."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+    @property
+    def study(self) -> str:
+        """Name of the study."""
+        return self.key.partition("/")[0]
+
+    @property
+    def not_run(self) -> bool:
+        """True if it was not run because of its memory forecast."""
+        return self.reason.startswith(NOT_RUN)
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall seconds from start to end."""
+        if self.started is None or self.ended is None:
+            return None
+        return (self.ended - self.started).total_seconds()

@@ -1,0 +1,374 @@
+"""Specification of trials and studies: the vocabulary that all other modules share.
+
+Frozen values only: a study file builds a `Study`, its `space` function returns a `TrialSpec`. What comes of
+one stands in `harness.core.results`.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import hashlib
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from harness.core.errors import UnknownName, UserError, message_of
+from harness.core.html import as_table
+from harness.core.strategies import Scalar, Strategy, names, to_flat
+
+if TYPE_CHECKING:
+    import optuna
+
+Phase = Literal["tune", "repeat"]
+Cell = Mapping[str, str]
+"""One value of each compared factor, e.g. {"strategy": "linear probe"}."""
+
+Arms = Mapping[str, "Callable[[optuna.trial.BaseTrial], Strategy]"]
+"""Label of a strategy -> how one trial draws it."""
+
+RESERVED_FACTORS = frozenset(
+    "study cell phase index seed outcome reason run_id attempt chosen owner device threads superseded "
+    "start_time optuna_trial size epoch example predicted probability failed tuned n mean sd low high "
+    "train_loss val_loss test_loss val_accuracy test_accuracy train_seconds marginal_seconds "
+    "total_seconds prefix trial_key resumed images_per_class "
+    "trained_depth trainable_share study_file group images_per_class".split()
+)
+"""Tags and columns of our own; a factor of that name would hide one."""
+SAFE_NAME = re.compile(r"(?!\.+$)[A-Za-z0-9_.][A-Za-z0-9_.-]{0,99}")
+"""Names become folders, database keys and parts of filters: no "..", no quotes, at most 100 characters."""
+LONGEST_PARAMETER = 6000
+"""Letters that MLflow keeps of a parameter."""
+MAX_EFFORT = 100_000
+"""Trials or repeats per cell; more is a slip of the keyboard."""
+
+
+def unknown_argument(error: BaseException) -> str:
+    """What was probably meant, when the error is a misspelt field of ours; "" for any other error."""
+    found = re.match(
+        r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message_of(error)
+    )
+    kind = {**names(), "Study": Study, "TrialSpec": TrialSpec}.get(found[1]) if found else None
+    if found is None or kind is None:
+        return ""
+    known = [f.name for f in dataclasses.fields(kind)]
+    near = difflib.get_close_matches(found[2], known, n=3)
+    return f"; did you mean {', '.join(near)}?" if near else f"; it has {', '.join(known)}"
+
+
+def derive_seed(*parts: object) -> int:
+    """A 31-bit seed for the random stream named by `parts`; the same parts always give the same seed."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+CHOICES = {
+    "optimizer": ("adamw", "sgd"),
+    "schedule": ("cosine", "constant", "one_cycle"),
+    "batch_norm": ("train", "frozen", "reestimate"),
+    "augment": ("none", "flip_crop", "rotation", "trivial", "rand", "mixup", "cutmix"),
+    "precision": ("float32", "bfloat16"),
+    "compile": (False, True),
+    "exact_shots": (False, True),
+}
+SHIFTS = ("noise", "blur", "contrast", "patch_shuffle", "label_shift")
+DEFAULT_LR = {"adamw": 1e-3, "sgd": 1e-2}
+"""Usual fine-tuning rates: AdamW's of torch, ten times that for SGD with momentum."""
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """Everything that decides one training run; equal specs give equal runs.
+
+    Attributes:
+        target: data set to adapt to, e.g. "digits" or "folder:PATH" (see harness.data).
+        backbone: timm model name.
+        strategy: which layer groups train, and how fast, at each epoch.
+        source: where the weights come from: "imagenet", "scratch", "file:PATH" or "recorded:NAME".
+        shots: training images per class, at most; None takes all that validation and test leave.
+        val_shots: validation images per class, at most; None takes the official validation set, or else
+            20 % of what test leaves.
+        test_shots: test images per class, at most; None takes the official test set, or else 25 %.
+        exact_shots: refuse classes that have fewer images than that, so that all give equally many.
+        resolution: side of the square input in pixels; None takes the backbone's own.
+        epochs: passes over the training images.
+        batch_size: images per step.
+        augment: how training images are varied (see harness.data.augment).
+        views: number of seeded variants per image, one after the other by epoch, so that the outputs of
+            frozen layers can be kept; None draws a new one at every step.
+        batch_norm: statistics of batch norms: "train" (frozen groups keep theirs), "frozen" (all keep
+            theirs), or "reestimate" (averaged once over the training images, then kept).
+        optimizer: "adamw" or "sgd" (momentum 0.9).
+        lr: peak learning rate of a group whose scale is 1; None takes the optimiser's usual one.
+        schedule: "cosine", "constant" or "one_cycle" (see harness.training.optimizer.Schedule).
+        weight_decay: decoupled for AdamW; never on norms, biases and other 1-D parameters.
+        warmup: share of all steps in which a group's rate rises linearly after it is unfrozen.
+        label_smoothing: share of the target distribution spread over all classes.
+        precision: of activations, "float32" or "bfloat16" (torch.autocast; parameters stay float32).
+        compile: run the network through torch.compile.
+        shifts: shifted test sets to score besides, by name, joined by "+" (see harness.data.shift).
+        seed: fixes train and validation images, head initialisation and batch order.
+    """
+
+    target: str
+    backbone: str
+    strategy: Strategy
+    source: str = "imagenet"
+    shots: int | None = None
+    val_shots: int | None = None
+    test_shots: int | None = None
+    exact_shots: bool = False
+    resolution: int | None = None
+    epochs: int = 10
+    batch_size: int = 32
+    augment: str = "none"
+    views: int | None = None
+    batch_norm: Literal["train", "frozen", "reestimate"] = "train"
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = None  # type: ignore[assignment] # replaced by the optimiser's default
+    schedule: Literal["cosine", "constant", "one_cycle"] = "cosine"
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    label_smoothing: float = 0.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    shifts: str = ""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.strategy, Strategy):
+            raise UserError(
+                f"TrialSpec: strategy must be one of {', '.join(sorted(names()))} "
+                f"from harness.core.strategies, got {self.strategy!r}"
+            )
+        kind = type(self.strategy)
+        if "__init__" in vars(kind) and "__dataclass_fields__" not in vars(kind):
+            raise UserError(
+                f"strategy {kind.__name__}: decorate it with @dataclass(frozen=True), or its settings "
+                "would not be recorded"
+            )
+        for name in ("target", "backbone", "source"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise UserError(f"TrialSpec: {name} must be a name, got {getattr(self, name)!r}")
+        require_short("TrialSpec", self.flat())
+        for name in ("epochs", "batch_size"):
+            _require_count(name, getattr(self, name))
+        for name in ("shots", "val_shots", "test_shots", "resolution", "views"):
+            if getattr(self, name) is not None:
+                _require_count(name, getattr(self, name))
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UserError(
+                    f"TrialSpec: {name} must be one of {', '.join(map(str, choices))}, "
+                    f"got {getattr(self, name)!r}"
+                )
+        for name in self.shift_names():
+            if name not in SHIFTS:
+                raise UserError(
+                    f"TrialSpec: shifts must be joined by '+' from {', '.join(SHIFTS)}, got {name!r}"
+                )
+        if self.strategy.classifier != "head" and self.batch_norm == "reestimate":
+            raise UserError(
+                "TrialSpec: batch_norm 'reestimate' is for strategies with gradient steps"
+            )
+        if self.views is not None and self.augment in ("none", "mixup", "cutmix"):
+            raise UserError(
+                f"TrialSpec: views are for an augment that varies each image by itself, got "
+                f"{self.augment!r}"
+            )
+        if self.lr is None:
+            object.__setattr__(self, "lr", DEFAULT_LR[self.optimizer])
+        for name, low, high in (
+            ("lr", 0.0, math.inf),
+            ("weight_decay", 0.0, math.inf),
+            ("warmup", 0.0, 1.0),
+            ("label_smoothing", 0.0, 1.0),
+        ):
+            value = getattr(self, name)
+            wrong = not isinstance(value, (int, float)) or not low <= value <= high
+            if wrong or math.isinf(value) or (name == "lr" and value == 0):
+                raise UserError(f"TrialSpec: {name} must be in [{low}, {high}], got {value!r}")
+
+    def shift_names(self) -> tuple[str, ...]:
+        """The shifted test sets, one by one."""
+        return tuple(self.shifts.split("+")) if self.shifts else ()
+
+    def flat(self) -> dict[str, Scalar]:
+        """The complete spec as flat entries, strategy included, ready to be logged as parameters."""
+        rest = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del rest["strategy"]
+        return {**rest, **to_flat(self.strategy)}
+
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, Scalar]) -> TrialSpec:
+        """The spec that `flat` was made from; values may be the strings that MLflow keeps.
+
+        Raises:
+            UserError: on an unknown strategy or field.
+        """
+        kinds = names()
+        if flat.get("strategy") not in kinds:
+            raise UnknownName(
+                f"unknown strategy {flat.get('strategy')!r}; known: {', '.join(sorted(kinds))}"
+            )
+        kind = kinds[str(flat["strategy"])]
+        inner = {
+            k.removeprefix("strategy."): v for k, v in flat.items() if k.startswith("strategy.")
+        }
+        outer = {k: v for k, v in flat.items() if not k.startswith("strategy")}
+        return cls(strategy=kind(**_typed(kind, inner)), **_typed(cls, outer))
+
+
+def require_short(what: str, flat: Mapping[str, Scalar]) -> None:
+    """Refuse what MLflow would cut, since nothing could read it back.
+
+    Raises:
+        UserError: naming the entry that is too long.
+    """
+    for name, value in flat.items():
+        if len(str(value)) > LONGEST_PARAMETER:
+            hint = "; choose classes by position, e.g. [classes=0-99+120-150]"
+            raise UserError(
+                f"{what}: {name} has {len(str(value))} letters, and of more than {LONGEST_PARAMETER} the "
+                f"tracking store would lose the rest{hint if name in ('target', 'data') else ''}"
+            )
+
+
+def _require_count(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"TrialSpec: {name} must be a whole number of at least 1, got {value!r}")
+
+
+def _typed(cls: type, entries: Mapping[str, Scalar]) -> dict[str, Any]:
+    """Entries cast by the annotations of dataclass `cls` (MLflow keeps every parameter as a string)."""
+    annotations = {f.name: _as_written(f.type) for f in dataclasses.fields(cls)}
+    if unknown := entries.keys() - annotations.keys():
+        raise UserError(f"unknown {cls.__name__} field {sorted(unknown)[0]!r}")
+    return {k: _cast(v, annotations[k]) for k, v in entries.items()}
+
+
+def _as_written(annotation: object) -> str:
+    """An annotation as text, also where a study file does without `from __future__ import annotations`."""
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    return re.sub(r"Optional\[(.*)\]$", r"\1 | None", text.removeprefix("typing."))
+
+
+def _cast(value: Scalar, annotation: str) -> Scalar:
+    if not isinstance(value, str):
+        return value
+    if value == "None" and "None" in annotation:
+        return None
+    if annotation.startswith("bool"):
+        return value == "True"
+    if annotation.startswith(("tuple", "list", "dict", "Scales")):
+        literal: Scalar = ast.literal_eval(value)
+        return literal
+    if found := re.match(r"Literal\[(.*?)\]", annotation):
+        choices = ast.literal_eval(f"({found[1]},)")
+        return next((choice for choice in choices if str(choice) == value), value)
+    for prefix, kind in (("int", int), ("float", float)):
+        if annotation.startswith(prefix):
+            return kind(value)
+    return value
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question: what is compared, what is tuned inside each cell, and with how much effort.
+
+    Attributes:
+        compare: factor -> its values; the cells are their product. Labels are short and unique.
+        space: (trial, **cell) -> TrialSpec; the cell is given, Optuna draws the rest.
+        trials: configurations tried per cell, the same for every cell.
+        repeats: fresh seeds on which the chosen configuration of each cell is run and tested.
+        baseline: one value of some factors; the other cells are compared with it.
+        sampler: "random" (i.i.d., needed for budget curves), "qmc" (scrambled Sobol points, spread evenly) or
+            "tpe" (uses finished trials, so that its results depend on their order).
+        pruner: "none" or "median" (a pruned trial has no comparable cost).
+        seed: root of every random stream of the study.
+        name: set from the file's name when left empty.
+    """
+
+    compare: Mapping[str, Iterable[str]]
+    space: Callable[..., TrialSpec]
+    trials: int = 16
+    repeats: int = 5
+    baseline: Cell = field(default_factory=dict)
+    sampler: Literal["random", "qmc", "tpe"] = "random"
+    pruner: Literal["none", "median"] = "none"
+    seed: int = 0
+    name: str = ""
+
+    def _repr_html_(self) -> str:
+        effort = f"{self.trials} trials + {self.repeats} repeats"
+        caption = (
+            f"study {self.name}: {len(self.cells())} cells x ({effort}), {self.sampler} sampling"
+        )
+        rows = [(f, ", ".join(v), self.baseline.get(f, "")) for f, v in self.compare.items()]
+        return as_table(caption, ("factor", "compared", "baseline"), rows)
+
+    def __post_init__(self) -> None:
+        if not self.compare or not all(list(values) for values in self.compare.values()):
+            raise UserError("Study: compare needs at least one factor with at least one value")
+        for factor, values in self.compare.items():
+            bad = [v for v in values if not isinstance(v, str) or not v or " | " in v]
+            if len(set(values)) < len(list(values)):
+                twice = next(v for v in values if list(values).count(v) > 1)
+                raise UserError(f"Study: compare[{factor!r}] lists {twice!r} twice")
+            if bad or isinstance(values, str):
+                raise UserError(
+                    f"Study: compare[{factor!r}] must list names without ' | ', got "
+                    f"{bad[0] if bad else values!r} (write a number as '5' and use int() in space)"
+                )
+            if (
+                not SAFE_NAME.fullmatch(factor)
+                or factor in RESERVED_FACTORS
+                or factor.startswith(("mlflow.", "param.", "env.", "sha256."))
+            ):
+                raise UserError(
+                    f"Study: factor {factor!r} must be letters, digits, '_', '.', '-' "
+                    f"and none of {', '.join(sorted(RESERVED_FACTORS))}"
+                )
+        if not callable(self.space):
+            raise UserError("Study: space must be a function (trial, **cell) -> TrialSpec")
+        for name, least in (("trials", 1), ("repeats", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise UserError(
+                    f"Study: {name} must be a whole number of at least {least}, got {value!r}"
+                )
+            if value > MAX_EFFORT:
+                raise UserError(f"Study: {name} must be at most {MAX_EFFORT:,}, got {value:,}")
+        for name, choices in (
+            ("sampler", ("random", "qmc", "tpe")),
+            ("pruner", ("none", "median")),
+        ):
+            if getattr(self, name) not in choices:
+                raise UserError(
+                    f"Study: {name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
+                )
+        for factor, label in self.baseline.items():
+            if label not in list(self.compare.get(factor, ())):
+                raise UserError(
+                    f"Study: baseline {factor}={label!r} is not among the compared values"
+                )
+        if self.name and not SAFE_NAME.fullmatch(self.name):
+            raise UserError(f"Study: name {self.name!r} must be letters, digits, '_', '.', '-'")
+
+    def cells(self) -> list[dict[str, str]]:
+        """Every combination of one value per factor, in the order written."""
+        return cells_of(self.compare)
+
+
+def cells_of(factors: Mapping[str, Iterable[str]]) -> list[dict[str, str]]:
+    """Every combination of one value per factor, in the order written."""
+    return [dict(zip(factors, v, strict=True)) for v in itertools.product(*factors.values())]
+
+
+def cell_label(cell: Cell) -> str:
+    """The cell in words: its values joined by " | "."""
+    return " | ".join(cell.values())

@@ -1,0 +1,257 @@
+"""Read a study file: import it once, with its folder on Python's path, and take its `study`."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import hashlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from harness.core.caller import undisturbed
+from harness.core.errors import UnknownName, UserError
+from harness.core.spec import SAFE_NAME, Study, unknown_argument
+from harness.core.versions import IMPORTED
+
+OURS = tuple(Path(__file__).parents[1] / name for name in ("harness", "analysis"))
+NEEDED = sys.stdlib_module_names | IMPORTED
+SHIPPED = Path(__file__).parents[1] / "studies"
+"""Where the project's own studies are: in a checkout, and beside the packages of an installed wheel."""
+
+
+def study_path(text: str) -> Path:
+    """The study file that `--space TEXT` means: a path, else the name of a shipped study."""
+    given = Path(text)
+    shipped = SHIPPED / f"{given.stem}.py"
+    by_name = text in (given.stem, f"studies/{given.stem}.py")
+    return shipped if by_name and not given.exists() and shipped.is_file() else given
+
+
+@undisturbed()
+def load_study(path: Path) -> Study:
+    """The `study` of a study file, named after the file if it has no name.
+
+    Raises:
+        UserError: naming the file, the line and what is wrong.
+    """
+    study = run_file(path).get("study")
+    if study is None:
+        raise UserError(f"space file {path} defines no `study`; end it with study = Study(...)")
+    if not isinstance(study, Study):
+        raise UserError(
+            f"space file {path}: `study` is a {type(study).__name__}, want harness.core.spec.Study"
+        )
+    name = study.name or path.stem
+    if not SAFE_NAME.fullmatch(name):
+        raise UserError(
+            f"study name {name!r} must be letters, digits, '_', '.', '-' "
+            "(it is the file's unless Study(name=...) sets it)"
+        )
+    return dataclasses.replace(study, name=name)
+
+
+def run_file(path: Path) -> dict[str, Any]:
+    """What a study file defines, by name. Its folder is first on Python's path, as with `python FILE`. It is
+    imported once: again only if it has changed since, or a module of its folder that it imported.
+
+    Raises:
+        UserError: naming the file, the line and what is wrong.
+    """
+    try:
+        if not path.is_file():
+            what = "is a folder" if path.is_dir() else "does not exist"
+            raise UserError(f"space file {path} {what}")
+    except OSError as error:  # Python before 3.14 raises for a name that is too long
+        raise UserError(f"space file {path} cannot be read: {error.strerror}") from error
+    if path.suffix != ".py":
+        raise UserError(f"space file {path} is not a Python file (.py)")
+    file = path.resolve()
+    if _imported and _imported[-1].is_current(file):
+        return vars(_imported[-1].module)
+    _refuse_shadows(path, file)
+    clear_caches()
+    if added := str(file.parent) not in sys.path[:1]:
+        sys.path.insert(0, str(file.parent))
+    before = set(sys.modules)
+    try:
+        module = _execute(path, file)
+    except BaseException:
+        hashes = {file: "", **_neighbours(file.parent, before)}
+        _Imported(file, ModuleType(""), hashes, added).forget()
+        raise
+    hashes = {file: _sha256(file), **_neighbours(file.parent, before)}
+    _imported.append(_Imported(file, module, hashes, added))
+    return vars(module)
+
+
+@dataclass(frozen=True)
+class _Imported:
+    """The study file that was imported last.
+
+    Attributes:
+        file: its absolute path.
+        module: what it defines.
+        hashes: of it and of each module of its folder that it imported, at that time.
+        added: whether its folder was put on Python's path for it.
+    """
+
+    file: Path
+    module: ModuleType
+    hashes: Mapping[Path, str]
+    added: bool
+
+    def is_current(self, file: Path) -> bool:
+        """Whether the file and the modules that it imported are unchanged."""
+        return self.file == file and all(_sha256(p) == h for p, h in self.hashes.items())
+
+    def forget(self) -> None:
+        """Let the next file import modules of its own folder, also under the names that this one used."""
+        for name, module in list(sys.modules.items()):
+            if _file_of(module) in self.hashes:
+                del sys.modules[name]
+        if self.added and str(self.file.parent) in sys.path:
+            sys.path.remove(str(self.file.parent))
+
+
+_imported: list[_Imported] = []
+"""Empty, or the study file that was imported last."""
+
+
+def clear_caches() -> None:
+    """Drop the study file that was imported last, and the modules of its folder."""
+    while _imported:
+        _imported.pop().forget()
+
+
+def _neighbours(folder: Path, before: set[str]) -> dict[Path, str]:
+    """File -> hash, of the modules of a folder that were imported since; what is installed below it, as in a
+    project with its environment, is none of them."""
+    files = {_file_of(m) for name, m in list(sys.modules.items()) if name not in before}
+    return {
+        file: _sha256(file)
+        for file in files
+        if file and file.is_relative_to(folder) and not _is_installed(file)
+        if not any(file.is_relative_to(ours) for ours in OURS)
+    }
+
+
+def _file_of(module: ModuleType) -> Path | None:
+    file = getattr(module, "__file__", None)
+    return Path(file) if isinstance(file, str) else None
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+
+
+def _refuse_shadows(path: Path, file: Path) -> None:
+    """Refuse a study file, or a module beside it, that would be imported in the place of a library.
+
+    Raises:
+        UserError: naming it.
+    """
+    elsewhere = [p for p in sys.path if Path(p or ".").resolve() != file.parent]
+    found = PathFinder.find_spec(file.stem, elsewhere) if "." not in file.stem else None
+    installed = found is not None and _is_installed(Path(found.origin or ""))
+    if file.stem in {*NEEDED, *(p.name for p in OURS)} or installed:
+        raise UserError(
+            f"space file {path} has the name of the module {file.stem!r}, and Python would import one for "
+            "the other; rename the file"
+        )
+    beside = {
+        p.stem if p.suffix == ".py" else p.name for p in file.parent.iterdir() if _importable(p)
+    }
+    if shadows := sorted(beside & NEEDED):
+        raise UserError(
+            f"space file {path} lies beside {shadows[0]}.py, which would be imported in the place of the "
+            f"module {shadows[0]!r}; rename it, or move the space file to a folder of its own"
+        )
+
+
+def _is_installed(file: Path) -> bool:
+    return not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
+
+
+def _importable(path: Path) -> bool:
+    return path.suffix == ".py" or (path / "__init__.py").is_file()
+
+
+def _execute(path: Path, file: Path) -> ModuleType:
+    # Pickle finds the file's classes by this name, here and wherever its folder is on the path.
+    name = "study_file" if "." in file.stem else file.stem
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except UserError as error:
+        raise UserError(f"space file {path}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
+        raise UserError(f"space file {_place_of(error, path, file)}") from error
+    return module
+
+
+def _place_of(error: BaseException, path: Path, file: Path) -> str:
+    """Where in the study file an error came up, in which module beside it, and what it says."""
+    frames = traceback.extract_tb(error.__traceback__)
+    mine = [f.lineno for f in frames if f.filename == str(file)]
+    beside = [
+        f for f in frames if Path(f.filename).parent == file.parent and f.filename != str(file)
+    ]
+    where = f"{path}:{mine[-1]}" if mine else str(path)
+    if isinstance(error, SyntaxError) and error.filename and Path(error.filename) == file:
+        line = f":{error.lineno}" if error.lineno else ""  # none when the file is not UTF-8
+        return f"{path}{line}: syntax error: {error.msg}"
+    if isinstance(error, SyntaxError):
+        source = Path(error.filename or "?").name
+        return f"{where}: {source}:{error.lineno}: syntax error: {error.msg}"
+    if beside and mine:
+        where += f": {Path(beside[-1].filename).name}:{beside[-1].lineno}"
+    return f"{where}: {type(error).__name__}: {error}{unknown_argument(error)}"
+
+
+@contextlib.contextmanager
+def names_of(space: Path | None, tags: Mapping[str, str]) -> Iterator[None]:
+    """In the block, the strategies, backbones and targets that a study file defines are known.
+
+    Args:
+        space: the file, whose code is run; None if it defines none.
+        tags: of a run, one of which names the file that it is of.
+
+    Raises:
+        UserError: if the file cannot be read, or in place of UnknownName, with what to add.
+    """
+    if space is not None:
+        load_study(space)
+    try:
+        yield
+    except UnknownName as error:
+        hint = f"where {tags.get('study_file', 'the study file')} defines it, add --space FILE"
+        if space is not None:
+            hint = f"{space} does not define it either"
+        raise UserError(f"{error}; {hint}") from error
+
+
+def study_sha256(path: Path) -> str:
+    """Hash of a study file that was loaded before."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def study_file_tags(path: Path) -> dict[str, str]:
+    """Tags that say which study file a run is of: its name, without its folder, and its hash."""
+    return {"study_file": path.name, "sha256.study_file": study_sha256(path)}
+
+
+def question_of(path: Path) -> str:
+    """The docstring of a study file that was loaded before: the question, the command, the answer."""
+    return ast.get_docstring(ast.parse(path.read_bytes())) or ""

@@ -1,0 +1,36 @@
+"""Read sizes such as "8GiB", and write numbers of bytes for people."""
+
+from __future__ import annotations
+
+import re
+
+from harness.core.errors import UserError
+
+UNITS = {"": 1, "b": 1} | {
+    f"{prefix}{suffix}": base**power
+    for power, prefix in enumerate("kmgt", start=1)
+    for suffix, base in (("", 1024), ("ib", 1024), ("b", 1000))
+}
+"""Unit of memory -> bytes, as GNU coreutils have it: G and GiB are 1024^3, GB is 1000^3."""
+
+
+def parse_size(text: str) -> int:
+    """Bytes in a size such as "8GiB", "500MB", "2G" (= 2GiB) or "1000000".
+
+    Raises:
+        UserError: if it is no such size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)\s*", text)
+    unit = UNITS.get(match[2].lower()) if match else None
+    if match is None or unit is None or len(match[1]) > 18:
+        raise UserError(f"size {text!r} is not understood; want one such as 8GiB, 500MB, 2G or 0")
+    return int(float(match[1]) * unit)
+
+
+def format_bytes(size: float) -> str:
+    """Bytes as people say them: "512 B", "1.5 MiB"."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} GiB"

@@ -1,0 +1,102 @@
+"""Draw a few images of each class beside its count, as PNG and as an HTML page."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import get_data_path
+from PIL import Image, ImageDraw, ImageFont
+
+from harness.dataset_report.look import THUMBNAIL, Survey
+
+PER_CLASS = 8
+MOST_CLASSES = 40
+LABEL, GAP = 190, 6
+"""Pixels: width of the column of names, and the space between pictures."""
+
+
+def draw(survey: Survey) -> Image.Image:
+    """One row per class (of more than 40, the first 40): name, count, and up to 8 images spread over it."""
+    shown = min(len(survey.counts), MOST_CLASSES)
+    step = THUMBNAIL + GAP
+    sheet = Image.new("RGB", (LABEL + PER_CLASS * step + GAP, shown * step + GAP), "white")
+    pen = ImageDraw.Draw(sheet)
+    font = ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 15)
+    labels = survey.target.labels[survey.looked_at]
+    for label in range(shown):
+        top = GAP + label * step
+        name = _shortened(survey.target.classes[label], pen, font)
+        pen.text((GAP, top + 26), name, "black", font)
+        pen.text((GAP, top + 48), f"{survey.counts[label]} images", "#555555", font)
+        members = np.flatnonzero(labels == label)
+        spread = np.unique(np.linspace(0, len(members) - 1, PER_CLASS).round().astype(int))
+        for column, at in enumerate(members[spread] if len(members) else ()):
+            picture = Image.fromarray(survey.thumbnails[at].permute(1, 2, 0).numpy())
+            left = LABEL + column * step
+            sheet.paste(picture, (left, top))
+            pen.rectangle((left - 1, top - 1, left + THUMBNAIL, top + THUMBNAIL), None, "#dddddd")
+    return sheet
+
+
+def _shortened(name: str, pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont) -> str:
+    """As much of it as fits the column."""
+    shown = name
+    while pen.textlength(shown, font) > LABEL - 2 * GAP:
+        shown = f"{shown.removesuffix('…')[:-1]}…"
+    return shown
+
+
+def picture(sheet: Image.Image) -> str:
+    """The sheet as HTML that needs no other file."""
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    inside = base64.b64encode(buffer.getvalue()).decode()
+    return (
+        f'<img src="data:image/png;base64,{inside}" alt="Up to {PER_CLASS} images of each class">'
+    )
+
+
+def page(survey: Survey, sheet: Image.Image, found: Sequence[str], lists: Sequence[str]) -> str:
+    """A page that needs no other file: the sheet, what was found, and a table of the classes.
+
+    Args:
+        survey: of the target.
+        sheet: from `draw`.
+        found: sentences.
+        lists: files and pairs, one a line.
+    """
+    title = html.escape(survey.target.name)
+    has_test = survey.test_counts is not None
+    head = "<tr><th>class<th>images" + ("<th>of them official test" if has_test else "")
+    rows = [
+        f"<tr><td>{html.escape(name)}<td>{survey.counts[i]}"
+        + (f"<td>{survey.test_counts[i]}" if survey.test_counts is not None else "")
+        for i, name in enumerate(survey.target.classes)
+    ]
+    left = len(survey.counts) - MOST_CLASSES
+    more = f"<p>{left} more classes are not pictured.</p>" if left > 0 else ""
+    details = "".join(f"<li>{html.escape(line)}" for line in lists)
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width">
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }}
+h1, li {{ overflow-wrap: anywhere; }}
+img {{ max-width: 100%; border: 1px solid #ddd; }}
+td, th {{ text-align: left; padding: .15rem 1.5rem .15rem 0; border-bottom: 1px solid #ddd; }}
+td + td {{ text-align: right; }}
+</style>
+<h1>{title}</h1>
+<ul>{"".join(f"<li>{html.escape(line)}" for line in found)}</ul>
+{picture(sheet)}
+{more}
+<h2>Classes</h2>
+<table>{head}{"".join(rows)}</table>
+{f"<h2>Files to look at</h2><ul>{details}</ul>" if details else ""}
+</html>
+"""

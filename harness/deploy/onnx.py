@@ -1,0 +1,86 @@
+"""The same network as ONNX, for runtimes without torch; checked on images before it is kept."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+
+from harness.core.errors import UserError, first_line
+from harness.deploy.model import Model
+
+FILE = "model.onnx"
+ALLOWED = 1e-3
+"""Largest difference of a logit: float32 sums in another order differ by far less."""
+
+
+def require_onnx() -> None:
+    """Raises UserError unless the libraries of the extra are installed."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"--onnx needs the extra: pip install -e '.[onnx]' ({first_line(error)})"
+        ) from None
+
+
+def write_onnx(model: Model, folder: Path, pixels: torch.Tensor) -> float:
+    """Write model.onnx, which takes normalised images of any batch size.
+
+    Args:
+        model: the network.
+        folder: where it goes.
+        pixels: (n, 3, s, s) uint8 images on which both must agree, n at least 2.
+
+    Returns:
+        Largest absolute difference of a logit.
+
+    Raises:
+        UserError: if the network cannot be written so, or its outputs differ.
+    """
+    path = folder / FILE
+    images = model.prepare(pixels)
+    chatty = logging.getLogger("torch.onnx")
+    level = chatty.level
+    chatty.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own, on torch's internals
+            torch.onnx.export(
+                model.network,
+                (images,),
+                str(path),
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:  # torch.export and onnxscript raise many kinds
+        path.unlink(missing_ok=True)
+        raise UserError(f"the network cannot be written as ONNX: {first_line(error)}") from error
+    finally:
+        chatty.setLevel(level)
+    return _compare(model, path, images)
+
+
+def _compare(model: Model, path: Path, images: torch.Tensor) -> float:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    with torch.inference_mode():
+        expected = model.network(images)
+    found = torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    worst = float((found - expected).abs().max())
+    if not worst <= ALLOWED:
+        path.unlink()
+        raise UserError(
+            f"the ONNX model is not the same: a logit differs by {worst:.2g}, more than {ALLOWED:g}; it "
+            "was not kept"
+        )
+    return worst

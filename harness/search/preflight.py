@@ -1,0 +1,166 @@
+"""Checks before a study starts: refuse everything that can be refused before training or recording."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import FrameType
+
+from harness.backbones import Backbone, build
+from harness.core.errors import UserError, first_line
+from harness.core.spec import Study, TrialSpec, cell_label
+from harness.data import (
+    describe_leaks,
+    find_leaks,
+    load_target,
+    read_examples,
+    split_indices,
+)
+from harness.data.cached import Cache
+from harness.search.plan import trial_seed
+from harness.search.space import first_draw
+from harness.training.forecast import forecast
+from harness.training.network import check_network
+
+SECONDS = 10
+"""Time limit for drawing the first trial of every cell, and for a strategy's schedule of a trial."""
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """Results of the checks.
+
+    Attributes:
+        specs: the first spec of each cell, by the cell's label.
+        leaks: one line per target whose parts share images.
+        notes: how the targets' files were read, which were skipped, and how weights files were adapted.
+    """
+
+    specs: Mapping[str, TrialSpec]
+    leaks: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def check_study(study: Study, cache: Cache = Cache(), memory_is_limited: bool = False) -> Preflight:
+    """Draw the first spec of every cell, and try each distinct one: build its network, pass one blank image,
+    split its target for every seed, and read the images of a target that the user brought.
+
+    Args:
+        study: the study.
+        cache: where decoded images are kept.
+        memory_is_limited: every cell must have a forecast of its memory.
+
+    Raises:
+        UserError: naming what is wrong.
+    """
+    drawing = f"study {study.name!r}: drawing the first trial of each cell"
+    with _time_limit(drawing, study.space):
+        specs = {cell_label(cell): first_draw(study, cell) for cell in study.cells()}
+    leaks: dict[str, str] = {}
+    depths: dict[tuple[object, ...], int] = {}
+    weights: dict[str, None] = {}
+    for spec in specs.values():
+        strategy = spec.strategy
+        network_key = (
+            *(spec.backbone, spec.source, spec.resolution),
+            *(strategy.lora_rank, strategy.classifier),
+        )
+        sizes = (spec.shots, spec.val_shots, spec.test_shots, spec.exact_shots)
+        key = (spec.target, *sizes, *network_key)
+        target = load_target(spec.target)
+        if key not in depths:
+            network = build(
+                spec.backbone,
+                spec.source,
+                len(target.classes),
+                spec.seed,
+                resolution=spec.resolution,
+                lora_rank=strategy.lora_rank,
+            )
+            check_network(network, spec)
+            weights |= dict.fromkeys(network.notes)
+            depths[key] = len(network.groups)
+            if line := _try_images(study, spec, network, cache):
+                leaks[spec.target] = line  # one split of each target is enough
+        _try_strategy(spec, depths[key])
+        if memory_is_limited:
+            forecast(spec)
+    targets = [load_target(name) for name in dict.fromkeys(s.target for s in specs.values())]
+    notes = tuple(f"{target.name}: {note}" for target in targets for note in target.notes)
+    return Preflight(specs, tuple(leaks.values()), (*notes, *weights))
+
+
+@contextmanager
+def _time_limit(what: str, function: Callable[..., object]) -> Iterator[None]:
+    """End a function of the study file that loops, naming the line, which `signals.time_limit` does not
+    do. Repeats if the function swallows the exception. Works only in the main thread, which receives the
+    signals."""
+    code = getattr(function, "__code__", None)
+
+    def stop(_signal: int, frame: FrameType | None) -> None:
+        while frame and frame.f_code is not code:
+            frame = frame.f_back
+        where = f" (at {frame.f_code.co_filename}:{frame.f_lineno})" if frame else ""
+        name = getattr(function, "__name__", "the function")
+        raise UserError(f"{what} takes more than {SECONDS} s; does `{name}` loop?{where}")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS, 1)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _try_strategy(spec: TrialSpec, num_groups: int) -> None:
+    plan, what = spec.strategy.lr_scales, f"strategy {type(spec.strategy).__name__}"
+    try:
+        with _time_limit(f"{what}: planning {spec.epochs} epochs", plan):
+            rows = [plan(num_groups, e) for e in range(spec.epochs)]
+        bad = next((r for r in rows if len(r) != num_groups or not all(map(_is_scale, r))), None)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's strategy raises
+        raise UserError(f"{what} on {spec.backbone}: {first_line(error)}") from error
+    still = [e for e, row in enumerate(rows) if all(scale is None for scale in row)]
+    if bad is None and still and spec.strategy.classifier == "head":
+        raise UserError(
+            f"{what}: lr_scales freezes every group in epoch {still[0]} "
+            f"on {spec.backbone}; at least one must train"
+        )
+    if bad is not None:
+        raise UserError(
+            f"{what}: lr_scales must return {num_groups} numbers "
+            f"above 0, or None for frozen, on {spec.backbone}; got {bad}"
+        )
+
+
+def _is_scale(scale: object) -> bool:
+    return scale is None or (isinstance(scale, (int, float)) and 0 < scale < math.inf)
+
+
+def _try_images(study: Study, spec: TrialSpec, network: Backbone, cache: Cache) -> str:
+    """Split for every seed and read the images that will be used; describes the leaks of the tuning split."""
+    target = load_target(spec.target)
+    size = spec.resolution or network.input.resolution
+    seeds = [spec.seed, *(trial_seed(study, "repeat", i) for i in range(study.repeats))]
+    splits = [split_indices(target, replace(spec, seed=seed)) for seed in seeds]
+    to_read = splits if ":" in spec.target else splits[:1]  # the user's own files may be broken
+    read = [
+        {
+            name: read_examples(
+                spec.target, tuple(part.tolist()), size, network.input.interpolation, cache
+            )
+            for name, part in (("train", s.train), ("validation", s.val), ("test", s.test))
+        }
+        for s in to_read
+    ]
+    return describe_leaks(find_leaks(read[0]), target)

@@ -1,0 +1,288 @@
+"""Progress of a running study: a table on a terminal, one line per trial in a pipe or a log."""
+
+from __future__ import annotations
+
+import html
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
+from datetime import datetime, timedelta
+from typing import Literal
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from harness.search.coordinator import SlotDone
+from harness.search.overview import COLUMNS, Overview, Working
+from harness.search.record import StorageFailed, storage_failures
+from harness.training.outcomes import BROKEN
+
+Detail = Literal["quiet", "normal", "verbose"]
+
+PAUSE = 50
+"""Pause between two updates, as a multiple of the time that one takes: at most 2 % of a core."""
+EVERY_SECONDS = 1.0
+"""Shortest time between two drawings of the table."""
+MOST_AT_WORK = 8
+
+
+def show(
+    read: Callable[[], Overview],
+    events: Iterator[SlotDone],
+    detail: Detail = "normal",
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Show the progress until the events end.
+
+    A terminal or a notebook shows a table that is kept up to date, and above it the failed trials
+    (verbose: all trials). In a pipe there is one line per trial. Verbose adds the accuracy after each
+    epoch; quiet prints only the last lines.
+
+    Args:
+        read: how far the study is now.
+        events: of `run_study`.
+        detail: how much is said.
+        clock: seconds, never going back.
+
+    Raises:
+        StorageFailed: if the record cannot be read, and what the events raise.
+    """
+    console = Console(highlight=False)
+    looks = _Looks(read, clock)
+    slots, before, resumed, own, broken = looks.now().plan.slots, looks.now().done, 0, 0, 0
+    live = (console.is_terminal or console.is_jupyter) and detail != "quiet"
+    with _Board(console, looks) if live else nullcontext():
+        for event in events:
+            if event.trial is None:
+                resumed += 1
+                continue
+            own += event.counts
+            broken += event.trial.outcome in BROKEN and not event.trial.lasting
+            failed = event.trial.outcome not in ("complete", "pruned")
+            if detail == "verbose" or (detail == "normal" and (not live or failed)):
+                counted = f"[{looks.count(event):>3}/{slots}] "
+                for line in _lines(counted, event, detail == "verbose"):
+                    _say(console, line)
+    # If more trials change a cell's choice, earlier repeats no longer count.
+    if kept := min(before, resumed):
+        _say(console, f"{kept} of {slots} were finished before and not run again")
+    if broken:
+        _say(
+            console,
+            f"{broken} ended as crashed or audit_failed; the same command tries them again",
+        )
+    if resumed == slots and not own:
+        _say(console, "nothing was left to do")
+
+
+def _say(console: Console, line: str) -> None:
+    if console.is_jupyter:  # where each line of rich's would be an output of its own
+        print(line)
+    else:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+class _Looks:
+    """The progress of the study, read again when that is cheap enough; thread-safe."""
+
+    def __init__(self, read: Callable[[], Overview], clock: Callable[[], float]) -> None:
+        self._ask, self._clock = read, clock
+        self._lock = threading.Lock()
+        self._read()
+
+    def _read(self) -> None:
+        started = self._clock()
+        try:
+            with storage_failures():
+                self._found = self._ask()
+            self._done = self._found.done
+        finally:
+            now = self._clock()
+            self._due = now + PAUSE * (now - started)
+
+    def _read_again(self) -> bool:
+        """Returns False if the storage did not answer: the last progress is kept, and the coordinator reports
+        the error."""
+        try:
+            self._read()
+        except StorageFailed:
+            return False
+        return True
+
+    def now(self, anyway: bool = False) -> Overview:
+        """The progress, at most a moment old."""
+        with self._lock:
+            if anyway or self._clock() >= self._due:
+                self._read_again()
+            return self._found
+
+    def count(self, event: SlotDone) -> int:
+        """How many slots of the whole study are done, including the one of this event."""
+        with self._lock:
+            fresh = self._clock() >= self._due and self._read_again()
+            if not fresh and event.counts:
+                self._done += 1
+            # A slot that its forecast kept from running, and that is run later, is counted twice.
+            return min(self._done, self._found.plan.slots)
+
+
+def _lines(counted: str, event: SlotDone, with_curve: bool) -> Iterator[str]:
+    assert event.trial is not None
+    metrics, outcome = event.trial.metrics, event.trial.outcome
+    if outcome != "complete":
+        yield f"{counted}{event.slot}: {outcome.upper()} {event.trial.reason}".rstrip()
+    else:
+        names = {"val_accuracy": "validation", "test_accuracy": "test"}
+        scores = [f"{words} {metrics[k]:.1%}" for k, words in names.items() if k in metrics]
+        seconds = f"trained {metrics['train_seconds']:.1f} s"
+        yield f"{counted}{event.slot}: {', '.join(scores)}, {seconds}"
+    if with_curve and event.trial.epochs:
+        curve = ", ".join(f"{epoch.val_accuracy:.1%}" for epoch in event.trial.epochs)
+        yield f"{' ' * len(counted)}validation after each epoch: {curve}"
+
+
+class _Board(AbstractContextManager["_Board"]):
+    """The table, updated by its own thread, so that the epochs of long trials are shown."""
+
+    def __init__(self, console: Console, looks: _Looks) -> None:
+        self._looks = looks
+        self._view = _InNotebook() if console.is_jupyter else _OnTerminal(console)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="progress", daemon=True)
+
+    def __enter__(self) -> _Board:
+        self._view.__enter__()
+        self._draw()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join(2 * EVERY_SECONDS)  # a storage that hangs must not hold up Ctrl-C
+        try:
+            if error == (None, None, None):
+                self._view.draw(self._looks.now(anyway=True), over=True)
+        finally:
+            self._view.__exit__(None, None, None)
+
+    def _keep(self) -> None:
+        pause = EVERY_SECONDS
+        while not self._over.wait(pause):
+            started = time.monotonic()
+            # Exceptions of other storages that do not answer; the coordinator reports them.
+            with suppress(Exception):
+                self._draw()
+            pause = max(EVERY_SECONDS, PAUSE * (time.monotonic() - started))
+
+    def _draw(self) -> None:
+        self._view.draw(self._looks.now())
+
+
+class _OnTerminal(AbstractContextManager["_OnTerminal"]):
+    """The last lines of a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._live = Live(console=console, auto_refresh=False)
+
+    def __enter__(self) -> _OnTerminal:
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.__exit__(None, None, None)
+
+    def draw(self, found: Overview, over: bool = False) -> None:
+        """In place of what was there."""
+        shown = picture(found) if over else Group(picture(found), *at_work(found))
+        self._live.update(shown, refresh=True)
+
+
+class _InNotebook(AbstractContextManager["_InNotebook"]):
+    """One output of a notebook cell. At the end it shrinks to two lines, because the result's table
+    follows."""
+
+    def __enter__(self) -> _InNotebook:
+        from IPython.display import display
+
+        handle = display({"text/plain": ""}, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+        self._handle = handle
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def draw(self, found: Overview, over: bool = False) -> None:
+        """In place of what was there."""
+        made = Console(
+            file=io.StringIO(), width=100, color_system=None, force_jupyter=False, highlight=False
+        )
+        made.print(*(_head(found) if over else (picture(found), *at_work(found))), sep="\n")
+        assert isinstance(made.file, io.StringIO)
+        text = made.file.getvalue().rstrip()
+        shown = {"text/plain": text, "text/html": f"<pre>{html.escape(text)}</pre>"}
+        self._handle.update(shown, raw=True)
+
+
+def _head(found: Overview) -> tuple[Table, str]:
+    """The number of completed slots, and the outcomes of trials."""
+    done, total = found.done, found.plan.slots
+    left = "" if found.seconds_left is None else f", about {duration(found.seconds_left)} left"
+    head = Table.grid(padding=(0, 1))
+    now = f"{datetime.now():%H:%M:%S}"
+    head.add_row(
+        found.plan.study,
+        ProgressBar(total, done, width=16),
+        f"{done} of {total}{left if done < total else ', done'} ({now})",
+    )
+    return head, f"outcomes: {describe_outcomes(found)}"
+
+
+def picture(found: Overview) -> Group:
+    """The progress of the study for rich: completed slots, outcomes, one row per cell."""
+    table = Table(COLUMNS[0], box=None, pad_edge=False, header_style="bold")
+    for name in COLUMNS[1:]:
+        table.add_column(name, justify="right")
+    for row in found.rows():
+        table.add_row(*map(Text, row))
+    return Group(*_head(found), table)
+
+
+def at_work(found: Overview) -> list[Text]:
+    """The running trials with their progress."""
+    working = found.working
+    lines = [f"{work.slot}: {describe_epochs(work)}" for work in working[:MOST_AT_WORK]]
+    more = [f"and {len(working) - MOST_AT_WORK} more"] if len(working) > MOST_AT_WORK else []
+    return [Text(f"now {line}", style="dim") for line in (*lines, *more)]
+
+
+def describe_outcomes(found: Overview) -> str:
+    """Number of trials by outcome, most frequent first."""
+    ranked = sorted(found.outcomes.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count} {name}" for name, count in ranked) or "none yet"
+
+
+def describe_epochs(work: Working) -> str:
+    """Progress of a trial."""
+    of = "" if work.epochs is None else f" of {work.epochs}"
+    after = "" if work.accuracy is None else f", validation {work.accuracy:.1%}"
+    return f"{work.epochs_done}{of} epochs{after}"
+
+
+def describe_working(work: Working) -> str:
+    """Progress and start time of a trial."""
+    since = "" if work.since is None else f", since {work.since:%Y-%m-%d %H:%M:%S}"
+    return f"{work.slot}: {describe_epochs(work)}{since}"
+
+
+def duration(seconds: float) -> str:
+    """In words, to the nearest second, minute or part of an hour."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{timedelta(seconds=round(seconds / 60) * 60)}"[:-3] + " h"

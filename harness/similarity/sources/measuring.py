@@ -1,0 +1,313 @@
+"""Every measure on every pair of source and target of a study, from the target's training images only.
+
+Distances between data sets are taken in one embedding that knows none of the sources: EfficientNet-Lite0
+with its ImageNet weights at 64 px, then 64 principal axes found on equally many images of every data set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from harness.backbones import Backbone, build, weights_sha256
+from harness.backbones.recorded import PREFIX, Model, find_models
+from harness.core.spec import Cell, TrialSpec
+from harness.core.strategies import FeatureTransfer, LinearProbe
+from harness.data import Examples, load_target, read_examples, split_indices
+from harness.data.cached import Cache
+from harness.data.expressions import roots
+from harness.similarity import (
+    MEASURES,
+    Measurement,
+    log_source_size,
+    median_bandwidth,
+    principal_axes,
+    source_accuracy,
+)
+from harness.similarity.sources.pretraining import split_source
+from harness.similarity.sources.recording import metrics_of
+from harness.similarity.sources.spec import spec_from
+from harness.training.audit import Audit
+from harness.training.device import Device
+from harness.training.network import Network
+
+REFERENCE = "tf_efficientnet_lite0"
+REFERENCE_SIZE = 64
+AXES = 64
+EMBEDDING = f"{REFERENCE} imagenet at {REFERENCE_SIZE} px, {AXES} principal axes"
+"""Name of the common embedding."""
+MOST = 500
+"""Images of a data set that are looked at."""
+SEED = 0
+NO_DATA = "the images that the source learned from are not here, or there were none"
+NO_HEAD = "the source has no class scores here"
+DIAGNOSTIC = ("cka",)
+"""Measures that compare a network with itself, so not for pairs."""
+Data = tuple[str, tuple[int, ...]]
+"""A data set's name and the positions of the images looked at."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A source and a target of a study.
+
+    Attributes:
+        source, target: labels of the factors of these names, where the study compares them; else what
+            the TrialSpec calls them.
+        spec: a trial from one to the other: of the largest training set there is.
+        model: the source's first model if it is one of ours.
+        most: images of either side that are looked at.
+    """
+
+    source: str
+    target: str
+    spec: TrialSpec
+    model: Model | None
+    most: int = MOST
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return f"{self.source} -> {self.target}"
+
+    @property
+    def target_data(self) -> Data:
+        """Training images of the target."""
+        train = split_indices(load_target(self.spec.target), self.spec).train
+        return self.spec.target, _some(train, self.most)
+
+    @property
+    def source_data(self) -> Data | None:
+        """Images that the source's first model learned from; None if there were none, or none of ours."""
+        if self.model is None:
+            return None
+        spec, number = spec_from(self.model.about)
+        train = split_source(load_target(spec.data), spec, number).train
+        return (spec.data, _some(train, self.most)) if spec.steps else None
+
+    def identity(self) -> str:
+        """Hash of all that the measures depend on."""
+        spec, (target, rows) = self.spec, self.target_data
+        model = self.model
+        weights = model.sha256 if model else weights_sha256(spec.source, spec.backbone)
+        parts = (
+            *(spec.backbone, spec.source, spec.resolution, spec.batch_norm, spec.seed, EMBEDDING),
+            *(weights, load_target(target).fingerprint(), rows),
+        )
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def pairs_of(drawn: Iterable[tuple[Cell, TrialSpec]]) -> list[Pair]:
+    """Every pair of a source and a target that a study compares.
+
+    Args:
+        drawn: each cell of the study with the spec of its first trial.
+
+    Raises:
+        UserError: if a source is not recorded.
+    """
+    found: dict[tuple[str, str, str], TrialSpec] = {}
+    labels: dict[tuple[str, str, str], tuple[str, str]] = {}
+    for cell, spec in drawn:
+        key = (*labels_of(cell, spec.flat()), spec.backbone)
+        if key not in found or _rank(spec) > _rank(found[key]):
+            found[key] = spec
+        labels[key] = key[:2]
+    return [Pair(*labels[key], spec, first_model(spec.source)) for key, spec in found.items()]
+
+
+def labels_of(cell: Mapping[str, str], flat: Mapping[str, object]) -> tuple[str, str]:
+    """What the source and the target of a trial are called.
+
+    Args:
+        cell: factor -> label, and perhaps more.
+        flat: its spec.
+    """
+    source = cell.get("source", cell.get("backbone", str(flat["source"])))
+    return source, cell.get("target", str(flat["target"]))
+
+
+def _rank(spec: TrialSpec) -> tuple[float, bool]:
+    return spec.shots or math.inf, spec.batch_norm == "reestimate"
+
+
+def first_model(source: str) -> Model | None:
+    """The first model of a recorded source; None for any other."""
+    return find_models(source)[0] if source.startswith(PREFIX) else None
+
+
+def shared_images(pair: Pair) -> int:
+    """How many of the source's images the target holds, in any of its parts."""
+    if pair.model is None:
+        return 0
+    spec, number = spec_from(pair.model.about)
+    source = load_target(spec.data)
+    seen = set(roots(source, split_source(source, spec, number).train))
+    target = load_target(pair.spec.target)
+    return len(seen & set(roots(target, np.arange(len(target.labels)))))
+
+
+class Measuring:
+    """Measures pairs; embeds each data set once.
+
+    Args:
+        pairs: all of a study: the axes and the bandwidth depend on them.
+        device: where to compute.
+        cache: where images and what networks gave for them are kept.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], device: Device, cache: Cache) -> None:
+        self._device, self._cache = device, cache
+        self._embedded: dict[Data, np.ndarray] = {}
+        sets = {p.target_data for p in pairs} | {d for p in pairs if (d := p.source_data)}
+        if any(pair.model for pair in pairs):
+            raw = {data: self._reference(data) for data in sorted(sets)}
+            least = min(len(x) for x in raw.values())
+            rng = np.random.default_rng(SEED)
+            equal = np.concatenate([x[rng.permutation(len(x))[:least]] for x in raw.values()])
+            axes = principal_axes(equal, AXES)
+            self._embedded = {data: x @ axes for data, x in raw.items()}
+            self._bandwidth = median_bandwidth(equal @ axes, SEED)
+
+    def measure(self, pair: Pair, resamples: int | None = None) -> Iterator[Measurement]:
+        """Every measure that ranks sources, and the two baselines that need no other target.
+
+        Args:
+            pair: one of those that this was made for.
+            resamples: behind each interval, 0 for none; None is each measure's own number.
+        """
+        options = {"seed": SEED} | ({} if resamples is None else {"resamples": resamples})
+        given = self._given(pair)
+        for name, measure in MEASURES.items():
+            if name in DIAGNOSTIC:
+                continue
+            if any(need not in given for need in measure.needs):
+                data = "source" in measure.needs
+                yield _refused(name, NO_DATA if data else NO_HEAD)
+                continue
+            yield measure.compute(**{need: given[need] for need in measure.needs}, **options)
+        yield from baselines(pair.model)
+
+    def _given(self, pair: Pair) -> dict[str, Any]:
+        target = pair.target_data
+        given: dict[str, Any] = {"labels": _labels(target)}
+        given["features"] = features(pair.spec, target, self._device, self._cache)
+        source = pair.source_data
+        if source is not None:
+            given |= {"source": self._embedded[source], "target": self._embedded[target]}
+            given |= {"source_labels": _labels(source), "bandwidth": self._bandwidth}
+        if pair.model is not None and pair.model.about["objective"] == "supervised":
+            theta = probabilities(pair, self._device, self._cache)
+            given |= {"probabilities": theta, "predicted": theta.argmax(1)}
+        return given
+
+    def _reference(self, data: Data) -> np.ndarray:
+        spec = TrialSpec(data[0], REFERENCE, FeatureTransfer(), resolution=REFERENCE_SIZE)
+        return features(spec, data, self._device, self._cache)
+
+
+def baselines(model: Model | None) -> Iterator[Measurement]:
+    """What one would guess without a look at the target."""
+    if model is None:
+        yield from (
+            _refused(n, "the source is none of ours")
+            for n in ("source_accuracy", "log_source_size")
+        )
+        return
+    accuracy, classes = metrics_of(model).get("val_accuracy"), int(model.about["classes"])
+    if accuracy is None:
+        yield _refused("source_accuracy", "it learned without labels")
+    else:
+        yield source_accuracy(accuracy, int(model.about["val_images"]), classes)
+    yield log_source_size(int(model.about["images"]))
+
+
+def features(spec: TrialSpec, data: Data, device: Device, cache: Cache) -> np.ndarray:
+    """(n, d) what the spec's network, as a trial would start from it, gives its head for these images.
+
+    Statistics of batch norms are those of the source, or averaged over these images if the spec says so.
+    """
+    strategy = LinearProbe() if spec.batch_norm == "reestimate" else FeatureTransfer()
+    spec = replace(spec, strategy=strategy, augment="none", views=None)
+    backbone = _build(spec, 2, device)
+    network, examples = _frozen(spec, backbone, data, device, cache)
+    found: np.ndarray = network.features(examples).numpy()
+    return found
+
+
+def probabilities(pair: Pair, device: Device, cache: Cache) -> np.ndarray:
+    """(n, source classes) what the source's own head says of the target's training images."""
+    assert pair.model is not None
+    spec = replace(pair.spec, strategy=FeatureTransfer(), batch_norm="train")
+    spec = replace(spec, augment="none", views=None)
+    backbone = _build(spec, int(pair.model.about["classes"]), device)
+    backbone.model.load_state_dict(pair.model.read())
+    network, examples = _frozen(spec, backbone, pair.target_data, device, cache)
+    theta: np.ndarray = network.log_probabilities(examples).double().softmax(1).numpy()
+    return theta
+
+
+def _build(spec: TrialSpec, outputs: int, device: Device) -> Backbone:
+    model = first_model(spec.source)
+    source = spec.source if model is None else f"{PREFIX}{model.name}"
+    return build(spec.backbone, source, outputs, spec.seed, device.torch_device, spec.resolution)
+
+
+def _frozen(
+    spec: TrialSpec, backbone: Backbone, data: Data, device: Device, cache: Cache
+) -> tuple[Network, Examples]:
+    """The network with all groups frozen, so that what they give is kept, and the images."""
+    network = Network(backbone, spec, device, cache)
+    examples = read_examples(*(data[0], data[1], network.size, backbone.input.interpolation, cache))
+    if spec.batch_norm == "reestimate":
+        network.reestimate_statistics(examples)
+    audit = Audit(backbone.groups, frozenset())
+    scales = (None,) * len(backbone.groups)
+    audit.begin_epoch(scales)
+    network.freeze(scales, audit.frozen_digest)
+    return network, examples
+
+
+def _some(rows: np.ndarray, most: int) -> tuple[int, ...]:
+    if len(rows) > most:
+        rows = np.sort(np.random.default_rng(SEED).permutation(rows)[:most])
+    return tuple(rows.tolist())
+
+
+def _labels(data: Data) -> np.ndarray:
+    labels: np.ndarray = load_target(data[0]).labels[list(data[1])]
+    return labels
+
+
+def _refused(name: str, reason: str) -> Measurement:
+    return Measurement(name, math.nan, 0, 0, SEED, math.nan, math.nan, 0, "higher", reason)
+
+
+def as_run(pair: Pair, found: Sequence[Measurement]) -> tuple[dict[str, object], dict[str, float]]:
+    """Tags and metrics of the MLflow run of a pair."""
+    tags: dict[str, object] = {
+        "phase": "similarity",
+        "source": pair.source,
+        "target": pair.target,
+        "backbone": pair.spec.backbone,
+        "model": pair.model.name if pair.model else "",
+        "embedding": EMBEDDING,
+        "seed": SEED,
+        "pair_sha256": pair.identity(),
+    }
+    metrics: dict[str, float] = {}
+    for one in found:
+        if one.reason:
+            tags[f"reason.{one.name}"] = one.reason
+        if one.refused:
+            continue
+        tags[f"better.{one.name}"] = one.better
+        metrics |= {f"similarity.{one.name}": one.value, f"similarity.{one.name}.n": one.n}
+        ends: Mapping[str, float] = {"low": one.low, "high": one.high, "d": one.d, "p": one.p}
+        metrics |= {f"similarity.{one.name}.{k}": v for k, v in ends.items()}
+    return tags, metrics

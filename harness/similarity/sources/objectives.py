@@ -1,0 +1,175 @@
+"""Pretraining objectives: the loss by which a source learns.
+
+Supervised training and the autoencoder have one player, a GAN two. What the backbone's head gives is the
+class scores, the code or the verdict; a trial replaces the head.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from harness.backbones.library import Input
+
+CODE = 64
+"""Numbers that an autoencoder's code, and a GAN's noise, have."""
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(n, 3, s, s) pixels in [-1, 1] and (n,) labels -> a scalar."""
+
+
+@dataclass(frozen=True)
+class Player:
+    """Who learns, from which loss, with which Adam betas."""
+
+    module: nn.Module
+    loss: Loss
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+class Objective(ABC):
+    """One way to learn from a data set.
+
+    Args:
+        model: the backbone with a head of `outputs` numbers.
+        expects: what its weights will expect to see.
+        size: side of the images in pixels.
+        generator: of the noise.
+    """
+
+    def __init__(
+        self, model: nn.Module, expects: Input, size: int, generator: torch.Generator
+    ) -> None:
+        self.model, self.generator = model, generator
+        device = next(model.parameters()).device
+        self.mean = torch.tensor(expects.mean, device=device).view(1, 3, 1, 1) * 2 - 1
+        self.std = torch.tensor(expects.std, device=device).view(1, 3, 1, 1) * 2
+        self.players = self.make_players(size)
+
+    @staticmethod
+    @abstractmethod
+    def outputs(classes: int) -> int:
+        """Numbers that the backbone's head gives."""
+
+    @abstractmethod
+    def make_players(self, size: int) -> tuple[Player, ...]:
+        """Who learns; they take turns at every step."""
+
+    @abstractmethod
+    def scores(self, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+        """Of validation images: totals by name, to be divided by their number; the network in eval()."""
+
+    def see(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What the head gives for pixels in [-1, 1]."""
+        seen = ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        out: torch.Tensor = self.model(seen)
+        return out
+
+
+@final
+class Supervised(Objective):
+    """Cross-entropy of the labels."""
+
+    @staticmethod
+    def outputs(classes: int) -> int:
+        return classes
+
+    def make_players(self, size: int) -> tuple[Player, ...]:
+        return (Player(self.model, lambda x, y: F.cross_entropy(self.see(x), y)),)
+
+    def scores(self, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+        logits = self.see(pixels)
+        return {
+            "val_accuracy": float((logits.argmax(1) == labels).sum()),
+            "val_loss": float(F.cross_entropy(logits, labels, reduction="sum")),
+        }
+
+
+@final
+class Autoencoder(Objective):
+    """Mean squared error of the picture drawn again from 64 numbers (Hinton & Salakhutdinov 2006)."""
+
+    @staticmethod
+    def outputs(classes: int) -> int:
+        return CODE
+
+    def make_players(self, size: int) -> tuple[Player, ...]:
+        self.decoder = Decoder(size).to(self.mean.device)
+        both = nn.ModuleList([self.model, self.decoder])
+        return (Player(both, lambda x, y: F.mse_loss(self.decoder(self.see(x)), x)),)
+
+    def scores(self, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+        error = F.mse_loss(self.decoder(self.see(pixels)), pixels)
+        return {"val_loss": float(error) * len(pixels)}
+
+
+@final
+class Gan(Objective):
+    """The backbone tells real pictures from those that a generator draws from noise, with the
+    non-saturating loss (Goodfellow et al. 2014); DCGAN's betas (Radford et al. 2016)."""
+
+    betas: ClassVar[tuple[float, float]] = (0.5, 0.999)
+
+    @staticmethod
+    def outputs(classes: int) -> int:
+        return 1
+
+    def make_players(self, size: int) -> tuple[Player, ...]:
+        self.decoder = Decoder(size).to(self.mean.device)
+
+        def judge(real: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+            drawn = self.draw(len(real)).detach()
+            return F.softplus(-self.see(real)).mean() + F.softplus(self.see(drawn)).mean()
+
+        def draw(real: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+            return F.softplus(-self.see(self.draw(len(real)))).mean()
+
+        return Player(self.model, judge, self.betas), Player(self.decoder, draw, self.betas)
+
+    def draw(self, count: int) -> torch.Tensor:
+        """(count, 3, s, s) pictures in [-1, 1]."""
+        noise = torch.randn(count, CODE, generator=self.generator)
+        pictures: torch.Tensor = self.decoder(noise.to(self.mean.device))
+        return pictures
+
+    def scores(self, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+        real = (self.see(pixels) > 0).sum()
+        drawn = (self.see(self.draw(len(pixels))) <= 0).sum()
+        return {"val_told_apart": float(real + drawn) / 2}
+
+
+class Decoder(nn.Module):
+    """64 numbers -> a picture in [-1, 1]: from a quarter of the side, doubled twice."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.start = size, -(-size // 4)
+        self.first = nn.Linear(CODE, 32 * self.start**2)
+        self.grow = nn.Sequential(
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(32, 16, 3, padding=1, bias=False),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(16, 3, 3, padding=1),
+            nn.Tanh(),
+        )
+
+    def forward(self, code: torch.Tensor) -> torch.Tensor:
+        """(n, 64) -> (n, 3, size, size)."""
+        grown: torch.Tensor = self.grow(self.first(code).view(-1, 32, self.start, self.start))
+        return grown[:, :, : self.size, : self.size]
+
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "supervised": Supervised,
+    "autoencoder": Autoencoder,
+    "gan": Gan,
+}

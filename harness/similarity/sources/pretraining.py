@@ -1,0 +1,196 @@
+"""Train a source: one loop for all objectives; the result is a state dict and its score."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from harness.backbones import build
+from harness.core.errors import UserError
+from harness.core.spec import derive_seed
+from harness.data import Examples, Target, load_target, read_examples
+from harness.data.cached import Cache
+from harness.data.groups import held_out
+from harness.similarity.sources.objectives import OBJECTIVES, Objective
+from harness.similarity.sources.spec import SourceSpec
+from harness.training.device import Clock, Device
+from harness.training.loop import Diverged
+from harness.training.optimizer import Schedule, batches
+
+WARMUP = 0.1
+"""Share of the steps in which the rate rises."""
+
+
+@dataclass(frozen=True)
+class SourceSplit:
+    """Positions in the data; official test images are in neither."""
+
+    train: np.ndarray
+    val: np.ndarray
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One source model.
+
+    Attributes:
+        state: its state dict on the CPU, head included.
+        classes: of its data.
+        images, val_images: that it learned from and was judged on.
+        metrics: by name, as MLflow has them; only what was measured.
+    """
+
+    state: dict[str, torch.Tensor]
+    classes: int
+    images: int
+    val_images: int
+    metrics: Mapping[str, float]
+
+
+def split_source(target: Target, spec: SourceSpec, number: int) -> SourceSplit:
+    """The images that model `number` learns from, stratified, drawn by its seed; `shots` and `val_shots` are
+    upper bounds per class. Official test images are left out, a validation set is used as it is, and the
+    images of a group are all in one part.
+
+    Raises:
+        UserError: naming the class that is too small.
+    """
+    name = target.identity if ":" in spec.data else spec.data  # not the path of the user's files
+    seed = derive_seed("source split", name, spec.seed(number))
+    rng, is_val = np.random.default_rng(seed), target.official_val
+    own = np.ones(len(target.labels), np.bool_)
+    if target.official_test is not None:
+        own &= ~target.official_test
+    if target.groups is not None and is_val is None:
+        is_val = held_out(target, own, 10, 1, seed)
+    parts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    for label, class_name in enumerate(target.classes):
+        members = rng.permutation(np.flatnonzero((target.labels == label) & own))
+        if is_val is None:
+            wanted = spec.val_shots or max(1, round(0.1 * len(members)))
+            if wanted + (spec.shots or 1) > len(members):
+                wanted = min(wanted, len(members) // 2)
+            val, train = members[:wanted], members[wanted:]
+        else:
+            val, train = members[is_val[members]][: spec.val_shots], members[~is_val[members]]
+        if not len(train) or (is_val is None and not len(val)):
+            raise UserError(
+                f"source {spec.name}: class {class_name!r} of {spec.data} has {len(members)} images, too "
+                "few for 1 validation + 1 training image"
+            )
+        parts[0].append(train[: spec.shots])
+        parts[1].append(val)
+    train, val_rows = (np.sort(np.concatenate(part)).astype(np.int64) for part in parts)
+    return SourceSplit(train, val_rows)
+
+
+def pretrain(spec: SourceSpec, number: int, device: Device, cache: Cache = Cache()) -> Trained:
+    """Train one model.
+
+    Args:
+        spec: its source.
+        number: of the model.
+        device: where to compute.
+        cache: where decoded images are kept.
+
+    Raises:
+        UserError: if data or backbone are not to be had.
+        Diverged: if a loss is not finite.
+    """
+    target = load_target(spec.data)
+    split, seed = split_source(target, spec, number), spec.seed(number)
+    kind = OBJECTIVES[spec.objective]
+    backbone = build(
+        spec.backbone,
+        "scratch",
+        kind.outputs(len(target.classes)),
+        seed,
+        device.torch_device,
+        spec.resolution,
+    )
+    size = spec.resolution or backbone.input.resolution
+    train, val = (
+        read_examples(spec.data, tuple(part.tolist()), size, backbone.input.interpolation, cache)
+        for part in (split.train, split.val)
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "objective"))
+        noise = torch.Generator().manual_seed(derive_seed(seed, "noise"))
+        objective = kind(backbone.model, backbone.input, size, noise)
+    clock = Clock(device.synchronize)
+    losses = _fit(objective, train, spec, seed, device)
+    seconds = clock.seconds
+    metrics = {**losses, **_validate(objective, val, spec, device), "train_seconds": seconds}
+    state = {n: t.detach().cpu().clone() for n, t in backbone.model.state_dict().items()}
+    return Trained(state, len(target.classes), len(train), len(val), metrics)
+
+
+def _fit(
+    objective: Objective, train: Examples, spec: SourceSpec, seed: int, device: Device
+) -> dict[str, float]:
+    """All steps; returns the last loss of each player."""
+    optimizers = [_optimizer(p.module, p.betas, spec) for p in objective.players]
+    for player in objective.players:
+        player.module.train()
+    schedule = Schedule(spec.steps, round(WARMUP * spec.steps))
+    values = [math.nan] * len(optimizers)
+    for step, rows in enumerate(itertools.islice(_endless(len(train), spec, seed), spec.steps)):
+        pixels = _pixels(train.pixels[rows], device)
+        labels = train.labels[rows].to(device.torch_device)
+        for i, (player, optimizer) in enumerate(zip(objective.players, optimizers, strict=True)):
+            for entry in optimizer.param_groups:
+                entry["lr"] = spec.lr * schedule.factor(step, 0)
+            optimizer.zero_grad(set_to_none=True)
+            loss = player.loss(pixels, labels)
+            loss.backward()
+            optimizer.step()
+            values[i] = float(loss.detach())
+        if not all(map(math.isfinite, values)):
+            raise Diverged(f"loss {values} in step {step}")
+    names = ("train_loss",) if len(values) == 1 else ("train_loss", "train_loss.generator")
+    return dict(zip(names, values, strict=True)) if spec.steps else {}
+
+
+def _endless(count: int, spec: SourceSpec, seed: int) -> Iterator[torch.Tensor]:
+    order = torch.Generator().manual_seed(derive_seed(seed, "batches"))
+    while True:
+        yield from batches(count, min(spec.batch_size, count), order)
+
+
+def _optimizer(
+    module: nn.Module, betas: tuple[float, float], spec: SourceSpec
+) -> torch.optim.Optimizer:
+    parameters = list(module.parameters())
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": spec.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=spec.lr,
+        betas=betas,
+    )
+
+
+@torch.inference_mode()
+def _validate(
+    objective: Objective, val: Examples, spec: SourceSpec, device: Device
+) -> dict[str, float]:
+    for player in objective.players:
+        player.module.eval()
+    total: dict[str, float] = {}
+    for start in range(0, len(val), 64):
+        pixels = _pixels(val.pixels[start : start + 64], device)
+        labels = val.labels[start : start + 64].to(device.torch_device)
+        for name, value in objective.scores(pixels, labels).items():
+            total[name] = total.get(name, 0.0) + value
+    return {name: value / len(val) for name, value in total.items()}
+
+
+def _pixels(images: torch.Tensor, device: Device) -> torch.Tensor:
+    return images.to(device.torch_device).float() / 127.5 - 1

@@ -1,0 +1,160 @@
+"""Record trained sources, each once, and find those that are still to be trained.
+
+A model is kept as a file (see harness.backbones.recorded), which trials read, and as an MLflow run with a
+copy of that file, which people read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from harness.backbones.recorded import Model, find_models, write_model
+from harness.core.errors import UserError
+from harness.core.versions import versions
+from harness.data import load_target
+from harness.data.cached import Cache
+from harness.similarity.sources.pretraining import Trained, pretrain, split_source
+from harness.similarity.sources.spec import SourceSpec
+from harness.tracking.experiment import Experiment
+from harness.training.device import Device
+
+EXPERIMENT = "pretraining"
+"""Name of the MLflow experiment that holds all source models."""
+NOTE = "Source models, trained by python -m harness.pretrain; the weights are among the artifacts."
+MEASURED = "metric."
+"""Before the name of a metric in what a model's file says of itself."""
+
+
+@dataclass(frozen=True)
+class ModelDone:
+    """One model, trained now or (`resumed`) before."""
+
+    model: Model
+    resumed: bool
+
+
+def check_sources(sources: Sequence[SourceSpec]) -> None:
+    """Refuse, before anything is trained, what could not be trained.
+
+    Raises:
+        UserError: naming the source and what is wrong.
+    """
+    for spec in sources:
+        split_source(load_target(spec.data), spec, 0)
+        for number in range(spec.models):
+            recorded_model(spec, number)
+
+
+def pretrain_all(
+    sources: Sequence[SourceSpec],
+    recorder: Experiment,
+    device: Device,
+    tags: Mapping[str, str],
+    cache: Cache = Cache(),
+) -> Iterator[ModelDone]:
+    """Train and record what is not recorded yet; number by number, so that each number has all sources.
+
+    Args:
+        sources: what to train.
+        recorder: of the experiment EXPERIMENT.
+        device: where to compute.
+        tags: environment, put on every run.
+        cache: where decoded images are kept.
+
+    Raises:
+        UserError: if a source was recorded with other settings.
+        Diverged: if a loss is not finite; nothing is recorded then.
+    """
+    known = {run["weights_sha256"] for run in recorder.kept("source")}
+    for number in range(max(spec.models for spec in sources)):
+        for spec in sources:
+            if number >= spec.models:
+                continue
+            model = recorded_model(spec, number)
+            resumed = model is not None
+            if model is None:
+                trained = pretrain(spec, number, device, cache)
+                about = _about(spec, number, trained)
+                model = write_model(f"{spec.name}.{number}", trained.state, about)
+            if not (resumed and model.sha256 in known):
+                _record(recorder, model, spec, tags)
+            yield ModelDone(model, resumed)
+
+
+def recorded_model(spec: SourceSpec, number: int) -> Model | None:
+    """The model if it was trained before from this very spec and these images; None if it is to be trained,
+    also because its file is damaged.
+
+    Raises:
+        UserError: if it was recorded with other settings.
+    """
+    name = f"{spec.name}.{number}"
+    try:
+        (model,) = find_models(name)
+        model.read()
+    except UserError:
+        return None
+    wanted = _identity(spec, number)
+    changes = [
+        f"{k} was {model.about.get(k, 'absent')}, is {v}"
+        for k, v in wanted.items()
+        if model.about.get(k) != v
+    ]
+    if changes:
+        raise UserError(
+            f"recorded source {name!r} was made otherwise: {'; '.join(changes[:3])}; give the source "
+            f"another name, or delete {model.path}"
+        )
+    return model
+
+
+def _identity(spec: SourceSpec, number: int) -> dict[str, str]:
+    """All that decides a model."""
+    data = load_target(spec.data).fingerprint()
+    own = {**spec.flat(), "number": number, "seed": spec.seed(number), "data_sha256": data}
+    return {k: str(v) for k, v in own.items()}
+
+
+def _about(spec: SourceSpec, number: int, trained: Trained) -> dict[str, str]:
+    counts = {
+        "classes": trained.classes,
+        "images": trained.images,
+        "val_images": trained.val_images,
+        "recorded": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+    metrics = {f"{MEASURED}{k}": repr(v) for k, v in trained.metrics.items()}
+    return {**_identity(spec, number), **{k: str(v) for k, v in counts.items()}, **metrics}
+
+
+def _record(recorder: Experiment, model: Model, spec: SourceSpec, tags: Mapping[str, str]) -> None:
+    about = model.about
+    recorder.keep(
+        model.name,
+        {**spec.flat(), "number": about["number"], "seed": about["seed"]},
+        {
+            "phase": "source",
+            "outcome": "complete",
+            "source": spec.name,
+            "model": model.name,
+            "weights_sha256": model.sha256,
+            "data_sha256": about["data_sha256"],
+            "classes": about["classes"],
+            **tags,
+            **{f"env.{package}": v for package, v in versions("torch", "torchvision").items()},
+        },
+        {
+            "images": float(about["images"]),
+            "val_images": float(about["val_images"]),
+            **metrics_of(model),
+        },
+        {"weights.safetensors": model.path},
+    )
+
+
+def metrics_of(model: Model) -> dict[str, float]:
+    """What was measured when the model was trained."""
+    return {
+        k.removeprefix(MEASURED): float(v) for k, v in model.about.items() if k.startswith(MEASURED)
+    }

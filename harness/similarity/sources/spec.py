@@ -1,0 +1,133 @@
+"""Specification of sources: the vocabulary of a file with `sources = [SourceSpec(...), ...]`."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from harness.core.errors import UserError
+from harness.core.spec import SAFE_NAME, derive_seed, require_short
+from harness.core.strategies import Scalar
+
+Objective = Literal["supervised", "autoencoder", "gan"]
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """A model, or several that differ in their seed, to be trained and recorded.
+
+    Attributes:
+        name: trials ask for it as source="recorded:NAME".
+        data: what it learns from: a target's name or an expression (see harness.data.expressions).
+        backbone: as in TrialSpec.
+        objective: "supervised"; "autoencoder" (its encoder is the backbone); "gan" (its discriminator
+            is the backbone).
+        shots: training images per class, at most; None takes all that validation leaves. Official test images
+            are never used.
+        val_shots: validation images per class, at most; None takes a tenth.
+        resolution: side of the square input in pixels; None takes the backbone's own.
+        steps: of the optimiser; 0 leaves the weights random.
+        batch_size: images per step.
+        lr: peak rate of AdamW, warmed up over a tenth of the steps, then a cosine to zero.
+        weight_decay: decoupled; never on norms and biases.
+        models: how many, numbered from 0. Number i of every source has the same seed: of its images,
+            its initialisation and its batches.
+    """
+
+    name: str
+    data: str
+    backbone: str = "small_cnn"
+    objective: Objective = "supervised"
+    shots: int | None = None
+    val_shots: int | None = None
+    resolution: int | None = None
+    steps: int = 600
+    batch_size: int = 64
+    lr: float = 3e-3
+    weight_decay: float = 0.01
+    models: int = 1
+
+    def __post_init__(self) -> None:
+        if not SAFE_NAME.fullmatch(self.name) or re.search(r"\.\d+$", self.name):
+            raise UserError(
+                f"SourceSpec: name {self.name!r} must be letters, digits, '_', '.', '-', without a "
+                "number at its end (each model gets one)"
+            )
+        require_short(f"SourceSpec {self.name}", self.flat())
+        if self.objective not in get_args(Objective):
+            raise UserError(
+                f"SourceSpec {self.name}: objective must be one of "
+                f"{', '.join(get_args(Objective))}, got {self.objective!r}"
+            )
+        least = {
+            "shots": 1,
+            "val_shots": 1,
+            "resolution": 1,
+            "steps": 0,
+            "batch_size": 2,
+            "models": 1,
+        }
+        for field, low in least.items():
+            value = getattr(self, field)
+            optional = field in ("shots", "val_shots", "resolution")
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not (value is None and optional) and not (whole and value >= low):
+                raise UserError(
+                    f"SourceSpec {self.name}: {field} must be a whole number of at least {low}, "
+                    f"got {value!r}"
+                )
+        if not 0 < self.lr < 1 or not 0 <= self.weight_decay < 1:
+            raise UserError(
+                f"SourceSpec {self.name}: lr must be in (0, 1) and weight_decay in [0, 1), got "
+                f"{self.lr!r} and {self.weight_decay!r}"
+            )
+
+    def flat(self) -> dict[str, Scalar]:
+        """All that decides a model, its number apart, ready to be logged as parameters."""
+        fields = dataclasses.asdict(self)
+        del fields["models"]
+        return fields
+
+    def seed(self, number: int) -> int:
+        """Of the model with that number."""
+        return derive_seed("source", number)
+
+
+def spec_from(about: Mapping[str, str]) -> tuple[SourceSpec, int]:
+    """The spec, and the number of the model, from what a recorded model says of itself."""
+    kinds = {f.name: str(f.type) for f in dataclasses.fields(SourceSpec)}
+    fields: dict[str, Any] = {}
+    for name, kind in kinds.items():
+        if name in about:
+            text = about[name]
+            cast = int if kind.startswith("int") else float if kind == "float" else str
+            fields[name] = None if text == "None" else cast(text)
+    return SourceSpec(**fields), int(about["number"])
+
+
+def sources_of(defined: Mapping[str, Any], path: object) -> list[SourceSpec]:
+    """The `sources` that a study file defines.
+
+    Raises:
+        UserError: if there are none, or they are something else.
+    """
+    sources = defined.get("sources")
+    if sources is None:
+        raise UserError(
+            f"space file {path} defines no `sources`; want sources = [SourceSpec(...), ...]"
+        )
+    wrong = sources if not isinstance(sources, (list, tuple)) else None
+    for source in () if wrong is not None else sources:
+        wrong = wrong if isinstance(source, SourceSpec) else source
+    if wrong is not None or not sources:
+        raise UserError(
+            f"space file {path}: `sources` must be a list of SourceSpec, got "
+            f"{'an empty one' if not sources else type(wrong).__name__}"
+        )
+    names = [source.name for source in sources]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"space file {path}: source {twice!r} is described twice")
+    return list(sources)

@@ -1,1 +1,0 @@
-"""What is in these images, and which study would suit them? Looked at and proposed; nothing is trained."""

@@ -1,0 +1,78 @@
+"""Classifiers of scikit-learn on frozen features, without gradient steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+Array = NDArray[np.float32]
+C_GRID = (0.001, 0.01, 0.1, 1.0, 10.0)
+K_GRID = (1, 3, 5, 9, 15)
+
+
+@dataclass(frozen=True)
+class FittedClassifier:
+    """A fitted classifier on features.
+
+    Attributes:
+        model: the scikit-learn classifier, standardisation included.
+        setting: the C or k chosen on validation.
+        smoothing: pseudo-count per class, so that no class has probability zero (kNN only).
+        classes: number of classes.
+    """
+
+    model: Any
+    setting: float
+    smoothing: float
+    classes: int
+
+    def log_probabilities(self, features: Array) -> NDArray[np.float64]:
+        """(n, classes) natural logs for (n, d) features."""
+        seen = self.model.predict_proba(features)
+        full = np.zeros((len(features), self.classes))
+        full[:, self.model.classes_] = seen / seen.sum(1, keepdims=True, dtype=np.float64)
+        if self.smoothing:
+            full = (full * self.setting + self.smoothing) / (
+                self.setting + self.smoothing * self.classes
+            )
+        logs: NDArray[np.float64] = np.log(np.maximum(full, 1e-12))
+        return logs
+
+
+def fit_classifier(
+    kind: Literal["logistic", "knn"],
+    train: tuple[Array, NDArray[np.int64]],
+    val: tuple[Array, NDArray[np.int64]],
+    classes: int,
+) -> FittedClassifier:
+    """The classifier whose C (or k) is best on validation: accuracy, then loss, then the simpler one.
+
+    Args:
+        kind: multinomial logistic regression with an L2 penalty, or k nearest neighbours (Euclidean).
+        train, val: (n, d) features and (n,) labels.
+        classes: number of classes.
+    """
+    features, labels = train
+    best: tuple[tuple[float, float], FittedClassifier] | None = None
+    for setting in C_GRID if kind == "logistic" else [k for k in K_GRID if k <= len(labels)]:
+        if kind == "logistic":
+            classifier = LogisticRegression(C=setting, max_iter=2000)
+        else:
+            classifier = KNeighborsClassifier(n_neighbors=int(setting))
+        model = make_pipeline(StandardScaler(), classifier).fit(features, labels)
+        classifier = FittedClassifier(model, float(setting), 1.0 if kind == "knn" else 0.0, classes)
+        logs = classifier.log_probabilities(val[0])
+        accuracy = float((logs.argmax(1) == val[1]).mean())
+        loss = float(log_loss(val[1], np.exp(logs), labels=np.arange(classes)))
+        if best is None or (accuracy, -loss) > best[0]:
+            best = ((accuracy, -loss), classifier)
+    assert best is not None
+    return best[1]

@@ -1,0 +1,187 @@
+"""Common base of all trials: data, network, validation, and the single evaluation on the test images.
+
+`harness.training.loop` has the two kinds of them.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from math import isfinite
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from harness.backbones import Backbone, build
+from harness.core.results import EpochResult, Predictions, TrialResult
+from harness.core.spec import TrialSpec
+from harness.data import (
+    Examples,
+    images_per_class,
+    load_target,
+    read_examples,
+    shifted,
+    split_indices,
+)
+from harness.data.cached import Cache
+from harness.training.audit import Audit
+from harness.training.checkpoint import Checkpoint
+from harness.training.device import Device, Seconds
+from harness.training.features import FittedClassifier
+from harness.training.network import Network
+from harness.training.provenance import located_anywhere, provenance_of
+
+
+class Diverged(Exception):
+    """The training loss is not finite."""
+
+
+class Fit(ABC):
+    """One trial from its spec. Iterate it for its epochs, then call `finish`.
+
+    Args:
+        spec: everything that decides the run.
+        device: where to compute.
+        cache: where decoded images and outputs of frozen groups are kept for other trials.
+        checkpoint: of the same trial; iteration goes on after its epochs, which are not yielded again.
+
+    Raises:
+        UserError: if target, backbone or source are not to be had.
+        BadCheckpoint: here, or when iteration begins, if the checkpoint is of another trial, or was made
+            with other versions or from other images or weights.
+    """
+
+    def __init__(
+        self,
+        spec: TrialSpec,
+        device: Device,
+        cache: Cache = Cache(),
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        if checkpoint is not None:
+            checkpoint.check(located_anywhere(spec), provenance_of(spec))
+        self.spec, self.device, self.cache, self._resumed = spec, device, cache, checkpoint
+        self._started = time.perf_counter()
+        device.reset_peak()
+        target = load_target(spec.target)
+        self._classes = len(target.classes)
+        self._split, self._groups = split_indices(target, spec), target.groups
+        self._images = images_per_class(target, self._split)
+        self._backbone = build(
+            spec.backbone,
+            spec.source,
+            self._classes,
+            spec.seed,
+            device.torch_device,
+            spec.resolution,
+            spec.strategy.lora_rank,
+        )
+        self._network = Network(self._backbone, spec, device, cache)
+        self._tuned = self._backbone.tuned_names(spec.strategy.tuned)
+        self._audit: Audit | None = None
+        self._seconds = Seconds()
+        self._trained: set[int] = set()
+        self._earlier_peaks: dict[str, float] = {}
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network as it is now; do not change it before `finish`."""
+        return self._backbone
+
+    @property
+    def classifier(self) -> FittedClassifier | None:
+        """The fitted classifier on frozen features, where there is one."""
+        return None
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[EpochResult]:
+        """Train; one result per epoch. The clock stands still while the caller has it."""
+
+    def checkpoint(self) -> Checkpoint | None:
+        """What going on after the epoch just yielded takes; None where there is only one epoch."""
+        return None
+
+    @abstractmethod
+    def _predict(self, examples: Examples) -> torch.Tensor:
+        """Log-probabilities (n, classes) on the CPU."""
+
+    def finish(self, test: bool) -> TrialResult:
+        """Audit, measurements and, if asked, the one look at the test images.
+
+        Raises:
+            AuditFailed: if a frozen group changed or a trained one did not move.
+        """
+        if self._audit is not None:
+            self._audit.finish()
+        metrics = {**self._shares(), **self._peaks()}
+        if self._seconds.counted is not None:
+            metrics["train_seconds"] = self._seconds.cold
+            metrics["marginal_seconds"] = self._seconds.marginal
+        predictions = None
+        if test:
+            scores, predictions = self._test()
+            metrics |= scores
+        metrics["total_seconds"] = time.perf_counter() - self._started
+        notes = {"prefix": self._network.describe_prefix, "images_per_class": self._images}
+        return TrialResult("complete", metrics, predictions=predictions, notes=notes)
+
+    def _test(self) -> tuple[dict[str, float], Predictions]:
+        examples = self._read(self._split.test)
+        log_p = self._predict(examples)
+        loss, accuracy = score(log_p, examples.labels)
+        metrics = {"test_loss": loss, "test_accuracy": accuracy}
+        for name in self.spec.shift_names():
+            moved = shifted(examples, name)
+            metrics[f"test_accuracy.{name}"] = score(self._predict(moved), moved.labels)[1]
+        predictions = Predictions(
+            example=examples.index,
+            label=examples.labels.numpy(),
+            predicted=log_p.argmax(1).numpy(),
+            probability=log_p.gather(1, examples.labels[:, None])[:, 0].exp().numpy(),
+            group=None if self._groups is None else self._groups[examples.index],
+        )
+        return metrics, predictions
+
+    def _judge(self, epoch: int, train_loss: float, val: Examples) -> EpochResult:
+        val_loss, val_accuracy = score(self._predict(val), val.labels)
+        for name, loss in (("training", train_loss), ("validation", val_loss)):
+            if not isfinite(loss):
+                raise Diverged(f"{name} loss {loss} in epoch {epoch}")
+        seconds = (self._seconds.cold, self._seconds.marginal)
+        return EpochResult(epoch, train_loss, val_loss, val_accuracy, *seconds)
+
+    def _shares(self) -> dict[str, float]:
+        """Share of all parameters that were trained, and how deep: share of the groups above the stem
+        side of the deepest trained one."""
+        groups = self._backbone.groups
+        every = sum(p.numel() for g in groups for p in g.parameters.values())
+        trained = sum(
+            p.numel()
+            for g in self._trained
+            for n, p in groups[g].parameters.items()
+            if n in self._tuned
+        )
+        depth = (len(groups) - min(self._trained)) / len(groups) if self._trained else 0.0
+        return {"trainable_share": trained / every, "trained_depth": depth}
+
+    def _peaks(self) -> dict[str, float]:
+        """Peak memory of the whole trial, of the part before a checkpoint too."""
+        now, then = self.device.peaks(), self._earlier_peaks
+        return {k: max(d[k] for d in (now, then) if k in d) for k in {**now, **then}}
+
+    def _read(self, part: np.ndarray) -> Examples:
+        return read_examples(
+            self.spec.target,
+            tuple(part.tolist()),
+            self._network.size,
+            self._backbone.input.interpolation,
+            self.cache,
+        )
+
+
+def score(log_probabilities: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+    """Mean cross-entropy in nats and accuracy of (n, classes) log-probabilities against (n,) labels."""
+    loss = F.nll_loss(log_probabilities, labels)
+    return float(loss), float((log_probabilities.argmax(1) == labels).double().mean())

@@ -1,0 +1,245 @@
+"""Forecast the accelerator memory of a trial, without an accelerator.
+
+    python -c "from harness import TrialSpec, strategies; from harness.training.forecast import forecast; \
+print(forecast(TrialSpec('digits', 'resnet18', strategies.FullFineTune())))"
+
+A trial's own steps run on fake tensors (torch's FakeTensorMode), which have shapes and lifetimes but no
+contents, while a meter follows which storages are alive. The forecast is the greatest sum of their
+sizes. It leaves out what no tensor holds: the CUDA context, workspaces of cuDNN and cuBLAS, rounding and
+fragmentation of the allocator. It takes the network uncompiled (TrialSpec.compile changes nothing) and
+the strategy run by itself (outputs of frozen layers that were kept from an earlier trial cost less).
+Checked against real tensors on a processor, not yet on an accelerator.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
+from harness.core.errors import UserError
+from harness.core.spec import TrialSpec
+from harness.core.strategies import Scales
+from harness.data import Examples, load_target, split_indices
+from harness.data.cached import Cache
+from harness.training.device import MIB, Cpu
+from harness.training.forecast.fake import AcceleratorNorms, Fake, fake_backbone
+from harness.training.forecast.storages import StorageMeter
+from harness.training.network import CHUNK, Network
+from harness.training.optimizer import GroupedOptimizer, Schedule
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Peak accelerator memory of one trial, in MiB.
+
+    The four parts are what is alive at the peak of training and sum to `train_peak_mib`. A trial without
+    gradient steps has its inference pass there instead.
+
+    Attributes:
+        parameters_mib: parameters and buffers.
+        gradients_mib: of the parameters that train.
+        optimizer_mib: moments, and the copy of the weights that a pull leads back to.
+        activations_mib: all else: the normalised batch, activations, temporary tensors.
+        train_peak_mib: highest of a training step.
+        eval_peak_mib: highest of an evaluation between two epochs, in batches of up to 64 images.
+        peak_mib: the higher of both.
+    """
+
+    parameters_mib: float
+    gradients_mib: float
+    optimizer_mib: float
+    activations_mib: float
+    train_peak_mib: float
+    eval_peak_mib: float
+
+    @property
+    def peak_mib(self) -> float:
+        return max(self.train_peak_mib, self.eval_peak_mib)
+
+
+def _mib(sizes: Iterable[int]) -> float:
+    return sum(sizes) / MIB
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What decides the memory of a trial; `spec` only carries the rest and makes no difference.
+
+    Attributes:
+        network: arguments of `fake_backbone`.
+        rows: (groups that have trained so far, groups that train) of each row of scales that counts.
+        batch: images of the largest training step.
+        eval_batch: images of the largest inference pass.
+        settings: fields of the spec that matter.
+    """
+
+    network: tuple[str, int, int | None, int]
+    rows: tuple[tuple[frozenset[int], frozenset[int]], ...]
+    batch: int
+    eval_batch: int
+    settings: tuple[object, ...]
+    spec: TrialSpec = field(compare=False)
+
+
+def forecast(spec: TrialSpec) -> Forecast:
+    """Peak accelerator memory of a trial, forecast on the processor in a few seconds or less.
+
+    Trials that differ in what does not matter (rates, seeds, weights) share one computation.
+
+    Raises:
+        UserError: if target or backbone are not to be had, or the network computes by values.
+    """
+    target = load_target(spec.target)
+    split = split_indices(target, spec)
+    head, lora_rank = len(target.classes), spec.strategy.lora_rank
+    network = (spec.backbone, head, spec.resolution, lora_rank)
+    count = len(split.train)
+    # As harness.training.optimizer.batches: a last batch of one joins the one before.
+    joins = count > spec.batch_size and count % spec.batch_size == 1
+    scored = [len(split.val), len(split.test)]
+    reads_train = spec.strategy.classifier != "head" or spec.batch_norm == "reestimate"
+    strategy = spec.strategy
+    return _forecast(
+        _Work(
+            network=network,
+            rows=_rows(spec, len(fake_backbone(*network).backbone.groups)),
+            batch=min(count, spec.batch_size) + joins,
+            eval_batch=min(CHUNK, max([*scored, count] if reads_train else scored)),
+            settings=(
+                *(strategy.tuned, strategy.l2_sp > 0, strategy.classifier == "head"),
+                *(spec.optimizer, spec.precision, spec.batch_norm == "train"),
+                *(spec.label_smoothing > 0, spec.weight_decay > 0),
+            ),
+            spec=spec,
+        )
+    )
+
+
+def _rows(spec: TrialSpec, groups: int) -> tuple[tuple[frozenset[int], frozenset[int]], ...]:
+    """Of the trial's rows of scales, those that no other exceeds: what trains, and what has trained
+    (its moments stay). A row that trains more groups after as many have trained needs no less memory."""
+    found: dict[tuple[frozenset[int], frozenset[int]], None] = {}
+    ever: frozenset[int] = frozenset()
+    for epoch in range(spec.epochs):
+        scales = spec.strategy.lr_scales(groups, epoch)
+        trained = frozenset(g for g, scale in enumerate(scales) if scale is not None)
+        ever |= trained
+        found[ever, trained] = None
+    return tuple(
+        row
+        for row in found
+        if not any(row != o and row[0] <= o[0] and row[1] <= o[1] for o in found)
+    )
+
+
+@lru_cache(maxsize=256)
+def _forecast(work: _Work) -> Forecast:
+    fake = fake_backbone(*work.network)
+    try:
+        found = [_measure(work, fake, *row) for row in work.rows]
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise UserError(
+            f"no forecast for backbone {work.network[0]}: what it computes depends on values ({error.func}), "
+            "and a forecast knows shapes alone"
+        ) from error
+    finally:
+        fake.backbone.model.zero_grad(set_to_none=True)
+    highest = max(found, key=lambda f: f.train_peak_mib)
+    return dataclasses.replace(highest, eval_peak_mib=max(f.eval_peak_mib for f in found))
+
+
+def _measure(work: _Work, fake: Fake, ever: frozenset[int], trained: frozenset[int]) -> Forecast:
+    """One row of scales: two steps, because the first one makes the optimiser's state, and an evaluation."""
+    backbone, spec, model = fake.backbone, work.spec, fake.backbone.model
+    model.zero_grad(set_to_none=True)
+    groups = len(backbone.groups)
+    gradients: set[int] = set()
+    with fake.mode:
+        network = Network(backbone, spec, Cpu(), Cache(budget=0))
+        batch, scored = (_blank(n, network.size) for n in (work.batch, work.eval_batch))
+    with fake.mode, StorageMeter() as meter, _seeing_gradients(model, meter, gradients):
+        own = meter.follow([*model.parameters(), *model.buffers()])
+        # These lie in the host's memory.
+        host = meter.follow([batch.images, batch.labels, scored.images, scored.labels])
+        train: dict[int, int] | None = None
+        if spec.strategy.classifier == "head":
+            optimizer = GroupedOptimizer(backbone, spec, Schedule(3, 0, "constant"))
+            rows = [trained, trained] if ever == trained else [ever, trained, trained]
+            for step, row in enumerate(rows):
+                if step == 0 or row != rows[step - 1]:
+                    optimizer.begin_epoch(_scales(row, groups), step)
+                begin = meter.now()
+                optimizer.step(_loss(network, batch), step)
+            train = meter.peak(begin)
+        begin = meter.now()
+        _evaluate(model, network, scored)
+        evaluation = meter.peak(begin)
+        # All that still lives and is neither the model nor a gradient is held by the optimiser.
+        state = frozenset(meter.alive()) - own - gradients - host
+    for found in (train or {}, evaluation):
+        for number in host:
+            found.pop(number, None)
+    top = evaluation if train is None else train
+    parameters, kept, moments = (_mib(top.get(n, 0) for n in x) for x in (own, gradients, state))
+    total = _mib(top.values())
+    return Forecast(
+        parameters_mib=parameters,
+        gradients_mib=kept,
+        optimizer_mib=moments,
+        activations_mib=total - parameters - kept - moments,
+        train_peak_mib=total,
+        eval_peak_mib=_mib(evaluation.values()),
+    )
+
+
+def _scales(trained: frozenset[int], groups: int) -> Scales:
+    return tuple(1.0 if g in trained else None for g in range(groups))
+
+
+@contextmanager
+def _seeing_gradients(model: nn.Module, meter: StorageMeter, seen: set[int]) -> Iterator[None]:
+    """Collect the serial numbers of gradients, which live from the backward pass to the end of a step."""
+
+    def note(parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        seen.update(meter.follow([parameter.grad]))
+
+    hooks = []
+    for parameter in model.parameters():
+        trained = parameter.requires_grad  # the hook can only be hung on a tensor with gradient
+        hooks.append(parameter.requires_grad_().register_post_accumulate_grad_hook(note))
+        parameter.requires_grad_(trained)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _blank(count: int, size: int) -> Examples:
+    images = torch.empty(count, 3, size, size, dtype=torch.uint8)
+    return Examples(images, torch.zeros(count, dtype=torch.int64), np.arange(count))
+
+
+def _logits(network: Network, examples: Examples) -> torch.Tensor:
+    assert isinstance(examples.pixels, torch.Tensor)
+    with AcceleratorNorms():
+        return network.feed(examples).run(examples.pixels)
+
+
+def _loss(network: Network, batch: Examples) -> torch.Tensor:
+    return network.loss(_logits(network, batch), batch.labels)
+
+
+def _evaluate(model: nn.Module, network: Network, scored: Examples) -> torch.Tensor:
+    model.eval()
+    with torch.inference_mode():
+        return _logits(network, scored).float().log_softmax(1)

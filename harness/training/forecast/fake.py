@@ -1,0 +1,91 @@
+"""Run a network on tensors without contents, as an accelerator would."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from harness.backbones import Backbone, build
+
+
+@dataclass(frozen=True)
+class Fake:
+    """A backbone of fake tensors and the mode that they belong to."""
+
+    mode: FakeTensorMode
+    backbone: Backbone
+    size: int
+
+
+@lru_cache(maxsize=4)
+def fake_backbone(name: str, num_classes: int, resolution: int | None, lora_rank: int) -> Fake:
+    """The backbone with fake parameters and buffers. It is built with real ones first, because some
+    networks compute settings from tensors when they are made; from scratch, as weights do not matter."""
+    with _Uninitialised():  # type: ignore[no-untyped-call]
+        backbone = build(
+            name, "scratch", num_classes, 0, resolution=resolution, lora_rank=lora_rank
+        )
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    model = backbone.model
+    # By identity: a parameter that two modules share stays shared.
+    parameters = {
+        id(p): nn.Parameter(mode.from_tensor(p.detach()), requires_grad=False)
+        for p in model.parameters()
+    }
+    buffers = {id(b): mode.from_tensor(b) for b in model.buffers()}
+    groups = tuple(
+        dataclasses.replace(
+            group,
+            parameters={n: parameters[id(p)] for n, p in group.parameters.items()},
+            buffers={n: buffers[id(b)] for n, b in group.buffers.items()},
+        )
+        for group in backbone.groups
+    )
+    for module in model.modules():
+        module._parameters |= {
+            n: parameters[id(p)] for n, p in module._parameters.items() if p is not None
+        }
+        module._buffers |= {n: buffers[id(b)] for n, b in module._buffers.items() if b is not None}
+    size = resolution or backbone.input.resolution
+    return Fake(mode, dataclasses.replace(backbone, groups=groups), size)
+
+
+class _Uninitialised(TorchDispatchMode):
+    """Leaves out drawing random weights, most of the time that building takes."""
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        drawn = (torch.ops.aten.uniform_, torch.ops.aten.normal_, torch.ops.aten.erfinv_)
+        return args[0] if func.overloadpacket in drawn else func(*args, **(kwargs or {}))
+
+
+class AcceleratorNorms(TorchFunctionMode):
+    """Layer and group norms in float32 under autocast, as on CUDA; the processor's autocast
+    leaves them in bfloat16 (torch's "Automatic mixed precision" page, op eligibility)."""
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if args and func in (F.layer_norm, F.group_norm) and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return func(args[0].float(), *args[1:], **(kwargs or {}))
+        return func(*args, **(kwargs or {}))

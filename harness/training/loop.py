@@ -1,0 +1,302 @@
+"""Train one trial, yielding an EpochResult after each epoch.
+
+    fit = start(spec, resolve_device("cpu"))
+    for epoch in fit:
+        print(epoch.val_accuracy)
+    result = fit.finish(test=True)
+
+Knows neither Optuna nor MLflow, and never the name of a strategy: a row of scales is all it applies.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from math import inf, isfinite
+from statistics import median
+from typing import final
+
+import numpy as np
+import torch
+
+from harness.core.results import EpochResult
+from harness.core.spec import TrialSpec, derive_seed
+from harness.core.strategies import Scales
+from harness.data import (
+    Augment,
+    Examples,
+    augmentation,
+    seeded_view,
+)
+from harness.data.cached import Cache
+from harness.training.audit import Audit
+from harness.training.checkpoint import Checkpoint, copied, trial_key
+from harness.training.device import Clock, Device
+from harness.training.features import FittedClassifier, fit_classifier
+from harness.training.fit import Diverged, Fit, score
+from harness.training.network import Feed
+from harness.training.optimizer import GroupedOptimizer, Schedule, batches
+from harness.training.provenance import located_anywhere, provenance_of
+
+__all__ = ["Diverged", "FeatureTraining", "Fit", "Training", "score", "start"]
+
+
+def start(
+    spec: TrialSpec, device: Device, cache: Cache = Cache(), checkpoint: Checkpoint | None = None
+) -> Fit:
+    """One trial, ready to be iterated: gradient steps, or a classifier on frozen features. See Fit."""
+    kind = Training if spec.strategy.classifier == "head" else FeatureTraining
+    return kind(spec, device, cache, checkpoint)
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """What training goes on with from epoch to epoch, the network apart."""
+
+    clock: Clock
+    audit: Audit
+    optimizer: GroupedOptimizer
+    order: torch.Generator
+    variation: torch.Generator
+    epochs: list[EpochResult] = field(default_factory=list)
+
+
+@final
+class Training(Fit):
+    """Gradient steps on the groups that the strategy unfreezes."""
+
+    _at_rest: tuple[_Progress, float] | None = None
+    """Between two epochs: what training goes on with, and the clock's seconds."""
+
+    def __iter__(self) -> Iterator[EpochResult]:
+        """Train; one result per epoch. The clock stands still while the caller has it.
+
+        Raises:
+            Diverged: after an epoch whose loss is not finite.
+            AuditFailed: if frozen tensors moved or a learning rate is not the strategy's.
+            BadCheckpoint: if the trial cannot go on from its checkpoint.
+        """
+        spec, train, val = self.spec, self._read(self._split.train), self._read(self._split.val)
+        vary = augmentation(spec.augment, self._network.size, self._classes)
+        per_epoch = len(batches(len(train), spec.batch_size, torch.Generator()))
+        going = self._begin(train, per_epoch * spec.epochs)
+        clock, audit, optimizer = going.clock, going.audit, going.optimizer
+        for epoch in range(len(going.epochs), spec.epochs):
+            scales = self._scales(epoch)
+            with clock.pause():
+                audit.begin_epoch(scales)
+                self._network.freeze(scales, audit.frozen_digest)
+                seen, varied = train, vary
+                if spec.views is not None:
+                    view = epoch % spec.views
+                    seen = seeded_view(train, vary, view, spec.seed, self.cache)
+                    varied = augmentation("none", self._network.size, self._classes)
+                feed = self._network.feed(seen)
+                self._seconds.add("train", feed.key, feed.paid_seconds, feed.cold_seconds)
+            step = epoch * per_epoch
+            optimizer.begin_epoch(scales, step)
+            with torch.random.fork_rng(devices=[]):
+                # Dropout and the like draw from torch's global generator.
+                torch.manual_seed(derive_seed(spec.seed, "dropout", epoch))
+                total = self._steps(going, feed, varied, step)
+            self._seconds.counted = clock.seconds
+            with clock.pause():
+                audit.check_rates(optimizer.applied(), scales, optimizer.rate(step + per_epoch - 1))
+                going.epochs.append(self._judge(epoch, float(total) / len(train), val))
+                self._at_rest = going, clock.seconds
+                yield going.epochs[-1]
+                self._at_rest = None
+
+    def _begin(self, train: Examples, steps: int) -> _Progress:
+        """The start of training, or where the checkpoint left off."""
+        spec, kept = self.spec, self._resumed
+        clock = Clock(self.device.synchronize)
+        if spec.batch_norm == "reestimate" and kept is None:
+            self._network.reestimate_statistics(train)
+        with clock.pause():
+            self._audit = Audit(self._backbone.groups, self._tuned)
+        going = _Progress(
+            clock,
+            self._audit,
+            GroupedOptimizer(
+                self._backbone,
+                spec,
+                Schedule(steps, round(spec.warmup * steps), spec.schedule),
+            ),
+            order=torch.Generator().manual_seed(derive_seed(spec.seed, "batches")),
+            variation=torch.Generator().manual_seed(derive_seed(spec.seed, "augment")),
+        )
+        return going if kept is None else self._restore(going, kept)
+
+    def _steps(self, going: _Progress, feed: Feed, vary: Augment, step: int) -> torch.Tensor:
+        """One epoch from its first step on; returns the sum of the images' losses, a scalar."""
+        total = torch.zeros((), device=self.device.torch_device)
+        for rows in batches(len(feed.labels), self.spec.batch_size, going.order):
+            images, labels = vary(feed.values[rows], feed.labels[rows], going.variation)
+            loss = self._network.loss(feed.run(images), labels)
+            going.optimizer.step(loss, step)
+            total += loss.detach() * len(rows)
+            step += 1
+        return total
+
+    def checkpoint(self) -> Checkpoint:
+        """What going on after the epoch just yielded takes; call while the caller has that epoch.
+
+        Raises:
+            RuntimeError: in the middle of an epoch, or before the first or after the last.
+        """
+        if self._at_rest is None:
+            raise RuntimeError("a checkpoint is of whole epochs: ask while one has been yielded")
+        going, seconds = self._at_rest
+        state = {
+            "network": self._tensors(),
+            "optimizer": going.optimizer.state_dict(),
+            "audit": going.audit.state_dict(),
+            "order": going.order.get_state(),
+            "variation": going.variation.get_state(),
+            "clock": seconds,
+            "seconds": self._seconds.state_dict(),
+            "total_seconds": time.perf_counter() - self._started,
+            "peaks": self._peaks(),
+            "words": list(self._network.words),
+        }
+        key, provenance = trial_key(located_anywhere(self.spec)), provenance_of(self.spec)
+        return Checkpoint(key, provenance, tuple(going.epochs), copied(state))
+
+    def _restore(self, fresh: _Progress, kept: Checkpoint) -> _Progress:
+        """As it was when the checkpoint was made. The network comes last: audit and pull start from the
+        weights that the trial started from."""
+        state = kept.state
+        fresh.audit.load_state_dict(state["audit"])
+        fresh.optimizer.load_state_dict(state["optimizer"])
+        fresh.order.set_state(state["order"])
+        fresh.variation.set_state(state["variation"])
+        with torch.no_grad():
+            for name, tensor in self._tensors().items():
+                tensor.copy_(state["network"][name])
+        self._seconds.load_state_dict(state["seconds"])
+        self._started -= state["total_seconds"]
+        self._earlier_peaks = state["peaks"]
+        self._network.words = dict.fromkeys(state["words"])
+        for epoch in range(len(kept.epochs)):
+            scales = self._scales(epoch)
+        # Should no epoch be left, the test images still go through what was kept.
+        self._network.freeze(scales, fresh.audit.frozen_digest)
+        clock = Clock(self.device.synchronize, state["clock"])
+        return replace(fresh, clock=clock, epochs=list(kept.epochs))
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        groups = self._backbone.groups
+        return {n: t for g in groups for n, t in {**g.parameters, **g.buffers}.items()}
+
+    def range_test(self, steps: int) -> Iterator[tuple[float, float]]:
+        """Learning-rate range test (Smith 2017): one batch per step while the rate grows to spec.lr.
+
+        Args:
+            steps: at most this many; it ends early once the loss is four times the lowest one.
+
+        Yields:
+            (learning rate, loss in nats) per step; the scales are those of the first epoch.
+        """
+        train = self._read(self._split.train)
+        order = torch.Generator().manual_seed(derive_seed(self.spec.seed, "batches"))
+        optimizer = GroupedOptimizer(self._backbone, self.spec, Schedule(steps, 0, "range"))
+        optimizer.begin_epoch(self._scales(0), 0)
+        queue: list[torch.Tensor] = []
+        feed, lowest = self._network.feed(train), inf
+        for step in range(steps):
+            queue = queue or list(batches(len(train), self.spec.batch_size, order))
+            rows = queue.pop(0)
+            loss = self._network.loss(feed.run(feed.values[rows]), feed.labels[rows])
+            value = float(loss.detach())
+            optimizer.step(loss, step)
+            yield self.spec.lr * Schedule(steps, 0, "range").factor(step, 0), value
+            lowest = min(lowest, value)
+            if not isfinite(value) or value > 4 * lowest:
+                return
+
+    def estimate_seconds(self, steps: int = 4) -> float:
+        """Cold-equivalent training seconds of the whole trial, from a few measured steps per row of scales.
+
+        Args:
+            steps: measured per distinct row; the first warms up and is left out.
+        """
+        spec, train = self.spec, self._read(self._split.train)
+        count = len(train)
+        order = batches(count, spec.batch_size, torch.Generator().manual_seed(0))
+        queue = [order[i % len(order)] for i in range(steps)]
+        few = train.part(torch.cat(queue).unique())
+        optimizer = GroupedOptimizer(self._backbone, spec, Schedule(steps, 0))
+        total, costs = 0.0, dict[Scales, float]()
+        for epoch in range(spec.epochs):
+            scales = self._scales(epoch)
+            if scales not in costs:
+                self._network.freeze(scales, lambda depth: f"first {depth} groups")
+                feed = self._network.feed(few)
+                total += feed.cold_seconds / len(few) * count
+                optimizer.begin_epoch(scales, 0)
+                spent = []
+                for step, batch in enumerate(queue):
+                    clock = Clock(self.device.synchronize)
+                    rows = torch.arange(len(batch)) % len(few)
+                    loss = self._network.loss(feed.run(feed.values[rows]), feed.labels[rows])
+                    optimizer.step(loss, step)
+                    spent.append(clock.seconds)
+                costs[scales] = median(spent[1:])
+            total += costs[scales] * len(order)
+        return total
+
+    def _scales(self, epoch: int) -> Scales:
+        scales = self.spec.strategy.lr_scales(len(self._backbone.groups), epoch)
+        self._trained |= {
+            g
+            for g, scale in enumerate(scales)
+            if scale is not None and self._tuned & self._backbone.groups[g].parameters.keys()
+        }
+        return scales
+
+    def _predict(self, examples: Examples) -> torch.Tensor:
+        return self._network.log_probabilities(examples)
+
+
+@final
+class FeatureTraining(Fit):
+    """Features of the frozen network, once, into scikit-learn; a single epoch without gradients."""
+
+    _fitted: FittedClassifier
+
+    @property
+    def classifier(self) -> FittedClassifier:
+        """The fitted classifier; there is none before the epoch."""
+        return self._fitted
+
+    def __iter__(self) -> Iterator[EpochResult]:
+        """Fit the classifier; one result."""
+        kind = self.spec.strategy.classifier
+        assert kind != "head"
+        train, val = self._read(self._split.train), self._read(self._split.val)
+        self._audit = Audit(self._backbone.groups, frozenset())
+        scales = (None,) * len(self._backbone.groups)
+        self._audit.begin_epoch(scales)
+        self._network.freeze(scales, self._audit.frozen_digest)
+        clock = Clock(self.device.synchronize)
+        with clock.pause():
+            # C or k is chosen on validation: its features are part of the fit.
+            for name, part in (("train", train), ("val", val)):
+                feed = self._network.feed(part)
+                self._seconds.add(name, feed.key, feed.paid_seconds, feed.cold_seconds)
+        parts = [(self._features(part), part.labels.numpy()) for part in (train, val)]
+        self._fitted = fit_classifier(kind, parts[0], parts[1], self._classes)
+        self._seconds.counted = clock.seconds
+        with clock.pause():
+            train_loss, _ = score(self._predict(train), train.labels)
+            yield self._judge(0, train_loss, val)
+
+    def _features(self, examples: Examples) -> np.ndarray:
+        """(n, d) inputs of the head, from the network in eval()."""
+        features: np.ndarray = self._network.features(examples).numpy()
+        return features
+
+    def _predict(self, examples: Examples) -> torch.Tensor:
+        return torch.from_numpy(self._fitted.log_probabilities(self._features(examples)))

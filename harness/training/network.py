@@ -1,0 +1,261 @@
+"""From images to logits: normalised, in the trial's precision, through the whole network or, where its
+leading groups are frozen, from outputs of theirs that were kept.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from harness.backbones import Backbone, check_gradients, check_size
+from harness.core.errors import UserError
+from harness.core.spec import TrialSpec
+from harness.core.strategies import Scales
+from harness.core.units import format_bytes
+from harness.data import Examples
+from harness.data.cached import Cache, CachedView, CacheFull
+from harness.training.device import Device
+from harness.training.prefix import PROBES, Cut, NoCut, Prefix, Tail, find_cut
+
+T = TypeVar("T")
+CHUNK = 64
+"""Images at a time without gradients: many, but not so many that evaluating a probe takes more memory than
+training it. On a CPU half of them, which its cache can hold."""
+_cuts: dict[tuple[object, ...], Cut | NoCut] = {}
+"""Cuts found, or not, in this process, by what decides them."""
+
+
+def check_network(backbone: Backbone, spec: TrialSpec) -> None:
+    """Whether a trial can run on this network: its input size, its classifier and its gradients.
+
+    Raises:
+        UserError: naming what does not work, and what does.
+    """
+    size = spec.resolution or backbone.input.resolution
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    hook = backbone.head.register_forward_hook(lambda _, x, y: seen.append((x[0], y)))
+    try:
+        logits = check_size(backbone, spec.backbone, size)
+    finally:
+        hook.remove()
+    if spec.strategy.classifier == "head":
+        check_gradients(backbone, spec.backbone, size)
+        return
+    vector = len(seen) == 1 and seen[0][0][0].numel() == seen[0][0].shape[1]
+    linear = (
+        isinstance(backbone.head, (nn.Linear, nn.Conv2d)) or spec.strategy.classifier != "logistic"
+    )
+    if len(backbone.heads) > 1 or not vector or not linear or not _same(seen[0][1], logits):
+        raise UserError(
+            f"strategy {type(spec.strategy).__name__} fits scikit-learn on the input of a linear classifier, "
+            f"and {spec.backbone} has several classifiers, or one that is more than a linear layer; use a "
+            "strategy that trains the network's own, such as LinearProbe"
+        )
+
+
+def _same(outputs: object, logits: torch.Tensor) -> bool:
+    return isinstance(outputs, torch.Tensor) and torch.equal(outputs.flatten(1), logits)
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Examples as the network takes them now.
+
+    Attributes:
+        values: pixels, or what the frozen part gave for them; `values[rows]` is a batch.
+        labels: (n,) int64.
+        run: a batch -> (n, classes) logits.
+        key: of the outputs that are kept; "" for pixels.
+        paid_seconds: for frozen outputs, spent now.
+        cold_seconds: for frozen outputs, as if none had been kept; what was measured when each was made.
+    """
+
+    values: torch.Tensor | CachedView
+    labels: torch.Tensor
+    run: Callable[[torch.Tensor], torch.Tensor]
+    key: str = ""
+    paid_seconds: float = 0.0
+    cold_seconds: float = 0.0
+
+
+class Network:
+    """One trial's network, and what of it is kept.
+
+    Args:
+        backbone: the model and its groups.
+        spec: the trial.
+        device: where to compute.
+        cache: where outputs of the frozen part are kept.
+
+    Attributes:
+        words: what was kept of the frozen part, or why nothing was: one key per cut, in order.
+    """
+
+    def __init__(self, backbone: Backbone, spec: TrialSpec, device: Device, cache: Cache) -> None:
+        self._backbone, self._spec, self._device, self._cache = backbone, spec, device, cache
+        self.size = spec.resolution or backbone.input.resolution
+        where = device.torch_device
+        self._mean = torch.tensor(backbone.input.mean, device=where).view(1, 3, 1, 1) * 255
+        self._std = torch.tensor(backbone.input.std, device=where).view(1, 3, 1, 1) * 255
+        self._train_model = torch.compile(backbone.model) if spec.compile else backbone.model
+        self._prefix: Prefix | None = None
+        self._chunk = CHUNK // 2 if where.type == "cpu" else CHUNK
+        self.words: dict[str, None] = {}
+
+    @property
+    def describe_prefix(self) -> str:
+        """The `words` in one line."""
+        return "; ".join(self.words)
+
+    def freeze(self, scales: Scales, weights: Callable[[int], str]) -> None:
+        """Let the frozen part end where the leading run of None in `scales` does.
+
+        Args:
+            scales: one per group.
+            weights: number of leading groups -> hash of their tensors.
+        """
+        self._prefix = None
+        frozen = next((g for g, s in enumerate(scales) if s is not None), len(scales))
+        depth = min(frozen, len(self._backbone.groups) - 1)
+        try:
+            cut = self._cut(depth)
+        except NoCut as reason:
+            self.words[f"whole network: {reason}"] = None
+            return
+        spec = self._spec
+        key = {
+            "backbone": spec.backbone,
+            "weights": weights(depth),
+            "normalisation": f"{self._backbone.input.mean} {self._backbone.input.std}",
+            "resolution": str(self.size),
+            "precision": spec.precision,
+            "device": self._device.describe(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "threads": str(torch.get_num_threads()),
+        }
+        tail = Tail(self._backbone, cut, (1, 3, self.size, self.size))
+        self._prefix = Prefix(cut, tail, key, self._cache, self._chunk)
+
+    def _cut(self, depth: int) -> Cut:
+        spec = self._spec
+        if depth == 0:
+            raise NoCut("nothing is frozen before the first trained group")
+        if spec.compile:
+            raise NoCut("it is compiled")
+        if spec.augment != "none" and spec.views is None:
+            raise NoCut("augmentation without a number of views gives no image twice")
+        if not self._cache.budget:
+            raise NoCut("the cache is switched off")
+        key = (
+            *(
+                type(self._backbone.model),
+                spec.backbone,
+                spec.source,
+                self.size,
+                spec.strategy.lora_rank,
+            ),
+            *(depth, spec.precision, self._device.name),
+        )
+        if key not in _cuts:
+            probe = torch.randint(
+                0, 256, (PROBES, 3, self.size, self.size), generator=torch.Generator()
+            )
+            try:
+                _cuts[key] = self._in_precision(
+                    lambda x: find_cut(self._backbone, depth, x), self._input(probe)
+                )
+            except NoCut as reason:
+                _cuts[key] = reason
+        found = _cuts[key]
+        if isinstance(found, NoCut):
+            raise found
+        return found
+
+    def feed(self, examples: Examples) -> Feed:
+        """Examples, through the frozen part if there is one and its outputs can be kept."""
+        prefix = self._prefix
+        if prefix is not None and isinstance(examples.pixels, torch.Tensor):
+            if not self.words:  # else these are shifted images, which nothing is kept of
+                self.words["whole network: its images do not fit the cache"] = None
+        elif prefix is not None:
+            assert isinstance(examples.pixels, CachedView)
+            try:
+                kept, paid = prefix.of(examples.pixels, self._before)
+            except CacheFull as reason:
+                self.words[f"whole network: {reason}"] = None
+            else:
+                size = format_bytes(prefix.cut.row_bytes)
+                self.words[f"kept after {prefix.cut.gate}, {size} an image"] = None
+                cold = kept.rows.seconds(kept.index)
+                return Feed(kept, examples.labels, self._after, kept.rows.key, paid, cold)
+        return Feed(examples.pixels, examples.labels, self._whole)
+
+    @torch.inference_mode()
+    def log_probabilities(self, examples: Examples) -> torch.Tensor:
+        """(n, classes) natural logs on the CPU, from the network in eval()."""
+        self._backbone.model.eval()
+        feed = self.feed(examples)
+        parts = [feed.run(batch).float() for batch in self._chunks(feed.values)]
+        return torch.cat(parts).log_softmax(1).cpu()
+
+    @torch.inference_mode()
+    def features(self, examples: Examples) -> torch.Tensor:
+        """(n, d) inputs of the head on the CPU, from the network in eval()."""
+        self._backbone.model.eval()
+        feed, found = self.feed(examples), list[torch.Tensor]()
+        hook = self._backbone.head.register_forward_pre_hook(lambda _, x: found.append(x[0].cpu()))
+        for batch in self._chunks(feed.values):
+            feed.run(batch)
+        hook.remove()
+        return torch.cat(found).flatten(1).float()
+
+    def reestimate_statistics(self, examples: Examples) -> None:
+        """Batch norm statistics as plain averages over the images (Li et al. 2017, AdaBN)."""
+        # Of equal length, as far as can be: each counts alike.
+        edges = (
+            np.linspace(0, len(examples), math.ceil(len(examples) / 256) + 1).round().astype(int)
+        )
+        inputs = (self._input(examples.pixels[a:b]) for a, b in itertools.pairwise(edges.tolist()))
+        torch.optim.swa_utils.update_bn(inputs, self._backbone.model)
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy in nats."""
+        wanted = labels.to(self._device.torch_device, non_blocking=True)
+        return F.cross_entropy(logits.float(), wanted, label_smoothing=self._spec.label_smoothing)
+
+    def _chunks(self, values: torch.Tensor | CachedView) -> Iterator[torch.Tensor]:
+        for start in range(0, len(values), self._chunk):
+            yield values[start : start + self._chunk]
+
+    def _whole(self, pixels: torch.Tensor) -> torch.Tensor:
+        model = self._train_model if torch.is_grad_enabled() else self._backbone.model
+        logits: torch.Tensor = self._in_precision(model, self._input(pixels))
+        return logits
+
+    def _before(self, pixels: torch.Tensor) -> torch.Tensor:
+        assert self._prefix is not None
+        return self._in_precision(self._prefix.tail.before, self._input(pixels))
+
+    def _after(self, kept: torch.Tensor) -> torch.Tensor:
+        assert self._prefix is not None
+        return self._in_precision(self._prefix.tail.after, kept.to(self._device.torch_device))
+
+    def _in_precision(self, run: Callable[[torch.Tensor], T], images: torch.Tensor) -> T:
+        with torch.autocast(
+            self._device.torch_device.type, torch.bfloat16, self._spec.precision == "bfloat16"
+        ):
+            return run(images)
+
+    def _input(self, images: torch.Tensor) -> torch.Tensor:
+        """(n, 3, s, s) in [0, 255] -> normalised float on the device, in the network's memory order."""
+        moved = images.to(self._device.torch_device, non_blocking=True)
+        normalised = (moved.float() - self._mean) / self._std
+        return normalised.contiguous(memory_format=self._backbone.layout)

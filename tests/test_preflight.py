@@ -1,0 +1,73 @@
+"""What is refused before anything is trained or recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from optuna.trial import BaseTrial
+
+from harness import strategies
+from harness.core.errors import UserError
+from harness.core.spec import TrialSpec
+from harness.search import preflight
+from harness.search.preflight import check_study
+from tests.lab import make_study, space
+
+
+def scratch(**changes: Any) -> Callable[..., TrialSpec]:
+    def made(trial: BaseTrial, strategy: str) -> TrialSpec:
+        plain = dataclasses.replace(space(trial, strategy), source="scratch", resolution=32)
+        return dataclasses.replace(plain, **{k: v(strategy) for k, v in changes.items()})
+
+    return made
+
+
+def test_door_shows_the_first_spec_of_every_cell() -> None:
+    specs = check_study(make_study(space=scratch())).specs
+    assert {k: type(s.strategy).__name__ for k, s in specs.items()} == {
+        "probe": "LinearProbe", "full": "FullFineTune",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["shots", "val_shots", "test_shots"])
+def test_cell_whose_split_is_impossible_is_refused_before_the_study_starts(name: str) -> None:
+    sizes = scratch(
+        **{name: lambda strategy: 5 if strategy == "probe" else 500}, exact_shots=lambda _: True
+    )
+    with pytest.raises(UserError, match="too few"):
+        check_study(make_study(space=sizes))
+
+
+def test_resolution_that_a_network_cannot_take_is_refused_before_the_study_starts() -> None:
+    tiny = scratch(resolution=lambda _: 33, backbone=lambda _: "test_vit")
+    with pytest.raises(UserError, match=r"test_vit .*33"):
+        check_study(make_study(space=tiny))
+
+
+def test_strategy_that_freezes_everything_for_an_epoch_is_refused_before_the_study_starts() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Rests(strategies.Strategy):
+        def lr_scales(self, num_groups: int, epoch: int) -> strategies.Scales:
+            return (None,) * num_groups if epoch == 1 else (1.0,) * num_groups
+
+    def resting(trial: BaseTrial, strategy: str) -> TrialSpec:
+        spec = space(trial, "full")
+        return dataclasses.replace(spec, strategy=Rests(), epochs=2, source="scratch")
+
+    with pytest.raises(UserError, match="freezes every group in epoch 1"):
+        check_study(make_study(space=resting))
+
+
+def test_limit_of_memory_that_no_forecast_can_keep_is_refused_before_the_study_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def by_values(spec: TrialSpec) -> None:
+        raise UserError("depends on values")
+
+    monkeypatch.setattr(preflight, "forecast", by_values)
+    check_study(make_study(space=scratch()))
+    with pytest.raises(UserError, match="depends on values"):
+        check_study(make_study(space=scratch()), memory_is_limited=True)
