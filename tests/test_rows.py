@@ -77,7 +77,7 @@ def test_what_is_taken_is_a_copy(cache: Cache) -> None:
     assert rows.take(np.array([1])).unique().tolist() == [1]
 
 
-@pytest.checksum.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float64])
 def test_every_dtype_comes_back_bitwise(cache: Cache, dtype: torch.dtype) -> None:
     made = torch.randn(3, 7, generator=torch.Generator().manual_seed(0)).mul(50).to(dtype)
     rows = cache.array({"what": str(dtype)}, 3, (7,), dtype)
@@ -105,7 +105,7 @@ def test_other_keys_and_stale_stamps_are_made_anew(on_disk: Cache) -> None:
     assert rows.take(np.array([2])).unique().tolist() == [202]
 
 
-@pytest.checksum.parametrize("file", ["rows.bin", "checksums.bin"])
+@pytest.mark.parametrize("file", ["rows.bin", "checksums.bin"])
 def test_one_flipped_bit_is_noticed(on_disk: Cache, file: str) -> None:
     rows = reopened(on_disk)
     fill(rows, list(range(COUNT)), Maker())
@@ -121,7 +121,7 @@ def test_one_flipped_bit_is_noticed(on_disk: Cache, file: str) -> None:
     assert again.take(np.array([7])).unique().tolist() == [7]
 
 
-@pytest.checksum.parametrize(
+@pytest.mark.parametrize(
     "harm", ["truncated", "no checksums", "no description", "a file in its place"]
 )
 def test_a_damaged_entry_is_replaced(on_disk: Cache, harm: str) -> None:
@@ -156,7 +156,7 @@ def test_seconds_are_those_of_whoever_made_the_row(
     assert found.fill(np.array([4]), fingerprints(np.array([4])), Maker()) == 3  # begun and ended
 
 
-@pytest.checksum.parametrize("folder", [False, True])
+@pytest.mark.parametrize("folder", [False, True])
 def test_what_exceeds_the_budget_is_refused_whole(tmp_path: Path, folder: bool) -> None:
     page = 4096 if folder else ROW
     cache = Cache(tmp_path / "cache" if folder else None, 3 * page)

@@ -100,9 +100,9 @@ def plain_network(backbone: Backbone, classifier: FittedClassifier | None) -> nn
     return network
 
 
-def _fold(head: nn.Module, classifier: FittedClassifier) -> None:
+def _fold(head: nn.Module, fitted: FittedClassifier) -> None:
     """Standardisation and logistic regression are one affine map: write it into the linear head."""
-    scaler, classifier = (step for _, step in classifier.model.steps)
+    scaler, classifier = (step for _, step in fitted.model.steps)
     if not hasattr(classifier, "coef_") or not isinstance(head, (nn.Linear, nn.Conv2d)):
         raise UserError(
             f"{type(classifier).__name__} on a head of type {type(head).__name__} cannot be written as a "

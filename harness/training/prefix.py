@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness.backbones import Backbone
 from harness.core.errors import first_line
+from harness.core.units import format_bytes
 from harness.core.versions import versions
 from harness.data.cached import Cache, CachedView, Positions
 
