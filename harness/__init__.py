@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from harness.cache import CacheContents, empty_cache, list_cache
     from harness.core import strategies
     from harness.core.errors import UserError
-    from harness.core.spec import Arms, Study, TrialSpec
+    from harness.core.spec import SHIFTS, Arms, Study, TrialSpec
     from harness.core.study_file import load_study as load_study_file
     from harness.export import Exported, export_model
     from harness.lr_find import LrRange, find_lr
@@ -36,10 +36,12 @@ if TYPE_CHECKING:
     from harness.rank import Ranking, rank_sources
     from harness.replay import Replayed, replay_run
     from harness.similarity.__main__ import PairMeasured, measure_similarity
+    from harness.similarity.sources.spec import SourceSpec
     from harness.status import study_status
     from harness.sync import sync_study
 
 __all__ = [
+    "SHIFTS",
     "Arms",
     "CacheContents",
     "Exported",
@@ -51,6 +53,7 @@ __all__ = [
     "Pretrained",
     "Ranking",
     "Replayed",
+    "SourceSpec",
     "Study",
     "StudyOptions",
     "StudyResult",
@@ -90,8 +93,9 @@ _HOME = {
     "rank": ("Ranking", "rank_sources"),
     "replay": ("Replayed", "replay_run"),
     "similarity.__main__": ("PairMeasured", "measure_similarity"),
+    "similarity.sources.spec": ("SourceSpec",),
     "core.errors": ("UserError",),
-    "core.spec": ("Arms", "Study", "TrialSpec"),
+    "core.spec": ("SHIFTS", "Arms", "Study", "TrialSpec"),
     "status": ("study_status",),
     "sync": ("sync_study",),
 }

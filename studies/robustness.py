@@ -32,8 +32,7 @@ from __future__ import annotations
 
 from optuna.trial import BaseTrial
 
-from harness import strategies
-from harness.core.spec import SHIFTS, Arms, Study, TrialSpec
+from harness import SHIFTS, Arms, Study, TrialSpec, strategies
 
 STRATEGIES: Arms = {
     "linear probe": lambda t: strategies.LinearProbe(),

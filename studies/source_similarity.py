@@ -68,10 +68,7 @@ from pathlib import Path
 
 from optuna.trial import BaseTrial
 
-from harness import strategies
-from harness.core.errors import UserError
-from harness.core.spec import Arms, Study, TrialSpec
-from harness.similarity.sources import SourceSpec
+from harness import Arms, SourceSpec, Study, TrialSpec, UserError, strategies
 
 GARMENTS, DIGITS = "fashion_mnist[classes=0-4]", "mnist5k[classes=0-4]"
 DATA = {

@@ -18,9 +18,7 @@ from __future__ import annotations
 
 from optuna.trial import BaseTrial
 
-from harness import strategies
-from harness.core.spec import Arms, Study, TrialSpec
-from harness.similarity.sources import SourceSpec
+from harness import Arms, SourceSpec, Study, TrialSpec, strategies
 
 GARMENTS = "fashion_mnist[classes=0-4]"
 HOW = {"labels": "supervised", "autoencoder": "autoencoder", "GAN": "gan"}

@@ -27,8 +27,7 @@ from __future__ import annotations
 
 from optuna.trial import BaseTrial
 
-from harness import strategies
-from harness.core.spec import Arms, Study, TrialSpec
+from harness import Arms, Study, TrialSpec, strategies
 
 SCRATCH = "from scratch"
 STRATEGIES: Arms = {

@@ -21,9 +21,9 @@ from harness.core.errors import UnknownName, UserError
 from harness.core.spec import SAFE_NAME, Study, unknown_argument
 from harness.core.versions import IMPORTED
 
-OURS = tuple(Path(__file__).parents[1] / name for name in ("harness", "analysis"))
+OURS = tuple(Path(__file__).parents[2] / name for name in ("harness", "analysis"))
 NEEDED = sys.stdlib_module_names | IMPORTED
-SHIPPED = Path(__file__).parents[1] / "studies"
+SHIPPED = Path(__file__).parents[2] / "studies"
 """Where the project's own studies are: in a checkout, and beside the packages of an installed wheel."""
 
 

@@ -17,20 +17,22 @@ from harness.data.splits import (
     read_examples,
     split_indices,
 )
-from harness.data.target import Target
-from harness.data.targets import load_target
+from harness.data.target import ArrayTarget, Target
+from harness.data.targets import LOADERS, load_target
 
 __all__ = [
+    "LOADERS",
+    "ArrayTarget",
     "Augment",
     "Examples",
     "Leak",
     "SplitIndices",
     "Target",
     "augmentation",
+    "clear_caches",
     "describe_leaks",
     "find_again",
     "find_leaks",
-    "forget",
     "identity",
     "images_per_class",
     "load_target",

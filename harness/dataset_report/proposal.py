@@ -217,8 +217,7 @@ def _heading(path: PurePath, notes: Sequence[str], forecast: Sequence[str]) -> l
         "",
         "from optuna.trial import BaseTrial",
         "",
-        "from harness import strategies",
-        "from harness.core.spec import Arms, Study, TrialSpec",
+        "from harness import Arms, Study, TrialSpec, strategies",
         "",
     ]
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from harness.similarity.baselines import log_source_size, source_accuracy, static_rank
 from harness.similarity.cka import cka
 from harness.similarity.distances import frechet, median_bandwidth, mmd, otdd, principal_axes
-from harness.similarity.measurement import Better, Measurement
+from harness.similarity.measurement import Better, Measurement, measured
 from harness.similarity.source_head import leep, nce
 from harness.similarity.transferability import (
     hscore,
@@ -77,6 +77,7 @@ __all__ = [
     "leep",
     "log_source_size",
     "logme",
+    "measured",
     "median_bandwidth",
     "mmd",
     "nce",
