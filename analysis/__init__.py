@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from harness.core.caller import undisturbed
 
 if TYPE_CHECKING:
-    from analysis.elsewhere import load_measures, load_table
+    from analysis.external import load_measures, load_table
     from analysis.load import StudyTable, load_study
     from analysis.mapping import read_mapping
     from analysis.publish import publish as publish_report

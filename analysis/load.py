@@ -158,12 +158,12 @@ def _read(store: Database | Client, name: str, uri: str) -> StudyTable:
     experiment = find_experiment(experiments, name, uri)
     info = read_info(experiment)
     every = store.runs(experiment.id)
-    likeness = _column(every, "tags.phase") == "similarity"
+    similarity = _column(every, "tags.phase") == "similarity"
     raw = every
     measures = pd.DataFrame(columns=MEASURE_COLUMNS)
-    if likeness.any():  # no trials: neither their rows nor the columns that only they have
-        raw = every[~likeness].dropna(axis="columns", how="all").reset_index(drop=True)
-        measures = measures_frame(every[likeness], _learned_from(store, experiments))
+    if similarity.any():  # no trials: neither their rows nor the columns that only they have
+        raw = every[~similarity].dropna(axis="columns", how="all").reset_index(drop=True)
+        measures = measures_frame(every[similarity], _learned_from(store, experiments))
     trials = trials_frame(raw, info)
     epochs = store.history(list(trials["run_id"]), EPOCH_METRICS)
     located = zip(trials["run_id"], _column(raw, "artifact_uri"), strict=True)

@@ -12,7 +12,7 @@
     time_unit = "min"
 
 `preset = "wandb"` fills in the columns of a CSV export of Weights & Biases. What the mapping can't say, and
-is assumed, stands in `analysis.elsewhere`.
+is assumed, stands in `analysis.external`.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def recommendation(
         rivals: from `compare.surer`.
         memory_kind: from `compare.memory_kind`.
     """
-    from analysis import words
+    from analysis.text import in_seeds, number, short
 
     fit, out = choices[choices["fits"]], choices[~choices["fits"]]
     excluded = [f"left out: “{row['cell']}” ({row['why']})" for row in out.to_dict("records")]
@@ -71,8 +71,8 @@ def recommendation(
     best = fit.iloc[0]
     text = [
         f"Use “{best['cell']}”: test {table.info.metric} {100 * best['mean']:.1f}% "
-        f"({words.in_seeds(best['n'])}), {words.short(best['seconds'])} s of training, "
-        f"{words.short(best['memory_mib'])} MiB ({memory_kind})."
+        f"({in_seeds(best['n'])}), {short(best['seconds'])} s of training, "
+        f"{short(best['memory_mib'])} MiB ({memory_kind})."
     ]
     if len(fit) == 1:
         text.append("No other cell fits.")
@@ -89,9 +89,9 @@ def recommendation(
         second = fit.set_index("cell").loc[rivals.iloc[0]["rival"]]
         text.append(
             f"Runner-up: “{second.name}”, {100 * second['mean']:.1f}%, "
-            f"{words.short(second['seconds'])} s, best with probability "
-            f"{words.number(second['p_best'], '.2f')} (regret "
-            f"{words.number(second['regret'], '.2f')} points)."
+            f"{short(second['seconds'])} s, best with probability "
+            f"{number(second['p_best'], '.2f')} (regret "
+            f"{number(second['regret'], '.2f')} points)."
         )
         text.append(_to_be_surer(table, rivals.iloc[0]))
     return [*text, *excluded]

@@ -2,7 +2,7 @@
 
     python -m analysis.report --study freeze_depth
     python -m analysis.report --compare freeze_depth freeze_depth_again
-    python -m analysis.report --table runs.csv --mapping runs.toml [--measures likeness.csv]
+    python -m analysis.report --table runs.csv --mapping runs.toml [--measures similarity.csv]
 
 Writes report/<study>/index.html, figures/*.png and *.svg, tables/*.csv, main.md and main.tex.
 """
@@ -67,7 +67,7 @@ def build(table: StudyTable, output: Path, measures: pd.DataFrame | None = None)
     Args:
         table: the study as read.
         output: folder that gets a folder named after the study.
-        measures: likeness of source and target, see `compare.find`.
+        measures: similarity of source and target, see `compare.find`.
 
     Returns:
         The path of index.html. Figures and tables of an earlier report of the study are replaced.
@@ -76,31 +76,31 @@ def build(table: StudyTable, output: Path, measures: pd.DataFrame | None = None)
         UserError: if the study's name cannot be a folder's, or the measures fit no pair.
         OSError: if the folder cannot be written.
     """
-    from analysis import compare, plots, words
+    from analysis import compare, plots, text
 
     folder = _fresh(output, table.info.name)
     found = compare.find(table, measures)
-    images, spots = {}, {}
+    images, annotations = {}, {}
     for name, figure in plots.figures(table, found).items():
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
         (folder / "figures" / f"{name}.png").write_bytes(buffer.getvalue())
         figure.savefig(folder / "figures" / f"{name}.svg")
         images[name] = base64.b64encode(buffer.getvalue()).decode()
-        spots[name] = plots.said(figure)
+        annotations[name] = plots.annotations(figure)
     for name, frame in {**found.tables(), "trials": table.trials}.items():
         if len(frame):
             frame.to_csv(folder / "tables" / f"{name}.csv", index=False)
-    main_table = words.main_table(table, found)
+    main_table = text.main_table(table, found)
     if len(main_table):
-        caption = f"{table.info.name}: {words.methods(table, found)}"
-        for name, text in (
-            ("main.md", words.markdown(main_table)),
-            ("main.tex", words.latex(main_table, caption)),
+        caption = f"{table.info.name}: {text.methods(table, found)}"
+        for name, content in (
+            ("main.md", text.markdown(main_table)),
+            ("main.tex", text.latex(main_table, caption)),
         ):
-            (folder / "tables" / name).write_text(text, encoding="utf-8")
+            (folder / "tables" / name).write_text(content, encoding="utf-8")
     page = folder / "index.html"
-    page.write_text(render(table, found, images, spots), encoding="utf-8")
+    page.write_text(render(table, found, images, annotations), encoding="utf-8")
     return page
 
 
@@ -125,7 +125,7 @@ def build_comparison(first: StudyTable, second: StudyTable, output: Path) -> Pat
         UserError: if a name cannot be a folder's, or the studies share no cell.
         OSError: if the folder cannot be written.
     """
-    from analysis import compare, words
+    from analysis import compare, text
 
     rows = compare.side_by_side(first.trials, second.trials)
     if not (rows["first"].notna() & rows["second"].notna()).any():
@@ -135,21 +135,21 @@ def build_comparison(first: StudyTable, second: StudyTable, output: Path) -> Pat
     folder = _fresh(output, f"{first.info.name}-vs-{second.info.name}")
     rows.to_csv(folder / "tables" / "side_by_side.csv", index=False)
     page = folder / "index.html"
-    text = _template("compare.html.j2").render(
+    html = _template("compare.html.j2").render(
         first=first.info,
         second=second.info,
         rows=rows.to_dict("records"),
-        answer=words.changes(first, second, rows),
+        answer=text.changes(first, second, rows),
         metric=first.info.metric,
     )
-    page.write_text(text, encoding="utf-8")
+    page.write_text(html, encoding="utf-8")
     return page
 
 
 def _template(name: str) -> jinja2.Template:
     import jinja2
 
-    from analysis import words
+    from analysis import text
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -158,7 +158,7 @@ def _template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": words.number, "short": words.short, "plain": words.plain}
+    environment.filters |= {"number": text.number, "short": text.short, "plain": text.plain}
     return environment.get_template(name)
 
 
@@ -166,10 +166,10 @@ def render(
     table: StudyTable,
     found: Findings,
     images: Mapping[str, str],
-    spots: Mapping[str, Sequence[tuple[float, float, str]]],
+    annotations: Mapping[str, Sequence[tuple[float, float, str]]],
 ) -> str:
-    """The page as text; `images` are base64 PNGs by file stem, `spots` what marks say (`plots.said`)."""
-    from analysis import compare, words
+    """The page; `images` are base64 PNGs and `annotations` those of `plots.annotations`, by file stem."""
+    from analysis import compare, text
 
     question, _, notes = table.info.question.strip().partition("\n")
     counts = found.outcomes
@@ -183,15 +183,15 @@ def render(
         metric=table.info.metric,
         question=question or table.info.name,
         notes=notes.strip(),
-        answer=words.answer(table, found),
-        warnings=words.warnings(table, found),
-        methods=words.methods(table, found),
+        answer=text.answer(table, found),
+        warnings=text.warnings(table, found),
+        methods=text.methods(table, found),
         images=images,
-        spots=spots,
+        annotations=annotations,
         many=len(found.summary) > MANY_ROWS,
-        n_repeats=words.span(found.summary.loc[found.summary["n"] > 0, "n"]),
-        n_pairs=words.span(found.differences["n"]),
-        n_trials=words.span(found.budget.groupby("cell")["trials"].max()),
+        n_repeats=text.span(found.summary.loc[found.summary["n"] > 0, "n"]),
+        n_pairs=text.span(found.differences["n"]),
+        n_trials=text.span(found.budget.groupby("cell")["trials"].max()),
         summary=found.summary.to_dict("records"),
         cold=bool(found.summary["marginal_seconds_median"].notna().any()),
         forecast=bool(found.summary["forecast_mib"].notna().any()) and "forecast" not in kind,
@@ -200,7 +200,7 @@ def render(
         fronts={row["cell"]: row for row in found.fronts.to_dict("records")},
         censored=found.censored.to_dict("records"),
         ranks=found.ranks.to_dict("records"),
-        similarity=_likeness(found.similarity),
+        similarity=_similarity(found.similarity),
         differences=found.differences.to_dict("records"),
         rivals=found.rivals.to_dict("records"),
         shifted={(row["cell"], row["test_set"]): row for row in found.shifted.to_dict("records")},
@@ -210,19 +210,19 @@ def render(
         crossings=[
             row
             | {
-                "interval": words.crossing_interval(row),
-                "sentence": words.crossing(row, factor),
+                "interval": text.crossing_interval(row),
+                "sentence": text.crossing(row, factor),
             }
             for row in found.crossings.to_dict("records")
         ],
         chosen=found.chosen.to_dict("records"),
-        tuned_parameters=words.tuned_parameters(found.chosen),
+        tuned_parameters=text.tuned_parameters(found.chosen),
         rates=found.rates.to_dict("records"),
         outcomes=counts.to_dict("records"),
         failures=found.failures.head(SHOWN_FAILURES).to_dict("records"),
         more_failures=max(0, len(found.failures) - SHOWN_FAILURES),
-        parameters=words.condition_rows(table.trials, ("param.", "prefix")),
-        environment=words.condition_rows(table.trials, ("device", "threads", "env.")),
+        parameters=text.condition_rows(table.trials, ("param.", "prefix")),
+        environment=text.condition_rows(table.trials, ("device", "threads", "env.")),
         runs=len(table.trials),
         period=f"{times.min():%Y-%m-%d %H:%M} to {times.max():%Y-%m-%d %H:%M} UTC"
         if len(times)
@@ -232,9 +232,9 @@ def render(
     )
 
 
-def _likeness(known: Similarity) -> dict[str, object]:
+def _similarity(known: Similarity) -> dict[str, object]:
     """What the page shows of the similarity effect: its tables as rows, and two of them put otherwise."""
-    from analysis import compare, words
+    from analysis import compare, text
 
     shown: dict[str, object] = {
         k: v.to_dict("records") if hasattr(v, "to_dict") else v for k, v in vars(known).items()
@@ -242,10 +242,13 @@ def _likeness(known: Similarity) -> dict[str, object]:
     shown |= {"interaction": "", "shares": ""}
     if len(known.interactions):
         rows = compare.interaction_verdicts(known.interactions)
-        shown |= {"interactions": rows.to_dict("records"), "interaction": words.interaction(rows)}
+        shown |= {
+            "interactions": rows.to_dict("records"),
+            "interaction": text.describe_interactions(rows),
+        }
     if len(known.variance):
         rows = compare.variance_table(known.variance)
-        shown |= {"variance": rows.to_dict("records"), "shares": words.variance(rows)}
+        shown |= {"variance": rows.to_dict("records"), "shares": text.describe_variance(rows)}
     return shown
 
 
@@ -273,7 +276,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--measures",
         type=Path,
         metavar="FILE",
-        help="table with columns source, target and measures of their likeness, more meaning more alike",
+        help="table with columns source, target and measures of their similarity, more meaning more similar",
     )
     parser.add_argument(
         "--tracking-uri", metavar="URI", help="MLflow store (default: the database under ./mlruns)"
@@ -302,7 +305,7 @@ def read(
 
         assert study is not None
         return load_study(study, uri)
-    from analysis.elsewhere import load_table
+    from analysis.external import load_table
     from analysis.mapping import read_mapping
 
     if mapping is None:
@@ -323,7 +326,7 @@ def run(options: argparse.Namespace) -> int:
         else:
             measures = None
             if options.measures:
-                from analysis.elsewhere import load_measures
+                from analysis.external import load_measures
 
                 measures = load_measures(options.measures)
             table = read(options.study, options.table, options.mapping, options.tracking_uri)

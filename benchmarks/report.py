@@ -66,7 +66,7 @@ def main() -> int:
         )
         return 2
     options.folder.mkdir(parents=True, exist_ok=True)
-    mapping, measures = options.folder / "medmnist.toml", options.folder / "likeness.csv"
+    mapping, measures = options.folder / "medmnist.toml", options.folder / "similarity.csv"
     mapping.write_text(MAPPING, encoding="utf-8")
     melted(options.tables).to_csv(measures, index=False)
     trials = len(pd.read_csv(options.tables / RUNS, usecols=["run"]))

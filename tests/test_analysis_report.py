@@ -23,8 +23,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import compare, load, report, words
+from analysis import compare, load, report
 from analysis.load import Info, StudyTable
+from analysis.text import crossing, crossing_interval, methods, warnings
 from harness.core.errors import UserError
 from harness.core.records import Slot, StudyInfo, TrialRecord
 from harness.core.results import EpochResult, Predictions
@@ -258,7 +259,7 @@ def test_what_spoils_the_comparison_is_said_before_the_figures(
     rows: list[dict[str, object]], warning: str
 ) -> None:
     made = table(rows)
-    assert any(warning in line for line in words.warnings(made, compare.find(made)))
+    assert any(warning in line for line in warnings(made, compare.find(made)))
 
 
 def test_images_shared_between_the_parts_are_a_warning(tmp_path: Path) -> None:
@@ -334,16 +335,16 @@ def test_a_crossing_is_put_no_more_firmly_than_its_resamples() -> None:
         "changes": 1,
     }
     row |= {"size": 42.0, "low": 9.0, "high": math.inf, "share_crossing": 0.7}
-    assert words.crossing(row, "shots") == (
+    assert crossing(row, "shots") == (
         "“a” leads “b” up to about 42 shots (95% interval 9 to above 300, 6 seeds; 70% of resamples "
         "cross, so it may not exist)."
     )
-    assert words.crossing_interval(row | {"low": 0.0}) == "below 5 to above 300"
-    assert words.crossing_interval(row | {"low": math.nan}) == "–"
+    assert crossing_interval(row | {"low": 0.0}) == "below 5 to above 300"
+    assert crossing_interval(row | {"low": math.nan}) == "–"
     none = row | {"changes": 0, "size": math.nan}
-    assert words.crossing(none, "shots").startswith("No crossing seen between 5 and 300 shots")
+    assert crossing(none, "shots").startswith("No crossing seen between 5 and 300 shots")
     alone = row | {"n": 1, "share_crossing": math.nan}
-    assert "(one seed: no interval)" in words.crossing(alone, "shots")
+    assert "(one seed: no interval)" in crossing(alone, "shots")
 
 
 def test_sizes_and_shifts_leave_no_trace_where_there_are_none(tmp_path: Path) -> None:
@@ -357,7 +358,7 @@ def test_sizes_and_shifts_leave_no_trace_where_there_are_none(tmp_path: Path) ->
 def test_predictions_that_contradict_a_score_are_reported() -> None:
     made = table(scored("full", 0.9))
     made.predictions["predicted"] = 0
-    assert any("6 repeats" in line for line in words.warnings(made, compare.find(made)))
+    assert any("6 repeats" in line for line in warnings(made, compare.find(made)))
 
 
 def test_words_from_the_store_cannot_become_markup(tmp_path: Path) -> None:
@@ -386,7 +387,7 @@ def test_costs_of_other_conditions_are_left_out_with_a_sentence() -> None:
     found = compare.find(made)
     assert any(
         "Costs are compared for repeats on cpu, 2 threads only; 6 repeats on cpu, 1 thread" in line
-        for line in words.warnings(made, found)
+        for line in warnings(made, found)
     )
     summary = found.summary.set_index("cell")["train_seconds_median"]
     assert math.isnan(summary["c"])
@@ -411,7 +412,7 @@ def test_every_failure_is_listed_with_its_reason(tmp_path: Path) -> None:
 
 def test_the_methods_paragraph_tells_the_numbers_of_this_study(tmp_path: Path) -> None:
     made = table([*scored("probe", 0.8), *scored("full", 0.9)])
-    text = words.methods(made, compare.find(made))
+    text = methods(made, compare.find(made))
     assert "We compared 2 cells" in text
     assert "run again on 6 fresh seeds" in text
     assert "on cpu, 2 threads; memory is the peak of the process, measured" in text
@@ -473,7 +474,7 @@ def test_a_table_from_elsewhere_gets_the_same_page(
     )
     pairs = [(s, t) for s in "abcd" for t in "xyz"]
     lines = [f"{s},{t},{i % 5}" for i, (s, t) in enumerate(pairs)]
-    (tmp_path / "alike.csv").write_text("\n".join(["source,target,likeness", *lines]))
+    (tmp_path / "alike.csv").write_text("\n".join(["source,target,similarity", *lines]))
     arguments = ["--table", str(tmp_path / "runs.csv"), "--mapping", str(tmp_path / "map.toml")]
     arguments += ["--measures", str(tmp_path / "alike.csv"), "--out", str(tmp_path / "out")]
     assert report.main(arguments) == 0
@@ -483,7 +484,7 @@ def test_a_table_from_elsewhere_gets_the_same_page(
     assert "“d” ranks best over 3 targets: mean rank 1.0" in text
     assert "Test AUC, %" in text
     assert "accuracy" not in text.replace("test accuracy", "")
-    assert "Not shown that sources which likeness ranks higher transfer better" in text
+    assert "Not shown that sources which similarity ranks higher transfer better" in text
     for absent in (
         "To repeat the study",
         "0 tuning trials",
@@ -494,7 +495,7 @@ def test_a_table_from_elsewhere_gets_the_same_page(
     assert {p.stem for p in page.parent.glob("figures/*.png")} >= {"accuracy", "ranks", "agreement"}
 
 
-def likeness_study() -> StudyTable:
+def similarity_study() -> StudyTable:
     """Six sources, one a control, and random weights, on three targets, with recorded measures."""
     rows, pairs = [], []
     for s, t, k in itertools.product("abcdefr", "xyz", ("full", "probe")):
@@ -522,9 +523,9 @@ def likeness_study() -> StudyTable:
     return replace(table(rows, factors), measures=measures)
 
 
-def test_recorded_measures_of_likeness_are_judged_without_being_given(tmp_path: Path) -> None:
-    made = likeness_study()
-    known = compare.likeness(made)
+def test_recorded_measures_of_similarity_are_judged_without_being_given(tmp_path: Path) -> None:
+    made = similarity_study()
+    known = compare.similarity_effect(made)
     assert known.blind == ("log_source_size",)
     assert set(known.slopes["measure"]) == {"frechet"}
     frechet = known.means.set_index("measure").loc["frechet"]
@@ -534,7 +535,7 @@ def test_recorded_measures_of_likeness_are_judged_without_being_given(tmp_path: 
     page = report.build(made, tmp_path)
     text = read(page)
     for said in (
-        "Gain over scratch against likeness",
+        "Gain over scratch against similarity",
         "Hollow: controls",
         "a (control)",
         "Does the slope depend on strategy or size?",

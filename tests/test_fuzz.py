@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
 
-from analysis.elsewhere import load_measures, load_table
+from analysis.external import load_measures, load_table
 from analysis.mapping import read_mapping
 from harness.backbones.weights import read_weights
 from harness.core.errors import UserError

@@ -41,10 +41,10 @@ from analysis.compare.costs import (
 from analysis.compare.examples import are_grouped, hits, mcnemar_over_seeds, over_examples
 from analysis.compare.findings import Findings, find
 from analysis.compare.importance import importances, rate_ranges
-from analysis.compare.likeness import Similarity, likeness, pair_scores
 from analysis.compare.responses import gains, pair_gains, responses, with_scratch
 from analysis.compare.runs import cells, chosen, completed, mean_interval
 from analysis.compare.shifts import loss_pairs, shift_losses, shifted
+from analysis.compare.similarity import Similarity, pair_scores, similarity_effect
 from analysis.compare.sizes import by_size, crossings, size_factor, size_lines
 from analysis.compare.slopes import interactions, slopes
 from analysis.compare.studies import side_by_side
@@ -53,14 +53,15 @@ from analysis.compare.variance import variance_shares, variance_table
 from analysis.compare.verdicts import interaction_verdicts, verdicts
 
 __all__ = [
-    "Findings", "Similarity", "against_best", "against_published", "are_grouped", "arms", "budget_curve",
-    "budget_ranks", "by_size", "cells", "censored", "choice", "chosen", "completed", "condition", "contrasts",
-    "crossings", "doubts", "expected_best", "find", "front_chance", "gains", "hits", "importances",
-    "interaction_verdicts", "interactions", "learning_curves", "least_detectable", "left_out", "likeness",
-    "loss_pairs", "mcnemar_over_seeds", "mean_agreement", "mean_interval", "mean_ranks", "memory_column",
-    "memory_kind", "outcomes", "over_examples", "pair_gains", "pair_scores", "paired_differences",
-    "pareto_front", "prediction_mismatches", "priced", "rank_agreement", "rate_ranges", "regret",
-    "responses", "seeds_needed", "shift_losses", "shifted", "side_by_side", "sign_flip_p", "size_factor",
-    "size_lines", "slopes", "static_ranking", "summary", "surer", "variance_shares", "variance_table",
-    "verdicts", "with_scratch",
+    "Findings", "Similarity", "against_best", "against_published", "are_grouped", "arms",
+    "budget_curve", "budget_ranks", "by_size", "cells", "censored", "choice", "chosen", "completed",
+    "condition", "contrasts", "crossings", "doubts", "expected_best", "find", "front_chance", "gains",
+    "hits", "importances", "interaction_verdicts", "interactions", "learning_curves",
+    "least_detectable", "left_out", "loss_pairs", "mcnemar_over_seeds", "mean_agreement",
+    "mean_interval", "mean_ranks", "memory_column", "memory_kind", "outcomes", "over_examples",
+    "pair_gains", "pair_scores", "paired_differences", "pareto_front", "prediction_mismatches",
+    "priced", "rank_agreement", "rate_ranges", "regret", "responses", "seeds_needed", "shift_losses",
+    "shifted", "side_by_side", "sign_flip_p", "similarity_effect", "size_factor", "size_lines",
+    "slopes", "static_ranking", "summary", "surer", "variance_shares", "variance_table", "verdicts",
+    "with_scratch",
 ]  # fmt: skip

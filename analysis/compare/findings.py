@@ -17,9 +17,9 @@ from analysis.compare.contrasts import against_best, paired_differences
 from analysis.compare.costs import censored, front_chance, left_out
 from analysis.compare.examples import over_examples
 from analysis.compare.importance import importances, rate_ranges
-from analysis.compare.likeness import Similarity, likeness
 from analysis.compare.runs import cells, chosen, completed
 from analysis.compare.shifts import loss_pairs, shift_losses, shifted
+from analysis.compare.similarity import Similarity, similarity_effect
 from analysis.compare.sizes import by_size, crossings, size_lines
 from analysis.compare.tuning import budget_curve, budget_ranks, learning_curves
 
@@ -70,7 +70,7 @@ def find(table: StudyTable, measures: pd.DataFrame | None = None) -> Findings:
 
     Args:
         table: as loaded.
-        measures: source, target and one column per measure of their likeness, more meaning more alike; None
+        measures: source, target and one column per measure of their similarity, more meaning more alike; None
             takes those recorded with the study.
 
     Raises:
@@ -105,7 +105,7 @@ def find(table: StudyTable, measures: pd.DataFrame | None = None) -> Findings:
         importances=importances(trials),
         rates=rate_ranges(trials),
         curves=learning_curves(trials, table.epochs, selection),
-        similarity=likeness(table, measures),
+        similarity=similarity_effect(table, measures),
     )
 
 

@@ -1,4 +1,4 @@
-"""What was shown about a measure of likeness, and what was not?
+"""What was shown about a measure of similarity, and what was not?
 
     python -c "import pandas as pd; from analysis.compare.slopes import slopes; \\
                from analysis.compare.verdicts import *; \\
@@ -96,7 +96,7 @@ def _sentence(
         return f"Shown {claim}, for a given target and beyond the source's own quality ({shape}): {evidence}."
     if verdict == "source":
         return (
-            f"Shown {claim} ({shape}); not shown that it takes likeness to the target: the same sources "
+            f"Shown {claim} ({shape}); not shown that it takes similarity to the target: the same sources "
             f"may be the good ones everywhere. {evidence[0].upper()}{evidence[1:]}."
         )
     trap = ""

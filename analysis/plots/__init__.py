@@ -8,11 +8,11 @@ A cell has the same colour and marker in every figure (`styles`). Figures are dr
 5.6 inches, so that their text stays legible on a telephone.
 """
 
-from analysis.plots.canvas import MANY, Style, said, styles
+from analysis.plots.canvas import MANY, Style, annotations, styles
 from analysis.plots.cells import accuracy, cost, differences, matrix, ranks
 from analysis.plots.figures import figures
-from analysis.plots.likeness import agreement, gain
 from analysis.plots.shifts import shifted
+from analysis.plots.similarity import agreement, gain
 from analysis.plots.sizes import by_size
 from analysis.plots.tuning import (
     budget,
@@ -29,6 +29,7 @@ __all__ = [
     "Style",
     "accuracy",
     "agreement",
+    "annotations",
     "budget",
     "budget_of_many",
     "budget_ranks",
@@ -43,7 +44,6 @@ __all__ = [
     "ranks",
     "rate_ranges",
     "rates",
-    "said",
     "shifted",
     "styles",
 ]

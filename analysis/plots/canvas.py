@@ -86,23 +86,22 @@ def canvas(
     return figure, list(panels.flat)
 
 
-def say(mark: Line2D, text: str) -> None:
-    """Words that the page shows when the pointer is on `mark`, a single point."""
-    mark.set_gid(f"say:{text}")
+def annotate(mark: Line2D, text: str) -> None:
+    """Text that the page shows when the pointer is on `mark`, a single point."""
+    mark.set_gid(f"note:{text}")
 
 
-def said(figure: Figure) -> list[tuple[float, float, str]]:
-    """Every mark that says something: its place in percent of the figure from the left and from the top (as
-    it was last drawn), and the words."""
-    spots = []
+def annotations(figure: Figure) -> list[tuple[float, float, str]]:
+    """Annotated marks: place in percent of the figure from the left and the top (as last drawn), and text."""
+    found = []
     for axes in figure.axes:
         for line in axes.lines:
-            if (gid := line.get_gid() or "").startswith("say:"):
+            if (gid := line.get_gid() or "").startswith("note:"):
                 x, y = figure.transFigure.inverted().transform(
                     line.get_transform().transform(line.get_xydata())[0]
                 )
-                spots.append((100 * float(x), 100 * (1 - float(y)), gid.removeprefix("say:")))
-    return spots
+                found.append((100 * float(x), 100 * (1 - float(y)), gid.removeprefix("note:")))
+    return found
 
 
 def plain(name: str) -> str:

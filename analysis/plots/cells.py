@@ -22,6 +22,7 @@ from analysis.plots.canvas import (
     MANY,
     Style,
     add_key,
+    annotate,
     canvas,
     crowded,
     log_cost,
@@ -29,7 +30,6 @@ from analysis.plots.canvas import (
     percent,
     place_labels,
     plain,
-    say,
 )
 
 LONG = 10
@@ -55,7 +55,7 @@ def accuracy(
         mean = axes.plot(
             row["mean"], i - 0.1, marker=look.marker, ms=8, color=look.color, mec="white"
         )
-        say(mean[0], f"{row['cell']}: {_score(row)}")
+        annotate(mean[0], f"{row['cell']}: {_score(row)}")
     name_rows(axes, list(table["cell"]))
     percent(axes, "x", f"Test {metric}")
     return figure
@@ -124,7 +124,9 @@ def cost(
         mark = axes.plot(
             x, y, marker=look.marker, ms=size, color=look.color, mec="white", zorder=over
         )
-        say(mark[0], f"{row['cell']}: {_score(row)}, {x:.3g} {label[label.rfind('(') + 1 : -1]}")
+        annotate(
+            mark[0], f"{row['cell']}: {_score(row)}, {x:.3g} {label[label.rfind('(') + 1 : -1]}"
+        )
     best = table[table[front]].sort_values(f"{cost}_median")
     corners = list(zip(best[f"{cost}_median"], best["mean"], strict=True))
     axes.step(*zip(*corners, strict=True), where="post", color=INK, lw=1, ls=":", zorder=1)

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from analysis import compare
 from analysis.plots.canvas import MANY, Style, styles
 from analysis.plots.cells import accuracy, cost, differences, matrix, ranks
-from analysis.plots.likeness import agreement, gain
 from analysis.plots.shifts import shifted
+from analysis.plots.similarity import agreement, gain
 from analysis.plots.sizes import by_size
 from analysis.plots.tuning import (
     budget,
@@ -53,7 +53,7 @@ def figures(table: StudyTable, found: Findings) -> dict[str, Figure]:
         made |= _costs(found, trials, style, metric)
     if 0 < found.curves["cell"].nunique() <= MANY:
         made["learning_curves"] = learning_curves(found.curves, style, metric)
-    return made | _tuning(table, found, trials, style) | _likeness(found)
+    return made | _tuning(table, found, trials, style) | _similarity(found)
 
 
 def _scores(
@@ -132,7 +132,7 @@ def _tuning(
     return made
 
 
-def _likeness(found: Findings) -> dict[str, Figure]:
+def _similarity(found: Findings) -> dict[str, Figure]:
     known = found.similarity
     made = {"agreement": agreement(known.agreement, known.means)} if len(known.means) else {}
     return made | ({"gain": gain(known.points)} if len(known.points) else {})

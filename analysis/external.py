@@ -1,6 +1,6 @@
 """What did an experiment that was not made here record? A table of trials read into the same frame.
 
-    python -c "from analysis.elsewhere import *; \\
+    python -c "from analysis.external import *; \\
                print(load_table('runs.csv', read_mapping('runs.toml')).trials)"
 
 CSV, TSV (both also as .gz) and Parquet; one row per run. `analysis.mapping` says which column is what.
@@ -109,7 +109,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
 @undisturbed()
 def load_measures(path: str | Path) -> pd.DataFrame:
-    """Likeness of sources and targets: columns source, target and one per measure, more meaning more alike.
+    """Similarity of sources and targets: columns source, target and one per measure, more meaning more alike.
 
     Raises:
         UserError: if it cannot be read, lacks a column, holds something else than numbers, or a pair twice.

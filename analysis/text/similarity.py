@@ -1,7 +1,7 @@
-"""What was shown about the likeness of source and target?
+"""What was shown about the similarity of source and target?
 
-    python -c "from analysis import compare, load, words; t = load.load_study('source_similarity'); \\
-               print(*words.likeness(compare.find(t).similarity), sep='\\n')"
+    python -c "from analysis import compare, load, text; t = load.load_study('source_similarity'); \\
+               print(*text.describe_similarity(compare.find(t).similarity), sep='\\n')"
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.compare import Similarity
-from analysis.words.form import listed, quoted
+from analysis.text.numbers import listed, quoted
 
 
-def likeness(known: Similarity) -> list[str]:
-    """Whether likeness of source and target explains transfer, and how far a ranking without it goes."""
+def describe_similarity(known: Similarity) -> list[str]:
+    """Whether similarity of source and target explains transfer, and how far a ranking without it goes."""
     text = _measures(known)
     if len(known.means):
         row = known.means[known.means["measure"] == "static"].iloc[0]
         text.append(
             f"A ranking of the sources that ignores the target (how they do on the other targets) agrees "
             f"with the scores at a mean weighted tau of {row['tau_w']:.2f} ({row['low']:.2f} to "
-            f"{row['high']:.2f}, {row['targets']} targets): what a measure of likeness must beat."
+            f"{row['high']:.2f}, {row['targets']} targets): what a measure of similarity must beat."
         )
     return [*text, known.note] if known.note else text
 
@@ -32,7 +32,7 @@ def _measures(known: Similarity) -> list[str]:
         return list(rows["sentence"]) if len(rows) else []
     shown = rows[rows["verdict"] == "similarity"]
     source = rows[rows["verdict"] == "source"]
-    text = f"Of {len(rows)} measures of likeness ({', '.join(rows['measure'])}) "
+    text = f"Of {len(rows)} measures of similarity ({', '.join(rows['measure'])}) "
     if len(shown):
         text += (
             f"{listed(quoted(shown['measure']))} were shown to tell which source suits a target."
@@ -43,7 +43,7 @@ def _measures(known: Similarity) -> list[str]:
             "everywhere."
         )
     if len(source):
-        text += f" {listed(quoted(source['measure']))} tell good sources, not likeness."
+        text += f" {listed(quoted(source['measure']))} tell good sources, not similarity."
     naive = known.slopes[(known.slopes["model"] == "naive") & (known.slopes["p_holm"] <= 0.05)]
     fooled = set(naive["measure"]) - set(shown["measure"])
     if fooled:
@@ -54,7 +54,7 @@ def _measures(known: Similarity) -> list[str]:
     return [text]
 
 
-def interaction(rows: pd.DataFrame) -> str:
+def describe_interactions(rows: pd.DataFrame) -> str:
     """Which slopes were shown to differ, in one sentence.
 
     Args:
@@ -82,7 +82,7 @@ def _term(term: str) -> str:
     return "log size" if term == "ln size" else f"“{term}”"
 
 
-def variance(rows: pd.DataFrame) -> str:
+def describe_variance(rows: pd.DataFrame) -> str:
     """What explains the scores, in one sentence.
 
     Args:

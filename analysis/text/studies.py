@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.load import StudyTable
-from analysis.words.form import listed, quoted
+from analysis.text.numbers import listed, quoted
 
 
 def changes(first: StudyTable, second: StudyTable, rows: pd.DataFrame) -> list[str]:

@@ -1,7 +1,7 @@
 """How was it done? The paragraph for a paper.
 
-    python -c "from analysis import compare, load, words; t = load.load_study('freeze_depth'); \\
-               print(words.methods(t, compare.find(t)))"
+    python -c "from analysis import compare, load, text; t = load.load_study('freeze_depth'); \\
+               print(text.methods(t, compare.find(t)))"
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import pandas as pd
 from analysis import compare
 from analysis.compare import Findings
 from analysis.load import StudyTable
-from analysis.words.form import listed, short, span
+from analysis.text.numbers import listed, short, span
 
 
 def methods(table: StudyTable, found: Findings) -> str:
@@ -38,7 +38,7 @@ def _choice(table: StudyTable) -> str:
     info, trials = table.info, table.trials
     tried = trials[trials["phase"] == "tune"].groupby("cell")["index"].nunique()
     how = {"random": ", drawn independently at random", "tpe": ", proposed by Optuna's TPE"}
-    tuned = words_of(trials)
+    tuned = tuned_names(trials)
     text = ""
     if len(tried):
         text = (
@@ -63,7 +63,7 @@ def _choice(table: StudyTable) -> str:
     return text.strip()
 
 
-def words_of(trials: pd.DataFrame) -> str:
+def tuned_names(trials: pd.DataFrame) -> str:
     """Names of the parameters that differ between the tuning trials of a cell."""
     tuned = trials[trials["phase"] == "tune"]
     names = [c for c in tuned.columns if c.startswith("param.") and c != "param.seed"]

@@ -1,7 +1,7 @@
 """What must a reader know before believing the answer?
 
-    python -c "from analysis import compare, load, words; t = load.load_study('freeze_depth'); \\
-               print(*words.warnings(t, compare.find(t)), sep='\\n')"
+    python -c "from analysis import compare, load, text; t = load.load_study('freeze_depth'); \\
+               print(*text.warnings(t, compare.find(t)), sep='\\n')"
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import suppress
 from analysis import compare
 from analysis.compare import Findings
 from analysis.load import ONE_TRIAL, StudyTable
-from analysis.words.form import listed, quoted
+from analysis.text.numbers import listed, quoted
 
 SETTLED = ["complete", "pruned", "diverged", "oom", "timeout", "audit_failed", "crashed"]
 SHOWN = 4

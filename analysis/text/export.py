@@ -1,7 +1,7 @@
 """What would the main table look like in a paper? LaTeX and Markdown.
 
-    python -c "from analysis import compare, load, words; t = load.load_study('freeze_depth'); \\
-               print(words.markdown(words.main_table(t, compare.find(t))))"
+    python -c "from analysis import compare, load, text; t = load.load_study('freeze_depth'); \\
+               print(text.markdown(text.main_table(t, compare.find(t))))"
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import pandas as pd
 from analysis import compare
 from analysis.compare import Findings
 from analysis.load import StudyTable
-from analysis.words.form import number, short
+from analysis.text.numbers import number, short
 
 
 def main_table(table: StudyTable, found: Findings) -> pd.DataFrame:

@@ -1,7 +1,7 @@
-"""What does a study with the factors source and target say about their likeness?
+"""What does a study with the factors source and target say about their similarity?
 
     python -c "from analysis import compare, load; t = load.load_study('source_similarity'); \\
-               print(*compare.likeness(t).verdicts['sentence'], sep='\\n')"
+               print(*compare.similarity_effect(t).verdicts['sentence'], sep='\\n')"
 
 Measures are those recorded with the study, or a table given for it.
 """
@@ -42,7 +42,7 @@ SPOILT = re.compile(r"^(?:shuffle|permute|random_labels)\(")
 
 @dataclass(frozen=True)
 class Similarity:
-    """What a study with the factors source and target says about their likeness; empty otherwise.
+    """What a study with the factors source and target says about their similarity; empty otherwise.
 
     Attributes:
         agreement, means, regret: how measures, and the static ranking, order the sources
@@ -53,7 +53,7 @@ class Similarity:
         gains: points over scratch by source, strategy and size, with control (whether the source learned
             from spoilt data); empty without scratch.
         points: `responses.pair_gains` with control, measure (the one with the greatest mean tau_w) and
-            likeness (that measure in standard deviations within the target); empty without either.
+            similarity (that measure in standard deviations within the target); empty without either.
         blind: measures that say the same whatever the target, so have no slope.
         note: why something is missing, in sentences.
     """
@@ -125,7 +125,7 @@ def pair_scores(table: StudyTable, measures: pd.DataFrame | None = None) -> pd.D
     return scores[scores["source"] != scores["target"]]
 
 
-def likeness(table: StudyTable, measures: pd.DataFrame | None = None) -> Similarity:
+def similarity_effect(table: StudyTable, measures: pd.DataFrame | None = None) -> Similarity:
     """The similarity effect, as far as the factors and the measures allow.
 
     Args:
@@ -221,12 +221,12 @@ def _effect(
 
 
 def _points(runs: pd.DataFrame, known: Similarity, spoilt: set[str]) -> pd.DataFrame:
-    """Gains of the pairs beside their likeness; see Similarity.points."""
+    """Gains of the pairs beside their similarity; see Similarity.points."""
     means = known.means[~known.means["measure"].isin([STATIC, *known.blind])].dropna(subset="tau_w")
     if means.empty:
         return pd.DataFrame()
     measure = str(means.sort_values("tau_w", kind="stable")["measure"].iloc[-1])
     pairs = runs.groupby(PAIR, sort=False, as_index=False)[[measure]].mean()
     z = standardised(pairs.assign(response=0.0), measure)[[*PAIR, "z"]]
-    table = pair_gains(runs).merge(z.rename(columns={"z": "likeness"}), on=PAIR)
+    table = pair_gains(runs).merge(z.rename(columns={"z": "similarity"}), on=PAIR)
     return table.assign(measure=measure, control=table["source"].isin(spoilt))

@@ -1,6 +1,6 @@
 """Are trials that were made elsewhere read as they stand, and is a bad table refused in one line?
 
-    python -m pytest tests/test_elsewhere.py
+    python -m pytest tests/test_analysis_external.py
 
 The published tables are found in $HARNESS_TABLES or in ../shared/tables beside the repository.
 """
@@ -21,7 +21,7 @@ import pandas as pd
 import pytest
 
 from analysis import compare
-from analysis.elsewhere import load_measures, load_table, read_table
+from analysis.external import load_measures, load_table, read_table
 from analysis.load import StudyTable, trials_frame
 from analysis.mapping import TableMapping, mapping_from, read_mapping
 from harness.core.errors import UserError

@@ -1,7 +1,7 @@
 """What is the answer of a study, how sure is it, and what does it cost?
 
-    python -c "from analysis import compare, load, words; t = load.load_study('freeze_depth'); \\
-               print(*words.answer(t, compare.find(t)), sep='\\n')"
+    python -c "from analysis import compare, load, text; t = load.load_study('freeze_depth'); \\
+               print(*text.answer(t, compare.find(t)), sep='\\n')"
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import pandas as pd
 from analysis import compare
 from analysis.compare import Findings
 from analysis.load import StudyTable
-from analysis.words.form import in_seeds, listed, number, quoted, short, span
-from analysis.words.likeness import likeness
+from analysis.text.numbers import in_seeds, listed, number, quoted, short, span
+from analysis.text.similarity import describe_similarity
 
 SHOWN = 4
 """Crossings, or arms, that the answer names; the tables have them all."""
@@ -30,7 +30,7 @@ def answer(table: StudyTable, found: Findings) -> list[str]:
     if scored.empty:
         return _untested_answer(table, found)
     if len(found.ranks):
-        return [*_over_targets(table, found), *likeness(found.similarity)]
+        return [*_over_targets(table, found), *describe_similarity(found.similarity)]
     best = scored.iloc[0]
     among = f" among {len(scored)} cells" if len(scored) > 1 else ""
     interval = (
@@ -63,7 +63,7 @@ def answer(table: StudyTable, found: Findings) -> list[str]:
         *_price(best, scored, found, table),
         *_sizes(table, found),
         *_shifts(found),
-        *likeness(found.similarity),
+        *describe_similarity(found.similarity),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Do measures of likeness order the sources as they turn out, and do those that are more alike give more?
+"""Do measures of similarity order the sources as they turn out, and do those that are more alike give more?
 
     python -c "from analysis import compare, load, plots; f = compare.find(load.load_study('sources')); \\
                plots.agreement(f.similarity.agreement, f.similarity.means).savefig('a.png')"
@@ -16,11 +16,11 @@ from analysis.plots.canvas import (
     BACKGROUND,
     INK,
     MARKERS,
+    annotate,
     canvas,
     name_rows,
     panel_grid,
     plain,
-    say,
     styles,
 )
 
@@ -44,11 +44,11 @@ def agreement(table: pd.DataFrame, means: pd.DataFrame) -> Figure:
 
 
 def gain(points: pd.DataFrame) -> Figure:
-    """Points gained over scratch by each pair, with its interval, against the likeness of source and target;
-    a panel per strategy and size, a colour per target; hollow: sources that learned from spoilt data.
+    """Points gained over scratch by each pair, with its interval, against the similarity of source and
+    target; a panel per strategy and size, a colour per target; hollow: sources that learned from spoilt data.
 
     Args:
-        points: from `compare.likeness`.
+        points: from `compare.similarity_effect`.
     """
     keys = [name for name in ("strategy", "size") if name in points]
     labels = pd.Series("", index=points.index)
@@ -62,11 +62,11 @@ def gain(points: pd.DataFrame) -> Figure:
         for i, (name, look) in enumerate(colors.items())
     }
     for row, label in zip(points.to_dict("records"), labels, strict=True):
-        axes, look, x = panels[label], style[row["target"]], row["likeness"]
+        axes, look, x = panels[label], style[row["target"]], row["similarity"]
         axes.plot([x, x], [row["low"], row["high"]], color=look.color, lw=1, alpha=0.6, zorder=2)
         fill = {"mfc": "white", "mec": look.color} if row["control"] else {"mec": "white"}
         mark = axes.plot(x, row["gain"], marker=look.marker, ms=5, color=look.color, ls="", **fill)
-        say(mark[0], f"{row['source']} -> {row['target']}: {row['gain']:+.1f} points, {label}")
+        annotate(mark[0], f"{row['source']} -> {row['target']}: {row['gain']:+.1f} points, {label}")
     for axes in panels.values():
         axes.axhline(0, color=INK, lw=1, zorder=1)
     measure = plain(points["measure"].iloc[0])

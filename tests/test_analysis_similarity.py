@@ -1,7 +1,7 @@
 """Does the analysis find a similarity effect that is there, and none that is not? Against scipy, tables
 worked by hand, data made with a known effect, and published tables.
 
-    python -m pytest tests/test_similarity_effect.py
+    python -m pytest tests/test_analysis_similarity.py
 
 The published tables are found in $HARNESS_TABLES or in ../shared/tables beside the repository.
 """
@@ -200,7 +200,7 @@ def test_a_verdict_of_quality_alone_or_of_contradicting_signs_is_put_into_words(
     quality = table.assign(p_holm=[1e-9, 0.01, 0.4, 0.01])
     (row,) = verdicts(quality).to_dict("records")
     assert row["verdict"] == "source"
-    assert "not shown that it takes likeness to the target" in row["sentence"]
+    assert "not shown that it takes similarity to the target" in row["sentence"]
     signs = table.assign(slope=[0.2, -0.1, -0.1, 0.2])
     (row,) = verdicts(signs).to_dict("records")
     assert row["verdict"] == "open"
