@@ -1,4 +1,4 @@
-"""What do the recorded trials say? `load_study` reads them, the commands `report` and `recommend` answer.
+"""Analysis of recorded trials: `load_study` reads them, the commands `report` and `recommend` answer.
 
     from analysis import load_study
     load_study("freeze_depth").trials
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from harness.core.caller import undisturbed
 
 if TYPE_CHECKING:
-    from analysis.external import load_measures, load_table
     from analysis.load import StudyTable, load_study
-    from analysis.mapping import read_mapping
+    from analysis.load.external import load_measures, load_table
+    from analysis.load.mapping import read_mapping
     from analysis.publish import publish as publish_report
     from analysis.recommend import recommend_cell
     from analysis.report import build as build_report
@@ -35,14 +35,14 @@ __all__ = [
 ]
 
 _HOME = {
-    "StudyTable": ("load", "StudyTable"),
+    "StudyTable": ("load.study", "StudyTable"),
     "build_comparison": ("report", "build_comparison"),
     "build_report": ("report", "build"),
-    "load_measures": ("elsewhere", "load_measures"),
-    "load_study": ("load", "load_study"),
-    "load_table": ("elsewhere", "load_table"),
+    "load_measures": ("load.external", "load_measures"),
+    "load_study": ("load.study", "load_study"),
+    "load_table": ("load.external", "load_table"),
     "publish_report": ("publish", "publish"),
-    "read_mapping": ("mapping", "read_mapping"),
+    "read_mapping": ("load.mapping", "read_mapping"),
     "recommend_cell": ("recommend", "recommend_cell"),
 }
 """Name offered here -> module and name there. None is a module's: `analysis.report` stays the module."""

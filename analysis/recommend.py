@@ -1,4 +1,4 @@
-"""Which cell of a study should I use, within my limits, and what would have to be run to be surer?
+"""Recommend the cell of a study to use within limits on memory and time.
 
 python -m analysis.recommend --study freeze_depth --max-memory 8GiB --max-minutes 5
 python -m analysis.recommend --study target_size --where shots=30
@@ -62,7 +62,7 @@ def recommendation(
         rivals: from `compare.surer`.
         memory_kind: from `compare.memory_kind`.
     """
-    from analysis.text import in_seeds, number, short
+    from analysis.text.numbers import in_seeds, number, short
 
     fit, out = choices[choices["fits"]], choices[~choices["fits"]]
     excluded = [f"left out: “{row['cell']}” ({row['why']})" for row in out.to_dict("records")]
@@ -160,9 +160,9 @@ def run(options: argparse.Namespace) -> int:
     if not options.max_minutes > 0:
         raise UserError(f"--max-minutes must be above 0, got {options.max_minutes:g}")
     limit = parse_size(options.max_memory) / MIB if options.max_memory else math.inf
-    from analysis.report import read
+    from analysis.load.external import open_study
 
-    table = read(options.study, options.table, options.mapping, options.tracking_uri)
+    table = open_study(options.study, options.table, options.mapping, options.tracking_uri)
     said, any_fits = _recommend(table, options.where, limit, options.max_minutes)
     print(*said, sep="\n")
     return 0 if any_fits else 1

@@ -1,4 +1,4 @@
-"""What did a study find, and how sure is it? One page that needs no network, figures and tables.
+"""The report of a study: one page that needs no network, with figures and tables as files beside it.
 
     python -m analysis.report --study freeze_depth
     python -m analysis.report --compare freeze_depth freeze_depth_again
@@ -11,53 +11,23 @@ from __future__ import annotations
 
 import argparse
 import base64
-import io
-import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.core.caller import undisturbed
 from harness.core.command_line import Parser, program, run_command
-from harness.core.errors import UserError, without_password
+from harness.core.errors import UserError
 from harness.core.spec import SAFE_NAME
 
 if TYPE_CHECKING:  # imported where used: --help must not wait for them
     import jinja2
     import pandas as pd
 
-    from analysis.compare import Findings, Similarity
+    from analysis.compare import Findings
     from analysis.load import StudyTable
-
-
-VIEWER = "http://127.0.0.1:5000"
-"""Where `viewer_command` serves."""
-MANY_ROWS = 30
-"""Rows above which a table is folded."""
-SHOWN_FAILURES = 100
-
-
-def viewer_command(tracking_uri: str, mlflow: str = "mlflow") -> str:
-    """What to type, or where to go, to look at the runs in MLflow; never shows a password.
-
-    Args:
-        tracking_uri: the store.
-        mlflow: how to type MLflow's program.
-    """
-    uri = without_password(tracking_uri)
-    if uri.startswith(("http://", "https://")):
-        return f"open {uri} in a browser"
-    return f"{mlflow} ui --backend-store-uri {shlex.quote(uri)} --host 127.0.0.1 --workers 1"
-
-
-def run_link(table: StudyTable) -> str:
-    """What a run's id is put behind to get its page in MLflow; "" for a study that is not from there."""
-    if not table.info.experiment_id:
-        return ""
-    uri = without_password(table.tracking_uri)
-    server = uri.rstrip("/") if uri.startswith(("http://", "https://")) else VIEWER
-    return f"{server}/#/experiments/{table.info.experiment_id}/runs/"
+    from analysis.topics import Plot, Section
 
 
 @undisturbed()
@@ -67,7 +37,7 @@ def build(table: StudyTable, output: Path, measures: pd.DataFrame | None = None)
     Args:
         table: the study as read.
         output: folder that gets a folder named after the study.
-        measures: similarity of source and target, see `compare.find`.
+        measures: similarity of source and target, see `compare.Findings`.
 
     Returns:
         The path of index.html. Figures and tables of an earlier report of the study are replaced.
@@ -76,35 +46,33 @@ def build(table: StudyTable, output: Path, measures: pd.DataFrame | None = None)
         UserError: if the study's name cannot be a folder's, or the measures fit no pair.
         OSError: if the folder cannot be written.
     """
-    from analysis import compare, plots, text
+    from analysis import compare, text
+    from analysis.topics import TOPICS
 
-    folder = _fresh(output, table.info.name)
+    folder = _empty_folder(output, table.info.name)
     found = compare.find(table, measures)
-    images, annotations = {}, {}
-    for name, figure in plots.figures(table, found).items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        (folder / "figures" / f"{name}.png").write_bytes(buffer.getvalue())
-        figure.savefig(folder / "figures" / f"{name}.svg")
-        images[name] = base64.b64encode(buffer.getvalue()).decode()
-        annotations[name] = plots.annotations(figure)
-    for name, frame in {**found.tables(), "trials": table.trials}.items():
-        if len(frame):
-            frame.to_csv(folder / "tables" / f"{name}.csv", index=False)
-    main_table = text.main_table(table, found)
+    sections = [topic(found) for topic in TOPICS]
+    for section in sections:
+        for plot in section.plots:
+            for kind in ("png", "svg"):
+                plot.figure.savefig(folder / "figures" / f"{plot.name}.{kind}")
+        for name, frame in section.tables.items():
+            if len(frame):
+                frame.to_csv(folder / "tables" / f"{name}.csv", index=False)
+    methods = text.methods(found, [section.methods for section in sections])
+    main_table = text.main_table(found)
     if len(main_table):
-        caption = f"{table.info.name}: {text.methods(table, found)}"
         for name, content in (
             ("main.md", text.markdown(main_table)),
-            ("main.tex", text.latex(main_table, caption)),
+            ("main.tex", text.latex(main_table, f"{table.info.name}: {methods}")),
         ):
             (folder / "tables" / name).write_text(content, encoding="utf-8")
     page = folder / "index.html"
-    page.write_text(render(table, found, images, annotations), encoding="utf-8")
+    page.write_text(_render(found, sections, methods), encoding="utf-8")
     return page
 
 
-def _fresh(output: Path, name: str) -> Path:
+def _empty_folder(output: Path, name: str) -> Path:
     """The study's folder under `output`, with empty figures/ and tables/."""
     if not SAFE_NAME.fullmatch(name) or not name.strip("."):
         raise UserError(f"study name {name!r} cannot be used as a folder name")
@@ -132,124 +100,69 @@ def build_comparison(first: StudyTable, second: StudyTable, output: Path) -> Pat
         raise UserError(
             f"{first.info.name} and {second.info.name} have no cell in common that both scored"
         )
-    folder = _fresh(output, f"{first.info.name}-vs-{second.info.name}")
+    folder = _empty_folder(output, f"{first.info.name}-vs-{second.info.name}")
     rows.to_csv(folder / "tables" / "side_by_side.csv", index=False)
     page = folder / "index.html"
-    html = _template("compare.html.j2").render(
+    content = _template("compare.html.j2").render(
         first=first.info,
         second=second.info,
         rows=rows.to_dict("records"),
         answer=text.changes(first, second, rows),
         metric=first.info.metric,
     )
-    page.write_text(html, encoding="utf-8")
+    page.write_text(content, encoding="utf-8")
     return page
 
 
 def _template(name: str) -> jinja2.Template:
     import jinja2
 
-    from analysis import text
+    from analysis.text.numbers import number
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "page"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": text.number, "short": text.short, "plain": text.plain}
+    environment.filters |= {"number": number, "picture": _picture}
     return environment.get_template(name)
 
 
-def render(
-    table: StudyTable,
-    found: Findings,
-    images: Mapping[str, str],
-    annotations: Mapping[str, Sequence[tuple[float, float, str]]],
-) -> str:
-    """The page; `images` are base64 PNGs and `annotations` those of `plots.annotations`, by file stem."""
-    from analysis import compare, text
+def _picture(plot: Plot) -> dict[str, object]:
+    """A figure for the page: its PNG as text, and its annotations, known once it is drawn."""
+    from analysis.plots import annotated_marks
 
+    png = base64.b64encode(plot.png()).decode()
+    return {"png": png, "annotations": annotated_marks(plot.figure)}
+
+
+def _render(found: Findings, sections: Sequence[Section], methods: str) -> str:
+    """The page."""
+    from analysis.text import warnings
+    from analysis.text.links import viewer_command
+    from analysis.text.numbers import condition_rows
+
+    table = found.table
     question, _, notes = table.info.question.strip().partition("\n")
-    counts = found.outcomes
-    if not counts["superseded"].any():
-        counts = counts.drop(columns="superseded")
     times = table.trials["start_time"].dropna()
-    factor = compare.size_factor(table.info.factors) or ""
-    kind = compare.memory_kind(table.trials)
     return _template("report.html.j2").render(
         info=table.info,
-        metric=table.info.metric,
         question=question or table.info.name,
         notes=notes.strip(),
-        answer=text.answer(table, found),
-        warnings=text.warnings(table, found),
-        methods=text.methods(table, found),
-        images=images,
-        annotations=annotations,
-        many=len(found.summary) > MANY_ROWS,
-        n_repeats=text.span(found.summary.loc[found.summary["n"] > 0, "n"]),
-        n_pairs=text.span(found.differences["n"]),
-        n_trials=text.span(found.budget.groupby("cell")["trials"].max()),
-        summary=found.summary.to_dict("records"),
-        cold=bool(found.summary["marginal_seconds_median"].notna().any()),
-        forecast=bool(found.summary["forecast_mib"].notna().any()) and "forecast" not in kind,
-        memory_kind=kind,
-        examples={row["cell"]: row for row in found.examples.to_dict("records")},
-        fronts={row["cell"]: row for row in found.fronts.to_dict("records")},
-        censored=found.censored.to_dict("records"),
-        ranks=found.ranks.to_dict("records"),
-        similarity=_similarity(found.similarity),
-        differences=found.differences.to_dict("records"),
-        rivals=found.rivals.to_dict("records"),
-        shifted={(row["cell"], row["test_set"]): row for row in found.shifted.to_dict("records")},
-        test_sets=list(found.shifted["test_set"].unique()),
-        losses=found.losses.to_dict("records"),
-        factor=factor,
-        crossings=[
-            row
-            | {
-                "interval": text.crossing_interval(row),
-                "sentence": text.crossing(row, factor),
-            }
-            for row in found.crossings.to_dict("records")
-        ],
-        chosen=found.chosen.to_dict("records"),
-        tuned_parameters=text.tuned_parameters(found.chosen),
-        rates=found.rates.to_dict("records"),
-        outcomes=counts.to_dict("records"),
-        failures=found.failures.head(SHOWN_FAILURES).to_dict("records"),
-        more_failures=max(0, len(found.failures) - SHOWN_FAILURES),
-        parameters=text.condition_rows(table.trials, ("param.", "prefix")),
-        environment=text.condition_rows(table.trials, ("device", "threads", "env.")),
+        answer=[paragraph for section in sections for paragraph in section.answer],
+        warnings=warnings(found),
+        sections=[section for section in sections if section.parts],
+        methods=methods,
+        parameters=condition_rows(table.trials, ("param.", "prefix")),
+        environment=condition_rows(table.trials, ("device", "threads", "env.")),
         runs=len(table.trials),
         period=f"{times.min():%Y-%m-%d %H:%M} to {times.max():%Y-%m-%d %H:%M} UTC"
         if len(times)
         else "",
         viewer=viewer_command(table.tracking_uri) if table.tracking_uri else "",
-        run_link=run_link(table),
     )
-
-
-def _similarity(known: Similarity) -> dict[str, object]:
-    """What the page shows of the similarity effect: its tables as rows, and two of them put otherwise."""
-    from analysis import compare, text
-
-    shown: dict[str, object] = {
-        k: v.to_dict("records") if hasattr(v, "to_dict") else v for k, v in vars(known).items()
-    }
-    shown |= {"interaction": "", "shares": ""}
-    if len(known.interactions):
-        rows = compare.interaction_verdicts(known.interactions)
-        shown |= {
-            "interactions": rows.to_dict("records"),
-            "interaction": text.describe_interactions(rows),
-        }
-    if len(known.variance):
-        rows = compare.variance_table(known.variance)
-        shown |= {"variance": rows.to_dict("records"), "shares": text.describe_variance(rows)}
-    return shown
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -292,44 +205,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(lambda: run(parse(arguments)))
 
 
-def read(
-    study: str | None, table: Path | None, mapping: Path | None, uri: str | None
-) -> StudyTable:
-    """A study by its name, or a table by its file and mapping.
-
-    Raises:
-        UserError: if it cannot be read.
-    """
-    if table is None:
-        from analysis.load import load_study
-
-        assert study is not None
-        return load_study(study, uri)
-    from analysis.external import load_table
-    from analysis.mapping import read_mapping
-
-    if mapping is None:
-        raise UserError("--table needs --mapping FILE, which says what its columns are")
-    return load_table(table, read_mapping(mapping))
-
-
 def run(options: argparse.Namespace) -> int:
     """Read, write, say where.
 
     Raises:
         UserError: if the study cannot be read or the report not be written.
     """
+    from analysis.load.external import load_measures, open_study
+    from analysis.text.links import viewer_command
+
+    uri = options.tracking_uri
     try:
         if options.compare:
-            tables = [read(name, None, None, options.tracking_uri) for name in options.compare]
-            page, table = build_comparison(tables[0], tables[1], options.out), tables[0]
+            table, second = (open_study(name, None, None, uri) for name in options.compare)
+            page = build_comparison(table, second, options.out)
         else:
-            measures = None
-            if options.measures:
-                from analysis.external import load_measures
-
-                measures = load_measures(options.measures)
-            table = read(options.study, options.table, options.mapping, options.tracking_uri)
+            measures = load_measures(options.measures) if options.measures else None
+            table = open_study(options.study, options.table, options.mapping, uri)
             page = build(table, options.out, measures)
     except OSError as error:
         raise UserError(f"cannot write the report to {options.out}: {error}") from error

@@ -16,6 +16,7 @@ import pytest
 from scipy import stats
 
 from analysis import compare
+from analysis.topics import budget
 from harness.core.errors import UserError
 
 STRATEGIES = {"strategy": ["probe", "full", "scratch"]}
@@ -263,7 +264,7 @@ def test_expected_best_equals_the_mean_over_all_subsets() -> None:
         np.mean([max(subset) for subset in itertools.combinations(values, n)])
         for n in range(1, len(values) + 1)
     ]
-    assert compare.expected_best(values) == pytest.approx(expected)
+    assert budget.expected_best(values) == pytest.approx(expected)
 
 
 def test_wasted_trials_use_up_budget_and_faulty_ones_do_not() -> None:
@@ -276,7 +277,7 @@ def test_wasted_trials_use_up_budget_and_faulty_ones_do_not() -> None:
             *tune("full", [0.2]),
         ]
     )
-    curve = compare.budget_curve(trials)
+    curve = budget.budget_curve(trials)
     own = curve.loc[curve["cell"] == "probe", "val_accuracy"]
     assert list(own) == pytest.approx([(0.6 + 0.8 + 0.2) / 3, (0.8 + 0.8 + 0.6) / 3, 0.8])
 

@@ -19,7 +19,15 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.power import TTestPower
 
 from analysis import compare, recommend
-from analysis.load import EPOCH_METRICS, FINAL_METRICS, INTEGER_TAGS, TEXT_TAGS, Info, StudyTable
+from analysis.load.study import (
+    EPOCH_METRICS,
+    FINAL_METRICS,
+    INTEGER_TAGS,
+    TEXT_TAGS,
+    Info,
+    StudyTable,
+)
+from analysis.topics import budget, importance, learning_rates
 from harness.core.errors import UserError
 
 AB = {"strategy": ["a", "b"]}
@@ -207,7 +215,7 @@ def test_the_chance_of_being_on_the_front_counts_the_resamples_of_brute_force() 
 
 def test_a_budget_in_seconds_is_that_of_its_trials() -> None:
     trials = frame(tuned("a", [0.5, 0.7, 0.9], train_seconds=2.0))
-    curve = compare.budget_curve(trials)
+    curve = budget.budget_curve(trials)
     assert curve["seconds"].tolist() == [2.0, 4.0, 6.0]
     assert (curve["low"] <= curve["val_accuracy"] + 1e-12).all()
     assert (curve["val_accuracy"] <= curve["high"] + 1e-12).all()
@@ -215,7 +223,7 @@ def test_a_budget_in_seconds_is_that_of_its_trials() -> None:
 
 def test_the_interval_of_a_budget_curve_at_one_trial_is_that_of_a_mean() -> None:
     values = np.random.default_rng(0).normal(0.7, 0.05, 60)
-    row = compare.budget_curve(frame(tuned("a", list(values)))).iloc[0]
+    row = budget.budget_curve(frame(tuned("a", list(values)))).iloc[0]
     boot = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(1))
     assert row["low"] == pytest.approx(boot.confidence_interval.low, abs=0.004)
     assert row["high"] == pytest.approx(boot.confidence_interval.high, abs=0.004)
@@ -224,7 +232,7 @@ def test_the_interval_of_a_budget_curve_at_one_trial_is_that_of_a_mean() -> None
 def test_ranks_change_with_the_budget_and_with_what_a_trial_costs() -> None:
     steady, wild = [0.70, 0.70, 0.71, 0.70], [0.10, 0.20, 0.95, 0.96]
     trials = frame([*tuned("a", steady, train_seconds=1.0), *tuned("b", wild, train_seconds=4.0)])
-    table = compare.budget_ranks(trials, AB)
+    table = budget.budget_ranks(trials, AB)
     of_a = table[table["cell"] == "a"].set_index(["unit", "budget"])
     assert of_a.loc[("trials", 1), "rank"] == 1
     assert of_a.loc[("trials", 4), "rank"] == 2
@@ -240,11 +248,11 @@ def test_the_parameter_that_decides_is_the_important_one() -> None:
         row | {"param.lr": x, "param.decay": y, "param.fixed": 1.0}
         for row, x, y in zip(tuned("a", list(scores)), lr, decay, strict=True)
     ]
-    table = compare.importances(frame(rows)).set_index("parameter")["importance"]
+    table = importance.importances(frame(rows)).set_index("parameter")["importance"]
     assert set(table.index) == {"lr", "decay"}
     assert table["lr"] > 0.8
     assert table.sum() == pytest.approx(1)
-    assert compare.importances(frame(rows[:9])).empty
+    assert importance.importances(frame(rows[:9])).empty
 
 
 def test_values_from_a_grid_are_weighed_as_such() -> None:
@@ -265,7 +273,7 @@ def test_values_from_a_grid_are_weighed_as_such() -> None:
             )
         ]
     )
-    table = compare.importances(trials).set_index("parameter")["importance"]
+    table = importance.importances(trials).set_index("parameter")["importance"]
     assert table["lr"] > 3 * table["decay"]
 
 
@@ -275,7 +283,7 @@ def test_the_range_of_good_rates_worked_by_hand() -> None:
         row | {"param.lr": lr}
         for row, lr in zip(tuned("a", list(rates.values())), rates, strict=True)
     ]
-    row = compare.rate_ranges(frame(rows)).iloc[0]
+    row = learning_rates.rate_ranges(frame(rows)).iloc[0]
     assert (row["good_low"], row["good_high"], row["best"]) == (1e-3, 1e-2, 1e-2)
     assert row["decades"] == pytest.approx(1)
     assert (row["good_share"], row["edge"]) == (0.5, False)

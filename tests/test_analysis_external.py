@@ -21,9 +21,10 @@ import pandas as pd
 import pytest
 
 from analysis import compare
-from analysis.external import load_measures, load_table, read_table
-from analysis.load import StudyTable, trials_frame
-from analysis.mapping import TableMapping, mapping_from, read_mapping
+from analysis.load.external import load_measures, load_table, read_table
+from analysis.load.mapping import TableMapping, mapping_from, read_mapping
+from analysis.load.study import StudyTable, trials_frame
+from analysis.topics import TOPICS
 from harness.core.errors import UserError
 
 TABLES = Path(
@@ -107,17 +108,19 @@ def test_every_analysis_runs_on_such_a_table(tmp_path: Path) -> None:
     table = read(tmp_path, status="state", trial="id", time="minutes")
     found = compare.find(table)
     assert list(found.summary["mean"]) == [0.60, 0.50]
-    assert list(found.chosen["run_id"]) == ["r2", "r4"]
-    assert list(found.outcomes["complete"]) == [2, 1, 1, 1]
+    sections = [topic(found) for topic in TOPICS]
+    tables = {name: table for section in sections for name, table in section.tables.items()}
+    assert list(tables["chosen"]["run_id"]) == ["r2", "r4"]
+    assert list(tables["outcomes"]["complete"]) == [2, 1, 1, 1]
 
 
 def test_the_chosen_trial_is_the_one_whose_test_score_is_compared(tmp_path: Path) -> None:
     fields = {"val_loss": "val_loss", "status": "state", "trial": "id"}
     for select, run in (("val", "r2"), ("val_loss", "r1")):
-        found = compare.find(read(tmp_path, select=select, **fields))
-        assert list(found.chosen["run_id"]) == [run, "r4"]
-    nothing = compare.find(read(tmp_path, "arm,t\np,.5\nq,.6\n", factors=["arm"], val="", test="t"))
-    assert nothing.chosen.empty
+        table = read(tmp_path, select=select, **fields)
+        assert list(compare.chosen(table.trials, table.info.selection)["run_id"]) == [run, "r4"]
+    nothing = read(tmp_path, "arm,t\np,.5\nq,.6\n", factors=["arm"], val="", test="t")
+    assert compare.chosen(nothing.trials, nothing.info.selection).empty
 
 
 def test_measures_are_read_once_per_pair_and_as_numbers(tmp_path: Path) -> None:

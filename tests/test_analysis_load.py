@@ -21,10 +21,11 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from analysis import compare, load, recommend, report
+from analysis import compare, recommend, report
 from analysis.compare.runs import tuning
-from analysis.database import Database, newest_schemas
-from analysis.load import StudyTable, load_study, trials_frame
+from analysis.load import study as load
+from analysis.load.database import Database, newest_schemas
+from analysis.load.study import StudyTable, load_study, trials_frame
 from analysis.text import warnings
 from harness.core.errors import UserError, without_password
 from harness.core.records import Slot, StudyInfo, TrialRecord
@@ -308,7 +309,7 @@ def test_run_that_was_deleted_written_again_and_restored_is_counted_once_and_nam
     counted = read.trials[~read.trials["superseded"]]["run_id"]
     assert len(counted) == 2
     assert set(counted) < set(read.predictions["run_id"])
-    said = [line for line in warnings(read, found) if line.startswith("Recorded twice")]
+    said = [line for line in warnings(found) if line.startswith("Recorded twice")]
     for line, cell in zip(said, INFO.factors["strategy"], strict=True):
         runs = read.trials[read.trials["cell"] == cell].sort_values("superseded")["run_id"]
         assert f"{runs.iloc[1]} of “{cell}” repeats run {runs.iloc[0]}" in line

@@ -23,9 +23,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import compare, load, report
+from analysis import compare, report
 from analysis.load import Info, StudyTable
-from analysis.text import crossing, crossing_interval, methods, warnings
+from analysis.load import study as load
+from analysis.text import methods, warnings
+from analysis.text.links import viewer_command
+from analysis.topics.sizes import crossing, crossing_interval
 from harness.core.errors import UserError
 from harness.core.records import Slot, StudyInfo, TrialRecord
 from harness.core.results import EpochResult, Predictions
@@ -135,7 +138,7 @@ def test_the_page_opens_with_the_answer_and_its_uncertainty(tmp_path: Path) -> N
     answer = text.index(
         "“full” has the highest mean test accuracy among 2 cells: 90.0% (95% interval"
     )
-    assert answer < text.index("Figures")
+    assert answer < text.index("Costs")
     assert "“full” is 10.0 points above “probe”" in text
     assert "It costs 30 s of training and 3000 MiB of peak memory" in text
     assert "Read this first" not in text
@@ -259,7 +262,7 @@ def test_what_spoils_the_comparison_is_said_before_the_figures(
     rows: list[dict[str, object]], warning: str
 ) -> None:
     made = table(rows)
-    assert any(warning in line for line in warnings(made, compare.find(made)))
+    assert any(warning in line for line in warnings(compare.find(made)))
 
 
 def test_images_shared_between_the_parts_are_a_warning(tmp_path: Path) -> None:
@@ -358,7 +361,7 @@ def test_sizes_and_shifts_leave_no_trace_where_there_are_none(tmp_path: Path) ->
 def test_predictions_that_contradict_a_score_are_reported() -> None:
     made = table(scored("full", 0.9))
     made.predictions["predicted"] = 0
-    assert any("6 repeats" in line for line in warnings(made, compare.find(made)))
+    assert any("6 repeats" in line for line in warnings(compare.find(made)))
 
 
 def test_words_from_the_store_cannot_become_markup(tmp_path: Path) -> None:
@@ -387,7 +390,7 @@ def test_costs_of_other_conditions_are_left_out_with_a_sentence() -> None:
     found = compare.find(made)
     assert any(
         "Costs are compared for repeats on cpu, 2 threads only; 6 repeats on cpu, 1 thread" in line
-        for line in warnings(made, found)
+        for line in warnings(found)
     )
     summary = found.summary.set_index("cell")["train_seconds_median"]
     assert math.isnan(summary["c"])
@@ -412,7 +415,7 @@ def test_every_failure_is_listed_with_its_reason(tmp_path: Path) -> None:
 
 def test_the_methods_paragraph_tells_the_numbers_of_this_study(tmp_path: Path) -> None:
     made = table([*scored("probe", 0.8), *scored("full", 0.9)])
-    text = methods(made, compare.find(made))
+    text = methods(compare.find(made))
     assert "We compared 2 cells" in text
     assert "run again on 6 fresh seeds" in text
     assert "on cpu, 2 threads; memory is the peak of the process, measured" in text
@@ -554,7 +557,7 @@ def test_a_table_without_a_mapping_and_measures_that_fit_nothing_are_refused(
     assert "--table needs --mapping" in capsys.readouterr().err
     measures = pd.DataFrame({"source": ["p"], "target": ["q"], "m": [1.0]})
     with pytest.raises(UserError, match="factors source and target"):
-        compare.find(table(scored("full", 0.9)), measures)
+        report.build(table(scored("full", 0.9)), tmp_path, measures)
 
 
 def test_a_study_name_cannot_leave_the_output_folder(tmp_path: Path) -> None:
@@ -566,11 +569,11 @@ def test_a_study_name_cannot_leave_the_output_folder(tmp_path: Path) -> None:
 
 
 def test_the_viewer_command_hides_passwords() -> None:
-    assert report.viewer_command("postgresql://ann:s3cret@db/mlflow") == (
+    assert viewer_command("postgresql://ann:s3cret@db/mlflow") == (
         "mlflow ui --backend-store-uri 'postgresql://ann:***@db/mlflow' --host 127.0.0.1 --workers 1"
     )
     assert (
-        report.viewer_command("http://ann:s3cret@host:5000")
+        viewer_command("http://ann:s3cret@host:5000")
         == "open http://ann:***@host:5000 in a browser"
     )
 

@@ -15,7 +15,7 @@ import pytest
 from scipy import stats
 
 from analysis import compare, plots
-from analysis.compare import sizes
+from analysis.topics import shifts, sizes
 
 FACTORS = {"shots": ["10", "100", "1000"], "strategy": ["probe", "full"]}
 
@@ -69,7 +69,7 @@ def test_a_line_is_what_the_other_factors_say() -> None:
 
 def test_accuracy_by_size_has_the_interval_of_scipy() -> None:
     scores = [0.5, 0.54, 0.49]
-    row = compare.by_size(repeats({"100 | full": scores}), FACTORS).iloc[0]
+    row = sizes.by_size(repeats({"100 | full": scores}), FACTORS).iloc[0]
     expected = stats.t.interval(0.95, 2, loc=np.mean(scores), scale=stats.sem(scores))
     assert (row["line"], row["size"], row["n"]) == ("full", 100.0, 3)
     assert (row["low"], row["high"]) == pytest.approx(expected)
@@ -78,7 +78,7 @@ def test_accuracy_by_size_has_the_interval_of_scipy() -> None:
 def test_a_crossing_is_interpolated_in_log_size() -> None:
     # full minus probe: -4, -2, +2 points: the sign changes half way, in logs, from 100 to 1000
     trials = lines([[0.54] * 3, [0.62] * 3, [0.70] * 3], [[0.50] * 3, [0.60] * 3, [0.72] * 3])
-    row = compare.crossings(trials, FACTORS).iloc[0]
+    row = sizes.crossings(trials, FACTORS).iloc[0]
     assert (row["line"], row["other"], row["n"], row["changes"]) == ("probe", "full", 3, 1)
     assert row["size"] == pytest.approx(10**2.5)
     assert (row["low"], row["high"]) == pytest.approx((10**2.5, 10**2.5))
@@ -87,7 +87,7 @@ def test_a_crossing_is_interpolated_in_log_size() -> None:
 
 def test_no_crossing_is_called_none() -> None:
     trials = lines([[0.5, 0.52]] * 3, [[0.6, 0.61]] * 3)
-    row = compare.crossings(trials, FACTORS).iloc[0]
+    row = sizes.crossings(trials, FACTORS).iloc[0]
     assert (row["line"], row["changes"], row["share_crossing"]) == ("full", 0, 0)
     assert math.isnan(row["size"])
     assert math.isnan(row["low"])
@@ -114,7 +114,7 @@ def test_sign_changes_worked_by_hand(
 def test_an_interval_that_leaves_the_sizes_is_open() -> None:
     # seed 0 crosses at 10^1.5; seed 1 has probe ahead throughout: 1 resample in 4 does not cross
     trials = lines([[0.53, 0.52], [0.50, 0.51]], [[0.50, 0.50], [0.53, 0.50]])
-    row = compare.crossings(trials, FACTORS).iloc[0]
+    row = sizes.crossings(trials, FACTORS).iloc[0]
     assert row["size"] == pytest.approx(10 ** (1 + 2.5 / 3.5))
     assert row["share_crossing"] == pytest.approx(0.75, abs=0.04)
     assert row["low"] == pytest.approx(10**1.5)
@@ -123,16 +123,16 @@ def test_an_interval_that_leaves_the_sizes_is_open() -> None:
 
 def test_one_seed_has_a_crossing_but_no_interval() -> None:
     trials = lines([[0.54], [0.62], [0.70]], [[0.50], [0.60], [0.72]])
-    row = compare.crossings(trials, FACTORS).iloc[0]
+    row = sizes.crossings(trials, FACTORS).iloc[0]
     assert row["size"] == pytest.approx(10**2.5)
     assert row[["low", "high", "share_crossing"]].isna().all()
 
 
 def test_sizes_without_shared_seeds_are_left_out() -> None:
     trials = lines([[0.54] * 2, [0.62] * 2], [[0.50] * 2, [0.64] * 2, [0.7] * 2])
-    row = compare.crossings(trials, FACTORS).iloc[0]
+    row = sizes.crossings(trials, FACTORS).iloc[0]
     assert (row["smallest"], row["largest"]) == (10, 100)
-    assert compare.crossings(lines([[0.5]], [[0.5]]), FACTORS).empty
+    assert sizes.crossings(lines([[0.5]], [[0.5]]), FACTORS).empty
 
 
 def test_the_interval_of_simulated_lines_covers_their_crossing() -> None:
@@ -145,7 +145,7 @@ def test_the_interval_of_simulated_lines_covers_their_crossing() -> None:
             common, x = rng.normal(0, 0.05, 10), math.log10(float(shots))
             for name, mean in (("probe", 0.5 + 0.1 * x), ("full", 0.3 + 0.2 * x)):
                 scores[f"{shots} | {name}"] = list(mean + common + rng.normal(0, 0.02, 10))
-        row = compare.crossings(repeats(scores), factors).iloc[0]
+        row = sizes.crossings(repeats(scores), factors).iloc[0]
         assert 50 < row["size"] < 200
         hits += bool(row["low"] <= 100 <= row["high"])
     assert hits >= 25  # about 27 are expected: a bootstrap of 10 seeds is a little too narrow
@@ -175,7 +175,7 @@ STRATEGIES = {"strategy": ["probe", "full"]}
 def test_a_loss_is_paired_within_the_repeat() -> None:
     plain, blur = [0.80, 0.70, 0.75], [0.70, 0.62, 0.68]
     trials = repeats({"probe": plain}, **{"test_accuracy.blur": blur})
-    table = compare.shifted(trials, STRATEGIES).set_index("test_set")
+    table = shifts.shifted(trials, STRATEGIES).set_index("test_set")
     expected = stats.ttest_rel(plain, blur).confidence_interval(0.95)
     assert list(table.index) == ["plain", "blur"]
     assert table.loc["plain", "mean"] == pytest.approx(0.75)
@@ -191,11 +191,11 @@ def test_shifts_come_in_the_order_of_the_vocabulary_and_only_if_there() -> None:
         **{"test_accuracy.label_shift": [0.8, 0.7], "test_accuracy.noise": [0.4, 0.4]},
         **{"test_accuracy.blur": [math.nan, math.nan]},
     )
-    table = compare.shifted(trials, STRATEGIES)
+    table = shifts.shifted(trials, STRATEGIES)
     assert list(table["test_set"]) == ["plain", "noise", "label_shift"]
     bare = repeats({"probe": [0.8, 0.7]})
-    assert compare.shifted(bare, STRATEGIES).empty
-    assert compare.shift_losses(bare, STRATEGIES).empty
+    assert shifts.shifted(bare, STRATEGIES).empty
+    assert shifts.shift_losses(bare, STRATEGIES).empty
 
 
 def test_mean_losses_are_paired_on_seeds_and_widened_for_every_pair() -> None:
@@ -204,12 +204,12 @@ def test_mean_losses_are_paired_on_seeds_and_widened_for_every_pair() -> None:
     trials = repeats({name: [0.8] * 6 for name in "abc"})
     for shift in ("noise", "blur"):
         trials[f"test_accuracy.{shift}"] = rng.uniform(0.3, 0.6, len(trials))
-    losses = compare.shift_losses(trials, factors)
+    losses = shifts.shift_losses(trials, factors)
     assert losses["loss"].is_monotonic_increasing
-    table = compare.loss_pairs(trials, list(losses["cell"]))
+    table = shifts.loss_pairs(trials, list(losses["cell"]))
     assert len(table) == 3
-    shifts = ["test_accuracy.noise", "test_accuracy.blur"]
-    lost = 100 * (trials["test_accuracy"] - trials[shifts].mean(axis=1))
+    moved = ["test_accuracy.noise", "test_accuracy.blur"]
+    lost = 100 * (trials["test_accuracy"] - trials[moved].mean(axis=1))
     by_cell = {name: lost[trials["cell"] == name].to_numpy() for name in "abc"}
     for row in table.to_dict("records"):
         test = stats.ttest_rel(by_cell[row["reference"]], by_cell[row["cell"]])
@@ -223,5 +223,5 @@ def test_a_repeat_that_misses_a_test_set_has_no_mean_loss() -> None:
         {"probe": [0.8, 0.7]},
         **{"test_accuracy.noise": [0.5, 0.5], "test_accuracy.blur": [0.6, math.nan]},
     )
-    row = compare.shift_losses(trials, STRATEGIES).iloc[0]
+    row = shifts.shift_losses(trials, STRATEGIES).iloc[0]
     assert (row["n"], row["loss"]) == (1, pytest.approx(25.0))

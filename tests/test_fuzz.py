@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
 
-from analysis.external import load_measures, load_table
-from analysis.mapping import read_mapping
+from analysis.load.external import load_measures, load_table
+from analysis.load.mapping import read_mapping
 from harness.backbones.weights import read_weights
 from harness.core.errors import UserError
 from harness.data import load_target, open_image

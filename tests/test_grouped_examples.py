@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from analysis import compare
-from analysis.load import predictions_frame
+from analysis.load.study import predictions_frame
 from harness.core.results import Predictions, predictions_csv
 from harness.core.spec import TrialSpec
 from harness.data import clear_caches, images_per_class, load_target, split_indices, targets

@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from analysis.load import Info, trials_frame
+from analysis.load.study import Info, trials_frame
 from harness import export, replay, study
 from harness.core import study_file
 from harness.data import find_again, identity, load_target, remember_place

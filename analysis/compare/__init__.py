@@ -1,12 +1,12 @@
-"""Which cell is better, by how much, and what does it cost? DataFrame -> DataFrame, nothing else.
+"""Comparisons: data frames in, data frames out.
 
-    python -c "from analysis import compare, load; t = load.load_study('freeze_depth'); \\
-               print(compare.find(t).summary)"
+    python -c "from analysis import compare, load_study; \\
+               print(compare.find(load_study('freeze_depth')).summary)"
 
 Takes the trials of `analysis.load`. Accuracies are shares in [0, 1]; differences are in points (1
 point is an accuracy of .01). Unless said otherwise an interval is a 95% t interval over seeds: it says
 how far the mean would move with other training draws on these test images, not how far with other
-test images.
+test images. What only one topic of the report needs is in `analysis.topics`.
 """
 
 from analysis.compare.agreement import (
@@ -40,28 +40,23 @@ from analysis.compare.costs import (
 )
 from analysis.compare.examples import are_grouped, hits, mcnemar_over_seeds, over_examples
 from analysis.compare.findings import Findings, find
-from analysis.compare.importance import importances, rate_ranges
 from analysis.compare.responses import gains, pair_gains, responses, with_scratch
 from analysis.compare.runs import cells, chosen, completed, mean_interval
-from analysis.compare.shifts import loss_pairs, shift_losses, shifted
 from analysis.compare.similarity import Similarity, pair_scores, similarity_effect
-from analysis.compare.sizes import by_size, crossings, size_factor, size_lines
+from analysis.compare.sizes import size_factor, size_lines
 from analysis.compare.slopes import interactions, slopes
 from analysis.compare.studies import side_by_side
-from analysis.compare.tuning import budget_curve, budget_ranks, expected_best, learning_curves
 from analysis.compare.variance import variance_shares, variance_table
 from analysis.compare.verdicts import interaction_verdicts, verdicts
 
 __all__ = [
-    "Findings", "Similarity", "against_best", "against_published", "are_grouped", "arms",
-    "budget_curve", "budget_ranks", "by_size", "cells", "censored", "choice", "chosen", "completed",
-    "condition", "contrasts", "crossings", "doubts", "expected_best", "find", "front_chance", "gains",
-    "hits", "importances", "interaction_verdicts", "interactions", "learning_curves",
-    "least_detectable", "left_out", "loss_pairs", "mcnemar_over_seeds", "mean_agreement",
-    "mean_interval", "mean_ranks", "memory_column", "memory_kind", "outcomes", "over_examples",
-    "pair_gains", "pair_scores", "paired_differences", "pareto_front", "prediction_mismatches",
-    "priced", "rank_agreement", "rate_ranges", "regret", "responses", "seeds_needed", "shift_losses",
-    "shifted", "side_by_side", "sign_flip_p", "similarity_effect", "size_factor", "size_lines",
-    "slopes", "static_ranking", "summary", "surer", "variance_shares", "variance_table", "verdicts",
-    "with_scratch",
+    "Findings", "Similarity", "against_best", "against_published", "are_grouped", "arms", "cells",
+    "censored", "choice", "chosen", "completed", "condition", "contrasts", "doubts", "find",
+    "front_chance", "gains", "hits", "interaction_verdicts", "interactions",
+    "least_detectable", "left_out", "mcnemar_over_seeds", "mean_agreement", "mean_interval",
+    "mean_ranks", "memory_column", "memory_kind", "outcomes", "over_examples", "pair_gains",
+    "pair_scores", "paired_differences", "pareto_front", "prediction_mismatches", "priced",
+    "rank_agreement", "regret", "responses", "seeds_needed", "side_by_side", "sign_flip_p",
+    "similarity_effect", "size_factor", "size_lines", "slopes", "static_ranking", "summary", "surer",
+    "variance_shares", "variance_table", "verdicts", "with_scratch",
 ]  # fmt: skip

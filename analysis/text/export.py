@@ -1,7 +1,7 @@
-"""What would the main table look like in a paper? LaTeX and Markdown.
+"""The main table as it would stand in a paper: LaTeX and Markdown.
 
-    python -c "from analysis import compare, load, text; t = load.load_study('freeze_depth'); \\
-               print(text.markdown(text.main_table(t, compare.find(t))))"
+    python -c "from analysis import compare, load_study, text; t = load_study('freeze_depth'); \\
+               print(text.markdown(text.main_table(compare.find(t))))"
 """
 
 from __future__ import annotations
@@ -10,17 +10,16 @@ import pandas as pd
 
 from analysis import compare
 from analysis.compare import Findings
-from analysis.load import StudyTable
 from analysis.text.numbers import number, short
 
 
-def main_table(table: StudyTable, found: Findings) -> pd.DataFrame:
+def main_table(found: Findings) -> pd.DataFrame:
     """Cells with a test score as text: cell, score with interval, seeds, and where known the difference
     from the baseline with interval and Holm p, training time
     and memory, in the units of the heads."""
     scored = found.summary[found.summary["n"] > 0]
     shown = pd.DataFrame({"Cell": scored["cell"]})
-    metric = table.info.metric
+    metric = found.info.metric
     shown[f"Test {metric} (%)"] = [
         number(row["mean"], ".1f", 100) + interval(row["low"], row["high"], ".1f", 100)
         for row in scored.to_dict("records")
@@ -38,7 +37,7 @@ def main_table(table: StudyTable, found: Findings) -> pd.DataFrame:
         shown["p (Holm)"] = ["" if g is None else number(g["p_holm"], ".2g") for g in gaps]
     for column, head in (
         ("train_seconds_median", "Training (s)"),
-        ("peak_memory_mib_median", f"Memory, {compare.memory_kind(table.trials)} (MiB)"),
+        ("peak_memory_mib_median", f"Memory, {compare.memory_kind(found.trials)} (MiB)"),
     ):
         if scored[column].notna().any():
             shown[head] = [short(value) for value in scored[column]]

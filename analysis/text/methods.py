@@ -1,10 +1,12 @@
-"""How was it done? The paragraph for a paper.
+"""The methods paragraph, for a paper.
 
-    python -c "from analysis import compare, load, text; t = load.load_study('freeze_depth'); \\
-               print(text.methods(t, compare.find(t)))"
+    python -c "from analysis import compare, load_study, text; t = load_study('freeze_depth'); \\
+               print(text.methods(compare.find(t)))"
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -14,18 +16,16 @@ from analysis.load import StudyTable
 from analysis.text.numbers import listed, short, span
 
 
-def methods(table: StudyTable, found: Findings) -> str:
-    """What was compared, tuned, chosen, repeated, tested and measured, in the numbers of this study."""
-    info = table.info
-    parts = [
-        _design(table, found),
-        _choice(table),
-        _statistics(found, info.metric, table.predictions),
-    ]
-    parts += [_costs(table, found)]
-    if environment := _environment(table.trials):
-        parts.append(environment)
-    return " ".join(parts)
+def methods(found: Findings, more: Sequence[str] = ()) -> str:
+    """What was compared, tuned, chosen, repeated, tested and measured, in the numbers of this study.
+
+    Args:
+        found: the study.
+        more: sentences of the topics about their own statistics.
+    """
+    table = found.table
+    parts = [_design(table, found), _choice(table), _statistics(found), *more, _costs(table, found)]
+    return " ".join(filter(None, [*parts, _environment(table.trials)]))
 
 
 def _design(table: StudyTable, found: Findings) -> str:
@@ -71,7 +71,8 @@ def tuned_names(trials: pd.DataFrame) -> str:
     return listed([c.removeprefix("param.") for c in vary]) if vary else ""
 
 
-def _statistics(found: Findings, metric: str, predictions: pd.DataFrame) -> str:
+def _statistics(found: Findings) -> str:
+    metric, predictions = found.info.metric, found.table.predictions
     if found.summary["n"].max() < 2:
         text = "With one score per cell no interval over seeds is given."
     else:
@@ -86,14 +87,6 @@ def _statistics(found: Findings, metric: str, predictions: pd.DataFrame) -> str:
             f"seeds and, within each resample, of {'groups of images' if grouped else 'images'}; pairs of "
             "networks were compared image by image with McNemar's exact test"
             f"{', the signs of whole groups of images exchanged' * grouped}."
-        )
-    if len(found.ranks):
-        text += " Ranks are taken within each target; their 95% t intervals are over targets."
-    if len(found.similarity.slopes):
-        text += (
-            " The effect of similarity on the logit of the score was estimated in a mixed model with crossed "
-            "random sources and targets, with source and target fixed effects, and by a permutation of the "
-            "sources; a measure counts only if all three agree after Holm."
         )
     return text
 

@@ -1,4 +1,4 @@
-"""How do numbers and names look in print?"""
+"""Numbers and names in print."""
 
 from __future__ import annotations
 
@@ -32,6 +32,26 @@ def number(value: float, form: str, scale: float = 1) -> str:
     return "–" if value != value else format(scale * value, form)
 
 
+def numbers(values: Iterable[float], form: str, scale: float = 1) -> list[str]:
+    """`number` of each."""
+    return [number(value, form, scale) for value in values]
+
+
+def shorts(values: Iterable[float]) -> list[str]:
+    """`short` of each."""
+    return [short(value) for value in values]
+
+
+def intervals(
+    lows: Iterable[float], highs: Iterable[float], form: str, scale: float = 1
+) -> list[str]:
+    """Intervals in print: "1.0 to 2.0"; – where there is none."""
+    return [
+        f"{number(low, form, scale)} to {number(high, form, scale)}" if low == low else "–"
+        for low, high in zip(lows, highs, strict=True)
+    ]
+
+
 def short(value: float) -> str:
     """A number in print with three significant digits or all before the point; – if missing."""
     return number(value, ".0f" if value >= 1000 else ".3g")
@@ -40,13 +60,6 @@ def short(value: float) -> str:
 def plain(value: Any) -> str:
     """A parameter in print."""
     return short(value) if isinstance(value, float) else str(value)
-
-
-def tuned_parameters(chosen: pd.DataFrame) -> list[str]:
-    """The columns in which the chosen configurations differ, or the learning rate if they do not."""
-    names = [c for c in chosen.columns if c.startswith("param.") and c != "param.seed"]
-    differ = [c for c in names if chosen[c].astype(str).nunique() > 1]
-    return differ or [c for c in names if c == "param.lr"]
 
 
 def condition_rows(trials: pd.DataFrame, prefixes: tuple[str, ...]) -> list[tuple[str, str]]:

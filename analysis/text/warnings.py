@@ -1,7 +1,7 @@
-"""What must a reader know before believing the answer?
+"""Warnings: what a reader must know before believing the answer.
 
-    python -c "from analysis import compare, load, text; t = load.load_study('freeze_depth'); \\
-               print(*text.warnings(t, compare.find(t)), sep='\\n')"
+    python -c "from analysis import compare, load_study, text; t = load_study('freeze_depth'); \\
+               print(*text.warnings(compare.find(t)), sep='\\n')"
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from contextlib import suppress
 
 from analysis import compare
 from analysis.compare import Findings
-from analysis.load import ONE_TRIAL, StudyTable
+from analysis.load import StudyTable
+from analysis.load.study import ONE_TRIAL
 from analysis.text.numbers import listed, quoted
 
 SETTLED = ["complete", "pruned", "diverged", "oom", "timeout", "audit_failed", "crashed"]
@@ -19,8 +20,9 @@ SHOWN = 4
 """Names in one sentence."""
 
 
-def warnings(table: StudyTable, found: Findings) -> list[str]:
+def warnings(found: Findings) -> list[str]:
     """What a reader must know before believing the answer; empty when nothing is wrong."""
+    table = found.table
     leaks = [f"Scores may be too high: {line}" for line in table.info.leaks]
     return [
         *_missing_work(table, found),
@@ -88,8 +90,8 @@ def _mixed_conditions(table: StudyTable, found: Findings) -> list[str]:
                 len(values) > SHOWN
             )
             text.append(f"Mixed {name} ({shown}): times and memory are not comparable.")
-    if len(found.left_out):
-        rows = found.left_out
+    rows = compare.left_out(found.trials)
+    if len(rows):
         where = rows["condition"].iloc[0] if len(rows) == 1 else f"{len(rows)} other conditions"
         text.append(
             f"Costs are compared for repeats on {compare.condition(table.trials) or 'one device'} only; "
@@ -107,9 +109,9 @@ def _mixed_conditions(table: StudyTable, found: Findings) -> list[str]:
 
 def _censored(found: Findings) -> list[str]:
     """Cells that ran out of memory or time."""
-    text = []
+    text, censored = [], compare.censored(found.trials, found.info.factors)
     for outcome, what in (("oom", "memory"), ("timeout", "time")):
-        rows = found.censored[(found.censored["outcome"] == outcome) & ~found.censored["scored"]]
+        rows = censored[(censored["outcome"] == outcome) & ~censored["scored"]]
         if len(rows):
             text.append(
                 f"Out of {what}, without a score, and so not on any front: {listed(quoted(rows['cell']))}."
@@ -134,7 +136,7 @@ def _doubtful_runs(table: StudyTable, found: Findings) -> list[str]:
     repeats = compare.completed(trials, "repeat").dropna(subset="test_accuracy")
     if len({tuple(sorted(own)) for _, own in repeats.groupby("cell")["seed"]}) > 1:
         text.append("The cells were not repeated on the same seeds: only shared seeds are paired.")
-    best = found.chosen.set_index("cell")["index"]
+    best = compare.chosen(found.trials, found.info.selection).set_index("cell")["index"]
     stale = repeats[repeats["chosen"].notna() & (repeats["chosen"] != repeats["cell"].map(best))]
     if len(stale):
         names = ", ".join(f"“{cell}”" for cell in stale["cell"].unique())

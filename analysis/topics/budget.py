@@ -1,7 +1,7 @@
-"""What was tuning worth, and how did the compared runs learn?
+"""What tuning was worth: the best score to be expected of fewer trials.
 
-    python -c "from analysis import compare, load; \\
-               print(compare.budget_curve(load.load_study('freeze_depth').trials))"
+    python -c "from analysis import load_study, topics; \\
+               print(topics.budget.budget_curve(load_study('freeze_depth').trials))"
 """
 
 from __future__ import annotations
@@ -13,12 +13,30 @@ from functools import lru_cache
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy import stats
 from scipy.special import gammaln
 
-from analysis.compare.contexts import arms
-from analysis.compare.runs import CONFIDENCE, chosen, completed, tuning
+from analysis.compare import Findings, arms, completed
+from analysis.compare.runs import CONFIDENCE, tuning
+from analysis.plots import (
+    GREY,
+    INK,
+    ROUND,
+    Style,
+    add_key,
+    canvas,
+    crowded,
+    log_cost,
+    name_ends,
+    percent,
+)
+from analysis.text.numbers import span
+from analysis.topics.section import Plot, Section, cell_styles
 
+LINES = 12
+"""Curves above which one picture shows none."""
 WORTHLESS = ("diverged", "oom", "timeout", "pruned")
 """Outcomes that used up a tuning trial and gave nothing that could be chosen; the other incomplete
 outcomes (crashed, killed, audit_failed) are faults of the run, not of its configuration."""
@@ -30,6 +48,55 @@ STEPS = (1, 2, 3, 5, 8, 12, 20, 30, 50, 80, 120, 200, 300, 500, 1000)
 GRID = 8
 """Numbers of seconds at which cells are ranked."""
 TAILS = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+
+
+def section(found: Findings) -> Section:
+    """The budget curves, by trials and by seconds, and the ranks at each budget."""
+    curve, order = budget_curve(found.trials), budget_ranks(found.trials, found.info.factors)
+    tables = {"budget": curve, "budget_ranks": order}
+    return Section("What tuning was worth", _plots(found, curve, order), tables=tables)
+
+
+def _plots(found: Findings, curve: pd.DataFrame, order: pd.DataFrame) -> list[Plot]:
+    if curve.empty or found.info.sampler == "tpe":
+        return []
+    metric, style = found.info.metric, cell_styles(found)
+    trials = span(curve.groupby("cell")["trials"].max())
+    worth = (
+        f"Expected best validation {metric} if only n of the tuning trials had been run: exact over all "
+        f"subsets of the {trials} trials per cell. A diverged, out-of-memory, timed-out or pruned trial "
+        "counts as the lowest score seen."
+    )
+    drawn = " Holds only if trials were drawn at random." * (not found.info.sampler)
+    band = (
+        " Band: 95% percentile bootstrap over the cell's trials, too narrow at its right end."
+        + drawn
+    )
+    title, plots = "What tuning was worth", []
+    if curve["cell"].nunique() > LINES:
+        caption = (
+            f"{worth} Line: the median cell; band: the middle half of the cells, not an "
+            f"interval.{drawn}"
+        )
+        plots.append(Plot("budget_of_many", title, plot_budget_of_many(curve, metric), caption))
+    else:
+        figure = plot_budget(curve, style, "trials", metric)
+        plots.append(Plot("budget", title, figure, worth + band))
+        if (curve["seconds"] > 0).all() and curve["trials"].max() > 1:
+            figure = plot_budget(curve, style, "seconds", metric)
+            caption = (
+                "As above, against what the trials cost: n times the mean training time of the cell's trials."
+                + band
+            )
+            plots.append(Plot("budget_seconds", f"{title}, in seconds", figure, caption))
+    if 1 < order["cell"].nunique() <= LINES and order["budget"].nunique() > 2:
+        caption = (
+            f"Rank by the expected best validation {metric} of the trials that fit the budget. Their "
+            "uncertainty is in tables/budget_ranks.csv."
+        )
+        figure = plot_budget_ranks(order, style)
+        plots.append(Plot("budget_ranks", "Who would have been ahead with less", figure, caption))
+    return plots
 
 
 @lru_cache(maxsize=64)
@@ -167,17 +234,65 @@ def _ranked(
     ]
 
 
-def learning_curves(
-    trials: pd.DataFrame, epochs: pd.DataFrame, selection: str = "val_accuracy"
-) -> pd.DataFrame:
-    """Validation accuracy by epoch of the compared repeats; without any, of the chosen trials.
+def plot_budget(
+    curve: pd.DataFrame, style: Mapping[str, Style], unit: str = "trials", metric: str = "accuracy"
+) -> Figure:
+    """Expected best validation accuracy of each cell after n tuning trials, with its interval; `unit`
+    "seconds" puts it against what these trials cost."""
+    figure, (axes,) = canvas(4.2)
+    ends = []
+    for name in (name for name in style if name in set(curve["cell"])):
+        own, look = curve[curve["cell"] == name].sort_values("trials"), style[name]
+        axes.fill_between(own[unit], own["low"], own["high"], color=look.color, alpha=0.12, lw=0)
+        axes.plot(own[unit], own["val_accuracy"], color=look.color, lw=2,
+                  marker=look.marker, ms=4)  # fmt: skip
+        ends.append((float(own[unit].iloc[-1]), float(own["val_accuracy"].iloc[-1]), name))
+    if unit == "trials":
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=ROUND))
+        axes.set_xlabel("Tuning trials per cell")
+    else:
+        log_cost(
+            axes, curve[unit].min(), curve[unit].max(), "Training time of the tuning trials (s)"
+        )
+    percent(axes, "y", f"Expected best validation {metric}")
+    if crowded([name for _, _, name in ends]) or unit != "trials":
+        add_key(figure, [name for _, _, name in ends], style)
+    else:
+        name_ends(axes, ends, style)
+    return figure
 
-    Returns:
-        run_id, cell, epoch, val_accuracy, and mean: over the runs of the cell at that epoch.
-    """
-    runs = completed(trials, "repeat")
-    runs = runs if len(runs) else chosen(trials, selection)
-    curves = epochs.merge(runs[["run_id", "cell"]], on="run_id", validate="many_to_one")
-    curves = curves.dropna(subset="val_accuracy")
-    mean = curves.groupby(["cell", "epoch"])["val_accuracy"].transform("mean")
-    return curves[["run_id", "cell", "epoch", "val_accuracy"]].assign(mean=mean)
+
+def plot_budget_of_many(curve: pd.DataFrame, metric: str = "accuracy") -> Figure:
+    """How far below its own best each of many cells still is after n trials: median and quartiles."""
+    top = curve.groupby("cell")["val_accuracy"].transform("max")
+    behind = curve.assign(behind=100 * (top - curve["val_accuracy"])).groupby("trials")["behind"]
+    enough = behind.size() >= curve["cell"].nunique() / 2
+    low, middle, high = (behind.quantile(q)[enough] for q in (0.25, 0.5, 0.75))
+    figure, (axes,) = canvas(3.6)
+    axes.fill_between(middle.index, low, high, color=GREY, alpha=0.35, lw=0)
+    axes.plot(middle.index, middle, color=INK, lw=2)
+    axes.set_xlabel("Tuning trials per cell")
+    axes.set_ylabel(f"Expected best validation {metric}:\npoints below that of all trials")
+    axes.set_ylim(bottom=0)
+    return figure
+
+
+def plot_budget_ranks(table: pd.DataFrame, style: Mapping[str, Style]) -> Figure:
+    """Rank of each cell by its expected best score, against the trials and against the seconds spent."""
+    units = [unit for unit in ("trials", "seconds") if unit in set(table["unit"])]
+    figure, panels = canvas(3.8, 1, len(units), share_x=False)
+    names = [name for name in style if name in set(table["cell"])]
+    for unit, panel in zip(units, panels, strict=True):
+        for name in names:
+            own = table[(table["unit"] == unit) & (table["cell"] == name)]
+            panel.plot(own["budget"], own["rank"], color=style[name].color, lw=1.6,
+                       marker=style[name].marker, ms=6, mec="white")  # fmt: skip
+        budgets = table.loc[table["unit"] == unit, "budget"]
+        log_cost(panel, budgets.min(), max(budgets.max(), budgets.min() * 1.5),
+                 "Tuning trials" if unit == "trials" else "Seconds of tuning")  # fmt: skip
+        panel.tick_params(labelsize=8)
+    panels[0].invert_yaxis()
+    panels[0].yaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[0].set_ylabel("Rank (1 is the best)")
+    add_key(figure, names, style)
+    return figure

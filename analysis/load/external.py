@@ -1,9 +1,9 @@
-"""What did an experiment that was not made here record? A table of trials read into the same frame.
+"""Tables of trials made elsewhere, read into the same frame as a study of our own.
 
-    python -c "from analysis.external import *; \\
+    python -c "from analysis.load.external import *; \\
                print(load_table('runs.csv', read_mapping('runs.toml')).trials)"
 
-CSV, TSV (both also as .gz) and Parquet; one row per run. `analysis.mapping` says which column is what.
+CSV, TSV (both also as .gz) and Parquet; one row per run. `analysis.load.mapping` says which column is what.
 
 What is assumed, since no table says it:
 
@@ -27,13 +27,36 @@ from typing import Any
 import pandas as pd
 from pyarrow import parquet
 
-from analysis.load import EPOCH_METRICS, PREDICTION_TYPES, Info, StudyTable, trials_frame
-from analysis.mapping import MEMORY, MIB, SECONDS, STATUS, TableMapping, near
+from analysis.load.mapping import MEMORY, MIB, SECONDS, STATUS, TableMapping, near, read_mapping
+from analysis.load.study import (
+    EPOCH_METRICS,
+    PREDICTION_TYPES,
+    Info,
+    StudyTable,
+    load_study,
+    trials_frame,
+)
 from harness.core.caller import undisturbed
 from harness.core.errors import UserError, first_line
 from harness.core.spec import cell_label
 
 BLANK = ("", "-", "na", "n/a", "none", "null", "nan")
+
+
+def open_study(
+    study: str | None, table: Path | None, mapping: Path | None, uri: str | None
+) -> StudyTable:
+    """A study by its name, or a table by its file and mapping.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    if table is None:
+        assert study is not None
+        return load_study(study, uri)
+    if mapping is None:
+        raise UserError("--table needs --mapping FILE, which says what its columns are")
+    return load_table(table, read_mapping(mapping))
 
 
 @undisturbed()

@@ -1,6 +1,6 @@
 """Read a study from a tracking store that is not a local SQLite file, through MLflow's own client.
 
-    python -c "from analysis.client import *; \\
+    python -c "from analysis.load.client import *; \\
                print([e.name for e in Client('http://127.0.0.1:5000').experiments()])"
 
 The only file here that knows that client, but for `analysis.publish`, which writes.
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from analysis.database import Experiment, unclipped
+from analysis.load.database import Experiment, unclipped
 from harness.core.addresses import remove_stray_folder
 
 if TYPE_CHECKING:  # a second or two, and a SQLite file or a table needs none of it

@@ -1,6 +1,6 @@
 """Read a study from MLflow's SQLite file with plain SQL, because the client needs minutes for 100,000 runs.
 
-    python -c "from analysis.database import *; \\
+    python -c "from analysis.load.database import *; \\
                print([e.name for e in Database(Path('mlruns/mlflow.db')).experiments()])"
 
 Reads only, in one transaction (what is being written meanwhile is seen whole or not at all), and one table

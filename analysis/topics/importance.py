@@ -1,29 +1,44 @@
-"""Which hyper-parameter mattered in each cell, and how forgiving is its learning rate?
+"""Which hyper-parameter mattered in each cell.
 
-    python -c "from analysis import compare, load; t = load.load_study('freeze_depth'); \\
-               print(compare.importances(t.trials), compare.rate_ranges(t.trials))"
+    python -c "from analysis import load_study, topics; \\
+               print(topics.importance.importances(load_study('freeze_depth').trials))"
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 
-import numpy as np
 import optuna
 import pandas as pd
+from matplotlib.figure import Figure
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import create_trial
 
-from analysis.compare.runs import completed, tuning
+from analysis.compare import Findings, completed
+from analysis.plots import BACKGROUND, INK, MANY, Style, add_key, canvas, name_rows
+from analysis.topics.section import Plot, Section, cell_styles
 
 FEWEST = 10
 """Complete trials under which an importance would be noise."""
-NEAR = 2.0
-"""Points from the cell's best validation score within which a learning rate counts as good."""
 GRID = 8
 """Different values up to which a number was drawn from a grid: a density over its range would be wrong."""
-LR = "param.lr"
+
+
+def section(found: Findings) -> Section:
+    """Importance of every tuned parameter; empty with few trials."""
+    table = importances(found.trials)
+    if table.empty:
+        return Section("Importance of the parameters")
+    caption = (
+        "PED-ANOVA (Optuna): share of each tuned parameter in telling the best tenth of a cell's trials "
+        f"from all of them. A mark per cell with at least {FEWEST} complete trials; bar: their mean. It "
+        "speaks of the ranges that were tried."
+    )
+    figure = plot_importances(table, cell_styles(found))
+    plot = Plot("importances", "Which hyper-parameter mattered", figure, caption)
+    return Section("Importance of the parameters", [plot], tables={"importances": table})
 
 
 def importances(trials: pd.DataFrame, fewest: int = FEWEST) -> pd.DataFrame:
@@ -88,35 +103,23 @@ def _importances(own: pd.DataFrame, space: dict[str, BaseDistribution]) -> dict[
         optuna.logging.set_verbosity(level)
 
 
-def rate_ranges(trials: pd.DataFrame, near: float = NEAR) -> pd.DataFrame:
-    """How wide the range of good learning rates of each cell is.
-
-    Returns:
-        cell, trials, low, high (rates tried), best (rate of the best validation score), good_low,
-        good_high (lowest and highest rate of a trial within `near` points of that score), decades
-        (log10 of their ratio), good_share (of all trials, failed ones too), edge (the best rate lies in
-        the outer tenth of the range in logs: it was too narrow). Empty when no learning rate was tuned.
-    """
-    columns = ["cell", "trials", "low", "high", "best", "good_low", "good_high", "decades"]
-    columns += ["good_share", "edge"]
-    if LR not in trials or not pd.api.types.is_numeric_dtype(trials[LR]):
-        return pd.DataFrame(columns=columns)
-    tried = tuning(trials)
-    tried = tried[(tried[LR] > 0) & ~tried["outcome"].isin(["unfinished", "killed", "crashed"])]
-    rows = []
-    for cell, own in tried.groupby("cell", sort=False):
-        scored = own[(own["outcome"] == "complete") & own["val_accuracy"].notna()]
-        if own[LR].nunique() < 2 or scored.empty:
-            continue
-        top = float(scored["val_accuracy"].max())
-        good = scored.loc[100 * (top - scored["val_accuracy"]) <= near, LR]
-        best = float(scored[LR].to_numpy()[scored["val_accuracy"].to_numpy().argmax()])
-        low, high = float(own[LR].min()), float(own[LR].max())
-        place = np.log(best / low) / np.log(high / low)
-        rows.append(
-            {"cell": cell, "trials": len(own), "low": low, "high": high, "best": best}
-            | {"good_low": float(good.min()), "good_high": float(good.max())}
-            | {"decades": float(np.log10(good.max() / good.min()))}
-            | {"good_share": len(good) / len(own), "edge": bool(place < 0.1 or place > 0.9)}
-        )
-    return pd.DataFrame(rows, columns=columns)
+def plot_importances(table: pd.DataFrame, style: Mapping[str, Style]) -> Figure:
+    """Importance of each tuned parameter: a mark per cell, a bar at their mean."""
+    many = table["cell"].nunique() > MANY
+    order = list(table.groupby("parameter")["importance"].mean().sort_values().index[::-1])
+    figure, (axes,) = canvas(1.1 + 0.5 * len(order))
+    names = list(table["cell"].unique())
+    for i, parameter in enumerate(order):
+        own = table[table["parameter"] == parameter]
+        for row in own.to_dict("records"):
+            look = BACKGROUND if many else style[row["cell"]]
+            aside = 0.5 * (names.index(row["cell"]) / max(1, len(names) - 1) - 0.5)
+            axes.plot(row["importance"], i + aside, marker=look.marker, ms=3 if many else 6,
+                      color=look.color, mec="white", mew=0 if many else 0.8)  # fmt: skip
+        axes.plot([own["importance"].mean()] * 2, [i - 0.35, i + 0.35], color=INK, lw=2)
+    name_rows(axes, order)
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel("Share of importance")
+    if not many:
+        add_key(figure, names, style)
+    return figure

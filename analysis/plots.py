@@ -1,4 +1,8 @@
-"""What do all figures share? Their size, the look of a cell, axes, keys and labels that do not overlap."""
+"""Figures: their size, the look of a cell, axes, legends and labels that do not overlap.
+
+A cell has the same colour and marker in every figure (`styles`). Figures are drawn for a column of
+5.6 inches, so that their text stays legible on a telephone.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +95,7 @@ def annotate(mark: Line2D, text: str) -> None:
     mark.set_gid(f"note:{text}")
 
 
-def annotations(figure: Figure) -> list[tuple[float, float, str]]:
+def annotated_marks(figure: Figure) -> list[tuple[float, float, str]]:
     """Annotated marks: place in percent of the figure from the left and the top (as last drawn), and text."""
     found = []
     for axes in figure.axes:
@@ -104,7 +108,7 @@ def annotations(figure: Figure) -> list[tuple[float, float, str]]:
     return found
 
 
-def plain(name: str) -> str:
+def escape(name: str) -> str:
     """A cell's name as text: matplotlib would read what is between dollar signs as mathematics."""
     return name.replace("$", r"\$")
 
@@ -118,7 +122,7 @@ def percent(axis_of: Axes, which: str, metric: str) -> None:
 
 def name_rows(axes: Axes, names: Sequence[str], width: int = 26) -> None:
     """One horizontal line per name, the first on top."""
-    axes.set_yticks(range(len(names)), [textwrap.fill(plain(name), width) for name in names])
+    axes.set_yticks(range(len(names)), [textwrap.fill(escape(name), width) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="x", visible=True)
     axes.grid(axis="y", visible=False)
@@ -155,7 +159,7 @@ def crowded(names: Collection[str]) -> bool:
 def add_key(figure: Figure, names: Iterable[str], style: Mapping[str, Style]) -> None:
     """Marks and their names below the panel; the figure grows by what they need."""
     marks = [
-        Line2D([], [], ls="", marker=style[n].marker, color=style[n].color, label=plain(n))
+        Line2D([], [], ls="", marker=style[n].marker, color=style[n].color, label=escape(n))
         for n in names
     ]
     columns = 2 if max(len(str(mark.get_label())) for mark in marks) < 38 else 1
@@ -183,7 +187,7 @@ def place_labels(
     ]
     for (x, y, name, style), own in zip(points, marks, strict=True):
         label = axes.annotate(
-            plain(name), (x, y), OFFSETS[0], textcoords="offset points",
+            escape(name), (x, y), OFFSETS[0], textcoords="offset points",
             fontsize=9.5, color=style.ink, va="center",
         )  # fmt: skip
         boxes = [_label_box(label, offset).padded(scale) for offset in OFFSETS]
@@ -217,7 +221,7 @@ def panel_grid(names: Sequence[str], row_height: float = 1.9) -> tuple[Figure, d
     for panel in panels[len(names) :]:
         panel.set_visible(False)
     for i, (name, panel) in enumerate(zip(names, panels, strict=False)):
-        panel.set_title(textwrap.fill(plain(name), 66 // columns), fontsize=9, color=INK)
+        panel.set_title(textwrap.fill(escape(name), 66 // columns), fontsize=9, color=INK)
         panel.tick_params(labelbottom=i + columns >= len(names))
     return figure, dict(zip(names, panels, strict=False))
 
@@ -242,7 +246,7 @@ def name_ends(
         x, y, name = ends[i]
         at = (height - axes.bbox.y0) / axes.bbox.height
         axes.annotate(
-            plain(name), (x, y), (1.04, at),
+            escape(name), (x, y), (1.04, at),
             textcoords="axes fraction", va="center", fontsize=9.5, color=style[name].ink,
             arrowprops={"arrowstyle": "-", "color": style[name].color, "lw": 0.8},
         )  # fmt: skip

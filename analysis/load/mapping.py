@@ -1,6 +1,6 @@
-"""Which column of a table of trials is what? Said in Python, TOML or JSON.
+"""What the columns of a table of trials are, as Python values, TOML or JSON.
 
-    python -c "from analysis.mapping import *; print(read_mapping('runs.toml'))"
+    python -c "from analysis.load.mapping import *; print(read_mapping('runs.toml'))"
 
     factors = ["source", "target"]   # or {source = "pretrained on"}: factor = "column"
     val = "val_auc"
@@ -12,7 +12,7 @@
     time_unit = "min"
 
 `preset = "wandb"` fills in the columns of a CSV export of Weights & Biases. What the mapping can't say, and
-is assumed, stands in `analysis.external`.
+is assumed, stands in `analysis.load.external`.
 """
 
 from __future__ import annotations

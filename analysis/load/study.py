@@ -3,7 +3,7 @@
     python -c "from analysis.load import *; print(load_study('freeze_depth').trials)"
 
 The writer, and so the contract, is `harness.tracking.projection`. A SQLite file is read by
-`analysis.database`, any other store by `analysis.client`.
+`analysis.load.database`, any other store by `analysis.load.client`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.client import Client
-from analysis.database import Database, Experiment
+from analysis.load.client import Client
+from analysis.load.database import Database, Experiment
 from harness.core.addresses import current_uri, local_folder, sqlite_path, sqlite_url
 from harness.core.caller import undisturbed
 from harness.core.errors import UserError, refusal, without_password

@@ -1,0 +1,9 @@
+"""Tables of a study: read from MLflow, or (`analysis.load.external`) from a file of trials made elsewhere.
+
+from analysis.load import load_study
+load_study("freeze_depth").trials
+"""
+
+from analysis.load.study import Info, StudyTable, load_study
+
+__all__ = ["Info", "StudyTable", "load_study"]

@@ -1,0 +1,236 @@
+"""What the cells cost, and which of them are worth it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis import compare
+from analysis.compare import Findings
+from analysis.plots import (
+    BACKGROUND,
+    INK,
+    MANY,
+    Style,
+    add_key,
+    annotate,
+    canvas,
+    crowded,
+    log_cost,
+    percent,
+    place_labels,
+)
+from analysis.text.numbers import listed, numbers, quoted, short, shorts
+from analysis.topics.scores import score
+from analysis.topics.section import OVER_SEEDS, Plot, Section, Table, cell_styles, repeats_of
+
+SURE = 0.95
+"""Share of resamples for a place on the front to be taken as there."""
+
+
+def section(found: Findings) -> Section:
+    """Time and memory of every cell, the fronts, and the cells that ran out of either."""
+    over_targets = len(found.ranks) > 0  # scores of different targets have no common front
+    factors = found.info.factors
+    fronts = compare.front_chance(found.trials[:0] if over_targets else found.trials, factors)
+    dead = compare.censored(found.trials, factors)
+    parts: list[Plot | Table | str | list[str]] = []
+    if not over_targets:
+        parts += _plots(found, dead)
+    parts.append(_table(found, fronts))
+    if len(dead):
+        parts.append(_censored(dead))
+    tables = {"fronts": fronts, "censored": dead, "left_out": compare.left_out(found.trials)}
+    return Section("Costs", parts, answer(found, fronts), tables=tables)
+
+
+def _plots(found: Findings, dead: pd.DataFrame) -> list[Plot]:
+    summary, metric, plots = found.summary, found.info.metric, []
+    dead = dead[~dead["scored"]]
+    cold = bool(summary["marginal_seconds_median"].notna().any())
+    many = " Only cells on the front are named." * (len(summary) > 30)
+    hollow = (
+        " Hollow triangles: cells without a score, out of memory or time, at the most that was seen: "
+        "they cost more."
+    ) * bool(len(compare.censored(found.trials, found.info.factors)))
+    marks = (
+        f"Marks: mean {metric} and median cost of {repeats_of(found)} repeats; upright bars: intervals; "
+        "level bars: least and greatest cost. Dotted: the Pareto front, cells that no other beats in "
+        f"both. {OVER_SEEDS}"
+    )
+    clock = " Evaluation and set-up time are excluded." + (
+        " Cold-equivalent: as if nothing had been kept from other trials." * cold
+    )
+    name = metric[:1].upper() + metric[1:]
+    memory = f"Peak memory, {compare.memory_kind(found.trials)} (MiB)"
+    seconds = f"Training time of one repeat{', cold-equivalent' * cold} (s)"
+    for cost, front, label, bound, title, more in (
+        ("train_seconds", "time_front", seconds, "seconds", "time", clock),
+        ("peak_memory_mib", "memory_front", memory, "memory_mib", "memory", ""),
+    ):
+        if (summary["mean"].notna() & (summary[f"{cost}_min"] > 0)).any():
+            limits = dead.rename(columns={bound: "at_least"})
+            known = limits[limits["at_least"] > 0]
+            figure = plot_cost(summary, cost, front, label, cell_styles(found), metric, known)
+            plots.append(
+                Plot(cost, f"{name} against {title}", figure, marks + more + many + hollow)
+            )
+    return plots
+
+
+def _table(found: Findings, fronts: pd.DataFrame) -> Table:
+    rows, metric = found.summary, found.info.metric
+    kind = compare.memory_kind(found.trials)
+    cold = rows["marginal_seconds_median"].notna().any()
+    shown: dict[str, list[object]] = {
+        "Cell": list(rows["cell"]),
+        "Training, s": _spread(rows, "train_seconds"),
+    }
+    if cold:
+        shown["Spent here, s"] = _spread(rows, "marginal_seconds")
+    shown["Peak memory, MiB"] = _spread(rows, "peak_memory_mib")
+    if rows["forecast_mib"].notna().any() and "forecast" not in kind:
+        shown["Forecast, MiB"] = [*shorts(rows["forecast_mib"])]
+    note = "Median (least–greatest) over repeats." + (
+        " Training is cold-equivalent, as if nothing had been kept from other trials; “spent here” is "
+        "what the run itself took."
+    ) * bool(cold)
+    note += f" Memory: {kind}."
+    if len(fronts):
+        chance = fronts.set_index("cell")["chance"].reindex(rows["cell"])
+        shown["On the front, % of resamples"] = [*numbers(chance, ".0f", 100)]
+        costs = fronts["costs"].iloc[0].replace("_", " ")
+        note += f" On the front of {metric}, {costs}: share of bootstrap resamples of the seeds."
+    return Table(shown, note=note + " – : not measured.")
+
+
+def _spread(rows: pd.DataFrame, cost: str) -> list[object]:
+    """Median, least and greatest in print."""
+    ends = (rows[f"{cost}_{name}"] for name in ("median", "min", "max"))
+    return [
+        f"{short(median)} ({short(low)}–{short(high)})" if median == median else "–"
+        for median, low, high in zip(*ends, strict=True)
+    ]
+
+
+def _censored(rows: pd.DataFrame) -> Table:
+    return Table(
+        {
+            "Cell": list(rows["cell"]),
+            "Outcome": list(rows["outcome"]),
+            "Runs": list(rows["runs"]),
+            "Of all runs": list(rows["of"]),
+            "Scored all the same": ["yes" if scored else "no" for scored in rows["scored"]],
+            "Longest, s": shorts(rows["seconds"]),
+            "Most memory, MiB": shorts(rows["memory_mib"]),
+        },
+        "Out of memory or time",
+        "What such a run would have cost is not known, only that it is more than was seen (measured, else "
+        "forecast): these are censored points and never on a front.",
+    )
+
+
+def answer(found: Findings, fronts: pd.DataFrame) -> list[str]:
+    """What the best cell costs, how surely it is worth that, and which cheaper one can't be told apart."""
+    scored = found.summary.dropna(subset="mean").sort_values("mean", ascending=False, kind="stable")
+    if scored.empty or len(found.ranks):
+        return []
+    best = scored.iloc[0]
+    costs = _costs(best, found)
+    if not costs:
+        return ["What it costs was not measured."]
+    text = f"It costs {costs} (median of {best['n']} repeats)."
+    spent, cold = best["marginal_seconds_median"], best["train_seconds_median"]
+    if spent == spent and spent < 0.98 * cold:
+        text += (
+            f" That time is cold-equivalent, as if nothing had been kept from other trials; in this "
+            f"study it took {short(spent)} s."
+        )
+    equal = found.rivals.loc[found.rivals["verdict"] == "open", "reference"]
+    cheap = scored[scored["cell"].isin(equal)].dropna(subset="train_seconds_median")
+    cheap = cheap[cheap["train_seconds_median"] < best["train_seconds_median"]]
+    if len(cheap):
+        other = cheap.loc[cheap["train_seconds_median"].idxmin()]
+        text += (
+            f" “{other['cell']}”, not told apart from it in accuracy, costs {_costs(other, found)}."
+        )
+    sure = fronts[fronts["chance"] >= SURE]
+    if len(fronts) > 1 and fronts["n"].max() > 1:
+        names = listed(quoted(sure["cell"])) if len(sure) else "no cell"
+        text += (
+            f" On the front of {found.info.metric} and costs in at least {SURE:.0%} of resamples: "
+            f"{names}."
+        )
+    return [text]
+
+
+def _costs(row: pd.Series, found: Findings) -> str:
+    forecast = " (forecast)" * ("forecast" in compare.memory_kind(found.trials))
+    parts = [
+        f"{short(row[column])} {unit}"
+        for column, unit in (
+            ("train_seconds_median", "s of training"),
+            ("peak_memory_mib_median", f"MiB of peak memory{forecast}"),
+        )
+        if row[column] == row[column]
+    ]
+    return " and ".join(parts)
+
+
+def plot_cost(
+    summary: pd.DataFrame,
+    cost: str,
+    front: str,
+    label: str,
+    style: Mapping[str, Style],
+    metric: str = "accuracy",
+    censored: pd.DataFrame | None = None,
+) -> Figure:
+    """Mean test accuracy against the median of `cost` (column prefix), with the cells that column `front`
+    marks joined by a line. Costs of 0 have no place on the log scale.
+
+    Of more cells than can be named only those on the front are coloured. `censored` (cell, at least): cells
+    without a score that cost more than `at_least`, as hollow triangles on the lower edge.
+    """
+    table = summary.dropna(subset=["mean", f"{cost}_median"])
+    table = table[table[f"{cost}_min"] > 0].reset_index(drop=True)
+    named = table[table[front]] if len(table) > MANY else table
+    figure, (axes,) = canvas(4.2)
+    for row in table.to_dict("records"):
+        look = style[row["cell"]] if row["cell"] in set(named["cell"]) else BACKGROUND
+        x, y = row[f"{cost}_median"], row["mean"]
+        axes.plot([row[f"{cost}_min"], row[f"{cost}_max"]], [y, y], color=look.color, lw=1.2)
+        axes.plot([x, x], [row["low"], row["high"]], color=look.color, lw=1.2)
+        size, over = (4, 2) if look is BACKGROUND else (8, 4)
+        mark = axes.plot(
+            x, y, marker=look.marker, ms=size, color=look.color, mec="white", zorder=over
+        )
+        annotate(
+            mark[0], f"{row['cell']}: {score(row)}, {x:.3g} {label[label.rfind('(') + 1 : -1]}"
+        )
+    best = table[table[front]].sort_values(f"{cost}_median")
+    corners = list(zip(best[f"{cost}_median"], best["mean"], strict=True))
+    axes.step(*zip(*corners, strict=True), where="post", color=INK, lw=1, ls=":", zorder=1)
+    ends = [table[f"{cost}_min"].min(), table[f"{cost}_max"].max()]
+    dead = [] if censored is None else censored.to_dict("records")
+    limits = [float(row["at_least"]) for row in dead]
+    log_cost(axes, min([*ends, *limits]), max([*ends, *limits]), label)
+    percent(axes, "y", f"Test {metric}")
+    axes.margins(y=0.12)
+    for row in dead:
+        axes.plot(row["at_least"], 0.03, marker=">", ms=8, mfc="white", ls="", clip_on=False,
+                  mec=style[row["cell"]].color, transform=axes.get_xaxis_transform())  # fmt: skip
+    rows = named.dropna(subset="low").to_dict("records")
+    lines = [((r[f"{cost}_median"], r["low"]), (r[f"{cost}_median"], r["high"])) for r in rows]
+    lines += [((r[f"{cost}_min"], r["mean"]), (r[f"{cost}_max"], r["mean"])) for r in rows]
+    for (x0, y0), (x1, y1) in itertools.pairwise(corners):
+        lines += [((x0, y0), (x1, y0)), ((x1, y0), (x1, y1))]
+    if crowded(named["cell"]):
+        add_key(figure, named["cell"], style)
+        return figure
+    points = zip(named[f"{cost}_median"], named["mean"], named["cell"], strict=True)
+    place_labels(axes, [(x, y, cell, style[cell]) for x, y, cell in points], lines)
+    return figure

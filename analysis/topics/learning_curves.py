@@ -1,0 +1,72 @@
+"""Validation scores of the compared runs, epoch by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from analysis.compare import Findings, chosen, completed
+from analysis.plots import GREY, MANY, ROUND, Style, panel_grid, percent
+from analysis.topics.section import Plot, Section, cell_styles, repeats_of
+
+
+def section(found: Findings) -> Section:
+    """The curves of each cell; no picture of many cells."""
+    metric = found.info.metric
+    curves = learning_curves(found.trials, found.table.epochs, found.info.selection)
+    parts = []
+    if 0 < curves["cell"].nunique() <= MANY:
+        what = "one repeat each" if repeats_of(found) != "0" else "the chosen tuning trial"
+        caption = (
+            f"Validation {metric} by epoch. Thin: {what}; thick: mean; grey: the means of the other "
+            "cells. No interval: read the spread of the thin lines."
+        )
+        figure = plot_curves(curves, cell_styles(found), metric)
+        parts = [Plot("learning_curves", "Learning curves", figure, caption)]
+    return Section("Training", parts, tables={"curves": curves})
+
+
+def learning_curves(
+    trials: pd.DataFrame, epochs: pd.DataFrame, selection: str = "val_accuracy"
+) -> pd.DataFrame:
+    """Validation accuracy by epoch of the compared repeats; without any, of the chosen trials.
+
+    Returns:
+        run_id, cell, epoch, val_accuracy, and mean: over the runs of the cell at that epoch.
+    """
+    runs = completed(trials, "repeat")
+    runs = runs if len(runs) else chosen(trials, selection)
+    curves = epochs.merge(runs[["run_id", "cell"]], on="run_id", validate="many_to_one")
+    curves = curves.dropna(subset="val_accuracy")
+    mean = curves.groupby(["cell", "epoch"])["val_accuracy"].transform("mean")
+    return curves[["run_id", "cell", "epoch", "val_accuracy"]].assign(mean=mean)
+
+
+def plot_curves(
+    curves: pd.DataFrame, style: Mapping[str, Style], metric: str = "accuracy"
+) -> Figure:
+    """Validation accuracy by epoch: a panel per cell, thin lines its runs, thick their mean, grey
+    the means of the other cells."""
+    names = [name for name in style if name in set(curves["cell"])]
+    figure, panels = panel_grid(names)
+    means = curves.drop_duplicates(["cell", "epoch"]).sort_values("epoch")
+    for name, panel in panels.items():
+        for other in names:
+            line = means[means["cell"] == other]
+            mine = other == name
+            panel.plot(line["epoch"] + 1, line["mean"], color=style[other].color if mine else GREY,
+                       lw=2.2 if mine else 0.7, zorder=3 if mine else 1,
+                       marker="o" if len(line) == 1 else "")  # fmt: skip
+        for _, run in curves[curves["cell"] == name].groupby("run_id"):
+            run = run.sort_values("epoch")
+            panel.plot(run["epoch"] + 1, run["val_accuracy"], color=style[name].color, lw=0.7,
+                       alpha=0.6, zorder=2)  # fmt: skip
+        percent(panel, "y", "")
+        panel.set_ylabel("")
+        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=ROUND))
+    figure.supxlabel("Epoch", fontsize=10)
+    figure.supylabel(f"Validation {metric} (%)", fontsize=10)
+    return figure

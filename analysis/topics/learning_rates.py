@@ -1,0 +1,189 @@
+"""The learning rates that were tried, and how wide the range of good ones is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.compare import Findings, chosen, completed
+from analysis.compare.runs import tuning
+from analysis.plots import (
+    BACKGROUND,
+    INK,
+    MANY,
+    Style,
+    canvas,
+    name_rows,
+    panel_grid,
+    percent,
+)
+from analysis.text.numbers import numbers, plain, shorts, span
+from analysis.topics.section import Plot, Section, Table, cell_styles, run_links
+
+NEAR = 2.0
+"""Points from the cell's best validation score within which a learning rate counts as good."""
+LR = "param.lr"
+
+
+def section(found: Findings) -> Section:
+    """The chosen configurations, and the scores by learning rate."""
+    metric, style = found.info.metric, cell_styles(found)
+    best, ranges = chosen(found.trials, found.info.selection), rate_ranges(found.trials)
+    tuned = completed(found.trials, "tune")
+    parts: list[Plot | Table | str | list[str]] = []
+    if LR in tuned and len(tuned.dropna(subset=[LR, "val_accuracy"])):
+        if tuned["cell"].nunique() <= MANY:
+            caption = (
+                "One mark per complete tuning trial; grey: those of the other cells. A best score at "
+                "the edge of the range means that the range was too narrow."
+            )
+            figure = plot_rates(tuned, style, metric)
+            parts.append(
+                Plot("learning_rates", "Tuned score against learning rate", figure, caption)
+            )
+        if len(ranges):
+            trials = span(tuned["cell"].value_counts())
+            caption = (
+                "Thin: rates tried. Bar: from the lowest to the highest rate of a trial within 2 points "
+                f"of the cell's best validation {metric}. Mark: the rate of that best trial. {trials} "
+                "complete trials per cell; nothing is resampled."
+            )
+            figure = plot_ranges(ranges, style)
+            name = "How forgiving the learning rate is"
+            parts.append(Plot("rate_ranges", name, figure, caption))
+    if len(best):
+        parts.append(_chosen(found, best))
+    if len(ranges):
+        parts.append(_ranges(ranges))
+    return Section("Tuned parameters", parts, tables={"chosen": best, "rates": ranges})
+
+
+def _chosen(found: Findings, best: pd.DataFrame) -> Table:
+    """The configuration of each cell, in the parameters that differ."""
+    shown: dict[str, list[object]] = {
+        "Cell": list(best["cell"]),
+        "Trial": run_links(found, best["run_id"], best["index"]),
+    }
+    for name in tuned_parameters(best):
+        shown[name.removeprefix("param.")] = [plain(value) for value in best[name]]
+    shown["Validation, %"] = [*numbers(best["val_accuracy"], ".1f", 100)]
+    rule = (
+        f"Highest validation {found.info.metric} of the cell; ties go to the lower validation loss."
+    )
+    if found.info.selection == "val_loss":
+        rule = "Lowest validation loss of the cell."
+    link = " A trial's number leads to its run while the viewer below is open."
+    linked = bool(found.info.experiment_id)
+    note = f"{rule} Only parameters that differ are shown.{link * linked}"
+    return Table(shown, "Chosen configurations", note)
+
+
+def _ranges(rows: pd.DataFrame) -> Table:
+    return Table(
+        {
+            "Cell": list(rows["cell"]),
+            "Trials": list(rows["trials"]),
+            "Rates tried": _ends(rows["low"], rows["high"]),
+            "Best": shorts(rows["best"]),
+            "Within 2 points of the best": _ends(rows["good_low"], rows["good_high"]),
+            "Decades": numbers(rows["decades"], ".1f"),
+            "Trials there, %": numbers(rows["good_share"], ".0f", 100),
+            "Best at the edge": ["yes" if edge else "no" for edge in rows["edge"]],
+        },
+        "Ranges of the learning rate",
+        "The more of the range is good, the less the cell depends on tuning. A best rate in the outer "
+        "tenth of the range says that it was too narrow.",
+    )
+
+
+def _ends(low: pd.Series, high: pd.Series) -> list[object]:
+    return [f"{a} to {b}" for a, b in zip(shorts(low), shorts(high), strict=True)]
+
+
+def tuned_parameters(chosen: pd.DataFrame) -> list[str]:
+    """The columns in which the chosen configurations differ, or the learning rate if they do not."""
+    names = [c for c in chosen.columns if c.startswith("param.") and c != "param.seed"]
+    differ = [c for c in names if chosen[c].astype(str).nunique() > 1]
+    return differ or [c for c in names if c == "param.lr"]
+
+
+def rate_ranges(trials: pd.DataFrame, near: float = NEAR) -> pd.DataFrame:
+    """How wide the range of good learning rates of each cell is.
+
+    Returns:
+        cell, trials, low, high (rates tried), best (rate of the best validation score), good_low,
+        good_high (lowest and highest rate of a trial within `near` points of that score), decades
+        (log10 of their ratio), good_share (of all trials, failed ones too), edge (the best rate lies in
+        the outer tenth of the range in logs: it was too narrow). Empty when no learning rate was tuned.
+    """
+    columns = ["cell", "trials", "low", "high", "best", "good_low", "good_high", "decades"]
+    columns += ["good_share", "edge"]
+    if LR not in trials or not pd.api.types.is_numeric_dtype(trials[LR]):
+        return pd.DataFrame(columns=columns)
+    tried = tuning(trials)
+    tried = tried[(tried[LR] > 0) & ~tried["outcome"].isin(["unfinished", "killed", "crashed"])]
+    rows = []
+    for cell, own in tried.groupby("cell", sort=False):
+        scored = own[(own["outcome"] == "complete") & own["val_accuracy"].notna()]
+        if own[LR].nunique() < 2 or scored.empty:
+            continue
+        top = float(scored["val_accuracy"].max())
+        good = scored.loc[100 * (top - scored["val_accuracy"]) <= near, LR]
+        best = float(scored[LR].to_numpy()[scored["val_accuracy"].to_numpy().argmax()])
+        low, high = float(own[LR].min()), float(own[LR].max())
+        place = np.log(best / low) / np.log(high / low)
+        rows.append(
+            {"cell": cell, "trials": len(own), "low": low, "high": high, "best": best}
+            | {"good_low": float(good.min()), "good_high": float(good.max())}
+            | {"decades": float(np.log10(good.max() / good.min()))}
+            | {"good_share": len(good) / len(own), "edge": bool(place < 0.1 or place > 0.9)}
+        )
+    return pd.DataFrame(rows, columns=columns)
+
+
+def plot_rates(tuned: pd.DataFrame, style: Mapping[str, Style], metric: str = "accuracy") -> Figure:
+    """Validation accuracy of each complete tuning trial by its learning rate, a panel per cell."""
+    tuned = tuned.dropna(subset=["param.lr", "val_accuracy"])
+    names = [name for name in style if name in set(tuned["cell"])]
+    figure, panels = panel_grid(names)
+    for name, panel in panels.items():
+        own, rest = tuned[tuned["cell"] == name], tuned[tuned["cell"] != name]
+        panel.plot(
+            rest["param.lr"], rest["val_accuracy"], ls="", marker="o", ms=2.5, color="#cccccc"
+        )
+        panel.plot(own["param.lr"], own["val_accuracy"], ls="", marker=style[name].marker, ms=6,
+                   color=style[name].color, mec="white")  # fmt: skip
+        panel.set_xscale("log")
+        percent(panel, "y", "")
+        panel.set_ylabel("")
+    figure.supxlabel("Learning rate", fontsize=10)
+    figure.supylabel(f"Validation {metric} (%)", fontsize=10)
+    return figure
+
+
+def plot_ranges(table: pd.DataFrame, style: Mapping[str, Style]) -> Figure:
+    """Learning rates that were tried (grey), of trials close to the cell's best (bar), and the best (mark).
+
+    Of more cells than can be named each is a line, in the order of their best rates.
+    """
+    many = len(table) > MANY
+    table = table.sort_values("best") if many else table
+    figure, (axes,) = canvas(4.4 if many else 1.1 + 0.34 * len(table))
+    for i, row in enumerate(table.to_dict("records")):
+        look = BACKGROUND if many else style[row["cell"]]
+        thick = 1.0 if many else 4.0
+        axes.plot([row["low"], row["high"]], [i, i], color="#d8d8d8", lw=1, zorder=1)
+        axes.plot([row["good_low"], row["good_high"]], [i, i], color=look.color, lw=thick)
+        axes.plot(row["best"], i, marker=look.marker, ms=2.5 if many else 7, mec="white",
+                  mew=0 if many else 0.8, color=INK if many else look.color)  # fmt: skip
+    if many:
+        axes.set_yticks([])
+        axes.set_ylabel(f"{len(table)} cells")
+    else:
+        name_rows(axes, list(table["cell"]))
+    axes.set_xscale("log")
+    axes.set_xlabel("Learning rate")
+    return figure

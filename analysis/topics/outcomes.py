@@ -1,0 +1,66 @@
+"""How the runs ended."""
+
+from __future__ import annotations
+
+import pandas as pd
+from markupsafe import Markup
+
+from analysis import compare
+from analysis.compare import Findings
+from analysis.topics.section import Section, Table, run_links
+
+SHOWN = 100
+"""Failures that the page lists; the table has them all."""
+ENDED_WELL = ("complete", "pruned", "unfinished")
+
+
+def section(found: Findings) -> Section:
+    """Counts of outcomes by cell and phase, and every run that did not end well."""
+    trials = found.table.trials
+    counts, bad = compare.outcomes(trials, found.info.factors), failures(trials)
+    tables = {"outcomes": counts, "failures": bad}
+    if counts.empty:
+        return Section("How the runs ended", ["No runs were recorded."], tables=tables)
+    if not counts["superseded"].any():
+        counts = counts.drop(columns="superseded")
+    note = (
+        "One count per run. A killed run that was tried again counts here, not in the comparisons."
+    )
+    parts: list[Table | str] = [Table(_counts(counts), note=note)]
+    if len(bad):
+        parts.append(_failures(found, bad.head(SHOWN)))
+    if len(bad) > SHOWN:
+        parts.append(f"{len(bad) - SHOWN} more in tables/failures.csv.")
+    return Section("How the runs ended", parts, tables=tables)
+
+
+def _counts(counts: pd.DataFrame) -> dict[str, list[object]]:
+    """The counts; those of bad ends stand out."""
+    fine = {"cell", "phase", "complete", "pruned", "superseded"}
+    loud = Markup('<b class="bad">{}</b>')
+    return {
+        str(name): [loud.format(v) if v and name not in fine else v for v in counts[name]]
+        for name in counts
+    }
+
+
+def _failures(found: Findings, rows: pd.DataFrame) -> Table:
+    return Table(
+        {
+            "Cell": list(rows["cell"]),
+            "Phase": list(rows["phase"]),
+            "Trial": run_links(found, rows["run_id"], rows["index"]),
+            "Outcome": list(rows["outcome"]),
+            "Reason": ["–" if pd.isna(reason) else reason for reason in rows["reason"]],
+        },
+        "Every run that did not end well",
+        long_text=True,
+    )
+
+
+def failures(trials: pd.DataFrame) -> pd.DataFrame:
+    """Every run that did not end well, superseded ones left out: cell, phase, index, seed, outcome, reason,
+    run_id, in that order."""
+    bad = trials[~trials["outcome"].isin(ENDED_WELL) & ~trials["superseded"]]
+    columns = ["cell", "phase", "index", "seed", "outcome", "reason", "run_id"]
+    return bad[columns].sort_values(columns[:4], kind="stable", ignore_index=True)

@@ -1,0 +1,184 @@
+"""Test scores of the cells, and which one is the best."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from analysis.compare import Findings
+from analysis.plots import MANY, Style, annotate, canvas, escape, name_rows, percent
+from analysis.text.numbers import intervals, numbers
+from analysis.topics.section import OVER_SEEDS, Plot, Section, Table, cell_styles, repeats_of
+
+LONG = 10
+"""Rows above which they are set closer, to keep the whole figure in sight."""
+
+
+def section(found: Findings) -> Section:
+    """Test score of every cell with its intervals."""
+    per_cell = Table(_columns(found), note=_note(found))
+    tables = {"summary": found.summary, "examples": found.examples, "trials": found.table.trials}
+    return Section("Cells", [*_plots(found), per_cell], answer(found), tables=tables)
+
+
+def _plots(found: Findings) -> list[Plot]:
+    """The score of each cell; of many cells a matrix of two factors."""
+    factors, metric, n = found.info.factors, found.info.metric, repeats_of(found)
+    scored = int(found.summary["mean"].notna().sum())
+    if scored > MANY and len(factors) > 1:
+        row = next(name for name in factors if name != "target")
+        column = "target" if "target" in factors else list(factors)[-1]
+        caption = (
+            f"Numbers: mean test {metric} in %; colour: points below the best of the column, so that "
+            f"only cells of one column are compared. White: not tried. {n} scored run{'s' * (n != '1')} "
+            "per cell; no interval."
+        )
+        figure = plot_matrix(found.summary, row, column, metric)
+        return [Plot("matrix", f"Test {metric} of every pair", figure, caption)]
+    if not scored:
+        return []
+    caption = (
+        f"Small marks: one repeat each ({n} per cell). Large mark and bar: mean and interval. "
+        f"{OVER_SEEDS}"
+    )
+    figure = plot_scores(found.summary, found.repeats, cell_styles(found), metric)
+    return [Plot("accuracy", f"Test {metric}", figure, caption)]
+
+
+def _columns(found: Findings) -> dict[str, list[object]]:
+    """The table of cells: head -> text of each row."""
+    rows, metric = found.summary, found.info.metric
+    images = found.examples.set_index("cell").reindex(rows["cell"])
+    shown: dict[str, list[object]] = {
+        "Cell": list(rows["cell"]),
+        f"Test {metric}, %": [*numbers(rows["mean"], ".1f", 100)],
+        "95% interval": [*intervals(rows["low"], rows["high"], ".1f", 100)],
+    }
+    if len(found.examples):
+        shown["With other images"] = [*intervals(images["low"], images["high"], ".1f", 100)]
+    return shown | {
+        "SD, points": [*numbers(rows["sd"], ".2f", 100)],
+        "IQM, %": [*numbers(rows["iqm"], ".1f", 100)],
+        "Repeats": list(rows["n"]),
+        "Validation, %": [*numbers(rows["val_accuracy"], ".1f", 100)],
+        "Trials complete / failed": [
+            f"{a} / {b}" for a, b in zip(rows["tuned"], rows["failed"], strict=True)
+        ],
+        "Depth trained, %": [*numbers(rows["trained_depth"], ".0f", 100)],
+        "Parameters trained, %": [*numbers(rows["trainable_share"], ".3g", 100)],
+    }
+
+
+def _note(found: Findings) -> str:
+    images = (
+        " With other images: 95%, its standard error from a bootstrap of the seeds and, within each "
+        "resample, of the test images."
+    )
+    return (
+        f"Test {found.info.metric}: mean of the repeats of the chosen configuration, each scored once; "
+        "interval: 95% t over seeds (training draws, not test "
+        f"images).{images * bool(len(found.examples))} IQM: mean of the middle half of the seeds. "
+        "Validation: the chosen tuning trial. Depth trained: share of the layer groups trained, from "
+        "the head down; it and the share of parameters trained are medians over repeats. – : not "
+        "measured."
+    )
+
+
+def answer(found: Findings) -> list[str]:
+    """The best cell with its uncertainty; nothing where targets are compared, whose scores cannot be."""
+    scored = found.summary.dropna(subset="mean").sort_values("mean", ascending=False, kind="stable")
+    if scored.empty:
+        return _untested(found)
+    if len(found.ranks):
+        return []
+    best = scored.iloc[0]
+    among = f" among {len(scored)} cells" if len(scored) > 1 else ""
+    interval = (
+        f"95% interval {100 * best['low']:.1f} to {100 * best['high']:.1f}, {best['n']} seeds"
+        if best["n"] > 1
+        else "one seed: no interval"
+    )
+    if own := found.examples[found.examples["cell"] == best["cell"]].to_dict("records"):
+        low, high = 100 * own[0]["low"], 100 * own[0]["high"]
+        interval += f"; {low:.1f} to {high:.1f} with other test images as well"
+    return [
+        f"“{best['cell']}” has the highest mean test {found.info.metric}{among}: "
+        f"{100 * best['mean']:.1f}% ({interval})."
+    ]
+
+
+def _untested(found: Findings) -> list[str]:
+    """What can be said when no repeat has a test score."""
+    tuned = found.summary.dropna(subset="val_accuracy").sort_values("val_accuracy", ascending=False)
+    counts = found.table.trials["outcome"].value_counts()
+    if tuned.empty:
+        seen = ", ".join(f"{n} {outcome}" for outcome, n in counts.items()) or "no runs at all"
+        return [f"There is no answer yet: no trial was completed and scored ({seen})."]
+    why = (
+        "The study asked for no repeats"
+        if found.info.repeats == 0
+        else f"None of the {found.info.repeats} repeats per cell has a test score yet"
+    )
+    best = tuned.iloc[0]
+    return [
+        f"{why}, so nothing was scored on test and no cell can be called better than another.",
+        f"The highest validation accuracy in tuning was that of “{best['cell']}”: "
+        f"{100 * best['val_accuracy']:.1f}%, the best of {best['tuned']} trials. A best-of-many "
+        f"validation score is optimistic and has no interval.",
+    ]
+
+
+def plot_scores(
+    summary: pd.DataFrame,
+    repeats: pd.DataFrame,
+    style: Mapping[str, Style],
+    metric: str = "accuracy",
+) -> Figure:
+    """One dot per repeat, and the mean with its interval, of each scored cell in `summary`."""
+    table = summary.dropna(subset="mean").reset_index(drop=True)
+    figure, (axes,) = canvas(1.1 + (0.5 if len(table) <= LONG else 0.36) * len(table))
+    for i, row in enumerate(table.to_dict("records")):
+        look = style[row["cell"]]
+        scores = repeats.loc[repeats["cell"] == row["cell"], "test_accuracy"].dropna()
+        spread = np.linspace(-0.09, 0.09, len(scores)) if len(scores) > 1 else [0.0]
+        axes.plot(scores, i + 0.2 + np.asarray(spread), ls="", marker=look.marker, ms=4,
+                  color=look.color, alpha=0.55, mew=0)  # fmt: skip
+        axes.plot([row["low"], row["high"]], [i - 0.1] * 2, color=look.color, lw=2.5)
+        mean = axes.plot(
+            row["mean"], i - 0.1, marker=look.marker, ms=8, color=look.color, mec="white"
+        )
+        annotate(mean[0], f"{row['cell']}: {score(row)}")
+    name_rows(axes, list(table["cell"]))
+    percent(axes, "x", f"Test {metric}")
+    return figure
+
+
+def score(row: Mapping[Hashable, Any]) -> str:
+    """Mean and interval in print."""
+    interval = f" ({row['low']:.1%} to {row['high']:.1%})" if row["low"] == row["low"] else ""
+    return f"{row['mean']:.1%}{interval}"
+
+
+def plot_matrix(summary: pd.DataFrame, row: str, column: str, metric: str = "accuracy") -> Figure:
+    """Mean test score of each pair of the factors `row` and `column` (a mean over the others) in
+    percent; the darker, the further below the best of its column. White: not tried."""
+    wide = 100 * summary.pivot_table(index=row, columns=column, values="mean", sort=False)
+    figure, (axes,) = canvas(1.3 + 0.26 * len(wide))
+    small = len(wide.columns) > 8
+    sns.heatmap(
+        wide.max() - wide, ax=axes, annot=wide, fmt=".0f" if small else ".1f", cmap="cividis_r",
+        vmin=0, robust=True, linewidths=0.5, annot_kws={"fontsize": 7 if small else 9},
+        cbar_kws={"label": f"{metric[:1].upper() + metric[1:]} below the best of the column (points)"},
+    )  # fmt: skip
+    axes.set_xticklabels(
+        [escape(str(c)) for c in wide.columns], rotation=45, ha="right", fontsize=8
+    )
+    axes.set_yticklabels([escape(str(r)) for r in wide.index], rotation=0, fontsize=8)
+    axes.set_xlabel(escape(column))
+    axes.set_ylabel(escape(row))
+    return figure

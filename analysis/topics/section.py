@@ -1,0 +1,110 @@
+"""A section of the report, as plain values: sentences, plots and tables."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from analysis.compare import Findings, size_lines
+from analysis.plots import Style, styles
+from analysis.text.links import run_link
+from analysis.text.numbers import span
+
+OVER_SEEDS = "Intervals: 95% t over seeds (training draws, not test images)."
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure.
+
+    Attributes:
+        name: stem of its files.
+        title: its heading.
+        figure: what is drawn.
+        caption: what is shown and what the intervals are.
+    """
+
+    name: str
+    title: str
+    figure: Figure
+    caption: str
+
+    def _repr_png_(self) -> bytes:
+        return self.png()
+
+    def png(self) -> bytes:
+        """The picture."""
+        buffer = io.BytesIO()
+        self.figure.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as the page shows it.
+
+    Attributes:
+        columns: head -> text of each row, all of one length.
+        title: heading above it.
+        note: explanation below it.
+        long_text: the last column holds sentences.
+    """
+
+    columns: Mapping[str, Sequence[object]]
+    title: str = ""
+    note: str = ""
+    long_text: bool = False
+
+    def rows(self) -> list[tuple[object, ...]]:
+        """Row by row."""
+        return list(zip(*self.columns.values(), strict=True))
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the report says about one topic; empty where the study holds nothing of the kind.
+
+    Attributes:
+        title: heading.
+        parts: plots, tables and paragraphs in their order; a list is shown as bullet points.
+        answer: paragraphs for the answer at the top of the page.
+        methods: sentence for the methods paragraph.
+        tables: name -> data, written as CSV files.
+    """
+
+    title: str
+    parts: Sequence[Plot | Table | str | list[str]] = ()
+    answer: Sequence[str] = ()
+    methods: str = ""
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+
+    @property
+    def plots(self) -> list[Plot]:
+        """Its figures."""
+        return [part for part in self.parts if isinstance(part, Plot)]
+
+
+def cell_styles(found: Findings) -> dict[str, Style]:
+    """How each cell is drawn in every figure; cells of one line over sizes share its colour."""
+    lines = size_lines(found.info.factors)
+    groups = dict(zip(lines["cell"], lines["line"], strict=True))
+    return styles(list(found.summary["cell"]), groups if len(set(groups.values())) > 1 else None)
+
+
+def repeats_of(found: Findings) -> str:
+    """Numbers of repeats per cell in print: "8" or "5 to 8"."""
+    return span(found.summary.loc[found.summary["n"] > 0, "n"])
+
+
+def run_links(found: Findings, run_ids: pd.Series, texts: pd.Series) -> list[object]:
+    """Texts that lead to the pages of their runs in MLflow, where the study is from there."""
+    start = run_link(found.table)
+    if not start:
+        return list(texts)
+    link = Markup('<a href="{}">{}</a>')
+    return [link.format(start + run, text) for run, text in zip(run_ids, texts, strict=True)]

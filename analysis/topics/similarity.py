@@ -1,0 +1,326 @@
+"""The similarity of source and target, and what it says about transfer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis import compare
+from analysis.compare import Findings, Similarity
+from analysis.plots import (
+    BACKGROUND,
+    INK,
+    MARKERS,
+    annotate,
+    canvas,
+    escape,
+    name_rows,
+    panel_grid,
+    styles,
+)
+from analysis.text.numbers import intervals, listed, numbers, plain, quoted
+from analysis.topics.section import Plot, Section, Table, repeats_of
+
+METHODS = (
+    "The effect of similarity on the logit of the score was estimated in a mixed model with crossed "
+    "random sources and targets, with source and target fixed effects, and by a permutation of the "
+    "sources; a measure counts only if all three agree after Holm."
+)
+Parts = list[Plot | Table | str | list[str]]
+
+
+def section(found: Findings) -> Section:
+    """Rankings, slopes, interactions, variance and gains; empty without the factors source and target.
+
+    Raises:
+        UserError: if measures were given that fit no pair.
+    """
+    known = compare.similarity_effect(found.table, found.measures)
+    parts: Parts = [*_plots(found, known)]
+    if len(known.means):
+        parts.append(_means(known.means))
+    if len(known.verdicts):
+        parts.append(list(known.verdicts["sentence"]))
+    if len(known.slopes):
+        parts.append(_slopes(known))
+    parts += [*_interactions(known.interactions), *_variance(known.variance)]
+    if len(known.gains):
+        parts.append(_gains(known.gains))
+    tables = {f"similarity_{k}": v for k, v in vars(known).items() if isinstance(v, pd.DataFrame)}
+    methods = METHODS if len(known.slopes) else ""
+    title = "Similarity of source and target"
+    return Section(title, parts, describe_similarity(known), methods, tables)
+
+
+def _plots(found: Findings, known: Similarity) -> list[Plot]:
+    plots = []
+    if len(known.means):
+        caption = (
+            "Small marks: weighted Kendall tau between a measure and the scores, one per target; large "
+            "mark and bar: mean and 95% t interval over targets. Grey band: where 95% of shuffled "
+            "orders of one target lie. “static” ignores the target: how the source ranks on the other "
+            "targets."
+        )
+        figure = plot_agreement(known.agreement, known.means)
+        plots.append(Plot("agreement", "What predicts the order of the sources", figure, caption))
+    if len(known.points):
+        caption = (
+            "One mark per source and target: mean difference in points to the run from random weights "
+            f"with the same seed; bar: 95% t interval over {repeats_of(found)} seeds (pretraining and "
+            f"target draws, not test images). Across: {known.points['measure'].iloc[0]}, more is more "
+            "similar, centred and scaled within each target. It is the measure that agrees best with "
+            "the scores, so it looks better here than it would on other targets."
+        )
+        if known.points["control"].any():
+            caption += " Hollow: controls, which learned from shuffled or permuted pictures or random labels."
+        figure = plot_gain(known.points)
+        plots.append(Plot("gain", "Gain over scratch against similarity", figure, caption))
+    return plots
+
+
+def _means(rows: pd.DataFrame) -> Table:
+    return Table(
+        {
+            "Measure": list(rows["measure"]),
+            "Targets": list(rows["targets"]),
+            "Mean weighted tau": numbers(rows["tau_w"], ".3f"),
+            "95% interval": intervals(rows["low"], rows["high"], ".2f"),
+            "Ahead of static": numbers(rows["lead"], "+.3f"),
+            "95% interval of that": intervals(rows["lead_low"], rows["lead_high"], "+.2f"),
+        },
+        note="Agreement with the order of the sources on each target. “static” is the "
+        "leave-one-target-out mean rank of the source and knows nothing of the target; a measure that "
+        "is not ahead of it has no say about similarity. Intervals: t over targets.",
+    )
+
+
+def _slopes(known: Similarity) -> Table:
+    rows, blind = known.slopes, ", ".join(known.blind)
+    same = f" Without a slope, because the same for every target: {blind}." * bool(blind)
+    return Table(
+        {
+            "Measure": list(rows["measure"]),
+            "Model": list(rows["model"]),
+            "Slope, logits per SD": numbers(rows["slope"], "+.3f"),
+            "95% interval": intervals(rows["low"], rows["high"], "+.2f"),
+            "p": numbers(rows["p"], ".2g"),
+            "p, Holm": numbers(rows["p_holm"], ".2g"),
+            "Pairs": list(rows["n"]),
+        },
+        "Slopes of every measure and model",
+        "Naive takes the pairs of source and target for independent and is shown as a warning only. "
+        "Crossed: random sources and targets. Fixed: effects of both. Shuffled: permutation of whole "
+        f"sources.{same}",
+    )
+
+
+def _interactions(found: pd.DataFrame) -> Parts:
+    if found.empty:
+        return []
+    rows = compare.interaction_verdicts(found)
+    shown = Table(
+        {
+            "Measure": list(rows["measure"]),
+            "Change with": list(rows["term"]),
+            "Change of the slope": numbers(rows["slope"], "+.3f"),
+            "95% interval": intervals(rows["low"], rows["high"], "+.2f"),
+            "p crossed, Holm": numbers(rows["crossed"], ".2g"),
+            "p within sources, Holm": numbers(rows["fixed"], ".2g"),
+            "p shuffled, Holm": numbers(rows["shuffled"], ".2g"),
+            "Pairs": list(rows["n"]),
+        },
+        "Does the slope depend on strategy or size?",
+        "Logits per standard deviation of the measure within its target, and per unit of ln size. n: "
+        "pairs of source and target, averaged over seeds first. The interval is Wald's in the model "
+        "with crossed random sources and targets; nothing is resampled but in “shuffled”, which "
+        f"exchanges whole sources. Shown means all three p ≤ .05 after Holm over the {len(rows)} rows, "
+        "with one sign.",
+    )
+    return [shown, describe_interactions(rows)]
+
+
+def _variance(found: pd.DataFrame) -> Parts:
+    if found.empty:
+        return []
+    rows = compare.variance_table(found)
+    shown = Table(
+        {
+            "Measure": list(rows["measure"]),
+            "Target, %": numbers(rows["target"], ".1f", 100),
+            "Source, %": numbers(rows["source"], ".1f", 100),
+            "Measure beyond both, %": numbers(rows["added"], ".2f", 100),
+            "Measure before source, %": numbers(rows["at_most"], ".1f", 100),
+            "Rest, %": numbers(rows["residual"], ".1f", 100),
+            "Pairs": list(rows["n"]),
+        },
+        "What the scores vary with",
+        "Sums of squares of the logits of pairs, each part after those to its left; “before source” is "
+        "what the measure could have at most. Nothing is resampled: no intervals.",
+    )
+    return [shown, describe_variance(rows)]
+
+
+def _gains(rows: pd.DataFrame) -> Table:
+    shown: dict[str, Sequence[object]] = {
+        "Source": [
+            f"{source} (control)" if control else source
+            for source, control in zip(rows["source"], rows["control"], strict=True)
+        ]
+    }
+    for name in ("strategy", "size"):
+        if name in rows:
+            shown[name.capitalize()] = [plain(value) for value in rows[name]]
+    shown["Gain, points"] = numbers(rows["gain"], "+.1f")
+    shown["95% interval"] = intervals(rows["low"], rows["high"], "+.1f")
+    shown["Targets"] = list(rows["targets"])
+    note = (
+        "Mean over targets of the mean difference to the run from random weights with the same target, seed, "
+        "strategy and size; 95% t interval over targets."
+    )
+    return Table(shown, "Gain over scratch", note)
+
+
+def describe_similarity(known: Similarity) -> list[str]:
+    """Whether similarity of source and target explains transfer, and how far a ranking without it goes."""
+    text = _measures(known)
+    if len(known.means):
+        row = known.means[known.means["measure"] == "static"].iloc[0]
+        text.append(
+            f"A ranking of the sources that ignores the target (how they do on the other targets) agrees "
+            f"with the scores at a mean weighted tau of {row['tau_w']:.2f} ({row['low']:.2f} to "
+            f"{row['high']:.2f}, {row['targets']} targets): what a measure of similarity must beat."
+        )
+    return [*text, known.note] if known.note else text
+
+
+def _measures(known: Similarity) -> list[str]:
+    """The verdict on one or two measures in full; on more of them in sum, the table has the rest."""
+    rows = known.verdicts
+    if len(rows) <= 2:
+        return list(rows["sentence"]) if len(rows) else []
+    shown = rows[rows["verdict"] == "similarity"]
+    source = rows[rows["verdict"] == "source"]
+    text = f"Of {len(rows)} measures of similarity ({', '.join(rows['measure'])}) "
+    if len(shown):
+        text += (
+            f"{listed(quoted(shown['measure']))} were shown to tell which source suits a target."
+        )
+    else:
+        text += (
+            "none was shown to tell which source suits a given target, beyond which sources are good "
+            "everywhere."
+        )
+    if len(source):
+        text += f" {listed(quoted(source['measure']))} tell good sources, not similarity."
+    naive = known.slopes[(known.slopes["model"] == "naive") & (known.slopes["p_holm"] <= 0.05)]
+    fooled = set(naive["measure"]) - set(shown["measure"])
+    if fooled:
+        text += (
+            f" Least squares, which takes pairs that share a source for independent, would have called "
+            f"{len(fooled)} more significant."
+        )
+    return [text]
+
+
+def describe_interactions(rows: pd.DataFrame) -> str:
+    """Which slopes were shown to differ, in one sentence.
+
+    Args:
+        rows: from `compare.interaction_verdicts`, with at least one row.
+    """
+    tested = rows[rows["verdict"] != "untested"]
+    shown = tested[tested["verdict"] == "similarity"]
+    if shown.empty:
+        terms = " or ".join(map(_term, rows["term"].unique()))
+        return (
+            f"Not shown that the slope on any measure depends on {terms} ({len(tested)} of {len(rows)} "
+            f"could be tested)."
+        )
+    parts = [
+        f"on {row['measure']} with {_term(row['term'])} by {row['slope']:+.2g} logits per standard "
+        f"deviation ({row['low']:+.2g} to {row['high']:+.2g})"
+        for row in shown.to_dict("records")
+    ]
+    return (
+        f"Shown that the slope changes {listed(parts)}; not for the other {len(rows) - len(shown)}."
+    )
+
+
+def _term(term: str) -> str:
+    return "log size" if term == "ln size" else f"“{term}”"
+
+
+def describe_variance(rows: pd.DataFrame) -> str:
+    """What explains the scores, in one sentence.
+
+    Args:
+        rows: from `compare.variance_table`, with at least one row.
+    """
+    most = rows.to_dict("records")[int(rows["added"].argmax())]
+    return (
+        f"Targets explain {most['target']:.0%} of the variance of the logits and sources "
+        f"{most['source']:.0%}; beyond both no measure explains more than {most['added']:.1%} "
+        f"({most['measure']}, {most['n']} pairs)."
+    )
+
+
+def plot_agreement(table: pd.DataFrame, means: pd.DataFrame) -> Figure:
+    """Weighted tau of each measure: a small mark per target, the mean over targets and its interval; the
+    band is where 95% of shuffled rankings of one target lie."""
+    means = means.sort_values("tau_w", ascending=False, ignore_index=True)
+    figure, (axes,) = canvas(1.2 + 0.42 * len(means))
+    reach = 1.96 * float(table["null_sd"].mean())
+    axes.axvspan(-reach, reach, color="#eeeeee", zorder=0)
+    axes.axvline(0, color=INK, lw=1)
+    for i, row in enumerate(means.to_dict("records")):
+        own = table.loc[table["measure"] == row["measure"], "tau_w"].dropna()
+        axes.plot(own, [i + 0.2] * len(own), ls="", marker="o", ms=4, mew=0, color=BACKGROUND.color)
+        axes.plot([row["low"], row["high"]], [i - 0.1] * 2, color=INK, lw=2.5)
+        axes.plot(row["tau_w"], i - 0.1, marker="o", ms=8, color=INK, mec="white")
+    name_rows(axes, list(means["measure"]))
+    axes.set_xlabel("Weighted Kendall tau with the scores reached")
+    return figure
+
+
+def plot_gain(points: pd.DataFrame) -> Figure:
+    """Points gained over scratch by each pair, with its interval, against the similarity of source and
+    target; a panel per strategy and size, a colour per target; hollow: sources that learned from spoilt data.
+
+    Args:
+        points: from `compare.Similarity`.
+    """
+    keys = [name for name in ("strategy", "size") if name in points]
+    labels = pd.Series("", index=points.index)
+    for name in keys:
+        text = points[name].map("{:g} images a class".format) if name == "size" else points[name]
+        labels = labels.str.cat(text, sep=", " if labels.any() else "")
+    figure, panels = panel_grid(list(labels.unique()), row_height=2.3)
+    colors = styles(list(points["target"].unique()))
+    style = {
+        name: replace(look, marker=MARKERS[i % len(MARKERS)])
+        for i, (name, look) in enumerate(colors.items())
+    }
+    for row, label in zip(points.to_dict("records"), labels, strict=True):
+        axes, look, x = panels[label], style[row["target"]], row["similarity"]
+        axes.plot([x, x], [row["low"], row["high"]], color=look.color, lw=1, alpha=0.6, zorder=2)
+        fill = {"mfc": "white", "mec": look.color} if row["control"] else {"mec": "white"}
+        mark = axes.plot(x, row["gain"], marker=look.marker, ms=5, color=look.color, ls="", **fill)
+        annotate(mark[0], f"{row['source']} -> {row['target']}: {row['gain']:+.1f} points, {label}")
+    for axes in panels.values():
+        axes.axhline(0, color=INK, lw=1, zorder=1)
+    measure = escape(points["measure"].iloc[0])
+    figure.supxlabel(f"{measure} (standard deviations within the target)", fontsize=10)
+    figure.supylabel("Gain over scratch (points)", fontsize=10)
+    key = [
+        Line2D([], [], ls="", marker=s.marker, color=s.color, label=escape(n))
+        for n, s in style.items()
+    ]
+    if points["control"].any():
+        key.append(Line2D([], [], ls="", marker="o", mfc="white", mec=INK, label="control"))
+    figure.set_figheight(figure.get_figheight() + 0.5)
+    figure.legend(handles=key, loc="outside upper center", ncols=3, fontsize=9, frameon=False)
+    return figure

@@ -1,0 +1,100 @@
+"""Ranks of the arms over several targets, whose scores are not of one kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.compare import Findings
+from analysis.plots import Style, canvas, name_rows, styles
+from analysis.text.numbers import intervals, listed, numbers
+from analysis.topics.section import Plot, Section, Table
+
+SHOWN = 4
+"""Arms that the answer names; the table has them all."""
+
+
+def section(found: Findings) -> Section:
+    """Mean rank of every arm over the targets; empty unless the study compares targets."""
+    ranks, metric = found.ranks, found.info.metric
+    if ranks.empty:
+        return Section("Over the targets")
+    plots = []
+    if len(ranks) > 1:
+        caption = (
+            f"Within each target the arms are ranked by their mean test {metric} (1 is the best). Mark: mean "
+            f"rank; bar: 95% t interval over the {ranks['targets'].iloc[0]} targets."
+        )
+        figure = plot_ranks(ranks, styles(list(ranks["arm"])))
+        plots = [Plot("ranks", "Rank over the targets", figure, caption)]
+    shown = Table(
+        {
+            "Arm": list(ranks["arm"]),
+            "Targets": list(ranks["targets"]),
+            "Mean rank": numbers(ranks["mean_rank"], ".1f"),
+            "95% interval": intervals(ranks["low"], ranks["high"], ".1f"),
+            "First on": list(ranks["wins"]),
+            "Below the best, points": numbers(ranks["behind"], ".1f"),
+        },
+        note=f"Ranked within each target by mean test {metric}; mean and 95% t interval over targets. "
+        "Below the best: mean over targets.",
+    )
+    return Section(
+        "Over the targets",
+        [*plots, shown],
+        answer(found),
+        "Ranks are taken within each target; their 95% t intervals are over targets.",
+        {"ranks": ranks},
+    )
+
+
+def answer(found: Findings) -> list[str]:
+    """How the arms rank over the targets, whose scores are not of one kind."""
+    first, rest = found.ranks.iloc[0], found.ranks.iloc[1:]
+    text = [
+        f"“{first['arm']}” ranks best over {first['targets']} targets: mean rank "
+        f"{_rank(first)} among {len(found.ranks)}. It is first on {first['wins']} of them and on average "
+        f"{first['behind']:.1f} points of test {found.info.metric} below the best."
+    ]
+    if len(rest):
+        near = rest[rest["low"] <= first["high"]]
+        text.append(
+            f"Next: {listed([f'“{r.arm}” ({r.mean_rank:.1f})' for r in rest.head(SHOWN).itertuples()])}. "
+            + (
+                f"The intervals of {len(near)} of the other {len(rest)} overlap its own."
+                if len(near)
+                else "No other interval overlaps its own."
+            )
+        )
+        best = found.ranks.sort_values("wins", ascending=False, kind="stable").iloc[0]
+        text.append(
+            f"No choice is right everywhere: the most targets won by one is {best['wins']} "
+            f"(“{best['arm']}”), and the last in rank, “{rest.iloc[-1]['arm']}”, is on average "
+            f"{rest.iloc[-1]['behind']:.1f} points below the best."
+        )
+    if found.summary["n"].max() == 1:
+        text.append(
+            "Every cell has one test score, so nothing can be tested within a target; the interval of a rank "
+            "is over targets."
+        )
+    return text
+
+
+def _rank(row: pd.Series) -> str:
+    if row["low"] != row["low"]:
+        return f"{row['mean_rank']:.1f}"
+    return f"{row['mean_rank']:.1f} (95% interval {row['low']:.1f} to {row['high']:.1f})"
+
+
+def plot_ranks(table: pd.DataFrame, style: Mapping[str, Style]) -> Figure:
+    """Mean rank over the targets of each arm with its interval, the best on top."""
+    figure, (axes,) = canvas(1.1 + 0.3 * len(table))
+    for i, line in enumerate(table.to_dict("records")):
+        look = style[line["arm"]]
+        axes.plot([line["low"], line["high"]], [i, i], color=look.color, lw=2.5)
+        axes.plot(line["mean_rank"], i, marker=look.marker, ms=7, color=look.color, mec="white")
+    name_rows(axes, list(table["arm"]))
+    axes.set_xlabel("Mean rank over the targets (1 is the best)")
+    return figure
