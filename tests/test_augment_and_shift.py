@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,14 +15,14 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
 from harness import strategies
-from harness.core.spec import CHOICES, SHIFTS, TrialSpec
+from harness.core.spec import SHIFTS, Augmentation, TrialSpec
 from harness.data import Examples, augmentation, load_target, read_examples, shifted, split_indices
 from harness.training.device import Cpu
 from harness.training.loop import Training
 
 MakeSpec = Callable[..., TrialSpec]
 SIZE, CLASSES = 32, 5
-POLICIES = CHOICES["augment"]
+POLICIES = get_args(Augmentation)
 MIXING = ("mixup", "cutmix")
 
 

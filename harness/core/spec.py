@@ -9,13 +9,15 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
 import hashlib
 import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from harness.core.errors import UnknownName, UserError, message_of
 from harness.core.html import as_table
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 Phase = Literal["tune", "repeat"]
 Cell = Mapping[str, str]
 """One value of each compared factor, e.g. {"strategy": "linear probe"}."""
+
+Augmentation = Literal["none", "flip_crop", "rotation", "trivial", "rand", "mixup", "cutmix"]
 
 Arms = Mapping[str, "Callable[[optuna.trial.BaseTrial], Strategy]"]
 """Label of a strategy -> how one trial draws it."""
@@ -66,15 +70,6 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-CHOICES = {
-    "optimizer": ("adamw", "sgd"),
-    "schedule": ("cosine", "constant", "one_cycle"),
-    "batch_norm": ("train", "frozen", "reestimate"),
-    "augment": ("none", "flip_crop", "rotation", "trivial", "rand", "mixup", "cutmix"),
-    "precision": ("float32", "bfloat16"),
-    "compile": (False, True),
-    "exact_shots": (False, True),
-}
 SHIFTS = ("noise", "blur", "contrast", "patch_shuffle", "label_shift")
 DEFAULT_LR = {"adamw": 1e-3, "sgd": 1e-2}
 """Usual fine-tuning rates: AdamW's of torch, ten times that for SGD with momentum."""
@@ -125,7 +120,7 @@ class TrialSpec:
     resolution: int | None = None
     epochs: int = 10
     batch_size: int = 32
-    augment: str = "none"
+    augment: Augmentation = "none"
     views: int | None = None
     batch_norm: Literal["train", "frozen", "reestimate"] = "train"
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -160,12 +155,7 @@ class TrialSpec:
         for name in ("shots", "val_shots", "test_shots", "resolution", "views"):
             if getattr(self, name) is not None:
                 _require_count(name, getattr(self, name))
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise UserError(
-                    f"TrialSpec: {name} must be one of {', '.join(map(str, choices))}, "
-                    f"got {getattr(self, name)!r}"
-                )
+        _require_choices(self)
         for name in self.shift_names():
             if name not in SHIFTS:
                 raise UserError(
@@ -243,37 +233,57 @@ def _require_count(name: str, value: object) -> None:
         raise UserError(f"TrialSpec: {name} must be a whole number of at least 1, got {value!r}")
 
 
+def _types(cls: type) -> dict[str, Any]:
+    """Field -> type of a dataclass; Any where a study file names a type that only type checkers import."""
+    try:
+        return get_type_hints(cls)
+    except NameError:
+        return {f.name: Any for f in dataclasses.fields(cls)}
+
+
+@functools.cache
+def choices(cls: type) -> dict[str, tuple[object, ...]]:
+    """Field -> its possible values, for the fields of a dataclass that are Literal or bool."""
+    return {
+        name: (False, True) if kind is bool else get_args(kind)
+        for name, kind in _types(cls).items()
+        if kind is bool or get_origin(kind) is Literal
+    }
+
+
+def _require_choices(value: TrialSpec | Study) -> None:
+    kind: type = type(value)
+    for name, known in choices(kind).items():
+        if getattr(value, name) not in known:
+            raise UserError(
+                f"{kind.__name__}: {name} must be one of {', '.join(map(str, known))}, "
+                f"got {getattr(value, name)!r}"
+            )
+
+
 def _typed(cls: type, entries: Mapping[str, Scalar]) -> dict[str, Any]:
-    """Entries cast by the annotations of dataclass `cls` (MLflow keeps every parameter as a string)."""
-    annotations = {f.name: _as_written(f.type) for f in dataclasses.fields(cls)}
-    if unknown := entries.keys() - annotations.keys():
+    """Entries as the types of dataclass `cls` ask (MLflow keeps every parameter as a string)."""
+    types = _types(cls)
+    if unknown := entries.keys() - {f.name for f in dataclasses.fields(cls)}:
         raise UserError(f"unknown {cls.__name__} field {sorted(unknown)[0]!r}")
-    return {k: _cast(v, annotations[k]) for k, v in entries.items()}
+    return {k: _from_text(v, types[k]) if isinstance(v, str) else v for k, v in entries.items()}
 
 
-def _as_written(annotation: object) -> str:
-    """An annotation as text, also where a study file does without `from __future__ import annotations`."""
-    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    return re.sub(r"Optional\[(.*)\]$", r"\1 | None", text.removeprefix("typing."))
+def _from_text(text: str, kind: Any) -> Any:
+    """The value of type `kind` whose str() is `text`; other text is left for the spec to refuse."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError  # only when a run is read back
 
-
-def _cast(value: Scalar, annotation: str) -> Scalar:
-    if not isinstance(value, str):
-        return value
-    if value == "None" and "None" in annotation:
-        return None
-    if annotation.startswith("bool"):
-        return value == "True"
-    if annotation.startswith(("tuple", "list", "dict", "Scales")):
-        literal: Scalar = ast.literal_eval(value)
-        return literal
-    if found := re.match(r"Literal\[(.*?)\]", annotation):
-        choices = ast.literal_eval(f"({found[1]},)")
-        return next((choice for choice in choices if str(choice) == value), value)
-    for prefix, kind in (("int", int), ("float", float)):
-        if annotation.startswith(prefix):
-            return kind(value)
-    return value
+    adapter = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
+    readings: list[Any] = [text]
+    with suppress(ValueError, SyntaxError):
+        literal = ast.literal_eval(text)
+        readings = [literal, text] if literal is None or kind is Any else [text, literal]
+    for reading in readings:
+        with suppress(ValidationError):
+            return adapter.validate_python(reading, strict=True)
+    with suppress(ValidationError):
+        return adapter.validate_python(text)  # "inf"
+    return text
 
 
 @dataclass(frozen=True)
@@ -343,14 +353,7 @@ class Study:
                 )
             if value > MAX_EFFORT:
                 raise UserError(f"Study: {name} must be at most {MAX_EFFORT:,}, got {value:,}")
-        for name, choices in (
-            ("sampler", ("random", "qmc", "tpe")),
-            ("pruner", ("none", "median")),
-        ):
-            if getattr(self, name) not in choices:
-                raise UserError(
-                    f"Study: {name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
-                )
+        _require_choices(self)
         for factor, label in self.baseline.items():
             if label not in list(self.compare.get(factor, ())):
                 raise UserError(
