@@ -347,13 +347,10 @@ def _make_folder(folder: Path, key: Mapping[str, str], sizes: tuple[int, int]) -
     beside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
-    for path, size in zip(_paths(beside), sizes, strict=True):
-        with path.open("wb") as file:
-            file.truncate(size)  # a hole: no disk until rows are written
-    with _paths(beside)[1].open("r+b") as checksums:
-        os.posix_fallocate(
-            checksums.fileno(), 0, sizes[1]
-        )  # these are read before they are written
+    rows, checksums = _paths(beside)
+    with rows.open("wb") as file:
+        file.truncate(sizes[0])  # a hole: no disk until rows are written
+    checksums.write_bytes(bytes(sizes[1]))  # no hole: these are read before they are written
     (beside / "about.json").write_text(json.dumps(key, indent=1))
     try:
         beside.rename(folder)
