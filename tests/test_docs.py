@@ -12,8 +12,11 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from analysis import report
+from analysis.topics import TOPICS
 from harness.core.spec import Study, TrialSpec
 from harness.core.study_file import study_path
 from harness.data import load_target
@@ -22,6 +25,7 @@ from harness.search.space import first_draw
 from harness.similarity import MEASURES
 from harness.training.device import resolve_device
 from harness.training.loop import start
+from tests import test_analysis_report as made
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "pages"
@@ -92,8 +96,8 @@ def test_the_parts_of_the_how_to_are_short_and_work_together_in_one_trial(
     parts: Mapping[Path, dict[str, Any]],
 ) -> None:
     blocks = python_blocks(PAGES / "howto.md")
-    assert len(blocks) == 4
-    assert all(len([x for x in block.splitlines() if x.strip()]) < 15 for block in blocks)
+    assert len(blocks) == 5
+    assert all(len([x for x in block.splitlines() if x.strip()]) <= 20 for block in blocks)
     spec = TrialSpec(
         target="stripes",
         backbone="slim_resnet",
@@ -120,6 +124,18 @@ def test_the_measure_of_the_how_to_is_the_share_of_variance_between_classes(
     labels = np.array([0, 0, 1, 1])
     found = MEASURES["spread"].compute(features=x, labels=labels, seed=0, resamples=0)
     assert found.value == pytest.approx(4 / 5)
+
+
+def test_the_plot_of_the_how_to_is_drawn_in_the_report(
+    parts: Mapping[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = parts[PAGES / "howto.md"]["section"]
+    monkeypatch.setattr("analysis.topics.TOPICS", (*TOPICS, section))
+    rows = [trial(cell, "repeat", i, 0.5 + i / 10) for cell in ("probe", "full") for i in range(3)]
+    page = report.build(made.table(rows), tmp_path)
+    assert "Accuracy by seed" in page.read_text()
+    assert (page.parent / "figures" / "seeds.png").stat().st_size > 1000
+    assert len(pd.read_csv(page.parent / "tables" / "seeds.csv")) == 6
 
 
 @pytest.mark.parametrize("page", [*FOR_READERS, ROOT / "benchmarks" / "README.md"], ids=name_of)
