@@ -131,7 +131,9 @@ def test_the_plot_of_the_how_to_is_drawn_in_the_report(
 ) -> None:
     section = parts[PAGES / "howto.md"]["section"]
     monkeypatch.setattr("analysis.topics.TOPICS", (*TOPICS, section))
-    rows = [trial(cell, "repeat", i, 0.5 + i / 10) for cell in ("probe", "full") for i in range(3)]
+    rows = [
+        made.trial(cell, "repeat", i, 0.5 + i / 10) for cell in ("probe", "full") for i in range(3)
+    ]
     page = report.build(made.table(rows), tmp_path)
     assert "Accuracy by seed" in page.read_text()
     assert (page.parent / "figures" / "seeds.png").stat().st_size > 1000
