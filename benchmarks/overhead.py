@@ -25,10 +25,10 @@ from harness.core.study_file import load_study, study_file_tags
 from harness.search.coordinator import RunContext, prepare, run_study
 from harness.search.executors.inline import Inline
 from harness.search.launch import study_info
+from harness.search.options import StudyOptions
 from harness.search.record import Record
 from harness.search.space import quiet_optuna
 from harness.search.storage import open_storage
-from harness.study import parse
 from harness.tracking.projection import Projection
 from harness.training.device import Device
 from harness.training.fit import Fit
@@ -72,8 +72,8 @@ def run_nothing(task: TrialTask) -> Messages:
 def seconds_per_trial(trials: int) -> list[float]:
     """Wall seconds between one finished trial and the next, `trials` - 1 of them."""
     study = one_cell(trials)
-    arguments = parse(["--space", str(ROOT / "studies" / "freeze_depth.py")])
-    info, tags = study_info(study, arguments, ()), study_file_tags(arguments.space)
+    path = ROOT / "studies" / "freeze_depth.py"
+    info, tags = study_info(study, path, StudyOptions()), study_file_tags(path)
     with tempfile.TemporaryDirectory() as folder, quiet_optuna():
         record = Record(open_storage(f"sqlite:///{folder}/optuna.db"), Path(folder))
         projection = Projection(f"sqlite:///{folder}/mlflow.db", info, record)

@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import io
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ def commands() -> list[str]:
     """Modules that can be typed after `python -m`: those that parse a command line."""
     files = [*ROOT.glob("harness/*.py"), *ROOT.glob("harness/*/__main__.py")]
     files += ROOT.glob("analysis/*.py")
-    found = [f.relative_to(ROOT) for f in files if " = Parser(" in f.read_text()]
+    made = re.compile(r" = (Parser|command)\(")
+    found = [f.relative_to(ROOT) for f in files if made.search(f.read_text())]
     return sorted(".".join(f.with_suffix("").parts).removesuffix(".__main__") for f in found)
 
 

@@ -21,7 +21,6 @@ if sys.argv[:1] == ["-m"]:  # a command, whose process is ours
     set_variables()  # before anything imports MLflow, which looks at once
 
 if TYPE_CHECKING:
-    from harness.api import StudyOptions, StudyResult, dry_run, load_result, run_study
     from harness.bundle import Merged, Packed, merge_bundles, pack_study
     from harness.cache import CacheContents, empty_cache, list_cache
     from harness.core import strategies
@@ -35,10 +34,13 @@ if TYPE_CHECKING:
     from harness.pretrain import Pretrained, pretrain_sources
     from harness.rank import Ranking, rank_sources
     from harness.replay import Replayed, replay_run
+    from harness.search.options import StudyOptions
     from harness.similarity.__main__ import PairMeasured, measure_similarity
     from harness.similarity.sources.spec import SourceSpec
     from harness.status import study_status
+    from harness.study import dry_run, run_study
     from harness.sync import sync_study
+    from harness.tracking.results import StudyResult, load_result
 
 __all__ = [
     "SHIFTS",
@@ -82,7 +84,6 @@ __all__ = [
 ]
 
 _HOME = {
-    "api": ("StudyOptions", "StudyResult", "dry_run", "load_result", "run_study"),
     "bundle": ("Merged", "Packed", "merge_bundles", "pack_study"),
     "cache": ("CacheContents", "empty_cache", "list_cache"),
     "export": ("Exported", "export_model"),
@@ -96,8 +97,11 @@ _HOME = {
     "similarity.sources.spec": ("SourceSpec",),
     "core.errors": ("UserError",),
     "core.spec": ("SHIFTS", "Arms", "Study", "TrialSpec"),
+    "search.options": ("StudyOptions",),
     "status": ("study_status",),
+    "study": ("dry_run", "run_study"),
     "sync": ("sync_study",),
+    "tracking.results": ("StudyResult", "load_result"),
 }
 """Module -> what is offered of it here. No name is a command's: `harness.export` stays the module."""
 

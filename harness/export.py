@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import torch
 
     from harness.core.results import Predictions
-    from harness.deploy.choice import CellRecord
     from harness.deploy.model import Model
+    from harness.tracking.results import CellRecord
     from harness.tracking.runs import Kept
     from harness.training.loop import Fit
 
@@ -157,9 +157,10 @@ def export_model(
     if register is not None and (not register or set("/:") & set(register)):
         raise UserError(f"--register {register!r}: a name in MLflow's registry holds no '/' or ':'")
 
-    from harness.deploy.choice import cell_records, choose
+    from harness.deploy.choice import choose
     from harness.deploy.model import require_free
     from harness.deploy.onnx import require_onnx
+    from harness.tracking.results import cell_records
     from harness.tracking.runs import runs_of
     from harness.training.provenance import clear_caches
 

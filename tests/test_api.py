@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import math
 import re
+import shlex
 import subprocess
 import sys
-from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import analysis
 import harness
-from harness import api
+from harness import StudyOptions, study
 from harness.core.errors import UserError
 from harness.data.cached import Entry
-from harness.deploy.choice import CellRecord
 from harness.replay import Comparison
 from harness.similarity import Measurement
 from harness.similarity.sources.ranking import Candidate
+from harness.tracking.results import CellRecord
 from harness.tracking.runs import Kept, Recorded
 from tests.test_command import NEEDED
 
@@ -66,7 +68,7 @@ FUNCTIONS: Mapping[str, Callable[..., object]] = {
 def test_every_command_has_a_documented_function_that_it_is_made_of() -> None:
     assert sorted(FUNCTIONS) == sorted(NEEDED)
     for command, function in FUNCTIONS.items():
-        assert function.__module__ in (command, f"{command}.__main__", "harness.api"), command
+        assert function.__module__ in (command, f"{command}.__main__"), command
         said = function.__doc__ or ""
         assert "Raises:\n" in said, command
         for name, parameter in inspect.signature(function).parameters.items():
@@ -74,30 +76,66 @@ def test_every_command_has_a_documented_function_that_it_is_made_of() -> None:
             assert f" {name}" in said, (command, name)
 
 
-def test_options_are_those_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Namespace] = []
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, StudyOptions, bool]]:
+    """What would have been run, of a study that ends early."""
+    seen: list[tuple[Path, StudyOptions, bool]] = []
 
-    def noted(arguments: Namespace) -> int:
-        seen.append(arguments)
+    def noted(path: Path, options: StudyOptions, dry_run: bool = False) -> int:
+        seen.append((path, options, dry_run))
         return 1
 
-    monkeypatch.setattr("harness.study.run", noted)
+    monkeypatch.setattr("harness.search.launch.launch", noted)
+    return seen
+
+
+def test_options_of_a_study_may_be_given_by_name(
+    launched: list[tuple[Path, StudyOptions, bool]],
+) -> None:
     with pytest.raises(UserError, match="ended early"):
-        harness.run_study("toy.py", trials=5, cache_budget="0", detail="quiet")
-    given = seen[0]
-    assert (given.trials, given.repeats, given.cache_budget, given.detail) == (
-        5,
-        None,
-        "0",
-        "quiet",
-    )
-    assert not given.dry_run
-    assert set(vars(given)) - {"space", "dry_run"} == set(harness.StudyOptions.__annotations__)
-    with pytest.raises(UserError, match=r"unknown option 'trails'; there are .*trials"):
-        harness.run_study("toy.py", trails=5)  # type: ignore[call-arg]
+        harness.run_study("toy.py", trials=5, cache_budget=0, max_memory="8GiB", cache_dir="kept")
+    [(path, given, dry)] = launched
+    assert (path, dry) == (Path("toy.py"), False)
+    assert (given.trials, given.repeats, given.cache_budget) == (5, None, 0)
+    assert (given.max_memory, given.cache_dir) == (8 * 2**30, Path("kept"))
+    with pytest.raises(UserError, match="ended early"):
+        harness.run_study("toy.py", given, trials=6)
+    assert launched[1][1] == dataclasses.replace(given, trials=6)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'trails'"):
+        harness.run_study("toy.py", trails=5)
     with pytest.raises(UserError, match="--max-memory: size 'lots' is not understood"):
         harness.run_study("toy.py", max_memory="lots")
-    assert len(seen) == 1
+    with pytest.raises(UserError, match="--engine must be processes or ray, got 'dask'"):
+        harness.run_study("toy.py", engine="dask")
+    assert len(launched) == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"trials": 3, "repeats": 0, "cells": "2/3", "device": "cpu", "quiet": True},
+        {"max_memory": "1.5GiB", "cache_budget": "500MB", "max_minutes": 0.5, "verbose": True},
+        {"storage": "sqlite:///my files/a.db", "tracking_uri": "http://h/x?a=1&b=2", "cache_dir": "a b"},
+        {"engine": "ray", "workers": 4, "address": "auto", "worker_cpus": 2.0, "worker_gpus": 0.5},
+    ],
+)  # fmt: skip
+def test_recorded_command_gives_the_same_options(
+    changes: dict[str, Any], launched: list[tuple[Path, StudyOptions, bool]]
+) -> None:
+    options = StudyOptions(**changes)
+    words = shlex.split(options.command(Path("my studies/toy.py")))
+    assert words[:3] == ["python", "-m", "harness.study"]
+    assert study.main(words[3:]) == 1
+    assert launched == [(Path("my studies/toy.py"), options, False)]
+    assert len(words) == 5 + 2 * len(changes) - ("quiet" in changes) - ("verbose" in changes)
+
+
+def test_recorded_command_holds_no_password() -> None:
+    options = StudyOptions(
+        tracking_uri="http://ann:s3cret@h", storage="postgresql://h/x?password=s3cret"
+    )
+    assert "s3cret" not in options.command(Path("x.py"))
 
 
 def test_result_is_a_table_of_means_over_repeats() -> None:
@@ -108,7 +146,7 @@ def test_result_is_a_table_of_means_over_repeats() -> None:
         )
         for a in (0.4, 0.6)
     ]
-    result = api.StudyResult("s", (CellRecord("a<b", tuple(runs)),))
+    result = harness.StudyResult("s", (CellRecord("a<b", tuple(runs)),))
     assert result.rows() == [("a<b", "2", "50.0", "50.0", "40.0 to 60.0", "2.0")]
     page = result._repr_html_()
     assert cells_of(page) == ["a&lt;b", "2", "50.0", "50.0", "40.0 to 60.0", "2.0"]

@@ -30,7 +30,7 @@ study = Study(compare={"strategy": ["a", "b"]}, space=space, trials=1, repeats=1
 CALL = """
 from harness import run_study
 print("called")
-result = run_study("toy.py", device="cpu", workers=2, detail="quiet")
+result = run_study("toy.py", device="cpu", workers=2, quiet=True)
 print(len(result.cells), "cells")
 """
 GUARDED = f"if __name__ == '__main__':\n{textwrap.indent(CALL, '    ')}"
@@ -205,7 +205,7 @@ for package in (harness, analysis):
         getattr(package, name)
 check("every name")
 harness.dry_run("toy.py", device="cpu")
-harness.run_study("toy.py", device="cpu", detail="quiet")
+harness.run_study("toy.py", device="cpu", quiet=True)
 harness.run_study("toy.py", device="cpu", repeats=2)
 check("run_study")
 table = analysis.load_study("toy")
@@ -230,7 +230,7 @@ import os, random
 random.seed(1)
 before = dict(os.environ), random.getstate()
 import harness, analysis
-harness.run_study("toy.py", device="cpu", detail="quiet")
+harness.run_study("toy.py", device="cpu", quiet=True)
 analysis.load_study("toy")
 assert (dict(os.environ), random.getstate()) == before
 import mlflow, optuna
@@ -263,7 +263,7 @@ def test_session_of_the_caller_is_as_before(session: str, here: Path) -> None:
 
 def test_store_that_the_shell_names_is_warned_of_by_the_command(here: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "harness.study", "--space", "toy.py", "--trials", "0"],
+        [sys.executable, "-m", "harness.study", "--space", "gone.py"],
         cwd=here,
         env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "sqlite:///other.db"},
         capture_output=True,

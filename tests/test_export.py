@@ -30,11 +30,12 @@ from harness.core.study_file import clear_caches, load_study
 from harness.data import load_target
 from harness.data.cached import Cache
 from harness.deploy import onnx as onnx_file
-from harness.deploy.choice import cell_records, choose
+from harness.deploy.choice import choose
 from harness.deploy.model import Model, describe, open_model, plain_network
 from harness.export import export_model, main
 from harness.predict import main as predict
 from harness.predict import predict_images
+from harness.tracking.results import cell_records
 from harness.tracking.runs import Kept, Recorded
 from harness.training.device import Cpu
 from harness.training.loop import start

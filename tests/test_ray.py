@@ -12,7 +12,6 @@ import pytest
 
 from harness.core.errors import UserError
 from harness.core.results import TrialResult
-from harness.study import check_options, parse
 from tests.toy import RUN, assert_whole, environment, results, trials_of, wait_for, write_study
 
 SAY = "Path('new').write_text(str(os.getppid())); os.rename('new', 'mark')"
@@ -68,22 +67,6 @@ def test_cluster_that_is_not_there_is_told() -> None:
 
     with pytest.raises(UserError, match=r"no Ray cluster at '127\.0\.0\.1:1' .*ray start --head"):
         connect("127.0.0.1:1", Room())
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ("--worker-cpus 2", "--worker-cpus is for --engine ray"),
-        ("--address auto", "--address is for --engine ray"),
-        ("--engine ray --worker-cpus -1", "--worker-cpus must be at least 0"),
-        ("--engine ray --worker-gpus nan", "--worker-gpus must be at least 0"),
-        ("--engine ray --worker-gpus 1.5", "a part of one or a whole number"),
-    ],
-)
-def test_options_of_the_engine_that_make_no_sense_are_refused(options: str, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        check_options(parse(["--space", "x.py", *options.split()]))
-    check_options(parse("--space x.py --engine ray --worker-cpus 4 --worker-gpus 0.5".split()))
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

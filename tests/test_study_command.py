@@ -70,7 +70,9 @@ def write(here: Path, old: str, new: str) -> None:
 def assert_refused(capfd: pytest.CaptureFixture[str], here: Path, said: str, *options: str) -> None:
     """Exit code 2, one line on stderr that says it, and nothing left behind."""
     before = {p: p.read_bytes() for p in here.rglob("*") if p.is_file() and "data" not in p.parts}
-    code = main(["--space", "toy.py", "--device", "cpu", *options])
+    common = {"--space": "toy.py", "--device": "cpu"}
+    given = [word for option in common.items() if option[0] not in options for word in option]
+    code = main([*given, *options])
     out, err = capfd.readouterr()
     # A target whose images are nearly equal is warned of, whatever happens next.
     lines = [x for x in err.splitlines() if not x.startswith("warning: ")]
@@ -276,6 +278,13 @@ def test_weights_of_the_hub_are_refused_when_offline(
         (("--tracking-uri", "sqlite:///notes.txt"), "cannot open the tracking store"),
         (("--tracking-uri", "sqlite:///notes.txt/x.sqlite"), "notes.txt"),
         (("--tracking-uri", "nonsense://x"), "cannot open the tracking store"),
+        (("--max-minutes", "nan"), "--max-minutes must be above 0, got nan"),
+        (("--quiet", "--verbose"), "--quiet and --verbose exclude each other"),
+        (("--worker-cpus", "2"), "--worker-cpus is for --engine ray"),
+        (("--address", "auto"), "--address is for --engine ray"),
+        (("--engine", "ray", "--worker-cpus", "-1"), "--worker-cpus must be at least 0, got -1"),
+        (("--engine", "ray", "--worker-gpus", "nan"), "--worker-gpus must be at least 0, got nan"),
+        (("--engine", "ray", "--worker-gpus", "1.5"), "--worker-gpus must be a part of one or a whole"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, tuple) else "",
 )  # fmt: skip
@@ -330,10 +339,10 @@ def test_cuda_is_refused_where_there_is_none(here: Path, capfd: pytest.CaptureFi
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(_: object) -> int:
+    def interrupted(*_: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("harness.study.run", interrupted)
+    monkeypatch.setattr("harness.search.launch.launch", interrupted)
     assert main(["--space", "toy.py"]) == 130
     assert "same command again" in capfd.readouterr().err
 

@@ -27,6 +27,18 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * unit)
 
 
+class Size(int):
+    """A number of bytes, given as such or as text: `Size("8GiB")`. As text it is exact: 8GiB, 1000."""
+
+    def __new__(cls, value: str | int) -> Size:
+        return super().__new__(cls, parse_size(value) if isinstance(value, str) else value)
+
+    def __str__(self) -> str:
+        units = ((unit, 1024**power) for power, unit in enumerate(("KiB", "MiB", "GiB"), start=1))
+        exact = [f"{self // size}{unit}" for unit, size in units if self and self % size == 0]
+        return exact[-1] if exact else int.__str__(self)
+
+
 def format_bytes(size: float) -> str:
     """Bytes as people say them: "512 B", "1.5 MiB"."""
     for unit in ("B", "KiB", "MiB"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 
 COMPUTING = tuple("torch torchvision timm numpy scipy scikit-learn pillow peft".split())
 """Packages whose version may change what a trial computes."""
@@ -16,9 +15,11 @@ IMPORTED = frozenset(
 
 @cache
 def _version(package: str) -> str | None:
+    from importlib import metadata  # slow to import, and --help needs no versions
+
     try:
-        return version(package)
-    except PackageNotFoundError:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
         return None
 
 

@@ -4,37 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import fmean
 
 from harness.core.errors import UserError
-from harness.tracking.runs import Kept
-
-
-@dataclass(frozen=True)
-class CellRecord:
-    """A cell's complete repeats, one per seed, by rising index."""
-
-    cell: str
-    repeats: tuple[Kept, ...]
-
-    def mean(self, metric: str) -> float | None:
-        """Of a metric over the repeats that have it; None if none has."""
-        values = [k.run.metrics[metric] for k in self.repeats if metric in k.run.metrics]
-        return fmean(values) if values else None
-
-    def worst_and_best(self, metric: str) -> tuple[float, float] | None:
-        """Lowest and highest value of a metric among the repeats."""
-        values = [k.run.metrics[metric] for k in self.repeats if metric in k.run.metrics]
-        return (min(values), max(values)) if values else None
-
-
-def cell_records(repeats: Sequence[Kept]) -> list[CellRecord]:
-    """The cells that have repeats, in the order of their first one; a seed that ran twice counts once."""
-    cells: dict[str, dict[int, Kept]] = {}
-    for kept in repeats:
-        cells.setdefault(kept.run.tags["cell"], {})[int(kept.run.tags["index"])] = kept
-    return [CellRecord(c, tuple(found[i] for i in sorted(found))) for c, found in cells.items()]
+from harness.tracking.results import CellRecord
 
 
 def choose(records: Sequence[CellRecord], cell: str | None = None) -> tuple[CellRecord, str]:

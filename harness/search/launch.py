@@ -1,8 +1,8 @@
-"""Run a checked study: open the record and MLflow, choose the executor."""
+"""Check a study, then run it: open the record and MLflow, choose the executor, show the progress."""
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import shlex
 import sys
 from pathlib import Path
@@ -19,75 +19,123 @@ from harness.core.signals import (
 )
 from harness.core.spec import Study
 from harness.core.stores import default_tracking_uri, record_home, record_url
-from harness.core.study_file import question_of, study_file_tags, study_sha256
-from harness.core.units import parse_size
+from harness.core.study_file import load_study, question_of, study_file_tags, study_sha256
 from harness.data.cached import Cache, default_folder
 from harness.search.coordinator import RunContext, StudyStopped, prepare, run_study
+from harness.search.costs import cell_costs
 from harness.search.executors import Executor
 from harness.search.executors.inline import Inline
 from harness.search.lock import sole_runner
+from harness.search.options import StudyOptions
 from harness.search.overview import overview
 from harness.search.plan import Plan, Shard
+from harness.search.preflight import Preflight, check_study
+from harness.search.preview import print_costs, print_plan
 from harness.search.progress import show
 from harness.search.record import Record, StorageFailed, storage_failures
-from harness.search.storage import open_storage
+from harness.search.space import quiet_optuna
+from harness.search.storage import check_storage_url, open_storage
+from harness.tracking.experiment import check_tracking_uri
 from harness.tracking.projection import Projection
+from harness.training.device import resolve_device
+from harness.training.provenance import clear_caches
 from harness.training.trial import Limits
 
 ROOT = Path("mlruns")
 
 
-def open_cache(arguments: argparse.Namespace) -> Cache:
+def launch(path: Path, options: StudyOptions, dry_run: bool = False) -> int:
+    """Check a study, then run or resume it; returns the exit code of the command.
+
+    Args:
+        path: the study file.
+        options: how it is run.
+        dry_run: print what would run, and run nothing.
+
+    Raises:
+        UserError: on bad input, if another command runs the study, or if it differs from the recorded one.
+    """
+    study = load_study(path)
+    study = dataclasses.replace(
+        study,
+        trials=study.trials if options.trials is None else options.trials,
+        repeats=study.repeats if options.repeats is None else options.repeats,
+    )
+    shard = Shard.parse(options.cells) if options.cells else Shard()
+    shard.cells(study)
+    if options.storage:
+        check_storage_url(options.storage)
+    if options.tracking_uri:
+        check_tracking_uri(options.tracking_uri)
+    with quiet_optuna():
+        device = resolve_device(options.device)
+        cache = open_cache(options)
+        clear_caches()
+        checked = check_study(study, cache, options.max_memory is not None)
+        print_notes(checked, options)
+        if dry_run:
+            print_plan(study, checked.specs, device)
+            print_costs(study, cell_costs(checked.specs, device, cache), options.max_memory)
+            return 0
+        info = study_info(study, path, options, checked.leaks)
+        forget_request()
+        with handlers_put_back():
+            return _carry_out(study, info, path, options, shard, cache)
+
+
+def print_notes(checked: Preflight, options: StudyOptions) -> None:
+    """Print what the checks found, and warn of passwords in the addresses of the stores."""
+    for line in checked.notes:
+        print(f"note: {line}", file=sys.stderr)
+    for line in checked.leaks:
+        print(f"warning: {line}", file=sys.stderr)
+    for option, url, better in (
+        ("--storage", options.storage, "~/.pgpass"),
+        ("--tracking-uri", options.tracking_uri, "~/.mlflow/credentials"),
+    ):
+        if url and without_password(url) != url:
+            print(
+                f"warning: every user of this machine can read the password in {option} while this runs; "
+                f"leave it out, and put it into {better}",
+                file=sys.stderr,
+            )
+
+
+def open_cache(options: StudyOptions) -> Cache:
     """The requested cache; if its folder cannot be used, a warning is printed and nothing is cached."""
-    budget = parse_size(arguments.cache_budget)
-    cache = Cache((arguments.cache_dir or default_folder()) if budget else None, budget)
+    budget = options.cache_budget
+    cache = Cache((options.cache_dir or default_folder()) if budget else None, budget)
     if complaint := cache.complaint():
         print(f"warning: {complaint}; name another folder with --cache-dir", file=sys.stderr)
         return Cache(None, 0)
     return cache
 
 
-def limits_of(arguments: argparse.Namespace) -> Limits:
-    """The limits of a trial."""
-    memory = None if arguments.max_memory is None else parse_size(arguments.max_memory)
-    seconds = None if arguments.max_minutes is None else 60 * arguments.max_minutes
-    return Limits(memory, seconds)
-
-
-def carry_out(study: Study, info: StudyInfo, arguments: argparse.Namespace, cache: Cache) -> int:
-    """Run or resume the study; returns the command's exit code.
-
-    Raises:
-        UserError: if another command runs it, it differs from the recorded study, or one of the stores
-            cannot be used.
-    """
-    forget_request()
-    with handlers_put_back():
-        return _carry_out(study, info, arguments, cache)
-
-
-def _carry_out(study: Study, info: StudyInfo, arguments: argparse.Namespace, cache: Cache) -> int:
+def _carry_out(
+    study: Study, info: StudyInfo, path: Path, options: StudyOptions, shard: Shard, cache: Cache
+) -> int:
     # If there is no cluster, this fails before a store is created.
-    executor = executor_of(arguments)
+    executor = executor_of(path, options)
     raise_on_terminate()
     request_stop_on_signal(executor.request_stop)
-    home = record_home(arguments.storage, arguments.tracking_uri)
+    home = record_home(options.storage, options.tracking_uri)
     # The store that the user named is opened first: if it is refused, no default database is created.
-    record = Record(open_storage(record_url(arguments.storage, arguments.tracking_uri)), home)
-    shard = Shard.parse(arguments.cells) if arguments.cells else Shard()
+    record = Record(open_storage(record_url(options.storage, options.tracking_uri)), home)
+    seconds = None if options.max_minutes is None else 60 * options.max_minutes
+    limits = Limits(options.max_memory, seconds)
     try:
         with sole_runner(home, study.name):
-            uri = arguments.tracking_uri or default_tracking_uri(ROOT)
+            uri = options.tracking_uri or default_tracking_uri(ROOT)
             projection = Projection(uri, info, record)
             projection.open()
             context = RunContext(
                 record=record,
                 projection=projection,
-                device=arguments.device,
+                device=options.device,
                 cache=cache,
-                limits=limits_of(arguments),
+                limits=limits,
                 shard=shard,
-                tags=study_file_tags(arguments.space),
+                tags=study_file_tags(path),
             )
             prepare(study, info, context)
             projection.settle()
@@ -95,7 +143,7 @@ def _carry_out(study: Study, info: StudyInfo, arguments: argparse.Namespace, cac
             show(
                 lambda: overview(plan, record.trials(info)),
                 run_study(study, context, executor),
-                arguments.detail,
+                "quiet" if options.quiet else "verbose" if options.verbose else "normal",
             )
             with storage_failures():
                 completed = any(t.outcome == "complete" for t in record.trials(info))
@@ -113,27 +161,27 @@ def _carry_out(study: Study, info: StudyInfo, arguments: argparse.Namespace, cac
         )
     if not completed:
         return _say("no trial of any cell completed; the report counts how they ended", 1)
-    print_where_to_look(study, arguments.tracking_uri)
+    print_where_to_look(study, options.tracking_uri)
     return 0
 
 
-def executor_of(arguments: argparse.Namespace) -> Executor:
+def executor_of(path: Path, options: StudyOptions) -> Executor:
     """The executor of the trials.
 
     Raises:
         UserError: if there is no such cluster.
     """
-    if arguments.engine == "ray":
+    if options.engine == "ray":
         from harness.search.executors.ray_tasks import RayTasks, Room, connect  # an optional extra
 
-        cpus = 1.0 if arguments.worker_cpus is None else arguments.worker_cpus
-        room = Room(cpus, arguments.worker_gpus or 0.0)
-        connect(arguments.address or "auto", room)
-        return RayTasks(arguments.workers, room, arguments.space)
-    if arguments.workers > 1:
+        cpus = 1.0 if options.worker_cpus is None else options.worker_cpus
+        room = Room(cpus, options.worker_gpus or 0.0)
+        connect(options.address or "auto", room)
+        return RayTasks(options.workers, room, path)
+    if options.workers > 1:
         from harness.search.executors.processes import Processes
 
-        return Processes(arguments.workers, arguments.space)
+        return Processes(options.workers, path)
     return Inline()
 
 
@@ -142,52 +190,14 @@ def _say(message: str, code: int) -> int:
     return code
 
 
-def warn_of_addresses(arguments: argparse.Namespace) -> None:
-    """Warn of passwords in the addresses of the stores."""
-    for option, url, better in (
-        ("--storage", arguments.storage, "~/.pgpass"),
-        ("--tracking-uri", arguments.tracking_uri, "~/.mlflow/credentials"),
-    ):
-        if url and without_password(url) != url:
-            print(
-                f"warning: every user of this machine can read the password in {option} while this runs; "
-                f"leave it out, and put it into {better}",
-                file=sys.stderr,
-            )
-
-
-def study_info(study: Study, arguments: argparse.Namespace, leaks: tuple[str, ...]) -> StudyInfo:
+def study_info(
+    study: Study, path: Path, options: StudyOptions, leaks: tuple[str, ...] = ()
+) -> StudyInfo:
     """The description of the study for the record."""
-    command = f"python -m harness.study --space {shlex.quote(str(arguments.space))}"
-    for name in (
-        "device",
-        "trials",
-        "repeats",
-        "cells",
-        "storage",
-        "tracking_uri",
-        "max_memory",
-        "max_minutes",
-        "workers",
-        "engine",
-        "address",
-        "worker_cpus",
-        "worker_gpus",
-        "cache_budget",
-    ):
-        value = getattr(arguments, name)
-        if value is not None and (name, value) not in (
-            ("device", "auto"),
-            ("workers", 1),
-            ("engine", "processes"),
-            ("cache_budget", "10GiB"),
-        ):
-            shown = without_password(str(value))
-            command += f" --{name.replace('_', '-')} {shlex.quote(shown)}"
     return StudyInfo(
         name=study.name,
-        question=question_of(arguments.space),
-        command=command,
+        question=question_of(path),
+        command=options.command(path),
         factors={k: list(v) for k, v in study.compare.items()},
         baseline=dict(study.baseline),
         trials=study.trials,
@@ -195,8 +205,8 @@ def study_info(study: Study, arguments: argparse.Namespace, leaks: tuple[str, ..
         sampler=study.sampler,
         seed=study.seed,
         leaks=leaks,
-        study_file=arguments.space.name,
-        space_sha256=study_sha256(arguments.space),
+        study_file=path.name,
+        space_sha256=study_sha256(path),
     )
 
 

@@ -198,7 +198,7 @@ def _brief(value: object) -> str:
 
 def _anywhere(command: str) -> str:
     """The command without paths and addresses of one machine."""
-    return _without(command, "--storage", "--tracking-uri")
+    return _without(command, "--storage", "--tracking-uri", "--cache-dir")
 
 
 def _without(command: str, *options: str) -> str:
