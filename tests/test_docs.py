@@ -96,7 +96,7 @@ def test_the_parts_of_the_how_to_are_short_and_work_together_in_one_trial(
     parts: Mapping[Path, dict[str, Any]],
 ) -> None:
     blocks = python_blocks(PAGES / "howto.md")
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     assert all(len([x for x in block.splitlines() if x.strip()]) <= 20 for block in blocks)
     spec = TrialSpec(
         target="stripes",
@@ -138,6 +138,18 @@ def test_the_plot_of_the_how_to_is_drawn_in_the_report(
     assert "Accuracy by seed" in page.read_text()
     assert (page.parent / "figures" / "seeds.png").stat().st_size > 1000
     assert len(pd.read_csv(page.parent / "tables" / "seeds.csv")) == 6
+
+
+def test_the_command_of_the_how_to_counts_and_explains_itself(
+    parts: Mapping[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = parts[PAGES / "howto.md"]["main"]
+    assert main(["--target", "stripes"]) == 0
+    assert capsys.readouterr().out == "Counter({'across': 60, 'down': 60})\n"
+    assert main(["--target", "strips"]) == 2
+    assert "unknown target 'strips'; did you mean" in capsys.readouterr().err
+    assert main(["--help"]) == 0
+    assert "name of the data set" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("page", [*FOR_READERS, ROOT / "benchmarks" / "README.md"], ids=name_of)
