@@ -144,7 +144,14 @@ def test_an_encoder_without_a_classifier_is_refused() -> None:
         build("qwen3_vit_88m_enc", "scratch", 7, seed=0)
 
 
-HEADS = {DEIT: 2, "levit_128s": 2, "crossvit_tiny_240": 1, "efficientvim_m1": 1, "repvit_m0_9": 1}
+HEADS = {
+    DEIT: 2,
+    "levit_128s": 2,
+    "volo_d1_224": 2,
+    "crossvit_tiny_240": 1,
+    "efficientvim_m1": 1,
+    "repvit_m0_9": 1,
+}
 
 
 @pytest.mark.parametrize("name", HEADS)

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import optuna
 import pytest
 from optuna.trial import BaseTrial
 
@@ -30,6 +31,15 @@ def test_door_shows_the_first_spec_of_every_cell() -> None:
     assert {k: type(s.strategy).__name__ for k, s in specs.items()} == {
         "probe": "LinearProbe", "full": "FullFineTune",
     }  # fmt: skip
+
+
+def test_checks_at_the_start_show_no_lines_of_optunas_log(caplog: pytest.LogCaptureFixture) -> None:
+    optuna.logging.enable_propagation()
+    try:
+        check_study(make_study(space=scratch()))
+    finally:
+        optuna.logging.disable_propagation()
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize("name", ["shots", "val_shots", "test_shots"])

@@ -27,7 +27,7 @@ class Backbone:
 
     Attributes:
         model: classifier with a fresh head of the target's size.
-        heads: its classifier modules: one, or several whose logits are averaged.
+        heads: its classifier modules: one, or several whose logits are combined.
         groups: stem first, head last.
         modes: for every module, the groups whose tensors lie in it.
         no_decay: names of parameters that the model says must not decay.

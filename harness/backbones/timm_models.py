@@ -59,10 +59,21 @@ def reset_head(model: nn.Module, num_classes: int) -> None:
 
 
 def head_names(model: nn.Module) -> list[str]:
-    """Names of the classifier modules: two in distilled DeiT, several in CrossViT."""
+    """Names of the classifier modules: two in distilled DeiT, several in CrossViT.
+
+    timm's configuration also names a classifier that get_classifier leaves out, VOLO's for its tokens.
+    """
     head = model.get_classifier()  # type: ignore[operator]
     wanted = head if isinstance(head, tuple) else (head,)
-    return [name for name, module in model.named_modules() if any(module is h for h in wanted)]
+    modules = dict(model.named_modules())
+    found = [name for name, module in modules.items() if any(module is h for h in wanted)]
+    config = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    listed = (config,) if isinstance(config, str) else config
+    return found + [n for n in listed if n in modules and not any(_overlap(n, f) for f in found)]
+
+
+def _overlap(one: str, other: str) -> bool:
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def depths(model: nn.Module) -> dict[str, int]:

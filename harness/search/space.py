@@ -147,7 +147,8 @@ def first_draw(study: Study, cell: Cell) -> TrialSpec:
     Raises:
         UserError: if the study's space does not work for this cell.
     """
-    scratch = optuna.create_study(sampler=sampler_of(study, cell, 0))
+    with quiet_optuna():
+        scratch = optuna.create_study(sampler=sampler_of(study, cell, 0))
     return draw(study, cell, scratch.ask(), trial_seed(study, "tune", 0))
 
 
