@@ -168,8 +168,8 @@ def pack_study(
         raise UserError(str(error)) from error
     if running := sum(not t.outcome for t in part.trials):
         left_out += (f"{running} trials that have not ended are not in the bundle",)
-    tables = sum(name.startswith("predictions/") for name in manifest.members)
-    return Packed(study, Path(out), sum(manifest.counts.values()), tables, left_out)
+    trials = sum(manifest.trials.values())
+    return Packed(study, Path(out), trials, manifest.predictions, left_out)
 
 
 def _study_file(
@@ -218,9 +218,9 @@ def merge_bundles(
             command is running the study, or a store cannot be used. The record is then unchanged.
     """
     from harness.core.stores import default_tracking_uri, record_home
-    from harness.search.bundles import Part
+    from harness.search.bundles import Part, read_bundle
     from harness.search.lock import sole_runner
-    from harness.search.merge import plan_merge, read_bundle, write_merge
+    from harness.search.merge import plan_merge, write_merge
     from harness.search.record import Record, StorageFailed, storage_failures
     from harness.search.space import quiet_optuna
     from harness.search.storage import check_storage_url, open_storage

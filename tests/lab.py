@@ -1,10 +1,12 @@
 """A study in small: training replaced by a known truth, accuracy as a function of the spec.
 
 Optuna is real, and MLflow where a test looks at it; only what makes a trial out of a spec is a stand-in.
+`Lab` keeps its record in memory; `tests.toy.Place` has both stores in files.
 """
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,7 +17,7 @@ import numpy as np
 import optuna
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from optuna.trial import BaseTrial, TrialState
+from optuna.trial import BaseTrial, FrozenTrial
 
 from harness import strategies
 from harness.core.records import StudyInfo, TrialRecord
@@ -52,6 +54,17 @@ def make_study(**changes: Any) -> Study:
         "compare": {"strategy": ARMS}, "space": space, "trials": 3, "repeats": 2, "name": "toy",
     }  # fmt: skip
     return Study(**{**fields, **changes})
+
+
+def info_of(study: Study, **changes: Any) -> StudyInfo:
+    """As the command would record it."""
+    fields: dict[str, Any] = {
+        "name": study.name, "question": "Does it?", "command": "run it", "baseline": {}, "leaks": (),
+        "factors": {k: list(v) for k, v in study.compare.items()}, "trials": study.trials,
+        "repeats": study.repeats, "sampler": study.sampler, "seed": study.seed, "study_file": "toy.py",
+        "space_sha256": "ab12",
+    }  # fmt: skip
+    return StudyInfo(**{**fields, **changes})
 
 
 def truth(spec: TrialSpec) -> tuple[float, float]:
@@ -116,6 +129,8 @@ class Unshown(Projection):
     def __init__(self) -> None:
         self.behind = False
 
+    def open(self) -> None: ...
+
     def show_live(self, trial: TrialRecord) -> None: ...
 
     def show(self, trial: TrialRecord) -> None: ...
@@ -128,44 +143,49 @@ class Lab:
 
     def __init__(self, world: World, folder: Path, uri: str = "") -> None:
         self.world, self.folder, self.uri = world, folder, uri
-        self.storage: optuna.storages.BaseStorage = optuna.storages.InMemoryStorage()
+        self.clock: Callable[[], float] = time.monotonic
+        self.kept: optuna.storages.BaseStorage = optuna.storages.InMemoryStorage()
 
-    @property
+    def storage(self) -> optuna.storages.BaseStorage:
+        return self.kept
+
     def record(self) -> Record:
-        return Record(self.storage, self.folder)
+        return Record(self.storage(), self.folder)
 
     def info(self, study: Study) -> StudyInfo:
-        return StudyInfo(
-            name=study.name, question="", command="", factors={k: list(v) for k, v in study.compare.items()},
-            baseline={}, trials=study.trials, repeats=study.repeats, sampler=study.sampler, seed=study.seed,
-            leaks=(), study_file="toy.py", space_sha256="",
-        )  # fmt: skip
+        return info_of(study)
 
-    def context(self, study: Study, **options: Any) -> RunContext:
-        projection = Projection(self.uri, self.info(study), self.record) if self.uri else Unshown()
-        return RunContext(self.record, projection, **options)
+    def differences(self) -> list[Difference]:
+        """Where MLflow does not show what the record says."""
+        record = self.record()
+        return Projection(self.uri, record.info("toy"), record).sync(check=True)
 
     def events(self, study: Study, **options: Any) -> Iterator[SlotDone]:
         """What the command does: prepare, show what MLflow lacks, run."""
-        context = self.context(study, **options)
-        prepare(study, self.info(study), context)
-        context.projection.settle()
+        record = self.record()
+        info = self.info(study)
+        projection = Projection(self.uri, info, record, self.clock) if self.uri else Unshown()
+        projection.open()
+        context = RunContext(record, projection, **options)
+        prepare(study, info, context)
+        projection.settle()
         yield from run_study(study, context, Inline(partial(run_trial, begin=self.world.start)))
 
     def run(self, study: Study, **options: Any) -> list[SlotDone]:
         return list(self.events(study, **options))
 
     def search(self, study: Study, cell: int = 0, **options: Any) -> CellSearch:
-        return CellSearch(self.record, study, study.cells()[cell], **options)
+        return CellSearch(self.record(), study, study.cells()[cell], **options)
 
     def trials(self, **wanted: object) -> list[TrialRecord]:
         """Attempts in the record whose cell, phase, index or other fields are these."""
-        found = self.record.trials(self.record.info("toy"))
+        record = self.record()
 
         def about(trial: TrialRecord) -> dict[str, object]:
             cell, phase, index = trial.slot.key
             return {**vars(trial), "cell": cell, "phase": phase, "index": index}
 
+        found = record.trials(record.info("toy"))
         return [t for t in found if wanted.items() <= about(t).items()]
 
     def outcomes(self) -> Counter[str]:
@@ -174,21 +194,28 @@ class Lab:
     def complete_slots(self) -> Counter[tuple[str, str, int]]:
         return Counter(t.slot.key for t in self.trials(outcome="complete"))
 
-    def states(self, name: str) -> list[TrialState]:
-        """Optuna's own word on the trials of one of its studies."""
-        return [t.state for t in optuna.load_study(study_name=name, storage=self.storage).trials]
+    # --- without the harness's own view of either store ------------------------------------------------
 
-    # --- MLflow ------------------------------------------------------------------------------------
+    def optuna_trials(self, name: str = "") -> list[FrozenTrial]:
+        """The trials of one of Optuna's studies, or of all."""
+        storage = self.storage()
+        names = [name] if name else optuna.get_all_study_names(storage)
+        return [t for n in names for t in optuna.load_study(study_name=n, storage=storage).trials]
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(tracking_uri=self.uri)
+
+    def every_run(self) -> list[Run]:
+        experiment = self.client.get_experiment_by_name("toy")
+        assert experiment is not None
+        return list(self.client.search_runs([experiment.experiment_id]))
 
     def runs(self, **tags: object) -> list[Run]:
         """Runs of trials that have these tags."""
-        client = MlflowClient(tracking_uri=self.uri)
-        [experiment] = client.search_experiments(filter_string="name = 'toy'")
-        every = client.search_runs([experiment.experiment_id])
-        found = [run for run in every if "phase" in run.data.tags]  # not the study's own run
         wanted = {k: str(v) for k, v in tags.items()}.items()
-        return [r for r in found if wanted <= r.data.tags.items()]
+        every = [r for r in self.every_run() if "phase" in r.data.tags]  # not the study's own run
+        return [r for r in every if wanted <= r.data.tags.items()]
 
-    def differences(self) -> list[Difference]:
-        """Where MLflow does not show what the record says."""
-        return Projection(self.uri, self.record.info("toy"), self.record).sync(check=True)
+    def run_outcomes(self) -> Counter[str]:
+        return Counter(r.data.tags.get("outcome", "none") for r in self.runs())

@@ -293,7 +293,7 @@ def test_run_that_a_repeated_call_opened_twice_is_closed_at_the_end(
 
 def die_in_first(lab: Lab, epochs: int = 0) -> None:
     """The first slot ends the process that runs it, after so many epochs; the next command finds that."""
-    lab.record.describe(lab.info(make_study()))
+    lab.record().describe(lab.info(make_study()))
     search = lab.search(make_study())
     trial = search.begin(0, inline=True)
     for epoch in range(epochs):
@@ -331,7 +331,7 @@ def test_mlflow_shows_the_record_even_if_an_earlier_one_was_lost(
 ) -> None:
     shown.run(make_study())
     earlier = {r.info.run_id for r in shown.runs()}
-    shown.storage = optuna.storages.InMemoryStorage()
+    shown.kept = optuna.storages.InMemoryStorage()
     shown.run(make_study(seed=1))
     of_the_record = [r for r in shown.runs(outcome="complete") if r.info.run_id not in earlier]
     assert sorted(r.data.params["lr"] for r in of_the_record) == sorted(
@@ -547,7 +547,7 @@ def test_bad_end_is_recorded_in_both_places_and_the_study_goes_on(world: World, 
     assert (
         len(shown.run(make_study(**ONE_CELL, trials=2 * len(ENDS), repeats=1))) == 2 * len(ENDS) + 1
     )
-    states = shown.states("toy/full")
+    states = [t.state for t in shown.optuna_trials("toy/full")]
     for number, (error, outcome) in enumerate(ENDS):
         (trial,) = shown.trials(phase="tune", index=2 * number + 1)
         (run,) = shown.runs(phase="tune", index=2 * number + 1)
@@ -683,7 +683,8 @@ def test_pruned_trials_are_recorded_as_such_and_repeats_are_never_pruned(
     shown.run(make_study(**ONE_CELL, trials=8, pruner="median"))
     assert shown.outcomes() == {"complete": 5 + 2, "pruned": 3}
     assert {t.slot.index for t in shown.trials(outcome="pruned")} == {5, 6, 7}
-    assert shown.states("toy/full") == [TrialState.COMPLETE] * 5 + [TrialState.PRUNED] * 3
+    states = [t.state for t in shown.optuna_trials("toy/full")]
+    assert states == [TrialState.COMPLETE] * 5 + [TrialState.PRUNED] * 3
     assert {r.info.status for r in shown.runs(outcome="pruned")} == {"FINISHED"}
     assert len(shown.trials(phase="repeat", outcome="complete")) == 2
 

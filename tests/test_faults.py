@@ -111,7 +111,7 @@ def die_at(numbers: Iterable[int], place: Place) -> int:
             return died
         again.run(SMALL)
         again.assert_whole(SMALL)
-        assert again.projection(SMALL).sync(check=True) == []
+        assert again.differences() == []
     raise AssertionError("the study never came to its end")
 
 
@@ -150,7 +150,7 @@ def test_1_slot_that_ends_its_process_each_time_is_crashed_after_the_second_deat
     assert [in_a_process(die) for _ in range(2)] == [-signal.SIGSEGV] * 2
     done = place.run()
     assert [d.trial.outcome for d in done if d.trial] == ["crashed", *["complete"] * 5]
-    assert place.outcomes() == {"complete": 5, "killed": 2, "crashed": 1}
+    assert place.run_outcomes() == {"complete": 5, "killed": 2, "crashed": 1}
     [given_up] = place.runs(outcome="crashed")
     assert "its process ended 2 times" in given_up.data.tags["reason"]
     assert (given_up.data.tags["cell"], given_up.data.tags["index"]) == ("probe", "0")
@@ -166,8 +166,8 @@ def test_7_score_that_is_no_number_is_diverged_before_optuna_takes_it_for_the_be
 ) -> None:
     place.world.truth = lambda spec: score if len(place.world.specs) == 1 else (0.1, 0.5)
     place.run()
-    assert place.outcomes() == {"diverged": 1, "complete": 5}
-    states = [t.state for t in place.trials()]
+    assert place.run_outcomes() == {"diverged": 1, "complete": 5}
+    states = [t.state for t in place.optuna_trials()]
     assert (states.count(TrialState.FAIL), states.count(TrialState.COMPLETE)) == (1, 5)
 
 
@@ -178,7 +178,7 @@ def test_9_data_that_vanish_end_the_study_and_not_a_thousand_trials(place: Place
     place.world.fail_on({2, 3, 4, 5}, FileNotFoundError("pets/cat/1.png"))
     with pytest.raises(StudyStopped, match=r"3 trials in a row ended as crashed.*pets/cat/1\.png"):
         place.run()
-    assert place.outcomes() == {"complete": 1, "crashed": 3}
+    assert place.run_outcomes() == {"complete": 1, "crashed": 3}
     place.world.disturb = lambda spec, epoch: None  # the disk is mounted again
     place.run()
     place.assert_whole()
@@ -263,10 +263,10 @@ def test_13_mlflow_that_answers_again_is_completed_while_the_study_runs(
         Away(patch, 0)
         next(events)
     next(events)
-    assert sum(place.outcomes().values()) == 1, "it is not asked again at once"
+    assert sum(place.run_outcomes().values()) == 1, "it is not asked again at once"
     now = 100.0
     next(events)
-    assert sum(place.outcomes().values()) == 4
+    assert sum(place.run_outcomes().values()) == 4
     list(events)
     place.assert_whole()
     said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]

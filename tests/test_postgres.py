@@ -33,9 +33,9 @@ def test_study_loses_nothing_when_the_server_restarts(
         server.stop()  # connections break, and come back in the middle of the next trial
         server.start()
     assert [d.trial.outcome for d in seen if d.trial] == ["complete"] * 6
-    states = [t.state.name for t in place.trials()]
+    states = [t.state.name for t in place.optuna_trials()]
     assert states == ["COMPLETE"] * 6
-    assert place.outcomes() == {"complete": 6}
+    assert place.run_outcomes() == {"complete": 6}
     assert sync_study("toy", check=True, storage=server.url, tracking_uri=place.uri).left == ()
     assert [d.trial for d in place.run()] == [None] * 6
 

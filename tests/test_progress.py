@@ -27,7 +27,7 @@ from harness.search.plan import Plan
 from harness.search.progress import Detail, duration, show
 from harness.search.record import Record, StorageFailed
 from harness.search.storage import open_storage
-from tests.lab import Lab, World, make_study
+from tests.lab import Lab, World, info_of, make_study
 
 START = datetime(2026, 3, 1, 12, 0, 0)
 PLAN = Plan("toy", ("full", "probe"), trials=3, repeats=2)
@@ -242,22 +242,20 @@ def test_epochs_of_a_long_trial_are_seen_while_it_runs(
     monkeypatch.setattr(progress, "EVERY_SECONDS", 0.01)
     seen = threading.Event()
 
-    def drawn(found: Overview) -> None:
+    def read() -> Overview:
+        found = overview(Plan.of(study), lab.record().trials(info_of(study)))
         if [(w.epochs_done, w.epochs) for w in found.working] == [(1, 2)]:
             seen.set()
+        return found
 
     def second_epoch_waits(_: object, epoch: int) -> None:
         assert epoch == 0 or seen.wait(60), "the table stands still"
 
     world.disturb = second_epoch_waits
     study = make_study(trials=1, repeats=0)
-    lab.record.describe(lab.info(study))
-    monkeypatch.setattr(progress._OnTerminal, "draw", lambda self, found, over=False: drawn(found))
-    show(
-        lambda: overview(Plan.of(study), lab.record.trials(lab.info(study))),
-        lab.events(study),
-    )
-    capsys.readouterr()
+    lab.record().describe(info_of(study))
+    show(read, lab.events(study))
+    assert "1 of 2 epochs" in capsys.readouterr().out
 
 
 def test_notebook_has_one_output_that_changes_and_lines_only_of_what_failed(
@@ -311,7 +309,7 @@ def stores(optuna_template: Path, tmp_path: Path) -> Path:
     shutil.copy(optuna_template, tmp_path / "optuna.db")
     study = make_study()
     record = Record(open_storage(f"sqlite:///{tmp_path}/optuna.db"), tmp_path)
-    record.describe(Lab(World(), tmp_path).info(study))
+    record.describe(info_of(study))
     search = CellSearch(record, study, study.cells()[0])
     complete = TrialResult("complete", {"val_accuracy": 0.8, "val_loss": 0.5})
     for index, end in enumerate((complete, None, TrialResult("diverged"))):
@@ -376,7 +374,7 @@ def test_status_of_a_study_that_has_only_begun_says_that_it_has_no_trial(
     assert ask(tmp_path, capsys) == (2, said)
     study = make_study()
     record = Record(open_storage(f"sqlite:///{tmp_path}/optuna.db"), tmp_path)
-    record.describe(Lab(World(), tmp_path).info(study))
+    record.describe(info_of(study))
     code, said = ask(tmp_path, capsys)
     assert (code, said.endswith("\n\nit has no trial yet\n")) == (0, True)
 

@@ -14,8 +14,9 @@ from harness.core.errors import UserError
 from harness.core.results import EpochResult, TrialResult
 from harness.core.spec import TrialSpec
 from harness.search.cell import CellSearch
-from harness.search.record import Record, choose
-from tests.toy import Place, info_of, make_study
+from harness.search.record import Record
+from tests.lab import info_of
+from tests.toy import Place, make_study
 
 STUDY = make_study(compare={"strategy": ["probe"]}, trials=3)
 INFO = info_of(STUDY)
@@ -134,7 +135,7 @@ def test_trial_that_a_dead_process_left_is_killed(place: Place) -> None:
     [closed] = search(place).close_abandoned()
     assert (closed.outcome, closed.reason, closed.died) == ("killed", "its process died", True)
     assert [e.val_accuracy for e in closed.epochs] == [0.25]
-    assert [t.state for t in place.trials()] == [TrialState.FAIL]
+    assert [t.state for t in place.optuna_trials()] == [TrialState.FAIL]
     assert search(place).close_abandoned() == []
 
 
@@ -144,7 +145,7 @@ def test_trial_whose_result_a_dead_process_had_written_ends_as_that_says(place: 
     opened.trial.set_user_attr("result", result)
     [closed] = search(place).close_abandoned()
     assert (closed.outcome, closed.died) == ("complete", False)
-    assert [(t.state, t.value) for t in place.trials()] == [(TrialState.COMPLETE, 0.75)]
+    assert [(t.state, t.value) for t in place.optuna_trials()] == [(TrialState.COMPLETE, 0.75)]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +187,6 @@ def test_best_on_validation_is_chosen_then_the_lower_loss_then_the_earlier_one(
     chosen = search(place).choose()
     assert chosen is not None
     assert chosen.slot.index == 1
-    assert choose([]) is None
 
 
 def test_repeats_of_what_is_not_chosen_any_more_are_superseded(place: Place) -> None:

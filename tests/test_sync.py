@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shutil
 import sqlite3
@@ -10,11 +12,16 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlparse
 
+import optuna
 import pytest
+from mlflow.entities import Metric, Param
+from optuna.distributions import json_to_distribution
+from optuna.trial import TrialState
 
 from harness.search.lock import sole_runner
 from harness.sync import Synced, main, sync_study
-from tests.toy import Place, info_of, make_study
+from tests.lab import info_of
+from tests.toy import Place, make_study
 
 STUDY = make_study(compare={"strategy": ["probe"]})
 RUNS = 3
@@ -250,3 +257,60 @@ def test_command_refuses_in_one_line(
 def test_study_that_gained_trials_is_known_from_its_record(place: Place) -> None:
     place.record().describe(info_of(make_study(compare={"strategy": ["probe"]}, trials=9)))
     assert sync(place) == Synced("toy", RUNS, ())
+
+
+def recorded_earlier(place: Place) -> None:
+    """Both stores as the harness wrote them in November 2026: `record_of_format_2.json`."""
+    kept = json.loads((Path(__file__).parent / "record_of_format_2.json").read_text())
+    for study in kept["studies"]:
+        made = optuna.create_study(
+            study_name=study["name"], storage=place.url, direction=study["direction"].lower()
+        )
+        for name, value in study["user_attrs"].items():
+            made.set_user_attr(name, value)
+        for trial in study["trials"]:
+            drawn = {k: json_to_distribution(v) for k, v in trial["distributions"].items()}
+            reported = {int(k): v for k, v in trial["intermediate_values"].items()}
+            frozen = optuna.trial.create_trial(
+                state=TrialState[trial["state"]],
+                value=trial["value"],
+                params=trial["params"],
+                distributions=drawn,
+                user_attrs=trial["user_attrs"],
+                intermediate_values=reported,
+            )
+            made.add_trial(frozen)
+    experiment = place.client.create_experiment(
+        "toy",
+        tags=kept["experiment_tags"],
+        artifact_location=f"file://{place.folder}/artifacts/toy",
+    )
+    ids: dict[str, str] = {}
+    for run in kept["runs"]:  # parents come before their children
+        tags = {k: ids.get(v, v) for k, v in run["tags"].items()}
+        made_run = place.client.create_run(experiment, run["start"], tags, run["name"])
+        ids[run["id"]] = made_run.info.run_id
+        metrics = [Metric(*values) for values in run["metrics"]]
+        params = [Param(k, v) for k, v in run["params"].items()]
+        place.client.log_batch(made_run.info.run_id, metrics, params)
+        place.client.set_terminated(made_run.info.run_id, run["status"], run["end"])
+
+
+def test_study_that_was_recorded_earlier_needs_nothing_and_resumes(
+    tmp_path: Path, mlflow_template: Path, optuna_template: Path
+) -> None:
+    place = Place(tmp_path)
+    shutil.copy(mlflow_template, place.mlflow)
+    shutil.copy(optuna_template, place.optuna)
+    recorded_earlier(place)
+    table = b"example,label,predicted,probability\n1,1,1,0.5\n"
+    kept = place.folder / "predictions" / "toy" / f"{hashlib.sha256(table).hexdigest()}.csv"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(table)
+    found = sync(place, check=True)
+    assert (found.trials, found.differences) == (7, ()), "one is open, and has no run yet"
+    place.run(make_study(trials=3))
+    # The open trial was killed after an epoch and is run again, like the third trial of the other cell.
+    assert [s.epochs for s in place.world.tuned] == [2, 2]
+    assert place.outcomes() == {"complete": 8, "killed": 1}
+    assert sync(place).differences == ()

@@ -10,124 +10,53 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pandas as pd
-from mlflow import MlflowClient
-from mlflow.entities import Run, ViewType
-from optuna.trial import BaseTrial, FrozenTrial
 
 from analysis.load import load_study
-from harness import strategies
 from harness.core.records import StudyInfo
-from harness.core.spec import Study, TrialSpec
-from harness.search.coordinator import RunContext, SlotDone, prepare, run_study
-from harness.search.executors.inline import Inline
-from harness.search.record import Record
+from harness.core.spec import Study
+from harness.search.coordinator import SlotDone
 from harness.search.sampling import sampler_of
 from harness.search.storage import open_storage
-from harness.tracking.projection import Projection
-from harness.training.trial import run_trial
-from tests.lab import World
+from tests import lab
+from tests.lab import Lab, World, info_of
 
 ROOT = Path(__file__).parents[1]
-ARMS = {"probe": strategies.LinearProbe(), "full": strategies.FullFineTune()}
-
-
-def space(trial: BaseTrial, strategy: str) -> TrialSpec:
-    lr = trial.suggest_float("lr", 1e-4, 1e-1, log=True)
-    return TrialSpec(
-        target="digits", backbone="test_resnet", strategy=ARMS[strategy], source="scratch", lr=lr, epochs=2
-    )  # fmt: skip
 
 
 def make_study(**changes: Any) -> Study:
     """Two cells of two trials and one repeat."""
-    fields: dict[str, Any] = {
-        "compare": {"strategy": list(ARMS)}, "space": space, "trials": 2, "repeats": 1, "name": "toy",
-    }  # fmt: skip
-    return Study(**{**fields, **changes})
+    return lab.make_study(**{"trials": 2, "repeats": 1, **changes})
 
 
 STUDY = make_study()
 SMALL = make_study(compare={"strategy": ["probe"]}, trials=1)
 
 
-def info_of(study: Study) -> StudyInfo:
-    """As the command would record it."""
-    return StudyInfo(
-        name=study.name,
-        question="Does it?",
-        command="run it",
-        factors={k: list(v) for k, v in study.compare.items()},
-        baseline={},
-        trials=study.trials,
-        repeats=study.repeats,
-        sampler=study.sampler,
-        seed=study.seed,
-        leaks=(),
-        study_file="toy.py",
-        space_sha256="ab12",
-    )
-
-
-class Place:
+class Place(Lab):
     """The two stores of a folder, opened again by every run as by a new process."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, **info: Any) -> None:
         self.mlflow, self.optuna = folder / "mlflow.db", folder / "optuna.db"
-        self.uri, self.url = f"sqlite:///{self.mlflow}", f"sqlite:///{self.optuna}"
-        self.world = World()
-        self.clock: Callable[[], float] = time.monotonic
+        self.url = f"sqlite:///{self.optuna}"
+        self._info = info
+        super().__init__(World(), folder, f"sqlite:///{self.mlflow}")
 
-    def record(self) -> Record:
-        return Record(open_storage(self.url), self.folder)
+    def storage(self) -> optuna.storages.BaseStorage:
+        return open_storage(self.url)
 
-    def projection(self, study: Study = STUDY) -> Projection:
-        return Projection(self.uri, info_of(study), self.record(), self.clock)
+    def info(self, study: Study) -> StudyInfo:
+        return info_of(study, **self._info)
 
-    def events(self, study: Study = STUDY) -> Iterator[SlotDone]:
-        """One run of the command."""
-        record = self.record()
-        projection = Projection(self.uri, info_of(study), record, self.clock)
-        projection.open()
-        context = RunContext(record, projection)
-        prepare(study, info_of(study), context)
-        projection.settle()
-        run = partial(run_trial, begin=self.world.start)
-        yield from run_study(study, context, Inline(run))
+    def events(self, study: Study = STUDY, **options: Any) -> Iterator[SlotDone]:
+        return super().events(study, **options)
 
-    def run(self, study: Study = STUDY) -> list[SlotDone]:
-        return list(self.events(study))
-
-    def trials(self) -> list[FrozenTrial]:
-        """Optuna's own view of every trial."""
-        storage = open_storage(self.url)
-        names = optuna.get_all_study_names(storage)
-        return [t for n in names for t in optuna.load_study(study_name=n, storage=storage).trials]
-
-    def runs(self, **tags: object) -> list[Run]:
-        """MLflow's own view: every run of a trial that has these tags."""
-        wanted = {k: str(v) for k, v in tags.items()}.items()
-        return [
-            r for r in self.every_run() if "phase" in r.data.tags and wanted <= r.data.tags.items()
-        ]
-
-    @property
-    def client(self) -> MlflowClient:
-        return MlflowClient(tracking_uri=self.uri)
-
-    def every_run(self, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
-        experiment = self.client.get_experiment_by_name("toy")
-        assert experiment is not None
-        return list(self.client.search_runs([experiment.experiment_id], run_view_type=view))
-
-    def outcomes(self) -> Counter[str]:
-        return Counter(r.data.tags.get("outcome", "none") for r in self.runs())
+    def run(self, study: Study = STUDY, **options: Any) -> list[SlotDone]:
+        return super().run(study, **options)
 
     def assert_whole(self, study: Study = STUDY) -> None:
         """Every slot is complete once in both stores, every attempt is in both, and nothing is open."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -49,3 +51,20 @@ def refusal(error: BaseException) -> str:
     """Why a tracking store could not be used: what to set where its server asks who is there, else the first
     line of the error without its passwords."""
     return REFUSALS.get(getattr(error, "error_code", ""), first_line(error))
+
+
+@contextmanager
+def one_line(what: str, hint: str = "") -> Iterator[None]:
+    """Turn any exception inside the block into a UserError of one line without passwords, because databases
+    and their libraries raise many kinds. A UserError passes through.
+
+    Args:
+        what: what failed, e.g. "cannot open the storage X".
+        hint: added to the message.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what}: {refusal(error)}{hint}") from error

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from harness.core.results import NOT_RUN, EpochResult
+from harness.core.results import NOT_RUN, RETRIED, EpochResult
 from harness.core.spec import Cell, Phase, cell_label, cells_of
 
 
@@ -132,6 +132,11 @@ class TrialRecord:
     def study(self) -> str:
         """Name of the study."""
         return self.key.partition("/")[0]
+
+    @property
+    def lasts(self) -> bool:
+        """True if it completes its slot: the next run of the command does not try the slot again."""
+        return bool(self.outcome) and (self.lasting or self.outcome not in RETRIED)
 
     @property
     def not_run(self) -> bool:

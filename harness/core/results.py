@@ -14,6 +14,9 @@ Outcome = Literal[
     "complete", "pruned", "diverged", "oom", "timeout", "audit_failed", "crashed", "killed"
 ]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+BROKEN: frozenset[str] = frozenset({"crashed", "audit_failed"})
+RETRIED: frozenset[str] = BROKEN | {"killed"}
+"""Outcomes that say nothing about the configuration; the next run of the command tries the slot again."""
 NOT_RUN = "not run: "
 """Start of the reason of a trial that was not run because of its memory forecast. Such trials do not count as
 failures in a row, and with a higher limit their slots are run."""

@@ -1,21 +1,65 @@
-"""Pack the record of a study into a bundle; `harness.search.bundle_file` describes the format."""
+"""Bundles: the record of a study packed into one zip archive, and read back.
+
+Unpacked into an empty folder, a bundle is a record like the one in mlruns:
+
+    bundle.json                      format, name of the study, how its trials ended
+    optuna.db                        the record
+    predictions/STUDY/SHA256.csv     test predictions
+    studies/STUDY/FILE.py            the study file, if it was found
+
+A bundle may come from an untrusted source: a bundle with any other member is refused, and no code in it is
+run.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import re
 import tempfile
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 
 import optuna
-from optuna.trial import FrozenTrial
 
-from harness.core.errors import UserError
+from harness.core.errors import UserError, first_line
 from harness.core.records import StudyInfo, TrialRecord
-from harness.search.bundle_file import DATABASE, FORMAT, Manifest, sha256_of, write_bundle
-from harness.search.record import Record
+from harness.core.spec import SAFE_NAME
+from harness.data.archives import careful_archives
+from harness.search.record import Attempts, Record
+from harness.search.storage import read_storage
+
+FORMAT = 2
+"""Format 1 had hashes of all members in bundle.json; it is read like format 2, because zip archives and the
+names of predictions have checksums of their own."""
+MANIFEST, DATABASE = "bundle.json", "optuna.db"
+LARGEST_MANIFEST = 2**26
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of bundle.json.
+
+    Attributes:
+        format: number of the bundle's format.
+        study: name of the study.
+        packed: time of packing.
+        trials: number of trials by outcome.
+        predictions: number of files of predictions.
+    """
+
+    format: int
+    study: str
+    packed: str
+    trials: Mapping[str, int]
+    predictions: int
 
 
 @dataclass(frozen=True)
@@ -47,55 +91,94 @@ class Part:
         return cls(where, record, info, record.trials(info), kept_study_file(record, info))
 
 
+def kept_study_file(record: Record, info: StudyInfo) -> Path | None:
+    """The copy of the study file that a merge put beside the record."""
+    path = study_file_path(record, info)
+    return path if path.is_file() and sha256_of(path) == info.space_sha256 else None
+
+
+def study_file_path(record: Record, info: StudyInfo) -> Path:
+    """Where a merge puts the study file."""
+    return record.folder / "studies" / info.name / Path(info.study_file).name
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- pack ------------------------------------------------------------------------------------------
+
+
 def pack(part: Part, out: Path, study_file: Path | None) -> Manifest:
     """Write a bundle of the finished trials of a study.
 
     Args:
         part: the study in its record.
-        out: path of the bundle.
+        out: path of the bundle; a bundle of the same study there is replaced when the new one is complete.
         study_file: the study file; None leaves it out.
 
     Raises:
-        UserError: if predictions are missing or have changed, or the bundle cannot be written.
+        UserError: if predictions are missing or have changed, another kind of file is at the path, or it
+            cannot be written.
     """
     name, ended = part.info.name, [t for t in part.trials if t.outcome]
-    files = {}
-    for trial in ended:
-        if trial.predictions:
-            file = part.record.predictions(trial)
-            if not file.is_file() or f"{sha256_of(file)}.csv" != trial.predictions:
-                what = "were changed" if file.is_file() else "are missing"
-                raise UserError(f"{trial.slot}: its test predictions {what} ({file})")
-            files[f"predictions/{name}/{trial.predictions}"] = file
-    member = ""
+    _require_predictions(part.record, ended)
+    files = {
+        f"predictions/{name}/{t.predictions}": part.record.predictions(t)
+        for t in ended
+        if t.predictions
+    }
+    manifest = Manifest(
+        format=FORMAT,
+        study=name,
+        packed=f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}",
+        trials=dict(sorted(Counter(t.outcome for t in ended).items())),
+        predictions=len(files),
+    )
     if study_file is not None:
-        member = f"studies/{name}/{part.info.study_file}"
-        files[member] = study_file
-    tags: defaultdict[str, set[str]] = defaultdict(set)
-    for trial in ended:
-        for tag, value in trial.provenance.items():
-            tags[tag].add(value)
-    with tempfile.TemporaryDirectory() as folder:
-        files[DATABASE] = Path(folder, DATABASE)
-        _copy(part, ended, files[DATABASE])
-        manifest = Manifest(
-            format=FORMAT,
-            study=name,
-            study_sha256=part.info.space_sha256,
-            study_file=member,
-            packed=f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}",
-            counts=dict(sorted(Counter(t.outcome for t in ended).items())),
-            provenance={tag: sorted(values) for tag, values in sorted(tags.items())},
-            members={name: sha256_of(file) for name, file in sorted(files.items())},
-        )
-        write_bundle(out, manifest, files)
+        files[f"studies/{name}/{part.info.study_file}"] = study_file
+    beside = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        if out.exists() and (found := _study_at(out)) != name:
+            what = f"a bundle of study {found!r}" if found else "no bundle of a study"
+            raise UserError(f"{out} exists and is {what}; it was left as it is: name another file")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive,
+        ):
+            _copy(part, ended, Path(folder, DATABASE))
+            archive.writestr(MANIFEST, json.dumps(asdict(manifest), indent=2))
+            for member, file in {DATABASE: Path(folder, DATABASE), **files}.items():
+                archive.write(file, member)
+        os.replace(beside, out)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {first_line(error)}") from error
+    finally:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
     return manifest
 
 
-def kept_study_file(record: Record, info: StudyInfo) -> Path | None:
-    """The copy of the study file that a merge put beside the record."""
-    path = record.folder / "studies" / info.name / info.study_file
-    return path if path.is_file() and sha256_of(path) == info.space_sha256 else None
+def _require_predictions(record: Record, trials: Iterable[TrialRecord]) -> None:
+    """Raises UserError unless the predictions of these trials are those that were recorded."""
+    for trial in trials:
+        file = record.predictions(trial)
+        if trial.predictions and not file.is_file():
+            raise UserError(f"{trial.slot}: its test predictions are missing ({file})")
+        if trial.predictions and f"{sha256_of(file)}.csv" != trial.predictions:
+            raise UserError(f"{trial.slot}: its test predictions were changed ({file})")
+
+
+def _study_at(path: Path) -> str:
+    """Name of the study in a bundle; "" if the file is not a bundle."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _check_members(archive)
+    except Exception:  # zipfile, zlib and struct raise many kinds
+        return ""
 
 
 def _copy(part: Part, trials: Iterable[TrialRecord], path: Path) -> None:
@@ -113,18 +196,88 @@ def add_trials(
     part: Part, trials: Iterable[TrialRecord], storage: optuna.storages.BaseStorage
 ) -> None:
     """Write trials of one record to another storage, each in one transaction."""
-    by_study: defaultdict[str, list[int]] = defaultdict(list)
-    for trial in trials:
-        by_study[optuna_study(trial)].append(trial.number)
-    for name, numbers in by_study.items():
+    for name, mine in groupby(trials, optuna_study):
         source = optuna.load_study(study_name=name, storage=part.record.storage)
-        known: dict[int, FrozenTrial] = {t.number: t for t in source.get_trials(deepcopy=False)}
+        known = source.get_trials(deepcopy=False)
         target = optuna.create_study(
             study_name=name, storage=storage, direction="maximize", load_if_exists=True
         )
-        target.add_trials([known[number] for number in numbers])
+        target.add_trials([known[trial.number] for trial in mine])
 
 
 def optuna_study(trial: TrialRecord) -> str:
     """Name of the Optuna study that a trial is in."""
     return trial.key.rpartition("#")[0]
+
+
+# --- read ------------------------------------------------------------------------------------------
+
+
+def read_bundle(path: Path, folder: Path) -> Part:
+    """Check a bundle, and unpack it.
+
+    Args:
+        path: path of the bundle.
+        folder: an empty folder, into which it is unpacked.
+
+    Raises:
+        UserError: if it cannot be read, is damaged, has a newer format, or is not a bundle.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, careful_archives(folder):
+            study = _check_members(archive)
+            archive.extractall(folder)
+        record = Record(read_storage(f"sqlite:///{folder / DATABASE}"), folder)
+        part = Part.of(record, study, f"bundle {path}")
+        if part.info.name != study:
+            raise UserError(
+                f"its record is of study {part.info.name!r}, its {MANIFEST} of {study!r}"
+            )
+        Attempts(part.trials).best()  # fails for odd values now, and not in the middle of the merge
+        _require_predictions(record, part.trials)
+    except UserError as error:
+        raise UserError(f"bundle {path}: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read bundle {path}: {first_line(error)}") from error
+    except (
+        Exception
+    ) as error:  # zipfile, zlib and struct raise many kinds, and its record may hold anything
+        raise UserError(
+            f"{path} is no bundle of a study, or was cut off or damaged on its way: {first_line(error)}"
+        ) from error
+    return part
+
+
+def _check_members(archive: zipfile.ZipFile) -> str:
+    """The name of the study in a bundle.
+
+    Raises:
+        UserError: if it has another format, or members that do not belong into a bundle.
+    """
+    names = archive.namelist()
+    if MANIFEST not in names:
+        raise UserError(f"it has no {MANIFEST}, so it is no bundle of a study")
+    found = json.loads(archive.open(MANIFEST).read(LARGEST_MANIFEST))
+    number, study = (found.get(k) if isinstance(found, dict) else None for k in ("format", "study"))
+    if isinstance(number, int) and number > FORMAT:
+        raise UserError(
+            f"its format is {number}, this harness reads up to {FORMAT}: install the version that packed it"
+        )
+    if number not in (1, FORMAT) or not isinstance(study, str) or not SAFE_NAME.fullmatch(study):
+        raise UserError(f"its {MANIFEST} is not that of a bundle")
+    # Neither a folder nor ".." fits, so nothing is written outside; zipfile writes a link as a plain file.
+    kinds = (
+        MANIFEST,
+        DATABASE,
+        rf"predictions/{study}/[0-9a-f]{{64}}\.csv",
+        rf"studies/{study}/[^/\\:]+\.py",
+    )
+    counts = Counter(names)
+    for name in names:
+        if not re.fullmatch("|".join(kinds), name) or counts[name] > 1:
+            raise UserError(
+                f"its member {name!r} does not belong into a bundle; nothing was unpacked"
+            )
+    if DATABASE not in names:
+        raise UserError(f"it has no {DATABASE}")
+    return study

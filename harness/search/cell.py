@@ -10,15 +10,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from harness.core.errors import UserError
 from harness.core.records import Slot, TrialRecord
-from harness.core.results import EpochResult, TrialResult
+from harness.core.results import BROKEN, EpochResult, TrialResult
 from harness.core.signals import TrialTimeout, time_limit
 from harness.core.spec import Cell, Phase, Study, TrialSpec, cell_label
 from harness.search.plan import trial_seed
 from harness.search.record import (
+    Attempts,
     Record,
-    choose,
-    done_of,
-    note_done,
     read_trials,
     study_name,
     trial_record,
@@ -27,7 +25,6 @@ from harness.search.sampling import fixed, sampler_of
 from harness.search.space import draw
 from harness.search.storage import patiently
 from harness.training.device import MIB
-from harness.training.outcomes import BROKEN
 from harness.training.provenance import inputs_of
 
 DRAW_SECONDS = 270.0
@@ -92,20 +89,10 @@ class CellSearch:
         )
         if [d.name for d in self._optuna.directions] != ["MAXIMIZE"]:
             raise UserError(f"Optuna study {self.name!r} was not made by this harness")
-        self._attempts: dict[int, list[TrialRecord]] = {}
-        self._done: dict[int, TrialRecord] = {}
-        self._read()
+        self._attempts = self._read()
 
-    def _read(self) -> None:
-        """Read every attempt from the storage."""
-        self._attempts, self._done = {}, {}
-        for trial in read_trials(self.record.storage, self.name, self.cell, self._number):
-            self._note(trial)
-
-    def _note(self, trial: TrialRecord) -> None:
-        """Remember an attempt that was read or has ended."""
-        self._attempts.setdefault(trial.slot.index, []).append(trial)
-        note_done(self._done, trial)
+    def _read(self) -> Attempts:
+        return Attempts(read_trials(self.record.storage, self.name, self.cell, self._number))
 
     def slot(self, index: int) -> Slot:
         """The index-th slot."""
@@ -114,23 +101,25 @@ class CellSearch:
     def close_abandoned(self) -> list[TrialRecord]:
         """End the trials that a dead process left open, and return them. If the result of one was already
         written, it ends with that result."""
-        left = {t.key for a in self._attempts.values() for t in a if not t.outcome}
+        closed = []
         for trial in self._optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             result = trial.user_attrs.get("result", {})
             self._tell(trial.number, result.get("outcome", "killed"), result.get("metrics", {}))
-        self._read()
-        return [t for a in self._attempts.values() for t in a if t.key in left]
+            closed.append(trial.number)
+        if closed:
+            self._attempts = self._read()
+        return [t for t in self._attempts if t.number in closed]
 
     def done(self, index: int) -> TrialRecord | None:
         """The attempt that completed the slot; None as long as the slot needs work."""
-        trial = self._done.get(index)
+        trial = self._attempts.done().get(index)
         if trial is None or (trial.not_run and _needed(trial) <= self.memory):
             return None
         return trial
 
     def kills_its_process(self, index: int) -> bool:
         """True if attempts at that slot keep killing their process, so that it is not tried again."""
-        deaths = [t for t in self._attempts.get(index, ()) if t.died]
+        deaths = [t for t in self._attempts.at(index) if t.died]
         stuck = 0
         for before, after in zip([None, *deaths], deaths, strict=False):
             progress = before is not None and len(after.epochs) > len(before.epochs)
@@ -141,7 +130,7 @@ class CellSearch:
     def reference(self) -> TrialRecord | None:
         """Any completed trial; one is enough to compare with, because one function draws all trials of a
         cell."""
-        return next((t for t in self._done.values() if t.spec), None)
+        return next((t for t in self._attempts.done().values() if t.spec), None)
 
     def begin(self, index: int, inline: bool) -> OpenTrial:
         """Open a trial for a slot and draw from the space.
@@ -155,7 +144,7 @@ class CellSearch:
         base = sampler_of(self.study, self.cell, index)
         self._optuna.sampler = fixed(dict(self.chosen.params), base) if self.chosen else base
         trial = patiently(self._optuna.ask)
-        attempts = self._attempts.get(index, [])
+        attempts = self._attempts.at(index)
         seed = trial_seed(self.study, self.phase, index)
         about = {"index": index, "attempt": len(attempts) + 1, "seed": seed, "inline": inline}
         patiently(lambda: trial.set_user_attr("slot", about))
@@ -211,7 +200,7 @@ class CellSearch:
         patiently(lambda: trial.set_user_attr("result", written))
         told = patiently(lambda: self._tell(trial, result.outcome, result.metrics))
         ended = trial_record(self.name, told, open_trial.record.slot, self._number)
-        self._note(ended)
+        self._attempts.add(ended)
         return ended
 
     def _tell(
@@ -226,7 +215,7 @@ class CellSearch:
 
     def give_up(self, index: int) -> TrialRecord:
         """Record, as a further trial, that a slot keeps killing its process."""
-        attempts = self._attempts[index]
+        attempts = self._attempts.at(index)
         last = attempts[-1]
         how = next((t.reason for t in reversed(attempts) if t.reason), "")
         died = sum(t.died for t in attempts)
@@ -245,12 +234,12 @@ class CellSearch:
         )
         told = self._optuna.get_trials(deepcopy=False)[-1]
         ended = trial_record(self.name, told, self.slot(index), self._number)
-        self._note(ended)
+        self._attempts.add(ended)
         return ended
 
     def choose(self) -> TrialRecord | None:
         """The complete tuning trial that is best on validation."""
-        return choose(done_of(self._done.values(), self.study.trials).values())
+        return self._attempts.best(self.study.trials)
 
 
 def _needed(trial: TrialRecord) -> float:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.core.records import Slot, StudyInfo, TrialRecord
-from harness.core.results import EpochResult, TrialResult, predictions_csv
+from harness.core.results import RETRIED, EpochResult, TrialResult, predictions_csv
 from harness.core.signals import Terminated, stop_requested
 from harness.core.spec import Cell, Study
 from harness.data.cached import Cache
@@ -24,7 +24,7 @@ from harness.search.plan import Shard
 from harness.search.record import Record, StorageFailed, storage_failures
 from harness.search.unchanged import Inputs, check_unchanged
 from harness.tracking.projection import Projection
-from harness.training.outcomes import RETRIED, FailureStreak
+from harness.training.outcomes import FailureStreak
 from harness.training.trial import Limits, Message, Started, TrialTask
 
 KILLED_AT_MOST = 3
@@ -80,7 +80,7 @@ class SlotDone:
     @property
     def counts(self) -> bool:
         """True if this attempt completed the slot."""
-        return self.trial is not None and (self.trial.lasting or self.trial.outcome not in RETRIED)
+        return self.trial is not None and self.trial.lasts
 
 
 def prepare(study: Study, info: StudyInfo, context: RunContext) -> None:

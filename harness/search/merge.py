@@ -7,24 +7,20 @@ repeated to complete it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
-import sys
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from itertools import groupby
 
-from harness.core.errors import UserError, first_line
+from harness.core.errors import UserError
 from harness.core.records import StudyInfo, TrialRecord
-from harness.search.bundle_file import DATABASE, PREDICTIONS, unpack_bundle
-from harness.search.bundles import Part, add_trials, kept_study_file, optuna_study
-from harness.search.record import Record, done_of
-from harness.search.storage import read_storage
+from harness.search.bundles import Part, add_trials, kept_study_file, optuna_study, study_file_path
+from harness.search.record import Attempts, Record
 from harness.training.provenance import IMAGES, WEIGHTS
 
 SAME = {
+    "name": "name",
     "space_sha256": "hash of the study file",
     "factors": "factors",
     "trials": "trials per cell",
@@ -48,36 +44,6 @@ class Merge:
     additions: Sequence[tuple[Part, Sequence[TrialRecord]]]
 
 
-def read_bundle(path: Path, folder: Path) -> Part:
-    """Read a bundle.
-
-    Args:
-        path: path of the bundle.
-        folder: an empty folder, into which it is unpacked.
-
-    Raises:
-        UserError: if it cannot be read, is damaged, has a newer format, or is not a bundle.
-    """
-    manifest = unpack_bundle(path, folder)
-    try:
-        record = Record(read_storage(f"sqlite:///{folder / DATABASE}"), folder)
-        part = Part.of(record, manifest.study, f"bundle {path}")
-        # Checked now, so that a damaged file does not stop the merge half way.
-        for trial in part.trials:
-            _identity(trial)
-            if trial.predictions and (
-                not PREDICTIONS.fullmatch(trial.predictions)
-                or not record.predictions(trial).is_file()
-            ):
-                raise UserError(f"it lacks the test predictions of {trial.slot}")
-        done_of(part.trials, sys.maxsize)
-    except UserError as error:
-        raise UserError(f"bundle {path}: {error}") from error
-    except Exception as error:  # a record of somebody else's making may hold anything
-        raise UserError(f"bundle {path}: its record cannot be read: {first_line(error)}") from error
-    return part
-
-
 def plan_merge(bundles: Sequence[Part], target: Part | None = None) -> Merge:
     """Plan the merge; nothing is written.
 
@@ -86,40 +52,39 @@ def plan_merge(bundles: Sequence[Part], target: Part | None = None) -> Merge:
         target: the study in the target record; None if it is not there.
 
     Raises:
-        UserError: if the bundles are of different studies, or two of them completed the same slot.
+        UserError: if the bundles are of different studies, differ in their images or weights, or two of them
+            completed the same slot.
     """
     first = target or bundles[0]
-    info = first.info if target else replace(first.info, command=_anywhere(first.info.command))
-    leaks: dict[str, None] = {}
-    settled: dict[tuple[str, int], tuple[TrialRecord, Part]] = {}
-    read: dict[tuple[str, ...], tuple[str, Part]] = {}
+    parts = [target, *bundles] if target else list(bundles)
+    leaks = dict.fromkeys(line for part in parts for line in part.info.leaks)
+    # Options that hold on one machine only; those of the target's own machine stay.
+    foreign = ("--cells",) if target else ("--cells", "--storage", "--tracking-uri", "--cache-dir")
+    command = _without(first.info.command, *foreign)
     known: set[str] = set()
+    read: dict[tuple[str, ...], tuple[str, Part]] = {}
+    settled: dict[tuple[str, int], tuple[TrialRecord, Part]] = {}
     additions = []
-    for part in ([target] if target else []) + list(bundles):
+    for part in parts:
         _require_same_study(first, part)
         _require_same_inputs(part, read)
         _require_free_slots(part, known, settled)
-        new = []
-        for trial in part.trials:
-            if trial.outcome and (identity := _identity(trial)) not in known:
-                known.add(identity)
-                new.append(trial)
-        leaks |= dict.fromkeys(part.info.leaks)
+        new = [t for t in part.trials if t.outcome and _identity(t) not in known]
+        known |= set(map(_identity, new))
         if part is not target:
             additions.append((part, new))
-    command = _without(info.command, "--cells")
-    return Merge(replace(info, leaks=tuple(leaks), command=command), additions)
+    return Merge(replace(first.info, leaks=tuple(leaks), command=command), additions)
 
 
 def write_merge(merge: Merge, record: Record) -> None:
     """Write the new trials. An interrupted merge is completed by planning and writing it again."""
-    name = merge.info.name
     for part, trials in merge.additions:
         for trial in trials:
             if trial.predictions:
-                record.keep_predictions(name, part.record.predictions(trial).read_bytes().decode())
+                table = part.record.predictions(trial).read_text()
+                record.keep_predictions(merge.info.name, table)
         if part.study_file is not None and kept_study_file(record, merge.info) is None:
-            kept = record.folder / "studies" / name / merge.info.study_file
+            kept = study_file_path(record, merge.info)
             kept.parent.mkdir(parents=True, exist_ok=True)
             kept.write_bytes(part.study_file.read_bytes())
     record.describe(merge.info)
@@ -129,29 +94,24 @@ def write_merge(merge: Merge, record: Record) -> None:
 
 def _identity(trial: TrialRecord) -> str:
     """A key that is equal for the same trial in two records, whatever its number there."""
-    told = asdict(trial.but(key=optuna_study(trial), number=0, superseded=False))
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+    fields = asdict(trial.but(key=optuna_study(trial), number=0, superseded=False))
+    return json.dumps(fields, sort_keys=True, default=str)
 
 
 def _require_same_study(one: Part, other: Part) -> None:
-    if one.info.name != other.info.name:
-        raise UserError(
-            f"{other.where} is of study {other.info.name!r}, {one.where} of {one.info.name!r}: "
-            "one merge is of one study; nothing was merged"
-        )
     for field, what in SAME.items():
         mine, theirs = getattr(one.info, field), getattr(other.info, field)
         if json.dumps(mine) != json.dumps(theirs):  # the order of labels counts
             raise UserError(
-                f"{other.where} and {one.where} are not of the same study {one.info.name!r}: {what} "
-                f"{_brief(theirs)} and {_brief(mine)}; nothing was merged"
+                f"{other.where} and {one.where} are not of the same study: {what} {_brief(theirs)} and "
+                f"{_brief(mine)}; nothing was merged"
             )
 
 
 def _require_same_inputs(part: Part, read: dict[tuple[str, ...], tuple[str, Part]]) -> None:
     """Check that all machines had the same images and weights, because cells are compared with each other."""
+    names = {IMAGES: ("target",), WEIGHTS: ("backbone", "source")}
     for trial in part.trials:
-        names = {IMAGES: ("target",), WEIGHTS: ("backbone", "source")}
         for what, found in trial.inputs.items():
             of = tuple(str(trial.spec.get(name)) for name in names.get(what, ()))
             before, where = read.setdefault((what, *of), (found, part))
@@ -167,27 +127,22 @@ def _require_free_slots(
 ) -> None:
     """Raises UserError if another trial has already completed a slot. A trial that was not run because of
     its memory forecast is replaced by one that was."""
-    by_study: defaultdict[str, list[TrialRecord]] = defaultdict(list)
-    for trial in part.trials:
-        by_study[optuna_study(trial)].append(trial)
-    for name, trials in by_study.items():
-        for index, trial in done_of(trials, sys.maxsize).items():
+    for name, trials in groupby(part.trials, optuna_study):
+        for index, trial in Attempts(trials).done().items():
             before, where = settled.get((name, index), (None, part))
             if before is None or (before.not_run and not trial.not_run):
                 settled[name, index] = trial, part
             elif _identity(trial) not in known and before.not_run == trial.not_run:
                 raise UserError(
-                    f"{trial.slot} was run twice: in {part.where} ({_told(trial)}) and in {where.where} "
-                    f"({_told(before)}); merge one of them; nothing was merged"
+                    f"{trial.slot} was run twice: in {part.where} ({_describe(trial)}) and in {where.where} "
+                    f"({_describe(before)}); merge one of them; nothing was merged"
                 )
 
 
-def _told(trial: TrialRecord) -> str:
+def _describe(trial: TrialRecord) -> str:
     host = trial.provenance.get("env.host")
     at = f" on {host}" if host else ""
-    return f"{trial.outcome}{at}" + (
-        f", {trial.started:%Y-%m-%d %H:%M:%S}" if trial.started else ""
-    )
+    return f"{trial.outcome}{at}, {trial.started:%Y-%m-%d %H:%M:%S}"
 
 
 def _brief(value: object) -> str:
@@ -196,12 +151,8 @@ def _brief(value: object) -> str:
     return text[:12] if len(text) == 64 else text
 
 
-def _anywhere(command: str) -> str:
-    """The command without paths and addresses of one machine."""
-    return _without(command, "--storage", "--tracking-uri", "--cache-dir")
-
-
 def _without(command: str, *options: str) -> str:
+    """The command without these options and their values."""
     words = shlex.split(command)
     kept = [
         word

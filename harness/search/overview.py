@@ -12,7 +12,7 @@ from harness.core.html import as_table
 from harness.core.records import TrialRecord
 from harness.core.spec import Phase, cell_label
 from harness.search.plan import Plan
-from harness.search.record import choose, done_of
+from harness.search.record import Attempts
 
 COLUMNS = ("cell", "trials", "repeats", "best validation", "median training", "peak memory")
 PEAKS = ("peak_accelerator_allocated_mib", "peak_process_rss_mib")
@@ -103,19 +103,18 @@ class Overview:
 
 @dataclass(frozen=True)
 class _Part:
-    """One phase of one cell: every trial that counts, and the attempt that settles each slot."""
+    """One phase of one cell, and how many of its slots are asked for."""
 
-    cell: str
-    phase: Phase
+    attempts: Attempts
     asked: int
-    trials: Sequence[TrialRecord]
-    done: Mapping[int, TrialRecord]
+
+    @property
+    def done(self) -> Sequence[TrialRecord]:
+        """The attempt that completed each slot."""
+        return list(self.attempts.done(self.asked).values())
 
     def durations(self) -> list[float]:
-        return [t.seconds for t in self.done.values() if t.seconds is not None]
-
-    def complete(self) -> list[TrialRecord]:
-        return [t for t in self.done.values() if t.outcome == "complete"]
+        return [t.seconds for t in self.done if t.seconds is not None]
 
 
 def overview(plan: Plan, trials: Iterable[TrialRecord]) -> Overview:
@@ -130,58 +129,60 @@ def overview(plan: Plan, trials: Iterable[TrialRecord]) -> Overview:
         by_cell[cell_label(trial.slot.cell), trial.slot.phase].append(trial)
     pairs: list[tuple[_Part, _Part]] = []
     for cell in plan.cells:
-        tried = by_cell[cell, "tune"]
-        tune = _Part(cell, "tune", plan.trials, tried, done_of(tried, plan.trials))
-        best = choose(tune.done.values())
-        asked = plan.repeats if best or len(tune.done) < plan.trials else 0  # nothing to repeat
+        tune = _Part(Attempts(by_cell[cell, "tune"]), plan.trials)
+        best = tune.attempts.best(plan.trials)
+        repeats = plan.repeats if best or len(tune.done) < plan.trials else 0  # nothing to repeat
         chosen = None if best is None else best.slot.index
-        repeated = [t for t in by_cell[cell, "repeat"] if t.chosen == chosen]
-        pairs.append((tune, _Part(cell, "repeat", asked, repeated, done_of(repeated, asked))))
-    every = [part for pair in pairs for part in pair]
-    working = tuple(sorted(_working(every), key=lambda w: w.since or datetime.min))
+        mine = [t for t in by_cell[cell, "repeat"] if t.chosen == chosen]
+        pairs.append((tune, _Part(Attempts(mine), repeats)))
+    every = [trial for pair in pairs for part in pair for trial in part.attempts]
+    working = sorted(
+        (_working(t) for t in every if not t.outcome), key=lambda w: w.since or datetime.min
+    )
     return Overview(
         plan,
-        tuple(_progress(tune, repeats) for tune, repeats in pairs),
-        Counter(t.outcome for p in every for t in p.trials if t.outcome),
-        working,
+        tuple(_progress(cell, *pair) for cell, pair in zip(plan.cells, pairs, strict=True)),
+        Counter(t.outcome for t in every if t.outcome),
+        tuple(working),
         _seconds_left(pairs, max(1, len(working))),
     )
 
 
-def _progress(tune: _Part, repeats: _Part) -> CellProgress:
-    complete = tune.complete() + repeats.complete()
-    ended = [t.metrics for t in (*tune.trials, *repeats.trials)]
-    peaks = [next((m[name] for name in PEAKS if name in m), None) for m in ended]
-    seconds = [t.metrics.get("train_seconds") for t in complete]
-    best = choose(tune.complete())
+def _progress(cell: str, tune: _Part, repeats: _Part) -> CellProgress:
+    complete = [t.metrics for t in (*tune.done, *repeats.done) if t.outcome == "complete"]
+    seconds = [m["train_seconds"] for m in complete if "train_seconds" in m]
+    ended = [t.metrics for t in (*tune.attempts, *repeats.attempts)]
+    peaks = [next((m[name] for name in PEAKS if name in m), 0.0) for m in ended]
+    best = tune.attempts.best(tune.asked)
     return CellProgress(
-        tune.cell,
+        cell,
         len(tune.done),
         len(repeats.done),
         best.metrics["val_accuracy"] if best else None,
-        median(known) if (known := [s for s in seconds if s is not None]) else None,
-        max((p for p in peaks if p is not None), default=None),
+        median(seconds) if seconds else None,
+        max(peaks, default=0.0) or None,
     )
 
 
-def _working(parts: Sequence[_Part]) -> list[Working]:
-    found = []
-    for trial in (t for part in parts for t in part.trials if not t.outcome):
-        epochs = trial.spec.get("epochs")
-        last = trial.epochs[-1].val_accuracy if trial.epochs else None
-        asked = epochs if isinstance(epochs, int) else None
-        found.append(Working(str(trial.slot), trial.started, len(trial.epochs), asked, last))
-    return found
+def _working(trial: TrialRecord) -> Working:
+    epochs = trial.spec.get("epochs")
+    return Working(
+        str(trial.slot),
+        trial.started,
+        len(trial.epochs),
+        epochs if isinstance(epochs, int) else None,
+        trial.epochs[-1].val_accuracy if trial.epochs else None,
+    )
 
 
-def _seconds_left(parts: Sequence[tuple[_Part, _Part]], busy: int) -> float | None:
+def _seconds_left(pairs: Sequence[tuple[_Part, _Part]], busy: int) -> float | None:
     """Estimated time left: remaining trials of each cell times the median duration of its trials (of all
     trials if it has none), divided by the number of running trials."""
-    everybody = [d for pair in parts for part in pair for d in part.durations()]
+    everybody = [d for pair in pairs for part in pair for d in part.durations()]
     if not everybody:
         return None
     total = 0.0
-    for pair in parts:
+    for pair in pairs:
         for part in pair:
             known = part.durations() or [d for p in pair for d in p.durations()] or everybody
             total += (part.asked - len(part.done)) * median(known)

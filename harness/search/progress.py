@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import html
-import io
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Literal
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from harness.core.results import BROKEN
 from harness.search.coordinator import SlotDone
 from harness.search.overview import COLUMNS, Overview, Working
 from harness.search.record import StorageFailed, storage_failures
-from harness.training.outcomes import BROKEN
 
 Detail = Literal["quiet", "normal", "verbose"]
 
 PAUSE = 50
-"""Pause between two updates, as a multiple of the time that one takes: at most 2 % of a core."""
+"""Pause between two readings, as a multiple of the time that one takes: at most 2 % of a core."""
 EVERY_SECONDS = 1.0
 """Shortest time between two drawings of the table."""
 MOST_AT_WORK = 8
@@ -56,7 +56,7 @@ def show(
     looks = _Looks(read, clock)
     slots, before, resumed, own, broken = looks.now().plan.slots, looks.now().done, 0, 0, 0
     live = (console.is_terminal or console.is_jupyter) and detail != "quiet"
-    with _Board(console, looks) if live else nullcontext():
+    with _table(console, looks) if live else nullcontext():
         for event in events:
             if event.trial is None:
                 resumed += 1
@@ -105,9 +105,11 @@ class _Looks:
             now = self._clock()
             self._due = now + PAUSE * (now - started)
 
-    def _read_again(self) -> bool:
-        """Returns False if the storage did not answer: the last progress is kept, and the coordinator reports
-        the error."""
+    def _is_fresh(self, anyway: bool = False) -> bool:
+        """Read again if it is time to. If the storage does not answer, the last progress is kept; the
+        coordinator reports the error."""
+        if not anyway and self._clock() < self._due:
+            return False
         try:
             self._read()
         except StorageFailed:
@@ -117,15 +119,13 @@ class _Looks:
     def now(self, anyway: bool = False) -> Overview:
         """The progress, at most a moment old."""
         with self._lock:
-            if anyway or self._clock() >= self._due:
-                self._read_again()
+            self._is_fresh(anyway)
             return self._found
 
     def count(self, event: SlotDone) -> int:
         """How many slots of the whole study are done, including the one of this event."""
         with self._lock:
-            fresh = self._clock() >= self._due and self._read_again()
-            if not fresh and event.counts:
+            if not self._is_fresh() and event.counts:
                 self._done += 1
             # A slot that its forecast kept from running, and that is run later, is counted twice.
             return min(self._done, self._found.plan.slots)
@@ -146,86 +146,52 @@ def _lines(counted: str, event: SlotDone, with_curve: bool) -> Iterator[str]:
         yield f"{' ' * len(counted)}validation after each epoch: {curve}"
 
 
-class _Board(AbstractContextManager["_Board"]):
-    """The table, updated by its own thread, so that the epochs of long trials are shown."""
+@contextmanager
+def _table(console: Console, looks: _Looks) -> Iterator[None]:
+    """Show the table during the block. A thread updates it, so that the epochs of long trials are shown."""
+    with ExitStack() as stack:
+        if console.is_jupyter:
+            draw = _notebook_output()
+        else:
+            live = stack.enter_context(Live(console=console, auto_refresh=False))
+            draw = partial(live.update, refresh=True)
+        over = threading.Event()
 
-    def __init__(self, console: Console, looks: _Looks) -> None:
-        self._looks = looks
-        self._view = _InNotebook() if console.is_jupyter else _OnTerminal(console)
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="progress", daemon=True)
+        def keep() -> None:
+            while not over.wait(EVERY_SECONDS):
+                with suppress(
+                    Exception
+                ):  # of a storage that does not answer; the coordinator reports it
+                    draw(_whole(looks.now()))
 
-    def __enter__(self) -> _Board:
-        self._view.__enter__()
-        self._draw()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._over.set()
-        self._thread.join(2 * EVERY_SECONDS)  # a storage that hangs must not hold up Ctrl-C
+        draw(_whole(looks.now()))
+        thread = threading.Thread(target=keep, name="progress", daemon=True)
+        thread.start()
         try:
-            if error == (None, None, None):
-                self._view.draw(self._looks.now(anyway=True), over=True)
+            yield
         finally:
-            self._view.__exit__(None, None, None)
-
-    def _keep(self) -> None:
-        pause = EVERY_SECONDS
-        while not self._over.wait(pause):
-            started = time.monotonic()
-            # Exceptions of other storages that do not answer; the coordinator reports them.
-            with suppress(Exception):
-                self._draw()
-            pause = max(EVERY_SECONDS, PAUSE * (time.monotonic() - started))
-
-    def _draw(self) -> None:
-        self._view.draw(self._looks.now())
+            over.set()
+            thread.join(2 * EVERY_SECONDS)  # a storage that hangs must not hold up Ctrl-C
+        found = looks.now(anyway=True)
+        # In a notebook the table of results follows.
+        draw(Group(*_head(found)) if console.is_jupyter else picture(found))
 
 
-class _OnTerminal(AbstractContextManager["_OnTerminal"]):
-    """The last lines of a terminal."""
+def _notebook_output() -> Callable[[RenderableType], None]:
+    """A function that shows its argument in one output of a notebook cell, in place of what was there."""
+    from IPython.display import display
 
-    def __init__(self, console: Console) -> None:
-        self._live = Live(console=console, auto_refresh=False)
+    handle = display({"text/plain": ""}, raw=True, display_id=True)  # type: ignore[no-untyped-call]
 
-    def __enter__(self) -> _OnTerminal:
-        self._live.__enter__()
-        return self
+    def draw(shown: RenderableType) -> None:
+        made = Console(width=100, color_system=None, force_jupyter=False, highlight=False)
+        with made.capture() as captured:
+            made.print(shown)
+        text = captured.get().rstrip()
+        page = {"text/plain": text, "text/html": f"<pre>{html.escape(text)}</pre>"}
+        handle.update(page, raw=True)
 
-    def __exit__(self, *_: object) -> None:
-        self._live.__exit__(None, None, None)
-
-    def draw(self, found: Overview, over: bool = False) -> None:
-        """In place of what was there."""
-        shown = picture(found) if over else Group(picture(found), *at_work(found))
-        self._live.update(shown, refresh=True)
-
-
-class _InNotebook(AbstractContextManager["_InNotebook"]):
-    """One output of a notebook cell. At the end it shrinks to two lines, because the result's table
-    follows."""
-
-    def __enter__(self) -> _InNotebook:
-        from IPython.display import display
-
-        handle = display({"text/plain": ""}, raw=True, display_id=True)  # type: ignore[no-untyped-call]
-        self._handle = handle
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
-
-    def draw(self, found: Overview, over: bool = False) -> None:
-        """In place of what was there."""
-        made = Console(
-            file=io.StringIO(), width=100, color_system=None, force_jupyter=False, highlight=False
-        )
-        made.print(*(_head(found) if over else (picture(found), *at_work(found))), sep="\n")
-        assert isinstance(made.file, io.StringIO)
-        text = made.file.getvalue().rstrip()
-        shown = {"text/plain": text, "text/html": f"<pre>{html.escape(text)}</pre>"}
-        self._handle.update(shown, raw=True)
+    return draw
 
 
 def _head(found: Overview) -> tuple[Table, str]:
@@ -252,12 +218,13 @@ def picture(found: Overview) -> Group:
     return Group(*_head(found), table)
 
 
-def at_work(found: Overview) -> list[Text]:
-    """The running trials with their progress."""
+def _whole(found: Overview) -> Group:
+    """The progress of the study and of the running trials."""
     working = found.working
     lines = [f"{work.slot}: {describe_epochs(work)}" for work in working[:MOST_AT_WORK]]
     more = [f"and {len(working) - MOST_AT_WORK} more"] if len(working) > MOST_AT_WORK else []
-    return [Text(f"now {line}", style="dim") for line in (*lines, *more)]
+    now = [Text(f"now {line}", style="dim") for line in (*lines, *more)]
+    return Group(picture(found), *now)
 
 
 def describe_outcomes(found: Overview) -> str:

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +30,6 @@ from harness.core.errors import UserError, first_line
 from harness.core.records import Slot, StudyInfo, TrialRecord
 from harness.core.results import EpochResult
 from harness.core.spec import Cell, Phase, cell_label
-from harness.training.outcomes import RETRIED
 
 FORMAT = 2
 """Format of the record; in the first edition no Optuna study described the study as a whole."""
@@ -118,7 +118,7 @@ class Record:
             if name not in names:
                 continue
             tuned = read_trials(self.storage, name, cell)
-            best = choose(done_of(tuned, info.trials).values())
+            best = Attempts(tuned).best(info.trials)
             found += tuned
             for other in (n for n in names if n.startswith(f"{name}{REPEATS}")):
                 chosen = int(other.removeprefix(f"{name}{REPEATS}"))
@@ -205,36 +205,46 @@ def trial_record(name: str, trial: FrozenTrial, slot: Slot, chosen: int | None) 
     )
 
 
-def done_of(trials: Iterable[TrialRecord], count: int) -> dict[int, TrialRecord]:
-    """Completed slots among the first `count`: index -> the attempt that counts."""
-    done: dict[int, TrialRecord] = {}
-    for trial in trials:
-        if trial.slot.index < count:
-            note_done(done, trial)
-    return done
+class Attempts:
+    """The attempts at the slots of one phase of a cell: which slots are done, and which trial is the best.
 
+    Args:
+        trials: the attempts, in the order in which they were made.
+    """
 
-def note_done(done: dict[int, TrialRecord], trial: TrialRecord) -> None:
-    """Add an attempt to the completed slots, if it completes one. An attempt that a memory forecast kept from
-    running is replaced by a later one."""
-    index = trial.slot.index
-    if lasts(trial) and (index not in done or done[index].not_run):
-        done[index] = trial
+    def __init__(self, trials: Iterable[TrialRecord] = ()) -> None:
+        self._at: dict[int, list[TrialRecord]] = {}
+        self._done: dict[int, TrialRecord] = {}
+        for trial in trials:
+            self.add(trial)
 
+    def add(self, trial: TrialRecord) -> None:
+        """Add the next attempt."""
+        index = trial.slot.index
+        self._at.setdefault(index, []).append(trial)
+        # One that a memory forecast kept from running is replaced by a later one.
+        if trial.lasts and (index not in self._done or self._done[index].not_run):
+            self._done[index] = trial
 
-def lasts(trial: TrialRecord) -> bool:
-    """True if the next run of the command does not try the slot again."""
-    return bool(trial.outcome) and (trial.lasting or trial.outcome not in RETRIED)
+    def __iter__(self) -> Iterator[TrialRecord]:
+        return (trial for attempts in self._at.values() for trial in attempts)
 
+    def at(self, index: int) -> Sequence[TrialRecord]:
+        """The attempts at one slot."""
+        return self._at.get(index, ())
 
-def choose(trials: Iterable[TrialRecord]) -> TrialRecord | None:
-    """The complete trial that is best on validation: accuracy, then loss, then the earlier one."""
+    def done(self, count: int = sys.maxsize) -> dict[int, TrialRecord]:
+        """Completed slots among the first `count`: index -> the attempt that counts."""
+        return {index: trial for index, trial in self._done.items() if index < count}
 
-    def preference(trial: TrialRecord) -> tuple[float, float, int]:
-        return trial.metrics["val_accuracy"], -trial.metrics["val_loss"], -trial.slot.index
+    def best(self, count: int = sys.maxsize) -> TrialRecord | None:
+        """The complete trial that is best on validation: accuracy, then loss, then the earlier one."""
 
-    complete = [t for t in trials if t.outcome == "complete"]
-    return max(complete, key=preference, default=None)
+        def preference(trial: TrialRecord) -> tuple[float, float, int]:
+            return trial.metrics["val_accuracy"], -trial.metrics["val_loss"], -trial.slot.index
+
+        complete = [t for t in self.done(count).values() if t.outcome == "complete"]
+        return max(complete, key=preference, default=None)
 
 
 def _of_another_edition(name: str) -> str:

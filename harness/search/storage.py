@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from typing import Any, TypeVar
 
 import optuna
@@ -17,7 +17,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 
 from harness.core.addresses import read_only_url, sqlite_url
-from harness.core.errors import UserError, first_line, without_password
+from harness.core.errors import UserError, one_line, without_password
 from harness.core.stores import create_sqlite, require_sqlite, sqlite_path, warn_of_network
 
 SQLITE_TIMEOUT_SECONDS = 60
@@ -33,7 +33,7 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
     Raises:
         UserError: if it cannot be opened or written; a password in the URL is not shown.
     """
-    try:
+    with _opening(url):
         check_storage_url(url)
         sqlite = sqlite_path(url)
         if sqlite is None:
@@ -51,10 +51,6 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
         storage = optuna.storages.RDBStorage(sqlite_url(sqlite), engine_kwargs=options)
         _write_without_waiting(storage)
         return _cached(storage)
-    except UserError:
-        raise
-    except Exception as error:  # SQLAlchemy, sqlite3, OSError, ImportError of a driver, ...
-        raise _cannot_open(url, error) from error
 
 
 def check_storage_url(url: str) -> None:
@@ -63,7 +59,7 @@ def check_storage_url(url: str) -> None:
     Raises:
         UserError: as `open_storage` would.
     """
-    try:
+    with _opening(url):
         if url.startswith("journal:"):
             raise UserError(
                 f"journal files are not a storage any more, got {url}: want {KINDS}; one process writes the "
@@ -73,10 +69,10 @@ def check_storage_url(url: str) -> None:
             make_url(url).get_dialect().import_dbapi()
         elif sqlite.exists():
             require_sqlite(sqlite, "Optuna", or_empty=True)
-    except UserError:
-        raise
-    except Exception as error:  # SQLAlchemy, sqlite3, OSError, ImportError of a driver
-        raise _cannot_open(url, error) from error
+
+
+def _opening(url: str) -> AbstractContextManager[None]:
+    return one_line(f"cannot open the storage {without_password(url)}", f" (want {KINDS})")
 
 
 def read_storage(url: str) -> optuna.storages.BaseStorage:
@@ -85,7 +81,7 @@ def read_storage(url: str) -> optuna.storages.BaseStorage:
     Raises:
         UserError: if there is none or it cannot be read; a password in the URL is not shown.
     """
-    try:
+    with one_line(f"cannot read the storage {without_password(url)}"):
         if sqlite := sqlite_path(url):
             if not sqlite.is_file():
                 raise FileNotFoundError(f"there is no file {sqlite}; name another by --storage")
@@ -93,13 +89,7 @@ def read_storage(url: str) -> optuna.storages.BaseStorage:
             url = read_only_url(sqlite)
         storage = _cached(optuna.storages.RDBStorage(url, skip_table_creation=True))
         storage.get_all_studies()
-    except UserError:
-        raise
-    except Exception as error:  # SQLAlchemy, sqlite3, OSError, ImportError of a driver, ...
-        raise UserError(
-            f"cannot read the storage {without_password(url)}: {first_line(error)}"
-        ) from error
-    return storage
+        return storage
 
 
 def patiently(call: Callable[[], T], pause: Callable[[float], None] = time.sleep) -> T:
@@ -121,12 +111,6 @@ def patiently(call: Callable[[], T], pause: Callable[[float], None] = time.sleep
                 raise
         pause(seconds)
         waited, seconds = waited + seconds, min(2 * seconds, 10.0)
-
-
-def _cannot_open(url: str, error: Exception) -> UserError:
-    return UserError(
-        f"cannot open the storage {without_password(url)}: {first_line(error)} (want {KINDS})"
-    )
 
 
 def _cached(storage: optuna.storages.RDBStorage) -> optuna.storages.BaseStorage:

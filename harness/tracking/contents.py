@@ -101,6 +101,16 @@ def epoch_metrics(trial: TrialRecord, epoch: EpochResult) -> list[Metric]:
     return [Metric(k, v, at, epoch.epoch) for k, v in values.items()]
 
 
+def final_metrics(trial: TrialRecord) -> dict[str, float]:
+    """The metrics of a trial that have no value per epoch."""
+    return {k: v for k, v in finite(trial.metrics).items() if k not in PER_EPOCH}
+
+
+def status_of(trial: TrialRecord) -> str:
+    """MLflow's status of the run of a trial."""
+    return STATUS.get(trial.outcome, "FAILED")
+
+
 def milliseconds(trial: TrialRecord, over: bool = False) -> int:
     """Time at which a trial started, or ended, in milliseconds since 1970; now if it is not known."""
     moment = trial.ended if over and trial.ended else trial.started
@@ -109,9 +119,8 @@ def milliseconds(trial: TrialRecord, over: bool = False) -> int:
 
 def difference(trial: TrialRecord, run: Run) -> str:
     """Describe how the run of a trial differs from the record; "" if it does not."""
-    status = STATUS.get(trial.outcome, "FAILED")
     said = run.data.tags.get("outcome", "")
-    if (said, run.info.status) != (trial.outcome, status):
+    if (said, run.info.status) != (trial.outcome, status_of(trial)):
         return (
             f"is {trial.outcome or 'running'}, its run says {said or 'nothing'} ({run.info.status})"
         )
@@ -129,9 +138,8 @@ def contradicts(trial: TrialRecord, run: Run) -> bool:
     params = storable(trial.spec or trial.params)
     if any(run.data.params.get(k, v) != v for k, v in params.items()):
         return True
-    final = {k: v for k, v in finite(trial.metrics).items() if k not in PER_EPOCH}
     ended = "outcome" in run.data.tags
-    return ended and any(run.data.metrics.get(k, v) != v for k, v in final.items())
+    return ended and any(run.data.metrics.get(k, v) != v for k, v in final_metrics(trial).items())
 
 
 def wholeness(run: Run) -> tuple[bool, bool, int, str]:

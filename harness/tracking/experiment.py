@@ -10,13 +10,14 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 
 from harness.core.addresses import adopt_artifacts, artifact_location, remove_stray_folder
-from harness.core.errors import UserError, refusal, without_password
+from harness.core.errors import UserError, one_line, without_password
 from harness.core.stores import create_sqlite, require_sqlite, sqlite_path, warn_of_network
 
 METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100
@@ -38,7 +39,7 @@ class Experiment:
 
     def __init__(self, tracking_uri: str, name: str, tags: Mapping[str, str]) -> None:
         self.name = name
-        try:
+        with _opening(tracking_uri):
             open_store(tracking_uri)
             self.client = MlflowClient(tracking_uri=tracking_uri)
             remove_stray_folder(tracking_uri)
@@ -48,10 +49,6 @@ class Experiment:
             # If none differs, one is written again, so that missing write permission is noticed at the start.
             for key, value in wrong.items() or list(tags.items())[:1]:
                 self.client.set_experiment_tag(self.id, key, value)
-        except UserError:
-            raise
-        except Exception as error:  # MLflow and SQLAlchemy raise many kinds here
-            raise _cannot_open(tracking_uri, error) from error
 
     def _open(self, path: Path | None) -> str:
         found = self.client.get_experiment_by_name(self.name)
@@ -156,20 +153,16 @@ def check_tracking_uri(tracking_uri: str) -> None:
     Raises:
         UserError: as Experiment does.
     """
-    try:
+    with _opening(tracking_uri):
         path = sqlite_path(tracking_uri)
         if path is None:
             MlflowClient(tracking_uri=tracking_uri)
         elif path.exists():
             require_sqlite(path, "MLflow", or_empty=True)
-    except UserError:
-        raise
-    except Exception as error:  # MLflow and SQLAlchemy raise many kinds here
-        raise _cannot_open(tracking_uri, error) from error
 
 
-def _cannot_open(uri: str, error: Exception) -> UserError:
-    return UserError(f"cannot open the tracking store {without_password(uri)}: {refusal(error)}")
+def _opening(uri: str) -> AbstractContextManager[None]:
+    return one_line(f"cannot open the tracking store {without_password(uri)}")
 
 
 def open_store(tracking_uri: str) -> None:

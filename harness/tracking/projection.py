@@ -28,19 +28,19 @@ from harness.core.spec import cell_label
 from harness.core.stores import sqlite_path
 from harness.tracking.contents import (
     KEY,
-    PER_EPOCH,
-    STATUS,
     cell_summary,
     contradicts,
     difference,
     epoch_metrics,
     experiment_tags,
+    final_metrics,
     is_closed,
     milliseconds,
     run_tags,
+    status_of,
     wholeness,
 )
-from harness.tracking.experiment import Experiment, finite
+from harness.tracking.experiment import Experiment
 from harness.tracking.runs import every_run
 
 LIVE_SECONDS = 1.0
@@ -278,33 +278,29 @@ class Projection:
 
     def _write(self, trial: TrialRecord) -> None:
         """Write everything that the record has of a trial to its run."""
-        experiment = self._experiment()
-        shown = self._shown.get(trial.key)
+        experiment, shown = self._experiment(), self._shown.get(trial.key)
         fresh = shown is None or not shown.run_id
         if shown is None or fresh:
-            begun = {**self._under(experiment, trial), **run_tags(trial)}
+            tags = {**self._under(experiment, trial), **run_tags(trial)}
             name = f"{cell_label(trial.slot.cell)} {trial.slot.kind} {trial.slot.index}"
-            run_id = experiment.create(name, begun, milliseconds(trial))
+            run_id = experiment.create(name, tags, milliseconds(trial))
             shown = self._shown[trial.key] = _Shown(run_id, 0, self._clock())
-        first = shown.epochs == 0
         metrics = [m for e in trial.epochs[shown.epochs :] for m in epoch_metrics(trial, e)]
-        tags: dict[str, object] = {}
+        params = (trial.spec or trial.params) if trial.outcome or not shown.epochs else {}
+        tags = {}
         if trial.outcome:
             ended = milliseconds(trial, over=True)
-            final = {k: v for k, v in trial.metrics.items() if k not in PER_EPOCH}
-            metrics += [Metric(k, v, ended, 0) for k, v in finite(final).items()]
+            metrics += [Metric(k, v, ended, 0) for k, v in final_metrics(trial).items()]
             if trial.predictions:
                 text = self._source.predictions(trial).read_text()
                 experiment.client.log_text(shown.run_id, text, "predictions.csv")
             reason = {"reason": trial.reason} if trial.reason else {}
             again = {} if fresh else run_tags(trial)
             tags = {**again, **trial.notes, **reason, "outcome": trial.outcome}
-        params = (trial.spec or trial.params) if first or trial.outcome else {}
+            # Before the rest, because MLflow reads all that a run has when its status changes.
+            experiment.client.set_terminated(shown.run_id, status_of(trial), ended)
         experiment.write(shown.run_id, metrics, params, tags)
         shown.epochs, shown.at = len(trial.epochs), self._clock()
-        if trial.outcome:
-            status = STATUS.get(trial.outcome, "FAILED")
-            experiment.client.set_terminated(shown.run_id, status=status, end_time=ended)
 
     def _under(self, experiment: Experiment, trial: TrialRecord) -> dict[str, str]:
         """Tag that nests the run of a trial under that of its cell."""

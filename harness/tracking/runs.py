@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, Run
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from harness.core.addresses import remove_stray_folder
-from harness.core.errors import UserError, refusal, without_password
+from harness.core.errors import UserError, one_line, without_password
 from harness.core.stores import default_tracking_uri, require_sqlite, sqlite_path
 from harness.tracking.experiment import search
-
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -50,15 +47,16 @@ def runs_of(study: str, phase: str, tracking_uri: str | None = None) -> list[Kep
     """
     uri = tracking_uri or default_tracking_uri()
     condition = f"tags.phase = '{phase}' and tags.outcome = 'complete'"
-
-    def read(client: MlflowClient, experiment: Experiment) -> list[Run]:
-        return list(search(client, experiment.experiment_id, condition))
-
-    return [
-        Kept(r.info.run_id, Recorded(study, r.data.tags, r.data.params, r.data.metrics))
-        for r in _read(study, uri, read)
-        if r.data.tags.get("superseded") != "true"
-    ]
+    with _reading(uri) as client:
+        experiments = {e.name: e.experiment_id for e in client.search_experiments()}
+        if study not in experiments:
+            known = ", ".join(n for n in experiments if n != "Default") or "none yet"
+            raise UserError(f"no study {study!r} in {without_password(uri)}; there are: {known}")
+        return [
+            Kept(r.info.run_id, Recorded(study, r.data.tags, r.data.params, r.data.metrics))
+            for r in search(client, experiments[study], condition)
+            if r.data.tags.get("superseded") != "true"
+        ]
 
 
 def read_runs(tracking_uri: str, phases: Sequence[str]) -> list[Recorded]:
@@ -67,8 +65,7 @@ def read_runs(tracking_uri: str, phases: Sequence[str]) -> list[Recorded]:
     Raises:
         UserError: if the store cannot be read.
     """
-    path = sqlite_path(tracking_uri)
-    if path is not None and not path.exists():
+    if _is_absent(tracking_uri):
         return []
     with _reading(tracking_uri) as client:
         return [
@@ -87,27 +84,11 @@ def every_run(study: str, tracking_uri: str) -> list[Run]:
     Raises:
         UserError: if the store cannot be read.
     """
-    path = sqlite_path(tracking_uri)
-    if path is not None and not path.exists():
+    if _is_absent(tracking_uri):
         return []
     with _reading(tracking_uri) as client:
         found = client.get_experiment_by_name(study)
         return [] if found is None else list(search(client, found.experiment_id, deleted=True))
-
-
-def _read(study: str, uri: str, read: Callable[[MlflowClient, Experiment], Found]) -> Found:
-    shown, path = without_password(uri), sqlite_path(uri)
-    if path is not None and not path.exists():
-        raise UserError(
-            f"there is no tracking store {shown}, so no study is recorded there: "
-            "name another by --tracking-uri"
-        )
-    with _reading(uri) as client:
-        experiments = {e.name: e for e in client.search_experiments()}
-        if study in experiments:
-            return read(client, experiments[study])
-    known = ", ".join(n for n in experiments if n != "Default") or "none yet"
-    raise UserError(f"no study {study!r} in {shown}; there are: {known}")
 
 
 @dataclass(frozen=True)
@@ -136,13 +117,6 @@ def read_run(tracking_uri: str, run_id: str) -> RecordedRun:
     Raises:
         UserError: if there is no such store or no such run in it.
     """
-    shown = without_password(tracking_uri)
-    path = sqlite_path(tracking_uri)
-    if path is not None and not path.exists():
-        raise UserError(
-            f"there is no tracking store {shown}; name another with --tracking-uri, or go to the folder "
-            "in which the study was run"
-        )
     with _reading(tracking_uri) as client:
         try:
             run = client.get_run(run_id)
@@ -150,7 +124,8 @@ def read_run(tracking_uri: str, run_id: str) -> RecordedRun:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise UserError(
-                f"no run {run_id!r} in {shown}; the MLflow UI shows a run's id on its page"
+                f"no run {run_id!r} in {without_password(tracking_uri)}; the MLflow UI shows a run's id on "
+                "its page"
             ) from error
         experiment = client.get_experiment(run.info.experiment_id)
         metrics = {
@@ -162,19 +137,23 @@ def read_run(tracking_uri: str, run_id: str) -> RecordedRun:
     )
 
 
+def _is_absent(uri: str) -> bool:
+    path = sqlite_path(uri)
+    return path is not None and not path.exists()
+
+
 @contextmanager
 def _reading(uri: str) -> Iterator[MlflowClient]:
     """A client of that store; its exceptions in the block become a UserError of one line."""
-    try:
+    if _is_absent(uri):
+        raise UserError(
+            f"there is no tracking store {without_password(uri)}, so no study is recorded there; name "
+            "another with --tracking-uri, or go to the folder in which the study was run"
+        )
+    with one_line(f"cannot read the tracking store {without_password(uri)}"):
         path = sqlite_path(uri)
         if path is not None:
             require_sqlite(path, "MLflow")
         client = MlflowClient(tracking_uri=uri)
         remove_stray_folder(uri)
         yield client
-    except UserError:
-        raise
-    except Exception as error:  # MLflow and SQLAlchemy raise many kinds here
-        raise UserError(
-            f"cannot read the tracking store {without_password(uri)}: {refusal(error)}"
-        ) from error

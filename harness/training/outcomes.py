@@ -13,14 +13,11 @@ from pathlib import Path
 import torch
 
 from harness.core.errors import UserError, first_line, message_of
-from harness.core.results import NOT_RUN, Outcome
+from harness.core.results import BROKEN, NOT_RUN, Outcome
 from harness.core.signals import TrialTimeout
 from harness.training.audit import AuditFailed
 from harness.training.fit import Diverged
 
-BROKEN: frozenset[str] = frozenset({"crashed", "audit_failed"})
-RETRIED: frozenset[str] = BROKEN | {"killed"}
-"""Outcomes that say nothing about the configuration; the next run of the command tries the slot again."""
 BROKEN_IN_A_ROW = 3
 """So many broken trials in a row stop the study: the code, the study file or the data are broken."""
 POOR_IN_A_ROW = 10
