@@ -106,7 +106,7 @@ BAD_FILES: dict[str, tuple[str, str, str]] = {
     "negative repeats": ("repeats=2", "repeats=-1", "repeats must be"),
     "space raises": ("return TrialSpec(", "1 / 0; return TrialSpec(", "space failed for probe: ZeroDiv"),
     "space gives None": ("return TrialSpec(", "TrialSpec(", "space must return a TrialSpec, got None"),
-    "low above high": ('"lr", 1e-3, 1e-1', '"lr", 1e-1, 1e-3', "'lr' has its low bound 0.1 above"),
+    "low above high": ('"lr", 1e-3, 1e-1', '"lr", 1e-1, 1e-3', "'lr': `low <= high` must hold"),
     "bad field": ("epochs=1", "epochs=0", "epochs must be"),
     "too many shots": ("shots=5", "exact_shots=True, shots=500", "class '0' has 178 images"),
     "other arguments": ("(trial, strategy)", "(trial)", "space failed for probe: TypeError"),

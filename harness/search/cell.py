@@ -17,6 +17,7 @@ from harness.search.plan import trial_seed
 from harness.search.record import (
     Attempts,
     Record,
+    opened_record,
     read_trials,
     study_name,
     trial_record,
@@ -149,7 +150,6 @@ class CellSearch:
         about = {"index": index, "attempt": len(attempts) + 1, "seed": seed, "inline": inline}
         patiently(lambda: trial.set_user_attr("slot", about))
         drawn: TrialSpec | UserError
-        task: dict[str, object] = {}
         try:
             with time_limit(DRAW_SECONDS, f"took longer than {DRAW_SECONDS:g} s"):
                 drawn = draw(self.study, self.cell, trial, seed)
@@ -158,18 +158,7 @@ class CellSearch:
             patiently(lambda: trial.set_user_attr("task", task))
         except (UserError, TrialTimeout) as error:  # with other values the space may work
             drawn = UserError(f"space: {error}" if isinstance(error, TrialTimeout) else str(error))
-        record = TrialRecord(
-            key=f"{self.name}#{trial.number}",
-            slot=self.slot(index),
-            number=trial.number,
-            attempt=len(attempts) + 1,
-            seed=seed,
-            chosen=self._number,
-            params=dict(trial.params),
-            spec=task.get("spec", {}),  # type: ignore[arg-type]
-            inputs=task.get("inputs", {}),  # type: ignore[arg-type]
-            started=trial.datetime_start,
-        )
+        record = opened_record(self.name, trial, self.slot(index), self._number)
         return OpenTrial(trial, record, drawn, any(t.outcome in BROKEN for t in attempts))
 
     def report(self, open_trial: OpenTrial, epoch: EpochResult) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.trial import BaseTrial, FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
 from harness.core.errors import UserError, first_line
@@ -69,8 +69,10 @@ class Record:
         """True if anything of that study is recorded, in any format. A study whose process died while it was
         being described for the first time does not count."""
         names = self.names()
-        if name not in names or any(n.startswith(f"{name}/") for n in names):
-            return any(n.startswith(f"{name}/") for n in names)
+        if any(n.startswith(f"{name}/") for n in names):
+            return True
+        if name not in names:
+            return False
         head = optuna.load_study(study_name=name, storage=self.storage)
         return bool(head.user_attrs.keys() - {"info"} or head.get_trials(deepcopy=False))
 
@@ -81,17 +83,17 @@ class Record:
             UserError: if the record has no such study, or it has an older or newer format.
         """
         names = self.names()
-        if name not in names:
-            if any(n.startswith(f"{name}/") for n in names):
-                raise UserError(_of_another_edition(name))
-            known = sorted(n for n in names if "/" not in n)
+        if name in names:
+            found = optuna.load_study(study_name=name, storage=self.storage).user_attrs
+            if found.get("format") == FORMAT:
+                return StudyInfo(**{**found["info"], "leaks": tuple(found["info"]["leaks"])})
+        if self.has(name):
             raise UserError(
-                f"the record has no study {name!r}; it has: {', '.join(known) or 'none yet'}"
+                f"study {name!r} is recorded here by another edition of the harness: give the study another "
+                "name, or move that record away (optuna.db and mlflow.db)"
             )
-        attrs = optuna.load_study(study_name=name, storage=self.storage).user_attrs
-        if attrs.get("format") != FORMAT:
-            raise UserError(_of_another_edition(name))
-        return StudyInfo(**{**attrs["info"], "leaks": tuple(attrs["info"]["leaks"])})
+        known = ", ".join(sorted(n for n in names if "/" not in n and n != name))
+        raise UserError(f"the record has no study {name!r}; it has: {known or 'none yet'}")
 
     def describe(self, info: StudyInfo) -> None:
         """Write the description of the study as a whole.
@@ -101,12 +103,9 @@ class Record:
         """
         if self.has(info.name) and self.info(info.name) == info:
             return
-        head = self._head(info.name)
+        head = optuna.create_study(study_name=info.name, storage=self.storage, load_if_exists=True)
         head.set_user_attr("info", asdict(info))
         head.set_user_attr("format", FORMAT)
-
-    def _head(self, name: str) -> optuna.Study:
-        return optuna.create_study(study_name=name, storage=self.storage, load_if_exists=True)
 
     def trials(self, info: StudyInfo) -> list[TrialRecord]:
         """Every attempt at every slot of the study, cell by cell, tuning before repeats."""
@@ -168,18 +167,13 @@ def read_trials(
     ]
 
 
-def trial_record(name: str, trial: FrozenTrial, slot: Slot, chosen: int | None) -> TrialRecord:
-    """The recorded values of an Optuna trial."""
+RESULT = ("outcome", "lasting", "reason", "metrics", "notes", "provenance", "predictions")
+"""Fields of a TrialRecord that are in the attribute `result` under their own name."""
+
+
+def opened_record(name: str, trial: BaseTrial, slot: Slot, chosen: int | None) -> TrialRecord:
+    """What is recorded of a trial before it has ended."""
     about, task = trial.user_attrs["slot"], trial.user_attrs.get("task", {})
-    result: Mapping[str, Any] = trial.user_attrs.get("result", {})
-    over = trial.state.is_finished()
-    epochs = [EpochResult(*values) for values in result.get("epochs", ())]
-    if not epochs:
-        values = sorted(trial.intermediate_values.items())
-        epochs = [EpochResult.of_accuracy(epoch, value) for epoch, value in values]
-    # The process may die between writing the result and ending the trial: it counts only when the
-    # trial ended.
-    ended = result if over else {}
     return TrialRecord(
         key=f"{name}#{trial.number}",
         slot=slot,
@@ -191,18 +185,27 @@ def trial_record(name: str, trial: FrozenTrial, slot: Slot, chosen: int | None) 
         ranges={k: str(v) for k, v in trial.distributions.items()},
         spec=task.get("spec", {}),
         inputs=task.get("inputs", {}),
-        outcome=ended.get("outcome", "killed") if over else "",
-        lasting=ended.get("lasting", False),
-        died=over and result.get("died", not result and about.get("inline", False)),
-        reason=ended.get("reason", "its process died" if over else ""),
-        metrics=ended.get("metrics", {}),
-        epochs=tuple(epochs),
-        notes=ended.get("notes", {}),
-        provenance=ended.get("provenance", {}),
-        predictions=ended.get("predictions", ""),
         started=trial.datetime_start,
-        ended=trial.datetime_complete,
     )
+
+
+def trial_record(name: str, trial: FrozenTrial, slot: Slot, chosen: int | None) -> TrialRecord:
+    """The recorded values of an Optuna trial."""
+    result: Mapping[str, Any] = trial.user_attrs.get("result", {})
+    epochs = [EpochResult(*values) for values in result.get("epochs", ())]
+    if not epochs:
+        values = sorted(trial.intermediate_values.items())
+        epochs = [EpochResult.of_accuracy(epoch, value) for epoch, value in values]
+    opened = opened_record(name, trial, slot, chosen).but(epochs=tuple(epochs))
+    # The process may die between writing the result and ending the trial: it counts only when the
+    # trial ended.
+    if not trial.state.is_finished():
+        return opened
+    inline = trial.user_attrs["slot"].get("inline", False)
+    ended = {"outcome": "killed", "reason": "its process died", "died": inline}
+    if result:
+        ended = {k: result[k] for k in RESULT if k in result} | {"died": result.get("died", False)}
+    return opened.but(**ended, ended=trial.datetime_complete)
 
 
 class Attempts:
@@ -245,10 +248,3 @@ class Attempts:
 
         complete = [t for t in self.done(count).values() if t.outcome == "complete"]
         return max(complete, key=preference, default=None)
-
-
-def _of_another_edition(name: str) -> str:
-    return (
-        f"study {name!r} is recorded here by another edition of the harness: give the study another name, or "
-        "move that record away (optuna.db and mlflow.db)"
-    )

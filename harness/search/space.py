@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,23 +54,19 @@ class CarefulTrial:
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
         """A number in [low, high]."""
-        _check_range(name, low, high, step, log)
-        self._note(name, FloatDistribution(low, high, log=log, step=step))
+        self._note(name, FloatDistribution, low=low, high=high, step=step, log=log)
         return self._trial.suggest_float(name, low, high, step=step, log=log)
 
     def suggest_int(
         self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
     ) -> int:
         """A whole number in [low, high]."""
-        _check_range(name, low, high, step, log)
-        self._note(name, IntDistribution(low, high, log=log, step=step))
+        self._note(name, IntDistribution, low=low, high=high, step=step, log=log)
         return self._trial.suggest_int(name, low, high, step=step, log=log)
 
     def suggest_categorical(self, name: str, choices: Sequence[Choice]) -> Choice:
         """One of the choices."""
         given = list(choices)
-        if not given:
-            raise UserError(f"space: {name!r} has no choices to choose from")
         for choice in given:
             plain = choice is None or type(choice) in (bool, int, float, str)
             if not plain or (isinstance(choice, float) and not math.isfinite(choice)):
@@ -78,7 +74,7 @@ class CarefulTrial:
                     f"space: choices of {name!r} must be names, finite numbers, True, False or None, "
                     f"got {choice!r} (choose a label and look the value up in a dict)"
                 )
-        self._note(name, CategoricalDistribution(given))
+        self._note(name, CategoricalDistribution, choices=given)
         return self._trial.suggest_categorical(name, given)
 
     def set_user_attr(self, key: str, value: Any) -> None:
@@ -89,31 +85,25 @@ class CarefulTrial:
             )
         self._trial.set_user_attr(key, value)
 
-    def _note(self, name: object, distribution: BaseDistribution) -> None:
+    def _note(self, name: object, kind: Callable[..., BaseDistribution], **options: object) -> None:
+        """Raises UserError unless the name and the distribution are valid, and the same as before."""
         if not isinstance(name, str) or not SAFE_NAME.fullmatch(name):
             raise UserError(
                 f"space: parameter name {str(name)[:120]!r} must be at most 100 letters, digits, '_', '.', "
                 "'-'"
             )
+        for bound in (options[k] for k in ("low", "high") if k in options):
+            if not isinstance(bound, (int, float)) or not math.isfinite(bound):
+                raise UserError(f"space: bounds of {name!r} must be finite numbers, got {bound!r}")
+        try:
+            distribution = kind(**options)
+        except ValueError as error:  # Optuna says what must hold
+            raise UserError(f"space: {name!r}: {first_line(error)}") from error
         before = self._asked.setdefault(name, distribution)
         if before != distribution:
             raise UserError(
                 f"space: {name!r} is suggested twice, as {before} and as {distribution}; use two names"
             )
-
-
-def _check_range(name: str, low: float, high: float, step: float | None, log: bool) -> None:
-    for bound in (low, high):
-        if not isinstance(bound, (int, float)) or not math.isfinite(bound):
-            raise UserError(f"space: bounds of {name!r} must be finite numbers, got {bound!r}")
-    if low > high:
-        raise UserError(f"space: {name!r} has its low bound {low} above its high bound {high}")
-    if log and low <= 0:
-        raise UserError(
-            f"space: {name!r} has log=True, so its low bound must be above 0, got {low}"
-        )
-    if step is not None and (step <= 0 or (log and step != 1)):
-        raise UserError(f"space: {name!r} needs a step above 0, and none with log=True, got {step}")
 
 
 def draw(study: Study, cell: Cell, trial: optuna.trial.BaseTrial, seed: int) -> TrialSpec:
