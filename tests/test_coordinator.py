@@ -14,22 +14,18 @@ import numpy as np
 import optuna
 import pytest
 import torch
-from mlflow import MlflowClient
-from mlflow.entities import Run
 from optuna.trial import BaseTrial, TrialState
 from PIL import Image
 
 from harness import strategies
 from harness.core.errors import UserError
-from harness.core.results import EpochResult, Outcome
+from harness.core.results import Outcome
 from harness.core.signals import TrialTimeout
 from harness.core.spec import TrialSpec
 from harness.data import load_target
 from harness.search import cell as cell_module
-from harness.search.cell import CellSearch
 from harness.search.coordinator import SlotDone, StudyStopped
 from harness.search.space import first_draw
-from harness.tracking.projection import Projection
 from harness.training.audit import AuditFailed
 from harness.training.fit import Diverged
 from harness.training.forecast import forecast
@@ -60,39 +56,11 @@ def test_cells_take_turns_and_each_gets_the_same_number_of_trials_and_repeats(la
     assert lab.complete_slots() == dict.fromkeys(ALL_SLOTS, 1)
 
 
-def test_each_cell_ends_with_its_summary(shown: Lab) -> None:
-    shown.run(make_study())
-    client = MlflowClient(tracking_uri=shown.uri)
-    [found] = client.search_experiments(filter_string="name = 'toy'")
-    cells = client.search_runs([found.experiment_id], "tags.kind = 'cell'")
-    assert {run.data.tags["cell"] for run in cells} == set(ARMS)
-    for run in cells:
-        tuned = shown.trials(cell=run.data.tags["cell"], phase="tune")
-        best = max(t.metrics["val_accuracy"] for t in tuned)
-        assert run.data.metrics == {
-            "best_val_accuracy": best,
-            "mean_val_accuracy": best,
-            "mean_test_accuracy": 0.5,
-            "mean_train_seconds": 1.0,
-        }
-
-
 def test_test_images_are_scored_in_repeats_only(world: World, lab: Lab) -> None:
     lab.run(make_study())
     assert world.tested == world.specs[6:]
     assert all("test_accuracy" not in t.metrics for t in lab.trials(phase="tune"))
     assert all(t.metrics["test_accuracy"] == 0.5 for t in lab.trials(phase="repeat"))
-
-
-def test_mlflow_row_alone_says_which_trial_it_is_and_repeats_it(world: World, shown: Lab) -> None:
-    shown.run(make_study())
-    recorded = [TrialSpec.from_flat(r.data.params) for r in shown.runs()]
-    assert sorted(map(repr, recorded)) == sorted(map(repr, world.specs))
-    (run,) = shown.runs(cell="full", phase="tune", index=2)
-    tags = run.data.tags
-    assert (tags["strategy"], tags["study"], tags["device"]) == ("full", "toy", "cpu")
-    assert (tags["attempt"], tags["outcome"]) == ("1", "complete")
-    assert tags["seed"] == run.data.params["seed"]
 
 
 def chosen_specs(world: World) -> dict[str, TrialSpec]:
@@ -231,99 +199,6 @@ def test_interrupted_study_tries_exactly_what_an_uninterrupted_one_tries(
     assert lab.complete_slots() == dict.fromkeys(ALL_SLOTS, 1)
     again = [t for t in lab.trials(attempt=2) if t.outcome == "complete"]
     assert len(again) == 1
-
-
-class Dead(BaseException):
-    """Stands in for a process that is killed: nothing is tidied up."""
-
-
-def die(*_: object, **__: object) -> None:
-    raise Dead
-
-
-MOMENTS: dict[str, tuple[type, str]] = {
-    "before the draw": (CellSearch, "begin"),
-    "after an epoch": (CellSearch, "report"),
-    "before the end is written": (CellSearch, "finish"),
-    "between the result and the end": (optuna.Study, "tell"),
-    "between the record and MLflow": (Projection, "show"),
-}
-
-
-@pytest.mark.parametrize(("owner", "name"), MOMENTS.values(), ids=MOMENTS)
-def test_process_that_dies_leaves_a_study_that_goes_on(
-    owner: type, name: str, world: World, shown: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, calls = getattr(owner, name), list[int]()
-
-    def third_time(*arguments: Any, **options: Any) -> Any:
-        calls.append(1)
-        return die() if len(calls) >= 3 else real(*arguments, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, name, third_time)
-        with pytest.raises(Dead):
-            shown.run(make_study())
-    tried = len(world.specs)
-    shown.run(make_study())
-    assert shown.complete_slots() == dict.fromkeys(ALL_SLOTS, 1)
-    assert shown.outcomes()[""] == 0, "nothing is left open"
-    assert shown.differences() == []
-    assert len(shown.runs(outcome="complete")) == 10
-    if name == "show":
-        assert (tried, len(world.specs)) == (3, 10), "the trial counts, and is not run again"
-
-
-def test_run_that_a_repeated_call_opened_twice_is_closed_at_the_end(
-    shown: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    create = MlflowClient.create_run
-
-    def twice(self: MlflowClient, *args: Any, **options: Any) -> Run:
-        if options.get("tags", {}).get("index") == "1":
-            create(self, *args, **options)
-        return create(self, *args, **options)
-
-    monkeypatch.setattr(MlflowClient, "create_run", twice)
-    shown.run(make_study())
-    assert shown.differences() == []
-    ends = [(r.data.tags["outcome"], r.info.status) for r in shown.runs()]
-    assert sorted(ends) == [("complete", "FINISHED")] * 10 + [("killed", "KILLED")] * 4
-
-
-def die_in_first(lab: Lab, epochs: int = 0) -> None:
-    """The first slot ends the process that runs it, after so many epochs; the next command finds that."""
-    lab.record().describe(lab.info(make_study()))
-    search = lab.search(make_study())
-    trial = search.begin(0, inline=True)
-    for epoch in range(epochs):
-        search.report(trial, EpochResult.of_accuracy(epoch, 0.5))
-    (ended,) = lab.search(make_study()).close_abandoned()
-    assert (ended.outcome, ended.died, len(ended.epochs)) == ("killed", True, epochs)
-
-
-def test_slot_that_ends_its_process_twice_is_not_tried_again(world: World, shown: Lab) -> None:
-    study = make_study()
-    for _ in range(2):
-        die_in_first(shown)
-    done = shown.run(study)
-    assert len(world.specs) == 9, "the others are run"
-    assert "probe, trial 0" not in [str(d.slot) for d in done if d.trial and not d.trial.lasting]
-    (given_up,) = shown.trials(outcome="crashed")
-    assert given_up.lasting
-    assert "its process ended 2 times" in given_up.reason
-    assert shown.outcomes() == {"complete": 9, "crashed": 1, "killed": 2}
-    assert shown.runs(outcome="crashed")[0].data.tags["cell"] == "probe"
-    assert [d for d in shown.run(study) if d.trial] == [], "nor by a later command"
-
-
-def test_slot_that_comes_further_each_time_is_given_more_tries(world: World, lab: Lab) -> None:
-    study = make_study()
-    for epochs in (1, 2, 3):
-        die_in_first(lab, epochs)
-        assert not lab.search(study).kills_its_process(0)
-    die_in_first(lab, 4)
-    assert lab.search(study).kills_its_process(0), "four times in all"
 
 
 def test_mlflow_shows_the_record_even_if_an_earlier_one_was_lost(
@@ -579,21 +454,6 @@ def test_allocation_that_the_machine_refuses_is_oom(
     world.disturb = lambda spec, epoch: len(world.specs) == 2 and allocate()
     lab.run(make_study())
     assert lab.outcomes() == {"complete": 9, "oom": 1}
-
-
-@pytest.mark.parametrize(
-    ("error", "again"),
-    [(Diverged("nan"), False), (MemoryError(), False), (KeyError("x"), True)],
-)
-def test_only_ends_that_say_nothing_of_the_configuration_are_tried_again(
-    error: Exception, again: bool, world: World, lab: Lab
-) -> None:
-    world.fail_on({2}, error)
-    lab.run(make_study())
-    world.specs = []
-    world.fail_on(set(), error)
-    lab.run(make_study())
-    assert bool(world.tuned) == again
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), AuditFailed("moved")])

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from harness.core.records import TrialRecord
-from harness.core.results import EpochResult, TrialResult
-from harness.core.spec import TrialSpec
 from harness.data import clear_caches
 from harness.search.record import Record
 from harness.search.storage import read_storage
 from harness.study import main
-from harness.training.trial import Limits, Started, TrialTask, run_trial
 
 STUDY = '''"""Does a toy learn anywhere?"""
 import json, os, sys
@@ -116,26 +111,3 @@ def test_worker_knows_the_strategies_of_the_study_file_and_loads_no_store(
     assert {"mlflow", "optuna"} <= set(here)
     assert by_process
     assert set(map(tuple, by_process.values())) == {("torch",)}
-
-
-def test_task_and_its_messages_pickle(make_spec: Callable[..., TrialSpec], tmp_path: Path) -> None:
-    task = TrialTask(make_spec(), test=True, limits=Limits(seconds=600), checkpoints=tmp_path)
-    again = pickle.loads(pickle.dumps(task))
-    assert again == task
-    messages = list(run_trial(again))
-    assert [type(m) for m in messages] == [Started, EpochResult, EpochResult, TrialResult]
-    sent = [pickle.loads(pickle.dumps(m)) for m in messages]
-    assert sent[:-1] == messages[:-1]
-    assert (sent[-1].outcome, sent[-1].metrics) == ("complete", messages[-1].metrics)  # type: ignore[union-attr]
-    assert list(tmp_path.iterdir()) == [], "a trial that ended keeps no checkpoint"
-
-
-def test_pruned_task_ends_when_it_is_told_to(make_spec: Callable[..., TrialSpec]) -> None:
-    messages = run_trial(TrialTask(make_spec(epochs=5), pruned=True))
-    assert isinstance(next(messages), Started)
-    assert isinstance(next(messages), EpochResult)
-    assert isinstance(messages.send(True), EpochResult)
-    last = messages.send(False)
-    assert isinstance(last, TrialResult)
-    assert last.outcome == "pruned"
-    assert "test_accuracy" not in last.metrics

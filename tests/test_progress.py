@@ -316,7 +316,7 @@ def stores(optuna_template: Path, tmp_path: Path) -> Path:
         running = search.begin(index, inline=False)
         search.report(running, EpochResult.of_accuracy(0, 0.61))
         if end is not None:
-            search.finish(running, end, {"device": "cpu"})
+            search.finish(running, end)
     return tmp_path
 
 

@@ -53,7 +53,7 @@ def end(
     cell.report(opened, EPOCH)
     metrics = {"val_accuracy": accuracy, "val_loss": 1.0}
     result = TrialResult(outcome, metrics, "because", notes={"a": "b"})  # type: ignore[arg-type]
-    cell.finish(opened, result, {"device": "cpu"}, "x.csv", died)
+    cell.finish(opened, result, "x.csv", died)
 
 
 def test_everything_about_a_trial_is_read_back(place: Place) -> None:
@@ -70,7 +70,8 @@ def test_everything_about_a_trial_is_read_back(place: Place) -> None:
         cell.report(opened, epoch)
     metrics = {"val_accuracy": 0.75, "val_loss": 0.5, "odd": float("inf")}
     result = TrialResult("complete", metrics, "because", notes={"prefix": "found"})
-    returned = cell.finish(opened, result, {"device": "cpu"}, "x.csv")
+    opened.provenance = {"device": "cpu"}
+    returned = cell.finish(opened, result, "x.csv")
     [read] = place.record().trials(INFO)
     assert read == returned
     assert read.key == "toy/probe#0"
@@ -122,13 +123,6 @@ def test_slot_is_settled_by_what_says_something_of_its_configuration(
     assert [t.attempt for t in place.record().trials(INFO)] == list(range(1, 1 + len(outcomes)))
 
 
-def test_attempts_at_a_slot_try_one_configuration(place: Place) -> None:
-    for _ in range(2):
-        end(search(place), 2, "killed")
-    first, second = place.record().trials(INFO)
-    assert (first.params, first.seed) == (second.params, second.seed)
-
-
 def test_trial_that_a_dead_process_left_is_killed(place: Place) -> None:
     cell = search(place)
     cell.report(cell.begin(0, inline=True), EPOCH)
@@ -177,27 +171,6 @@ def test_slot_is_given_up_when_its_process_dies_without_a_new_epoch(
         assert settled.done(0) == ended
         assert settled.reference == ended, "it is known by its parameters like any other"
         assert ended.params != {}
-
-
-def test_best_on_validation_is_chosen_then_the_lower_loss_then_the_earlier_one(
-    place: Place,
-) -> None:
-    for index, accuracy in enumerate((0.5, 0.75, 0.75)):
-        end(search(place), index, accuracy=accuracy)
-    chosen = search(place).choose()
-    assert chosen is not None
-    assert chosen.slot.index == 1
-
-
-def test_repeats_of_what_is_not_chosen_any_more_are_superseded(place: Place) -> None:
-    end(search(place), 0, accuracy=0.25)
-    end(search(place, chosen=0), 0)
-    end(search(place), 1, accuracy=0.75)
-    end(search(place, chosen=1), 0)
-    repeats = [t for t in place.record().trials(INFO) if t.slot.phase == "repeat"]
-    assert [(t.chosen, t.superseded) for t in repeats] == [(0, True), (1, False)]
-    tuned = {t.slot.index: t.params for t in place.record().trials(INFO) if t.slot.phase == "tune"}
-    assert [t.params for t in repeats] == [tuned[0], tuned[1]]
 
 
 def test_predictions_are_kept_under_their_hash(place: Place) -> None:

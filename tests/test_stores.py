@@ -215,9 +215,3 @@ def test_database_that_is_there_is_left_alone(tracking_uri: str) -> None:
     inode = path.stat().st_ino
     open_store(tracking_uri)
     assert path.stat().st_ino == inode
-
-
-def test_only_sqlite_uris_have_a_file(tmp_path: Path) -> None:
-    assert sqlite_path(f"sqlite:///{tmp_path}/a.db") == tmp_path / "a.db"
-    assert sqlite_path("sqlite:///b.db") == Path.cwd() / "b.db"
-    assert sqlite_path("http://localhost:5000") is None

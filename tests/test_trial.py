@@ -195,6 +195,7 @@ def test_pruned_trial_ends_with_what_it_has(task: TrialTask) -> None:
     heard += [messages.send(True), messages.send(False)]
     assert [epoch for epoch, _ in losses(heard)] == [0, 1]
     assert end(heard).outcome == "pruned"
+    assert "test_accuracy" not in end(heard).metrics
 
 
 def test_trial_that_takes_too_long_is_interrupted(task: TrialTask) -> None:

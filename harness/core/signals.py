@@ -108,7 +108,12 @@ def die_with_parent(parent: int) -> None:
 
 
 @contextmanager
-def time_limit(seconds: float | None, message: str = "") -> Iterator[None]:
+def time_limit(
+    seconds: float | None,
+    message: str = "",
+    error: Callable[[FrameType | None], BaseException] | None = None,
+    repeat: float = 0.0,
+) -> Iterator[None]:
     """Raise TrialTimeout in the block after so many seconds; None is no limit.
 
     Uses the system's alarm, which interrupts sleeping and waiting, and takes effect as soon as a call into a
@@ -117,17 +122,20 @@ def time_limit(seconds: float | None, message: str = "") -> Iterator[None]:
     Args:
         seconds: limit in seconds of wall time.
         message: message of the exception.
+        error: makes another exception from what is being executed.
+        repeat: raise again after so many seconds, if the block catches the exception.
     """
     here = threading.current_thread() is threading.main_thread()
     if seconds is None or not here or not hasattr(signal, "setitimer"):
         yield
         return
 
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        raise TrialTimeout(message or f"took longer than {seconds:g} s")
+    def stop(_signal: int, frame: FrameType | None) -> None:
+        timeout = TrialTimeout(message or f"took longer than {seconds:g} s")
+        raise error(frame) if error else timeout
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, repeat)
     try:
         yield
     finally:

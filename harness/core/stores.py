@@ -37,25 +37,18 @@ def default_tracking_uri(root: Path = ROOT) -> str:
     return sqlite_url(root / "mlflow.db")
 
 
-def home_of(tracking_uri: str, root: Path = ROOT) -> Path:
-    """The folder for what lies beside MLflow's store: its database's, or `root` where it is a server."""
-    path = sqlite_path(tracking_uri)
-    return root.resolve() if path is None else path.parent
-
-
-def search_url(tracking_uri: str, root: Path = ROOT) -> str:
-    """Default URL of Optuna's storage: beside MLflow's store."""
-    return sqlite_url(home_of(tracking_uri, root) / "optuna.db")
-
-
 def record_url(storage: str | None, tracking_uri: str | None, root: Path = ROOT) -> str:
-    """URL of the record: the user's, else a database beside MLflow's."""
-    return storage or search_url(tracking_uri or default_tracking_uri(root), root)
+    """URL of the record: the user's, else a database beside MLflow's, or in `root` if MLflow is a server."""
+    return storage or sqlite_url(_folder_of(tracking_uri or "", root) / "optuna.db")
 
 
 def record_home(storage: str | None, tracking_uri: str | None, root: Path = ROOT) -> Path:
     """The folder for files of trials: the record's, or `root` where the record is on a server."""
-    path = sqlite_path(record_url(storage, tracking_uri, root))
+    return _folder_of(record_url(storage, tracking_uri, root), root)
+
+
+def _folder_of(url: str, root: Path) -> Path:
+    path = sqlite_path(url)
     return root.resolve() if path is None else path.parent
 
 

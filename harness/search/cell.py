@@ -47,6 +47,7 @@ class OpenTrial:
         spec: the spec that the space returned, or the exception if it failed.
         broke_before: whether an earlier attempt at the slot ended as broken.
         epochs: results of its epochs so far.
+        provenance: tags of the process that runs it.
     """
 
     trial: optuna.Trial
@@ -54,6 +55,12 @@ class OpenTrial:
     spec: TrialSpec | UserError
     broke_before: bool
     epochs: list[EpochResult] = field(default_factory=list)
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def now(self) -> TrialRecord:
+        """The record with the epochs so far."""
+        return self.record.but(epochs=tuple(self.epochs), provenance=self.provenance)
 
 
 class CellSearch:
@@ -170,7 +177,6 @@ class CellSearch:
         self,
         open_trial: OpenTrial,
         result: TrialResult,
-        provenance: Mapping[str, str],
         predictions: str = "",
         died: bool = False,
     ) -> TrialRecord:
@@ -182,7 +188,7 @@ class CellSearch:
             "metrics": dict(result.metrics),
             "epochs": [list(astuple(e)) for e in open_trial.epochs],
             "notes": dict(result.notes),
-            "provenance": dict(provenance),
+            "provenance": dict(open_trial.provenance),
             "predictions": predictions,
             "died": died,
         }

@@ -126,22 +126,13 @@ def _tuning(study: Study, context: RunContext) -> list[CellSearch]:
     return [CellSearch(context.record, study, cell, memory=memory) for cell in cells]
 
 
-@dataclass
-class _Running:
-    """A slot whose trial is running."""
-
-    search: CellSearch
-    trial: OpenTrial
-    provenance: Mapping[str, str] = field(default_factory=dict)
-
-
 class _Coordinator:
     """Keeps the executor busy; writes to the record first, which is authoritative, and then to MLflow."""
 
     def __init__(self, study: Study, context: RunContext, executor: Executor) -> None:
         self._study, self._context, self._executor = study, context, executor
         self._record, self._projection = context.record, context.projection
-        self._running: dict[int, _Running] = {}
+        self._running: dict[int, tuple[CellSearch, OpenTrial]] = {}
         self._submitted = 0
         self._streak, self._inputs = FailureStreak(), Inputs()
         self._ends: dict[tuple[str, str, int], Counter[str]] = {}
@@ -177,12 +168,12 @@ class _Coordinator:
                     raise Terminated
                 continue
             number, message = self._executor.receive()
-            running = self._running[number]
-            done = self._received(number, running, message)
+            search, _ = self._running[number]
+            done = self._received(number, message)
             if done is None:
                 continue
             if done.trial is not None and done.trial.died and not self._gave_up(done.slot):
-                left.appendleft((running.search, done.slot.index))
+                left.appendleft((search, done.slot.index))
                 continue
             yield done
             self._check_streak(done)
@@ -198,34 +189,34 @@ class _Coordinator:
             ended = search.give_up(index)
             self._projection.show(ended)
             return SlotDone(slot, ended)
-        running = _Running(search, search.begin(index, self._executor.inline))
+        trial = search.begin(index, self._executor.inline)
         self._submitted += 1
-        self._running[self._submitted] = running
-        spec = running.trial.spec
-        if isinstance(spec, Exception):
-            return self._finish(self._submitted, TrialResult("crashed", reason=str(spec)))
-        self._inputs.check(search, running.trial.record)
+        self._running[self._submitted] = search, trial
+        if isinstance(trial.spec, Exception):
+            return self._finish(self._submitted, TrialResult("crashed", reason=str(trial.spec)))
+        self._inputs.check(search, trial.record)
         task = TrialTask(
-            spec=spec,
+            spec=trial.spec,
             test=search.phase == "repeat",
             pruned=self._prunes(search),
             device=self._context.device,
             cache=self._context.cache,
             limits=self._context.limits,
             checkpoints=self._context.checkpoints,
-            inputs=running.trial.record.inputs,
+            inputs=trial.record.inputs,
         )
         self._executor.submit(self._submitted, task)
         return None
 
-    def _received(self, number: int, running: _Running, message: Message | Died) -> SlotDone | None:
+    def _received(self, number: int, message: Message | Died) -> SlotDone | None:
+        search, trial = self._running[number]
         if isinstance(message, Started):
-            running.provenance = {**self._context.tags, **message.provenance}
+            trial.provenance = {**self._context.tags, **message.provenance}
         elif isinstance(message, EpochResult):
-            running.search.report(running.trial, message)
-            if self._prunes(running.search):
-                self._executor.reply(number, not running.trial.trial.should_prune())
-            self._projection.show_live(self._now(running))
+            search.report(trial, message)
+            if self._prunes(search):
+                self._executor.reply(number, not trial.trial.should_prune())
+            self._projection.show_live(trial.now)
         elif isinstance(message, TrialResult):
             return self._finish(number, message)
         else:
@@ -236,40 +227,33 @@ class _Coordinator:
         """Whether trials of this phase are asked after each epoch whether to go on."""
         return search.phase == "tune" and self._study.pruner != "none"
 
-    def _now(self, running: _Running) -> TrialRecord:
-        """The current record of a running trial."""
-        return running.trial.record.but(
-            epochs=tuple(running.trial.epochs), provenance=running.provenance
-        )
-
     def _lost(self, number: int, message: Died) -> SlotDone:
         """End a trial whose process died."""
-        search, record = self._running[number].search, self._running[number].trial.record
+        search, trial = self._running[number]
         timeout = message.outcome == "timeout"
         reason = message.how if timeout else f"its process died: {message.how}"
-        done = self._finish(
-            number, TrialResult("timeout" if timeout else "killed", reason=reason), died=not timeout
-        )
+        result = TrialResult("timeout" if timeout else "killed", reason=reason)
+        done = self._finish(number, result, died=not timeout)
         if message.final:
-            ended = search.give_up(record.slot.index)
+            ended = search.give_up(trial.record.slot.index)
             self._projection.show(ended)
             return SlotDone(done.slot, ended)
         return done
 
     def _finish(self, number: int, result: TrialResult, died: bool = False) -> SlotDone:
         """Record how a trial ended."""
-        running = self._running[number]
+        search, trial = self._running[number]
         file = ""
         if result.predictions is not None:
             table = predictions_csv(result.predictions)
             file = self._record.keep_predictions(self._study.name, table)
-        ended = running.search.finish(running.trial, result, running.provenance, file, died)
+        ended = search.finish(trial, result, file, died)
         del self._running[number]
         self._projection.show(ended)
         self._ends.setdefault(ended.slot.key, Counter())[ended.outcome] += 1
         if result.outcome == "killed" and stop_requested():
             return SlotDone(ended.slot)
-        return SlotDone(ended.slot, ended, running.trial.broke_before)
+        return SlotDone(ended.slot, ended, trial.broke_before)
 
     def _gave_up(self, slot: Slot) -> bool:
         """True if this run of the command does not try the slot again."""
@@ -309,7 +293,7 @@ class _Coordinator:
         reason = (
             "took longer than --max-minutes, and could not be interrupted: its process was ended"
         )
-        for number, running in list(self._running.items()):
-            slot = running.trial.record.slot
+        for number, (_, trial) in list(self._running.items()):
+            slot = trial.record.slot
             self._finish(number, TrialResult("timeout", reason=reason))
             print(f"{slot} {reason}; run the same command again to go on", file=sys.stderr)

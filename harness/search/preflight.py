@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from types import FrameType
 
 from harness.backbones import Backbone, build
 from harness.core.errors import UserError, first_line
+from harness.core.signals import time_limit
 from harness.core.spec import Study, TrialSpec, cell_label
 from harness.data import (
     describe_leaks,
@@ -94,30 +93,17 @@ def check_study(study: Study, cache: Cache = Cache(), memory_is_limited: bool = 
     return Preflight(specs, tuple(leaks.values()), (*notes, *weights))
 
 
-@contextmanager
-def _time_limit(what: str, function: Callable[..., object]) -> Iterator[None]:
-    """End a function of the study file that loops, naming the line, which `signals.time_limit` does not
-    do. Repeats if the function swallows the exception. Works only in the main thread, which receives the
-    signals."""
-    code = getattr(function, "__code__", None)
+def _time_limit(what: str, function: Callable[..., object]) -> AbstractContextManager[None]:
+    """End a function of the study file that loops, naming the line."""
+    code, name = getattr(function, "__code__", None), getattr(function, "__name__", "the function")
 
-    def stop(_signal: int, frame: FrameType | None) -> None:
+    def error(frame: FrameType | None) -> UserError:
         while frame and frame.f_code is not code:
             frame = frame.f_back
         where = f" (at {frame.f_code.co_filename}:{frame.f_lineno})" if frame else ""
-        name = getattr(function, "__name__", "the function")
-        raise UserError(f"{what} takes more than {SECONDS} s; does `{name}` loop?{where}")
+        return UserError(f"{what} takes more than {SECONDS} s; does `{name}` loop?{where}")
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS, 1)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    return time_limit(SECONDS, error=error, repeat=1)
 
 
 def _try_strategy(spec: TrialSpec, num_groups: int) -> None:

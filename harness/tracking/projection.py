@@ -13,7 +13,7 @@ import shlex
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from harness.core.errors import REFUSALS, UserError, first_line
 from harness.core.records import StudyInfo, TrialRecord
-from harness.core.spec import cell_label
+from harness.core.spec import Cell, cell_label
 from harness.core.stores import sqlite_path
 from harness.tracking.contents import (
     KEY,
@@ -207,24 +207,26 @@ class Projection:
             UserError, MlflowException: if the store cannot be read or written.
         """
         trials = self._source.trials(self._info)
-        experiment = None if check else self._experiment()
         stored = every_run(self._info.name, self._uri) if check else self._every_run()
         runs, deleted, others = _by_trial(stored)
+        if not check:
+            self._parent()
         found: list[Difference] = []
-        if experiment is not None:
-            self._open_parents(experiment, trials)
         for trial in trials:
             mine, gone = runs.pop(trial.key, []), deleted.get(trial.key)
             name = f"{trial.slot}, attempt {trial.attempt}"
             if not mine and gone is not None and trial.outcome:
+                mended = restore and not check
                 hint = "" if restore else "; --restore brings it back"
-                mended = restore and experiment is not None
                 found.append(Difference(f"{name} was deleted in MLflow{hint}", mended))
-                if not (restore and experiment is not None):
+                if not mended:
                     continue
-                experiment.client.restore_run(gone.info.run_id)
+                self._experiment().client.restore_run(gone.info.run_id)
                 mine = [gone]
-            found += self._compare(trial, name, mine, experiment)
+            found += [
+                Difference(f"{name} {what}", not check)
+                for what in self._compare(trial, mine, check)
+            ]
         for key, unknown in runs.items():
             found += [
                 Difference(f"run {run.info.run_id} ({key}) is of no trial in the record", False)
@@ -233,44 +235,40 @@ class Projection:
             ]
         if others:
             found.append(Difference(f"{others} runs say of no trial which it is", False))
-        if experiment is not None:
-            self._summarise(experiment, trials)
+        if not check:
+            self._summarise(trials)
         return found
 
     def _every_run(self) -> Iterable[Run]:
         return self._experiment().search(deleted=True)
 
-    def _compare(
-        self, trial: TrialRecord, name: str, runs: list[Run], experiment: Experiment | None
-    ) -> list[Difference]:
-        """Differences between a trial and its runs; corrected if an experiment is given."""
-        mended, found = experiment is not None, list[Difference]()
+    def _compare(self, trial: TrialRecord, runs: list[Run], check: bool) -> Iterator[str]:
+        """Describe the differences between a trial and its runs; unless `check`, correct them."""
         own = [run for run in runs if not contradicts(trial, run)]
         best = max(own, key=wholeness, default=None)
         for run in runs:
             if run is not best and not is_closed(run):
                 which = "a second run" if run in own else "a run with other values,"
-                found.append(Difference(f"{name} has {which} {run.info.run_id}", mended))
-                if experiment is not None:
-                    self._close(experiment, run)
-        if best is None:
-            if trial.outcome:
-                found.append(Difference(f"{name} ({trial.outcome}) has no run", mended))
-            if trial.outcome and mended:
+                yield f"has {which} {run.info.run_id}"
+                if not check:
+                    self._close(run)
+        if best is None and trial.outcome:
+            yield f"({trial.outcome}) has no run"
+            if not check:
                 self._write(trial)
-            return found
-        if wrong := difference(trial, best):
-            found.append(Difference(f"{name} {wrong}", mended))
-            if experiment is not None:
-                known = experiment.client.get_metric_history(best.info.run_id, "val_accuracy")
-                self._shown[trial.key] = _Shown(best.info.run_id, len(known), self._clock())
+        elif best is not None and (wrong := difference(trial, best)):
+            yield wrong
+            if not check:
+                client, run_id = self._experiment().client, best.info.run_id
+                known = client.get_metric_history(run_id, "val_accuracy")
+                self._shown[trial.key] = _Shown(run_id, len(known), self._clock())
                 self._write(trial)
-        self._shown.pop(trial.key, None)
-        return found
+        if best is not None:
+            self._shown.pop(trial.key, None)
 
-    def _close(self, experiment: Experiment, run: Run) -> None:
+    def _close(self, run: Run) -> None:
         """Mark a run as superfluous because another run shows the same trial."""
-        reason = "another run shows the same trial"
+        experiment, reason = self._experiment(), "another run shows the same trial"
         experiment.write(run.info.run_id, [], tags={"outcome": "killed", "reason": reason})
         experiment.client.set_terminated(run.info.run_id, status="KILLED")
 
@@ -281,7 +279,8 @@ class Projection:
         experiment, shown = self._experiment(), self._shown.get(trial.key)
         fresh = shown is None or not shown.run_id
         if shown is None or fresh:
-            tags = {**self._under(experiment, trial), **run_tags(trial)}
+            parent = self._parent(trial.slot.cell)
+            tags = {"mlflow.parentRunId": parent, **run_tags(trial)}
             name = f"{cell_label(trial.slot.cell)} {trial.slot.kind} {trial.slot.index}"
             run_id = experiment.create(name, tags, milliseconds(trial))
             shown = self._shown[trial.key] = _Shown(run_id, 0, self._clock())
@@ -302,48 +301,39 @@ class Projection:
         experiment.write(shown.run_id, metrics, params, tags)
         shown.epochs, shown.at = len(trial.epochs), self._clock()
 
-    def _under(self, experiment: Experiment, trial: TrialRecord) -> dict[str, str]:
-        """Tag that nests the run of a trial under that of its cell."""
-        label = cell_label(trial.slot.cell)
-        if label not in self._parents:
-            self._open_parents(experiment, [trial])
-        return {"mlflow.parentRunId": self._parents[label]}
-
-    def _open_parents(self, experiment: Experiment, trials: Iterable[TrialRecord]) -> None:
-        """Create the runs of the study and of its cells. The UI groups trials under them, and the report
-        becomes an artifact of the study's run. Their status is finished from the start."""
+    def _parent(self, cell: Cell | None = None) -> str:
+        """The run of a cell, or of the study. The UI groups trials under them, and the report becomes an
+        artifact of the study's run. Their status is finished from the start."""
+        experiment = self._experiment()
         if not self._parents:
             for kind in ("study", "cell"):
                 for run in experiment.search(f"tags.kind = '{kind}'"):
                     self._parents.setdefault(run.data.tags.get("cell", ""), run.info.run_id)
                     if run.info.status == "RUNNING":  # its process died before it could finish it
                         experiment.client.set_terminated(run.info.run_id)
-        info = self._info
-        if "" not in self._parents:
-            tags = {"kind": "study", "study": info.name, "mlflow.note.content": info.question}
-            self._parents[""] = experiment.create(f"study {info.name}", tags)
-            experiment.client.set_terminated(self._parents[""])
-        for trial in trials:
-            label = cell_label(trial.slot.cell)
-            if label not in self._parents:
-                under = {"mlflow.parentRunId": self._parents[""], "kind": "cell"}
-                tags = {**under, "study": info.name, "cell": label, **trial.slot.cell}
-                self._parents[label] = experiment.create(label, tags)
-                experiment.client.set_terminated(self._parents[label])
+        label, study = "" if cell is None else cell_label(cell), self._info.name
+        if label not in self._parents:
+            if cell is None:
+                tags = {"kind": "study", "mlflow.note.content": self._info.question}
+            else:
+                tags = {"kind": "cell", "cell": label, **cell}
+                tags["mlflow.parentRunId"] = self._parent()
+            run_id = experiment.create(label or f"study {study}", {"study": study, **tags})
+            experiment.client.set_terminated(run_id)
+            self._parents[label] = run_id
+        return self._parents[label]
 
-    def _summarise(self, experiment: Experiment, trials: Iterable[TrialRecord]) -> None:
+    def _summarise(self, trials: Iterable[TrialRecord]) -> None:
         """Write the metrics of each cell as a whole to its own run, so that cells can be compared."""
         by_cell: defaultdict[str, list[TrialRecord]] = defaultdict(list)
         for trial in trials:
-            by_cell[cell_label(trial.slot.cell)].append(trial)
-        runs = {r.info.run_id: r for r in experiment.search("tags.kind = 'cell'")}
-        for label, mine in by_cell.items():
-            metrics, run_id = cell_summary(mine), self._parents[label]
-            known = runs[run_id].data.metrics if run_id in runs else {}
-            new = {k: v for k, v in metrics.items() if known.get(k) != v}
+            by_cell[self._parent(trial.slot.cell)].append(trial)
+        experiment, now = self._experiment(), int(time.time() * 1000)
+        known = {r.info.run_id: r.data.metrics for r in experiment.search("tags.kind = 'cell'")}
+        for run_id, mine in by_cell.items():
+            new = cell_summary(mine).items() - known.get(run_id, {}).items()
             if new:
-                now = int(time.time() * 1000)
-                experiment.write(run_id, [Metric(k, v, now, 0) for k, v in new.items()])
+                experiment.write(run_id, [Metric(k, v, now, 0) for k, v in new])
 
 
 def _identity(uri: str) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -129,6 +129,16 @@ def run_trial(task: TrialTask, begin: Callable[..., Fit] = start) -> Messages:
     del messages
     gc.collect()
     yield TrialResult(outcome, peaks(), reason)
+
+
+def answered(task: TrialTask, ask: Callable[[], bool]) -> Iterator[Message]:
+    """The messages of one trial; `ask` waits for the answer to each EpochResult if the task is `pruned`."""
+    messages, answer = run_trial(task), None
+    with suppress(StopIteration):
+        while True:
+            message = messages.send(answer)
+            yield message
+            answer = ask() if task.pruned and isinstance(message, EpochResult) else None
 
 
 @cache

@@ -10,10 +10,11 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import TimeoutError as TookTooLong
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
@@ -152,15 +153,16 @@ class Processes:
             self._leave(number)
 
 
+@dataclass
 class _Running:
     """A task and, once it is known, the process that runs it."""
 
-    def __init__(
-        self, future: ProcessFuture[None], ours: Connection, theirs: Connection, seat: int
-    ) -> None:
-        self.future, self.ours, self.theirs, self.seat = future, ours, theirs, seat
-        self.process: int | None = None
-        self.at_end = False
+    future: ProcessFuture[None]
+    ours: Connection
+    theirs: Connection
+    seat: int
+    process: int | None = None
+    at_end: bool = False
 
     def is_silent(self) -> bool:
         """True if nothing more can be received."""
@@ -176,34 +178,19 @@ def _describe_exit(code: int) -> str:
 
 class _ProcessWithoutMain(SpawnProcess):
     """A process that does not import the main script, which may lack a main guard or not be a file at all
-    (`python -`, a notebook). It ignores Ctrl-C, which the coordinator handles."""
+    (`python -`, a notebook). It ignores Ctrl-C from its first moment on; the coordinator handles it."""
 
     def start(self) -> None:
         """Start it."""
-        with _main_hidden(), _interrupts_blocked():
+        main = sys.modules["__main__"]
+        signals = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
             super().start()
+        finally:
+            sys.modules["__main__"] = main
+            signal.pthread_sigmask(signal.SIG_SETMASK, signals)
 
 
 class _WithoutMain(SpawnContext):
     Process = _ProcessWithoutMain
-
-
-@contextmanager
-def _main_hidden() -> Iterator[None]:
-    """Processes started in the block find an empty main module."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-@contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Processes started in the block ignore Ctrl-C from their first moment on."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -173,9 +173,8 @@ def _run(
     pickled: bytes, study_file: Path | None, folder: Path, number: int, mailbox: Any
 ) -> Iterator[Message]:
     """Run a task on its node. If Ray runs it again, the same messages are sent again."""
-    from harness.core.results import EpochResult
     from harness.core.study_file import load_study
-    from harness.training.trial import run_trial
+    from harness.training.trial import answered
 
     missing = next((p for p in (folder, study_file) if p is not None and not p.exists()), None)
     if missing is not None:
@@ -186,16 +185,7 @@ def _run(
     if study_file is not None:
         load_study(study_file)
     task: TrialTask = pickle.loads(pickled)
-    messages = run_trial(task)
-    answer: bool | None = None
-    while True:
-        try:
-            message = messages.send(answer)
-        except StopIteration:
-            return
-        yield message
-        asked = mailbox is not None and isinstance(message, EpochResult)
-        answer = ray.get(mailbox.take.remote(number)) if asked else None
+    yield from answered(task, lambda: ray.get(mailbox.take.remote(number)))
 
 
 def _describe(error: RayError) -> str:

@@ -41,20 +41,11 @@ def begin_worker(parent: int, study_file: Path | None, threads: int, path: Seque
 
 def run_and_send(pipe: Connection, task: TrialTask, seat: int) -> None:
     """Run a task; its messages and the answers to its epochs go through the pipe."""
-    from harness.core.results import EpochResult
     from harness.training.device import choose_accelerator
-    from harness.training.trial import run_trial
+    from harness.training.trial import answered
 
     if task.device != "cpu":
         choose_accelerator(seat)
-    messages = run_trial(task)
-    answer: bool | None = None
     with pipe:
-        while True:
-            try:
-                message = messages.send(answer)
-            except StopIteration:
-                return
+        for message in answered(task, pipe.recv):
             pipe.send(message)
-            asked = task.pruned and isinstance(message, EpochResult)
-            answer = pipe.recv() if asked else None
