@@ -11,7 +11,6 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from harness.core.errors import UserError
 from harness.core.spec import derive_seed
@@ -63,6 +62,9 @@ def folds(labels: Indices, groups: Indices, count: int, seed: int) -> Indices:
     Raises:
         ValueError: if there are fewer images of every class than folds.
     """
+    # Imported here: scikit-learn takes seconds to import, and few targets have groups.
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
     fold = np.zeros(len(labels), np.int64)
     # If each image is its own group, the faster splitter gives the same result.
     alone = len(np.unique(groups)) == len(groups)

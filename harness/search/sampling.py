@@ -14,7 +14,6 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.trial import FrozenTrial
-from scipy.stats import qmc
 
 from harness.core.spec import Cell, Study, cell_label, derive_seed
 
@@ -55,6 +54,8 @@ class SobolPoint(optuna.samplers.BaseSampler):
     """
 
     def __init__(self, index: int, seed: int) -> None:
+        from scipy.stats import qmc  # takes a second to import
+
         sequence = qmc.Sobol(DIMENSIONS, scramble=True, rng=seed)
         if index:
             sequence.fast_forward(index)

@@ -7,11 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 Array = NDArray[np.float32]
 C_GRID = (0.001, 0.01, 0.1, 1.0, 10.0)
@@ -60,6 +55,13 @@ def fit_classifier(
         train, val: (n, d) features and (n,) labels.
         classes: number of classes.
     """
+    # Imported here, because most trials need none of it and scikit-learn takes seconds to import.
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import log_loss
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     features, labels = train
     best: tuple[tuple[float, float], FittedClassifier] | None = None
     for setting in C_GRID if kind == "logistic" else [k for k in K_GRID if k <= len(labels)]:
@@ -68,11 +70,11 @@ def fit_classifier(
         else:
             classifier = KNeighborsClassifier(n_neighbors=int(setting))
         model = make_pipeline(StandardScaler(), classifier).fit(features, labels)
-        classifier = FittedClassifier(model, float(setting), 1.0 if kind == "knn" else 0.0, classes)
-        logs = classifier.log_probabilities(val[0])
+        fitted = FittedClassifier(model, float(setting), 1.0 if kind == "knn" else 0.0, classes)
+        logs = fitted.log_probabilities(val[0])
         accuracy = float((logs.argmax(1) == val[1]).mean())
         loss = float(log_loss(val[1], np.exp(logs), labels=np.arange(classes)))
         if best is None or (accuracy, -loss) > best[0]:
-            best = ((accuracy, -loss), classifier)
+            best = ((accuracy, -loss), fitted)
     assert best is not None
     return best[1]
