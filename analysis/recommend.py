@@ -25,8 +25,6 @@ if TYPE_CHECKING:  # imported where used: --help must not wait for them
     from analysis.load import StudyTable
 
 MIB = 2**20
-FEW = 5
-"""With fewer repeats per cell a probability of being the best is not to be believed without a word."""
 
 
 def within(table: StudyTable, where: Sequence[str]) -> dict[str, list[str]]:
@@ -52,7 +50,7 @@ def within(table: StudyTable, where: Sequence[str]) -> dict[str, list[str]]:
 
 
 def recommendation(
-    table: StudyTable, choices: pd.DataFrame, rivals: pd.DataFrame, memory_kind: str
+    table: StudyTable, choices: pd.DataFrame, rivals: pd.DataFrame, memory_kind: str, behind: float
 ) -> list[str]:
     """What to use, in sentences.
 
@@ -61,8 +59,10 @@ def recommendation(
         choices: from `compare.choice`.
         rivals: from `compare.surer`.
         memory_kind: from `compare.memory_kind`.
+        behind: from `compare.most_behind`.
     """
-    from analysis.text.numbers import in_seeds, number, short
+    from analysis import compare
+    from analysis.text.numbers import in_seeds, listed, quoted, short
 
     fit, out = choices[choices["fits"]], choices[~choices["fits"]]
     excluded = [f"left out: “{row['cell']}” ({row['why']})" for row in out.to_dict("records")]
@@ -75,41 +75,37 @@ def recommendation(
         f"{short(best['memory_mib'])} MiB ({memory_kind})."
     ]
     if len(fit) == 1:
-        text.append("No other cell fits.")
-    elif best["p_best"] == best["p_best"]:
-        text.append(
-            f"It is the best of the {len(fit)} that fit with probability {best['p_best']:.2f}; "
-            f"expected regret {best['regret']:.2f} points."
-        )
-        if (least := int(fit.loc[fit["p_best"].notna(), "n"].min())) < FEW:
-            text.append(_too_few(least))
+        return [*text, "No other cell fits.", *excluded]
+    if best["by_test"]:
+        text.append("There are no validation scores to choose by: it has the highest test score.")
     else:
-        text.append("One seed: nothing can be said about chance.")
-    if len(rivals):
-        second = fit.set_index("cell").loc[rivals.iloc[0]["rival"]]
+        text.append(f"It has the best mean validation score of the {len(fit)} cells that fit.")
+        leader = compare.best_by_test(choices)
+        if leader != best["cell"]:
+            text.append(f"By test “{leader}” is ahead, which a choice must not go by.")
+    for verdict, words in (
+        ("higher", "Shown to be better than"),
+        ("lower", "Shown to be worse than"),
+        ("open", "Not told apart from"),
+    ):
+        names = rivals.loc[rivals["verdict"] == verdict, "rival"]
+        if len(names):
+            text.append(f"{words}: {listed(quoted(names))}.")
+    if behind == behind:
         text.append(
-            f"Runner-up: “{second.name}”, {100 * second['mean']:.1f}%, "
-            f"{short(second['seconds'])} s, best with probability "
-            f"{number(second['p_best'], '.2f')} (regret "
-            f"{number(second['regret'], '.2f')} points)."
+            f"It is at most {behind:.1f} points below the best cell of the study (95% confidence)."
         )
-        text.append(_to_be_surer(table, rivals.iloc[0]))
+    unclear = rivals[rivals["verdict"] != "higher"]
+    if len(unclear):
+        text.append(_to_be_surer(table, unclear.iloc[0]))
     return [*text, *excluded]
 
 
-def _too_few(seeds: int) -> str:
-    """Chance alone gives the same cell the lead in all n seeds with p = 2 / 2^n, the least of an exact
-    two-sided sign-flip test (Fisher 1935)."""
-    return (
-        f"Warning: {seeds} repeats cannot support such a probability; were two cells equal, one would still "
-        f"lead on every seed with p = {2 / 2**seeds:.3g}."
-    )
-
-
 def _to_be_surer(table: StudyTable, row: pd.Series) -> str:
-    lead = f"a difference of {max(abs(row['lead']), 0.5):.1f} points"
+    rival = f"“{row['rival']}”"
+    lead = f"a difference of {max(abs(row['lead']), 0.5):.1f} points from {rival}"
     if row["seeds"] != row["seeds"]:
-        return "To be surer: run every cell on at least 6 seeds."
+        return "To be surer: run every cell on at least 8 seeds."
     if row["seeds"] == math.inf:
         return f"To be surer: not worth it, {lead} would take more than 500 seeds; take the cheaper one."
     if row["more"] == 0:
@@ -163,8 +159,8 @@ def run(options: argparse.Namespace) -> int:
     from analysis.load.external import open_study
 
     table = open_study(options.study, options.table, options.mapping, options.tracking_uri)
-    said, any_fits = _recommend(table, options.where, limit, options.max_minutes)
-    print(*said, sep="\n")
+    text, any_fits = _recommend(table, options.where, limit, options.max_minutes)
+    print(*text, sep="\n")
     return 0 if any_fits else 1
 
 
@@ -197,10 +193,13 @@ def _recommend(
 
     factors = within(table, where)
     trials = table.trials[table.trials["cell"].isin(compare.cells(factors)["cell"])]
-    choices = compare.choice(trials, factors, 60 * minutes, limit)
-    rivals = compare.surer(trials, choices)
-    said = recommendation(table, choices, rivals, compare.memory_kind(trials))
-    return said, bool(choices["fits"].any())
+    selection = table.info.selection
+    choices = compare.choice(trials, factors, 60 * minutes, limit, selection)
+    pairs = compare.contrasts(trials, factors)
+    rivals = compare.surer(trials, factors, choices)
+    behind = compare.most_behind(pairs, str(choices["cell"].iloc[0]))
+    kind = compare.memory_kind(trials)
+    return recommendation(table, choices, rivals, kind, behind), bool(choices["fits"].any())
 
 
 if __name__ == "__main__":

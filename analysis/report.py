@@ -140,6 +140,7 @@ def _picture(plot: Plot) -> dict[str, object]:
 
 def _render(found: Findings, sections: Sequence[Section], methods: str) -> str:
     """The page."""
+    from analysis.compare import recorded
     from analysis.text import warnings
     from analysis.text.links import viewer_command
     from analysis.text.numbers import condition_rows
@@ -157,7 +158,7 @@ def _render(found: Findings, sections: Sequence[Section], methods: str) -> str:
         methods=methods,
         parameters=condition_rows(table.trials, ("param.", "prefix")),
         environment=condition_rows(table.trials, ("device", "threads", "env.")),
-        runs=len(table.trials),
+        runs=len(recorded(table.trials)),
         period=f"{times.min():%Y-%m-%d %H:%M} to {times.max():%Y-%m-%d %H:%M} UTC"
         if len(times)
         else "",

@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,90 +34,8 @@ from harness.core.records import Slot, StudyInfo, TrialRecord
 from harness.core.results import EpochResult, Predictions
 from harness.core.spec import Phase, TrialSpec
 from harness.core.strategies import LinearProbe
+from tests.made_studies import SEEDS, scored, table, trial
 from tests.records import Kept, project
-
-SEEDS = range(6)
-CONSTANT = {
-    "device": "cpu",
-    "threads": 2,
-    "env.torch": "2.14.0",
-    "env.dirty": "false",
-    "param.epochs": 3.0,
-}
-
-
-def trial(
-    cell: str, phase: str, index: int, accuracy: float | None, **more: object
-) -> dict[str, object]:
-    """One run as analysis.load gives it; `accuracy` None is a trial that gave no score."""
-    scored = {} if accuracy is None else {"val_accuracy": accuracy, "val_loss": 1 - accuracy}
-    scored |= {"test_accuracy": accuracy} if phase == "repeat" and accuracy is not None else {}
-    return (
-        {"run_id": f"{cell}-{phase}-{index}", "cell": cell, "phase": phase, "index": index}
-        | {
-            "seed": index,
-            "outcome": "complete",
-            "superseded": False,
-            "param.lr": 10.0 ** -(index + 1),
-        }
-        | scored
-        | more
-    )
-
-
-def table(
-    rows: Sequence[Mapping[str, object]],
-    factors: Mapping[str, list[str]] | None = None,
-    baseline: Mapping[str, str] | None = None,
-    question: str = "How deep?",
-    repeats: int = len(SEEDS),
-) -> StudyTable:
-    factors = dict(factors or {"strategy": sorted({str(row["cell"]) for row in rows})})
-    info = Info("depth", question, "python -m study", factors, dict(baseline or {}), 1, repeats)
-    base = [*load.TEXT_TAGS, *load.INTEGER_TAGS, *load.EPOCH_METRICS, *load.FINAL_METRICS]
-    frame = pd.DataFrame([CONSTANT | dict(row) for row in rows])
-    frame = frame.reindex(
-        columns=list(dict.fromkeys(["run_id", "superseded", *base, *frame.columns]))
-    )
-    numeric = [*load.EPOCH_METRICS, *load.FINAL_METRICS]
-    frame = frame.astype(dict.fromkeys(numeric, float) | dict.fromkeys(load.INTEGER_TAGS, "Int64"))
-    frame["superseded"] = frame["superseded"].astype(bool)
-    frame["start_time"] = pd.Timestamp("2026-01-02 03:04", tz="UTC")
-    epochs = pd.DataFrame(
-        [
-            {"run_id": run, "epoch": e, "val_accuracy": a * (e + 1) / 3}
-            for run, a in zip(frame["run_id"], frame["val_accuracy"], strict=True)
-            for e in range(3)
-        ],
-        columns=["run_id", "epoch", *load.EPOCH_METRICS],
-    )
-    tested = frame.dropna(subset="test_accuracy")
-    predictions = pd.DataFrame(  # a thousand images, of which as many right as the score says
-        {
-            "run_id": np.repeat(tested["run_id"].to_numpy(), 1000),
-            "cell": np.repeat(tested["cell"].to_numpy(), 1000),
-            "seed": np.repeat(tested["seed"].to_numpy(), 1000),
-            "example": np.tile(np.arange(1000), len(tested)),
-            "label": 1,
-            "predicted": np.concatenate(
-                [[], *((np.arange(1000) < round(1000 * a)) for a in tested["test_accuracy"])]
-            ).astype(int),
-        }
-    )
-    return StudyTable(info, "sqlite:////data/mlflow.db", frame, epochs, predictions)
-
-
-def scored(
-    cell: str, accuracy: float, seconds: float = 3.0, **more: object
-) -> list[dict[str, object]]:
-    """One tuning trial and six repeats around `accuracy`."""
-    cost = {"train_seconds": seconds, "peak_process_rss_mib": 100 * seconds}
-    wobble = [0.001 * ((7 * s) % 5 - 2) for s in SEEDS]
-    repeats = [
-        trial(cell, "repeat", s, accuracy + w, **cost, **more)
-        for s, w in zip(SEEDS, wobble, strict=True)
-    ]
-    return [trial(cell, "tune", 0, accuracy), *repeats]
 
 
 def read(page: Path) -> str:
@@ -136,10 +54,15 @@ def test_the_page_opens_with_the_answer_and_its_uncertainty(tmp_path: Path) -> N
     made = table(rows, baseline={"strategy": "probe"})
     text = read(report.build(made, tmp_path))
     answer = text.index(
-        "“full” has the highest mean test accuracy among 2 cells: 90.0% (95% interval"
+        "“full” is the choice: test accuracy 90.0% (95% interval 89.8 to 90.1, 6 seeds"
     )
     assert answer < text.index("Costs")
-    assert "“full” is 10.0 points above “probe”" in text
+    assert (
+        "It has the highest mean validation accuracy over its 6 repeats, 90.0%; next “probe”, 80.0%."
+        in text
+    )
+    assert "Shown to be better than “probe” (+10.0 points, " in text
+    assert "Against the baseline: “full” is 10.0 points above “probe”" in text
     assert "It costs 30 s of training and 3000 MiB of peak memory" in text
     assert "Read this first" not in text
     assert "mlflow ui --backend-store-uri sqlite:////data/mlflow.db --host 127.0.0.1" in text
@@ -153,7 +76,8 @@ def test_a_cheaper_equal_is_named(tmp_path: Path) -> None:
     ]
     rows = [*scored("full", 0.903, seconds=30), trial("probe", "tune", 0, 0.9), *cheap]
     text = read(report.build(table(rows), tmp_path))
-    assert "“full” can't be told apart from “probe” with 6 seeds" in text
+    assert "Not told apart from “probe”: with 6 seeds a difference of" in text
+    assert re.search(r"It may be up to \d\.\d points below the best of them", text)
     assert "“probe”, not told apart from it in accuracy, costs 2 s of training" in text
 
 
@@ -231,8 +155,8 @@ def test_two_factors_are_compared_within_the_other(tmp_path: Path) -> None:
         for row in scored(f"{net} | {strategy}", accuracy + plus)
     ]
     text = read(report.build(table(rows, factors, {"strategy": "probe"}), tmp_path))
-    assert "“a | full” is probably 10.0 points above “a | probe”" in text
-    assert "“b | full” is probably 10.0 points above “b | probe”" in text
+    assert "“a | full” is 10.0 points above “a | probe”" in text
+    assert "“b | full” is 10.0 points above “b | probe”" in text
 
 
 @pytest.mark.parametrize(
@@ -322,31 +246,26 @@ def test_a_study_of_sizes_says_where_lines_cross(tmp_path: Path) -> None:
     page = report.build(table(rows, factors, {"strategy": "probe"}), tmp_path)
     text = read(page)
     assert "Highest mean by shots: “probe” at 10; “full” at 100." in text
-    assert "“probe” leads “full” up to about 31.6 shots (95% interval 31.6, 6 seeds; 100%" in text
-    assert "No crossing seen for 2 other pairs of lines between 10 and 100 shots." in text
+    assert "“probe” leads “full” up to about 31.6 shots (95% interval 31.6, 6 seeds)." in text
+    assert "No crossing was shown for 2 other pairs of lines." in text
     assert (page.parent / "figures" / "by_size.png").exists()
     assert len(pd.read_csv(page.parent / "tables" / "crossings.csv")) == 3
 
 
-def test_a_crossing_is_put_no_more_firmly_than_its_resamples() -> None:
-    row: dict[Hashable, object] = {
-        "line": "a",
-        "other": "b",
-        "n": 6,
-        "smallest": 5.0,
-        "largest": 300.0,
-        "changes": 1,
-    }
-    row |= {"size": 42.0, "low": 9.0, "high": math.inf, "share_crossing": 0.7}
+def test_a_crossing_that_was_not_shown_is_not_claimed() -> None:
+    row: dict[Hashable, object] = {"line": "a", "other": "b", "n": 6, "changes": 1, "shown": True}
+    row |= {"smallest": 5.0, "largest": 300.0, "size": 42.0, "low": 9.0, "high": math.inf}
     assert crossing(row, "shots") == (
-        "“a” leads “b” up to about 42 shots (95% interval 9 to above 300, 6 seeds; 70% of resamples "
-        "cross, so it may not exist)."
+        "“a” leads “b” up to about 42 shots (95% interval 9 to above 300, 6 seeds)."
+    )
+    assert "it was not shown that either leads on each side" in crossing(
+        row | {"shown": False}, "shots"
     )
     assert crossing_interval(row | {"low": 0.0}) == "below 5 to above 300"
     assert crossing_interval(row | {"low": math.nan}) == "–"
     none = row | {"changes": 0, "size": math.nan}
     assert crossing(none, "shots").startswith("No crossing seen between 5 and 300 shots")
-    alone = row | {"n": 1, "share_crossing": math.nan}
+    alone = row | {"n": 1, "low": math.nan, "shown": False}
     assert "(one seed: no interval)" in crossing(alone, "shots")
 
 
@@ -531,6 +450,7 @@ def test_recorded_measures_of_similarity_are_judged_without_being_given(tmp_path
     known = compare.similarity_effect(made)
     assert known.blind == ("log_source_size",)
     assert set(known.slopes["measure"]) == {"frechet"}
+    assert set(known.verdicts["strategy"]) == {"full", "probe"}
     frechet = known.means.set_index("measure").loc["frechet"]
     assert frechet["tau_w"] == pytest.approx(1)  # a distance: its sign is turned
     assert set(known.points.loc[known.points["control"], "source"]) == {"a"}
@@ -611,10 +531,10 @@ def test_the_command_goes_from_store_to_page(
         ],
         tmp_path,
     )
-    for trial in kept.known[1:]:
-        wrong = np.array([0, trial.number % 2])
+    for known in kept.known[1:]:
+        wrong = np.array([0, known.number % 2])
         guess = Predictions(np.arange(2), np.zeros(2, int), wrong, np.ones(2))
-        kept.predict(trial.predictions, guess)
+        kept.predict(known.predictions, guess)
     project(uri, info, kept)
     code = report.main(["--study", "depth", "--tracking-uri", uri, "--out", str(tmp_path / "out")])
     printed = capsys.readouterr()
@@ -622,7 +542,7 @@ def test_the_command_goes_from_store_to_page(
     page = tmp_path / "out" / "depth" / "index.html"
     assert str(page) in printed.out
     assert f"--backend-store-uri {uri} --host 127.0.0.1 --workers 1" in printed.out
-    assert "“probe” has the highest mean test accuracy: 75.0%" in read(page)
+    assert "“probe” is the choice: test accuracy 75.0%" in read(page)
 
 
 def test_bad_input_is_one_line_and_exit_code_2(

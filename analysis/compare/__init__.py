@@ -18,15 +18,17 @@ from analysis.compare.agreement import (
     static_ranking,
 )
 from analysis.compare.cells import outcomes, prediction_mismatches, summary
-from analysis.compare.choice import choice, surer
+from analysis.compare.choice import best_by_test, choice, most_behind, surer
 from analysis.compare.contexts import arms, mean_ranks
 from analysis.compare.contrasts import (
-    against_best,
+    against,
+    against_baseline,
     contrasts,
+    describe_contrast,
     least_detectable,
-    paired_differences,
     seeds_needed,
     sign_flip_p,
+    with_other_tests,
 )
 from analysis.compare.costs import (
     censored,
@@ -41,7 +43,14 @@ from analysis.compare.costs import (
 from analysis.compare.examples import are_grouped, hits, mcnemar_over_seeds, over_examples
 from analysis.compare.findings import Findings, find
 from analysis.compare.responses import gains, pair_gains, responses, with_scratch
-from analysis.compare.runs import cells, chosen, completed, mean_interval
+from analysis.compare.runs import (
+    cells,
+    chosen,
+    completed,
+    mean_interval,
+    recorded,
+    split_sizes,
+)
 from analysis.compare.similarity import Similarity, pair_scores, similarity_effect
 from analysis.compare.sizes import size_factor, size_lines
 from analysis.compare.slopes import interactions, slopes
@@ -50,13 +59,13 @@ from analysis.compare.variance import variance_shares, variance_table
 from analysis.compare.verdicts import interaction_verdicts, verdicts
 
 __all__ = [
-    "Findings", "Similarity", "against_best", "against_published", "are_grouped", "arms", "cells",
-    "censored", "choice", "chosen", "completed", "condition", "contrasts", "doubts", "find",
-    "front_chance", "gains", "hits", "interaction_verdicts", "interactions",
-    "least_detectable", "left_out", "mcnemar_over_seeds", "mean_agreement", "mean_interval",
-    "mean_ranks", "memory_column", "memory_kind", "outcomes", "over_examples", "pair_gains",
-    "pair_scores", "paired_differences", "pareto_front", "prediction_mismatches", "priced",
-    "rank_agreement", "regret", "responses", "seeds_needed", "side_by_side", "sign_flip_p",
-    "similarity_effect", "size_factor", "size_lines", "slopes", "static_ranking", "summary", "surer",
-    "variance_shares", "variance_table", "verdicts", "with_scratch",
+    "Findings", "Similarity", "against", "against_baseline", "against_published", "are_grouped", "arms",
+    "best_by_test", "cells", "censored", "choice", "chosen", "completed", "condition", "contrasts",
+    "describe_contrast", "doubts", "find", "front_chance", "gains", "hits", "interaction_verdicts",
+    "interactions", "least_detectable", "left_out", "mcnemar_over_seeds", "mean_agreement",
+    "mean_interval", "mean_ranks", "memory_column", "memory_kind", "most_behind", "outcomes",
+    "over_examples", "pair_gains", "pair_scores", "pareto_front", "prediction_mismatches", "priced",
+    "rank_agreement", "recorded", "regret", "responses", "seeds_needed", "side_by_side", "sign_flip_p",
+    "similarity_effect", "size_factor", "size_lines", "slopes", "split_sizes", "static_ranking",
+    "summary", "surer", "variance_shares", "variance_table", "verdicts", "with_other_tests", "with_scratch",
 ]  # fmt: skip

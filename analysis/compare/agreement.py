@@ -1,4 +1,4 @@
-"""Does a measure rank the sources as they turn out, and better than a ranking that ignores the target?
+"""Agreement of measures with the order of the sources, beside that of a ranking that ignores the target.
 
     python -c "import pandas as pd; from analysis.compare.agreement import *; \\
                print(rank_agreement(pd.read_csv('scores.csv'), ['logme', 'leep']))"
@@ -64,11 +64,11 @@ def rank_agreement(
     """How well each measure orders the sources of each target.
 
     tau_w is `scipy.stats.weightedtau` as it comes: Kendall's tau with weights 1 / (rank + 1) that
-    add up (Vigna 2015), the mean of ranking by either side.
+    add up (Vigna 2015), the mean of ranking by either side; tau is the plain one, tau-b.
 
     Returns:
         One row per target and measure: target, measure, n sources, tau_w, null_sd (of tau_w when the
-        sources are shuffled), p (two-sided, share of shuffles at least as far from 0), pearson. NaN
+        sources are shuffled), p (two-sided, share of shuffles at least as far from 0), tau, pearson. NaN
         with fewer than 3 sources or a constant side.
 
     Raises:
@@ -82,7 +82,7 @@ def rank_agreement(
         x, y = own[measure].to_numpy(dtype=float), own["accuracy"].to_numpy(dtype=float)
         n = len(own)
         row = {"target": target, "measure": measure, "n": n}
-        row |= dict.fromkeys(("tau_w", "null_sd", "p", "pearson"), math.nan)
+        row |= dict.fromkeys(("tau_w", "null_sd", "p", "tau", "pearson"), math.nan)
         if n >= 3 and np.ptp(x) > 0 and np.ptp(y) > 0:
             tau = float(stats.weightedtau(x, y).statistic)
             if len(np.unique(x)) == len(np.unique(y)) == n:  # without ties only n matters
@@ -93,40 +93,19 @@ def rank_agreement(
                 null = null_taus(x, y, permutations, seed)
             hits = int((np.abs(null) >= abs(tau) - 1e-12).sum())
             row |= {"tau_w": tau, "null_sd": float(null.std()), "p": (hits + 1) / (len(null) + 1)}
+            row["tau"] = float(stats.kendalltau(x, y).statistic)
             row["pearson"] = float(stats.pearsonr(x, y).statistic)
         rows.append(row)
-    return pd.DataFrame(
-        rows, columns=["target", "measure", "n", "tau_w", "null_sd", "p", "pearson"]
-    )
+    columns = ["target", "measure", "n", "tau_w", "null_sd", "p", "tau", "pearson"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def null_taus(x: np.ndarray, y: np.ndarray, permutations: int, seed: int) -> np.ndarray:
     """`permutations` values of tau_w of x, shuffled, with y; both of length n."""
-    shuffled = np.random.default_rng(seed).permuted(np.tile(x, (permutations, 1)), axis=1)
-    return weighted_taus(shuffled, np.broadcast_to(y, shuffled.shape))
-
-
-def weighted_taus(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """scipy's default weightedtau of every row of x with the same row of y; both draws x n.
-
-    scipy has no vectorised form. NaN for a row with a constant side.
-    """
-    signs = np.sign(x[:, :, None] - x[:, None, :]), np.sign(y[:, :, None] - y[:, None, :])
-    taus = []
-    for first, second in ((x, y), (y, x)):
-        order = np.lexsort((second, first), axis=1)[:, ::-1]
-        rank = np.empty_like(order)
-        np.put_along_axis(rank, order, np.arange(x.shape[1])[None, :], axis=1)
-        hyperbolic = 1 / (rank + 1.0)
-        weight = hyperbolic[:, :, None] + hyperbolic[:, None, :]
-        both, of_x, of_y = (
-            (weight * s).sum(axis=(1, 2))
-            for s in (signs[0] * signs[1], signs[0] ** 2, signs[1] ** 2)
-        )
-        with np.errstate(invalid="ignore"):
-            taus.append(both / np.sqrt(of_x * of_y))
-    mean: np.ndarray = (taus[0] + taus[1]) / 2
-    return mean
+    random = np.random.default_rng(seed)
+    return np.array(
+        [stats.weightedtau(random.permutation(x), y).statistic for _ in range(permutations)]
+    )
 
 
 def mean_agreement(agreement: pd.DataFrame) -> pd.DataFrame:
@@ -136,15 +115,16 @@ def mean_agreement(agreement: pd.DataFrame) -> pd.DataFrame:
         agreement: from `rank_agreement`, with the measure `static` for the lead.
 
     Returns:
-        measure, targets, tau_w, low, high (t interval over targets), and over the targets on which both
+        measure, targets, tau_w, low, high (t interval over targets), tau, and over the targets on which both
         are known: static (its mean tau_w), lead, lead_low, lead_high (of the paired difference).
     """
     taus = agreement.pivot(index="target", columns="measure", values="tau_w")
+    plain = agreement.groupby("measure")["tau"].mean()
     rows = []
     for measure in agreement["measure"].unique():
-        mean, _, low, high = mean_interval(taus[measure])
+        mean, _, low, high = mean_interval(taus[measure], within=(-1, 1))
         row = {"measure": measure, "targets": int(taus[measure].notna().sum()), "tau_w": mean}
-        row |= {"low": low, "high": high}
+        row |= {"low": low, "high": high, "tau": float(plain[measure])}
         row |= dict.fromkeys(("static", "lead", "lead_low", "lead_high"), math.nan)
         if STATIC in taus and measure != STATIC:
             both = taus[[measure, STATIC]].dropna()
@@ -158,6 +138,7 @@ def mean_agreement(agreement: pd.DataFrame) -> pd.DataFrame:
         "tau_w",
         "low",
         "high",
+        "tau",
         "static",
         "lead",
         "lead_low",

@@ -1,4 +1,4 @@
-"""How good is each cell, what does it cost, and how did its runs end?
+"""Score and cost of each cell, and how its runs ended.
 
     python -c "from analysis import compare, load; t = load.load_study('freeze_depth'); \\
                print(compare.summary(t.trials, t.info.factors))"
@@ -44,7 +44,7 @@ def summary(
         own = groups.get(row["cell"], repeats[:0])
         ended = tried.get(row["cell"], tune["outcome"][:0])
         scores = own["test_accuracy"].dropna()
-        mean, sd, low, high = mean_interval(scores)
+        mean, sd, low, high = mean_interval(scores, within=(0, 1))
         rows.append(
             row
             | {"tuned": int((ended == "complete").sum())}

@@ -1,4 +1,4 @@
-"""Which arm is best when there are several targets, whose scores cannot be compared with each other?
+"""Ranks of arms over several targets, whose scores cannot be compared with each other.
 
     python -c "from analysis import compare, load; t = load.load_study('two_targets'); \\
                print(compare.mean_ranks(t.trials, t.info.factors))"
@@ -35,8 +35,8 @@ def mean_ranks(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd
 
     Returns:
         arm, targets (on which it has a score), mean_rank (1 is the best; mean of ties), low, high (95%
-        t interval over targets), wins (targets on which it is first) and behind (mean points below the
-        best of the target). Empty when the study does not compare targets.
+        t interval over targets, cut off at the first and last rank), wins (targets on which it is first) and
+        behind (mean points below the best of the target). Empty when the study does not compare targets.
     """
     table = arms(factors)
     columns = ["arm", "targets", "mean_rank", "low", "high", "wins", "behind"]
@@ -48,9 +48,9 @@ def mean_ranks(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd
     table = table.assign(
         rank=groups.rank(ascending=False), behind=100 * (groups.transform("max") - table["mean"])
     )
-    rows = []
+    rows, most = [], table["arm"].nunique()
     for arm, own in table.groupby("arm", sort=False):
-        mean, _, low, high = mean_interval(own["rank"])
+        mean, _, low, high = mean_interval(own["rank"], within=(1, most))
         rows.append(
             {"arm": arm, "targets": len(own), "mean_rank": mean, "low": low, "high": high}
             | {"wins": int((own["behind"] == 0).sum()), "behind": float(own["behind"].mean())}

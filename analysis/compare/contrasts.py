@@ -1,11 +1,17 @@
-"""Which cell is better than which, by how much, and how sure is that with so few seeds?
+"""Paired comparisons of cells over shared seeds, with one verdict for each pair.
 
-    python -c "from analysis import compare, load; t = load.load_study('freeze_depth'); \
-               print(compare.paired_differences(t.trials, t.info.factors, t.info.baseline))"
+    python -c "from analysis import compare, load_study; t = load_study('freeze_depth'); \\
+               print(compare.contrasts(t.trials, t.info.factors))"
+
+All pairs of cells are one family. Each has a paired t interval over seeds at the level 1 - .05 / number of
+pairs (Bonferroni), so that all intervals hold at once with 95% confidence: whichever pair is looked at
+afterwards, and however the variances of the cells differ, the chance of a single wrong verdict in the study
+is at most 5%.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from functools import cache
@@ -15,20 +21,100 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 from scipy.optimize import brentq
-from statsmodels.stats.multitest import multipletests
 
 from analysis.compare.contexts import arms
 from analysis.compare.examples import hits, mcnemar_over_seeds
-from analysis.compare.runs import cells, completed, mean_interval
+from analysis.compare.runs import CONFIDENCE, cells, completed
 from harness.core.spec import cell_label
 
-ALPHA = 0.05
+ALPHA = 1 - CONFIDENCE
 POWER = 0.80
-CLAIM_SEEDS = 10
 MAX_FLIPS = 2**15
 WORTH = (2.0, 1.0, 0.5)
 """Differences, in points, that are worth seeing: a sentence names the first that the seeds would miss."""
 MOST_SEEDS = 500
+COLUMNS = [
+    "cell",
+    "reference",
+    "n",
+    "pairs",
+    "difference",
+    "low",
+    "high",
+    "p",
+    "alone_low",
+    "alone_high",
+]
+COLUMNS += ["least_detectable", "worth", "seeds_needed", "verdict"]
+
+
+def contrasts(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """Every pair of scored cells, compared over the seeds that both were repeated on; within each target
+    where targets are compared, whose scores are not of one kind.
+
+    Returns:
+        One row per pair: cell, reference, n shared seeds, pairs (tested in this study), difference (points of
+        test accuracy, positive when cell is better), low, high (simultaneous interval), p (of the paired t
+        test, times the number of pairs), alone_low, alone_high (95% interval of this pair by itself),
+        least_detectable (the difference that would be found 4 times in 5 by this rule), worth (points) and
+        seeds_needed (to find so much), and verdict: "higher" or "lower" (the simultaneous interval is clear
+        of 0), "open" (it is not) or "untested" (fewer than two shared seeds).
+    """
+    scores = completed(trials, "repeat").pivot(index="seed", columns="cell", values="test_accuracy")
+    scores = 100 * scores.dropna(axis="columns", how="all")
+    table = arms(factors)
+    table = table[table["cell"].isin(scores.columns)]
+    names = [
+        pair
+        for _, own in table.groupby("context", sort=False)
+        for pair in itertools.combinations(own["cell"], 2)
+    ]
+    values = {cell: scores[cell].to_numpy(dtype=float) for cell in scores}
+    points = [values[a] - values[b] for a, b in names]
+    points = [one[~np.isnan(one)] for one in points]
+    family = sum(len(one) > 1 for one in points)
+    floor = rounding_error(scores.to_numpy(dtype=float))
+    rows = [
+        {"cell": a, "reference": b, "pairs": family} | paired_test(one, family, floor)
+        for (a, b), one in zip(names, points, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def rounding_error(scores: np.ndarray) -> float:
+    """Standard deviation that rounding alone gives a difference of two scores: that of two uniform errors as
+    wide as the least difference between two different scores (one test image, mostly). 0 if all are equal."""
+    steps = np.diff(np.unique(np.round(scores[~np.isnan(scores)], 9)))
+    return float(steps.min()) / math.sqrt(6) if len(steps) else 0.0
+
+
+def paired_test(points: np.ndarray, family: int, floor: float) -> dict[str, Any]:
+    """The paired t test of one pair, of `family` that are tested; see `contrasts`. The standard deviation is
+    not taken to be less than `floor`."""
+    n = len(points)
+    row: dict[str, Any] = dict.fromkeys(COLUMNS[4:-1], math.nan)
+    row |= {"n": n, "verdict": "untested", "difference": float(points.mean()) if n else math.nan}
+    if n < 2:
+        return row
+    sd = max(float(points.std(ddof=1)), floor)
+    error = sd / math.sqrt(n)
+    half, alone = (error * stats.t.isf(a / 2, n - 1) for a in (ALPHA / family, ALPHA))
+    mean = row["difference"]
+    least = least_detectable(sd, n, family)
+    worth = next((w for w in WORTH if least > w), WORTH[-1])
+    p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error else 1.0
+    verdict = "higher" if mean > half else "lower" if mean < -half else "open"
+    return row | {
+        "low": mean - half,
+        "high": mean + half,
+        "p": min(1.0, family * p),
+        "alone_low": mean - alone,
+        "alone_high": mean + alone,
+        "least_detectable": least,
+        "worth": worth,
+        "seeds_needed": seeds_needed(sd, worth, family),
+        "verdict": verdict,
+    }
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
@@ -51,19 +137,19 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     return float(test.pvalue)
 
 
-def least_detectable(sd: float, n: int) -> float:
-    """The mean paired difference that a two-sided t test at .05 on n pairs finds with 80% power, in
+def least_detectable(sd: float, n: int, pairs: int = 1) -> float:
+    """The mean paired difference that n seeds show with 80% power when `pairs` contrasts are tested, in
     the unit of `sd`, the standard deviation of the differences (Cohen 1988). NaN for n < 2."""
     if n < 2 or math.isnan(sd):
         return math.nan
-    return _effect(n) * sd
+    return _effect(n, pairs) * sd
 
 
 @cache
-def _effect(n: int) -> float:
+def _effect(n: int, pairs: int) -> float:
     # statsmodels' solve_power leaves the root for some n (73 or 120: a negative effect, in an array); at this
     # power the tail on the wrong side is below 1e-5
-    critical = stats.t.ppf(1 - ALPHA / 2, n - 1)
+    critical = stats.t.isf(ALPHA / pairs / 2, n - 1)
     guess = float(critical + stats.t.ppf(POWER, n - 1))
     found = brentq(
         lambda shift: stats.nct.sf(critical, n - 1, shift) - POWER, guess / 2, 1.3 * guess
@@ -71,149 +157,88 @@ def _effect(n: int) -> float:
     return float(found) / math.sqrt(n)
 
 
-def seeds_needed(sd: float, points: float) -> float:
-    """The fewest shared seeds (at least 6, or the exact test can't reach .05) with which a true mean
-    difference of `points` is found 4 times in 5, given the standard deviation `sd` of the differences,
-    in points. inf beyond MOST_SEEDS, NaN without `sd`.
-    """
+def seeds_needed(sd: float, points: float, pairs: int = 1) -> float:
+    """The fewest shared seeds with which a true mean difference of `points` is found 4 times in 5 when
+    `pairs` contrasts are tested, given the standard deviation `sd` of the differences, in points. inf beyond
+    MOST_SEEDS, NaN without `sd`."""
     if math.isnan(sd):
         return math.nan
-    low, high = 6, MOST_SEEDS
-    if least_detectable(sd, high) > points:
+    low, high = 2, MOST_SEEDS
+    if least_detectable(sd, high, pairs) > points:
         return math.inf
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if least_detectable(sd, middle) <= points else (middle + 1, high)
+        enough = least_detectable(sd, middle, pairs) <= points
+        low, high = (low, middle) if enough else (middle + 1, high)
     return float(low)
 
 
-def paired_differences(
-    trials: pd.DataFrame,
-    factors: Mapping[str, Sequence[str]],
-    baseline: Mapping[str, str],
-    predictions: pd.DataFrame | None = None,
+def against(table: pd.DataFrame, cell: str) -> pd.DataFrame:
+    """The rows of `contrasts` that `cell` is in, turned so that it comes first."""
+    turned = table[table["reference"] == cell].rename(
+        columns={"cell": "reference", "reference": "cell"}
+    )
+    opposite = {"low": "high", "high": "low", "alone_low": "alone_high", "alone_high": "alone_low"}
+    turned = turned.rename(columns=opposite)
+    signed = ["difference", *opposite]
+    turned[signed] = 0.0 - turned[signed]
+    turned["verdict"] = turned["verdict"].replace({"higher": "lower", "lower": "higher"})
+    own = table[table["cell"] == cell]
+    return pd.concat([own, turned[COLUMNS]]).sort_index().reset_index(drop=True)
+
+
+def against_baseline(
+    table: pd.DataFrame, factors: Mapping[str, Sequence[str]], baseline: Mapping[str, str]
 ) -> pd.DataFrame:
-    """Each cell against the one that has the baseline's values and equals it in the other factors.
-
-    Returns:
-        The table of `contrasts`; empty without a baseline.
-    """
-    table = cells(factors)
-    references = [
-        cell_label({k: baseline.get(k, str(row[k])) for k in factors})
-        for row in table.to_dict("records")
-    ]
-    pairs = [(a, b) for a, b in zip(table["cell"], references, strict=True) if a != b]
-    return contrasts(trials, pairs, predictions)
+    """Of the rows of `contrasts`, each cell against the one that has the baseline's values and equals it in
+    the other factors; empty without a baseline."""
+    parts = []
+    for row in cells(factors).to_dict("records"):
+        reference = cell_label({k: baseline.get(k, str(row[k])) for k in factors})
+        if reference != row["cell"]:
+            own = against(table, str(row["cell"]))
+            parts.append(own[own["reference"] == reference])
+    return pd.concat(parts, ignore_index=True) if parts else table[:0]
 
 
-def against_best(
-    trials: pd.DataFrame,
-    table: pd.DataFrame,
-    factors: Mapping[str, Sequence[str]] | None = None,
-    predictions: pd.DataFrame | None = None,
+def with_other_tests(
+    table: pd.DataFrame, trials: pd.DataFrame, predictions: pd.DataFrame
 ) -> pd.DataFrame:
-    """The cell with the highest mean test accuracy in `table` (a `summary`) against every other; within each
-    target where `factors` compare targets, whose scores are not of one kind.
-
-    The best was picked with the same scores, so its lead is overstated (winner's curse): Holm over
-    all rivals guards the test, not the size of the difference. Empty without two scored cells.
-    """
-    scored = table.dropna(subset="mean").sort_values("mean", ascending=False, kind="stable")
-    known = arms(factors) if factors else None
-    context = dict(zip(known["cell"], known["context"], strict=True)) if known is not None else {}
-    pairs: list[tuple[str, str]] = []
-    for _, own in scored.groupby(scored["cell"].map(lambda cell: context.get(cell, ""))):
-        names = list(own["cell"])
-        pairs += [(names[0], rival) for rival in names[1:]]
-    return contrasts(trials, pairs, predictions)
-
-
-def contrasts(
-    trials: pd.DataFrame,
-    pairs: Sequence[tuple[str, str]],
-    predictions: pd.DataFrame | None = None,
-) -> pd.DataFrame:
-    """Paired comparison of cells over the seeds that both were repeated on.
-
-    Returns:
-        One row per pair: cell, reference, n pairs, difference (points of test accuracy, positive
-        when cell is better), low, high (95% t interval, resamples seeds, not adjusted for the
-        number of contrasts), p (sign flip), p_holm (Holm 1979 over all rows), least_detectable (points),
-        worth (points) and seeds_needed to see so much (`seeds_needed`), only_cell, only_reference and
-        p_images (`mcnemar_over_seeds`, NaN without predictions), verdict (higher, lower, leaning, open
-        or untested) and sentence.
-    """
+    """Rows of `contrasts` with two more tests, not adjusted for their number and without a say in the
+    verdict: p_signs (`sign_flip_p`), and from the test predictions only_cell, only_reference and p_images
+    (`mcnemar_over_seeds`, NaN without predictions)."""
     scores = completed(trials, "repeat").pivot(index="seed", columns="cell", values="test_accuracy")
-    tables = {} if predictions is None or predictions.empty else hits(predictions)
+    tables = hits(predictions) if len(predictions) else {}
     rows = []
-    for cell, reference in pairs:
-        both = scores.reindex(columns=[cell, reference]).dropna()
-        points = 100 * (both[cell] - both[reference])
-        mean, sd, low, high = mean_interval(points)
-        least = least_detectable(sd, len(points))
-        worth = next((w for w in WORTH if least > w), WORTH[-1])
-        rows.append(
-            {"cell": cell, "reference": reference, "n": len(points)}
-            | {"difference": mean, "low": low, "high": high}
-            | {"p": sign_flip_p(list(points)) if len(points) > 1 else math.nan, "p_holm": math.nan}
-            | {"least_detectable": least, "worth": worth}
-            | {"seeds_needed": seeds_needed(sd, worth)}
-            | mcnemar_over_seeds(tables, cell, reference)
-        )
-    columns = ["cell", "reference", "n", "difference", "low", "high", "p", "p_holm"]
-    columns += ["least_detectable", "worth", "seeds_needed"]
-    table = pd.DataFrame(rows, columns=[*columns, "only_cell", "only_reference", "p_images"])
-    tested = table["p"].notna()
-    if tested.any():
-        table.loc[tested, "p_holm"] = multipletests(table.loc[tested, "p"], method="holm")[1]
-    records = table.to_dict("records")
-    table["verdict"] = [_verdict(row) for row in records]
-    table["sentence"] = [_sentence(row, int(tested.sum())) for row in table.to_dict("records")]
-    return table
+    for row in table.to_dict("records"):
+        points = (scores[row["cell"]] - scores[row["reference"]]).dropna()
+        p = sign_flip_p(list(points)) if len(points) > 1 else math.nan
+        images = mcnemar_over_seeds(tables, str(row["cell"]), str(row["reference"]))
+        rows.append(row | {"p_signs": p} | images)
+    more = ["p_signs", "only_cell", "only_reference", "p_images"]
+    return pd.DataFrame(rows, columns=[*COLUMNS, *more])
 
 
-def _verdict(row: Mapping[Hashable, Any]) -> str:
-    """What may be said: higher or lower (Holm p at most .05), leaning (interval clear of 0 only),
-    open (neither) or untested (fewer than two shared seeds)."""
-    if math.isnan(row["p_holm"]):
-        return "untested"
-    if row["p_holm"] <= ALPHA:
-        return "higher" if row["difference"] > 0 else "lower"
-    return "leaning" if row["low"] > 0 or row["high"] < 0 else "open"
-
-
-def _sentence(row: Mapping[Hashable, Any], family: int) -> str:
-    """One contrast in plain words; `family` is the number of contrasts that Holm adjusts for."""
+def describe_contrast(row: Mapping[Hashable, Any]) -> str:
+    """One row of `contrasts` as a sentence."""
     a, b, n = f"“{row['cell']}”", f"“{row['reference']}”", row["n"]
     if row["verdict"] == "untested":
         return f"{a} and {b} share {n} scored seed{'s' * (n != 1)}: nothing can be tested."
     if row["difference"] == row["low"] == row["high"] == 0:
         return f"{a} and {b} scored the same on each of {n} seeds."
-    interval = f"{row['low']:+.1f} to {row['high']:+.1f}"
+    mean, low, high = (f"{round(row[x], 1) + 0.0:+.1f}" for x in ("difference", "low", "high"))
+    interval = f"{low} to {high}, {n} seeds"
     if row["verdict"] == "open":
         return (
-            f"{a} can't be told apart from {b} with {n} seeds: {row['difference']:+.1f} points "
-            f"({interval}); so few would miss a difference of {row['least_detectable']:.1f} points "
-            f"one time in five{_more_seeds(row)}.{_images(row)}"
+            f"{a} can't be told apart from {b}: {mean} points ({interval}). So few "
+            f"seeds would miss a difference of {row['least_detectable']:.1f} points one time in "
+            f"five{_more_seeds(row)}."
         )
-    side = "above" if row["difference"] > 0 else "below"
-    gap = f"{abs(row['difference']):.1f} points {side} {b} ({interval}, {n} seeds"
-    if row["verdict"] in ("higher", "lower"):
-        caution = (
-            "" if n >= CLAIM_SEEDS else f" Confirm with {CLAIM_SEEDS} seeds before claiming it."
-        )
-        return f"{a} is {gap}, Holm p = {row['p_holm']:.2g}).{caution}{_images(row)}"
-    floor = min(1.0, family * 2 / 2**n)
-    limit = (
-        f" ({n} seeds and {family} contrast{'s' * (family != 1)} cannot give less than {floor:.2g})"
-        if floor > ALPHA
-        else ""
-    )
-    return (
-        f"{a} is probably {gap}), but the exact test does not confirm it: "
-        f"Holm p = {row['p_holm']:.2g}{limit}.{_images(row)}"
-    )
+    return f"{a} is {abs(row['difference']):.1f} points {_side(row)} {b} ({interval})."
+
+
+def _side(row: Mapping[Hashable, Any]) -> str:
+    return "above" if row["difference"] > 0 else "below"
 
 
 def _more_seeds(row: Mapping[Hashable, Any]) -> str:
@@ -224,13 +249,3 @@ def _more_seeds(row: Mapping[Hashable, Any]) -> str:
     if row["seeds_needed"] == math.inf:
         return f"; not even {MOST_SEEDS} would show {unit}"
     return f"; {row['seeds_needed']:.0f} would show {unit}"
-
-
-def _images(row: Mapping[Hashable, Any]) -> str:
-    """What the single test images say about these very networks."""
-    if math.isnan(row["p_images"]):
-        return ""
-    return (
-        f" Image by image (McNemar): {row['only_cell']:.0f} that only the first gets right, "
-        f"{row['only_reference']:.0f} that only the second does, p = {row['p_images']:.2g}."
-    )

@@ -1,4 +1,4 @@
-"""What does each cell cost, and which cells are worth their price?
+"""Costs of the cells, and the Pareto fronts of score and cost.
 
     python -c "from analysis import compare, load; t = load.load_study('freeze_depth'); \\
                print(compare.front_chance(t.trials, t.info.factors))"

@@ -80,7 +80,7 @@ def over_examples(predictions: pd.DataFrame, resamples: int = RESAMPLES) -> pd.D
         mean = float(own.mean())
         rows.append(
             {"cell": cell, "n": seeds, "examples": count, "mean": mean}
-            | {"low": mean - half, "high": mean + half}
+            | {"low": max(0.0, mean - half), "high": min(1.0, mean + half)}
             | {"se_seeds": of_seeds, "se_examples": of_images}
         )
     columns = ["cell", "n", "examples", "mean", "low", "high", "se_seeds", "se_examples"]

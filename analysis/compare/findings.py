@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from analysis.compare.cells import summary
+from analysis.compare.choice import choice
 from analysis.compare.contexts import mean_ranks
-from analysis.compare.contrasts import against_best, paired_differences
+from analysis.compare.contrasts import against_baseline, contrasts
 from analysis.compare.examples import over_examples
 from analysis.compare.runs import cells, completed
 
@@ -27,8 +28,9 @@ class Findings:
         measures: similarity of source and target that was given for it: columns source, target and one per
             measure, more meaning more similar; None takes those recorded with the study.
         summary: see `cells.summary`.
-        differences: see `contrasts.paired_differences`.
-        rivals: see `contrasts.against_best`.
+        ranking: see `choice.choice`; the first row is the chosen cell.
+        contrasts: see `contrasts.contrasts`: the verdict on every pair of cells.
+        differences: those with the baseline.
         ranks: see `contexts.mean_ranks`.
         examples: see `examples.over_examples`.
     """
@@ -37,8 +39,9 @@ class Findings:
     trials: pd.DataFrame
     measures: pd.DataFrame | None
     summary: pd.DataFrame
+    ranking: pd.DataFrame
+    contrasts: pd.DataFrame
     differences: pd.DataFrame
-    rivals: pd.DataFrame
     ranks: pd.DataFrame
     examples: pd.DataFrame
 
@@ -46,6 +49,12 @@ class Findings:
     def info(self) -> Info:
         """The study as a whole."""
         return self.table.info
+
+    @property
+    def chosen(self) -> str:
+        """The cell chosen by validation; "" without a scored cell, and where targets are compared."""
+        scored = self.ranking[self.ranking["fits"]]
+        return "" if scored.empty or len(self.ranks) else str(scored["cell"].iloc[0])
 
     @property
     def repeats(self) -> pd.DataFrame:
@@ -66,6 +75,7 @@ def find(table: StudyTable, measures: pd.DataFrame | None = None) -> Findings:
     factors = table.info.factors
     trials = table.trials[table.trials["cell"].isin(cells(factors)["cell"])]
     per_cell = summary(trials, factors, table.info.selection)
+    pairs = contrasts(trials, factors)
     kept = table.predictions
     compared = kept["run_id"].isin(completed(trials, "repeat")["run_id"]) if len(kept) else None
     return Findings(
@@ -73,8 +83,9 @@ def find(table: StudyTable, measures: pd.DataFrame | None = None) -> Findings:
         trials=trials,
         measures=measures,
         summary=per_cell,
-        differences=paired_differences(trials, factors, table.info.baseline, kept),
-        rivals=against_best(trials, per_cell, factors, kept),
+        ranking=choice(trials, factors, selection=table.info.selection),
+        contrasts=pairs,
+        differences=against_baseline(pairs, factors, table.info.baseline),
         ranks=mean_ranks(trials, factors),
         examples=over_examples(kept if compared is None else kept[compared]),
     )

@@ -1,4 +1,4 @@
-"""What is one observation of the similarity effect? The pair of a source and a target, never the run.
+"""Pairs of a source and a target: the observations of the similarity effect, which runs are not.
 
     python -c "import pandas as pd; from analysis.compare.pairs import *; \\
                print(standardised(pair_means(pd.read_csv('responses.csv'), ['logme']), 'logme'))"
@@ -24,7 +24,7 @@ def by_condition(scores: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
         raise UserError(f"source and target are both {name!r}: its score is no transfer, drop it")
     conditions = [name for name in CONDITIONS if name in scores]
     known = scores.dropna(subset="response")
-    keys = ["source", "target", *conditions]
+    keys = ["source", "target", *(name for name in ("family",) if name in scores), *conditions]
     table = known.groupby(keys, sort=False, as_index=False)[["response", *measures]].mean()
     wanted = len(table[conditions].drop_duplicates()) if conditions else 1
     full = table.groupby(["source", "target"])["response"].transform("size") == wanted
@@ -32,16 +32,19 @@ def by_condition(scores: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
 
 
 def pair_means(scores: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
+    """One row per pair: source, target, family where known, response and measures, means over its
+    conditions."""
     table = by_condition(scores, measures)
-    pairs = table.groupby(["source", "target"], sort=False, as_index=False)
-    return pairs[["response", *measures]].mean()
+    keys = ["source", "target", *(name for name in ("family",) if name in table)]
+    return table.groupby(keys, sort=False, as_index=False)[["response", *measures]].mean()
 
 
 def standardised(pairs: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """source, target, response and z: the measure with mean 0 and standard deviation 1 (n - 1) within
-    each target; targets on which it is constant or has fewer than two sources drop out."""
+    """source, target, response, family where known, and z: the measure with mean 0 and standard deviation 1
+    (n - 1) within each target; targets on which it is constant or has fewer than two sources drop out."""
     known = pairs.dropna(subset=[measure, "response"])
     groups = known.groupby("target")[measure]
     spread = groups.transform("std")
     z = (known[measure] - groups.transform("mean")) / spread.where(spread > 1e-12)
-    return known[["source", "target", "response"]].assign(z=z).dropna().reset_index(drop=True)
+    kept = [c for c in ("source", "target", "response", "family") if c in known]
+    return known[kept].assign(z=z).dropna(subset="z").reset_index(drop=True)

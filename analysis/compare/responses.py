@@ -1,4 +1,4 @@
-"""What did a source give beyond no source at all? Gains in points, and on the logit scale.
+"""What a source gives beyond random weights: gains in points, and on the logit scale.
 
     python -c "import pandas as pd; from analysis.compare.responses import *; \\
                print(gains(with_scratch(pd.read_csv('scores.csv')), ['source']))"

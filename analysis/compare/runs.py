@@ -1,4 +1,4 @@
-"""Which runs may be compared, which trial of a cell was chosen, and how far does a mean reach?
+"""Runs that may be compared, the trial that a cell chose, and the interval of a mean.
 
     python -c "from analysis import compare, load; t = load.load_study('freeze_depth'); \\
                print(compare.chosen(t.trials, t.info.selection))"
@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
@@ -24,6 +26,11 @@ def cells(factors: Mapping[str, Sequence[str]]) -> pd.DataFrame:
     """Every cell in the order written: one row each, columns cell and one per factor."""
     rows = [dict(zip(factors, v, strict=True)) for v in itertools.product(*factors.values())]
     return pd.DataFrame([{"cell": cell_label(row), **row} for row in rows])
+
+
+def recorded(trials: pd.DataFrame) -> pd.DataFrame:
+    """The rows that are runs; in a table from elsewhere others stand for them a second time."""
+    return trials[~trials["derived"]] if "derived" in trials else trials
 
 
 def tuning(trials: pd.DataFrame) -> pd.DataFrame:
@@ -69,17 +76,38 @@ def chosen(trials: pd.DataFrame, selection: str = "val_accuracy") -> pd.DataFram
     return ranked.drop_duplicates("cell").reset_index(drop=True)
 
 
+def split_sizes(runs: pd.DataFrame, predictions: pd.DataFrame) -> dict[str, int]:
+    """Number of training, validation and test images of runs, as far as recorded and equal for all of
+    them."""
+    if "images_per_class" not in runs:
+        return {}
+    own = predictions[predictions["cell"].isin(runs["cell"])] if len(predictions) else predictions
+    classes = own["label"].nunique() if len(own) else 0
+    found: dict[str, set[int]] = {}
+    for recorded in runs["images_per_class"].dropna().unique():
+        with suppress(ValueError, TypeError, AttributeError):
+            for part, counts in json.loads(recorded).items():
+                if isinstance(counts, int):
+                    total = counts * classes
+                else:
+                    total = counts["all"] if "all" in counts else sum(counts.values())
+                found.setdefault(part, set()).add(int(total))
+    return {part: min(n) for part, n in found.items() if len(n) == 1 and min(n) > 0}
+
+
 def mean_interval(
-    values: Iterable[float], confidence: float = CONFIDENCE
+    values: Iterable[float],
+    confidence: float = CONFIDENCE,
+    within: tuple[float, float] = (-math.inf, math.inf),
 ) -> tuple[float, float, float, float]:
     """Mean, standard deviation (n - 1) and t interval (95% unless told) of `values`, NaNs left out.
 
-    mean -+ t((1 + confidence) / 2, n - 1) sd / sqrt(n) (Student 1908). With n < 2 all but the mean are NaN.
-    """
+    mean -+ t((1 + confidence) / 2, n - 1) sd / sqrt(n) (Student 1908), cut off at the ends of what the mean
+    can be, `within`. With n < 2 all but the mean are NaN."""
     x = np.asarray(list(values), dtype=float)
     x = x[~np.isnan(x)]
     if len(x) < 2:
         return (float(x[0]) if len(x) else math.nan), math.nan, math.nan, math.nan
     mean, sd = float(x.mean()), float(x.std(ddof=1))
     half = float(stats.t.ppf((1 + confidence) / 2, len(x) - 1)) * sd / math.sqrt(len(x))
-    return mean, sd, mean - half, mean + half
+    return mean, sd, max(within[0], mean - half), min(within[1], mean + half)

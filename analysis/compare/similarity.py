@@ -1,4 +1,4 @@
-"""What does a study with the factors source and target say about their similarity?
+"""The similarity effect in a study with the factors source and target.
 
     python -c "from analysis import compare, load; t = load.load_study('source_similarity'); \\
                print(*compare.similarity_effect(t).verdicts['sentence'], sep='\\n')"
@@ -26,7 +26,7 @@ from analysis.compare.pairs import standardised
 from analysis.compare.responses import CONDITIONS, gains, pair_gains, responses, with_scratch
 from analysis.compare.runs import completed
 from analysis.compare.sizes import size_factor
-from analysis.compare.slopes import interactions, slopes
+from analysis.compare.slopes import decisive_targets, interactions, slopes
 from analysis.compare.variance import variance_shares
 from analysis.compare.verdicts import verdicts
 from harness.core.errors import UserError
@@ -38,6 +38,8 @@ SCRATCH = "scratch"
 PAIR = ["source", "target"]
 SPOILT = re.compile(r"^(?:shuffle|permute|random_labels)\(")
 """Data that a control learned from: pictures or labels made worthless."""
+KEYS = [*PAIR, "family"]
+"""Columns of a table of measures that are none."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,30 @@ def recorded_measures(table: StudyTable) -> pd.DataFrame | None:
     return wide.rename_axis(columns=None).reset_index()
 
 
+def families(table: StudyTable, measures: pd.DataFrame | None) -> dict[str, str]:
+    """Source -> its family: column family of the measures given, else the data set that most of its images
+    come from. Sources of one family are alike in what is no similarity to the target, so only they are
+    exchangeable."""
+    if measures is not None and "family" in measures:
+        return dict(zip(measures["source"], measures["family"].fillna(""), strict=True))
+    known = table.measures.dropna(subset="source_data").drop_duplicates("source")
+    return {
+        row["source"]: family_of(row["source_data"])
+        for row in known.to_dict("records")
+        if row["source_data"]
+    }
+
+
+def family_of(data: str) -> str:
+    """Name of the data set in an expression: "mnist5k" for "shuffle(4,mnist5k[classes=0-4])"; of a mixture
+    that of the larger share."""
+    plain = re.sub(r"\[[^\]]*\]", "", data)
+    names = re.findall(r"[A-Za-z_][\w.-]*(?![\w.-]*[(:])", plain)
+    share = re.fullmatch(r"mix\(.*,\s*([\d.]+)\)", plain)
+    first = not share or float(share[1]) >= 0.5
+    return (names[0] if first else names[-1]) if names else data
+
+
 def controls(table: StudyTable) -> set[str]:
     """Sources that learned from spoilt pictures or labels."""
     known = table.measures.dropna(subset="source_data")
@@ -120,7 +146,10 @@ def pair_scores(table: StudyTable, measures: pd.DataFrame | None = None) -> pd.D
         scores["backbone"] = repeats["param.backbone"]
     if len(table.predictions):
         scores["examples"] = repeats["run_id"].map(table.predictions.groupby("run_id").size())
+    if known := families(table, measures):
+        scores["family"] = scores["source"].map(known).fillna("")
     if measures is not None:
+        measures = measures.drop(columns="family", errors="ignore")
         scores = scores.merge(measures, on=PAIR, how="left", validate="many_to_one")
     return scores[scores["source"] != scores["target"]]
 
@@ -130,13 +159,14 @@ def similarity_effect(table: StudyTable, measures: pd.DataFrame | None = None) -
 
     Args:
         table: as loaded.
-        measures: source, target and one column per measure; None takes those recorded with the study.
+        measures: source, target, one column per measure and perhaps family (of the source); None takes those
+            recorded with the study.
 
     Raises:
         UserError: if measures are given but the study has no factors source and target, or none of its
             pairs is among them.
     """
-    given = [] if measures is None else [str(c) for c in measures if c not in PAIR]
+    given = [] if measures is None else [str(c) for c in measures if c not in KEYS]
     if not set(PAIR) <= set(table.info.factors):
         if given:
             raise UserError("measures need a study with the factors source and target")
@@ -147,7 +177,7 @@ def similarity_effect(table: StudyTable, measures: pd.DataFrame | None = None) -
             measures = recorded_measures(table)
         except UserError as error:
             notes.append(f"Measures are not shown: {error}.")
-    names = [] if measures is None else [str(c) for c in measures if c not in PAIR]
+    names = [] if measures is None else [str(c) for c in measures if c not in KEYS]
     scores = _comparable(pair_scores(table, measures), notes)
     if given and scores[given].isna().all(axis=None):
         raise UserError("the measures have no source and target in common with the study")
@@ -206,7 +236,7 @@ def _effect(
     try:
         answered = responses(runs)
         found = slopes(answered, seeing)
-        known = replace(known, slopes=found, verdicts=verdicts(found, known.means))
+        known = replace(known, slopes=found, verdicts=_with_targets(found, known.means, answered))
         known = replace(known, interactions=interactions(answered, seeing))
     except UserError as error:
         notes.append(f"Slopes are not shown: {error}.")
@@ -218,6 +248,20 @@ def _effect(
         except UserError as error:
             notes.append(f"{str(error)[:1].upper()}{str(error)[1:]}.")
     return replace(known, variance=pd.concat(parts, ignore_index=True)) if parts else known
+
+
+def _with_targets(found: pd.DataFrame, means: pd.DataFrame, answered: pd.DataFrame) -> pd.DataFrame:
+    """The verdicts, and of a similarity that was shown the targets that it rests on."""
+    rows = verdicts(found, means)
+    sentences = []
+    for row in rows.to_dict("records"):
+        sentence, own = row["sentence"], answered
+        if row["strategy"]:
+            own = answered[answered["strategy"] == row["strategy"]]
+        if row["verdict"] == "similarity" and (few := decisive_targets(own, row["measure"])):
+            sentence += f" It rests on few targets: not shown without {' or '.join(few)}."
+        sentences.append(sentence)
+    return rows.assign(sentence=sentences)
 
 
 def _points(runs: pd.DataFrame, known: Similarity, spoilt: set[str]) -> pd.DataFrame:

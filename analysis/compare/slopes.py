@@ -1,4 +1,5 @@
-"""Does a source that is more like the target transfer better, and more so under one strategy or size?
+"""Slopes of transfer on the similarity of source and target, and how they differ between strategies and
+sizes.
 
     python -c "import pandas as pd; from analysis.compare.slopes import *; \\
                print(slopes(pd.read_csv('responses.csv'), ['logme']))"
@@ -41,12 +42,17 @@ def slopes(
     mixed model with random sources and targets (restricted maximum likelihood, Wald z: p a little too
     small with few sources); "fixed" least squares with target and source effects, so blind to a source
     that is good everywhere; "shuffled" the naive slope against that of a measure whose sources were
-    exchanged as wholes (two-sided share of correlations within targets at least as far from 0).
+    exchanged as wholes, within their families (two-sided share of correlations within targets at least as far
+    from 0).
+
+    Each strategy is judged by itself: what holds for a linear probe, which reads the very features that many
+    measures fit, need not hold for fine-tuning.
 
     Returns:
-        One row per measure and model: measure, model, slope, low, high (95%, NaN where shuffled), p, p_holm
-        (Holm 1979 over the measures, within the model), n pairs, sources, targets, left_out (pairs without
-        the measure or a condition), note (what the fit complained about). NaN where it can't be told.
+        One row per strategy, measure and model: strategy ("" if there is one), measure, model, slope, low,
+        high (95%, NaN where shuffled), p, p_holm (Holm 1979 over strategies and measures, within the model),
+        n pairs, sources, targets, left_out (pairs without the measure or a condition), note (what the fit
+        complained about). NaN where it can't be told.
 
     Raises:
         UserError: if a column is missing, a source is its own target, or the static ranking, which is
@@ -56,16 +62,36 @@ def slopes(
         raise UserError(
             "the static ranking is made of the accuracies: it has no slope to be tested"
         )
-    pairs = pair_means(scores, measures)
-    asked = len(scores[["source", "target"]].drop_duplicates())
+    parts = {"": scores}
+    if "strategy" in scores and scores["strategy"].nunique() > 1:
+        parts = {str(name): own for name, own in scores.groupby("strategy", sort=False)}
     rows = []
-    for measure in measures:
-        table = standardised(pairs, measure)
-        rows += [
-            {"measure": measure, **row, "left_out": asked - len(table)}
-            for row in _all_slopes(table, permutations, seed)
-        ]
+    for strategy, own in parts.items():
+        pairs = pair_means(own, measures)
+        asked = len(own[["source", "target"]].drop_duplicates())
+        for measure in measures:
+            table = standardised(pairs, measure)
+            head = {"strategy": strategy, "measure": measure}
+            rows += [
+                {**head, **row, "left_out": asked - len(table)}
+                for row in _all_slopes(table, permutations, seed)
+            ]
     return _adjusted(pd.DataFrame(rows))
+
+
+def decisive_targets(
+    scores: pd.DataFrame, measure: str, permutations: int = 2000, seed: int = 0
+) -> list[str]:
+    """Targets without which the measure no longer passes each of the three tests at .05, unadjusted."""
+    pairs = pair_means(scores, [measure])
+    found = []
+    for target in pairs["target"].unique():
+        rest = standardised(pairs[pairs["target"] != target], measure)
+        rows = {row["model"]: row for row in _all_slopes(rest, permutations, seed)}
+        tests = [rows[model]["p"] for model in ("crossed", "fixed", "shuffled")]
+        if not all(p <= 0.05 for p in tests):
+            found.append(str(target))
+    return found
 
 
 def _adjusted(frame: pd.DataFrame) -> pd.DataFrame:
@@ -93,6 +119,8 @@ def _all_slopes(table: pd.DataFrame, permutations: int, seed: int) -> list[dict[
             row |= _crossed(table)
         elif model == "shuffled":
             row |= {"slope": rows[0]["slope"], "p": shuffled_p(table, permutations, seed)}
+            if row["p"] != row["p"]:
+                row["note"] = "no two sources of a family to exchange"
         else:
             row |= _least_squares(table, FORMULAS[model])
         rows.append(row)
@@ -134,17 +162,28 @@ def _crossed(table: pd.DataFrame) -> dict[str, Any]:
 def shuffled_p(table: pd.DataFrame, permutations: int, seed: int) -> float:
     """Two-sided p of the correlation within targets between z and response under shuffled sources.
 
-    A shuffle gives each source the z of another one on all targets at once; pairs that it leaves
-    without a z are left out of that shuffle. The smallest p is 1 / (permutations + 1).
+    A shuffle gives each source the z of another one of its family on all targets at once; pairs that it
+    leaves without a z are left out of that shuffle. The smallest p is 1 / (permutations + 1). NaN if no
+    family has two sources.
     """
-    z = table.pivot(index="source", columns="target", values="z").to_numpy()
+    wide = table.pivot(index="source", columns="target", values="z")
+    z = wide.to_numpy()
     y = table.pivot(index="source", columns="target", values="response").to_numpy()
+    family = np.zeros(len(z), dtype=int)
+    if "family" in table:
+        names = table.drop_duplicates("source").set_index("source")["family"].reindex(wide.index)
+        family = pd.factorize(names.fillna(""))[0]
+    if np.bincount(family).max() < 2:
+        return math.nan
     seen = abs(_within(z[None], y)[0])
     random = np.random.default_rng(seed)
     hits, chunk = 0, max(1, 2_000_000 // z.size)
     for start in range(0, permutations, chunk):
         draws = min(chunk, permutations - start)
-        order = random.permuted(np.tile(np.arange(len(z)), (draws, 1)), axis=1)
+        order = np.empty((draws, len(z)), dtype=int)
+        for number in range(family.max() + 1):
+            members = np.flatnonzero(family == number)
+            order[:, members] = random.permuted(np.tile(members, (draws, 1)), axis=1)
         hits += int((np.abs(_within(z[order], y)) >= seen - 1e-12).sum())
     return (hits + 1) / (permutations + 1)
 
@@ -180,6 +219,8 @@ def interactions(
     table = by_condition(scores, measures)
     keys = ["source", "target"]
     base = table.groupby(keys, sort=False)[list(measures)].mean()
+    if "family" in table:
+        base["family"] = table.groupby(keys, sort=False)["family"].first()
     contrasts: dict[str, pd.Series] = {}
     if "strategy" in table:
         names = list(table["strategy"].unique())

@@ -1,4 +1,4 @@
-"""How much of what transfer gives is the target's, the source's, and their similarity?
+"""Shares of the variance of transfer: of the target, of the source, and of their similarity.
 
     python -c "import pandas as pd; from analysis.compare.variance import *; \\
                print(variance_shares(pd.read_csv('responses.csv'), 'logme'))"

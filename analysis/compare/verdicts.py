@@ -1,4 +1,4 @@
-"""What was shown about a measure of similarity, and what was not?
+"""Verdicts on measures of similarity: what was shown about each, and what was not.
 
     python -c "import pandas as pd; from analysis.compare.slopes import slopes; \\
                from analysis.compare.verdicts import *; \\
@@ -19,28 +19,32 @@ TESTS = ("crossed", "fixed", "shuffled")
 
 
 def verdicts(slopes: pd.DataFrame, means: pd.DataFrame | None = None) -> pd.DataFrame:
-    """What was and what was not shown about each measure.
+    """What was and what was not shown about each measure, under each strategy.
 
     Args:
         slopes: from `slopes`.
-        means: from `agreement.mean_agreement`, for how far the ranking beats the static one.
+        means: from `agreement.mean_agreement`, for how far the ranking beats the static one; of all
+            strategies together, so it is left out where there are several.
 
     Returns:
-        measure, verdict ("similarity": all three tests at .05 after Holm, with one sign; "source": the
-        crossed model and the shuffles, but not within sources; "open": anything less; "untested") and
+        strategy, measure, verdict ("similarity": all three tests at .05 after Holm, with one sign; "source":
+        the crossed model and the shuffles, but not within sources; "open": anything less; "untested") and
         sentence.
     """
     known = {} if means is None else {row["measure"]: row for row in means.to_dict("records")}
-    names = list(slopes["measure"].unique())
+    family = len(slopes[["strategy", "measure"]].drop_duplicates())
     rows = []
-    for measure in names:
-        own = slopes[slopes["measure"] == measure].set_index("model").to_dict("index")
+    for (strategy, measure), group in slopes.groupby(["strategy", "measure"], sort=False):
+        own = group.set_index("model").to_dict("index")
         verdict = _verdict(own)
-        sentence = _sentence(measure, verdict, own, len(names))
-        if measure in known:
-            sentence += _against_static(known[measure])
-        rows.append({"measure": measure, "verdict": verdict, "sentence": sentence})
-    return pd.DataFrame(rows, columns=["measure", "verdict", "sentence"])
+        sentence = _sentence(str(measure), verdict, own, family)
+        if strategy:
+            sentence = f"Under “{strategy}”: {sentence[0].lower()}{sentence[1:]}"
+        elif measure in known:
+            sentence += _against_static(known[str(measure)])
+        head = {"strategy": strategy, "measure": measure}
+        rows.append({**head, "verdict": verdict, "sentence": sentence})
+    return pd.DataFrame(rows, columns=["strategy", "measure", "verdict", "sentence"])
 
 
 def interaction_verdicts(table: pd.DataFrame) -> pd.DataFrame:
@@ -77,7 +81,7 @@ def _verdict(own: Mapping[Hashable, Mapping[Hashable, Any]]) -> str:
 def _sentence(
     measure: str, verdict: str, own: Mapping[Hashable, Mapping[Hashable, Any]], family: int
 ) -> str:
-    """One measure in plain words; `family` is the number of measures that Holm adjusts for."""
+    """One measure as a sentence; `family` is the number of tests that Holm adjusts for."""
     naive, crossed, fixed = own["naive"], own["crossed"], own["fixed"]
     shape = f"{naive['n']} pairs of {naive['sources']} sources and {naive['targets']} targets"
     if verdict == "untested":
@@ -90,7 +94,7 @@ def _sentence(
     evidence = (
         f"with sources and targets crossed p = {crossed['p_holm']:.2g} ({interval}), within sources "
         f"p = {fixed['p_holm']:.2g}, with sources shuffled p = {own['shuffled']['p_holm']:.2g}"
-        f"{f' (Holm over {family} measures)' * (family > 1)}"
+        f"{f' (Holm over {family} tests)' * (family > 1)}"
     )
     if verdict == "similarity":
         return f"Shown {claim}, for a given target and beyond the source's own quality ({shape}): {evidence}."

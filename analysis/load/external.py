@@ -13,6 +13,10 @@ What is assumed, since no table says it:
   seed, where a seed column is mapped) on validation is copied as the repeat of that cell: its test
   score is the only one compared, and it was not run again. So map the seed only if each seed was a
   search of its own, never one that differs with every trial.
+- `over_seeds = true`: every configuration (its values of `parameters`) was run on several seeds. The one with
+the
+  best mean validation score over its seeds is chosen, and its rows are the repeats. A configuration that
+  misses a seed that another one of the cell has is not eligible, and the report says how many there are.
 - Without a validation column nothing was chosen here: every row is a repeat.
 - Runs of different cells with the same seed are a pair. No seed column: one repeat per cell, seed 0.
 - The mapped time counts as training time, the mapped memory as the accelerator's peak unless told.
@@ -21,6 +25,7 @@ What is assumed, since no table says it:
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +93,20 @@ def load_table(path: str | Path, mapping: TableMapping) -> StudyTable:
         sampler=mapping.sampler,
         metric=mapping.metric,
         selection=mapping.selection,
+        rows=len(frame),
+        over_seeds=mapping.over_seeds,
     )
     frame["study"] = info.name
-    frame = _with_phases(_numbered(frame, mapping), mapping)
+    frame = _numbered(frame, mapping)
+    if mapping.over_seeds:
+        frame, notes = _chosen_over_seeds(frame, mapping)
+        info = replace(info, notes=notes)
+    else:
+        frame = _with_phases(frame, mapping)
     blank = trials_frame(pd.DataFrame(), info)
     tuned = [column for column in frame.columns if column.startswith("param.")]
     dtypes: dict[Any, Any] = blank.dtypes.to_dict()
-    trials = frame.reindex(columns=[*blank.columns, *tuned]).astype(dtypes)
+    trials = frame.reindex(columns=[*blank.columns, "derived", *tuned]).astype(dtypes)
     epochs = pd.DataFrame(columns=["run_id", "epoch", *EPOCH_METRICS])
     predictions = pd.DataFrame(columns=["run_id", "cell", "seed", *PREDICTION_TYPES])
     types: dict[Any, Any] = {"run_id": "str", "epoch": int, **dict.fromkeys(EPOCH_METRICS, float)}
@@ -132,7 +144,9 @@ def read_table(path: Path) -> pd.DataFrame:
 
 @undisturbed()
 def load_measures(path: str | Path) -> pd.DataFrame:
-    """Similarity of sources and targets: columns source, target and one per measure, more meaning more alike.
+    """Similarity of sources and targets: columns source, target and one per measure, more meaning more
+    similar,
+    and perhaps family: sources of one family are shuffled among themselves only.
 
     Raises:
         UserError: if it cannot be read, lacks a column, holds something else than numbers, or a pair twice.
@@ -141,12 +155,13 @@ def load_measures(path: str | Path) -> pd.DataFrame:
     for column in ("source", "target"):
         if column not in raw:
             raise UserError(f"{path} has no column {column!r}{near(column, raw.columns)}")
-    names = [column for column in raw.columns if column not in ("source", "target")]
+    keys = [column for column in ("source", "target", "family") if column in raw]
+    names = [column for column in raw.columns if column not in keys]
     if not names:
         raise UserError(f"{path} has no measure beside source and target")
     if (double := raw.duplicated(["source", "target"])).any():
         raise UserError(f"{path} has the pair of row {_row(double)} twice")
-    return raw[["source", "target"]].assign(**{name: _numbers(raw[name], name) for name in names})
+    return raw[keys].assign(**{name: _numbers(raw[name], name) for name in names})
 
 
 def _typed(raw: pd.DataFrame, mapping: TableMapping) -> pd.DataFrame:
@@ -255,7 +270,7 @@ def _outcomes(text: pd.Series, mapping: TableMapping) -> pd.Series:
 
 def _numbered(frame: pd.DataFrame, mapping: TableMapping) -> pd.DataFrame:
     """With run_id, phase, seed and index, unique within a cell and phase."""
-    frame = frame.assign(superseded=False)
+    frame = frame.assign(superseded=False, derived=False)
     if not mapping.phase:
         frame["phase"] = "tune" if mapping.selection else "repeat"
     elif (bad := ~frame["phase"].isin(["tune", "repeat"])).any():
@@ -313,5 +328,48 @@ def _with_phases(frame: pd.DataFrame, mapping: TableMapping) -> pd.DataFrame:
         index=best.groupby("cell").cumcount(),
         run_id=best["run_id"] + " (chosen)",
         reason="the chosen trial itself, not run again",
+        derived=True,
     )
     return pd.concat([frame, repeats.sort_index()], ignore_index=True)
+
+
+def _chosen_over_seeds(
+    frame: pd.DataFrame, mapping: TableMapping
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """A tuning trial for each configuration, with means over its seeds, and the rows as its repeats; those of
+    configurations that were not chosen are superseded. And notes on configurations that are not eligible."""
+    names = [f"param.{name}" for name in mapping.parameters]
+    frame = frame.assign(phase="repeat")
+    frame["chosen"] = frame.groupby(["cell", *names], sort=False, dropna=False).ngroup()
+    if (double := frame.duplicated(["cell", "chosen", "seed"])).any():
+        raise UserError(
+            f"row {_row(double)} has the configuration and seed of an earlier row: delete one, or map the "
+            f"parameter in which they differ"
+        )
+    frame["chosen"] -= frame.groupby("cell")["chosen"].transform("min")
+    done = frame[frame["outcome"] == "complete"].dropna(subset=mapping.selection)
+    if done.empty:
+        raise UserError("no complete trial has a validation score: nothing can be chosen")
+    scores = [c for c in ("val_accuracy", "val_loss", "train_seconds") if c in frame]
+    groups = done.groupby(["cell", "chosen"], sort=False)
+    tuned = groups.first().assign(**groups[scores].mean(), seeds=groups.size()).reset_index()
+    whole = tuned["seeds"] == tuned.groupby("cell")["seeds"].transform("max")
+    ranked = tuned[whole].sort_values(mapping.selection, ascending=mapping.selection == "val_loss")
+    best = ranked.drop_duplicates("cell").set_index("cell")["chosen"]
+    frame["superseded"] = frame["chosen"] != frame["cell"].map(best)
+    frame["index"] = frame.groupby(["cell", "chosen"]).cumcount()
+    number = tuned["chosen"].astype("str")
+    trials = tuned[whole].assign(
+        phase="tune",
+        index=tuned["chosen"],
+        run_id=tuned["cell"] + ", configuration " + number,
+        seed=0.0,
+        chosen=None,
+        test_accuracy=float("nan"),
+        derived=True,
+    )
+    left_out = int((~whole).sum())
+    note = (
+        f"{left_out} configurations lack a seed that others of their cell have: they were not eligible.",
+    )
+    return pd.concat([trials, frame], ignore_index=True), note * bool(left_out)

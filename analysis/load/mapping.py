@@ -70,6 +70,8 @@ class TableMapping:
         device: what it ran on; times of different devices are not comparable.
         started: when it began, as a date and time (UTC unless it says otherwise).
         parameters: name -> column of what was tuned.
+        over_seeds: each configuration (values of `parameters`) was run on several seeds; it is chosen by its
+            mean validation score over them, and they are its repeats.
         baseline: one value of some factors.
         sampler: "random", "tpe" or "" when not known.
         name, question: of the study; empty: the file's name.
@@ -96,6 +98,7 @@ class TableMapping:
     device: str = ""
     started: str = ""
     parameters: dict[str, str] = field(default_factory=dict)
+    over_seeds: bool = False
     baseline: dict[str, str] = field(default_factory=dict)
     sampler: str = ""
     name: str = ""
@@ -118,6 +121,10 @@ class TableMapping:
                 raise UserError(f"{what} {value!r} is not one of {', '.join(known)}")
         if self.select and not getattr(self, self.select):
             raise UserError(f"select = {self.select!r}, but no column is mapped to {self.select}")
+        if self.over_seeds and not (self.seed and self.parameters and self.selection):
+            raise UserError("over_seeds needs seed, parameters, and val or val_loss")
+        if self.over_seeds and self.phase:
+            raise UserError("over_seeds says which rows are repeats: map no phase")
         for name in self.baseline.keys() - self.factors.keys():
             raise UserError(f"baseline {name!r} is not a factor ({', '.join(self.factors)})")
 

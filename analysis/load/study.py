@@ -41,6 +41,7 @@ INTEGER_TAGS = ["index", "seed", "attempt", "chosen", "threads"]
 TEXT_TAGS = [
     *("study", "cell", "phase", "outcome", "reason", "device", "prefix"),
     "images_per_class",
+    "ranges",
 ]
 MEASURE_COLUMNS = ["source", "target", "backbone", "source_data", "measure", "value", "low", "high", "n",
                    "better", "reason"]  # fmt: skip
@@ -69,6 +70,9 @@ class Info:
         selection: the column a cell's trial is chosen by: the greatest "val_accuracy", the least "val_loss",
             or "" where nothing was chosen.
         experiment_id: MLflow's number of the study; "" when it is not from MLflow.
+        rows: of the table that it was read from; 0 when it is from MLflow.
+        over_seeds: a configuration was chosen by its mean over seeds, which are the repeats.
+        notes: what a reader must know of how it was read.
     """
 
     name: str
@@ -83,6 +87,9 @@ class Info:
     metric: str = "accuracy"
     selection: str = "val_accuracy"
     experiment_id: str = ""
+    rows: int = 0
+    over_seeds: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,13 +101,14 @@ class StudyTable:
         tracking_uri: where it was read from; may hold a password, show `without_password` of it.
         trials: one row per run: run_id, study, cell, one column per factor, phase, index, seed,
             outcome ("unfinished" when the run never ended), reason, superseded (a repeat of an earlier
-            choice, or not run for its forecast and run later), attempt, chosen
+            choice, or not run for its forecast and run later), derived (only in a table from elsewhere: it
+            stands for other rows and is not counted as a run), attempt, chosen
             (index of the tuning trial that a repeat runs again), device, threads, prefix (what of the
             frozen groups was kept, in words), images_per_class (JSON: what each class contributed to each
-            part of the split), start_time, every metric (float, NaN where not
-            measured), `param.<name>` and `env.<name>`. Accuracies are shares in [0, 1], times seconds,
-            memory MiB. train_seconds are cold-equivalent (as if nothing had been kept before),
-            marginal_seconds what the run itself spent.
+            part of the split), ranges (JSON: the distribution of each tuned parameter), start_time, every
+            metric (float, NaN where not measured), `param.<name>` and `env.<name>`. Accuracies are shares in
+            [0, 1], times seconds, memory MiB. train_seconds are cold-equivalent (as if nothing had been kept
+            before), marginal_seconds what the run itself spent.
         epochs: one row per run and epoch: run_id, epoch, EPOCH_METRICS.
         predictions: one row per complete repeat and test example: run_id, cell, seed, example,
             label, predicted, probability (of the true class); and group, where images have groups.

@@ -15,7 +15,7 @@ from analysis.text.numbers import number, short
 
 def main_table(found: Findings) -> pd.DataFrame:
     """Cells with a test score as text: cell, score with interval, seeds, and where known the difference
-    from the baseline with interval and Holm p, training time
+    from the baseline with simultaneous interval and p, training time
     and memory, in the units of the heads."""
     scored = found.summary[found.summary["n"] > 0]
     shown = pd.DataFrame({"Cell": scored["cell"]})
@@ -34,7 +34,7 @@ def main_table(found: Findings) -> pd.DataFrame:
             else number(g["difference"], "+.1f") + interval(g["low"], g["high"], "+.1f")
             for g in gaps
         ]
-        shown["p (Holm)"] = ["" if g is None else number(g["p_holm"], ".2g") for g in gaps]
+        shown["p (adjusted)"] = ["" if g is None else number(g["p"], ".2g") for g in gaps]
     for column, head in (
         ("train_seconds_median", "Training (s)"),
         ("peak_memory_mib_median", f"Memory, {compare.memory_kind(found.trials)} (MiB)"),

@@ -31,28 +31,39 @@ def methods(found: Findings, more: Sequence[str] = ()) -> str:
 def _design(table: StudyTable, found: Findings) -> str:
     factors = listed([f"{name} ({len(v)} levels)" for name, v in table.info.factors.items()])
     scored = int((found.summary["n"] > 0).sum())
-    return f"We compared {scored} cells, the combinations of {factors}."
+    text = f"We compared {scored} cells, the combinations of {factors}."
+    if table.info.rows:
+        return f"{text} The scores are those of a table of {table.info.rows} runs."
+    sizes = compare.split_sizes(found.repeats, table.predictions)
+    if sizes:
+        names = {"train": "training", "val": "validation", "test": "test"}
+        shown = listed([f"{n:,} {names[part]}" for part, n in sizes.items() if part in names])
+        text += f" Each run had {shown} images."
+    return text
 
 
 def _choice(table: StudyTable) -> str:
+    """How configurations and the cell were chosen; of a table from elsewhere only what its mapping says."""
     info, trials = table.info, table.trials
     tried = trials[trials["phase"] == "tune"].groupby("cell")["index"].nunique()
     how = {"random": ", drawn independently at random", "tpe": ", proposed by Optuna's TPE"}
-    tuned = tuned_names(trials)
-    text = ""
+    tuned, text = tuned_names(trials), ""
+    rule = {
+        "val_accuracy": f"the one with the highest validation {info.metric} was chosen",
+        "val_loss": "the one with the lowest validation loss was chosen",
+    }
     if len(tried):
-        text = (
-            f"In each cell {span(tried)} configurations{f' of {tuned}' * bool(tuned)} were tried"
-            f"{how.get(info.sampler, '')}"
+        several = f"{span(tried)} configurations{f' of {tuned}' * bool(tuned)}"
+        text = f"In each cell {several} were tried{how.get(info.sampler, '')}"
+        text += f"; {rule[info.selection]}" if info.selection else ""
+        text += ", by its mean over seeds" * info.over_seeds
+        text += (
+            " (ties: lower loss)." if info.selection == "val_accuracy" and not info.rows else "."
         )
-        if info.selection == "val_accuracy":
-            text += f"; the one with the highest validation {info.metric} was chosen (ties: lower loss)."
-        elif info.selection:
-            text += "; the one with the lowest validation loss was chosen."
-        else:
-            text += "."
     seeds = compare.completed(trials, "repeat").groupby("cell")["seed"].nunique()
-    if len(seeds) and seeds.max() > 1:
+    if len(seeds) and seeds.max() > 1 and info.rows:
+        text += f" Its test scores on {span(seeds)} seeds are compared."
+    elif len(seeds) and seeds.max() > 1:
         text += (
             f" The chosen configuration was run again on {span(seeds)} fresh seeds, the same for every cell "
             f"(one seed fixes images, head initialisation, batch order and augmentation), and each run was "
@@ -60,6 +71,8 @@ def _choice(table: StudyTable) -> str:
         )
     elif len(seeds):
         text += " The test score compared is that of a single run per cell."
+    if info.selection and not table.trials.empty and len(seeds) > 1:
+        text += " Cells are chosen by validation over these runs, never by test."
     return text.strip()
 
 
@@ -72,21 +85,15 @@ def tuned_names(trials: pd.DataFrame) -> str:
 
 
 def _statistics(found: Findings) -> str:
-    metric, predictions = found.info.metric, found.table.predictions
     if found.summary["n"].max() < 2:
         text = "With one score per cell no interval over seeds is given."
     else:
-        text = (
-            f"Means of test {metric} come with 95% t intervals over seeds; differences are paired on seeds, "
-            f"tested by an exact two-sided sign-flip test and adjusted after Holm within each family."
-        )
+        text = f"Means of test {found.info.metric} come with 95% t intervals over seeds."
     if len(found.examples):
-        grouped = compare.are_grouped(predictions)
+        grouped = compare.are_grouped(found.table.predictions)
         text += (
             " Intervals that also hold for other test images take their standard error from a bootstrap of "
-            f"seeds and, within each resample, of {'groups of images' if grouped else 'images'}; pairs of "
-            "networks were compared image by image with McNemar's exact test"
-            f"{', the signs of whole groups of images exchanged' * grouped}."
+            f"seeds and, within each resample, of {'groups of images' if grouped else 'images'}."
         )
     return text
 
@@ -95,10 +102,8 @@ def _costs(table: StudyTable, found: Findings) -> str:
     if found.summary["train_seconds_median"].isna().all():
         return "Costs were not measured."
     cold = bool(found.summary["marginal_seconds_median"].notna().any())
-    text = (
-        f"Training time excludes evaluation and data set-up{' and is cold-equivalent' * cold}; times are "
-        f"medians over repeats"
-    )
+    clock = f"Training time excludes evaluation and data set-up{' and is cold-equivalent' * cold}; times are "
+    text = f"{'Times are those of the table, ' if table.info.rows else clock}medians over repeats"
     where = compare.condition(table.trials)
     text += f" on {where}" * bool(where)
     if found.summary["peak_memory_mib_median"].notna().any():

@@ -25,7 +25,7 @@ def changes(first: StudyTable, second: StudyTable, rows: pd.DataFrame) -> list[s
     else:
         text.append(
             f"Of the cells that both studies scored ({len(both)}) none can be said to differ "
-            f"between {a} and {b} (Holm p at most .05)."
+            f"between {a} and {b} (95% simultaneous intervals)."
         )
     wide = both.dropna(subset="low")
     if len(wide):

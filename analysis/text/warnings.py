@@ -13,11 +13,13 @@ from analysis import compare
 from analysis.compare import Findings
 from analysis.load import StudyTable
 from analysis.load.study import ONE_TRIAL
-from analysis.text.numbers import listed, quoted
+from analysis.text.numbers import listed, quoted, short
 
 SETTLED = ["complete", "pruned", "diverged", "oom", "timeout", "audit_failed", "crashed"]
 SHOWN = 4
 """Names in one sentence."""
+UNEVEN = 10
+"""A run that took so many times the median of its cell is worth a warning."""
 
 
 def warnings(found: Findings) -> list[str]:
@@ -31,7 +33,9 @@ def warnings(found: Findings) -> list[str]:
         *_doubtful_runs(table, found),
         *_recorded_twice(table),
         *_unequal_classes(table),
+        *_uneven_times(found),
         *leaks,
+        *table.info.notes,
     ]
 
 
@@ -105,6 +109,21 @@ def _mixed_conditions(table: StudyTable, found: Findings) -> list[str]:
     if "env.dirty" in runs and runs["env.dirty"].str.lower().isin(["true", "1", "yes"]).any():
         text.append("Some runs used uncommitted code: their revision does not tell all of it.")
     return text
+
+
+def _uneven_times(found: Findings) -> list[str]:
+    """Cells in which a run took far longer than the others: a busy machine, or a stall."""
+    runs = found.trials[(found.trials["outcome"] == "complete") & ~found.trials["superseded"]]
+    seconds = runs.groupby("cell")["train_seconds"].agg(["median", "max"])
+    uneven = seconds[(seconds["max"] >= UNEVEN * seconds["median"]) & (seconds["max"] > 1)]
+    if uneven.empty:
+        return []
+    row = uneven.iloc[int(uneven["max"].argmax())]
+    return [
+        f"Times are uneven: in {len(uneven)} cells a run took {UNEVEN} times the median or more "
+        f"(“{row.name}”: {short(row['max'])} s, median {short(row['median'])} s). Medians are shown; the "
+        "machine may have been busy."
+    ]
 
 
 def _censored(found: Findings) -> list[str]:

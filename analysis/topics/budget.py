@@ -85,8 +85,8 @@ def _plots(found: Findings, curve: pd.DataFrame, order: pd.DataFrame) -> list[Pl
         if (curve["seconds"] > 0).all() and curve["trials"].max() > 1:
             figure = plot_budget(curve, style, "seconds", metric)
             caption = (
-                "As above, against what the trials cost: n times the mean training time of the cell's trials."
-                + band
+                "As above, against what the trials cost: n times the median training time of the cell's "
+                "trials." + band
             )
             plots.append(Plot("budget_seconds", f"{title}, in seconds", figure, caption))
     if 1 < order["cell"].nunique() <= LINES and order["budget"].nunique() > 2:
@@ -124,8 +124,8 @@ def expected_best(values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class _Spent:
-    """The tuning trials of one cell: scores (worthless ones as the study's lowest) and mean seconds of
-    one."""
+    """The tuning trials of one cell: scores (worthless ones as the study's lowest) and median seconds
+    of one."""
 
     scores: np.ndarray
     seconds: float
@@ -145,7 +145,7 @@ def _spent(trials: pd.DataFrame) -> dict[str, _Spent]:
     wasted = wasted.drop_duplicates(["cell", "index"])
     worst = float(tuned["val_accuracy"].min()) if len(tuned) else math.nan
     lost = wasted["cell"].value_counts()
-    seconds = pd.concat([tuned, wasted])[["cell", "train_seconds"]].groupby("cell").mean()
+    seconds = pd.concat([tuned, wasted])[["cell", "train_seconds"]].groupby("cell").median()
     return {
         str(cell): _Spent(
             np.array([*own["val_accuracy"], *[worst] * int(lost.get(cell, 0))], dtype=float),
@@ -162,9 +162,10 @@ def budget_curve(trials: pd.DataFrame) -> pd.DataFrame:
     used up budget. Faulty runs are left out. Valid only for an i.i.d. sampler ("random").
 
     Returns:
-        cell, trials (n), seconds (n times the mean training seconds of the cell's trials),
-        val_accuracy, low, high (95% percentile bootstrap over the cell's trials; near n = N too narrow,
-        as no resample can be better than the best trial); cells without a complete trial have no rows.
+        cell, trials (n), seconds (n times the median training seconds of the cell's trials),
+        val_accuracy, spread_low, spread_high (the middle 95% of resamples of the cell's trials; no confidence
+        interval, as no resample can be better than the best trial); cells without a complete trial have no
+        rows.
     """
     rows = []
     for cell, spent in _spent(trials).items():
@@ -175,10 +176,10 @@ def budget_curve(trials: pd.DataFrame) -> pd.DataFrame:
         low, high = np.quantile(drawn[1:], TAILS, axis=0)
         rows += [
             {"cell": cell, "trials": n, "seconds": n * spent.seconds, "val_accuracy": v}
-            | {"low": a, "high": b}
+            | {"spread_low": a, "spread_high": b}
             for n, v, a, b in zip(budgets, drawn[0], low, high, strict=True)
         ]
-    columns = ["cell", "trials", "seconds", "val_accuracy", "low", "high"]
+    columns = ["cell", "trials", "seconds", "val_accuracy", "spread_low", "spread_high"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -187,9 +188,9 @@ def budget_ranks(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> 
 
     Returns:
         One row per unit ("trials", "seconds"), budget and cell that can run a trial in it: unit, budget,
-        cell, context (its target; ranked within), trials (that fit), val_accuracy, rank (1 is the best), low,
-        high (95% percentiles over resamples of each cell's trials), first (share of resamples in which
-        it is first). A cell that has fewer trials than fit is ranked with all it has.
+        cell, context (its target; ranked within), trials (that fit), val_accuracy, rank (1 is the best),
+        spread_low, spread_high (the middle 95% over resamples of each cell's trials), first (share of
+        resamples in which it is first). A cell that has fewer trials than fit is ranked with all it has.
     """
     spent = _spent(trials)
     table = arms(factors)
@@ -210,7 +211,9 @@ def budget_ranks(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> 
             fit = {c: min(len(s.scores), int(budget / s.seconds + 1e-9)) for c, s in group.items()}
             head = {"unit": "seconds", "budget": float(budget), "context": context}
             rows += _ranked({c: group[c] for c in group if fit[c]}, fit, head)
-    columns = "unit budget context cell trials val_accuracy rank low high first".split()
+    columns = (
+        "unit budget context cell trials val_accuracy rank spread_low spread_high first".split()
+    )
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -229,7 +232,7 @@ def _ranked(
             "val_accuracy": drawn[0, i],
             "rank": ranks[0, i],
         }
-        | {"low": low[i], "high": high[i], "first": first[i]}
+        | {"spread_low": low[i], "spread_high": high[i], "first": first[i]}
         for i, cell in enumerate(group)
     ]
 
@@ -237,13 +240,14 @@ def _ranked(
 def plot_budget(
     curve: pd.DataFrame, style: Mapping[str, Style], unit: str = "trials", metric: str = "accuracy"
 ) -> Figure:
-    """Expected best validation accuracy of each cell after n tuning trials, with its interval; `unit`
-    "seconds" puts it against what these trials cost."""
+    """Expected best validation accuracy of each cell after n tuning trials, with the spread of resamples;
+    `unit` "seconds" puts it against what these trials cost."""
     figure, (axes,) = canvas(4.2)
     ends = []
     for name in (name for name in style if name in set(curve["cell"])):
         own, look = curve[curve["cell"] == name].sort_values("trials"), style[name]
-        axes.fill_between(own[unit], own["low"], own["high"], color=look.color, alpha=0.12, lw=0)
+        band = own["spread_low"], own["spread_high"]
+        axes.fill_between(own[unit], *band, color=look.color, alpha=0.12, lw=0)
         axes.plot(own[unit], own["val_accuracy"], color=look.color, lw=2,
                   marker=look.marker, ms=4)  # fmt: skip
         ends.append((float(own[unit].iloc[-1]), float(own["val_accuracy"].iloc[-1]), name))

@@ -1,98 +1,144 @@
-"""Paired comparisons of the cells: with the baseline, and of the best with the others."""
+"""Paired comparisons of the cells: with the baseline, and of the chosen cell with the others."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.compare import Findings
+from analysis import compare
+from analysis.compare import Findings, describe_contrast
 from analysis.plots import INK, MANY, Style, canvas, escape
-from analysis.text.numbers import intervals, numbers, span
+from analysis.text.numbers import intervals, listed, numbers, quoted, span
 from analysis.topics.scores import LONG
-from analysis.topics.section import OVER_SEEDS, Plot, Section, Table, cell_styles
+from analysis.topics.section import Plot, Section, Table, cell_styles
+
+NOTE = (
+    "Differences are paired on seeds. Simultaneous interval: paired t at 1 - .05 / {pairs} (Bonferroni "
+    "over the {pairs} pairs of cells of this study), so that all of them hold at once with 95% "
+    "confidence, whichever pair is looked at; p: of the same test, times {pairs}. The verdict is higher "
+    "or lower if that interval is clear of 0, and open otherwise; nothing else decides it. Least "
+    "detectable: the difference that this rule finds in 80% of such studies. By itself: the 95% t "
+    "interval of the pair, and p of an exact sign-flip test (at least 2 / 2ⁿ with n pairs of scores), "
+    "neither adjusted. Intervals: over seeds (training draws, not test images)."
+)
 
 
 def section(found: Findings) -> Section:
-    """Differences in points, paired on seeds, with their verdicts."""
+    """Differences in points with their verdicts."""
     parts: list[Plot | Table | str | list[str]] = []
-    differences, rivals, metric = found.differences, found.rivals, found.info.metric
+    kept, differences = found.table.predictions, found.differences
+    tables = {"contrasts": found.contrasts}
+    pairs = int(found.contrasts["pairs"].max()) if len(found.contrasts) else 0
+    note = NOTE.format(pairs=pairs)
     if 0 < differences["difference"].notna().sum() <= 2 * MANY:
         base = ", ".join(" ".join(pair) for pair in found.info.baseline.items())
         caption = (
-            f"Mean of the differences on shared seeds ({span(differences['n'])} pairs). An interval that "
-            f"crosses 0 leaves the sign open. A row's reference has the baseline ({base}) and equals it "
-            f"in every other factor. {OVER_SEEDS} Not adjusted for the number of rows."
+            f"Mean of the differences on shared seeds ({span(differences['n'])} pairs of scores) with "
+            "the simultaneous 95% interval over seeds; one that crosses 0 leaves the sign open. A row's "
+            f"reference has the baseline ({base}) and equals it in every other factor."
         )
-        figure = plot_differences(differences, cell_styles(found), metric)
+        figure = plot_differences(differences, cell_styles(found), found.info.metric)
         parts.append(Plot("differences", "Difference from the baseline", figure, caption))
     if len(differences):
-        note = (
-            "Differences are paired on seeds; the interval is a 95% t interval over seeds, not adjusted "
-            "for the number of rows. p: exact two-sided sign-flip test, which cannot give less than 2 / "
-            "2ⁿ with n pairs (.0625 with 5); Holm adjusts it within this table. Least detectable: the "
-            "difference that a paired t test would find in 80% of such studies. Verdict: higher or "
-            "lower if Holm p ≤ .05; leaning if only the interval is clear of 0; open otherwise."
-        )
-        parts += [Table(_columns(found, differences), "Against the baseline", note)]
-        parts += [list(differences["sentence"])]
-    elif not found.info.baseline:
-        parts.append(
-            "The study declares no baseline, so no family of differences was fixed in advance."
-        )
-    if len(rivals):
-        note = (
-            "The best cell was picked with the same scores, so its lead is overstated. Columns and "
-            "interval as above; Holm adjusts within this table."
-        )
-        title = f"Best{' of each target' * bool(len(found.ranks))} against the others"
-        parts.append(Table(_columns(found, rivals), title, note))
-    tables = {"differences": differences, "rivals": rivals}
-    return Section("Comparisons", parts, answer(found), tables=tables)
+        tables["differences"] = compare.with_other_tests(differences, found.trials, kept)
+        parts.append(Table(_columns(tables["differences"]), "Against the baseline", note))
+        parts.append([describe_contrast(row) for row in differences.to_dict("records")])
+    chosen = [compare.against(found.contrasts, cell) for cell in chosen_cells(found)]
+    if chosen and len(rivals := pd.concat(chosen, ignore_index=True)):
+        tables["rivals"] = compare.with_other_tests(rivals, found.trials, kept)
+        of_each = " of each target" * bool(len(found.ranks))
+        title = f"Chosen cell{of_each} against the others"
+        parts.append(Table(_columns(tables["rivals"]), title, "" if len(differences) else note))
+    return Section("Comparisons", parts, answer(found), _methods(found, pairs), tables)
 
 
-def _columns(found: Findings, rows: pd.DataFrame) -> dict[str, list[object]]:
+def chosen_cells(found: Findings) -> list[str]:
+    """The cell chosen by validation, for each target where targets are compared."""
+    table = compare.arms(found.info.factors)
+    context = dict(zip(table["cell"], table["context"], strict=True))
+    fit = found.ranking.loc[found.ranking["fits"], "cell"]
+    return list(fit[~fit.map(context).duplicated()])
+
+
+def _columns(rows: pd.DataFrame) -> dict[str, list[object]]:
     shown: dict[str, list[object]] = {
         "Cell": list(rows["cell"]),
         "Minus": list(rows["reference"]),
         "Pairs": list(rows["n"]),
         "Difference, points": [*numbers(rows["difference"], "+.1f")],
-        "95% interval": [*intervals(rows["low"], rows["high"], "+.1f")],
-        "p": [*numbers(rows["p"], ".3g")],
-        "p, Holm": [*numbers(rows["p_holm"], ".3g")],
+        "Simultaneous 95% interval": [*intervals(rows["low"], rows["high"], "+.1f")],
+        "p": [*numbers(rows["p"], ".2g")],
+        "Verdict": list(rows["verdict"]),
         "Least detectable": [*numbers(rows["least_detectable"], ".1f")],
+        "By itself": [*intervals(rows["alone_low"], rows["alone_high"], "+.1f")],
+        "p, signs": [*numbers(rows["p_signs"], ".3g")],
     }
-    if len(found.examples):
+    if rows["p_images"].notna().any():
         alone = numbers(rows["only_cell"], ".0f"), numbers(rows["only_reference"], ".0f")
         shown["Images right for it alone / the other alone"] = [
             f"{a} / {b}" for a, b in zip(*alone, strict=True)
         ]
-        shown["p, images"] = [*numbers(rows["p_images"], ".2g")]
-    return shown | {"Verdict": list(rows["verdict"])}
+        shown["p, images (McNemar)"] = [*numbers(rows["p_images"], ".2g")]
+    return shown
 
 
 def answer(found: Findings) -> list[str]:
-    """The best cell against the next, those that cannot be told apart from it, and the baseline."""
-    scored = found.summary.dropna(subset="mean").sort_values("mean", ascending=False, kind="stable")
-    if len(found.ranks) or scored.empty:
+    """What was shown about the chosen cell against the others and the baseline."""
+    best = found.chosen
+    if not best:
         return []
-    best, runner_up = scored["cell"].iloc[0], ""
+    rows = compare.against(found.contrasts, best)
+    if rows.empty:
+        return ["No other cell has a test score, so there is nothing to compare it with."]
     text = []
-    if found.rivals.empty:
-        text.append("No other cell has a test score, so there is nothing to compare it with.")
-    else:
-        runner_up = str(found.rivals.iloc[0]["reference"])
-        text.append(f"Against the runner-up: {found.rivals.iloc[0]['sentence']}")
-        equals = found.rivals.loc[found.rivals["verdict"] == "open", "reference"]
-        if len(equals) > 1:
-            names = ", ".join(f"“{name}”" for name in equals)
-            text.append(f"Cells that can't be told apart from it: {names}.")
+    for verdict, words in (
+        ("higher", "Shown to be better than"),
+        ("lower", "Shown to be worse than"),
+    ):
+        own = rows[rows["verdict"] == verdict]
+        if len(own):
+            text.append(f"{words} {listed([_lead(row) for row in own.to_dict('records')])}.")
+    unclear = rows[rows["verdict"] == "open"]
+    if len(unclear):
+        worst = unclear.iloc[int(unclear["least_detectable"].argmax())]
+        text.append(
+            f"Not told apart from {listed(quoted(unclear['reference']))}: with {worst['n']} seeds a "
+            f"difference of {worst['least_detectable']:.1f} points would be missed one time in five."
+        )
+        behind = compare.most_behind(found.contrasts, best)
+        if behind == behind:
+            text[-1] += f" It may be up to {behind:.1f} points below the best of them."
+    if rows["verdict"].eq("untested").all():
+        text.append("One shared seed at most: nothing can be tested.")
     versus = found.differences[found.differences["cell"] == best]
-    if len(versus) and versus.iloc[0]["reference"] != runner_up:
-        text.append(f"Against the baseline: {versus.iloc[0]['sentence']}")
+    if len(versus) and versus["verdict"].iloc[0] != "untested":
+        text.append(f"Against the baseline: {describe_contrast(versus.iloc[0].to_dict())}")
     elif best in set(found.differences["reference"]):
-        text.append("It is itself the baseline: no declared alternative has a higher mean.")
+        text.append("It is itself the baseline.")
+    return text
+
+
+def _lead(row: Mapping[Hashable, Any]) -> str:
+    return f"“{row['reference']}” ({row['difference']:+.1f} points, {row['low']:+.1f} to {row['high']:+.1f})"
+
+
+def _methods(found: Findings, pairs: int) -> str:
+    if not pairs:
+        return ""
+    text = (
+        f"Differences between cells are paired on seeds; the verdict on each of the {pairs} pairs is "
+        f"that of a paired t interval at 1 - .05 / {pairs} (Bonferroni), which keeps the chance of any "
+        "wrong verdict at 5%."
+    )
+    if len(found.examples):
+        grouped = compare.are_grouped(found.table.predictions)
+        text += (
+            " Pairs of networks were also compared image by image with McNemar's exact test"
+            f"{', the signs of whole groups of images exchanged' * grouped}."
+        )
     return text
 
 

@@ -134,11 +134,11 @@ def _censored(rows: pd.DataFrame) -> Table:
 
 
 def answer(found: Findings, fronts: pd.DataFrame) -> list[str]:
-    """What the best cell costs, how surely it is worth that, and which cheaper one can't be told apart."""
-    scored = found.summary.dropna(subset="mean").sort_values("mean", ascending=False, kind="stable")
-    if scored.empty or len(found.ranks):
+    """What the chosen cell costs, how surely it is worth that, and which cheaper one can't be told apart."""
+    if not found.chosen:
         return []
-    best = scored.iloc[0]
+    scored = found.summary.dropna(subset="mean")
+    best = scored[scored["cell"] == found.chosen].iloc[0]
     costs = _costs(best, found)
     if not costs:
         return ["What it costs was not measured."]
@@ -149,11 +149,12 @@ def answer(found: Findings, fronts: pd.DataFrame) -> list[str]:
             f" That time is cold-equivalent, as if nothing had been kept from other trials; in this "
             f"study it took {short(spent)} s."
         )
-    equal = found.rivals.loc[found.rivals["verdict"] == "open", "reference"]
+    rivals = compare.against(found.contrasts, found.chosen)
+    equal = rivals.loc[rivals["verdict"] == "open", "reference"]
     cheap = scored[scored["cell"].isin(equal)].dropna(subset="train_seconds_median")
     cheap = cheap[cheap["train_seconds_median"] < best["train_seconds_median"]]
     if len(cheap):
-        other = cheap.loc[cheap["train_seconds_median"].idxmin()]
+        other = cheap.iloc[int(cheap["train_seconds_median"].argmin())]
         text += (
             f" “{other['cell']}”, not told apart from it in accuracy, costs {_costs(other, found)}."
         )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
@@ -91,11 +94,15 @@ def _ranges(rows: pd.DataFrame) -> Table:
             "Within 2 points of the best": _ends(rows["good_low"], rows["good_high"]),
             "Decades": numbers(rows["decades"], ".1f"),
             "Trials there, %": numbers(rows["good_share"], ".0f", 100),
-            "Best at the edge": ["yes" if edge else "no" for edge in rows["edge"]],
+            "Range declared": [
+                f"{a} to {b}" if a != "–" else a
+                for a, b in zip(shorts(rows["space_low"]), shorts(rows["space_high"]), strict=True)
+            ],
+            "Best at its edge": [edge or "–" for edge in rows["edge"]],
         },
         "Ranges of the learning rate",
         "The more of the range is good, the less the cell depends on tuning. A best rate in the outer "
-        "tenth of the range says that it was too narrow.",
+        "tenth of the declared range says that it was too narrow. – : the range is not recorded.",
     )
 
 
@@ -116,11 +123,14 @@ def rate_ranges(trials: pd.DataFrame, near: float = NEAR) -> pd.DataFrame:
     Returns:
         cell, trials, low, high (rates tried), best (rate of the best validation score), good_low,
         good_high (lowest and highest rate of a trial within `near` points of that score), decades
-        (log10 of their ratio), good_share (of all trials, failed ones too), edge (the best rate lies in
-        the outer tenth of the range in logs: it was too narrow). Empty when no learning rate was tuned.
+        (log10 of their ratio), good_share (of all trials, failed ones too), space_low, space_high (the range
+        that was declared, NaN if it is not recorded) and edge ("yes" if the best rate lies in the outer tenth
+        of the
+        declared range in logs: it was too narrow; "no"; "" if it is not known). Empty when no learning rate
+        was tuned.
     """
     columns = ["cell", "trials", "low", "high", "best", "good_low", "good_high", "decades"]
-    columns += ["good_share", "edge"]
+    columns += ["good_share", "space_low", "space_high", "edge"]
     if LR not in trials or not pd.api.types.is_numeric_dtype(trials[LR]):
         return pd.DataFrame(columns=columns)
     tried = tuning(trials)
@@ -133,15 +143,30 @@ def rate_ranges(trials: pd.DataFrame, near: float = NEAR) -> pd.DataFrame:
         top = float(scored["val_accuracy"].max())
         good = scored.loc[100 * (top - scored["val_accuracy"]) <= near, LR]
         best = float(scored[LR].to_numpy()[scored["val_accuracy"].to_numpy().argmax()])
-        low, high = float(own[LR].min()), float(own[LR].max())
-        place = np.log(best / low) / np.log(high / low)
+        low, high = declared_range(own, "lr")
+        place = np.log(best / low) / np.log(high / low) if 0 < low < high else np.nan
+        edge = "" if np.isnan(place) else "yes" if place < 0.1 or place > 0.9 else "no"
         rows.append(
-            {"cell": cell, "trials": len(own), "low": low, "high": high, "best": best}
-            | {"good_low": float(good.min()), "good_high": float(good.max())}
+            {"cell": cell, "trials": len(own), "low": own[LR].min(), "high": own[LR].max()}
+            | {"best": best, "good_low": float(good.min()), "good_high": float(good.max())}
             | {"decades": float(np.log10(good.max() / good.min()))}
-            | {"good_share": len(good) / len(own), "edge": bool(place < 0.1 or place > 0.9)}
+            | {"good_share": len(good) / len(own), "space_low": low, "space_high": high}
+            | {"edge": edge}
         )
     return pd.DataFrame(rows, columns=columns)
+
+
+def declared_range(runs: pd.DataFrame, name: str) -> tuple[float, float]:
+    """The range that the study file declares for a parameter, from the distributions recorded with the runs;
+    NaN if they are not recorded, or are not the same for all."""
+    found = set()
+    for text in runs["ranges"].dropna() if "ranges" in runs else []:
+        with suppress(ValueError, TypeError):
+            drawn = str(json.loads(text).get(name, ""))
+            ends = [re.search(rf"{end}=([-+.e\d]+)", drawn) for end in ("low", "high")]
+            found.add(tuple(float(m[1]) if m else np.nan for m in ends))
+    low, high = found.pop() if len(found) == 1 else (np.nan, np.nan)
+    return low, high
 
 
 def plot_rates(tuned: pd.DataFrame, style: Mapping[str, Style], metric: str = "accuracy") -> Figure:

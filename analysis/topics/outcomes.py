@@ -16,7 +16,7 @@ ENDED_WELL = ("complete", "pruned", "unfinished")
 
 def section(found: Findings) -> Section:
     """Counts of outcomes by cell and phase, and every run that did not end well."""
-    trials = found.table.trials
+    trials = compare.recorded(found.table.trials)
     counts, bad = compare.outcomes(trials, found.info.factors), failures(trials)
     tables = {"outcomes": counts, "failures": bad}
     if counts.empty:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from analysis import compare
 from analysis.compare import Findings
 from analysis.plots import MANY, Style, annotate, canvas, escape, name_rows, percent
 from analysis.text.numbers import intervals, numbers
@@ -54,6 +56,7 @@ def _columns(found: Findings) -> dict[str, list[object]]:
     """The table of cells: head -> text of each row."""
     rows, metric = found.summary, found.info.metric
     images = found.examples.set_index("cell").reindex(rows["cell"])
+    validation = found.repeats.groupby("cell")["val_accuracy"].mean().reindex(rows["cell"])
     shown: dict[str, list[object]] = {
         "Cell": list(rows["cell"]),
         f"Test {metric}, %": [*numbers(rows["mean"], ".1f", 100)],
@@ -65,7 +68,8 @@ def _columns(found: Findings) -> dict[str, list[object]]:
         "SD, points": [*numbers(rows["sd"], ".2f", 100)],
         "IQM, %": [*numbers(rows["iqm"], ".1f", 100)],
         "Repeats": list(rows["n"]),
-        "Validation, %": [*numbers(rows["val_accuracy"], ".1f", 100)],
+        "Validation, %": [*numbers(validation, ".1f", 100)],
+        "Best trial's validation, %": [*numbers(rows["val_accuracy"], ".1f", 100)],
         "Trials complete / failed": [
             f"{a} / {b}" for a, b in zip(rows["tuned"], rows["failed"], strict=True)
         ],
@@ -83,33 +87,85 @@ def _note(found: Findings) -> str:
         f"Test {found.info.metric}: mean of the repeats of the chosen configuration, each scored once; "
         "interval: 95% t over seeds (training draws, not test "
         f"images).{images * bool(len(found.examples))} IQM: mean of the middle half of the seeds. "
-        "Validation: the chosen tuning trial. Depth trained: share of the layer groups trained, from "
-        "the head down; it and the share of parameters trained are medians over repeats. – : not "
-        "measured."
+        "Validation: mean of the repeats, by which the cell is chosen; that of the best trial is the "
+        "best of many, so too high. Depth trained: share of the layer groups trained, from the head "
+        "down; it and the share of parameters trained are medians over repeats. – : not measured."
     )
 
 
 def answer(found: Findings) -> list[str]:
-    """The best cell with its uncertainty; nothing where targets are compared, whose scores cannot be."""
-    scored = found.summary.dropna(subset="mean").sort_values("mean", ascending=False, kind="stable")
-    if scored.empty:
+    """The chosen cell with its score; nothing where targets are compared, whose scores cannot be."""
+    fit = found.ranking[found.ranking["fits"]]
+    if fit.empty:
         return _untested(found)
-    if len(found.ranks):
+    if not found.chosen:
         return []
-    best = scored.iloc[0]
-    among = f" among {len(scored)} cells" if len(scored) > 1 else ""
-    interval = (
-        f"95% interval {100 * best['low']:.1f} to {100 * best['high']:.1f}, {best['n']} seeds"
-        if best["n"] > 1
-        else "one seed: no interval"
-    )
-    if own := found.examples[found.examples["cell"] == best["cell"]].to_dict("records"):
+    best, metric = fit.iloc[0], found.info.metric
+    row = found.summary.set_index("cell").loc[best["cell"]]
+    score = f"{100 * row['mean']:.1f}% ({_interval(found, best['cell'], row)})"
+    if best["by_test"]:
+        among = f" among {len(fit)} cells" if len(fit) > 1 else ""
+        return [
+            f"“{best['cell']}” has the highest mean test {metric}{among}: {score}. There are no "
+            "validation scores to choose by: it was picked by the very scores that are shown, so its "
+            "own is too high."
+        ]
+    text = [f"“{best['cell']}” is the choice: test {metric} {score}.", _chosen_by(found, fit)]
+    leader = compare.best_by_test(fit)
+    if leader != best["cell"]:
+        lead = 100 * (fit["mean"].max() - best["mean"])
+        text.append(
+            f"By test {metric} “{leader}” is {lead:.1f} points higher. It is not chosen: the best of "
+            "several test scores is too high, by selection."
+        )
+    return text
+
+
+def _interval(found: Findings, cell: str, row: pd.Series) -> str:
+    if row["n"] < 2:
+        return "one seed: no interval"
+    text = f"95% interval {100 * row['low']:.1f} to {100 * row['high']:.1f}, {row['n']} seeds"
+    if own := found.examples[found.examples["cell"] == cell].to_dict("records"):
         low, high = 100 * own[0]["low"], 100 * own[0]["high"]
-        interval += f"; {low:.1f} to {high:.1f} with other test images as well"
-    return [
-        f"“{best['cell']}” has the highest mean test {found.info.metric}{among}: "
-        f"{100 * best['mean']:.1f}% ({interval})."
-    ]
+        text += f"; {low:.1f} to {high:.1f} with other test images as well"
+    return text
+
+
+def _chosen_by(found: Findings, fit: pd.DataFrame) -> str:
+    """How the cell was chosen, and by how little its configuration was."""
+    info, best = found.info, fit.iloc[0]
+    if info.selection == "val_loss":
+        form, what = "{:.3g}", "lowest mean validation loss"
+        scores = fit["validation"]
+    else:
+        form, what = "{:.1f}%", f"highest mean validation {info.metric}"
+        scores = 100 * fit["validation"]
+    repeats = f"its {best['n']} repeats" if best["n"] > 1 else "its repeat"
+    text = f"It has the {what} over {repeats}, {form.format(scores.iloc[0])}"
+    if len(fit) > 1:
+        text += f"; next “{fit['cell'].iloc[1]}”, {form.format(scores.iloc[1])}"
+    return f"{text}. Test scores played no part, so its own is not raised by the choice." + _luck(
+        found
+    )
+
+
+def _luck(found: Findings) -> str:
+    """How much of the choice of its configuration is the luck of few validation images."""
+    tuned = compare.completed(found.trials, "tune")
+    own = tuned[tuned["cell"] == found.chosen].dropna(subset="val_accuracy")
+    images = compare.split_sizes(own, found.table.predictions).get("val", 0)
+    if found.info.selection != "val_accuracy" or len(own) < 2 or not images:
+        return ""
+    first, second = own["val_accuracy"].nlargest(2)
+    error = 100 * math.sqrt(2 * max(first * (1 - first), 1 / (4 * images)) / images)
+    lead = 100 * (first - second)
+    if lead > 2 * error:
+        return ""
+    return (
+        f" Its configuration was ahead of the next of {len(own)} by {lead:.1f} points on {images} "
+        f"validation images; other images would move such a lead by {error:.1f} points (one standard "
+        "error), so another configuration might as well have been repeated."
+    )
 
 
 def _untested(found: Findings) -> list[str]:

@@ -142,7 +142,7 @@ def shifted(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.Da
         n = int(own[name].notna().sum())
         if not n:
             continue
-        mean, _, low, high = mean_interval(own[name])
+        mean, _, low, high = mean_interval(own[name], within=(0, 1))
         lost = [] if name == PLAIN else 100 * (own[PLAIN] - own[name])
         loss, _, loss_low, loss_high = mean_interval(lost)
         rows.append(

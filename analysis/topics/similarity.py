@@ -89,6 +89,7 @@ def _means(rows: pd.DataFrame) -> Table:
             "Targets": list(rows["targets"]),
             "Mean weighted tau": numbers(rows["tau_w"], ".3f"),
             "95% interval": intervals(rows["low"], rows["high"], ".2f"),
+            "Mean plain tau": numbers(rows["tau"], ".3f"),
             "Ahead of static": numbers(rows["lead"], "+.3f"),
             "95% interval of that": intervals(rows["lead_low"], rows["lead_high"], "+.2f"),
         },
@@ -101,8 +102,10 @@ def _means(rows: pd.DataFrame) -> Table:
 def _slopes(known: Similarity) -> Table:
     rows, blind = known.slopes, ", ".join(known.blind)
     same = f" Without a slope, because the same for every target: {blind}." * bool(blind)
+    strategies = {"Strategy": list(rows["strategy"])} if rows["strategy"].any() else {}
     return Table(
         {
+            **strategies,
             "Measure": list(rows["measure"]),
             "Model": list(rows["model"]),
             "Slope, logits per SD": numbers(rows["slope"], "+.3f"),
@@ -189,11 +192,17 @@ def describe_similarity(known: Similarity) -> list[str]:
     text = _measures(known)
     if len(known.means):
         row = known.means[known.means["measure"] == "static"].iloc[0]
-        text.append(
+        ranking = (
             f"A ranking of the sources that ignores the target (how they do on the other targets) agrees "
             f"with the scores at a mean weighted tau of {row['tau_w']:.2f} ({row['low']:.2f} to "
-            f"{row['high']:.2f}, {row['targets']} targets): what a measure of similarity must beat."
+            f"{row['high']:.2f}, {row['targets']} targets)"
         )
+        beat = (
+            "what a measure of similarity must beat"
+            if row["tau_w"] > 0
+            else "no better than chance"
+        )
+        text.append(f"{ranking}: {beat}.")
     return [*text, known.note] if known.note else text
 
 
@@ -202,28 +211,43 @@ def _measures(known: Similarity) -> list[str]:
     rows = known.verdicts
     if len(rows) <= 2:
         return list(rows["sentence"]) if len(rows) else []
+    names = list(rows["measure"].unique())
+    text = f"{len(names)} measures of similarity were judged ({', '.join(names)})."
+    for strategy, own in rows.groupby("strategy", sort=False):
+        under = f"Under “{strategy!s}”" if strategy else "Of these"
+        passed = own.loc[own["verdict"] == "similarity", "measure"]
+        source = own.loc[own["verdict"] == "source", "measure"]
+        if len(passed):
+            which = f"{listed(quoted(passed))} {_were(passed)} shown"
+            text += f" {under} {which} to tell which source suits a target."
+        else:
+            text += (
+                f" {under} none was shown to tell which source suits a given target, beyond which "
+                "sources are good everywhere."
+            )
+        if len(source):
+            text += f" {listed(quoted(source))} {_tell(source)} good sources, not similarity."
     shown = rows[rows["verdict"] == "similarity"]
-    source = rows[rows["verdict"] == "source"]
-    text = f"Of {len(rows)} measures of similarity ({', '.join(rows['measure'])}) "
-    if len(shown):
-        text += (
-            f"{listed(quoted(shown['measure']))} were shown to tell which source suits a target."
-        )
-    else:
-        text += (
-            "none was shown to tell which source suits a given target, beyond which sources are good "
-            "everywhere."
-        )
-    if len(source):
-        text += f" {listed(quoted(source['measure']))} tell good sources, not similarity."
     naive = known.slopes[(known.slopes["model"] == "naive") & (known.slopes["p_holm"] <= 0.05)]
-    fooled = set(naive["measure"]) - set(shown["measure"])
+    keys = ["strategy", "measure"]
+    fooled = len(naive) - len(naive[keys].merge(shown[keys]))
     if fooled:
         text += (
             f" Least squares, which takes pairs that share a source for independent, would have called "
-            f"{len(fooled)} more significant."
+            f"{fooled} more significant."
         )
+    rests = [sentence for sentence in shown["sentence"] if "rests on few targets" in sentence]
+    if rests:
+        text += f" {len(rests)} of the {len(shown)} rest on few targets (see the list below)."
     return [text]
+
+
+def _were(names: pd.Series) -> str:
+    return "were" if len(names) > 1 else "was"
+
+
+def _tell(names: pd.Series) -> str:
+    return "tell" if len(names) > 1 else "tells"
 
 
 def describe_interactions(rows: pd.DataFrame) -> str:

@@ -14,21 +14,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from scipy import stats
 
 from analysis import compare
 from analysis.compare import Findings, completed, mean_interval, size_lines
 from analysis.compare.runs import CONFIDENCE
 from analysis.plots import MANY, Style, add_key, canvas, crowded, name_ends, percent, styles
-from analysis.text.numbers import in_seeds, listed, number, numbers, short
+from analysis.text.numbers import in_seeds, listed, short
 from analysis.topics.section import OVER_SEEDS, Plot, Section, Table, repeats_of
 
-RESAMPLES = 2000
 LINES = 24
 """Lines above which their crossings are not looked for: there would be hundreds."""
 SHOWN = 4
 """Crossings that the answer names; the table has them all."""
-SURE = 0.95
-"""Share of resamples for a crossing to be taken as there."""
 Change = tuple[float, bool]
 """Where a difference changes sign, and whether it rises there."""
 
@@ -42,7 +40,8 @@ def section(found: Findings) -> Section:
         return Section(title)
     table = by_size(found.trials, factors)
     n_lines = lines["line"].nunique()
-    crossed = crossings(found.trials if n_lines <= LINES else found.trials[:0], factors)
+    few = found.trials if n_lines <= LINES else found.trials[:0]
+    crossed = crossings(few, factors, found.contrasts)
     parts: list[Plot | Table | str | list[str]] = []
     if n_lines <= MANY and table["size"].nunique() > 1:
         scores = found.repeats[["cell", "test_accuracy"]].merge(lines, on="cell")
@@ -68,24 +67,24 @@ def _crossings(rows: pd.DataFrame, factor: str) -> list[Table | list[str]]:
             "Other": list(rows["other"]),
             "Seeds": list(rows["n"]),
             "Sign changes": list(rows["changes"]),
-            f"Crossing, {factor}": [
+            f"Crossing of the means, {factor}": [
                 short(row["size"]) if row["changes"] else "none seen" for row in records
             ],
             "95% interval": [crossing_interval(row) for row in records],
-            "Resamples that cross, %": numbers(rows["share_crossing"], ".0f", 100),
+            "Shown": ["yes" if row["shown"] else "no" for row in records],
         },
         "Where lines cross",
         "A crossing is where the mean paired difference of two lines changes sign, linear in log "
-        f"{factor} between the sizes tried; the first one if there are several. Interval: percentile "
-        "bootstrap, 2000 resamples of the seeds; a resample that does not cross counts as crossing "
-        "beyond the sizes tried. With few seeds such an interval is too narrow. A line that is ahead in "
-        "the mean need not be told apart from the other.",
+        f"{factor} between the sizes tried; the first one if there are several. Interval: every {factor} "
+        "at which a paired t test over seeds does not reject a difference of 0 (Fieller 1954). Shown: "
+        "the line was shown to be ahead (see Comparisons) at a smaller size and to be behind at a "
+        "larger one; otherwise the lines may be parallel.",
     )
     return [shown, [crossing(row, factor) for row in records if row["changes"]]]
 
 
 def answer(table: pd.DataFrame, crossed: pd.DataFrame, factor: str) -> list[str]:
-    """Which line is ahead at which size, and where the lines cross."""
+    """Which line is ahead at which size, and where lines were shown to cross."""
     if crossed.empty:
         return []
     best = table.loc[table.groupby("size")["mean"].idxmax()].sort_values("size")
@@ -95,37 +94,34 @@ def answer(table: pd.DataFrame, crossed: pd.DataFrame, factor: str) -> list[str]
         for _, own in best.groupby(run, sort=False)
     ]
     text = f"Highest mean by {factor}: {'; '.join(leaders)}."
-    seen = crossed.dropna(subset="size").sort_values(
-        "share_crossing", ascending=False, kind="stable"
-    )
-    for row in seen.head(SHOWN).to_dict("records"):
+    shown = crossed[crossed["shown"]]
+    for row in shown.head(SHOWN).to_dict("records"):
         text += f" {crossing(row, factor)}"
-    if len(seen) > SHOWN:
-        text += f" {len(seen) - SHOWN} more pairs of lines cross (see the table)."
-    if rest := len(crossed) - len(seen):
-        low, high = crossed["smallest"].min(), crossed["largest"].max()
-        pairs = f"{rest} {'other ' * bool(len(seen))}pair{'s' * (rest != 1)} of lines"
-        text += f" No crossing seen for {pairs} between {short(low)} and {short(high)} {factor}."
+    if len(shown) > SHOWN:
+        text += f" {len(shown) - SHOWN} more pairs of lines were shown to cross (see the table)."
+    if rest := len(crossed) - len(shown):
+        pairs = f"{rest} {'other ' * bool(len(shown))}pair{'s' * (rest != 1)} of lines"
+        text += f" No crossing was shown for {pairs}."
     return [text]
 
 
 def crossing(row: Mapping[Hashable, Any], factor: str) -> str:
-    """One row of `crossings` in plain words."""
+    """One row of `crossings` in a sentence."""
     a, b = f"“{row['line']}”", f"“{row['other']}”"
-    share = row["share_crossing"]
     if row["changes"] == 0:
-        drawn = f"; {number(share, '.0%')} of resamples cross" if share == share else ""
         return (
             f"No crossing seen between {short(row['smallest'])} and {short(row['largest'])} {factor}: "
-            f"the mean of {a} is nowhere below that of {b} ({in_seeds(row['n'])}{drawn})."
+            f"the mean of {a} is nowhere below that of {b} ({in_seeds(row['n'])})."
         )
+    interval = f"95% interval {crossing_interval(row)}, {in_seeds(row['n'])}"
+    if row["low"] != row["low"]:
+        interval = "one seed: no interval"
     more = f" It is the first of {row['changes']} sign changes." if row["changes"] > 1 else ""
-    if share != share:
-        return f"{a} leads {b} up to about {short(row['size'])} {factor} (one seed: no interval).{more}"
-    doubt = "" if share >= SURE else ", so it may not exist"
+    if row["shown"]:
+        return f"{a} leads {b} up to about {short(row['size'])} {factor} ({interval}).{more}"
     return (
-        f"{a} leads {b} up to about {short(row['size'])} {factor} (95% interval "
-        f"{crossing_interval(row)}, {in_seeds(row['n'])}; {share:.0%} of resamples cross{doubt}).{more}"
+        f"The means of {a} and {b} cross at about {short(row['size'])} {factor} ({interval}), but it was "
+        f"not shown that either leads on each side.{more}"
     )
 
 
@@ -154,27 +150,37 @@ def by_size(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.Da
     rows = []
     for row in size_lines(factors).to_dict("records"):
         scores = repeats.loc[repeats["cell"] == row["cell"], "test_accuracy"].dropna()
-        mean, _, low, high = mean_interval(scores)
+        mean, _, low, high = mean_interval(scores, within=(0, 1))
         rows.append({**row, "n": len(scores), "mean": mean, "low": low, "high": high})
     columns = ["cell", "line", "size", "n", "mean", "low", "high"]
     return pd.DataFrame(rows, columns=columns).dropna(subset="mean").reset_index(drop=True)
 
 
-def crossings(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+def crossings(
+    trials: pd.DataFrame, factors: Mapping[str, Sequence[str]], pairs: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """Where, as the size grows, one line overtakes another: for each pair of lines, the sizes at
     which the mean of their paired differences changes sign, linear in log size in between.
+
+    Args:
+        trials: as loaded.
+        factors: the cells.
+        pairs: from `compare.contrasts`; None makes it.
 
     Returns:
         One row per pair with at least two shared sizes: line (ahead at the smaller sizes), other,
         n shared seeds, smallest and largest shared size, changes (sign changes seen), size (of the
-        first one; NaN when there is none), low, high (95% percentile bootstrap interval of it:
-        resamples seeds, every size of both lines together; 0 and inf where it reaches beyond the
-        sizes), share_crossing (of the resamples, those with any sign change). The interval and
-        the share are NaN with fewer than two seeds.
+        first one; NaN when there is none), low, high (95% interval of it: all sizes at which a paired t test
+        over seeds does not reject a difference of 0; 0 and inf where it reaches beyond the sizes; NaN with
+        fewer than two seeds), and shown: the verdicts of `pairs` put the line above the other at a smaller
+        size, and below it at a larger one.
     """
     lines = size_lines(factors)
-    scored = completed(trials, "repeat").merge(lines, on="cell", validate="many_to_one")
+    verdicts = compare.contrasts(trials, factors) if pairs is None else pairs
+    scored = completed(trials, "repeat")[["cell", "seed", "test_accuracy"]]
+    scored = scored.merge(lines, on="cell", validate="many_to_one")
     table = scored.pivot(index="seed", columns=["line", "size"], values="test_accuracy")
+    cell = {(row["line"], row["size"]): row["cell"] for row in lines.to_dict("records")}
     names = [n for n in lines["line"].unique() if n in table.columns.get_level_values("line")]
     rows = []
     for a, b in itertools.combinations(names, 2):
@@ -182,45 +188,79 @@ def crossings(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.
         points = points.dropna(axis="columns", how="all").dropna(axis="index", how="all")
         if points.shape[1] < 2:
             continue
-        rows.append(_crossing(a, b, points))
+        row = _crossing(a, b, points)
+        ahead, other = str(row["line"]), str(row["other"])
+        found = [_verdict(verdicts, cell[ahead, s], cell[other, s]) for s in points.columns]
+        after = found[found.index("higher") + 1 :] if "higher" in found else []
+        rows.append(row | {"shown": "lower" in after})
     columns = ["line", "other", "n", "smallest", "largest", "changes", "size", "low", "high"]
-    return pd.DataFrame(rows, columns=[*columns, "share_crossing"])
+    return pd.DataFrame(rows, columns=[*columns, "shown"]).astype({"shown": bool})
+
+
+def _verdict(pairs: pd.DataFrame, cell: str, reference: str) -> str:
+    own = compare.against(pairs[(pairs["cell"] == cell) | (pairs["reference"] == cell)], cell)
+    found = own.loc[own["reference"] == reference, "verdict"]
+    return str(found.iloc[0]) if len(found) else "untested"
 
 
 def _crossing(a: str, b: str, points: pd.DataFrame) -> dict[str, object]:
     """The row of one pair. `points` (seeds x sizes): how far line `a` is above `b`, NaN if unknown."""
     values = points.to_numpy(dtype=float)
     sizes = np.log(points.columns.to_numpy(dtype=float))
-    n = len(values)
-    means = _weighted_means(np.ones((1, n)), values)[0]
+    means = np.nanmean(values, axis=0).round(9)
     seen = sign_changes(sizes, means)
-    row: dict[str, object] = {"n": n, "smallest": points.columns[0], "largest": points.columns[-1]}
-    ahead = (a, b) if _first_sign(means) >= 0 else (b, a)
-    row |= {"line": ahead[0], "other": ahead[1], "changes": len(seen)}
-    row |= {"size": math.exp(seen[0][0]) if seen else math.nan}
-    row |= dict.fromkeys(("low", "high", "share_crossing"), math.nan)
-    if n < 2:
-        return row
-    weights = np.random.default_rng(0).multinomial(n, [1 / n] * n, size=RESAMPLES)
-    drawn = _weighted_means(weights, values)
-    changes = [sign_changes(sizes, line) for line in drawn]
-    row["share_crossing"] = float(np.mean([bool(c) for c in changes]))
+    signs = np.sign(means)
+    first = next((s for s in signs if s), 0.0)
+    ahead = (a, b) if first >= 0 else (b, a)
+    row: dict[str, object] = {"line": ahead[0], "other": ahead[1], "n": len(values)}
+    row |= {"smallest": points.columns[0], "largest": points.columns[-1], "changes": len(seen)}
+    row |= dict.fromkeys(("size", "low", "high"), math.nan)
     if seen:
-        found = [_place(c, line, seen[0][1]) for c, line in zip(changes, drawn, strict=True)]
-        known = np.sort([place for place in found if not math.isnan(place)])
-        tail = (1 - CONFIDENCE) / 2
-        for name, share in (("low", tail), ("high", 1 - tail)):
-            row[name] = float(np.exp(known[max(0, math.ceil(share * len(known)) - 1)]))
+        row["size"] = math.exp(seen[0][0])
+        row["low"], row["high"] = zero_interval(sizes, values, seen[0][0])
     return row
 
 
-def _weighted_means(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Means over seeds (draws x sizes) of `values` (seeds x sizes, NaN if unknown), each seed counted
-    as often as `weights` (draws x seeds) says; rounded, so that equal accuracies differ by 0."""
-    known = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        means: np.ndarray = (weights @ np.where(known, values, 0.0)) / (weights @ known)
-    return means.round(9)
+def zero_interval(sizes: np.ndarray, values: np.ndarray, place: float) -> tuple[float, float]:
+    """Ends of the set of sizes at which the paired t test does not reject a difference of 0 (Fieller 1954).
+
+    Between two sizes the difference of each seed is linear in log size, so the test is a quadratic inequality
+    in the share w of the way. The set covers a true crossing with 95% probability, whatever the number of
+    seeds.
+
+    Args:
+        sizes: their logarithms, rising.
+        values: seeds x sizes, NaN where unknown.
+        place: where the mean changes sign; always in the set.
+
+    Returns:
+        Sizes; 0 and inf where the set reaches the smallest and the largest size; NaN with fewer than two
+        seeds.
+    """
+    kept, low_open, high_open = [place], False, False
+    for left in range(len(sizes) - 1):
+        both = values[:, left : left + 2]
+        both = both[~np.isnan(both).any(axis=1)]
+        n = len(both)
+        if n < 2:
+            continue
+        a, b = both.mean(axis=0)
+        (vaa, vab), (_, vbb) = np.cov(both.T)
+        limit = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) ** 2 / n
+        # (a + w (b - a))^2 - limit * variance(w) <= 0, as c0 + c1 w + c2 w^2
+        c0 = a * a - limit * vaa
+        c1 = 2 * a * (b - a) - 2 * limit * (vab - vaa)
+        c2 = (b - a) ** 2 - limit * (vaa - 2 * vab + vbb)
+        roots = np.roots([c2, c1, c0])
+        inside = [float(r.real) for r in roots if abs(r.imag) < 1e-12 and 0 < r.real < 1]
+        inside += [w for w in (0.0, 1.0) if c0 + c1 * w + c2 * w * w < -1e-12]
+        kept += [sizes[left] + w * (sizes[left + 1] - sizes[left]) for w in inside]
+        low_open |= left == 0 and 0.0 in inside
+        high_open |= left == len(sizes) - 2 and 1.0 in inside
+    if (~np.isnan(values)).sum(axis=0).max() < 2:
+        return math.nan, math.nan
+    low, high = math.exp(min(kept)), math.exp(max(kept))
+    return (0.0 if low_open else low), (math.inf if high_open else high)
 
 
 def sign_changes(
@@ -243,23 +283,6 @@ def sign_changes(
             found.append((known[last + 1][0] if flat else x0 + (x - x0) * y0 / (y0 - y), y > 0))
         last = i
     return found
-
-
-def _first_sign(means: np.ndarray) -> float:
-    signs = np.sign(means[~np.isnan(means)])
-    return float(next((s for s in signs if s), 0.0))
-
-
-def _place(changes: Sequence[Change], means: np.ndarray, rising: bool) -> float:
-    """Log size at which one resample changes sign in the direction that was seen. One that keeps its
-    first sign throughout crosses beyond the largest size (inf), one that has the last from the start
-    before the smallest (-inf); NaN for one that only changes the other way round."""
-    for place, rises in changes:
-        if rises == rising:
-            return place
-    if changes or not _first_sign(means):
-        return math.nan
-    return -math.inf if (_first_sign(means) > 0) == rising else math.inf
 
 
 def plot_by_size(

@@ -1,0 +1,398 @@
+"""What the report claims, against what is true: error rates, coverage and wording of every claim, on studies
+whose truth is known because they were simulated.
+
+    python -m pytest tests/test_analysis_claims.py            # a few repetitions each
+    python -m pytest tests/test_analysis_claims.py -m slow    # 500 each: a Monte Carlo error of 2 points at 5
+    %
+"""
+
+from __future__ import annotations
+
+import math
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import compare, recommend, report
+from analysis.compare.agreement import mean_agreement, null_taus, rank_agreement
+from analysis.compare.similarity import family_of
+from analysis.compare.slopes import decisive_targets, shuffled_p
+from analysis.load import StudyTable
+from analysis.load.external import load_table
+from analysis.load.mapping import mapping_from
+from analysis.text import methods, warnings
+from analysis.topics import TOPICS, learning_rates, scores, sizes
+from harness.core.errors import UserError
+from harness.core.selection import preference
+from tests.made_studies import scored, table, trial
+
+FEW, MANY = 40, 500
+REPETITIONS = pytest.mark.parametrize(
+    "repetitions", [FEW, pytest.param(MANY, marks=pytest.mark.slow)]
+)
+
+
+def at_most(hits: int, of: int, share: float) -> bool:
+    """Whether a true share at most `share` would give as many hits: two Monte Carlo standard errors more."""
+    return hits / of <= share + 2 * math.sqrt(share * (1 - share) / of)
+
+
+def repeats(accuracy: np.ndarray) -> pd.DataFrame:
+    """Complete repeats with these test accuracies (seeds x cells a, b, ...)."""
+    rows = [
+        {"run_id": f"{cell}{seed}", "cell": chr(97 + cell), "phase": "repeat", "index": seed}
+        | {"seed": seed, "outcome": "complete", "superseded": False}
+        | {"test_accuracy": value, "val_accuracy": value, "val_loss": 1 - value}
+        for (seed, cell), value in np.ndenumerate(accuracy)
+    ]
+    return pd.DataFrame(rows)
+
+
+def cells_of(count: int) -> dict[str, list[str]]:
+    return {"cell_name": [chr(97 + i) for i in range(count)]}
+
+
+def drawn(
+    random: np.random.Generator, truth: np.ndarray, seeds: int, images: int, uneven: bool = False
+) -> np.ndarray:
+    """Test accuracies (seeds x cells): hits of so many images, training draws common to all and to each
+    cell."""
+    spread = np.linspace(0.3, 3, len(truth)) if uneven else np.ones(len(truth))
+    common = random.normal(0, 0.02, (seeds, 1))
+    own = random.normal(0, 0.01, (seeds, len(truth))) * spread
+    share = np.clip(truth + common + own, 0.01, 0.99)
+    return random.binomial(images, share) / images
+
+
+@REPETITIONS
+@pytest.mark.parametrize(
+    ("cells", "seeds", "images", "uneven"),
+    [(6, 10, 500, False), (6, 5, 100, True), (4, 3, 20, False), (10, 12, 200, True)],
+)
+def test_equal_cells_get_a_wrong_verdict_in_at_most_one_study_of_twenty(
+    cells: int, seeds: int, images: int, uneven: bool, repetitions: int
+) -> None:
+    random, wrong = np.random.default_rng(0), 0
+    for _ in range(repetitions):
+        accuracy = drawn(random, np.full(cells, 0.8), seeds, images, uneven)
+        verdicts = compare.contrasts(repeats(accuracy), cells_of(cells))["verdict"]
+        wrong += bool(verdicts.isin(["higher", "lower"]).any())
+    assert at_most(wrong, repetitions, 0.05)
+
+
+@REPETITIONS
+def test_all_intervals_of_unequal_cells_hold_at_once(repetitions: int) -> None:
+    random, missed = np.random.default_rng(1), 0
+    truth = np.array([0.70, 0.74, 0.75, 0.76, 0.80])
+    for _ in range(repetitions):
+        accuracy = drawn(random, truth, 6, 2000, uneven=True)
+        rows = compare.contrasts(repeats(accuracy), cells_of(5))
+        gap = [100 * (truth[ord(a) - 97] - truth[ord(b) - 97]) for a, b in
+               zip(rows["cell"], rows["reference"], strict=True)]  # fmt: skip
+        missed += bool(((rows["low"] > gap) | (rows["high"] < gap)).any())
+    assert at_most(missed, repetitions, 0.05)
+
+
+@REPETITIONS
+def test_promised_power_is_that_of_the_rule_that_is_applied(repetitions: int) -> None:
+    """6 cells, 8 seeds; one cell is above the others by what the report says would be found 4 times in 5."""
+    random, found, sd = np.random.default_rng(2), 0, 1.0
+    least = compare.least_detectable(math.sqrt(2) * sd, 8, 15)
+    for _ in range(repetitions):
+        points = random.normal(np.array([least, 0, 0, 0, 0, 0]), sd, (8, 6))
+        rows = compare.contrasts(repeats(0.5 + points / 100), cells_of(6))
+        found += bool((rows["verdict"].iloc[0]) == "higher")
+    error = math.sqrt(0.8 * 0.2 / repetitions)
+    assert abs(found / repetitions - 0.8) < 3 * error
+
+
+@REPETITIONS
+def test_how_far_the_chosen_cell_may_be_behind_holds(repetitions: int) -> None:
+    """In place of a probability of being the best, which no few seeds can give: spreads of 0 to 3 errors."""
+    random = np.random.default_rng(3)
+    missed = 0
+    for i in range(repetitions):
+        truth = 0.7 + 0.01 * (i % 4) / math.sqrt(5) * random.normal(size=6)
+        accuracy = drawn(random, truth, 5, 500)
+        chosen = int(accuracy.mean(axis=0).argmax())  # the worst case: chosen by the same scores
+        pairs = compare.contrasts(repeats(accuracy), cells_of(6))
+        bound = compare.most_behind(pairs, chr(97 + chosen))
+        missed += bool(100 * (truth.max() - truth[chosen]) > bound + 1e-9)
+    assert at_most(missed, repetitions, 0.05)
+
+
+def test_no_probability_of_being_the_best_is_printed() -> None:
+    said = " ".join(recommend.recommend_cell(table([*scored("a", 0.8), *scored("b", 0.81)])))
+    assert "robab" not in said
+    assert "at most" in said
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_the_interval_of_a_crossing_covers_it(seeds: int) -> None:
+    """Differences of 2, 1, -1 and -3 points: they cross half way from the second to the third size."""
+    random, covered, seen = np.random.default_rng(4), 0, 0
+    places = np.log([10.0, 30.0, 100.0, 300.0])
+    truth = math.exp((places[1] + places[2]) / 2)
+    for _ in range(MANY):
+        points = (
+            random.normal(0, 1.5, (seeds, 1)) + random.normal(0, 1.0, (seeds, 4)) + [2, 1, -1, -3]
+        )
+        if not (changes := sizes.sign_changes(places, points.mean(axis=0))):
+            continue
+        low, high = sizes.zero_interval(places, points, changes[0][0])
+        seen += 1
+        covered += bool(low <= truth <= high)
+    assert seen > 0.9 * MANY
+    assert covered / seen >= 0.93
+
+
+@REPETITIONS
+def test_parallel_lines_are_not_said_to_cross(repetitions: int) -> None:
+    factors = {"shots": ["10", "30", "100"], "arm": ["p", "q"]}
+    random, claimed = np.random.default_rng(5), 0
+    for _ in range(repetitions):
+        points = random.normal(0, 0.01, (5, 6)) + np.tile([0.003, 0.0], 3) + 0.7
+        rows = repeats(points)
+        names = [f"{s} | {a}" for s in factors["shots"] for a in factors["arm"]]
+        rows["cell"] = rows["cell"].map(lambda c, names=names: names[ord(c) - 97])
+        claimed += bool(sizes.crossings(rows, factors)["shown"].any())
+    assert at_most(claimed, repetitions, 0.05)
+
+
+def test_report_and_recommend_choose_the_same_cell_by_validation_and_name_the_best_by_test() -> (
+    None
+):
+    """b is ahead on validation, a on test."""
+    rows = [row | {"val_accuracy": 0.7} for row in scored("a", 0.9)] + [
+        row | {"val_accuracy": 0.75} for row in scored("b", 0.8)
+    ]
+    made = table(rows)
+    found = compare.find(made)
+    assert found.chosen == "b"
+    said = " ".join(scores.answer(found))
+    assert "“b” is the choice: test accuracy 80.0%" in said
+    assert "By test accuracy “a” is 10.0 points higher." in said
+    recommended = recommend.recommend_cell(made)
+    assert recommended[0].startswith("Use “b”: test accuracy 80.0%")
+    assert any("By test “a” is ahead" in line for line in recommended)
+
+
+def test_of_equal_cells_the_faster_is_preferred_and_an_unscored_one_is_last() -> None:
+    keys = {"slow": (0.9, 9.0), "fast": (0.9, 1.0), "none": (math.nan, 0.1), "low": (0.8, 0.1)}
+    order = sorted(keys, key=lambda name: preference(*keys[name]))
+    assert order == ["fast", "slow", "low", "none"]
+
+
+def test_a_choice_by_few_validation_images_says_how_little_it_rests_on() -> None:
+    counts = '{"train": {"x": 30, "y": 30}, "val": {"x": 100, "y": 100}, "test": 50}'
+    rows = [*scored("a", 0.8), trial("a", "tune", 1, 0.795)]
+    made = table([row | {"images_per_class": counts} for row in rows])
+    said = " ".join(scores.answer(compare.find(made)))
+    assert "ahead of the next of 2 by 0.5 points on 200 validation images" in said
+    assert "would move such a lead by 4.0 points" in said
+    clear = table(
+        [
+            row | {"images_per_class": counts}
+            for row in [*scored("a", 0.8), trial("a", "tune", 1, 0.5)]
+        ]
+    )
+    assert "validation images" not in " ".join(scores.answer(compare.find(clear)))
+    assert "Each run had 60 training, 200 validation" in methods(compare.find(made))
+
+
+def test_no_verdict_is_contradicted_by_another_p_value() -> None:
+    found = compare.find(table([*scored("a", 0.8), *scored("b", 0.81)], baseline={"strategy": "a"}))
+    for topic in TOPICS:
+        for sentence in topic(found).answer:
+            assert " p = " not in sentence
+            assert "probably" not in sentence
+
+
+def test_intervals_stay_within_what_the_number_can_be() -> None:
+    factors = {"target": ["x", "y"], "arm": [str(i) for i in range(9)]}
+    random = np.random.default_rng(6)
+    rows = [
+        row
+        for target in factors["target"]
+        for arm in factors["arm"]
+        for row in scored(f"{target} | {arm}", float(random.uniform(0.4, 0.9)))
+    ]
+    ranks = compare.mean_ranks(table(rows, factors).trials, factors)
+    assert ranks["low"].min() >= 1
+    assert ranks["high"].max() <= 9
+    near = compare.summary(table([*scored("a", 0.9995)]).trials, {"strategy": ["a"]})
+    assert near["high"].max() <= 1
+    pairs = pd.DataFrame(
+        [
+            (s, t, k + 0.01 * j, -k if t == "z" else k)
+            for k, s in enumerate("abcd")
+            for j, t in enumerate("xyz")
+        ],
+        columns=["source", "target", "accuracy", "m"],
+    )  # fmt: skip
+    means = mean_agreement(rank_agreement(pairs, ["m"], permutations=20))
+    assert means["low"].iloc[0] >= -1
+    assert means["high"].iloc[0] <= 1
+    assert means["tau"].iloc[0] == pytest.approx(1 / 3)  # 1, 1 and -1
+
+
+@pytest.mark.parametrize(("high", "edge"), [(0.1, "no"), (0.004, "yes")])
+def test_an_edge_is_that_of_the_declared_space_not_of_the_rates_tried(
+    high: float, edge: str
+) -> None:
+    drawn_from = f'{{"lr": "FloatDistribution(high={high}, log=True, low=0.0001, step=None)"}}'
+    rows = [
+        trial("a", "tune", i, 0.5 + 0.1 * i, **{"param.lr": lr}, ranges=drawn_from)
+        for i, lr in enumerate([1e-3, 2e-3, 4e-3])
+    ]
+    [row] = learning_rates.rate_ranges(table(rows).trials).to_dict("records")
+    assert (row["space_low"], row["space_high"], row["edge"]) == (1e-4, high, edge)
+
+
+def test_a_run_that_took_far_longer_than_the_others_is_a_warning() -> None:
+    rows = [*scored("a", 0.8), trial("a", "tune", 5, 0.7, train_seconds=443.0)]
+    assert any(line.startswith("Times are uneven") for line in warnings(compare.find(table(rows))))
+
+
+@pytest.mark.parametrize(
+    "name", ["line", "arm", "context", "rank", "cost", "iqm", "family", "z", "p"]
+)
+def test_a_factor_may_have_any_name(name: str) -> None:
+    factors = {"shots": ["10", "100"], name: ["u", "v"]}
+    rows = [
+        row
+        for shots in factors["shots"]
+        for value in factors[name]
+        for row in scored(f"{shots} | {value}", 0.8, 3.0, **{"shots": shots, name: value})
+    ]
+    found = compare.find(table(rows, factors, {name: "u"}))
+    for topic in TOPICS:
+        topic(found)
+
+
+def test_the_memory_of_a_ranking_grows_with_the_sources_not_with_their_square() -> None:
+    tracemalloc.start()
+    null_taus(np.arange(1266.0), np.arange(1266.0), permutations=5, seed=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5e6
+
+
+def in_families(random: np.random.Generator, families: int = 4, size: int = 4) -> pd.DataFrame:
+    """Pairs whose response and measure both have effects of the family, unrelated to each other."""
+    names = [f"s{i}" for i in range(families * size)]
+    good, like = (np.repeat(random.normal(size=families), size) for _ in range(2))
+    return pd.DataFrame(
+        [
+            {"source": s, "target": f"t{j}", "family": str(i // size)}
+            | {"z": like[i] + 0.5 * random.normal(), "response": good[i] + 0.5 * random.normal()}
+            for i, s in enumerate(names)
+            for j in range(3)
+        ]
+    )
+
+
+@REPETITIONS
+def test_sources_of_a_family_are_shuffled_among_themselves_only(repetitions: int) -> None:
+    random, free, within = np.random.default_rng(7), 0, 0
+    for _ in range(repetitions):
+        pairs = in_families(random)
+        within += shuffled_p(pairs, 200, 0) <= 0.05
+        free += shuffled_p(pairs.drop(columns="family"), 200, 0) <= 0.05
+    assert at_most(within, repetitions, 0.05)
+    assert free / repetitions > 0.2  # what families do to a shuffle that ignores them
+
+
+@pytest.mark.parametrize(
+    ("data", "family"),
+    [
+        ("mnist5k[classes=0-4]", "mnist5k"),
+        ("shuffle(4,mnist5k[classes=0-4])", "mnist5k"),
+        ("random_labels(fashion_mnist[part=2/2])", "fashion_mnist"),
+        ("mix(fashion_mnist[classes=0-4],mnist5k[classes=0-4],0.75)", "fashion_mnist"),
+        ("mix(fashion_mnist[classes=0-4],mnist5k[classes=0-4],0.25)", "mnist5k"),
+    ],
+)
+def test_the_family_of_a_source_is_the_data_set_of_most_of_its_images(
+    data: str, family: str
+) -> None:
+    assert family_of(data) == family
+
+
+def test_an_effect_of_one_target_is_said_to_rest_on_it() -> None:
+    random = np.random.default_rng(8)
+    rows = [
+        {"source": f"s{i}", "target": f"t{j}", "m": (m := random.normal())}
+        | {"response": (2.0 * m if j == 0 else 0.0) + 0.3 * random.normal()}
+        for i in range(30)
+        for j in range(4)
+    ]
+    assert decisive_targets(pd.DataFrame(rows), "m", permutations=200) == ["t0"]
+
+
+GRID = "model,lr,seed,v,t,minutes\n" + "".join(
+    f"net,{lr},{seed},{v + 0.01 * seed:.2f},{t + 0.01 * seed:.2f},{seed}\n"
+    for lr, v, t in ((0.1, 0.70, 0.60), (0.2, 0.80, 0.50), (0.3, 0.75, 0.90))
+    for seed in (1, 2, 3)
+)
+MAPPING: dict[str, Any] = {"factors": ["model"], "val": "v", "test": "t", "seed": "seed"}
+MAPPING |= {"parameters": ["lr"], "over_seeds": True, "time": "minutes", "time_unit": "min"}
+
+
+def external(folder: Path, text: str, **mapping: Any) -> StudyTable:
+    path = folder / "runs.csv"
+    path.write_text(text)
+    return load_table(path, mapping_from(MAPPING | mapping))
+
+
+def test_of_a_grid_with_seeds_the_best_mean_over_seeds_is_chosen_and_its_seeds_compared(
+    tmp_path: Path,
+) -> None:
+    lucky = GRID.replace("net,0.1,1,0.71", "net,0.1,1,0.99")  # one good seed does not choose
+    made = external(tmp_path, lucky)
+    found = compare.find(made)
+    row = found.summary.iloc[0]
+    assert (row["n"], row["tuned"]) == (3, 3)
+    assert row["mean"] == pytest.approx(0.52)
+    assert row["val_accuracy"] == pytest.approx(0.82)
+    [best] = compare.chosen(made.trials)["param.lr"]
+    assert best == 0.2
+    said = methods(found)
+    assert "In each cell 3 configurations of lr were tried" in said
+    assert "was chosen, by its mean over seeds." in said
+    assert "Its test scores on 3 seeds are compared." in said
+    assert len(compare.recorded(made.trials)) == 9
+
+
+def test_gaps_copies_and_single_seeds_of_a_grid(tmp_path: Path) -> None:
+    gap = GRID.replace("net,0.2,3,0.83,0.53,3\n", "")
+    made = external(tmp_path, gap)
+    assert compare.chosen(made.trials)["param.lr"].tolist() == [0.3]
+    assert any("1 configurations lack a seed" in line for line in warnings(compare.find(made)))
+    with pytest.raises(UserError, match="row 10 has the configuration and seed of an earlier row"):
+        external(tmp_path, GRID + "net,0.1,1,0.71,0.61,1\n")
+    with pytest.raises(UserError, match="over_seeds needs seed, parameters"):
+        external(tmp_path, GRID, parameters=[])
+    single = "".join(line for line in GRID.splitlines(True) if ",1," in line or "seed" in line)
+    assert compare.find(external(tmp_path, single)).summary["n"].tolist() == [1]
+
+
+def test_the_methods_of_a_table_say_only_what_its_mapping_declares(tmp_path: Path) -> None:
+    made = external(tmp_path, GRID, over_seeds=False, parameters=[])
+    page = report.build(made, tmp_path).read_text()
+    said = methods(compare.find(made))
+    for invented in ("fresh seeds", "one seed fixes", "excludes evaluation", "head initialisation"):
+        assert invented not in said
+    assert "The scores are those of a table of 9 runs." in said
+    assert "Times are those of the table" in said
+    assert "<p>9 runs" in page  # the chosen rows are not counted a second time
+
+
+def test_without_validation_scores_the_choice_says_what_it_is_worth(tmp_path: Path) -> None:
+    mapping = {"over_seeds": False, "parameters": [], "val": "", "factors": ["model", "lr"]}
+    said = " ".join(scores.answer(compare.find(external(tmp_path, GRID, **mapping))))
+    assert "There are no validation scores to choose by" in said
