@@ -25,7 +25,7 @@ from harness.search.space import first_draw
 from harness.similarity import MEASURES
 from harness.training.device import resolve_device
 from harness.training.loop import start
-from tests import test_analysis_report as made
+from tests import made_studies as made
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "pages"
