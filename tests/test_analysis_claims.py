@@ -27,6 +27,7 @@ from analysis.load.mapping import mapping_from
 from analysis.text import methods, warnings
 from analysis.topics import TOPICS, learning_rates, scores, sizes
 from harness.core.errors import UserError
+from harness.core.power import least_detectable
 from harness.core.selection import preference
 from tests.made_studies import scored, table, trial
 
@@ -101,7 +102,7 @@ def test_all_intervals_of_unequal_cells_hold_at_once(repetitions: int) -> None:
 def test_promised_power_is_that_of_the_rule_that_is_applied(repetitions: int) -> None:
     """6 cells, 8 seeds; one cell is above the others by what the report says would be found 4 times in 5."""
     random, found, sd = np.random.default_rng(2), 0, 1.0
-    least = compare.least_detectable(math.sqrt(2) * sd, 8, 15)
+    least = least_detectable(math.sqrt(2) * sd, 8, 15)
     for _ in range(repetitions):
         points = random.normal(np.array([least, 0, 0, 0, 0, 0]), sd, (8, 6))
         rows = compare.contrasts(repeats(0.5 + points / 100), cells_of(6))

@@ -18,6 +18,7 @@ from scipy import stats
 from analysis import compare
 from analysis.topics import budget
 from harness.core.errors import UserError
+from harness.core.power import least_detectable
 
 STRATEGIES = {"strategy": ["probe", "full", "scratch"]}
 
@@ -204,16 +205,16 @@ def test_five_seeds_that_agree_reach_one_in_sixteen_and_no_further() -> None:
 @pytest.mark.parametrize("pairs", [1, 5, 15])
 def test_least_detectable_difference_has_the_power_it_promises(pairs: int) -> None:
     n, sd = 8, 2.0
-    effect = compare.least_detectable(sd, n, pairs) / sd
+    effect = least_detectable(sd, n, pairs) / sd
     cut = stats.t.ppf(1 - 0.025 / pairs, n - 1)
     shift = effect * math.sqrt(n)
     power = stats.nct.sf(cut, n - 1, shift) + stats.nct.cdf(-cut, n - 1, shift)
     assert power == pytest.approx(0.80, abs=1e-3)
-    assert math.isnan(compare.least_detectable(math.nan, 1))
+    assert math.isnan(least_detectable(math.nan, 1))
 
 
 def test_least_detectable_difference_is_found_for_every_number_of_seeds() -> None:
-    found = [compare.least_detectable(1.0, n) for n in range(2, 130)]
+    found = [least_detectable(1.0, n) for n in range(2, 130)]
     assert found == sorted(found, reverse=True)
     assert found[0] == pytest.approx(11.54989, rel=1e-5)  # statsmodels, as the next
     assert found[98] == pytest.approx(0.2829117, rel=1e-5)

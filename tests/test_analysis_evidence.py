@@ -29,6 +29,7 @@ from analysis.load.study import (
 )
 from analysis.topics import budget, importance, learning_rates
 from harness.core.errors import UserError
+from harness.core.power import seeds_needed
 
 AB = {"strategy": ["a", "b"]}
 
@@ -117,19 +118,19 @@ def test_mcnemar_is_that_of_statsmodels_on_one_seed_and_twice_the_median_over_se
 def test_the_seeds_needed_are_the_fewest_with_that_power(
     sd: float, points: float, pairs: int
 ) -> None:
-    n = compare.seeds_needed(sd, points, pairs)
+    n = seeds_needed(sd, points, pairs)
     alpha = 0.05 / pairs
     power = [TTestPower().power(points / sd, nobs=m, alpha=alpha) for m in (n, n - 1)]
     assert power[0] >= 0.8 - 1e-6
     assert power[1] < 0.8
-    assert compare.seeds_needed(100, 0.5) == math.inf
+    assert seeds_needed(100, 0.5) == math.inf
 
 
 def test_an_open_contrast_says_how_many_seeds_would_show_more() -> None:
     gap = [0.03, -0.04, 0.05, -0.05, 0.02]
     trials = frame([*repeats("a", [0.5 + g for g in gap]), *repeats("b", [0.5] * 5)])
     row = compare.contrasts(trials, AB).iloc[0].to_dict()
-    needed = compare.seeds_needed(100 * float(np.std(gap, ddof=1)), 2.0)
+    needed = seeds_needed(100 * float(np.std(gap, ddof=1)), 2.0)
     assert f"; {needed:.0f} would show 2 points." in compare.describe_contrast(row)
 
 

@@ -27,6 +27,7 @@ from analysis.compare.agreement import (
     rank_agreement,
     regret,
     static_ranking,
+    weighted_taus,
 )
 from analysis.compare.responses import gains, pair_gains, responses, with_scratch
 from analysis.compare.slopes import interactions, shuffled_p, slopes
@@ -83,6 +84,13 @@ def made(
 
 def by_model(table: pd.DataFrame, column: str) -> dict[str, float]:
     return dict(zip(table["model"], table[column], strict=True))
+
+
+@pytest.mark.parametrize("values", [3, 50])
+def test_vectorised_weighted_tau_is_scipys_with_and_without_ties(values: int) -> None:
+    x, y = np.random.default_rng(0).integers(0, values, (2, 60, 9)).astype(float)
+    expected = [stats.weightedtau(a, b).statistic for a, b in zip(x, y, strict=True)]
+    assert weighted_taus(x, y) == pytest.approx(expected, abs=1e-12)
 
 
 def test_null_sd_of_weighted_tau_is_that_of_all_orders() -> None:

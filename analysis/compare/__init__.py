@@ -25,8 +25,6 @@ from analysis.compare.contrasts import (
     against_baseline,
     contrasts,
     describe_contrast,
-    least_detectable,
-    seeds_needed,
     sign_flip_p,
     with_other_tests,
 )
@@ -62,10 +60,10 @@ __all__ = [
     "Findings", "Similarity", "against", "against_baseline", "against_published", "are_grouped", "arms",
     "best_by_test", "cells", "censored", "choice", "chosen", "completed", "condition", "contrasts",
     "describe_contrast", "doubts", "find", "front_chance", "gains", "hits", "interaction_verdicts",
-    "interactions", "least_detectable", "left_out", "mcnemar_over_seeds", "mean_agreement",
+    "interactions", "left_out", "mcnemar_over_seeds", "mean_agreement",
     "mean_interval", "mean_ranks", "memory_column", "memory_kind", "most_behind", "outcomes",
     "over_examples", "pair_gains", "pair_scores", "pareto_front", "prediction_mismatches", "priced",
-    "rank_agreement", "recorded", "regret", "responses", "seeds_needed", "side_by_side", "sign_flip_p",
+    "rank_agreement", "recorded", "regret", "responses", "side_by_side", "sign_flip_p",
     "similarity_effect", "size_factor", "size_lines", "slopes", "split_sizes", "static_ranking",
     "summary", "surer", "variance_shares", "variance_table", "verdicts", "with_other_tests", "with_scratch",
 ]  # fmt: skip

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from analysis.compare.contrasts import against, contrasts, seeds_needed
+from analysis.compare.contrasts import against, contrasts
 from analysis.compare.costs import priced
 from analysis.compare.runs import cells, completed
+from harness.core.power import seeds_needed
 from harness.core.selection import preference
 
 LEAST = 0.5

@@ -14,25 +14,22 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
-from scipy.optimize import brentq
 
 from analysis.compare.contexts import arms
 from analysis.compare.examples import hits, mcnemar_over_seeds
 from analysis.compare.runs import CONFIDENCE, cells, completed
+from harness.core.power import MOST_SEEDS, least_detectable, seeds_needed
 from harness.core.spec import cell_label
 
 ALPHA = 1 - CONFIDENCE
-POWER = 0.80
 MAX_FLIPS = 2**15
 WORTH = (2.0, 1.0, 0.5)
 """Differences, in points, that are worth seeing: a sentence names the first that the seeds would miss."""
-MOST_SEEDS = 500
 COLUMNS = [
     "cell",
     "reference",
@@ -135,42 +132,6 @@ def sign_flip_p(differences: Sequence[float]) -> float:
         rng=np.random.default_rng(0),
     )
     return float(test.pvalue)
-
-
-def least_detectable(sd: float, n: int, pairs: int = 1) -> float:
-    """The mean paired difference that n seeds show with 80% power when `pairs` contrasts are tested, in
-    the unit of `sd`, the standard deviation of the differences (Cohen 1988). NaN for n < 2."""
-    if n < 2 or math.isnan(sd):
-        return math.nan
-    return _effect(n, pairs) * sd
-
-
-@cache
-def _effect(n: int, pairs: int) -> float:
-    # statsmodels' solve_power leaves the root for some n (73 or 120: a negative effect, in an array); at this
-    # power the tail on the wrong side is below 1e-5
-    critical = stats.t.isf(ALPHA / pairs / 2, n - 1)
-    guess = float(critical + stats.t.ppf(POWER, n - 1))
-    found = brentq(
-        lambda shift: stats.nct.sf(critical, n - 1, shift) - POWER, guess / 2, 1.3 * guess
-    )
-    return float(found) / math.sqrt(n)
-
-
-def seeds_needed(sd: float, points: float, pairs: int = 1) -> float:
-    """The fewest shared seeds with which a true mean difference of `points` is found 4 times in 5 when
-    `pairs` contrasts are tested, given the standard deviation `sd` of the differences, in points. inf beyond
-    MOST_SEEDS, NaN without `sd`."""
-    if math.isnan(sd):
-        return math.nan
-    low, high = 2, MOST_SEEDS
-    if least_detectable(sd, high, pairs) > points:
-        return math.inf
-    while low < high:
-        middle = (low + high) // 2
-        enough = least_detectable(sd, middle, pairs) <= points
-        low, high = (low, middle) if enough else (middle + 1, high)
-    return float(low)
 
 
 def against(table: pd.DataFrame, cell: str) -> pd.DataFrame:

@@ -1,0 +1,54 @@
+"""Power of a study: the differences that its repeats can show, by the rule of its report.
+
+All pairs of k cells are tested as one family of k (k - 1) / 2 contrasts: paired t over seeds at .05 / number
+of contrasts, see `analysis.compare.contrasts`.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+from scipy import stats
+from scipy.optimize import brentq
+
+ALPHA = 0.05
+POWER = 0.80
+MOST_SEEDS = 500
+"""More seeds than these are not worth a difference."""
+
+
+def least_detectable(sd: float, n: int, pairs: int = 1) -> float:
+    """The mean paired difference that n seeds show with 80% power when `pairs` contrasts are tested, in
+    the unit of `sd`, the standard deviation of the differences (Cohen 1988). NaN for n < 2."""
+    if n < 2 or math.isnan(sd):
+        return math.nan
+    return _effect(n, pairs) * sd
+
+
+@cache
+def _effect(n: int, pairs: int) -> float:
+    # statsmodels' solve_power leaves the root for some n (73 or 120: a negative effect, in an array); at this
+    # power the tail on the wrong side is below 1e-5
+    critical = stats.t.isf(ALPHA / pairs / 2, n - 1)
+    guess = float(critical + stats.t.ppf(POWER, n - 1))
+    found = brentq(
+        lambda shift: stats.nct.sf(critical, n - 1, shift) - POWER, guess / 2, 1.3 * guess
+    )
+    return float(found) / math.sqrt(n)
+
+
+def seeds_needed(sd: float, points: float, pairs: int = 1) -> float:
+    """The fewest shared seeds with which a true mean difference of `points` is found 4 times in 5 when
+    `pairs` contrasts are tested, given the standard deviation `sd` of the differences, in points. inf beyond
+    MOST_SEEDS, NaN without `sd`."""
+    if math.isnan(sd):
+        return math.nan
+    low, high = 2, MOST_SEEDS
+    if least_detectable(sd, high, pairs) > points:
+        return math.inf
+    while low < high:
+        middle = (low + high) // 2
+        enough = least_detectable(sd, middle, pairs) <= points
+        low, high = (low, middle) if enough else (middle + 1, high)
+    return float(low)
