@@ -53,6 +53,6 @@ study = Study(
     compare={"strategy": STRATEGIES},
     space=space,
     trials=5,
-    repeats=5,
+    repeats=8,
     baseline={"strategy": SCRATCH},
 )

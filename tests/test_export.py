@@ -119,11 +119,11 @@ def test_exported_model_is_the_recorded_one(
     assert len(set(trained[2].tolist())) > 2  # else equality would mean little
 
 
-def test_snippet_of_the_readme_predicts_as_the_command_does(
+def test_snippet_of_the_docs_predicts_as_the_command_does(
     exported: tuple[Path, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    (snippet,) = (s for s in re.findall(r"```python\n(.*?)```", readme, re.S) if "load_file" in s)
+    page = (Path(__file__).parents[1] / "docs" / "pages" / "deploy.md").read_text()
+    (snippet,) = (s for s in re.findall(r"```python\n(.*?)```", page, re.S) if "load_file" in s)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(exported[0], "model")
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)

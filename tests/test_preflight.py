@@ -81,3 +81,27 @@ def test_limit_of_memory_that_no_forecast_can_keep_is_refused_before_the_study_s
     check_study(make_study(space=scratch()))
     with pytest.raises(UserError, match="depends on values"):
         check_study(make_study(space=scratch()), memory_is_limited=True)
+
+
+@pytest.mark.parametrize(
+    ("cells", "repeats", "noted"),
+    [(6, 5, True), (6, 8, False), (2, 5, False), (2, 3, True), (6, 1, False)],
+)
+def test_repeats_that_confirm_only_large_differences_are_noted(
+    cells: int, repeats: int, noted: bool
+) -> None:
+    """15 pairs at .05 need t = 6.25 with 5 seeds: 2 standard deviations are too few."""
+
+    def same(trial: BaseTrial, arm: str) -> TrialSpec:
+        return scratch()(trial, "probe")
+
+    study = dataclasses.replace(
+        make_study(space=same),
+        baseline={},
+        compare={"arm": [f"arm {i}" for i in range(cells)]},
+        repeats=repeats,
+    )
+    notes = [n for n in check_study(study).notes if "pairs of cells" in n]
+    assert len(notes) == noted
+    if (cells, repeats) == (6, 5):
+        assert "3.5 standard deviations over seeds; 8 repeats would confirm one of 2" in notes[0]

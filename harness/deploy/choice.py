@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 
 from harness.core.errors import UserError
+from harness.core.selection import preference
 from harness.tracking.results import CellRecord
 
 
 def choose(records: Sequence[CellRecord], cell: str | None = None) -> tuple[CellRecord, str]:
-    """The cell of highest mean validation accuracy (of equals the faster one), or the one named; and why.
+    """The cell chosen by the rule of `harness.core.selection`, or the one named; and why.
 
     Raises:
         UserError: if no cell has a complete repeat, there is no such cell, or the cells are of several
@@ -45,4 +47,7 @@ def choose(records: Sequence[CellRecord], cell: str | None = None) -> tuple[Cell
 
 
 def _preference(record: CellRecord) -> tuple[float, float]:
-    return -(record.mean("val_accuracy") or 0.0), record.mean("train_seconds") or 0.0
+    validation, seconds = record.mean("val_accuracy"), record.mean("train_seconds")
+    return preference(
+        math.nan if validation is None else validation, math.nan if seconds is None else seconds
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from types import FrameType
 
 from harness.backbones import Backbone, build
 from harness.core.errors import UserError, first_line
+from harness.core.power import least_detectable, seeds_needed
 from harness.core.signals import time_limit
 from harness.core.spec import Study, TrialSpec, cell_label
 from harness.data import (
@@ -25,6 +27,8 @@ from harness.search.space import first_draw
 from harness.training.forecast import forecast
 from harness.training.network import check_network
 
+WANTED = 2.0
+"""Standard deviations over seeds by which two cells differ: the repeats should suffice to confirm that."""
 SECONDS = 10
 """Time limit for drawing the first trial of every cell, and for a strategy's schedule of a trial."""
 
@@ -90,7 +94,21 @@ def check_study(study: Study, cache: Cache = Cache(), memory_is_limited: bool = 
             forecast(spec)
     targets = [load_target(name) for name in dict.fromkeys(s.target for s in specs.values())]
     notes = tuple(f"{target.name}: {note}" for target in targets for note in target.notes)
-    return Preflight(specs, tuple(leaks.values()), (*notes, *weights))
+    return Preflight(specs, tuple(leaks.values()), (*notes, *weights, *_power(study, specs)))
+
+
+def _power(study: Study, specs: Mapping[str, TrialSpec]) -> list[str]:
+    """What is to be known of a study whose repeats can confirm only large differences between its cells."""
+    sizes = Counter(spec.target for spec in specs.values()).values()
+    pairs = sum(size * (size - 1) // 2 for size in sizes)
+    least = least_detectable(1.0, study.repeats, pairs) if pairs else 0.0
+    if not least > WANTED:  # NaN: fewer than 2 repeats are for a first look
+        return []
+    enough = seeds_needed(1.0, WANTED, pairs)
+    return [
+        f"{study.repeats} repeats and {pairs} pairs of cells: the report can confirm a difference of "
+        f"{least:.1f} standard deviations over seeds; {enough:g} repeats would confirm one of {WANTED:g}"
+    ]
 
 
 def _time_limit(what: str, function: Callable[..., object]) -> AbstractContextManager[None]:
