@@ -206,7 +206,7 @@ def _train_and_write(
             f"cell “{chosen.cell}” ({why}) classifies by nearest neighbours, which cannot be written as a "
             "network; name another by --cell"
         )
-    fit = start(spec, resolve_device(device), Cache(None, 0) if cache.complaint() else cache)
+    fit = start(spec, resolve_device(device), Cache(None, 0) if cache.problem() else cache)
     print(f"cell “{chosen.cell}”: {why}")
     val_accuracy = [epoch.val_accuracy for epoch in fit][-1]
     result = fit.finish(test=True)

@@ -22,7 +22,7 @@ from harness.core.spec import SAFE_NAME, Study
 from harness.core.study_file import load_study
 
 if TYPE_CHECKING:
-    from harness.dataset_report.look import Survey
+    from harness.dataset_report.inspection import DataSetReport
     from harness.training.device import Device
 
 LONG_MINUTES = 60.0
@@ -64,7 +64,7 @@ def slug(target: str) -> str:
 
 
 @undisturbed()
-def look_at(target: str) -> Survey:
+def look_at(target: str) -> DataSetReport:
     """What is in a data set: counts, sizes, broken and double images; a page with pictures in a notebook.
 
     Args:
@@ -73,9 +73,9 @@ def look_at(target: str) -> Survey:
     Raises:
         UserError: if there is no such target, or no image of it can be read.
     """
-    from harness.dataset_report.look import look
+    from harness.dataset_report.inspection import inspect_target
 
-    return look(target)
+    return inspect_target(target)
 
 
 @undisturbed()
@@ -105,13 +105,13 @@ def propose_study(
     if out.exists():
         raise UserError(f"{out} exists and is not overwritten; name another file with --out")
 
-    from harness.dataset_report.look import look
+    from harness.dataset_report.inspection import inspect_target
     from harness.dataset_report.proposal import propose, source
     from harness.dataset_report.text import findings
     from harness.training.device import resolve_device
 
     where = resolve_device(device)
-    survey = look(target)
+    survey = inspect_target(target)
     found = findings(survey)
     print(f"target {survey.target.name}", *(f"- {line}" for line in found), sep="\n")
     folder = show_classes(survey, report / out.stem, found)
@@ -132,7 +132,7 @@ def propose_study(
     return load_study(out)
 
 
-def show_classes(survey: Survey, folder: Path, found: list[str]) -> Path:
+def show_classes(survey: DataSetReport, folder: Path, found: list[str]) -> Path:
     """Write classes.png and classes.html; returns their folder."""
     from harness.dataset_report.contact_sheet import draw, page
     from harness.dataset_report.text import details
@@ -155,7 +155,7 @@ def forecast_lines(text: str, name: str, device: Device) -> list[str]:
     from harness.search.preflight import check_study
 
     cache = Cache(default_folder())
-    if cache.complaint():
+    if cache.problem():
         cache = Cache(None, 0)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, name)

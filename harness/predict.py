@@ -143,15 +143,15 @@ def _read(model: Model, paths: Sequence[Path]) -> tuple[torch.Tensor, dict[Path,
 def _files(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
     """Files as they are, folders as the images below them, and what is passed over there."""
     from harness.data.images import is_folder
-    from harness.data.tree import PassedOver, images_below
+    from harness.data.tree import SkippedFiles, images_below
 
     found: list[Path] = []
     notes: list[str] = []
     for path in paths:
         if is_folder(path):
-            passed_over = PassedOver()
-            found += images_below(path, passed_over)
-            notes += passed_over.notes(path)
+            skipped = SkippedFiles()
+            found += images_below(path, skipped)
+            notes += skipped.notes(path)
         else:
             found.append(path)
     return found, notes

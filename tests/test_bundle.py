@@ -488,7 +488,7 @@ def test_a_link_is_never_followed(shards: Shards, refuse: Refuse, tmp_path: Path
 def test_a_bomb_is_refused_before_it_is_unpacked(
     shards: Shards, refuse: Refuse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.data.archives.ROOM", 0)
+    monkeypatch.setattr("harness.data.safe_extraction.ROOM", 0)
     assert "it may be a bomb, or the disk is too small" in refuse(shards.probe)
 
 

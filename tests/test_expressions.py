@@ -13,7 +13,7 @@ from PIL import Image
 from harness.core.errors import UserError
 from harness.data import load_target, read_examples
 from harness.data.cached import Cache, _open
-from harness.data.expressions import MadeTarget, Permute, Shuffle, evaluate, roots
+from harness.data.expressions import DerivedTarget, Permute, Shuffle, evaluate, roots
 from harness.data.options import split_options
 from harness.data.target import ArrayTarget, Target
 
@@ -64,7 +64,7 @@ def test_parts_of_a_data_set_share_no_image_and_miss_none() -> None:
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
 def test_a_mixture_has_the_same_size_at_any_share(share: float) -> None:
     made = load_target(f"mix({LOW},{HIGH},{share})")
-    assert isinstance(made, MadeTarget)
+    assert isinstance(made, DerivedTarget)
     size = [min(a, b) for a, b in zip((178, 182, 177, 183, 181), (182, 181, 179, 174, 180))]  # noqa: B905
     assert np.bincount(made.labels).tolist() == size
     from_first = np.bincount(made.labels[made.which == 0], minlength=5)
@@ -82,7 +82,7 @@ def test_a_mixture_shows_each_class_with_the_images_of_its_two() -> None:
 def test_more_of_a_data_set_in_a_mixture_keeps_what_was_there() -> None:
     def first(share: float) -> set[tuple[str, int]]:
         made = load_target(f"mix({LOW},{HIGH},{share})")
-        assert isinstance(made, MadeTarget)
+        assert isinstance(made, DerivedTarget)
         return set(roots(made, np.flatnonzero(made.which == 0)))
 
     assert first(0.25) < first(0.5) < first(0.75)
@@ -247,7 +247,7 @@ def test_selections_keep_groups_the_validation_set_and_notes() -> None:
     val = np.arange(8) < 2
     base = dataclasses.replace(grouped([0, 1, 0, 1, 2, 3, 2, 3]), official_val=val)
     made = evaluate("x[classes=b+a]", lambda _: base)
-    assert isinstance(made, MadeTarget)
+    assert isinstance(made, DerivedTarget)
     assert made.groups is not None
     assert made.official_val is not None
     assert made.groups.tolist() == [0, 1, 0, 1, 2, 3, 2, 3]

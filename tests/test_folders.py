@@ -17,7 +17,7 @@ from PIL import Image
 from harness import new, study
 from harness.core.errors import UserError
 from harness.data import Target, clear_caches, load_target, open_image
-from harness.dataset_report.look import look
+from harness.dataset_report.inspection import inspect_target
 from harness.dataset_report.text import findings
 from harness.predict import _files
 
@@ -296,7 +296,7 @@ def test_what_systems_leave_behind_is_passed_over_and_counted(
     assert target.classes == ("cat", "dog")
     assert np.bincount(target.labels).tolist() == [3, 3]
     assert f"Passed over, hidden or left by an operating system: {said}." in target.notes
-    assert said in "\n".join(findings(look(f"folder:{root}")))
+    assert said in "\n".join(findings(inspect_target(f"folder:{root}")))
 
 
 def test_files_that_are_no_images_are_counted_by_suffix(tmp_path: Path) -> None:
@@ -364,8 +364,8 @@ def test_photographs_of_telephones_are_not_misnamed(tmp_path: Path) -> None:
     with Image.open(tmp_path / "cat" / "mpo.jpg") as photograph:
         assert photograph.format == "MPO"
     (tmp_path / "dog" / "0.png").rename(tmp_path / "dog" / "0.jpg")
-    survey = look(f"folder:{tmp_path}")
-    assert {Path(path).name: kind for path, kind in survey.misnamed.items()} == {"0.jpg": "PNG"}
+    report = inspect_target(f"folder:{tmp_path}")
+    assert {Path(path).name: kind for path, kind in report.misnamed.items()} == {"0.jpg": "PNG"}
     red = np.asarray(open_image(tmp_path / "cat" / "mpo.jpg"))[4, 4]
     np.testing.assert_allclose(red, [255, 0, 0], atol=6)
 

@@ -17,7 +17,7 @@ from harness.data import clear_caches, describe_leaks, load_target, split_indice
 from harness.data.groups import suggested_pattern
 from harness.data.target import ArrayTarget
 from harness.dataset_report import proposal
-from harness.dataset_report.look import look
+from harness.dataset_report.inspection import inspect_target
 from harness.dataset_report.text import findings
 from harness.similarity.sources.spec import SourceSpec
 
@@ -151,13 +151,13 @@ def test_numbered_names_suggest_groups_where_several_images_share_a_number(
 
 def test_groups_that_nobody_named_are_suggested_with_what_to_write(tmp_path: Path) -> None:
     root = write(tmp_path / "clinic", *clinic())
-    said = "\n".join(findings(look(f"folder:{root}")))
+    said = "\n".join(findings(inspect_target(f"folder:{root}")))
     written = f"folder:{root}[group=^\\D*\\d+]"
     assert written in said
     found = load_target(written)
     assert found.groups is not None
     assert len(set(found.groups.tolist())) == 12
-    named = "\n".join(findings(look(written)))
+    named = "\n".join(findings(inspect_target(written)))
     assert "12 groups of 4 images" in named
     assert "suggest" not in named
 
@@ -172,15 +172,15 @@ def test_subfolders_are_suggested_below_given_parts_too(parts: str, tmp_path: Pa
         for i in range(3)
     ]
     root = write(tmp_path / "animals", *names)
-    assert f"folder:{root}[group=.*/]" in "\n".join(findings(look(f"folder:{root}")))
+    assert f"folder:{root}[group=.*/]" in "\n".join(findings(inspect_target(f"folder:{root}")))
 
 
 def test_frames_that_look_alike_suggest_groups(tmp_path: Path) -> None:
     names = [name.replace("_frame", "-") for name in clinic()]
     root = write(tmp_path / "clinic", *names, alike=True)
-    said = "\n".join(findings(look(f"folder:{root}")))
+    said = "\n".join(findings(inspect_target(f"folder:{root}")))
     assert "48 images nearly look like another one of their class" in said
-    named = "\n".join(findings(look(f"folder:{root}[group=patient\\d+]")))
+    named = "\n".join(findings(inspect_target(f"folder:{root}[group=patient\\d+]")))
     assert "nearly" not in named
 
 
@@ -190,7 +190,7 @@ def test_groups_in_two_given_parts_are_warned_of(tmp_path: Path) -> None:
     ]
     name = f"folder:{write(tmp_path / 'clinic', *rows)}[group=patient\\d+]"
     assert "1 groups have images in more than one" in describe_leaks([], load_target(name))
-    assert "LEAKAGE: 1 groups have images" in "\n".join(findings(look(name)))
+    assert "LEAKAGE: 1 groups have images" in "\n".join(findings(inspect_target(name)))
     assert describe_leaks([], load_target(name.partition("[")[0])) == ""
 
 
@@ -198,12 +198,12 @@ def test_groups_in_two_given_parts_are_warned_of(tmp_path: Path) -> None:
 
 
 def test_proposed_sizes_take_all_of_unequal_classes() -> None:
-    survey, two = look("digits"), load_target("digits[classes=0+1]")
+    report, two = inspect_target("digits"), load_target("digits[classes=0+1]")
     for small, large in ((5, 9), (20, 200), (31, 1000)):
         labels = np.repeat(np.arange(2), (small, large))
         made = replace(two, labels=labels)
         p = proposal.propose(
-            replace(survey, target=made, counts=np.bincount(labels)), "x", accelerator=False
+            replace(report, target=made, counts=np.bincount(labels)), "x", accelerator=False
         )
         spec = replace(
             TrialSpec(target="x", backbone="x", strategy=LinearProbe()),
@@ -225,14 +225,14 @@ def test_many_classes_are_left_out_by_position_and_the_study_can_be_written(
     monkeypatch.setattr(proposal, "BY_SHOTS", ((10**9, ("linear probe",)),))
     labels = np.repeat(np.arange(400), np.where(np.arange(400) % 9 == 4, 2, 6))
     classes = tuple(f"a rather long name of species {i}" for i in range(400))
-    survey = look("digits")
+    report = inspect_target("digits")
     pixels = np.zeros((len(labels), 2, 2), np.uint8)
     made = ArrayTarget("species", classes, labels, None, pixels)
     from harness.data import targets
 
     monkeypatch.setitem(targets.LOADERS, "species", lambda: made)
-    survey = replace(survey, target=made, counts=np.bincount(labels))
-    p = proposal.propose(survey, "species", accelerator=False)
+    report = replace(report, target=made, counts=np.bincount(labels))
+    p = proposal.propose(report, "species", accelerator=False)
     assert len(p.target) < 1000
     chosen = load_target(p.target)
     assert len(chosen.classes) == 356

@@ -12,7 +12,7 @@ from PIL import Image
 
 from harness.core.errors import UserError
 from harness.data import clear_caches, load_target
-from harness.dataset_report.look import look
+from harness.dataset_report.inspection import inspect_target
 
 datasets = pytest.importorskip("datasets")
 
@@ -97,10 +97,10 @@ def test_broken_images_are_named_by_row(tmp_path: Path) -> None:
     name = save(tmp_path, train=data)
     with pytest.raises(UserError, match="image hf:pets: row 2 of train cannot be read"):
         load_target(name).read(np.arange(4), 8, "bilinear")
-    survey = look(name)
-    assert list(survey.broken) == ["hf:pets: row 2 of train"]
-    assert sum(survey.shapes.values()) == 3
-    assert survey.short_side == 8
+    report = inspect_target(name)
+    assert list(report.broken) == ["hf:pets: row 2 of train"]
+    assert sum(report.shapes.values()) == 3
+    assert report.short_side == 8
 
 
 # --- columns ---------------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ def test_hidden_test_labels_mean_no_test_part(label: int | None, tmp_path: Path)
     assert target.official_test is None
     assert target.labels.tolist() == [0, 1, 0, 1]
     assert "Part test: 3 of 3 images have no label, passed over." in target.notes
-    assert look(name).counts.tolist() == [2, 2]
+    assert inspect_target(name).counts.tolist() == [2, 2]
 
 
 def test_the_validation_part_is_the_test_part_where_that_has_no_labels(tmp_path: Path) -> None:

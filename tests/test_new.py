@@ -18,7 +18,7 @@ from harness.core.spec import TrialSpec
 from harness.core.strategies import LinearProbe
 from harness.data import clear_caches, load_target, split_indices
 from harness.dataset_report import proposal
-from harness.dataset_report.look import look
+from harness.dataset_report.inspection import inspect_target
 from harness.dataset_report.text import findings
 from harness.new import main, propose_study, slug
 
@@ -86,7 +86,7 @@ def test_what_is_odd_in_a_folder_is_said(pets: Path) -> None:
     with Image.open(pets / "dog" / "2.png") as image:
         image.point(lambda v: v // 2 + 60).save(pets / "dog" / "brighter.png")
     Image.new("L", (20, 16), 80).save(pets / "emu" / "grey.png")
-    said = "\n".join(findings(look("folder:pets")))
+    said = "\n".join(findings(inspect_target("folder:pets")))
     assert "equal, byte by byte: 1 (cat/0.png = dog/copy.png)" in said
     assert (
         "in different classes, so that a label may be wrong: 1 (cat/0.png = dog/copy.png)" in said
@@ -108,10 +108,10 @@ def test_leak_between_given_parts_is_said(pets: Path) -> None:
     rows = [f"cat/{i}.png,cat,train" for i in range(8)] + ["cat/test.png,cat,test"]
     rows += [f"dog/{i}.png,dog,train" for i in range(7)] + ["dog/7.png,dog,test"]
     (pets / "table.csv").write_text("\n".join(["image,label,split", *rows]))
-    survey = look("csv:pets/table.csv")
-    assert [leak.parts for leak in survey.leaks] == [("train", "test")]
+    report = inspect_target("csv:pets/table.csv")
+    assert [leak.parts for leak in report.leaks] == [("train", "test")]
     assert "training images too, or nearly: 1 (0.png = test.png)" in "\n".join(
-        findings(survey)
+        findings(report)
     ).replace("cat/", "")
 
 
@@ -142,12 +142,12 @@ def test_too_few_images_are_refused_with_what_would_be_enough() -> None:
 
 
 def test_proposed_sizes_can_be_drawn_from_the_smallest_class() -> None:
-    survey, two = look("digits"), load_target("digits[classes=0+1]")
+    report, two = inspect_target("digits"), load_target("digits[classes=0+1]")
     for count in (5, 6, 9, 31, 400):
         labels = np.repeat(np.arange(2), (count, count + count // 8))
         made = replace(two, labels=labels)
         p = proposal.propose(
-            replace(survey, target=made, counts=np.bincount(labels)), "x", accelerator=False
+            replace(report, target=made, counts=np.bincount(labels)), "x", accelerator=False
         )
         spec = replace(
             TrialSpec(target="x", backbone="x", strategy=LinearProbe()),

@@ -206,10 +206,10 @@ def test_a_full_disk_is_no_crash(on_disk: Cache, monkeypatch: pytest.MonkeyPatch
 def test_a_folder_that_cannot_be_used_is_done_without(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     unusable = Cache(tmp_path / "file")
-    assert "file" in unusable.complaint()
+    assert "file" in unusable.problem()
     with pytest.raises(CacheFull, match="cannot be used"):
         unusable.array({"what": "x"}, 1, (1,))
-    assert Cache(tmp_path / "folder").complaint() == ""
+    assert Cache(tmp_path / "folder").problem() == ""
     with pytest.raises(CacheFull, match="cannot be used"):
         Cache().array({"what": "more than any machine has"}, 2**20, (2**40,))
 

@@ -252,6 +252,6 @@ def study_file_tags(path: Path) -> dict[str, str]:
     return {"study_file": path.name, "sha256.study_file": study_sha256(path)}
 
 
-def question_of(path: Path) -> str:
+def study_docstring(path: Path) -> str:
     """The docstring of a study file that was loaded before: the question, the command, the answer."""
     return ast.get_docstring(ast.parse(path.read_bytes())) or ""

@@ -87,7 +87,7 @@ class Cache:
         """
         return _open(self, json.dumps(dict(sorted(key.items()))), count, shape, dtype)
 
-    def complaint(self) -> str:
+    def problem(self) -> str:
         """Why nothing can be kept in the folder; empty when it can."""
         if self.folder is None or not self.budget:
             return ""

@@ -85,7 +85,7 @@ class Permute(Change):
 
 @final
 @dataclass(frozen=True)
-class MadeTarget(Target):
+class DerivedTarget(Target):
     """Images of other targets under new labels.
 
     Attributes:
@@ -142,7 +142,7 @@ class MadeTarget(Target):
 
 def roots(target: Target, indices: Indices) -> list[tuple[str, int]]:
     """For each image, the data set that it is from in the end and its position there."""
-    if not isinstance(target, MadeTarget):
+    if not isinstance(target, DerivedTarget):
         return [(target.identity, int(i)) for i in indices]
     return [
         roots(target.parts[part], np.array([at]))[0]
@@ -209,9 +209,9 @@ def _number(text: str, name: str, kind: type[T]) -> T:
         raise UserError(f"target {name!r}: want {what}, got {text!r}") from None
 
 
-def _taken(target: Target, rows: Indices, name: str) -> MadeTarget:
+def _taken(target: Target, rows: Indices, name: str) -> DerivedTarget:
     """Some images of a target, labels and classes as they are."""
-    return MadeTarget(
+    return DerivedTarget(
         name,
         target.classes,
         target.labels[rows],
@@ -304,7 +304,7 @@ def _mix(first: Target, second: Target, share: float, name: str) -> Target:
         labels.append(np.full(size, label))
     parts = np.concatenate(which).astype(np.int64)
     places = np.concatenate(where).astype(np.int64)
-    return MadeTarget(
+    return DerivedTarget(
         f"mix({first.name},{second.name},{share:g})",
         tuple(f"{a}/{b}" for a, b in zip(first.classes, second.classes, strict=True)),
         np.concatenate(labels).astype(np.int64),

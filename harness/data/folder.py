@@ -12,9 +12,9 @@ from harness.core.errors import UserError
 from harness.data.groups import groups_from_names
 from harness.data.images import is_folder, is_image, shown
 from harness.data.labels import one_form
-from harness.data.parts import PARTS, TEST, TRAIN, differences, own_parts, part_named
+from harness.data.parts import PARTS, TEST, TRAIN, differences, official_parts, part_named
 from harness.data.target import FileTarget, Target
-from harness.data.tree import NO_IMAGE, PassedOver, holds_images, images_below, inside
+from harness.data.tree import NO_IMAGE, SkippedFiles, contains_images, images_below, inside
 
 _ClassFolder = tuple[str, str, Path]
 """Part, class name, and folder of the images of that class in that part."""
@@ -51,7 +51,7 @@ def folder_target(path: str, options: Mapping[str, str]) -> Target:
         raise UserError(f"{what}: needs at least 2 class folders with images, found {len(classes)}")
     paths = tuple(path for _, _, images in found for path in images)
     labels = [classes.index(name) for _, name, images in found for _ in images]
-    own = own_parts([part for part, _, images in found for _ in images], what)
+    own = official_parts([part for part, _, images in found for _ in images], what)
     groups, grouping = None, ""
     if pattern := options.get("group"):
         below = [path.relative_to(root).as_posix() for path in paths]
@@ -64,7 +64,7 @@ def folder_target(path: str, options: Mapping[str, str]) -> Target:
         paths,
         official_val=own.val,
         groups=groups,
-        notes=(*tree.notes, *own.notes, *filter(None, [grouping]), *tree.passed_over.notes(root)),
+        notes=(*tree.notes, *own.notes, *filter(None, [grouping]), *tree.skipped.notes(root)),
     )
 
 
@@ -75,13 +75,13 @@ class _Tree:
     root: Path
     what: str
     notes: list[str] = field(default_factory=list)
-    passed_over: PassedOver = field(default_factory=PassedOver)
+    skipped: SkippedFiles = field(default_factory=SkippedFiles)
 
     def folders(self, folder: Path) -> list[Path]:
         """The sub-folders of a folder that should hold nothing else; files are skipped."""
-        folders, files = inside(folder, self.passed_over)
+        folders, files = inside(folder, self.skipped)
         for path in files:
-            self.passed_over.add(OUTSIDE if is_image(path) else NO_IMAGE, path)
+            self.skipped.add(OUTSIDE if is_image(path) else NO_IMAGE, path)
         return folders
 
     def below(self, path: Path) -> str:
@@ -91,13 +91,13 @@ class _Tree:
 
 def _folders(folder: Path) -> list[Path]:
     """Sub-folders by name, without hidden ones."""
-    folders, _ = inside(folder, PassedOver())
+    folders, _ = inside(folder, SkippedFiles())
     return sorted(folders)
 
 
 def _full(folder: Path) -> list[Path]:
     """Sub-folders that hold images."""
-    return [path for path in _folders(folder) if holds_images(path)]
+    return [path for path in _folders(folder) if contains_images(path)]
 
 
 def _layout(tree: _Tree) -> str:
@@ -190,7 +190,7 @@ def _parts(tree: _Tree) -> Iterator[_ClassFolder]:
         UserError: if there is no training part, a part occurs twice, or it has no class folders.
     """
     here = tree.folders(tree.root)
-    found = [path for path in here if part_named(path.name) and holds_images(path)]
+    found = [path for path in here if part_named(path.name) and contains_images(path)]
     if not found:
         yield from _parts_inside(tree, here)
         return
@@ -206,7 +206,7 @@ def _parts(tree: _Tree) -> Iterator[_ClassFolder]:
         raise UserError(f"{tree.what}: no train folder, only {_listed(found)}")
     for path in here:
         if path not in found:
-            tree.passed_over.add(BESIDE, path)
+            tree.skipped.add(BESIDE, path)
     tree.notes.append(f"The parts are the folders {_listed(sorted(found))}.")
     for part in PARTS:
         if part in by_part:
@@ -219,7 +219,7 @@ def _class_folders(tree: _Tree, part: str, folder: Path) -> Iterator[Path]:
     """The class folders of a part; a test part without any has no labels and is skipped."""
     classes = _folders(folder)
     if not classes and part == TEST:
-        images = images_below(folder, tree.passed_over)
+        images = images_below(folder, tree.skipped)
         tree.notes.append(
             f"{tree.below(folder)} holds {len(images)} images without class folders: they have no labels and "
             "are passed over."
@@ -228,7 +228,7 @@ def _class_folders(tree: _Tree, part: str, folder: Path) -> Iterator[Path]:
     if not classes:
         raise UserError(f"{tree.what}: {tree.below(folder)} holds images, but no class folders")
     for path in tree.folders(folder):
-        if part == TRAIN or holds_images(path):
+        if part == TRAIN or contains_images(path):
             yield path
 
 
@@ -241,7 +241,7 @@ def _parts_inside(tree: _Tree, here: Sequence[Path]) -> Iterator[_ClassFolder]:
                 train += part == TRAIN
                 yield part, path.name, sub
             else:
-                tree.passed_over.add(BESIDE, sub)
+                tree.skipped.add(BESIDE, sub)
     if not train:
         raise UserError(f"{tree.what}: no folder named train, so layout=parts does not fit")
     tree.notes.append("The parts are folders inside the class folders.")
@@ -259,10 +259,10 @@ def _read(tree: _Tree, found: Iterator[_ClassFolder]) -> list[tuple[str, str, li
             raise UserError(
                 f"{tree.what}: class folder {shown(Path(name))!r} is no printable text; rename it"
             )
-        before = len(tree.passed_over.by_kind.get(NO_IMAGE, ()))
-        images = images_below(folder, tree.passed_over)
+        before = len(tree.skipped.by_kind.get(NO_IMAGE, ()))
+        images = images_below(folder, tree.skipped)
         if not images:
-            none = tree.passed_over.by_kind.get(NO_IMAGE, [])[before:]
+            none = tree.skipped.by_kind.get(NO_IMAGE, [])[before:]
             files = f", only {len(none)} files such as {shown(Path(none[0].name))}" if none else ""
             raise UserError(
                 f"{tree.what}: class folder {tree.below(folder)!r} holds no images{files}"
@@ -279,7 +279,7 @@ def _read(tree: _Tree, found: Iterator[_ClassFolder]) -> list[tuple[str, str, li
 
 
 def _direct_images(folder: Path) -> bool:
-    _, files = inside(folder, PassedOver())
+    _, files = inside(folder, SkippedFiles())
     return any(map(is_image, files))
 
 

@@ -24,7 +24,7 @@ from harness.data.columns import (
 )
 from harness.data.images import decode_image, read_header
 from harness.data.labels import numbered_classes, numbered_groups, one_form
-from harness.data.parts import PARTS, TRAIN, differences, own_parts, part_named
+from harness.data.parts import PARTS, TRAIN, differences, official_parts, part_named
 from harness.data.target import Indices, Target, read_each
 
 BATCH = 256
@@ -130,7 +130,7 @@ def huggingface_target(path: str, options: Mapping[str, str]) -> Target:
     names = list(parts)
     part_of = [names[i] for i in which]
     texts = [written[part][row] for part, row in zip(part_of, where, strict=True)]
-    own = own_parts(part_of, what)
+    own = official_parts(part_of, what)
     classes, labels = _classes(texts, features[label], what)
     if unused := [n for n in getattr(features[label], "names", ()) if one_form(n) not in classes]:
         notes.append(f"Classes without images are left out: {quoted(unused)}.")

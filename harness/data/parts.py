@@ -27,7 +27,7 @@ _PART = {
 
 
 @dataclass(frozen=True)
-class OwnParts:
+class OfficialParts:
     """Which images are in which part; None where there is no such part.
 
     Attributes:
@@ -46,7 +46,7 @@ def part_named(name: str) -> str | None:
     return _PART.get(re.sub(r"[\W_]", "", name).lower())
 
 
-def own_parts(names: Sequence[str], what: str) -> OwnParts:
+def official_parts(names: Sequence[str], what: str) -> OfficialParts:
     """The parts of a data set from the part of each image. A validation part becomes the test part if
     there is no test part.
 
@@ -65,11 +65,13 @@ def own_parts(names: Sequence[str], what: str) -> OwnParts:
     if counts[TEST]:
         given = f"{counts[TRAIN]} training, {counts[VAL]} validation and {counts[TEST]} test images"
         note = f"Parts used as given: {given}." if counts[VAL] else ""
-        return OwnParts(part == TEST, part == VAL if counts[VAL] else None, (note,) if note else ())
+        return OfficialParts(
+            part == TEST, part == VAL if counts[VAL] else None, (note,) if note else ()
+        )
     if counts[VAL]:
         note = f"There is no test part: the {counts[VAL]} validation images are the held-out test images."
-        return OwnParts(part == VAL, None, (note,))
-    return OwnParts(None, None, ())
+        return OfficialParts(part == VAL, None, (note,))
+    return OfficialParts(None, None, ())
 
 
 def differences(classes: Mapping[str, Iterable[str]], what: str) -> list[str]:

@@ -19,7 +19,7 @@ from harness.data.columns import choose, group_notes, missing, plain
 from harness.data.images import is_file, shown
 from harness.data.labels import numbered_classes, numbered_groups, one_form
 from harness.data.lookup import find_images
-from harness.data.parts import TEST, TRAIN, differences, own_parts, part_named
+from harness.data.parts import TEST, TRAIN, differences, official_parts, part_named
 from harness.data.target import FileTarget, Target
 
 SEPARATORS = ",;\t|"
@@ -74,7 +74,7 @@ def table_target(path: str, options: Mapping[str, str]) -> Target:
     notes += more
     _refuse_double(paths, what)
     names = np.array(classes, dtype=object)[positions]
-    own = own_parts(parts, what)
+    own = official_parts(parts, what)
     by_part = {part: names[np.array(parts) == part] for part in dict.fromkeys(parts)}
     notes += [*own.notes, *(differences(by_part, what) if len(by_part) > 1 else ())]
     group = chosen["group"]

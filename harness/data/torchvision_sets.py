@@ -12,7 +12,7 @@ import numpy as np
 import torchvision
 
 from harness.core.errors import UserError, first_line
-from harness.data.archives import careful_archives
+from harness.data.safe_extraction import safe_extraction
 from harness.data.target import Indices, Target, TorchvisionTarget
 
 DOWNLOADS = Path("data")
@@ -98,7 +98,7 @@ def torchvision_target(name: str) -> Target:
     """
     made = TORCHVISION[name.lower()]
     try:
-        with careful_archives(Path(DOWNLOADS)):
+        with safe_extraction(Path(DOWNLOADS)):
             parts = list(_parts(made))
     except Exception as error:  # urllib, RuntimeError, missing optional packages, ...
         raise UserError(

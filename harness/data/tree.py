@@ -22,7 +22,7 @@ SHOWN = 3
 
 
 @dataclass
-class PassedOver:
+class SkippedFiles:
     """Skipped files and folders by kind."""
 
     by_kind: dict[str, list[Path]] = field(default_factory=dict)
@@ -45,7 +45,7 @@ NO_IMAGE = "no images that can be read here"
 NOWHERE = "links that lead nowhere or in a circle, pipes and devices"
 
 
-def images_below(folder: Path, passed_over: PassedOver) -> list[Path]:
+def images_below(folder: Path, skipped: SkippedFiles) -> list[Path]:
     """The images in a folder and its sub-folders, sorted.
 
     Links to files and folders are followed, but no folder is entered twice.
@@ -53,30 +53,30 @@ def images_below(folder: Path, passed_over: PassedOver) -> list[Path]:
     Raises:
         UserError: if a folder cannot be read.
     """
-    return sorted(_images(folder, passed_over, {_real(folder)}))
+    return sorted(_images(folder, skipped, {_real(folder)}))
 
 
-def holds_images(folder: Path) -> bool:
+def contains_images(folder: Path) -> bool:
     """Whether there is an image in a folder or below it."""
-    return next(_images(folder, PassedOver(), {_real(folder)}), None) is not None
+    return next(_images(folder, SkippedFiles(), {_real(folder)}), None) is not None
 
 
-def _images(folder: Path, passed_over: PassedOver, entered: set[Path]) -> Iterator[Path]:
-    folders, files = inside(folder, passed_over)
+def _images(folder: Path, skipped: SkippedFiles, entered: set[Path]) -> Iterator[Path]:
+    folders, files = inside(folder, skipped)
     for path in files:
         if is_image(path):
             yield path
         else:
-            passed_over.add(NO_IMAGE, path)
+            skipped.add(NO_IMAGE, path)
     for path in folders:
         if (real := _real(path)) in entered:
-            passed_over.add(NOWHERE, path)
+            skipped.add(NOWHERE, path)
         else:
             entered.add(real)
-            yield from _images(path, passed_over, entered)
+            yield from _images(path, skipped, entered)
 
 
-def inside(folder: Path, passed_over: PassedOver) -> tuple[list[Path], list[Path]]:
+def inside(folder: Path, skipped: SkippedFiles) -> tuple[list[Path], list[Path]]:
     """The sub-folders and files in a folder, links last.
 
     Hidden entries are skipped, and so are links to a folder that contains this one.
@@ -94,13 +94,13 @@ def inside(folder: Path, passed_over: PassedOver) -> tuple[list[Path], list[Path
     for entry in entries:
         path = folder / entry.name
         if is_hidden(entry.name):
-            passed_over.add(HIDDEN, path)
+            skipped.add(HIDDEN, path)
         elif _is(entry.is_dir) and not (entry.is_symlink() and _leads_back(path)):
             folders.append(path)
         elif _is(entry.is_file):
             files.append(path)
         else:
-            passed_over.add(NOWHERE, path)
+            skipped.add(NOWHERE, path)
     return folders, files
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 
-from harness.dataset_report.look import THUMBNAIL, Survey
+from harness.dataset_report.inspection import THUMBNAIL, DataSetReport
 
 PER_CLASS = 8
 MOST_CLASSES = 40
@@ -20,23 +20,23 @@ LABEL, GAP = 190, 6
 """Pixels: width of the column of names, and the space between pictures."""
 
 
-def draw(survey: Survey) -> Image.Image:
+def draw(report: DataSetReport) -> Image.Image:
     """One row per class (of more than 40, the first 40): name, count, and up to 8 images spread over it."""
-    shown = min(len(survey.counts), MOST_CLASSES)
+    shown = min(len(report.counts), MOST_CLASSES)
     step = THUMBNAIL + GAP
     sheet = Image.new("RGB", (LABEL + PER_CLASS * step + GAP, shown * step + GAP), "white")
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 15)
-    labels = survey.target.labels[survey.looked_at]
+    labels = report.target.labels[report.looked_at]
     for label in range(shown):
         top = GAP + label * step
-        name = _shortened(survey.target.classes[label], pen, font)
+        name = _shortened(report.target.classes[label], pen, font)
         pen.text((GAP, top + 26), name, "black", font)
-        pen.text((GAP, top + 48), f"{survey.counts[label]} images", "#555555", font)
+        pen.text((GAP, top + 48), f"{report.counts[label]} images", "#555555", font)
         members = np.flatnonzero(labels == label)
         spread = np.unique(np.linspace(0, len(members) - 1, PER_CLASS).round().astype(int))
         for column, at in enumerate(members[spread] if len(members) else ()):
-            picture = Image.fromarray(survey.thumbnails[at].permute(1, 2, 0).numpy())
+            picture = Image.fromarray(report.thumbnails[at].permute(1, 2, 0).numpy())
             left = LABEL + column * step
             sheet.paste(picture, (left, top))
             pen.rectangle((left - 1, top - 1, left + THUMBNAIL, top + THUMBNAIL), None, "#dddddd")
@@ -61,24 +61,26 @@ def picture(sheet: Image.Image) -> str:
     )
 
 
-def page(survey: Survey, sheet: Image.Image, found: Sequence[str], lists: Sequence[str]) -> str:
+def page(
+    report: DataSetReport, sheet: Image.Image, found: Sequence[str], lists: Sequence[str]
+) -> str:
     """A page that needs no other file: the sheet, what was found, and a table of the classes.
 
     Args:
-        survey: of the target.
+        report: of the target.
         sheet: from `draw`.
         found: sentences.
         lists: files and pairs, one a line.
     """
-    title = html.escape(survey.target.name)
-    has_test = survey.test_counts is not None
+    title = html.escape(report.target.name)
+    has_test = report.test_counts is not None
     head = "<tr><th>class<th>images" + ("<th>of them official test" if has_test else "")
     rows = [
-        f"<tr><td>{html.escape(name)}<td>{survey.counts[i]}"
-        + (f"<td>{survey.test_counts[i]}" if survey.test_counts is not None else "")
-        for i, name in enumerate(survey.target.classes)
+        f"<tr><td>{html.escape(name)}<td>{report.counts[i]}"
+        + (f"<td>{report.test_counts[i]}" if report.test_counts is not None else "")
+        for i, name in enumerate(report.target.classes)
     ]
-    left = len(survey.counts) - MOST_CLASSES
+    left = len(report.counts) - MOST_CLASSES
     more = f"<p>{left} more classes are not pictured.</p>" if left > 0 else ""
     details = "".join(f"<li>{html.escape(line)}" for line in lists)
     return f"""<!doctype html>

@@ -16,7 +16,7 @@ import numpy as np
 from harness.backbones.weights import WHEELS
 from harness.core.errors import UserError
 from harness.data import load_target
-from harness.dataset_report.look import LEAST, Survey, given_parts
+from harness.dataset_report.inspection import LEAST, DataSetReport, given_parts
 
 AT_HAND = (
     "tf_efficientnet_lite0",
@@ -73,34 +73,34 @@ class Proposal:
     words: tuple[str, ...]
 
 
-def propose(survey: Survey, target: str, accelerator: bool) -> Proposal:
+def propose(report: DataSetReport, target: str, accelerator: bool) -> Proposal:
     """The study for what was found.
 
     Args:
-        survey: of the target.
+        report: of the target.
         target: as the user wrote it.
         accelerator: whether there is one: it affords larger images.
 
     Raises:
         UserError: if there are too few images, saying what would be enough.
     """
-    own, val_mask = survey.target, survey.target.official_val
+    own, val_mask = report.target, report.target.official_val
     trainable = np.bincount(own.labels[given_parts(own) == "train"], minlength=len(own.classes))
-    least = LEAST - (survey.test_counts is not None) - (val_mask is not None)
+    least = LEAST - (report.test_counts is not None) - (val_mask is not None)
     large = np.flatnonzero(trainable >= least)
     words = []
     if len(large) < 2:
-        raise UserError(_too_few(survey, trainable, least))
+        raise UserError(_too_few(report, trainable, least))
     if len(large) < len(trainable):
-        left_out = [survey.target.classes[i] for i in np.flatnonzero(trainable < least)]
+        left_out = [report.target.classes[i] for i in np.flatnonzero(trainable < least)]
         words.append(
             f"Left out, with fewer than {least} images: {', '.join(left_out)} (add images to compare "
             "them too)."
         )
-        target = _selected(target, survey, large)
+        target = _selected(target, report, large)
     classes, pool = len(large), int(trainable[large].min())
-    test, test_shots = _test_shots(survey, large)
-    rest = pool - (test if survey.test_counts is None else 0)
+    test, test_shots = _test_shots(report, large)
+    rest = pool - (test if report.test_counts is None else 0)
     val = min(max(1, round(0.2 * rest)), MOST_SCORED)
     val_shots: int | None = val
     shots = min(rest - (val if val_mask is None else 0), MOST_SHOTS)
@@ -108,7 +108,7 @@ def propose(survey: Survey, target: str, accelerator: bool) -> Proposal:
     if trainable[large].max() > UNEQUAL * pool or val_mask is not None or own.groups is not None:
         # As they are: upper bounds that suit the smallest class would cut the others.
         test_shots = val_shots = None
-        left = np.ceil(0.6 * trainable[large]) if survey.test_counts is None else trainable[large]
+        left = np.ceil(0.6 * trainable[large]) if report.test_counts is None else trainable[large]
         shots = min(max(1, int(left.max())), MOST_SHOTS)
         count = int(np.minimum(left, shots).sum())
     if test_shots is not None and test < 10:
@@ -118,7 +118,7 @@ def propose(survey: Survey, target: str, accelerator: bool) -> Proposal:
         )
     batch_size = 16 if count < 1000 else 32
     epochs = min(max(round(STEPS * batch_size / count), 4), 20)
-    side = survey.short_side or 64
+    side = report.short_side or 64
     cap = 224 if accelerator else 96
     installed = tuple(n for n in AT_HAND if WHEELS[n].file())
     return Proposal(
@@ -137,30 +137,30 @@ def propose(survey: Survey, target: str, accelerator: bool) -> Proposal:
     )
 
 
-def _test_shots(survey: Survey, large: np.ndarray) -> tuple[int, int | None]:
+def _test_shots(report: DataSetReport, large: np.ndarray) -> tuple[int, int | None]:
     """Test images of the smallest class that are scored, and what the spec says of it."""
-    if survey.test_counts is None:
-        count = min(max(1, round(0.25 * int(survey.counts[large].min()))), MOST_SCORED)
+    if report.test_counts is None:
+        count = min(max(1, round(0.25 * int(report.counts[large].min()))), MOST_SCORED)
         return count, count
-    smallest = int(survey.test_counts[large].min())
+    smallest = int(report.test_counts[large].min())
     count = min(smallest, MOST_SCORED)
     return count, count or None  # a class without test images: the official set as it is
 
 
-def _too_few(survey: Survey, trainable: np.ndarray, least: int) -> str:
+def _too_few(report: DataSetReport, trainable: np.ndarray, least: int) -> str:
     small = [
-        f"{survey.target.classes[i]} has {trainable[i]}" for i in np.flatnonzero(trainable < least)
+        f"{report.target.classes[i]} has {trainable[i]}" for i in np.flatnonzero(trainable < least)
     ]
     shown = ", ".join(small[:5]) + (", ..." if len(small) > 5 else "")
     return (
-        f"target {survey.target.name}: too few images for a study ({shown}); at least 2 classes need "
+        f"target {report.target.name}: too few images for a study ({shown}); at least 2 classes need "
         f"{least} images each to train, select and test on, and 30 give intervals worth having"
     )
 
 
-def _selected(target: str, survey: Survey, large: np.ndarray) -> str:
+def _selected(target: str, report: DataSetReport, large: np.ndarray) -> str:
     """The target with these classes only, by name where the expression can hold it."""
-    names = [survey.target.classes[i] for i in large]
+    names = [report.target.classes[i] for i in large]
     plain = all(re.fullmatch(r"[^\W\d][\w ]*", name) for name in names)
     chosen = "+".join(names)
     if not plain or len(chosen) > LONGEST_LIST:

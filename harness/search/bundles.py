@@ -32,7 +32,7 @@ import optuna
 from harness.core.errors import UserError, first_line
 from harness.core.records import StudyInfo, TrialRecord
 from harness.core.spec import SAFE_NAME
-from harness.data.archives import careful_archives
+from harness.data.safe_extraction import safe_extraction
 from harness.search.record import Attempts, Record
 from harness.search.storage import read_storage
 
@@ -224,7 +224,7 @@ def read_bundle(path: Path, folder: Path) -> Part:
         UserError: if it cannot be read, is damaged, has a newer format, or is not a bundle.
     """
     try:
-        with zipfile.ZipFile(path) as archive, careful_archives(folder):
+        with zipfile.ZipFile(path) as archive, safe_extraction(folder):
             study = _check_members(archive)
             archive.extractall(folder)
         record = Record(read_storage(f"sqlite:///{folder / DATABASE}"), folder)

@@ -19,7 +19,7 @@ from harness.core.signals import (
 )
 from harness.core.spec import Study
 from harness.core.stores import default_tracking_uri, record_home, record_url
-from harness.core.study_file import load_study, question_of, study_file_tags, study_sha256
+from harness.core.study_file import load_study, study_docstring, study_file_tags, study_sha256
 from harness.data.cached import Cache, default_folder
 from harness.search.coordinator import RunContext, StudyStopped, prepare, run_study
 from harness.search.costs import cell_costs
@@ -105,8 +105,8 @@ def open_cache(options: StudyOptions) -> Cache:
     """The requested cache; if its folder cannot be used, a warning is printed and nothing is cached."""
     budget = options.cache_budget
     cache = Cache((options.cache_dir or default_folder()) if budget else None, budget)
-    if complaint := cache.complaint():
-        print(f"warning: {complaint}; name another folder with --cache-dir", file=sys.stderr)
+    if problem := cache.problem():
+        print(f"warning: {problem}; name another folder with --cache-dir", file=sys.stderr)
         return Cache(None, 0)
     return cache
 
@@ -196,7 +196,7 @@ def study_info(
     """The description of the study for the record."""
     return StudyInfo(
         name=study.name,
-        question=question_of(path),
+        question=study_docstring(path),
         command=options.command(path),
         factors={k: list(v) for k, v in study.compare.items()},
         baseline=dict(study.baseline),

@@ -22,7 +22,7 @@ ROOM = 0.9
 
 
 @contextmanager
-def careful_archives(folder: Path) -> Iterator[None]:
+def safe_extraction(folder: Path) -> Iterator[None]:
     """Let archives unpack in this block as described above.
 
     Args:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from harness.core.errors import UserError
-from harness.data.archives import careful_archives
+from harness.data.safe_extraction import safe_extraction
 
 SIZE = 3_000_000
 
@@ -50,7 +50,7 @@ def unpack(path: Path, into: Path) -> None:
 @pytest.mark.parametrize("name", ["x.zip", "x.tgz"])
 def test_archive_without_room_is_refused_before_it_is_written(name: str, tmp_path: Path) -> None:
     packed, into = bomb(tmp_path / name, SIZE), tmp_path / "in"
-    with careful_archives(tmp_path / "not" / "there"):
+    with safe_extraction(tmp_path / "not" / "there"):
         with pytest.raises(UserError, match=r"more than the 0\.0 GiB that .* has room for"):
             unpack(packed, into)
         assert not (into / "big").exists()
@@ -61,6 +61,6 @@ def test_archive_without_room_is_refused_before_it_is_written(name: str, tmp_pat
 @pytest.mark.parametrize("name", ["x.zip", "x.tgz"])
 def test_archive_with_room_is_unpacked(name: str, tmp_path: Path) -> None:
     packed = bomb(tmp_path / name, SIZE // 3)
-    with careful_archives(tmp_path):
+    with safe_extraction(tmp_path):
         unpack(packed, tmp_path / "in")
     assert (tmp_path / "in" / "big").stat().st_size == SIZE // 3

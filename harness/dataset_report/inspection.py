@@ -30,7 +30,7 @@ WIDE = 3.0
 
 
 @dataclass(frozen=True, repr=False)
-class Survey:
+class DataSetReport:
     """What was found in a target.
 
     Attributes:
@@ -110,7 +110,7 @@ class Survey:
         return round(float(np.median(sides))) if sides else None
 
 
-def look(name: str) -> Survey:
+def inspect_target(name: str) -> DataSetReport:
     """Everything about the target of that name that can be seen without training.
 
     Raises:
@@ -141,7 +141,7 @@ def look(name: str) -> Survey:
         shapes[width, height, mode] = len(labels)
     if isinstance(target, HubTarget):
         shapes = target.shapes()
-    return Survey(
+    return DataSetReport(
         name=name,
         target=target,
         counts=np.bincount(labels, minlength=classes),
