@@ -129,7 +129,7 @@ def read(folder: Path, before: str, encoding: str = "utf-8") -> Study:
 def test_study_file_that_would_end_the_command_is_refused(
     before: str, said: str, tmp_path: Path
 ) -> None:
-    with refused(f"space file .*{said}"):
+    with refused(f"study file .*{said}"):
         read(tmp_path, before)
 
 
@@ -152,7 +152,7 @@ def test_02_ctrl_c_ends_a_study_file_that_loops(
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"], ids=["08 BOM, CRLF", "08 UTF-16"])
 def test_encoding_of_a_study_file(encoding: str, tmp_path: Path) -> None:
     fine = encoding == "utf-8-sig"
-    with contextlib.nullcontext() if fine else refused("space file .*null bytes"):
+    with contextlib.nullcontext() if fine else refused("study file .*null bytes"):
         assert read(tmp_path, "a = 'ä'\r\n", encoding).name == "toy"
 
 

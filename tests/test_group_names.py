@@ -243,7 +243,7 @@ def test_target_that_the_tracking_store_would_cut_is_refused(
     make_spec: MakeSpec,
 ) -> None:
     name = "digits[classes=" + "+".join(["0", "1"] * 3000) + "]"
-    with pytest.raises(UserError, match=r"target has 12\d{3} letters.*6000.*0-99"):
+    with pytest.raises(UserError, match=r"target has 12\d{3} characters.*6000.*0-99"):
         make_spec(target=name)
     assert make_spec(target="digits" + "x" * 5994).target
     with pytest.raises(UserError, match="source has 6001 letters"):

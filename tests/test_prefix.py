@@ -408,7 +408,7 @@ def test_network_that_cannot_be_traced_is_run_whole(
 def test_views_are_refused_where_images_are_not_varied_by_themselves(
     augment: str, make_spec: MakeSpec
 ) -> None:
-    with pytest.raises(UserError, match="views are for"):
+    with pytest.raises(UserError, match="views need an augment"):
         make_spec(augment=augment, views=2)
 
 

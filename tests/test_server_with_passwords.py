@@ -165,7 +165,7 @@ def test_whoever_does_not_is_told_what_to_set(
     done = place.run(command, user, password)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
-    assert "it wants a user and a password; those in ~/.mlflow/credentials, or in" in done.stderr
+    assert "it requires a user and a password; those in ~/.mlflow/credentials, or in" in done.stderr
     assert "ca-na-ry" not in done.stdout + done.stderr
 
 
@@ -173,5 +173,5 @@ def test_whoever_may_only_read_is_told_before_anything_runs(place: Place) -> Non
     assert place.run(RUN, "study", USER).returncode == 0
     refused = place.run(RUN, "reader", "ca-na-ry-of-the-reader")
     assert refused.returncode == 2
-    assert "may not do that to this study" in refused.stderr
+    assert "has no permission for this study" in refused.stderr
     assert not list(place.folder.rglob("*.jsonl")), "something was kept to be sent later"

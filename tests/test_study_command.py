@@ -93,7 +93,7 @@ BAD_FILES: dict[str, tuple[str, str, str]] = {
     "exits": ("ARMS = {", "raise SystemExit(3)\nARMS = {", r"toy\.py:\d+: SystemExit"),
     "unknown import": ("import strategies", "import strategis", r"toy\.py:\d+: ImportError"),
     "no study": ("study = Study(", "stuady = Study(", r"toy\.py defines no `study`"),
-    "another type": ("study = Study(", "study = dict(", r"`study` is a dict, want .*Study"),
+    "another type": ("study = Study(", "study = dict(", r"`study` must be a harness.Study, got dict"),
     "no cells": ("compare={", "compare={} and {", "compare needs"),
     "unknown backbone": ("test_resnet", "resnet19", "unknown backbone 'resnet19'; did you mean .*resnet18"),
     "unknown target": ("digits", "digit", "unknown target 'digit'; did you mean digits"),
@@ -123,7 +123,7 @@ def test_bad_study_file_is_refused_in_one_line(
 
 def test_absent_space_file_is_refused(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (here / "toy.py").unlink()
-    assert_refused(capfd, here, r"space file toy\.py does not exist")
+    assert_refused(capfd, here, r"study file toy\.py does not exist")
 
 
 def test_space_file_that_is_not_python_is_refused(

@@ -121,7 +121,7 @@ def test_error_in_a_module_beside_the_file_is_named_with_its_line(
     parts: str, said: str, project: Path
 ) -> None:
     (project / "my_parts.py").write_text(parts)
-    with pytest.raises(UserError, match=rf"\Aspace file .*{said}\Z"):
+    with pytest.raises(UserError, match=rf"\Astudy file .*{said}\Z"):
         load_study(project / "sibling.py")
     (project / "my_parts.py").write_text(PARTS)
     assert load_study(project / "sibling.py").name == "sibling"
@@ -160,7 +160,7 @@ def test_file_beside_a_module_with_the_name_of_a_library_is_refused(
     else:
         (project / name).mkdir()
         (project / name / "__init__.py").touch()
-    with pytest.raises(UserError, match=f"lies beside {name.removesuffix('.py')}"):
+    with pytest.raises(UserError, match=f"in the same folder as {name.removesuffix('.py')}"):
         load_study(project / "sibling.py")
 
 
@@ -177,7 +177,7 @@ def test_commands_say_so_in_one_line_where_the_current_folder_holds_such_a_file(
     (project / "sibling.py").rename(project / f"{name}.py")
     done = run(project, "harness.study", "--space", f"{name}.py")
     assert done.returncode == 2
-    assert re.fullmatch(rf"error: space file {name}\.py has the name of .*\n", done.stderr)
+    assert re.fullmatch(rf"error: study file {name}\.py has the name of .*\n", done.stderr)
 
 
 def test_file_with_a_librarys_name_in_the_current_folder_does_not_break_other_commands(

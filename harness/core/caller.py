@@ -1,4 +1,5 @@
-"""Leave a Python session unchanged: environment variables, warning filters, random state and log levels."""
+"""Protect the caller's Python session: environment variables, warning filters, random state and log levels
+stay as they were."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 MLFLOW = {
-    # A server that is away is asked for seconds, not minutes, and no two lines are printed of every run.
+    # Give up on an unreachable server after seconds, not minutes, and do not print two lines for every run.
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -22,23 +23,24 @@ MLFLOW = {
 LEVELS = {
     "alembic": logging.WARNING,
     "mlflow.store.db.base_sql_model": logging.WARNING,
-    # Its errors come as exceptions too, of which we say one line.
+    # Its errors are raised as exceptions too, which are reported in one line.
     "mlflow.store.db.utils": logging.CRITICAL,
     "optuna": logging.ERROR,
 }
-"""Loggers that say less meanwhile."""
+"""Logger -> its level while this project runs."""
 OPTUNAS_OWN = logging.INFO
-"""The level that Optuna sets when it is imported."""
+"""The log level that Optuna sets when it is imported."""
 
 
 def set_variables() -> None:
-    """For a process of our own."""
+    """Set MLFLOW for the whole process; for commands and workers."""
     for name, value in MLFLOW.items():
         os.environ.setdefault(name, value)
 
 
 def quiet_libraries() -> None:
-    """For a process of our own, also before they are imported; Optuna sets its own level then."""
+    """Set the LEVELS for the whole process; for commands and workers. The libraries need not be imported yet,
+    except Optuna, which sets its own level on import."""
     for name, level in LEVELS.items():
         if name != "optuna":
             logging.getLogger(name).setLevel(level)
@@ -55,7 +57,7 @@ def undisturbed() -> Iterator[None]:
     level_of_all, handlers = logging.root.level, list(logging.root.handlers)  # for torch.export
     threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
     with warnings.catch_warnings():
-        # Pillow warns from 89 megapixels on; our own limits decide.
+        # Pillow warns from 89 megapixels on; harness.data.images has limits of its own.
         warnings.filterwarnings("ignore", "Image size .* decompression bomb", RuntimeWarning)
         set_variables()
         for name, level in LEVELS.items():

@@ -8,23 +8,23 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """Bad input; the message says in one line what is wrong and what would be right. Exit code 2."""
+    """Bad input; the message says in one line what is wrong and what to do. Exit code 2."""
 
 
 class UnknownName(UserError):
-    """No strategy, target or backbone of that name is known here; a study file may define it."""
+    """No strategy, target or backbone has this name; a study file may define it."""
 
 
 def without_password(text: str) -> str:
-    """`text` with every password in a URL, its query or a database's "password=..." replaced by ***."""
+    """`text` with *** instead of every password in a URL, in its query or in a database's "password=..."."""
     text = re.sub(r"(\w://[^:/@\s]*):\S*@", r"\1:***@", text)
     named = r"\b(\w*(?:passw|pwd|token|secret|api_?key)\w*=)('[^']*'|[^&;'\"\s]*)"
     return re.sub(named, r"\1***", text, flags=re.IGNORECASE)
 
 
 def message_of(error: BaseException) -> str:
-    """An error's message, with "?" for what is no text; "" if it cannot say it, as one of the user's own may
-    not."""
+    """An error's message, with "?" for characters that cannot be encoded; "" if its `__str__` fails, as that
+    of a user's exception may."""
     try:
         return str(error).encode("utf-8", "replace").decode()
     except Exception:
@@ -32,24 +32,24 @@ def message_of(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message without passwords, at most 200 characters; its type when it has
-    none."""
+    """The first line of an error's message without passwords, at most 200 characters; its type if there is no
+    message."""
     line = (message_of(error).strip() or type(error).__name__).splitlines()[0]
-    return without_password(line)[:200]  # in this order: half a URL is no longer known as one
+    return without_password(line)[:200]  # in this order, because half a URL is not recognised
 
 
 REFUSALS = {
-    "UNAUTHENTICATED": "it wants a user and a password; those in ~/.mlflow/credentials, or in "
+    "UNAUTHENTICATED": "it requires a user and a password; those in ~/.mlflow/credentials, or in "
     "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, are missing or wrong",
-    "PERMISSION_DENIED": "this user may not do that to this study; an administrator of the "
+    "PERMISSION_DENIED": "this user has no permission for this study; an administrator of the "
     "server can grant EDIT",
 }
-"""What a server that asks who is there answers -> what to set."""
+"""Error code of a server with authentication -> what to do."""
 
 
 def refusal(error: BaseException) -> str:
-    """Why a tracking store could not be used: what to set where its server asks who is there, else the first
-    line of the error without its passwords."""
+    """Why a tracking store could not be used: what to do if its server refused the user, else the first line
+    of the error without passwords."""
     return REFUSALS.get(getattr(error, "error_code", ""), first_line(error))
 
 

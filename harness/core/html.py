@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 
 def as_table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """HTML for `_repr_html_`: text to the left, columns of nothing but numbers to the right."""
+    """HTML for `_repr_html_`: columns of numbers are aligned right, others left."""
     table = [[str(value) for value in row] for row in rows]
     numbers = [
         all(value[:1].isdigit() or not value for value in column)

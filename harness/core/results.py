@@ -1,4 +1,4 @@
-"""Results of a trial: one per epoch, the outcome and metrics at the end, and the test predictions."""
+"""Results of a trial: one value per epoch, the outcome and metrics at the end, and the test predictions."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ BROKEN: frozenset[str] = frozenset({"crashed", "audit_failed"})
 RETRIED: frozenset[str] = BROKEN | {"killed"}
 """Outcomes that say nothing about the configuration; the next run of the command tries the slot again."""
 NOT_RUN = "not run: "
-"""Start of the reason of a trial that was not run because of its memory forecast. Such trials do not count as
-failures in a row, and with a higher limit their slots are run."""
+"""The reason of a trial that was not run because of its memory forecast begins with this. Such trials do not
+count as failures in a row, and their slots are run if the limit is raised."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class EpochResult:
     val_loss: float
     val_accuracy: float
     train_seconds: float
-    """Cold-equivalent seconds of training since the trial began, evaluation and data set-up excluded: what
-    the strategy costs someone who runs it alone. Outputs of frozen groups that were found kept count with
-    what was measured when they were made."""
+    """Cold-equivalent seconds of training since the trial began, without evaluation and data preparation:
+    what the strategy would take with an empty cache. Outputs of frozen groups that come from the cache count
+    with the time that was measured when they were computed."""
     marginal_seconds: float
-    """The same with only what this trial itself spent."""
+    """The same, but counting only the time that this trial itself spent."""
 
     @classmethod
     def of_accuracy(cls, epoch: int, val_accuracy: float) -> EpochResult:
@@ -64,19 +64,19 @@ class Predictions:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """How a trial ended. `metrics` holds only what was measured: missing is missing, never 0."""
+    """How a trial ended. `metrics` contains only what was measured; what was not is absent, never 0."""
 
     outcome: Outcome
     metrics: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
     predictions: Predictions | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
-    """Further information for the reader, by name, e.g. "prefix": which frozen outputs were cached."""
+    """Further information by name, e.g. "prefix": which frozen outputs were cached."""
 
 
 def predictions_csv(predictions: Predictions) -> str:
-    """One line per test example: example, label, predicted, probability of the true class, and its group
-    where there are any."""
+    """One line per test example: example, label, predicted class, probability of the true class, and the
+    group if there are groups."""
     lines = ["example,label,predicted,probability"]
     lines += [
         f"{e},{y},{p},{q:.6g}"

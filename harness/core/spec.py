@@ -1,7 +1,7 @@
 """Specification of trials and studies: the vocabulary that all other modules share.
 
-Frozen values only: a study file builds a `Study`, its `space` function returns a `TrialSpec`. What comes of
-one stands in `harness.core.results`.
+All values are frozen. A study file builds a `Study`, whose `space` function returns a `TrialSpec`. The
+results of a trial are in `harness.core.results`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Cell = Mapping[str, str]
 Augmentation = Literal["none", "flip_crop", "rotation", "trivial", "rand", "mixup", "cutmix"]
 
 Arms = Mapping[str, "Callable[[optuna.trial.BaseTrial], Strategy]"]
-"""Label of a strategy -> how one trial draws it."""
+"""Label of a strategy -> function that draws the strategy for one trial."""
 
 RESERVED_FACTORS = frozenset(
     "study cell phase index seed outcome reason run_id attempt chosen owner device threads superseded "
@@ -42,17 +42,19 @@ RESERVED_FACTORS = frozenset(
     "total_seconds prefix trial_key resumed images_per_class "
     "trained_depth trainable_share study_file group images_per_class".split()
 )
-"""Tags and columns of our own; a factor of that name would hide one."""
+"""Names of tags and columns that the harness uses itself; a factor of the same name would hide one of
+them."""
 SAFE_NAME = re.compile(r"(?!\.+$)[A-Za-z0-9_.][A-Za-z0-9_.-]{0,99}")
-"""Names become folders, database keys and parts of filters: no "..", no quotes, at most 100 characters."""
+"""Pattern of allowed names. Names are used as folders and database keys and in filters, so ".." and quotes
+are not allowed, and a name has at most 100 characters."""
 LONGEST_PARAMETER = 6000
-"""Letters that MLflow keeps of a parameter."""
+"""Largest number of characters of a parameter that MLflow stores."""
 MAX_EFFORT = 100_000
-"""Trials or repeats per cell; more is a slip of the keyboard."""
+"""Largest number of trials or repeats per cell; a larger one is probably a typing error."""
 
 
 def unknown_argument(error: BaseException) -> str:
-    """What was probably meant, when the error is a misspelt field of ours; "" for any other error."""
+    """A hint if the error is a misspelt field of Study, TrialSpec or a strategy; "" for any other error."""
     found = re.match(
         r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message_of(error)
     )
@@ -72,7 +74,7 @@ def derive_seed(*parts: object) -> int:
 
 SHIFTS = ("noise", "blur", "contrast", "patch_shuffle", "label_shift")
 DEFAULT_LR = {"adamw": 1e-3, "sgd": 1e-2}
-"""Usual fine-tuning rates: AdamW's of torch, ten times that for SGD with momentum."""
+"""Usual learning rates for fine-tuning: torch's default for AdamW, ten times that for SGD with momentum."""
 
 
 @dataclass(frozen=True)
@@ -81,32 +83,35 @@ class TrialSpec:
 
     Attributes:
         target: data set to adapt to, e.g. "digits" or "folder:PATH" (see harness.data).
-        backbone: timm model name.
+        backbone: name of a timm model, "torchvision:NAME" or "small_cnn".
         strategy: which layer groups train, and how fast, at each epoch.
         source: where the weights come from: "imagenet", "scratch", "file:PATH" or "recorded:NAME".
-        shots: training images per class, at most; None takes all that validation and test leave.
-        val_shots: validation images per class, at most; None takes the official validation set, or else
-            20 % of what test leaves.
-        test_shots: test images per class, at most; None takes the official test set, or else 25 %.
-        exact_shots: refuse classes that have fewer images than that, so that all give equally many.
+        shots: largest number of training images per class; None takes all images that are not used for
+            validation or test.
+        val_shots: largest number of validation images per class; None takes the official validation set if
+            there is one, else 20 % of the images that are not test images.
+        test_shots: largest number of test images per class; None takes the official test set if there is one,
+            else 25 % of the images.
+        exact_shots: refuse classes that have fewer images than `shots`, `val_shots` and `test_shots` ask for,
+            so that every class has the same number of images.
         resolution: side of the square input in pixels; None takes the backbone's own.
         epochs: passes over the training images.
         batch_size: images per step.
         augment: how training images are varied (see harness.data.augment).
-        views: number of seeded variants per image, one after the other by epoch, so that the outputs of
-            frozen layers can be kept; None draws a new one at every step.
-        batch_norm: statistics of batch norms: "train" (frozen groups keep theirs), "frozen" (all keep
-            theirs), or "reestimate" (averaged once over the training images, then kept).
+        views: number of seeded variants of each image. Each epoch uses the next one, so that the outputs of
+            frozen layers can be cached; None draws a new variant at every step.
+        batch_norm: statistics of batch norms: "train" (frozen groups keep those of the source), "frozen" (all
+            groups keep them), or "reestimate" (averaged once over the training images, then fixed).
         optimizer: "adamw" or "sgd" (momentum 0.9).
-        lr: peak learning rate of a group whose scale is 1; None takes the optimiser's usual one.
+        lr: peak learning rate of a group whose scale is 1; None takes the optimiser's usual rate.
         schedule: "cosine", "constant" or "one_cycle" (see harness.training.optimizer.Schedule).
         weight_decay: decoupled for AdamW; never on norms, biases and other 1-D parameters.
         warmup: share of all steps in which a group's rate rises linearly after it is unfrozen.
         label_smoothing: share of the target distribution spread over all classes.
         precision: of activations, "float32" or "bfloat16" (torch.autocast; parameters stay float32).
         compile: run the network through torch.compile.
-        shifts: shifted test sets to score besides, by name, joined by "+" (see harness.data.shift).
-        seed: fixes train and validation images, head initialisation and batch order.
+        shifts: names of additional, shifted test sets to score, joined by "+" (see harness.data.shift).
+        seed: decides the training and validation images, the initialisation of the head and the batch order.
     """
 
     target: str
@@ -143,8 +148,8 @@ class TrialSpec:
         kind = type(self.strategy)
         if "__init__" in vars(kind) and "__dataclass_fields__" not in vars(kind):
             raise UserError(
-                f"strategy {kind.__name__}: decorate it with @dataclass(frozen=True), or its settings "
-                "would not be recorded"
+                f"strategy {kind.__name__} is not a dataclass, so its settings would not be recorded: "
+                "decorate it with @dataclass(frozen=True)"
             )
         for name in ("target", "backbone", "source"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
@@ -163,11 +168,12 @@ class TrialSpec:
                 )
         if self.strategy.classifier != "head" and self.batch_norm == "reestimate":
             raise UserError(
-                "TrialSpec: batch_norm 'reestimate' is for strategies with gradient steps"
+                "TrialSpec: batch_norm 'reestimate' needs a strategy with gradient steps; use 'train' or "
+                "'frozen'"
             )
         if self.views is not None and self.augment in ("none", "mixup", "cutmix"):
             raise UserError(
-                f"TrialSpec: views are for an augment that varies each image by itself, got "
+                f"TrialSpec: views need an augment that varies each image by itself, got "
                 f"{self.augment!r}"
             )
         if self.lr is None:
@@ -184,18 +190,18 @@ class TrialSpec:
                 raise UserError(f"TrialSpec: {name} must be in [{low}, {high}], got {value!r}")
 
     def shift_names(self) -> tuple[str, ...]:
-        """The shifted test sets, one by one."""
+        """Names of the shifted test sets."""
         return tuple(self.shifts.split("+")) if self.shifts else ()
 
     def flat(self) -> dict[str, Scalar]:
-        """The complete spec as flat entries, strategy included, ready to be logged as parameters."""
+        """The complete spec, including the strategy, as flat entries that can be logged as parameters."""
         rest = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         del rest["strategy"]
         return {**rest, **to_flat(self.strategy)}
 
     @classmethod
     def from_flat(cls, flat: Mapping[str, Scalar]) -> TrialSpec:
-        """The spec that `flat` was made from; values may be the strings that MLflow keeps.
+        """The spec that `flat` was made from; values may be strings, as MLflow stores them.
 
         Raises:
             UserError: on an unknown strategy or field.
@@ -214,7 +220,7 @@ class TrialSpec:
 
 
 def require_short(what: str, flat: Mapping[str, Scalar]) -> None:
-    """Refuse what MLflow would cut, since nothing could read it back.
+    """Refuse parameters that MLflow would cut, because they could not be read back.
 
     Raises:
         UserError: naming the entry that is too long.
@@ -223,8 +229,8 @@ def require_short(what: str, flat: Mapping[str, Scalar]) -> None:
         if len(str(value)) > LONGEST_PARAMETER:
             hint = "; choose classes by position, e.g. [classes=0-99+120-150]"
             raise UserError(
-                f"{what}: {name} has {len(str(value))} letters, and of more than {LONGEST_PARAMETER} the "
-                f"tracking store would lose the rest{hint if name in ('target', 'data') else ''}"
+                f"{what}: {name} has {len(str(value))} characters; the tracking store takes at most "
+                f"{LONGEST_PARAMETER}{hint if name in ('target', 'data') else ''}"
             )
 
 
@@ -234,7 +240,8 @@ def _require_count(name: str, value: object) -> None:
 
 
 def _types(cls: type) -> dict[str, Any]:
-    """Field -> type of a dataclass; Any where a study file names a type that only type checkers import."""
+    """Field -> type of a dataclass; Any for all fields if a study file uses a type that only type checkers
+    import."""
     try:
         return get_type_hints(cls)
     except NameError:
@@ -262,7 +269,7 @@ def _require_choices(value: TrialSpec | Study) -> None:
 
 
 def _typed(cls: type, entries: Mapping[str, Scalar]) -> dict[str, Any]:
-    """Entries as the types of dataclass `cls` ask (MLflow keeps every parameter as a string)."""
+    """Entries converted to the types of dataclass `cls` (MLflow stores every parameter as a string)."""
     types = _types(cls)
     if unknown := entries.keys() - {f.name for f in dataclasses.fields(cls)}:
         raise UserError(f"unknown {cls.__name__} field {sorted(unknown)[0]!r}")
@@ -270,7 +277,8 @@ def _typed(cls: type, entries: Mapping[str, Scalar]) -> dict[str, Any]:
 
 
 def _from_text(text: str, kind: Any) -> Any:
-    """The value of type `kind` whose str() is `text`; other text is left for the spec to refuse."""
+    """The value of type `kind` whose str() is `text`; any other text is returned as it is, and the spec
+    refuses it."""
     from pydantic import ConfigDict, TypeAdapter, ValidationError  # only when a run is read back
 
     adapter = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
@@ -288,19 +296,19 @@ def _from_text(text: str, kind: Any) -> Any:
 
 @dataclass(frozen=True)
 class Study:
-    """A question: what is compared, what is tuned inside each cell, and with how much effort.
+    """A study: what is compared, what is tuned inside each cell, and with how much effort.
 
     Attributes:
         compare: factor -> its values; the cells are their product. Labels are short and unique.
         space: (trial, **cell) -> TrialSpec; the cell is given, Optuna draws the rest.
-        trials: configurations tried per cell, the same for every cell.
-        repeats: fresh seeds on which the chosen configuration of each cell is run and tested.
-        baseline: one value of some factors; the other cells are compared with it.
+        trials: number of configurations tried per cell, the same for every cell.
+        repeats: number of new seeds with which the chosen configuration of each cell is run and tested.
+        baseline: values of one or more factors; the other cells are compared with the cells that have them.
         sampler: "random" (i.i.d., needed for budget curves), "qmc" (scrambled Sobol points, spread evenly) or
             "tpe" (uses finished trials, so that its results depend on their order).
         pruner: "none" or "median" (a pruned trial has no comparable cost).
-        seed: root of every random stream of the study.
-        name: set from the file's name when left empty.
+        seed: seed from which every random stream of the study is derived.
+        name: name of the study; if empty, that of its file.
     """
 
     compare: Mapping[str, Iterable[str]]
@@ -341,7 +349,7 @@ class Study:
             ):
                 raise UserError(
                     f"Study: factor {factor!r} must be letters, digits, '_', '.', '-' "
-                    f"and none of {', '.join(sorted(RESERVED_FACTORS))}"
+                    f"and not one of {', '.join(sorted(RESERVED_FACTORS))}"
                 )
         if not callable(self.space):
             raise UserError("Study: space must be a function (trial, **cell) -> TrialSpec")
@@ -373,5 +381,5 @@ def cells_of(factors: Mapping[str, Iterable[str]]) -> list[dict[str, str]]:
 
 
 def cell_label(cell: Cell) -> str:
-    """The cell in words: its values joined by " | "."""
+    """The name of a cell: its values joined by " | "."""
     return " | ".join(cell.values())

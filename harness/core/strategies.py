@@ -1,7 +1,7 @@
 """Strategies: which layer groups train, and how fast, at each epoch.
 
 A strategy is a row of learning-rate scales per epoch: one number per layer group, stem first and
-head last; None is frozen. Nothing here knows torch, so every strategy can be read as a table:
+head last; None is frozen. This module does not need torch, so every strategy can be printed as a table:
 
     python -c "from harness.core.strategies import *; print(GradualUnfreezing(every=2).lr_scales(4, epoch=3))"
 """
@@ -21,34 +21,34 @@ Scalar = None | bool | int | float | str
 
 
 Tuned = Literal["all", "norm", "bias", "lora"]
-"""Which parameters of an unfrozen group train; those of the head always all do."""
+"""Which parameters of an unfrozen group train; in the head, all of them do."""
 Classifier = Literal["head", "logistic", "knn"]
-"""What classifies: the network's own head, or a scikit-learn model on frozen features."""
+"""The classifier: the network's own head, or a scikit-learn model on frozen features."""
 
 
 @dataclass(frozen=True)
 class Strategy(ABC):
     """One way to adapt a pretrained network: (num_groups, epoch) -> one scale per group.
 
-    What is not a matter of learning rates is said by three more values: `tuned`, `classifier` and the
-    properties `l2_sp` and `lora_rank`.
+    Whatever cannot be expressed by learning rates is in `tuned`, `classifier`, `l2_sp` and `lora_rank`.
     """
 
     tuned: ClassVar[Tuned] = "all"
 
     @property
     def classifier(self) -> Classifier:
-        """What classifies."""
+        """The classifier."""
         return "head"
 
     @property
     def l2_sp(self) -> float:
-        """Strength of the pull towards the pretrained weights; 0 is none, infinity pins them."""
+        """Strength of the L2-SP penalty on the distance to the pretrained weights; 0 means no penalty, and
+        with infinity the weights do not change."""
         return 0.0
 
     @property
     def lora_rank(self) -> int:
-        """Rank of the low-rank adapters put into attention; 0 is none."""
+        """Rank of the low-rank adapters in attention layers; 0 means no adapters."""
         return 0
 
     @abstractmethod
@@ -56,8 +56,8 @@ class Strategy(ABC):
         """The scales of one epoch.
 
         Args:
-            num_groups: layer groups of the backbone, the head included (at least 2).
-            epoch: 0 for the first.
+            num_groups: number of layer groups of the backbone, including the head (at least 2).
+            epoch: 0 for the first epoch.
 
         Returns:
             `num_groups` scales that multiply the trial's learning rate, stem first, head last.
@@ -73,8 +73,8 @@ def _tail(num_groups: int, trained: int) -> Scales:
 @final
 @dataclass(frozen=True)
 class LinearProbe(Strategy):
-    """Train the head alone on frozen features (Alain & Bengio 2016). One forward pass through the
-    backbone per image, no backward pass through it: the cheapest strategy that takes gradient steps."""
+    """Train only the head on frozen features (Alain & Bengio 2016). The cheapest strategy with gradient
+    steps: one forward pass through the backbone per image, and no backward pass."""
 
     def lr_scales(self, num_groups: int, epoch: int) -> Scales:
         return _tail(num_groups, 1)
@@ -84,7 +84,7 @@ class LinearProbe(Strategy):
 @dataclass(frozen=True)
 class LastBlock(Strategy):
     """Train the head and the last layer group (Yosinski et al. 2014, with the cut at the last block).
-    Costs a linear probe plus the backward pass of one block."""
+    Cost: a linear probe plus the backward pass of one block."""
 
     def lr_scales(self, num_groups: int, epoch: int) -> Scales:
         return _tail(num_groups, 2)
@@ -93,7 +93,7 @@ class LastBlock(Strategy):
 @final
 @dataclass(frozen=True)
 class FullFineTune(Strategy):
-    """Train everything at one rate: the common default, and the most expensive in time and memory."""
+    """Train all groups at the same rate: the common default, and the most expensive in time and memory."""
 
     def lr_scales(self, num_groups: int, epoch: int) -> Scales:
         return _tail(num_groups, num_groups)
@@ -102,8 +102,8 @@ class FullFineTune(Strategy):
 @final
 @dataclass(frozen=True)
 class DiscriminativeLR(Strategy):
-    """Train everything, each group `decay` times slower than the one above it (Howard & Ruder 2018,
-    ULMFiT). Costs a full fine-tune."""
+    """Train all groups, each at `decay` times the rate of the next group towards the head (Howard & Ruder
+    2018, ULMFiT). Cost: as full fine-tuning."""
 
     decay: float = 0.75
 
@@ -118,8 +118,8 @@ class DiscriminativeLR(Strategy):
 @final
 @dataclass(frozen=True)
 class GradualUnfreezing(Strategy):
-    """Start with the head and thaw one more group, from the top, after every `every` epochs (Howard &
-    Ruder 2018, ULMFiT). Costs between a linear probe and a full fine-tune, growing by epoch."""
+    """Start with the head and unfreeze one more group, from the head down, after every `every` epochs (Howard
+    & Ruder 2018, ULMFiT). Cost: grows by epoch from a linear probe towards full fine-tuning."""
 
     every: int = 1
 
@@ -134,7 +134,7 @@ class GradualUnfreezing(Strategy):
 @dataclass(frozen=True)
 class LastK(Strategy):
     """Train the head and the last `k` - 1 groups (Yosinski et al. 2014): k=1 is a linear probe, k=2 the
-    last block. Costs the backward pass of what it trains."""
+    last block. Cost: a linear probe plus the backward pass of the trained groups."""
 
     k: int = 3
 
@@ -148,9 +148,9 @@ class LastK(Strategy):
 @final
 @dataclass(frozen=True)
 class Surgical(Strategy):
-    """Train one block alone, and the head because it is new (Lee et al. 2022, surgical fine-tuning).
-    `block` counts from the stem (0), or back from the head (-2 is the last block). An early block costs
-    the backward pass of everything above it."""
+    """Train a single block, and the head because it is new (Lee et al. 2022, surgical fine-tuning).
+    `block` counts from the stem (0), or back from the head (-2 is the last block). Cost: an early block needs
+    the backward pass of all groups after it."""
 
     block: int = 0
 
@@ -164,9 +164,9 @@ class Surgical(Strategy):
 @final
 @dataclass(frozen=True)
 class TwoPhase(Strategy):
-    """The classic tutorial recipe (Keras, "Transfer learning & fine-tuning"): the head alone for
-    `head_epochs`, then the last block joins and both go on at `lower` times the rate. Costs a linear
-    probe, then a last block."""
+    """The usual tutorial recipe (Keras, "Transfer learning & fine-tuning"): train only the head for
+    `head_epochs`, then the head and the last block at `lower` times the rate. Cost: a linear probe, then
+    LastBlock."""
 
     head_epochs: int = 2
     lower: float = 0.1
@@ -182,8 +182,8 @@ class TwoPhase(Strategy):
 @final
 @dataclass(frozen=True)
 class LPFT(Strategy):
-    """Linear probe first, then everything at `lower` times the rate (Kumar et al. 2022, LP-FT): the head
-    no longer tears the features while it is still random. Costs a probe, then a full fine-tune."""
+    """Linear probe first, then all groups at `lower` times the rate (Kumar et al. 2022, LP-FT), so that a
+    random head does not distort the features. Cost: a linear probe, then full fine-tuning."""
 
     head_epochs: int = 2
     lower: float = 0.1
@@ -200,7 +200,7 @@ class LPFT(Strategy):
 @dataclass(frozen=True)
 class NormOnly(Strategy):
     """Train the scales and shifts of normalisation layers, and the head (Frankle et al. 2021). Few
-    parameters and little optimiser state, but the backward pass of a full fine-tune."""
+    parameters and little optimiser state, but the same backward pass as full fine-tuning."""
 
     tuned: ClassVar[Tuned] = "norm"
 
@@ -211,8 +211,8 @@ class NormOnly(Strategy):
 @final
 @dataclass(frozen=True)
 class BiasOnly(Strategy):
-    """Train the biases, those of normalisation layers included, and the head (Ben Zaken et al. 2022,
-    BitFit). No weight gradients are kept, but the backward pass reaches the stem."""
+    """Train the biases, including those of normalisation layers, and the head (Ben Zaken et al. 2022,
+    BitFit). No gradients of weights are stored, but the backward pass reaches the stem."""
 
     tuned: ClassVar[Tuned] = "bias"
 
@@ -223,9 +223,9 @@ class BiasOnly(Strategy):
 @final
 @dataclass(frozen=True)
 class L2SP(Strategy):
-    """Full fine-tuning with a pull towards the pretrained weights in place of weight decay (Li et al.
-    2018, L2-SP), applied as a proximal step after each update so that any `weight` is stable. Costs a
-    full fine-tune and a second copy of the weights."""
+    """Full fine-tuning with a penalty on the distance to the pretrained weights instead of weight decay (Li
+    et al. 2018, L2-SP), applied as a proximal step after each update so that any `weight` is stable. Cost: as
+    full fine-tuning, plus a second copy of the weights."""
 
     weight: float = 0.1
 
@@ -243,9 +243,9 @@ class L2SP(Strategy):
 @final
 @dataclass(frozen=True)
 class LoRA(Strategy):
-    """Low-rank adapters in the attention layers of a ViT, and the head (Hu et al. 2022), through the
-    PEFT library (extra `lora`). Optimiser state for about 1 % of the parameters; activations as in a
-    full fine-tune."""
+    """Train low-rank adapters in the attention layers of a ViT, and the head (Hu et al. 2022), with the PEFT
+    library (extra `lora`). Optimiser state for about 1 % of the parameters; activations as in full
+    fine-tuning."""
 
     tuned: ClassVar[Tuned] = "lora"
     rank: int = 8
@@ -264,8 +264,9 @@ class LoRA(Strategy):
 @final
 @dataclass(frozen=True)
 class FeatureTransfer(Strategy):
-    """Frozen features into scikit-learn, no gradient steps (Donahue et al. 2014, DeCAF): logistic
-    regression or k nearest neighbours, its C or k chosen on validation. One forward pass per image."""
+    """Fit a scikit-learn classifier on frozen features, without gradient steps (Donahue et al. 2014, DeCAF):
+    logistic regression or k nearest neighbours, with C or k chosen on validation. Cost: one forward pass per
+    image."""
 
     classifier: Literal["logistic", "knn"] = "logistic"
 
@@ -280,7 +281,7 @@ class FeatureTransfer(Strategy):
 
 
 def _probe_then(strategy: TwoPhase | LPFT, num_groups: int, epoch: int, trained: int) -> Scales:
-    """The head alone at first, then the last `trained` groups at the lower rate."""
+    """Only the head at first, then the last `trained` groups at the lower rate."""
     if epoch < strategy.head_epochs:
         return _tail(num_groups, 1)
     return tuple(None if s is None else strategy.lower for s in _tail(num_groups, trained))
@@ -303,7 +304,7 @@ def to_flat(strategy: Strategy) -> dict[str, Scalar]:
     fields: dict[str, Scalar] = {}
     for f in dataclasses.fields(strategy):
         value = getattr(strategy, f.name)
-        # Databases keep scalars; anything else is kept as it would be typed.
+        # Databases store scalars; anything else is stored as its repr().
         scalar = value is None or isinstance(value, (bool, int, float, str))
         fields[f"strategy.{f.name}"] = value if scalar else repr(value)
     return {"strategy": type(strategy).__name__, **fields}
@@ -314,10 +315,10 @@ def names() -> dict[str, type[Strategy]]:
     return {cls.__name__: cls for cls in Strategy.__subclasses__()}
 
 
-if not TYPE_CHECKING:  # type checkers shall still know which strategies there are
+if not TYPE_CHECKING:  # otherwise type checkers would accept any name
 
     def __getattr__(name: str) -> type[Strategy]:
-        """A misspelt strategy in a study file is answered with the ones there are."""
+        """For a misspelt strategy in a study file, the error lists the known ones."""
         if name.startswith("_"):
             raise AttributeError(name)
-        raise AttributeError(f"unknown strategy {name}; there are {', '.join(sorted(names()))}")
+        raise AttributeError(f"unknown strategy {name}; known: {', '.join(sorted(names()))}")

@@ -1,4 +1,4 @@
-"""Read a study file: import it once, with its folder on Python's path, and take its `study`."""
+"""Read a study file: import it once, with its folder on Python's path, and return its `study`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from harness.core.versions import IMPORTED
 OURS = tuple(Path(__file__).parents[2] / name for name in ("harness", "analysis"))
 NEEDED = sys.stdlib_module_names | IMPORTED
 SHIPPED = Path(__file__).parents[2] / "studies"
-"""Where the project's own studies are: in a checkout, and beside the packages of an installed wheel."""
+"""Folder of the studies that come with the project, in a checkout or an installed wheel."""
 
 
 def study_path(text: str) -> Path:
-    """The study file that `--space TEXT` means: a path, else the name of a shipped study."""
+    """The study file that `--space TEXT` means: a path, or else the name of a study in SHIPPED."""
     given = Path(text)
     shipped = SHIPPED / f"{given.stem}.py"
     by_name = text in (given.stem, f"studies/{given.stem}.py")
@@ -44,23 +44,24 @@ def load_study(path: Path) -> Study:
     """
     study = run_file(path).get("study")
     if study is None:
-        raise UserError(f"space file {path} defines no `study`; end it with study = Study(...)")
+        raise UserError(f"study file {path} defines no `study`; end it with study = Study(...)")
     if not isinstance(study, Study):
         raise UserError(
-            f"space file {path}: `study` is a {type(study).__name__}, want harness.core.spec.Study"
+            f"study file {path}: `study` must be a harness.Study, got {type(study).__name__}"
         )
     name = study.name or path.stem
     if not SAFE_NAME.fullmatch(name):
         raise UserError(
-            f"study name {name!r} must be letters, digits, '_', '.', '-' "
-            "(it is the file's unless Study(name=...) sets it)"
+            f"study name {name!r} must consist of letters, digits, '_', '.' and '-'; rename the file, or set "
+            "Study(name=...)"
         )
     return dataclasses.replace(study, name=name)
 
 
 def run_file(path: Path) -> dict[str, Any]:
-    """What a study file defines, by name. Its folder is first on Python's path, as with `python FILE`. It is
-    imported once: again only if it has changed since, or a module of its folder that it imported.
+    """Import a study file and return what it defines, by name. Its folder is first on Python's path, as with
+    `python FILE`. It is imported again only if it has changed, or a module of its folder that it imported
+    has.
 
     Raises:
         UserError: naming the file, the line and what is wrong.
@@ -68,11 +69,11 @@ def run_file(path: Path) -> dict[str, Any]:
     try:
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "does not exist"
-            raise UserError(f"space file {path} {what}")
+            raise UserError(f"study file {path} {what}")
     except OSError as error:  # Python before 3.14 raises for a name that is too long
-        raise UserError(f"space file {path} cannot be read: {error.strerror}") from error
+        raise UserError(f"study file {path} cannot be read: {error.strerror}") from error
     if path.suffix != ".py":
-        raise UserError(f"space file {path} is not a Python file (.py)")
+        raise UserError(f"study file {path} is not a Python file (.py)")
     file = path.resolve()
     if _imported and _imported[-1].is_current(file):
         return vars(_imported[-1].module)
@@ -98,9 +99,10 @@ class _Imported:
 
     Attributes:
         file: its absolute path.
-        module: what it defines.
-        hashes: of it and of each module of its folder that it imported, at that time.
-        added: whether its folder was put on Python's path for it.
+        module: the imported module.
+        hashes: file -> hash at the time of the import, for the study file and each module of its folder that
+            it imported.
+        added: whether its folder was added to Python's path for the import.
     """
 
     file: Path
@@ -113,7 +115,8 @@ class _Imported:
         return self.file == file and all(_sha256(p) == h for p, h in self.hashes.items())
 
     def forget(self) -> None:
-        """Let the next file import modules of its own folder, also under the names that this one used."""
+        """Remove its modules, so that the next file can import modules of the same names from its own
+        folder."""
         for name, module in list(sys.modules.items()):
             if _file_of(module) in self.hashes:
                 del sys.modules[name]
@@ -126,14 +129,14 @@ _imported: list[_Imported] = []
 
 
 def clear_caches() -> None:
-    """Drop the study file that was imported last, and the modules of its folder."""
+    """Forget the study file that was imported last, and the modules of its folder."""
     while _imported:
         _imported.pop().forget()
 
 
 def _neighbours(folder: Path, before: set[str]) -> dict[Path, str]:
-    """File -> hash, of the modules of a folder that were imported since; what is installed below it, as in a
-    project with its environment, is none of them."""
+    """File -> hash, for the modules of a folder that were imported and are not in `before`. Packages
+    installed below the folder, as in a project with its environment, are left out."""
     files = {_file_of(m) for name, m in list(sys.modules.items()) if name not in before}
     return {
         file: _sha256(file)
@@ -153,26 +156,26 @@ def _sha256(file: Path) -> str:
 
 
 def _refuse_shadows(path: Path, file: Path) -> None:
-    """Refuse a study file, or a module beside it, that would be imported in the place of a library.
+    """Refuse a study file, or a module beside it, that would be imported instead of a library.
 
     Raises:
-        UserError: naming it.
+        UserError: naming the file.
     """
     elsewhere = [p for p in sys.path if Path(p or ".").resolve() != file.parent]
     found = PathFinder.find_spec(file.stem, elsewhere) if "." not in file.stem else None
     installed = found is not None and _is_installed(Path(found.origin or ""))
     if file.stem in {*NEEDED, *(p.name for p in OURS)} or installed:
         raise UserError(
-            f"space file {path} has the name of the module {file.stem!r}, and Python would import one for "
-            "the other; rename the file"
+            f"study file {path} has the name of the module {file.stem!r} and would be imported instead of "
+            "it; rename the file"
         )
     beside = {
         p.stem if p.suffix == ".py" else p.name for p in file.parent.iterdir() if _importable(p)
     }
     if shadows := sorted(beside & NEEDED):
         raise UserError(
-            f"space file {path} lies beside {shadows[0]}.py, which would be imported in the place of the "
-            f"module {shadows[0]!r}; rename it, or move the space file to a folder of its own"
+            f"study file {path} is in the same folder as {shadows[0]}.py, which would be imported instead of "
+            f"the module {shadows[0]!r}; rename that file, or move the study file to a folder of its own"
         )
 
 
@@ -195,14 +198,15 @@ def _execute(path: Path, file: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except UserError as error:
-        raise UserError(f"space file {path}: {error}") from error
+        raise UserError(f"study file {path}: {error}") from error
     except (Exception, SystemExit) as error:  # whatever the user's code raises
-        raise UserError(f"space file {_place_of(error, path, file)}") from error
+        raise UserError(f"study file {_place_of(error, path, file)}") from error
     return module
 
 
 def _place_of(error: BaseException, path: Path, file: Path) -> str:
-    """Where in the study file an error came up, in which module beside it, and what it says."""
+    """The line of the study file, and of a module in its folder, at which an error occurred, and its
+    message."""
     frames = traceback.extract_tb(error.__traceback__)
     mine = [f.lineno for f in frames if f.filename == str(file)]
     beside = [
@@ -222,36 +226,36 @@ def _place_of(error: BaseException, path: Path, file: Path) -> str:
 
 @contextlib.contextmanager
 def names_of(space: Path | None, tags: Mapping[str, str]) -> Iterator[None]:
-    """In the block, the strategies, backbones and targets that a study file defines are known.
+    """Make the strategies, backbones and targets that a study file defines known inside the block.
 
     Args:
-        space: the file, whose code is run; None if it defines none.
-        tags: of a run, one of which names the file that it is of.
+        space: the study file, whose code is run; None if no file is needed.
+        tags: tags of a run, among them the name of its study file.
 
     Raises:
-        UserError: if the file cannot be read, or in place of UnknownName, with what to add.
+        UserError: if the file cannot be read; also instead of UnknownName, with the option to add.
     """
     if space is not None:
         load_study(space)
     try:
         yield
     except UnknownName as error:
-        hint = f"where {tags.get('study_file', 'the study file')} defines it, add --space FILE"
+        hint = f"if {tags.get('study_file', 'the study file')} defines it, add --space FILE"
         if space is not None:
             hint = f"{space} does not define it either"
         raise UserError(f"{error}; {hint}") from error
 
 
 def study_sha256(path: Path) -> str:
-    """Hash of a study file that was loaded before."""
+    """SHA-256 of a study file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def study_file_tags(path: Path) -> dict[str, str]:
-    """Tags that say which study file a run is of: its name, without its folder, and its hash."""
+    """Tags that identify the study file of a run: its name, without its folder, and its hash."""
     return {"study_file": path.name, "sha256.study_file": study_sha256(path)}
 
 
 def study_docstring(path: Path) -> str:
-    """The docstring of a study file that was loaded before: the question, the command, the answer."""
+    """The docstring of a study file: the question, the command, the answer."""
     return ast.get_docstring(ast.parse(path.read_bytes())) or ""

@@ -1,4 +1,4 @@
-"""Read sizes such as "8GiB", and write numbers of bytes for people."""
+"""Parse sizes such as "8GiB", and format numbers of bytes."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ UNITS = {"": 1, "b": 1} | {
     for power, prefix in enumerate("kmgt", start=1)
     for suffix, base in (("", 1024), ("ib", 1024), ("b", 1000))
 }
-"""Unit of memory -> bytes, as GNU coreutils have it: G and GiB are 1024^3, GB is 1000^3."""
+"""Unit of memory -> bytes, as in GNU coreutils: G and GiB are 1024^3, GB is 1000^3."""
 
 
 def parse_size(text: str) -> int:
     """Bytes in a size such as "8GiB", "500MB", "2G" (= 2GiB) or "1000000".
 
     Raises:
-        UserError: if it is no such size.
+        UserError: if the text is not a size.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)\s*", text)
     unit = UNITS.get(match[2].lower()) if match else None
     if match is None or unit is None or len(match[1]) > 18:
-        raise UserError(f"size {text!r} is not understood; want one such as 8GiB, 500MB, 2G or 0")
+        raise UserError(f"size {text!r} is not valid; write e.g. 8GiB, 500MB, 2G or 0")
     return int(float(match[1]) * unit)
 
 
@@ -40,7 +40,7 @@ class Size(int):
 
 
 def format_bytes(size: float) -> str:
-    """Bytes as people say them: "512 B", "1.5 MiB"."""
+    """A number of bytes with a suitable unit, e.g. "512 B" or "1.5 MiB"."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.3g} {unit}"

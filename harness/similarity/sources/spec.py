@@ -117,17 +117,17 @@ def sources_of(defined: Mapping[str, Any], path: object) -> list[SourceSpec]:
     sources = defined.get("sources")
     if sources is None:
         raise UserError(
-            f"space file {path} defines no `sources`; want sources = [SourceSpec(...), ...]"
+            f"study file {path} defines no `sources`; want sources = [SourceSpec(...), ...]"
         )
     wrong = sources if not isinstance(sources, (list, tuple)) else None
     for source in () if wrong is not None else sources:
         wrong = wrong if isinstance(source, SourceSpec) else source
     if wrong is not None or not sources:
         raise UserError(
-            f"space file {path}: `sources` must be a list of SourceSpec, got "
+            f"study file {path}: `sources` must be a list of SourceSpec, got "
             f"{'an empty one' if not sources else type(wrong).__name__}"
         )
     names = [source.name for source in sources]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"space file {path}: source {twice!r} is described twice")
+        raise UserError(f"study file {path}: source {twice!r} is described twice")
     return list(sources)
