@@ -103,7 +103,7 @@ def test_options_of_a_study_may_be_given_by_name(
     assert launched[1][1] == dataclasses.replace(given, trials=6)
     with pytest.raises(TypeError, match="unexpected keyword argument 'trails'"):
         harness.run_study("toy.py", trails=5)
-    with pytest.raises(UserError, match="--max-memory: size 'lots' is not understood"):
+    with pytest.raises(UserError, match="--max-memory: size 'lots' is not valid"):
         harness.run_study("toy.py", max_memory="lots")
     with pytest.raises(UserError, match="--engine must be processes or ray, got 'dask'"):
         harness.run_study("toy.py", engine="dask")

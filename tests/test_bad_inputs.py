@@ -507,7 +507,7 @@ def test_depth_that_is_not_understood_is_refused(
     value: np.generic, said: str, tmp_path: Path
 ) -> None:
     Image.fromarray(np.full((4, 4), value)).save(tmp_path / "deep.tif")
-    with refused(rf"image \S+deep\.tif holds .*{said}.*: want 8 or 16 bits"):
+    with refused(rf"image \S+deep\.tif has .*{said}.*; save it with 8 or 16 unsigned bits"):
         open_image(tmp_path / "deep.tif")
 
 
@@ -547,22 +547,22 @@ def test_odd_file_name_is_fine_and_told_in_one_line(name: bytes, pets: Path) -> 
 
 def test_51_class_whose_name_is_no_text_is_refused(pets: Path) -> None:
     (pets / "a").rename(Path(os.fsdecode(os.fsencode(pets) + b"/\xff")))
-    with refused(r"target folder:\S+: class folder .* is no printable text"):
+    with refused(r"target folder:\S+: the name of class folder .* is not printable"):
         load_target(f"folder:{pets}")
 
 
 BAD_TABLES = {
     "52 missing column": ("image,note\na/0.png,x\n", "no column for the labels"),
     "52 no header": ("a/0.png,x\na/2.png,y\n", "the first line must name the columns"),
-    "52 header only": ("image,label\n", "it has no rows"),
+    "52 header only": ("image,label\n", "the table has no rows"),
     "52 one row": ("image,label\na/0.png,x\n", "at least 2 classes, found 1"),
     "52 constant": ("image,label\na/0.png,x\na/2.png, x \n", "at least 2 classes, found 1"),
     "52 no label": ("image,label\na/0.png,x\na/2.png,\n", "an image or label is empty"),
     "52 blank label": ("image,label\na/0.png,x\na/2.png,  \n", "an image or label is empty"),
-    "52 odd label": ("image,label\na/0.png,x\na/2.png,\x07\n", "label '.x07' is no printable"),
+    "52 odd label": ("image,label\na/0.png,x\na/2.png,\x07\n", "label '.x07' is not printable"),
     "52 twice": ("image,label\na/0.png,x\na/0.png,y\n", "an image is listed twice"),
-    "52 long name": (f"image,label\n{'a' * 300},x\na/0.png,y\n", "1 images are absent"),
-    "52 NUL in a name": ("image,label\na\0b.png,x\na/0.png,y\n", "1 images are absent"),
+    "52 long name": (f"image,label\n{'a' * 300},x\na/0.png,y\n", "1 images are missing"),
+    "52 NUL in a name": ("image,label\na\0b.png,x\na/0.png,y\n", "1 images are missing"),
     "52 not text": (b"\xff\xfe\x00", "cannot be read as a table"),
 }
 
@@ -613,7 +613,7 @@ def test_55_absolute_path_in_a_downloaded_archive_lands_inside_the_folder(
         raise ValueError("unpacked")
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", unpacks)
-    with refused("target CIFAR10 could not be made from torchvision: .*unpacked"):
+    with refused("target CIFAR10 could not be loaded by torchvision: .*unpacked"):
         load_target("cifar10")
     assert not (tmp_path / "elsewhere").exists()
     assert [p.name for p in (tmp_path / "in").rglob("elsewhere")] == ["elsewhere"]
@@ -629,7 +629,7 @@ def test_downloaded_archive_that_reaches_outside_is_refused(
         torchvision.datasets.utils.extract_archive(str(tmp_path / "x.tar"), str(tmp_path / "in"))
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", unpacks)
-    with refused("target CIFAR10 could not be made from torchvision: .*(outside|device|special)"):
+    with refused("target CIFAR10 could not be loaded by torchvision: .*(outside|device|special)"):
         load_target("cifar10")
     assert not (tmp_path / "outside").exists()
 

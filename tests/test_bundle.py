@@ -489,7 +489,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(
     shards: Shards, refuse: Refuse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("harness.data.safe_extraction.ROOM", 0)
-    assert "it may be a bomb, or the disk is too small" in refuse(shards.probe)
+    assert "it may be malicious, or the disk is too small" in refuse(shards.probe)
 
 
 @pytest.mark.parametrize(

@@ -80,12 +80,12 @@ def test_missing_argument_is_named(command: str, capsys: pytest.CaptureFixture[s
         ("study", ["--trials", "many"], 'Invalid value for --trials: unable to convert "many" into int'),
         ("study", ["--max-minutes=1h"], 'Invalid value for --max-minutes: unable to convert "1h"'),
         ("study", ["--engine=dask"], 'Invalid value "dask" for --engine. Choose from: "processes", "ray"'),
-        ("study", ["--max-memory", "lots"], "Invalid value for --max-memory: size 'lots' is not understood"),
+        ("study", ["--max-memory", "lots"], "Invalid value for --max-memory: size 'lots' is not valid"),
         ("study", ["--cache-budget", "-1"], "Invalid value for --cache-budget: size '-1' is not"),
         ("study", ["--trials"], "Parameter --trials requires an argument"),
         ("study", ["--trials", "3", "--trials", "4"], "Parameter --trials specified multiple times"),
         ("study", ["y.py"], "Unused Tokens: ['y.py']"),
-        ("replay", ["--cache-budget", "8 gigs"], "argument --cache-budget: size '8 gigs' is not understood"),
+        ("replay", ["--cache-budget", "8 gigs"], "argument --cache-budget: size '8 gigs' is not valid"),
         ("predict", ["--top"], "argument --top: expected one argument"),
         ("predict", ["--top=0"], "--top must be at least 1, got 0"),
         ("export", ["--register", "a/b"], "--register 'a/b': a name in MLflow's registry holds no"),
@@ -104,7 +104,7 @@ def test_wrong_value_is_refused_before_anything_is_read(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--max-memory", "8 apples"], "argument --max-memory: size '8 apples' is not understood"),
+        (["--max-memory", "8 apples"], "argument --max-memory: size '8 apples' is not valid"),
         (["--max-minutes", "0"], "--max-minutes must be above 0, got 0"),
     ],
 )

@@ -321,7 +321,7 @@ def test_empty_folder_is_refused(tmp_path: Path) -> None:
 
 def test_class_without_images_is_named(pets: Path) -> None:
     (pets / "fish").mkdir()
-    with pytest.raises(UserError, match="'fish' holds no images"):
+    with pytest.raises(UserError, match="'fish' contains no images"):
         load_target(f"folder:{pets}")
 
 

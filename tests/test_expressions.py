@@ -161,14 +161,14 @@ def test_a_changed_file_is_noticed_through_an_expression(pets: str, tmp_path: Pa
 REFUSED = {
     "digits[clases=0-4]": "unknown selection 'clases'",
     "digits[classes=3]": "at least 2 classes",
-    "digits[classes=1+1]": "each once",
+    "digits[classes=1+1]": "each only once",
     "digits[classes=0-ten]": "no class 'ten'",
     "digits[part=3/2]": "a part such as 1/2",
     "digits[part=half]": "a part such as 1/2",
-    "digits[part=200/200]": "has no image in that part",
-    "shufle(4,digits)": "there are X",
-    "shuffle(digits)": "there are X",
-    "shuffle(one,digits)": "want a whole number, got 'one'",
+    "digits[part=200/200]": "has no images in that part",
+    "shufle(4,digits)": "the forms are X",
+    "shuffle(digits)": "the forms are X",
+    "shuffle(one,digits)": "expected a whole number, got 'one'",
     "shuffle(1,digits)": "at least 2 tiles",
     f"mix(digits,{LOW},0.5)": "equal numbers of classes, got 10 and 5",
     f"mix({LOW},{HIGH},1.5)": "the share must be in",
@@ -190,11 +190,11 @@ def test_a_folder_whose_name_holds_brackets_is_still_a_folder(pets: str, tmp_pat
 
 
 OPTIONS_REFUSED = {
-    "[grup=x]": "unknown selection 'grup'; there are classes, part, layout, group",
+    "[grup=x]": "unknown selection 'grup'; known: classes, part, layout, group",
     "[image=x]": "unknown selection 'image'",
     "[group=]": "option 'group' is empty",
     "[group=a,group=b]": "option 'group' is given twice",
-    "[group=a,label=b]": "folder: has no option 'label'; want layout or group",
+    "[group=a,label=b]": "folder: has no option 'label'; use layout or group",
 }
 
 

@@ -1,4 +1,5 @@
-"""Folders of images as people have them: layouts are understood or refused, what is passed over is told."""
+"""Folders of images as people have them: layouts are understood or refused, and skipped files are
+reported."""
 
 from __future__ import annotations
 
@@ -83,7 +84,7 @@ def test_a_validation_folder_alone_is_the_test_set_and_that_is_said(tmp_path: Pa
     assert where(target, target.official_test) == {"val"}
     assert target.official_val is None
     assert any(
-        "no test part: the 6 validation images are the held-out test" in n for n in target.notes
+        "no test part, so the 6 validation images are used as test" in n for n in target.notes
     )
 
 
@@ -202,10 +203,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda r: tree(r, train=1, val=1, Valid=1),
         "two folders for the val part: Valid, val",
     ),
-    "no training": (lambda r: tree(r, val=1, test=1), "no train folder, only test, val"),
+    "no training": (lambda r: tree(r, val=1, test=1), "no folder named train, only test, val"),
     "only other files": (
         lambda r: (images(images(r / "a").parent / "b", 0) / "x.heic").write_bytes(b"heic"),
-        "class folder 'b' holds no images, only 1 files such as x.heic",
+        "class folder 'b' contains no images, only 1 files such as x.heic",
     ),
 }
 
@@ -295,7 +296,7 @@ def test_what_systems_leave_behind_is_passed_over_and_counted(
     target = load_target(f"folder:{root}")
     assert target.classes == ("cat", "dog")
     assert np.bincount(target.labels).tolist() == [3, 3]
-    assert f"Passed over, hidden or left by an operating system: {said}." in target.notes
+    assert f"Skipped, hidden or created by the operating system: {said}." in target.notes
     assert said in "\n".join(findings(inspect_target(f"folder:{root}")))
 
 
@@ -309,10 +310,7 @@ def test_files_that_are_no_images_are_counted_by_suffix(tmp_path: Path) -> None:
     target = load_target(f"folder:{tmp_path}")
     assert len(target.labels) == 4
     notes = "\n".join(target.notes)
-    assert (
-        "no images that can be read here: 2 .txt, 1 .heic, 1 .part (cat/0.png.part, cat/notes"
-        in notes
-    )
+    assert "not readable as images: 2 .txt, 1 .heic, 1 .part (cat/0.png.part, cat/notes" in notes
     assert "images outside the class folders: 1 (0.png)" in notes
 
 
@@ -328,7 +326,7 @@ def test_links_are_followed_and_circles_are_not(tmp_path: Path) -> None:
     target = load_target(f"folder:{tmp_path}/pets")
     assert target.classes == ("cat", "dog", "owl")
     assert np.bincount(target.labels).tolist() == [3, 2, 2]
-    assert any("in a circle, pipes and devices: 2 (all, cat/around)" in n for n in target.notes)
+    assert any("circular links, pipes and devices: 2 (all, cat/around)" in n for n in target.notes)
 
 
 KINDS = [
@@ -387,7 +385,7 @@ def test_colour_of_sixteen_bits_that_uses_twelve_is_refused(tmp_path: Path) -> N
     whole = open_image(png_of_sixteen_bits(tmp_path / "whole.png", 0xC0FF))
     assert np.asarray(whole).tolist() == [[[0xC0] * 3] * 4] * 4
     with pytest.raises(
-        UserError, match=r"dark\.png has 16 bits per colour and no value above 4095"
+        UserError, match=r"dark\.png has 16 bits per colour but no value above 4095"
     ):
         open_image(png_of_sixteen_bits(tmp_path / "dark.png", 0x0FFF))
 
@@ -419,6 +417,6 @@ def test_a_study_says_what_was_understood(
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert said == [
         "note: folder:pets: The parts are the folders test, train, val.",
-        "note: folder:pets: Parts used as given: 12 training, 3 validation and 3 test images.",
-        "note: folder:pets: Passed over, hidden or left by an operating system: 1 (.DS_Store).",
+        "note: folder:pets: The official parts are used: 12 training, 3 validation and 3 test images.",
+        "note: folder:pets: Skipped, hidden or created by the operating system: 1 (.DS_Store).",
     ]

@@ -112,9 +112,9 @@ def test_groups_and_a_selection_of_classes_go_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        (r"patient(\d+", "no regular expression: missing"),
-        (r"subject\d+", "does not fit 48 of 48 names, first ill/patient00_frame0.png"),
-        (r"patient0\d", "does not fit 8 of 48 names, first ill/patient10_frame0.png"),
+        (r"patient(\d+", "not a regular expression: missing"),
+        (r"subject\d+", "does not match 48 of 48 names, the first is ill/patient00_frame0.png"),
+        (r"patient0\d", "does not match 8 of 48 names, the first is ill/patient10_frame0.png"),
         ("patient", "puts all images into one group"),
     ],
 )
@@ -246,7 +246,7 @@ def test_target_that_the_tracking_store_would_cut_is_refused(
     with pytest.raises(UserError, match=r"target has 12\d{3} characters.*6000.*0-99"):
         make_spec(target=name)
     assert make_spec(target="digits" + "x" * 5994).target
-    with pytest.raises(UserError, match="source has 6001 letters"):
+    with pytest.raises(UserError, match="source has 6001 characters"):
         make_spec(source="s" * 6001)
-    with pytest.raises(UserError, match=r"SourceSpec a: data has 6003 letters.*0-99"):
+    with pytest.raises(UserError, match=r"SourceSpec a: data has 6003 characters.*0-99"):
         SourceSpec("a", data="cat" * 2001)

@@ -122,9 +122,9 @@ def fine_and_coarse() -> Any:
 
 def test_two_label_or_image_columns_are_refused_unless_one_is_named(tmp_path: Path) -> None:
     name = save(tmp_path, train=fine_and_coarse())
-    with pytest.raises(UserError, match="'second', 'image' could each be the image"):
+    with pytest.raises(UserError, match="any of 'second', 'image' could be the image"):
         load_target(name)
-    with pytest.raises(UserError, match="'fine_label', 'coarse_label' could each be the label"):
+    with pytest.raises(UserError, match="any of 'fine_label', 'coarse_label' could be the label"):
         load_target(f"{name}[image=image]")
     assert load_target(f"{name}[image=image,label=fine_label]").classes == tuple("abcdef")
     target = load_target(f"{name}[image=second,label=coarse_label][classes=y+x]")
@@ -155,7 +155,9 @@ def test_texts_and_numbers_serve_as_classes(
 
 def test_no_label_column_is_refused_with_those_that_there_are(tmp_path: Path) -> None:
     name = save(tmp_path, train=rows({"note": ["x"] * 3}, note=datasets.Value("string")))
-    with pytest.raises(UserError, match="no column for the labels; there are 'note'"):
+    with pytest.raises(
+        UserError, match="no column for the labels is recognised; the columns are 'note'"
+    ):
         load_target(name)
 
 
@@ -164,7 +166,10 @@ def test_groups_are_named_or_noted(tmp_path: Path) -> None:
     data = rows({"label": [0, 1] * 3, "patient": ["p", "p", "q", "q", "r", None]}, **kinds)
     name = save(tmp_path, train=data)
     assert load_target(name).groups is None
-    assert any("[group=patient] keeps each in one part" in note for note in load_target(name).notes)
+    assert any(
+        "[group=patient] puts all images of a group into the same part" in note
+        for note in load_target(name).notes
+    )
     groups = load_target(f"{name}[group=patient]").groups
     assert groups is not None
     assert groups.tolist() == [0, 0, 1, 1, 2, 3]
@@ -198,7 +203,7 @@ def test_hidden_test_labels_mean_no_test_part(label: int | None, tmp_path: Path)
     target = load_target(name)
     assert target.official_test is None
     assert target.labels.tolist() == [0, 1, 0, 1]
-    assert "Part test: 3 of 3 images have no label, passed over." in target.notes
+    assert "Part test: 3 of 3 images have no label and are skipped." in target.notes
     assert inspect_target(name).counts.tolist() == [2, 2]
 
 
@@ -214,7 +219,7 @@ def test_the_validation_part_is_the_test_part_where_that_has_no_labels(tmp_path:
 def test_other_parts_are_passed_over_and_named(tmp_path: Path) -> None:
     target = load_target(save(tmp_path, train=labelled([0, 1]), unsupervised=labelled([0])))
     assert len(target.labels) == 2
-    assert "Parts that are passed over: 'unsupervised'." in target.notes
+    assert "Skipped parts: 'unsupervised'." in target.notes
 
 
 @pytest.mark.parametrize("part", ["train", "full"])

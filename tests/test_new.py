@@ -95,7 +95,7 @@ def test_what_is_odd_in_a_folder_is_said(pets: Path) -> None:
         "nearly (~; small grey copies correlate by 0.99): 1 (dog/2.png ~ dog/brighter.png)" in said
     )
     assert "1 (cat/1.jpg is PNG)" in said
-    assert "no images that can be read here: 1 .txt (notes.txt)" in said
+    assert "not readable as images: 1 .txt (notes.txt)" in said
     assert "Modes: 37 RGB, 1 L" in said
     assert "grey all over, as they are read: 1 (emu/grey.png)" in said
     assert "Classes with fewer than 5 images: emu." in said

@@ -199,7 +199,7 @@ def corrupt_image(root: Path) -> None:
     [
         (empty_folder, "at least 2 class folders"),
         (one_class, "at least 2 class folders.*found 1"),
-        (class_without_images, "'dog' holds no images"),
+        (class_without_images, "'dog' contains no images"),
         (small_class, "'dog' has 2 images, too few"),
         (corrupt_image, r"dog/\d+\.png cannot be read"),
     ],

@@ -145,12 +145,12 @@ UNCLEAR = {
     "two for the image": (
         ("path", "filename", "label"),
         "",
-        r"'path', 'filename' could each be the image; say which: \[image=path\]",
+        r"any of 'path', 'filename' could be the image; name one, e\.g\. \[image=path\]",
     ),
     "two for the label": (
         ("image", "species", "genus"),
         "[label=family]",
-        "no column 'family'; there are 'image', 'species', 'genus'",
+        "no column 'family'; the columns are 'image', 'species', 'genus'",
     ),
     "two of one name": (("image", "label", "label"), "", "two columns are called 'label'"),
 }
@@ -169,7 +169,9 @@ def test_documented_names_win_over_others_and_that_is_told(pets: Path) -> None:
     name = write(pets, ("image", "label", "species"), *((*row, "x") for row in ROWS))
     target = load_target(name)
     assert target.classes == ("Katze, klein", "Käfer")
-    assert target.notes == ("Column 'label' is used as label; 'species' not ([label=COLUMN]).",)
+    assert target.notes == (
+        "Column 'label' is used as label, not 'species'; [label=COLUMN] changes that.",
+    )
 
 
 # --- labels ----------------------------------------------------------------------------------------
@@ -254,7 +256,7 @@ def test_the_label_tells_between_files_of_one_name(pets: Path) -> None:
     clear_caches()
     rows = [(f"x{i}.png", "cd"[i % 2]) for i in range(3)]
     with pytest.raises(
-        UserError, match=r"3 image names fit several files, first x0\.png could be all/"
+        UserError, match=r"3 image names match several files: x0\.png could be all/"
     ):
         load_target(write(pets, ("image", "label"), *rows))
 
@@ -263,7 +265,8 @@ def test_the_label_tells_between_files_of_one_name(pets: Path) -> None:
 def test_absent_images_are_shown_with_where_they_were_looked_for(name: str, pets: Path) -> None:
     target = write(pets, ("image", "label"), *ROWS[:2], (name, "x"))
     with pytest.raises(
-        UserError, match=r"1 images are absent, first .*looked for as written, in "
+        UserError,
+        match=r"1 images are missing, the first is .*searched for the names as written in ",
     ) as e:
         load_target(target)
     assert str(pets) in str(e.value)
@@ -298,14 +301,14 @@ def test_a_test_part_without_labels_is_passed_over(pets: Path) -> None:
     target = load_target(write(pets, ("image", "label", "split"), *rows))
     assert len(target.labels) == 6
     assert target.official_test is None
-    assert "The 2 test images have no labels and are passed over." in target.notes
+    assert "The 2 test images have no labels and are skipped." in target.notes
 
 
 def test_a_column_that_may_be_a_split_and_is_none_is_not_used(pets: Path) -> None:
     rows = [(f"img/{i}.png", "ab"[i % 2], f"S{i}") for i in range(8)]
     target = load_target(write(pets, ("image", "label", "set"), *rows))
     assert target.official_test is None
-    assert any("'set' names no parts" in note for note in target.notes)
+    assert any("'set' does not contain parts" in note for note in target.notes)
 
 
 @pytest.mark.parametrize("column", ["group", "Group", "patient"])

@@ -560,6 +560,6 @@ def test_set_that_is_not_there_is_refused_in_one_line(
 ) -> None:
     from harness.core.errors import UserError
 
-    with pytest.raises(UserError, match="could not be made from torchvision") as caught:
+    with pytest.raises(UserError, match="could not be loaded by torchvision") as caught:
         load_target(name)
     assert "\n" not in str(caught.value)

@@ -1,7 +1,8 @@
-"""The images of a trial: a target's name and a seed give train, validation and test images.
+"""The images of a trial: targets (data sets by name), splits, augmentation, shifts, and the search for
+leakage.
 
-The only importer of torchvision's data side: targets (data sets by name), splits, augmentation of
-training images, shifts of test images, and the guard against leakage between the parts.
+The name of a target and a seed determine the training, validation and test images. Only this package uses
+torchvision's data sets and transforms.
 """
 
 from harness.data import cached
@@ -49,13 +50,13 @@ def identity(name: str) -> str:
     """Hash of a target's content, independent of its path: equal for the same images, labels and parts.
 
     Raises:
-        UserError: if there is no such target.
+        UserError: if there is no target of that name.
     """
     return load_target(name).identity
 
 
 def clear_caches() -> None:
-    """Forget all targets that were read, so that they are read again."""
+    """Forget all targets that were read, so that the next use reads them again."""
     load_target.cache_clear()
     read_examples.cache_clear()
     cached.clear_caches()

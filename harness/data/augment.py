@@ -1,4 +1,4 @@
-"""Augmentation of training images: policies by name, drawn from the trial's own generator."""
+"""Augmentation of training images: policies by name, with random numbers from the trial's own generator."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from harness.data.target import Indices
 
 T = TypeVar("T")
 Vary = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
-"""(n, 3, s, s) uint8 images -> as many varied ones, each by itself."""
+"""(n, 3, s, s) uint8 images -> the same number of varied images, each independent of the others."""
 
 
 @dataclass(frozen=True)
 class Augment:
-    """One policy.
+    """One augmentation policy.
 
     Attributes:
         name: as in `augmentation`.
-        per_image: varies each image by itself, or None.
-        per_batch: mixes images and labels of a batch (one of torchvision's v2 transforms), or None.
+        per_image: function that varies each image by itself, or None.
+        per_batch: one of torchvision's v2 transforms that mixes images and labels of a batch, or None.
     """
 
     name: str
@@ -43,10 +43,10 @@ class Augment:
         Args:
             images: (n, 3, s, s) uint8.
             labels: (n,) int64.
-            generator: source of all randomness.
+            generator: source of all random numbers.
 
         Returns:
-            Images, uint8 or (when mixed) float in [0, 255], and labels, (n,) int64 or (when mixed) (n,
+            The images, uint8, and labels, (n,) int64; after mixing, images in float in [0, 255] and (n,
             classes) probabilities.
         """
         if self.per_image is not None:
@@ -64,10 +64,10 @@ def augmentation(name: str, size: int, num_classes: int) -> Augment:
             degrees); "trivial" (TrivialAugment, Mueller & Hutter 2021); "rand" (RandAugment, Cubuk et
             al. 2020); "mixup" (Zhang et al. 2018, alpha 0.2); "cutmix" (Yun et al. 2019, alpha 1).
         size: side of the images in pixels.
-        num_classes: needed to mix labels.
+        num_classes: number of classes, needed to mix labels.
 
     Raises:
-        KeyError: on another name; specs are checked when they are made.
+        KeyError: on an unknown name, which a TrialSpec refuses beforehand.
     """
     bilinear = v2.InterpolationMode.BILINEAR
     policies = {
@@ -85,17 +85,17 @@ def augmentation(name: str, size: int, num_classes: int) -> Augment:
 def seeded_view(
     examples: Examples, policy: Augment, number: int, seed: int, cache: Cache = Cache()
 ) -> Examples:
-    """One variant of every image, decided by (seed, image, number) alone.
+    """One variant of every image, which depends only on (seed, image, number).
 
     Args:
         examples: n images.
-        policy: varies each image by itself.
-        number: of the variant.
-        seed: the trial's.
-        cache: where they are kept; in memory when they do not fit.
+        policy: policy that varies each image by itself.
+        number: number of the variant.
+        seed: seed of the trial.
+        cache: where the variants are stored; if they do not fit, they are kept in memory.
 
     Returns:
-        As many examples, in the same order.
+        n examples in the same order.
     """
     vary, pixels = policy.per_image, examples.pixels
     assert vary is not None
@@ -124,7 +124,7 @@ def seeded_view(
 
 
 def _flip_crop(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Mirrored or not, and moved by up to an eighth of the side, the edge reflected."""
+    """Mirror at random, and shift by up to an eighth of the side, with reflected edges."""
     count, side = len(images), images.shape[-1]
     pad = max(1, side // 8)
     flip = torch.rand(count, generator=generator) < 0.5
@@ -138,7 +138,7 @@ def _flip_crop(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor
 
 
 def _rotation(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Turned about the centre by up to 15 degrees, bilinear, black outside."""
+    """Rotate about the centre by up to 15 degrees, bilinear, with black outside the image."""
     angle = (torch.rand(len(images), generator=generator) * 30 - 15).deg2rad()
     zero = torch.zeros_like(angle)
     matrix = torch.stack(
@@ -150,7 +150,7 @@ def _rotation(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def _one_by_one(transform: Any) -> Vary:
-    """A torchvision transform that draws once per call, called for each image."""
+    """Apply a torchvision transform, which draws once per call, to each image separately."""
 
     def vary(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return _seeded(lambda: torch.stack([transform(image) for image in images]), generator)
@@ -159,7 +159,8 @@ def _one_by_one(transform: Any) -> Vary:
 
 
 def _seeded(draw: Callable[[], T], generator: torch.Generator) -> T:
-    """torchvision draws from torch's global generator; the fork keeps that inside this function."""
+    """Call `draw`, which uses torch's global generator as torchvision does, without changing that
+    generator."""
     seed = int(torch.randint(2**31, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

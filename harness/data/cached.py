@@ -4,10 +4,10 @@
     rows.fill(positions, fingerprints, make)
     batch = rows.take(positions[:32])
 
-Entries are keyed by the hash of everything that decides their values, lie in files that all processes of a
-machine map into memory, and are filled as rows are asked for. A row's checksum is the SHA-256 of its bytes
-and of its fingerprint, the hash of what it was made from: a torn, damaged or stale row has a wrong checksum,
-and is made again.
+The key of an entry is the hash of everything that determines its values. Entries are files that all processes
+of a machine map into memory, and rows are computed when they are first needed. The checksum of a row is the
+SHA-256 of its bytes and of its fingerprint, a hash of its input. A row that is incomplete, damaged or
+outdated has a wrong checksum and is computed again.
 """
 
 from __future__ import annotations
@@ -39,29 +39,30 @@ from harness.core.units import format_bytes
 
 Positions = NDArray[np.int64]
 Fingerprints = NDArray[np.uint8]
-"""(n, k) bytes: what each row is made from."""
+"""(n, k) bytes: a hash of the input of each row."""
 Make = Callable[[Positions], torch.Tensor]
 """Positions -> (len(positions), *shape) values."""
 
 GIB = 2**30
 DEFAULT_BUDGET = 10 * GIB
 RESIDENT = GIB
-"""Bytes of one mapped entry that are read before its pages are given back to the system."""
+"""Number of bytes read from a mapped entry after which its pages are given back to the system."""
 _CHECKSUM = np.dtype([("sha256", np.uint8, 32), ("seconds", "<f4"), ("check", "<u4")])
-"""Hash of a row and its fingerprint; seconds that it took; checksum of both."""
+"""Hash of a row and its fingerprint; seconds that the row took; checksum of both."""
 
 
 class CacheFull(Exception):
-    """The rows asked for do not fit: budget or disk. Whoever asked goes on without."""
+    """The rows do not fit into the budget or on the disk. Callers continue without the cache."""
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Where rows are kept, and how many bytes of them.
+    """A folder for cached rows, with a budget.
 
     Attributes:
-        folder: shared by all processes of this machine; None keeps rows in this process.
-        budget: bytes; 0 keeps nothing.
+        folder: folder shared by all processes of this machine; None caches rows in the memory of this
+            process.
+        budget: largest number of bytes; 0 switches the cache off.
     """
 
     folder: Path | None = None
@@ -74,21 +75,21 @@ class Cache:
         shape: tuple[int, ...],
         dtype: torch.dtype = torch.uint8,
     ) -> CachedArray:
-        """The entry of that key, made empty where there is none.
+        """The entry with that key; if there is none, an empty one is created.
 
         Args:
-            key: everything that decides the values; "what" says in words what they are.
+            key: everything that determines the values; "what" describes them for people.
             count: number of rows, filled or not.
-            shape: of one row.
-            dtype: of its values.
+            shape: shape of one row.
+            dtype: type of the values.
 
         Raises:
-            CacheFull: if the folder cannot be used, or the system has no room for so many rows.
+            CacheFull: if the folder cannot be used, or the system has no room for that many rows.
         """
         return _open(self, json.dumps(dict(sorted(key.items()))), count, shape, dtype)
 
     def problem(self) -> str:
-        """Why nothing can be kept in the folder; empty when it can."""
+        """Why the folder cannot be used; empty if it can."""
         if self.folder is None or not self.budget:
             return ""
         try:
@@ -96,10 +97,10 @@ class Cache:
             with tempfile.TemporaryFile(dir=self.folder):
                 return ""
         except OSError as error:
-            return f"cannot keep anything in {self.folder}: {first_line(error)}"
+            return f"cannot write to the cache folder {self.folder}: {first_line(error)}"
 
     def entries(self) -> list[Entry]:
-        """What lies in the folder, the longest unused first."""
+        """The entries in the folder, least recently used first."""
         folders = (
             [] if self.folder is None else [p.parent for p in self.folder.glob("*/about.json")]
         )
@@ -107,14 +108,15 @@ class Cache:
         return sorted(found, key=lambda entry: entry.used)
 
     def empty(self) -> int:
-        """Delete every entry; returns how many there were. Running processes keep what they have open."""
+        """Delete all entries and return their number. Running processes can still use those they have
+        open."""
         entries = self.entries()
         for entry in entries:
             shutil.rmtree(entry.folder, ignore_errors=True)
         return len(entries)
 
     def make_room(self, need: int) -> None:
-        """Let go of the longest unused entries until `need` more bytes fit.
+        """Delete the least recently used entries until `need` more bytes fit.
 
         Raises:
             CacheFull: if they cannot.
@@ -130,17 +132,17 @@ class Cache:
                 f"{format_bytes(need)} do not fit the budget of {format_bytes(self.budget)}"
             )
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)  # somebody may have deleted it
+            self.folder.mkdir(parents=True, exist_ok=True)  # it may have been deleted meanwhile
             free = shutil.disk_usage(self.folder).free
         except OSError as error:
             raise CacheFull(f"the cache cannot be used: {error}") from error
         entries, mine = self.entries(), {rows.folder for rows in _live}
         others = [entry for entry in entries if entry.folder not in mine]
-        # Half of what is free is left to others. Nothing is deleted unless that makes room enough.
+        # Half of the free space is left to others. Entries are deleted only if that makes enough room.
         over = max(sum(e.size for e in entries) + need - self.budget, 2 * need - free)
         if over > sum(entry.size for entry in others):
             raise CacheFull(
-                f"{format_bytes(need)} do not fit the budget or the disk beside what is in use"
+                f"{format_bytes(need)} do not fit the budget or the disk besides the entries in use"
             )
         for entry in others:
             if over <= 0:
@@ -151,7 +153,7 @@ class Cache:
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of a cache folder: what it is in words, bytes on disk, when last used (Unix time)."""
+    """One entry of a cache folder: description, bytes on disk, and time of its last use (Unix time)."""
 
     folder: Path
     what: str
@@ -161,7 +163,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class CachedView:
-    """Some rows in an order of their own: `view[i]` is row `index[i]`."""
+    """A selection of rows in a given order: `view[i]` is row `index[i]`."""
 
     rows: CachedArray
     index: Positions
@@ -203,26 +205,26 @@ class CachedArray:
             self._map = maps[0]
             self._bytes = np.frombuffer(maps[0], np.uint8)
             self._checksums = np.frombuffer(maps[1], _CHECKSUM)
-        with torch.inference_mode(False):  # whoever opens it first, training may read it
+        with torch.inference_mode(False):  # training may read it later
             self._values = torch.from_numpy(self._bytes).view(dtype).view(count, *shape)
         _live.add(self)
 
     def fill(
         self, index: Positions, fingerprints: Fingerprints, make: Make, chunk: int = 256
     ) -> float:
-        """Make the rows at `index` that are absent, damaged or stale.
+        """Compute those rows at `index` that are absent, damaged or outdated.
 
         Args:
             index: positions, in any order.
-            fingerprints: (len(index), k) bytes, what each of them is made from.
-            make: makes some of them.
-            chunk: at most so many at a time.
+            fingerprints: (len(index), k) bytes, a hash of the input of each row.
+            make: computes the rows at given positions.
+            chunk: largest number of rows computed at a time.
 
         Returns:
-            Seconds that it took.
+            Seconds that this call took.
 
         Raises:
-            CacheFull: if they do not fit; nothing is made then.
+            CacheFull: if the rows do not fit; nothing is computed then.
         """
         began = time.perf_counter()
         index, first = np.unique(index, return_index=True)
@@ -238,7 +240,7 @@ class CachedArray:
         return time.perf_counter() - began
 
     def forget(self) -> None:
-        """Take no row for known: `fill` compares each with what it was made from."""
+        """Forget which rows are up to date, so that `fill` compares each row with its fingerprint."""
         self._known[:] = False
 
     def take(self, index: Positions) -> torch.Tensor:
@@ -246,24 +248,24 @@ class CachedArray:
         if self._map is not None:
             self._touched += len(index) * self.row_bytes
             if self._touched > RESIDENT:
-                self._map.madvise(mmap.MADV_DONTNEED)  # the file keeps them; only our share goes
+                self._map.madvise(mmap.MADV_DONTNEED)  # the pages stay in the file
                 self._touched = 0
         return self._values[torch.from_numpy(index)]
 
     def checksums(self, index: Positions) -> Fingerprints:
-        """(n, 32) hashes of filled rows: the fingerprints of whatever is made from them."""
+        """(n, 32) hashes of filled rows, to be used as fingerprints of rows computed from them."""
         found: Fingerprints = self._checksums["sha256"][index]
         return found
 
     def seconds(self, index: Positions) -> float:
-        """What making these rows took, whoever did it and whenever."""
+        """Seconds that computing these rows took, in this or any earlier process."""
         return float(self._checksums["seconds"][np.unique(index)].sum(dtype=np.float64))
 
     def _make(self, index: Positions, fingerprints: Fingerprints, make: Make) -> None:
         began = time.perf_counter()
         made = make(index).detach().to("cpu", self.dtype).contiguous()
         if made.shape != (len(index), *self.shape):
-            raise ValueError(f"made {tuple(made.shape)}, want {(len(index), *self.shape)}")
+            raise ValueError(f"expected shape {(len(index), *self.shape)}, got {tuple(made.shape)}")
         raw = made.view(len(index), -1).view(torch.uint8).numpy()
         share = np.float32((time.perf_counter() - began) / len(index))
         checksums = np.zeros(len(index), _CHECKSUM)
@@ -280,7 +282,7 @@ class CachedArray:
             self._bytes[at * self.row_bytes :][: raw.nbytes] = raw.reshape(-1)
             self._checksums[at : at + len(checksums)] = checksums
             return
-        # Written, not mapped: a full disk is an error here and would be a crash there.
+        # Written to the file, not to the mapped memory: there a full disk would end the process.
         for file, values, size in zip(
             self._files, (raw, checksums), (self.row_bytes, _CHECKSUM.itemsize), strict=True
         ):
@@ -291,7 +293,8 @@ class CachedArray:
 
     def _holds(self, position: int, fingerprint: NDArray[np.uint8]) -> bool:
         checksum = self._checksums[position]
-        # A row without a checksum is a hole in the file: it is not read, as a full tmpfs has no page for it.
+        # A row without a checksum is a hole in the file. It is not read, because a full tmpfs has
+        # no page for it.
         if not checksum["check"] or checksum["check"] != _check(checksum):
             return False
         row = self._bytes[position * self.row_bytes :][: self.row_bytes]
@@ -302,7 +305,7 @@ _live: weakref.WeakSet[CachedArray] = weakref.WeakSet()
 
 
 def clear_caches() -> None:
-    """Compare every row with what it was made from before it is used again: files may have changed."""
+    """Compare every row with its fingerprint before it is used again, because files may have changed."""
     for rows in _live:
         rows.forget()
 
@@ -328,7 +331,7 @@ def _check(checksum: NDArray[Any]) -> int:
 
 
 def _runs(index: Positions) -> Iterator[tuple[int, int]]:
-    """Stretches of consecutive numbers in sorted positions, as (start, end) in them."""
+    """The runs of consecutive numbers in sorted positions, as (start, end) indices into `index`."""
     edges = [0, *(np.flatnonzero(np.diff(index) != 1) + 1).tolist(), len(index)]
     return itertools.pairwise(edges)
 
@@ -338,7 +341,7 @@ def _paths(folder: Path) -> tuple[Path, Path]:
 
 
 def _make_folder(folder: Path, key: Mapping[str, str], sizes: tuple[int, int]) -> None:
-    """A complete, empty entry, unless there is one: made beside its place, then renamed into it."""
+    """Create an empty entry unless there is one: complete under another name first, then renamed."""
     if _is_sound(folder, sizes):
         with suppress(OSError):
             os.utime(folder / "about.json")
@@ -349,13 +352,15 @@ def _make_folder(folder: Path, key: Mapping[str, str], sizes: tuple[int, int]) -
     beside.mkdir()
     rows, checksums = _paths(beside)
     with rows.open("wb") as file:
-        file.truncate(sizes[0])  # a hole: no disk until rows are written
-    checksums.write_bytes(bytes(sizes[1]))  # no hole: these are read before they are written
+        file.truncate(sizes[0])  # a hole, which takes no space until rows are written
+    checksums.write_bytes(
+        bytes(sizes[1])
+    )  # not a hole, because these are read before they are written
     (beside / "about.json").write_text(json.dumps(key, indent=1))
     try:
         beside.rename(folder)
     except OSError:
-        if not _is_sound(folder, sizes):  # damaged, not another process's
+        if not _is_sound(folder, sizes):  # damaged, not just created by another process
             shutil.rmtree(folder, ignore_errors=True)
             beside.rename(folder)
         shutil.rmtree(beside, ignore_errors=True)
@@ -376,7 +381,7 @@ def _entry(folder: Path) -> Entry | None:
         what = str(json.loads(about.read_text())["what"])
         return Entry(folder, what, size, about.stat().st_mtime)
     except (OSError, ValueError, TypeError, KeyError):
-        return None  # being deleted, or damaged: the next use makes it anew
+        return None  # being deleted, or damaged: the next use creates it again
 
 
 def _write_all(file: int, data: bytes, offset: int) -> None:
@@ -392,8 +397,8 @@ def _close(files: tuple[int, int]) -> None:
 
 
 def default_folder() -> Path:
-    """transfer-harness in the user's cache folder ($XDG_CACHE_HOME, else ~/.cache); that for temporary files
-    where a user has no home."""
+    """The folder transfer-harness in the user's cache folder ($XDG_CACHE_HOME, else ~/.cache), or in the
+    folder for temporary files if the user has no home."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     except RuntimeError:

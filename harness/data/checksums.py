@@ -1,4 +1,4 @@
-"""SHA-256 of files, cached with each file's size and times, so that each file is read once.
+"""SHA-256 of files, cached with the size and times of each file, so that unchanged files are read only once.
 
 The cache is a small SQLite file in the user's cache folder. If it cannot be written, every process reads the
 files again.
@@ -21,13 +21,13 @@ from harness.data.images import shown
 
 FILE_NAME = "checksums.db"
 SETTLED = 2.0
-"""Seconds. A file written less than this before it was read is not cached, because it may be written again
-within the resolution of its times."""
+"""Seconds. The hash of a file that was written less than this before it was read is not cached, because the
+file may be written again within the resolution of its times."""
 BATCH = 500
-"""Paths looked up at once; SQLite takes no more than 999 variables in its older versions."""
+"""Number of paths per query; older versions of SQLite accept at most 999 variables."""
 
 State = tuple[int, int, int, int]
-"""Size, times of the last write and of the last change of the file's entry in ns, inode."""
+"""Size, time of the last write and time of the last change of the file's metadata in ns, and inode."""
 _read: dict[str, tuple[State, bytes]] = {}
 """Hashes that this process has read."""
 

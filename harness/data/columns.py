@@ -1,5 +1,4 @@
-"""Find the columns that hold images, labels, parts and groups, by their usual names or by the target's
-options."""
+"""Find the columns with images, labels, parts and groups, by their usual names or by the target's options."""
 
 from __future__ import annotations
 
@@ -23,13 +22,13 @@ USUAL = {
     "split": "split splits part partition subset set".split(),
     "group": ["group"],
 }
-"""Usual names of the columns for each role, as `plain` writes them."""
+"""Usual names of the columns for each role, in the form that `plain` returns."""
 LIKE_GROUPS = (
     "patient patientid subject subjectid participant participantid case caseid person personid individual "
     "individualid animal animalid sequence sequenceid video videoid session sessionid scene slide slideid "
     "lesion lesionid product productid series seriesid study studyid specimen specimenid"
 ).split()
-"""Names of columns that may hold groups; they are named in a note and not used."""
+"""Names of columns that may contain groups; such columns are mentioned in a note and not used."""
 
 
 def plain(name: str) -> str:
@@ -40,7 +39,7 @@ def plain(name: str) -> str:
 def choose(
     role: str, there: Sequence[str], options: Mapping[str, str], what: str
 ) -> tuple[str | None, list[str]]:
-    """The column for a role, and notes on it; None if none is meant.
+    """The column for a role, and notes on it; None if there is no such column.
 
     Args:
         role: "image", "label", "split" or "group".
@@ -57,11 +56,11 @@ def choose(
     usual = [name for name in there if plain(name) in USUAL[role]]
     if len(exact) == 1:
         others = [name for name in usual if name != exact[0]]
-        note = f"Column {exact[0]!r} is used as {role}; {quoted(others)} not ([{role}=COLUMN])."
+        note = f"Column {exact[0]!r} is used as {role}, not {quoted(others)}; [{role}=COLUMN] changes that."
         return exact[0], [note] if others else []
     if len(usual) > 1:
         raise UserError(
-            f"{what}: {quoted(usual)} could each be the {role}; say which: [{role}={usual[0]}]"
+            f"{what}: any of {quoted(usual)} could be the {role}; name one, e.g. [{role}={usual[0]}]"
         )
     if usual:
         return usual[0], [f"Column {usual[0]!r} is used as {role}."]
@@ -69,32 +68,34 @@ def choose(
 
 
 def named(wanted: str, there: Sequence[str], what: str) -> str:
-    """The column of that name, ignoring the letter case if only one matches."""
+    """The column of that name, ignoring case if only one column matches."""
     if wanted in there:
         return wanted
     near = [name for name in there if plain(name) == plain(wanted)]
     if len(near) == 1:
         return near[0]
-    raise UserError(f"{what}: no column {wanted!r}; there are {quoted(there)}")
+    raise UserError(f"{what}: no column {wanted!r}; the columns are {quoted(there)}")
 
 
 def missing(role: str, there: Sequence[str], what: str) -> UserError:
-    """The error for a table in which no column has a usual name."""
+    """The error for a table in which no column has a usual name for the role."""
     headless = any(Path(name).suffix.lower() in image_suffixes() for name in there)
-    why = "the first line must name the columns" if headless else f"name one: [{role}=COLUMN]"
-    return UserError(f"{what}: no column for the {role}s; there are {quoted(there)}; {why}")
+    why = "the first line must name the columns" if headless else f"name one with [{role}=COLUMN]"
+    return UserError(
+        f"{what}: no column for the {role}s is recognised; the columns are {quoted(there)}; {why}"
+    )
 
 
 def group_notes(columns: Mapping[str, Sequence[str]], used: Sequence[str | None]) -> list[str]:
-    """Notes on unused columns that look like groups and in which some value has several images.
+    """Notes on unused columns that look like groups, if several images share a value.
 
     Args:
         columns: name -> value of each row.
-        used: columns that are used.
+        used: names of the columns that are used.
     """
     return [
-        f"Column {name!r} looks like groups of images that belong together and is not used; [group={name}] "
-        "keeps each in one part."
+        f"Column {name!r}, which is not used, looks like groups of images that belong together; "
+        f"[group={name}] puts all images of a group into the same part."
         for name, values in columns.items()
         if name not in used and looks_like_groups(name) and 1 < len(set(values)) < len(values)
     ]
@@ -106,7 +107,7 @@ def looks_like_groups(name: str) -> bool:
 
 
 def quoted(names: Sequence[str]) -> str:
-    """Names for a message."""
+    """Names in quotes, for a message; at most 12."""
     return ", ".join(map(repr, names[:12])) + (
         f" and {len(names) - 12} more" if len(names) > 12 else ""
     )

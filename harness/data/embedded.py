@@ -1,4 +1,4 @@
-"""Data sets that come inside Python packages or Debian's: digits, MNIST 5k, Fashion-MNIST."""
+"""Data sets that come with Python or Debian packages: digits, MNIST 5k and Fashion-MNIST."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.data.target import ArrayTarget, Target
 from harness.data.torchvision_sets import torchvision_target
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package dataset-fashion-mnist puts its files."""
+"""Folder in which Debian's package dataset-fashion-mnist installs its files."""
 
 
 def digits() -> Target:

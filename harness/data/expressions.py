@@ -1,11 +1,11 @@
 """Targets derived from other targets by an expression: selected classes, parts, mixtures, altered images.
 
     X[classes=0-4]      some classes, by name or position, joined by "+": [classes=bag+boot], [classes=0-2+7]
-    X[part=1/3]         one of three disjoint parts of each class; [part=2-3/3] is the other two
-    mix(X,Y,0.25)       a quarter of each class from X, the rest from Y; the total does not depend on the
-    share shuffle(4,X)        the 4 x 4 tiles of each image in random order, different for each image
-    permute(X)          the pixels of all images in the same random order
-    random_labels(X)    the labels randomly permuted, so that each occurs as often as before
+    X[part=1/3]         one of three disjoint parts of each class; [part=2-3/3] is the other two mix(X,Y,0.25)
+    a quarter of each class from X, the rest from Y; the total does not depend on the share shuffle(4,X)
+    the 4 x 4 tiles of each image in random order, different for each image permute(X)          the pixels of
+    all images in the same random order random_labels(X)    the labels randomly permuted, so that each occurs
+    as often as before
 
 X and Y are names of targets or expressions, e.g. shuffle(2,fashion_mnist[classes=0-4][part=1/2]).
 """
@@ -40,7 +40,7 @@ class Change(ABC):
 
     @abstractmethod
     def __call__(self, images: torch.Tensor, positions: Indices) -> torch.Tensor:
-        """(n, 3, s, s) changed copies of as many images, at these positions in the target."""
+        """(n, 3, s, s) changed copies of n images, which are at these positions in the target."""
 
 
 @final
@@ -55,7 +55,8 @@ class Shuffle(Change):
         count, k, side = len(images), self.k, images.shape[-1] // self.k
         if not side:
             raise UserError(
-                f"shuffle({k},...): images of {images.shape[-1]} pixels have no {k} x {k} tiles"
+                f"shuffle({k},...): images of {images.shape[-1]} pixels cannot be divided into {k} x {k} "
+                "tiles"
             )
         orders = [
             np.random.default_rng(derive_seed("shuffle", k, i)).permutation(k * k)
@@ -86,12 +87,12 @@ class Permute(Change):
 @final
 @dataclass(frozen=True)
 class DerivedTarget(Target):
-    """Images of other targets under new labels.
+    """Images of other targets with new labels.
 
     Attributes:
-        parts: those targets.
-        which, where: (n,) the part that each image is from, and its position there.
-        change: of the pixels, or None.
+        parts: the other targets.
+        which, where: (n,) index of the target that each image comes from, and its position there.
+        change: change of the pixels, or None.
     """
 
     parts: tuple[Target, ...]
@@ -133,7 +134,8 @@ class DerivedTarget(Target):
         return out if self.change is None else self.change(out, indices)
 
     def _by_part(self, indices: Indices) -> Iterator[tuple[Target, Indices, Indices]]:
-        """Every part that some of these images are from, which of them are, and their positions there."""
+        """For every target that some of these images come from: the target, which images, and their positions
+        in it."""
         which = self.which[indices]
         for number, part in enumerate(self.parts):
             if len(at := np.flatnonzero(which == number)):
@@ -141,7 +143,7 @@ class DerivedTarget(Target):
 
 
 def roots(target: Target, indices: Indices) -> list[tuple[str, int]]:
-    """For each image, the data set that it is from in the end and its position there."""
+    """For each image, the original data set that it comes from and its position there."""
     if not isinstance(target, DerivedTarget):
         return [(target.identity, int(i)) for i in indices]
     return [
@@ -167,7 +169,7 @@ def evaluate(name: str, load: Load) -> Target | None:
             if kind in own:
                 return None
             known = ", ".join(("classes", "part", *own))
-            raise UserError(f"target {name!r}: unknown selection {kind!r}; there are {known}")
+            raise UserError(f"target {name!r}: unknown selection {kind!r}; known: {known}")
         target = load(inner.strip())
         return _classes(target, value, name) if kind == "classes" else _part(target, value, name)
     match = re.fullmatch(r"(\w+)\((.*)\)", name)
@@ -180,13 +182,15 @@ def evaluate(name: str, load: Load) -> Target | None:
     if function == "shuffle" and len(arguments) == 2:
         tiles = _number(arguments[0], name, int)
         if tiles < 2:
-            raise UserError(f"target {name!r}: at least 2 tiles a side, got {tiles}")
+            raise UserError(
+                f"target {name!r}: shuffle needs at least 2 tiles per side, got {tiles}"
+            )
         return _changed(load(arguments[1]), f"shuffle({tiles},", Shuffle(tiles))
     if function == "permute" and len(arguments) == 1:
         return _changed(load(arguments[0]), "permute(", Permute())
     if function == "random_labels" and len(arguments) == 1:
         return _random_labels(load(arguments[0]))
-    raise UserError(f"target {name!r} is not understood; there are {FORMS}")
+    raise UserError(f"target {name!r} is not a valid expression; the forms are {FORMS}")
 
 
 def _arguments(text: str) -> list[str]:
@@ -206,7 +210,7 @@ def _number(text: str, name: str, kind: type[T]) -> T:
         return kind(text)
     except ValueError:
         what = "a whole number" if kind is int else "a number"
-        raise UserError(f"target {name!r}: want {what}, got {text!r}") from None
+        raise UserError(f"target {name!r}: expected {what}, got {text!r}") from None
 
 
 def _taken(target: Target, rows: Indices, name: str) -> DerivedTarget:
@@ -232,7 +236,7 @@ def _classes(target: Target, text: str, name: str) -> Target:
         at = [_class(target, end, name) for end in ends]
         chosen += range(at[0], at[-1] + 1) if len(at) == 2 else at[:1]
     if len(set(chosen)) < len(chosen) or len(chosen) < 2:
-        raise UserError(f"target {name!r}: want at least 2 classes, each once")
+        raise UserError(f"target {name!r}: name at least 2 classes, each only once")
     rows = np.flatnonzero(np.isin(target.labels, chosen)).astype(np.int64)
     made = _taken(target, rows, f"{target.name}[classes={text}]")
     labels = np.array([chosen.index(label) for label in target.labels[rows]], np.int64)
@@ -244,14 +248,14 @@ def _class(target: Target, text: str, name: str) -> int:
         return target.classes.index(text)
     if text.isdecimal() and int(text) < len(target.classes):
         return int(text)
-    raise UserError(f"target {name!r}: no class {text!r}; there are {', '.join(target.classes)}")
+    raise UserError(f"target {name!r}: no class {text!r}; known: {', '.join(target.classes)}")
 
 
 def _part(target: Target, text: str, name: str) -> Target:
     match = re.fullmatch(r"(\d+)(?:-(\d+))?/(\d+)", text)
     first, last, of = map(int, (match[1], match[2] or match[1], match[3])) if match else (0, 0, 0)
     if not 1 <= first <= last <= of:
-        raise UserError(f"target {name!r}: want a part such as 1/2 or 2-3/3, got {text!r}")
+        raise UserError(f"target {name!r}: expected a part such as 1/2 or 2-3/3, got {text!r}")
     rows = []
     for stream, members in _members(target):
         rng = np.random.default_rng(derive_seed("part", target.identity, stream))
@@ -261,12 +265,12 @@ def _part(target: Target, text: str, name: str) -> Target:
     kept = np.sort(np.concatenate(rows)).astype(np.int64)
     made = _taken(target, kept, f"{target.name}[part={text}]")
     if len(np.unique(made.labels)) < len(target.classes):
-        raise UserError(f"target {name!r}: a class has no image in that part")
+        raise UserError(f"target {name!r}: a class has no images in that part; use fewer parts")
     return made
 
 
 def _parts_of_groups(target: Target, part: tuple[int, int, int], name: str) -> list[Indices]:
-    """A part of a target with groups, each of which is in one part only; given parts are divided
+    """A part of a target with groups. Every group is in one part only; the official parts are divided
     separately."""
     assert target.groups is not None
     first, last, of = part
@@ -276,7 +280,9 @@ def _parts_of_groups(target: Target, part: tuple[int, int, int], name: str) -> l
             seed = derive_seed("part", target.identity)
             fold = folds(target.labels[given], target.groups[given], of, seed)
         except ValueError:
-            raise UserError(f"target {name!r}: too few groups for {of} parts") from None
+            raise UserError(
+                f"target {name!r}: too few groups for {of} parts; use fewer parts"
+            ) from None
         rows.append(given[(first - 1 <= fold) & (fold < last)])
     return rows
 
@@ -285,8 +291,8 @@ def _mix(first: Target, second: Target, share: float, name: str) -> Target:
     """A mixture of two targets. Official test images are left out, because mixtures are for training."""
     if len(first.classes) != len(second.classes):
         raise UserError(
-            f"target {name!r}: mix wants equal numbers of classes, got {len(first.classes)} and "
-            f"{len(second.classes)}; choose with [classes=...]"
+            f"target {name!r}: mix needs equal numbers of classes, got {len(first.classes)} and "
+            f"{len(second.classes)}; select classes with [classes=...]"
         )
     if not 0 <= share <= 1:
         raise UserError(f"target {name!r}: the share must be in [0, 1], got {share}")
@@ -318,7 +324,7 @@ def _mix(first: Target, second: Target, share: float, name: str) -> Target:
 
 
 def _mixed_groups(parts: tuple[Target, ...], which: Indices, where: Indices) -> Indices | None:
-    """Groups by the data set that the images are from; where one has none, each of its images is one."""
+    """Groups of a mixture; an image from a data set without groups is a group of its own."""
     if all(part.groups is None for part in parts):
         return None
     keys = []
@@ -351,7 +357,8 @@ def _is_test(target: Target) -> NDArray[np.bool_]:
 
 
 def _given_parts(target: Target) -> dict[str, Indices]:
-    """Positions of official test images, of validation images, and of the rest, by name of their streams."""
+    """Positions of the official test images, the validation images and the rest, by the name of their random
+    stream."""
     test = _is_test(target)
     val = np.zeros_like(test) if target.official_val is None else target.official_val & ~test
     parts = {"False": ~test & ~val, "True": test, "validation": val}
@@ -361,7 +368,7 @@ def _given_parts(target: Target) -> dict[str, Indices]:
 
 
 def _members(target: Target) -> Iterable[tuple[str, Indices]]:
-    """Positions by class, official parts apart, each with a name for its random stream."""
+    """Positions by class and official part, each with the name of its random stream."""
     given = _given_parts(target)
     for label in range(len(target.classes)):
         for name, part in given.items():

@@ -1,4 +1,4 @@
-"""Images in folders: one folder per class, or parts (train, val, test) with one folder per class in each."""
+"""Images in folders: one folder per class, or parts (train, val, test) that contain one folder per class."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.data.target import FileTarget, Target
 from harness.data.tree import NO_IMAGE, SkippedFiles, contains_images, images_below, inside
 
 _ClassFolder = tuple[str, str, Path]
-"""Part, class name, and folder of the images of that class in that part."""
+"""Part, class name, and the folder with the images of that class in that part."""
 LAYOUTS = ("classes", "parts")
 OUTSIDE = "images outside the class folders"
 BESIDE = "folders beside the parts"
@@ -27,7 +27,7 @@ def folder_target(path: str, options: Mapping[str, str]) -> Target:
     """The images below a folder.
 
     Args:
-        path: of the folder.
+        path: path of the folder.
         options: "layout": "classes" (each folder is a class, whatever its name) or "parts" (train, val and
             test are parts of the data set, above or below the class folders). "group": a regular
             expression that finds the group of an image (patient, sequence, product) in its file name or path.
@@ -38,7 +38,7 @@ def folder_target(path: str, options: Mapping[str, str]) -> Target:
     root = Path(path).expanduser()
     what = f"target folder:{path}"
     if not is_folder(root):
-        raise UserError(f"{what}: no such folder; want one sub-folder per class")
+        raise UserError(f"{what}: no such folder; name a folder with one sub-folder per class")
     layout = options.get("layout")
     if layout is not None and layout not in LAYOUTS:
         raise UserError(f"{what}: layout must be classes or parts, got {layout!r}")
@@ -78,14 +78,14 @@ class _Tree:
     skipped: SkippedFiles = field(default_factory=SkippedFiles)
 
     def folders(self, folder: Path) -> list[Path]:
-        """The sub-folders of a folder that should hold nothing else; files are skipped."""
+        """The sub-folders of a folder that should contain only folders; files are skipped."""
         folders, files = inside(folder, self.skipped)
         for path in files:
             self.skipped.add(OUTSIDE if is_image(path) else NO_IMAGE, path)
         return folders
 
     def below(self, path: Path) -> str:
-        """A path below the folder in words."""
+        """A path relative to the folder, for messages."""
         return shown(path.relative_to(self.root))
 
 
@@ -96,7 +96,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _full(folder: Path) -> list[Path]:
-    """Sub-folders that hold images."""
+    """Sub-folders that contain images."""
     return [path for path in _folders(folder) if contains_images(path)]
 
 
@@ -104,7 +104,7 @@ def _layout(tree: _Tree) -> str:
     """ "classes" or "parts", by the names and contents of the folders.
 
     Raises:
-        UserError: if it could be either, with both readings.
+        UserError: if both are possible, with the option for each.
     """
     top = _full(tree.root)
     parts = [folder for folder in top if part_named(folder.name)]
@@ -114,7 +114,7 @@ def _layout(tree: _Tree) -> str:
         raise _two_readings(
             tree,
             f"{_listed(with_classes)} could be parts of the data set, or classes as {_listed(others)}",
-            f"takes {_listed(parts)} as parts and passes over {_listed(others)}",
+            f"takes {_listed(parts)} as parts and skips {_listed(others)}",
             f"takes {_listed(top)} as the classes",
         )
     if with_classes:
@@ -122,7 +122,7 @@ def _layout(tree: _Tree) -> str:
     if parts and not others:
         raise _two_readings(
             tree,
-            f"{_listed(parts)} hold images, but no class folders",
+            f"{_listed(parts)} contain images, but no class folders",
             f"is for class folders inside {_listed(parts)} (or list the images in a table: csv:FILE)",
             f"takes {_listed(parts)} as the classes",
         )
@@ -144,16 +144,16 @@ def _refuse_nested(tree: _Tree, top: Sequence[Path]) -> None:
     if TRAIN in set(map(part_named, named)) and len(named) > 1:
         raise _two_readings(
             tree,
-            f"{' and '.join(sorted(named))} lie inside {_listed(top)}",
+            f"{' and '.join(sorted(named))} are inside {_listed(top)}",
             "takes them as parts of the data set",
-            f"takes all images below {_listed(top)} as those of one class each",
+            f"takes each of {_listed(top)} as one class with all images below it",
         )
     common = set.intersection(*({one_form(f.name) for f in found} for found in inner.values()))
     if len(top) > 1 and len(common) > 1 and not any(map(_direct_images, top)):
         again = _listed(sorted(common))
         raise _two_readings(
             tree,
-            f"each of {_listed(top)} holds the same sub-folders ({again})",
+            f"each of {_listed(top)} contains the same sub-folders ({again})",
             f"is for parts, named train, val and test, with the classes {again} inside (or name one of "
             f"them: folder:{shown(top[0])})",
             f"takes {_listed(top)} as the classes",
@@ -167,7 +167,7 @@ def _two_readings(tree: _Tree, seen: str, parts: str, classes: str) -> UserError
 
 
 def _classes(tree: _Tree) -> Iterator[_ClassFolder]:
-    """Class folders if every sub-folder is a class.
+    """The class folders of a folder in which every sub-folder is a class.
 
     Raises:
         UserError: if one of them has no images.
@@ -178,13 +178,13 @@ def _classes(tree: _Tree) -> Iterator[_ClassFolder]:
         yield TRAIN, path.name, path
     if nested:
         tree.notes.append(
-            f"Sub-folders of the class folders ({nested}) are not told apart: all images below a class "
-            "folder are of that class."
+            f"Sub-folders of the class folders ({nested}) are not classes of their own: all images below a "
+            "class folder belong to that class."
         )
 
 
 def _parts(tree: _Tree) -> Iterator[_ClassFolder]:
-    """Class folders if the parts are above or below the classes.
+    """The class folders of a data set with parts, which are above or below the classes.
 
     Raises:
         UserError: if there is no training part, a part occurs twice, or it has no class folders.
@@ -199,11 +199,12 @@ def _parts(tree: _Tree) -> Iterator[_ClassFolder]:
         part = str(part_named(path.name))
         if part in by_part:
             raise UserError(
-                f"{tree.what}: two folders for the {part} part: {_listed([by_part[part], path])}"
+                f"{tree.what}: two folders for the {part} part: {_listed([by_part[part], path])}; "
+                "rename or move one of them"
             )
         by_part[part] = path
     if TRAIN not in by_part:
-        raise UserError(f"{tree.what}: no train folder, only {_listed(found)}")
+        raise UserError(f"{tree.what}: no folder named train, only {_listed(found)}")
     for path in here:
         if path not in found:
             tree.skipped.add(BESIDE, path)
@@ -221,19 +222,19 @@ def _class_folders(tree: _Tree, part: str, folder: Path) -> Iterator[Path]:
     if not classes and part == TEST:
         images = images_below(folder, tree.skipped)
         tree.notes.append(
-            f"{tree.below(folder)} holds {len(images)} images without class folders: they have no labels and "
-            "are passed over."
+            f"{tree.below(folder)} contains {len(images)} images without class folders: they have no labels "
+            "and are skipped."
         )
         return
     if not classes:
-        raise UserError(f"{tree.what}: {tree.below(folder)} holds images, but no class folders")
+        raise UserError(f"{tree.what}: {tree.below(folder)} contains images, but no class folders")
     for path in tree.folders(folder):
         if part == TRAIN or contains_images(path):
             yield path
 
 
 def _parts_inside(tree: _Tree, here: Sequence[Path]) -> Iterator[_ClassFolder]:
-    """Class folders that hold their parts."""
+    """The class folders of a data set in which the parts are folders inside the class folders."""
     train = 0
     for path in here:
         for sub in tree.folders(path):
@@ -248,16 +249,16 @@ def _parts_inside(tree: _Tree, here: Sequence[Path]) -> Iterator[_ClassFolder]:
 
 
 def _read(tree: _Tree, found: Iterator[_ClassFolder]) -> list[tuple[str, str, list[Path]]]:
-    """(part, class, images), parts in their order, classes in that of their names in each.
+    """(part, class, images), in the order of PARTS and, within a part, of the class names.
 
     Raises:
-        UserError: if a class has no images or no printable name, or parts have different classes.
+        UserError: if a class has no images or no printable name, or the parts have different classes.
     """
     by_part: dict[str, dict[str, list[Path]]] = {}
     for part, name, folder in found:
         if not name.isprintable():
             raise UserError(
-                f"{tree.what}: class folder {shown(Path(name))!r} is no printable text; rename it"
+                f"{tree.what}: the name of class folder {shown(Path(name))!r} is not printable; rename it"
             )
         before = len(tree.skipped.by_kind.get(NO_IMAGE, ()))
         images = images_below(folder, tree.skipped)
@@ -265,7 +266,7 @@ def _read(tree: _Tree, found: Iterator[_ClassFolder]) -> list[tuple[str, str, li
             none = tree.skipped.by_kind.get(NO_IMAGE, [])[before:]
             files = f", only {len(none)} files such as {shown(Path(none[0].name))}" if none else ""
             raise UserError(
-                f"{tree.what}: class folder {tree.below(folder)!r} holds no images{files}"
+                f"{tree.what}: class folder {tree.below(folder)!r} contains no images{files}"
             )
         by_part.setdefault(part, {}).setdefault(one_form(name), []).extend(images)
     if len(by_part) > 1:

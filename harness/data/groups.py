@@ -1,4 +1,4 @@
-"""Splits by group: all images of one patient, sequence or product are in the same part."""
+"""Splits by group: all images of one patient, sequence or product are in the same part of the split."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ from harness.data.target import Indices, Target
 
 Mask = NDArray[np.bool_]
 TEST_FOLDS, VAL_FOLDS = 4, 5
-"""Numbers of folds, of which one is held out: a quarter for the test, a fifth of the rest for validation."""
+"""Numbers of folds, one of which is held out: a quarter for the test, and a fifth of the rest for
+validation."""
 ATTEMPTS = 5
-"""Random assignments to try for each number of folds, until every part has images of every class."""
+"""Largest number of random assignments tried for each number of folds until every part has images of every
+class."""
 
 
 def grouped_parts(target: Target, seed: int) -> tuple[Mask, Mask]:
     """The test and validation images of a target with groups, as masks.
 
-    Parts that the data set comes with are used as they are. A missing part is one fold of scikit-learn's
-    StratifiedGroupKFold; the test part depends only on the target, the validation part on (target, seed).
+    Official parts are used as they are. A missing part is one fold of scikit-learn's StratifiedGroupKFold;
+    the test part depends only on the target, the validation part on (target, seed).
 
     Raises:
         UserError: if a class has too few groups for every part to have one.
@@ -45,7 +47,7 @@ def grouped_parts(target: Target, seed: int) -> tuple[Mask, Mask]:
 
 
 def shared_groups(target: Target) -> int:
-    """Groups that have images in more than one of the parts that the data set comes with."""
+    """Number of groups that have images in more than one of the official parts."""
     if target.groups is None:
         return 0
     part = np.zeros(len(target.labels), np.int64)
@@ -72,20 +74,20 @@ def folds(labels: Indices, groups: Indices, count: int, seed: int) -> Indices:
         count, shuffle=True, random_state=seed
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of a class with fewer images than folds
+        warnings.simplefilter("ignore", UserWarning)  # about a class with fewer images than folds
         for number, (_, held) in enumerate(kind.split(np.zeros(len(labels)), labels, groups)):
             fold[held] = number
     return fold
 
 
 def held_out(target: Target, rows: Mask, count: int, left: int, seed: int) -> Mask:
-    """A fold of these images that has images of every class.
+    """A fold of these images that contains images of every class.
 
     Args:
         target: target with groups.
-        rows: positions of the images to choose from.
+        rows: mask of the images to choose from.
         count: number of folds.
-        left: number of groups of every class that must stay outside.
+        left: number of groups of every class that must remain outside the fold.
         seed: seed of the assignment to folds.
     """
     assert target.groups is not None
@@ -103,7 +105,7 @@ def held_out(target: Target, rows: Mask, count: int, left: int, seed: int) -> Ma
 def _best_fold(labels: bytes, groups: bytes, count: int, left: int, seed: int) -> Indices | None:
     """Positions of the fold whose share of every class is nearest to 1 / count; None if no fold is suitable.
 
-    Cached, since it takes seconds for 50,000 groups. Fewer folds are tried where there are few groups.
+    If there are few groups, fewer folds are tried. Cached, because it takes seconds for 50,000 groups.
     """
     y, g = np.frombuffer(labels, np.int64), np.frombuffer(groups, np.int64)
     total = np.bincount(y)
@@ -124,7 +126,7 @@ def _best_fold(labels: bytes, groups: bytes, count: int, left: int, seed: int) -
 
 
 def _usable(y: Indices, g: Indices, fold: Indices, count: int, left: int) -> Iterator[Indices]:
-    """Folds that hold every class and leave as many groups of each outside."""
+    """The folds that contain every class and leave at least `left` groups of each class outside."""
     classes = np.unique(y)
     for number in range(count):
         held = fold == number
@@ -150,14 +152,14 @@ def _too_few(target: Target, need: int) -> str:
         )
     more = f" (and {len(small) - 5} more)" if len(small) > 5 else ""
     return (
-        f"target {target.name}: {'; '.join(small[:5])}{more}: at least 3 are needed, since the images of "
-        "a group are all trained on, all validated on or all tested on; add groups, or leave the class "
+        f"target {target.name}: {'; '.join(small[:5])}{more}: at least 3 are needed, because all images of "
+        "a group are in the same part (training, validation or test); add groups, or leave the class "
         "out with [classes=...]"
     )
 
 
 def groups_from_names(names: Sequence[str], pattern: str, what: str) -> tuple[Indices, str]:
-    """The group of each image from its name, and a sentence on them.
+    """The group of each image, taken from its name, and a note on the groups.
 
     Args:
         names: paths of the images below the folder, with "/".
@@ -171,23 +173,25 @@ def groups_from_names(names: Sequence[str], pattern: str, what: str) -> tuple[In
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise UserError(f"{what}: group={pattern} is no regular expression: {error}") from error
+        raise UserError(f"{what}: group={pattern} is not a regular expression: {error}") from error
     found = [compiled.search(PurePosixPath(n).name) or compiled.search(n) for n in names]
     keys = [match and (match.groups() or (match[0],)) for match in found]
     if strangers := [name for name, key in zip(names, keys, strict=True) if key is None]:
         raise UserError(
-            f"{what}: group={pattern} does not fit {len(strangers)} of {len(names)} names, first "
+            f"{what}: group={pattern} does not match {len(strangers)} of {len(names)} names, the first is "
             f"{shown(Path(strangers[0]))}"
         )
     number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     if len(number) == 1:
         raise UserError(f"{what}: group={pattern} puts all images into one group, {keys[0]}")
-    return np.array([number[key] for key in keys], np.int64), f"Groups by name ({pattern})."
+    return np.array(
+        [number[key] for key in keys], np.int64
+    ), f"Groups are read from names ({pattern})."
 
 
 def suggested_pattern(names: Sequence[str]) -> str:
-    """A regular expression for groups that these names suggest, "" if none: sub-folders of the class
-    folders, or a number that several files share before another one, as in patient03_frame17.png.
+    """A regular expression for the groups that these names suggest, "" if there are none. Groups may be
+    sub-folders of the class folders, or the first of two numbers in the name, as in patient03_frame17.png.
 
     Args:
         names: paths of the images below the class folders, with "/".

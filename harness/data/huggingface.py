@@ -37,9 +37,9 @@ class HubTarget(Target):
     """Images in the columns of data sets, decoded in the same way as files.
 
     Attributes:
-        parts: (name, data set with the encoded bytes of the images).
+        parts: name and data set, with the encoded bytes of the images, of each part.
         column: name of the image column.
-        which, where: (n,) the part of each image, and its row there.
+        which, where: (n,) index of the part of each image, and its row in that part.
     """
 
     parts: tuple[tuple[str, Any], ...]
@@ -56,7 +56,7 @@ class HubTarget(Target):
         yield from (hashlib.sha256(content).digest() for content, _ in self._contents())
 
     def shapes(self) -> Counter[tuple[int, int, str]]:
-        """(width, height, mode) -> number of images, from their headers; unreadable ones are left out."""
+        """(width, height, mode) -> number of images, from their headers, without unreadable images."""
         found: Counter[tuple[int, int, str]] = Counter()
         for content, suffix in self._contents():
             if (header := read_header(content, suffix)) is not None:
@@ -84,7 +84,7 @@ class HubTarget(Target):
 
 
 def _content(value: Mapping[str, Any], name: str) -> bytes:
-    """The bytes of an image, which are stored in its row or in a file that the row names."""
+    """The bytes of an image, from its row or from the file that the row names."""
     if value["bytes"] is not None:
         return bytes(value["bytes"])
     try:
@@ -98,7 +98,8 @@ def _suffix(value: Mapping[str, Any]) -> str:
 
 
 def huggingface_target(path: str, options: Mapping[str, str]) -> Target:
-    """An image classification set: a folder made by save_to_disk, one of Parquet files, or a name on the hub.
+    """An image classification data set: a folder made by save_to_disk, a folder of Parquet files, or a name
+    on the hub.
 
     Args:
         path: path of the folder, or name on the hub.
@@ -123,7 +124,9 @@ def huggingface_target(path: str, options: Mapping[str, str]) -> Target:
         labelled[part] = np.array([bool(text) for text in written[part]])
         if not labelled[part].all():
             count = int((~labelled[part]).sum())
-            notes.append(f"Part {part}: {count} of {len(rows)} images have no label, passed over.")
+            notes.append(
+                f"Part {part}: {count} of {len(rows)} images have no label and are skipped."
+            )
         _refuse_absent(rows, image, labelled[part], f"{what}: part {part}")
     which = np.concatenate([np.repeat(i, kept.sum()) for i, kept in enumerate(labelled.values())])
     where = np.concatenate([np.flatnonzero(kept) for kept in labelled.values()])
@@ -168,40 +171,41 @@ def _loaded(path: str, what: str) -> Any:
         return datasets.load_dataset(str(folder) if folder.is_dir() else path)
     except Exception as error:  # hub, OSError, ValueError kinds
         raise UserError(
-            f"{what}: neither a folder made by save_to_disk nor to be had from the hub ({first_line(error)})"
+            f"{what} is not a folder made by save_to_disk and cannot be loaded from the hub: "
+            f"{first_line(error)}"
         ) from error
 
 
 def _parts(found: Any, what: str) -> tuple[dict[str, Any], list[str]]:
-    """The training, validation and test parts that exist, and notes on others."""
+    """The training, validation and test parts that exist, and notes on other parts."""
     by_name = dict(found) if isinstance(found, dict) else {TRAIN: found}
     by_name = {name: rows for name, rows in by_name.items() if len(rows)}
     meant = {name: part_named(name) for name in by_name}
     if len(by_name) == 1 and not any(meant.values()):
         return {TRAIN: next(iter(by_name.values()))}, []
     others = [name for name, part in meant.items() if part is None]
-    notes = [f"Parts that are passed over: {quoted(others)}."] if others else []
+    notes = [f"Skipped parts: {quoted(others)}."] if others else []
     parts = {}
     for part in PARTS:
         names = [name for name in by_name if meant[name] == part]
         if len(names) > 1:
-            raise UserError(f"{what}: {quoted(names)} could each be the {part} part")
+            raise UserError(f"{what}: any of {quoted(names)} could be the {part} part")
         if names:
             parts[part] = by_name[names[0]]
     if TRAIN not in parts:
-        raise UserError(f"{what}: needs a train part; there are {quoted(list(by_name))}")
+        raise UserError(f"{what}: needs a train part; the parts are {quoted(list(by_name))}")
     return parts, notes
 
 
 def _image_column(features: Mapping[str, Any], options: Mapping[str, str], what: str) -> str:
     columns = [name for name, kind in features.items() if type(kind).__name__ == "Image"]
     if not columns:
-        raise UserError(f"{what}: needs an Image column; there are {quoted(list(features))}")
+        raise UserError(f"{what}: needs an Image column; the columns are {quoted(list(features))}")
     if "image" in options:
         return named(options["image"], columns, what)
     if len(columns) > 1:
         raise UserError(
-            f"{what}: {quoted(columns)} could each be the image; say which: [image={columns[0]}]"
+            f"{what}: any of {quoted(columns)} could be the image; name one, e.g. [image={columns[0]}]"
         )
     return columns[0]
 
@@ -209,14 +213,14 @@ def _image_column(features: Mapping[str, Any], options: Mapping[str, str], what:
 def _label_column(
     features: Mapping[str, Any], there: Sequence[str], options: Mapping[str, str], what: str
 ) -> tuple[str, list[str]]:
-    """The label column: the one given as an option, else the only ClassLabel column, else texts or
-    numbers."""
+    """The label column: the one given as an option, else the only ClassLabel column, else a column of texts
+    or numbers."""
     if "label" in options:
         return named(options["label"], there, what), []
     columns = [name for name in there if type(features[name]).__name__ == "ClassLabel"]
     if len(columns) > 1:
         raise UserError(
-            f"{what}: {quoted(columns)} could each be the label; say which: [label={columns[0]}]"
+            f"{what}: any of {quoted(columns)} could be the label; name one, e.g. [label={columns[0]}]"
         )
     if columns:
         return columns[0], []
@@ -228,17 +232,17 @@ def _label_column(
 
 
 def _written(rows: Any, label: str) -> list[str]:
-    """The label of each row as text; "" if there is none."""
+    """The label of each row as text; "" for a row without a label."""
     kind, values = rows.features[label], list(rows[label])
     if type(kind).__name__ == "ClassLabel":
         return ["" if v is None or v < 0 else one_form(kind.names[v]) for v in values]
     if all(value in (None, -1) for value in values):
-        return [""] * len(values)  # numbers that are hidden
+        return [""] * len(values)  # -1 for every row: the labels are hidden
     return ["" if value is None else one_form(str(value)) for value in values]
 
 
 def _classes(texts: Sequence[str], kind: Any, what: str) -> tuple[tuple[str, ...], Indices]:
-    """Classes in the order of the ClassLabel, without empty ones; else sorted by number or text."""
+    """The classes with images, in the order of the ClassLabel; without one, sorted by number or text."""
     if type(kind).__name__ != "ClassLabel":
         return numbered_classes(texts, what)
     used = set(texts)
@@ -256,7 +260,7 @@ def _values(
     where: Indices,
     group: str | None,
 ) -> dict[str, list[str]]:
-    """Values of the columns that are, or may be, groups, for each image."""
+    """Name -> value of each image, for the columns that contain groups or might."""
     found = {}
     for name in (c for c in columns if c == group or looks_like_groups(c)):
         written = {part: list(rows[name]) for part, rows in parts.items()}
@@ -278,7 +282,7 @@ def _refuse_absent(rows: Any, column: str, kept: NDArray[np.bool_], what: str) -
 
 
 def _encoded(rows: Any, column: str) -> Any:
-    """The images as their bytes, without the other columns."""
+    """The images as encoded bytes, without the other columns."""
     import datasets
 
     return rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))

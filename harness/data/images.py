@@ -1,4 +1,4 @@
-"""Read images from any container: every kind becomes RGB, and errors name the image.
+"""Read images of many formats: every image is converted to RGB, and errors name the image.
 
 The format is recognised from the content; the file name decides only for the few formats without a signature.
 """
@@ -29,10 +29,10 @@ BY_NAME_ONLY = ("DIB", "PCX", "TGA", "XBM", "XPM")
 NO_PICTURES = frozenset(
     ".3fr .arw .cr2 .dcr .dng .erf .iiq .kdc .mef .mos .nef .nrw .orf .pef .raf .rw2 .sr2 .srw .thm".split()
 ) | frozenset(".bak .crdownload .lnk .orig .part .partial .tmp".split())
-"""Suffixes of files that look like images but should not be read: raw photographs are TIFF files of which
-Pillow reads a thumbnail, and partial downloads and backups are not separate images."""
+"""Suffixes of files that look like images but are skipped: of raw photographs, which are TIFF files, Pillow
+reads only a thumbnail, and partial downloads and backups are not separate images."""
 DECODING = "2"
-"""To be changed whenever this module gives different pixels for the same file, so that cached pixels are
+"""Change this whenever this module gives different pixels for the same file, so that older cached pixels are
 not used."""
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 100
@@ -44,14 +44,14 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 def shown(path: Path | str) -> str:
-    """A path for messages, even if it contains bytes that are not UTF-8 or line breaks."""
+    """A path for messages; line breaks and bytes that are not UTF-8 are escaped."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 @cache
 def image_suffixes() -> dict[str, str]:
-    """Suffix -> format for the formats that are read here, e.g. ".jpg": "JPEG"."""
+    """Suffix -> format, for the formats that are read, e.g. ".jpg": "JPEG"."""
     read = {*_by_content(), *BY_NAME_ONLY, "MPO"}  # MPO: several JPEG images in one file
     return {suffix: name for suffix, name in Image.registered_extensions().items() if name in read}
 
@@ -64,8 +64,7 @@ def _by_content() -> tuple[str, ...]:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is an image: by its suffix if that is one of an image format, else by its first
-    bytes."""
+    """Whether a file is an image: by its suffix if that is known, else by its first bytes."""
     suffix = path.suffix.lower()
     if suffix in image_suffixes():
         return True
@@ -93,20 +92,20 @@ def read_header(content: bytes, suffix: str) -> tuple[int, int, str] | None:
 
 
 def open_image(path: Path) -> Image.Image:
-    """One image file as RGB; see `to_rgb`.
+    """An image file as RGB; see `to_rgb`.
 
     Raises:
-        UserError: naming the file, when it cannot be decoded.
+        UserError: naming the file, if it cannot be decoded.
     """
     return _opened(path, path.suffix, shown(path))
 
 
 def decode_image(content: bytes, name: str, suffix: str = "") -> Image.Image:
-    """The same for the bytes of a file.
+    """The bytes of an image file as RGB; see `to_rgb`.
 
     Args:
         content: bytes of the file.
-        name: name for messages.
+        name: name of the image for messages.
         suffix: suffix of the file name, if there is one.
     """
     return _opened(io.BytesIO(content), suffix, name)
@@ -133,8 +132,9 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
         name: name for messages.
 
     Raises:
-        UserError: when it has more than 100 megapixels, is more than 100 times longer than wide (or wider
-            than long), has pixels of more than 16 bits, or 16 bits per colour of which it uses 12 or fewer.
+        UserError: if it has more than 100 megapixels, if one side is more than 100 times as long as the
+            other, or if it has more than 16 bits per pixel, or 16 bits per colour of which it uses 12 or
+            fewer.
     """
     width, height = image.size
     if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
@@ -145,8 +145,8 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
         image = Image.fromarray(_eight_bits(np.asarray(image), name))
     elif deep_colour and (most := int(np.asarray(image.convert("RGB")).max())) < LEAST_COLOUR:
         raise UserError(
-            f"image {name} has 16 bits per colour and no value above {256 * most + 255}: it would be almost "
-            "black; save it with 8 bits, scaled by the range that it has"
+            f"image {name} has 16 bits per colour but no value above {256 * most + 255}, so it would be almost "
+            "black; save it with 8 bits, scaled by the largest value"
         )
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
@@ -165,7 +165,7 @@ def _eight_bits(deep: NDArray[Any], name: str) -> NDArray[np.uint8]:
     low, high = deep.min(), deep.max()
     if deep.dtype.kind == "f" or low < 0 or high > 0xFFFF:
         raise UserError(
-            f"image {name} holds {deep.dtype} pixels in [{low:g}, {high:g}]: want 8 or 16 bits without sign"
+            f"image {name} has {deep.dtype} pixels in [{low:g}, {high:g}]; save it with 8 or 16 unsigned bits"
         )
     stretched = (deep.astype(np.float64) - low) * (255 / max(int(high) - int(low), 1))
     levels: NDArray[np.uint8] = np.round(stretched).astype(np.uint8)

@@ -17,7 +17,7 @@ NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d+)?")
 
 
 def one_form(text: str) -> str:
-    """The text in Unicode normal form NFC, in which texts are compared, without surrounding blanks."""
+    """The text in Unicode normal form NFC and without surrounding blanks, so that texts can be compared."""
     return unicodedata.normalize("NFC", text).strip()
 
 
@@ -37,7 +37,7 @@ def numbered_classes(written: Sequence[str], what: str) -> tuple[tuple[str, ...]
     labels = np.array([_canonical(one_form(text)) for text in written], dtype=object)
     classes = sorted(set(labels))
     if unsafe := [label for label in classes if not label.isprintable()]:
-        raise UserError(f"{what}: label {unsafe[0]!r} is no printable text")
+        raise UserError(f"{what}: label {unsafe[0]!r} is not printable; rename it")
     if len(classes) < 2:
         raise UserError(f"{what}: needs at least 2 classes, found {len(classes)}")
     if all(map(NUMBER.fullmatch, classes)):
@@ -55,7 +55,7 @@ def numbered_groups(written: Sequence[str]) -> Indices:
 
 
 def _canonical(label: str) -> str:
-    """Write whole numbers without a fraction of zeros; leave others unchanged, as 1.1 and 1.10 may be
+    """Write whole numbers without decimals. Other numbers are unchanged, because 1.1 and 1.10 may be
     versions."""
     if not (match := WHOLE.fullmatch(label)):
         return label

@@ -1,4 +1,5 @@
-"""Leakage between the parts of a split: exact and near duplicates, and groups that given parts divide."""
+"""Leakage between the parts of a split: exact and near duplicates, and groups in more than one official
+part."""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ class Leak:
 
     Attributes:
         parts: the two parts, e.g. ("train", "test").
-        positions: of the two examples in the target.
-        exact: every pixel equal; otherwise the thumbnails correlate by at least NEAR.
+        positions: positions of the two examples in the target.
+        exact: whether all pixels are equal; otherwise the thumbnails correlate by at least NEAR.
     """
 
     parts: tuple[str, str]
@@ -35,8 +36,8 @@ def find_leaks(parts: Mapping[str, Examples]) -> list[Leak]:
     """Duplicates between each pair of parts.
 
     Near duplicates are found by the Pearson correlation of 16 x 16 grey thumbnails, which is robust to
-    re-compression, rescaling and changes of brightness, but not to crops or rotations. Data sets of coarse
-    images (8 x 8 digits) naturally contain near duplicates; the list shows where to look.
+    re-compression, rescaling and changes of brightness, but not to crops or rotations. In data sets of coarse
+    images (8 x 8 digits) different images may count as near duplicates, so look at the listed pairs.
     """
     thumbnails = {name: _thumbnails(part) for name, part in parts.items()}
     names = list(parts)
@@ -53,15 +54,15 @@ def find_leaks(parts: Mapping[str, Examples]) -> list[Leak]:
 
 
 def _close(a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[int, int]]:
-    """Pairs of rows that correlate by at least NEAR, a block of rows at a time."""
+    """Pairs of rows that correlate by at least NEAR, computed in blocks of rows."""
     for start in range(0, len(a), 1024):
         for row, column in torch.nonzero(a[start : start + 1024] @ b.T >= NEAR).tolist():
             yield start + row, column
 
 
 def describe_leaks(leaks: Sequence[Leak], target: Target) -> str:
-    """One line that counts the duplicates, names the first few and counts the groups that are in two given
-    parts; empty when there are none."""
+    """One line with the number of duplicates, the first few of them, and the number of groups in more than
+    one official part; empty if there are none."""
     torn = describe_groups(target)
     if not leaks:
         return f"target {target.name}: {torn}" if torn else ""
@@ -74,18 +75,19 @@ def describe_leaks(leaks: Sequence[Leak], target: Target) -> str:
     return (
         f"target {target.name}: {exact} exact and {len(leaks) - exact} near duplicates between train, "
         f"validation and test: {'; '.join(shown)}{'; ...' if len(leaks) > 5 else ''}"
-        f"{'; besides, ' * bool(torn)}{torn}"
+        f"{'; also, ' * bool(torn)}{torn}"
     )
 
 
 def describe_groups(target: Target) -> str:
-    """How many groups have images in more than one of the parts that the data set comes with; "" if none."""
+    """A sentence with the number of groups in more than one official part; "" if there are none."""
     torn = shared_groups(target)
-    return f"{torn} groups have images in more than one of the given parts" if torn else ""
+    return f"{torn} groups have images in more than one official part" if torn else ""
 
 
 def _thumbnails(examples: Examples) -> torch.Tensor:
-    """(n, 256) standardised grey thumbnails; a uniform image becomes zeros and correlates with no other."""
+    """(n, 256) standardised grey thumbnails; a uniform image gives zeros, so that it correlates with no
+    other."""
     parts = (examples.pixels[start : start + 1024] for start in range(0, len(examples), 1024))
     grey = (part.float().mean(1, keepdim=True) for part in parts)
     small = torch.cat([F.interpolate(part, (16, 16), mode="area").flatten(1) for part in grey])

@@ -1,5 +1,5 @@
-"""Find image files for the names in a table, even if they were written on another system or for another
-folder."""
+"""Find the image files for the names in a table, even if the table was written on another system or for
+another folder."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ SHOWN = 3
 def find_images(
     names: Sequence[str], hints: Sequence[set[str]], folder: Path, what: str
 ) -> tuple[tuple[Path, ...], list[str]]:
-    """The file of each name, and notes on how they were found.
+    """The file of each name, and notes on how the files were found.
 
     A name is first read as a path relative to the table's folder or the two folders above it. If there is
-    no such file, it is searched below the table's folder: a relative name by its whole path, an absolute
+    no such file, it is searched for below the table's folder: a relative name by its whole path, an absolute
     one by its last components (at least file name and folder). Separators, letter case and Unicode form are
     ignored, and the suffix may be missing.
 
     Args:
         names: names as written in the table.
-        hints: for each image, folder names that distinguish several matching files: its label and part.
+        hints: for each image, folder names that decide between several matching files: its label and part.
         folder: folder of the table.
         what: the target, for messages.
 
     Raises:
-        UserError: if a file is absent or several match, naming the first of them and the searched folders.
+        UserError: if a file is missing or several match, naming the first one and the searched folders.
     """
     tree = _Files(folder)
     paths: list[Path] = []
@@ -61,26 +61,28 @@ def find_images(
     if absent:
         first = ", ".join(_describe(name, folder) for name in absent[:SHOWN])
         raise UserError(
-            f"{what}: {len(absent)} images are absent, first {first}; looked for as written, in "
-            f"{shown(folder.absolute())}, the two folders above it and, by the end of the name, below it"
+            f"{what}: {len(absent)} images are missing, the first is {first}; searched for the names as "
+            f"written in {shown(folder.absolute())} and the two folders above it, and for their last parts "
+            "below it"
         )
     if unclear:
         raise UserError(
-            f"{what}: {len(unclear)} image names fit several files, first {'; '.join(unclear[:SHOWN])}; "
-            "write the folder too"
+            f"{what}: {len(unclear)} image names match several files: {'; '.join(unclear[:SHOWN])}; "
+            "write the folder in the name too"
         )
     notes = []
     if searched:
         name, path = searched[0]
         found = shown(path.relative_to(folder))
         notes.append(
-            f"Images found by the end of their names: {len(searched)} (first {shown(name)} is {found})."
+            f"Images found by the last parts of their names: {len(searched)} (the first, {shown(name)}, is "
+            f"{found})."
         )
     return tuple(paths), notes
 
 
 def _as_written(name: str, folder: Path) -> Path | None:
-    """The file of that name, in which backslashes may separate folders."""
+    """The file of that name; backslashes may separate folders."""
     for text in dict.fromkeys((name, name.replace("\\", "/"))):
         for base in (folder, folder / "..", folder / "../.."):
             if is_file(path := base / text):
@@ -100,7 +102,7 @@ class _Files:
     folder: Path
 
     def fitting(self, name: str, hint: set[str]) -> list[Path]:
-        """Files that match the name; only one if the match is clear."""
+        """The files that match the name; a single one if the match is unambiguous."""
         text = name.replace("\\", "/")
         absolute = bool(re.match(r"/|[A-Za-z]:", text))
         parts = [p for p in re.sub(r"^[A-Za-z]:", "", text).split("/") if p not in ("", ".", "..")]
@@ -119,8 +121,8 @@ class _Files:
 
     @cached_property
     def _by_name(self) -> dict[str, list[tuple[Path, list[str], int]]]:
-        """Key of a file name, with and without suffix -> the file, the keys of its path components, and
-        how many of them are below the folder."""
+        """Key of a file name, with and without suffix -> the file, the keys of its path components, and the
+        number of components below the folder."""
         found: defaultdict[str, list[tuple[Path, list[str], int]]] = defaultdict(list)
         above = len(self.folder.absolute().parts)
         entered: set[str] = set()
@@ -145,7 +147,7 @@ class _Files:
 
 
 def _agreeing(wanted: list[str], have: list[str]) -> int:
-    """Number of last components that agree: the file name, with or without suffix, and folders."""
+    """Number of components at the end that agree: the file name, with or without suffix, and folders."""
     count = 1
     while count < min(len(wanted), len(have)) and wanted[-1 - count] == have[-1 - count]:
         count += 1
@@ -153,5 +155,5 @@ def _agreeing(wanted: list[str], have: list[str]) -> int:
 
 
 def _key(text: str) -> str:
-    """A name for comparison: in one Unicode form, ignoring letter case."""
+    """A name in a form for comparison: NFC and case-folded."""
     return unicodedata.normalize("NFC", text).casefold()

@@ -1,7 +1,7 @@
 """Parse options in brackets after a path: folder:PATH[layout=parts], csv:FILE[image=file,label=species].
 
-A comma separates options only if the name of an option follows it, so that values may contain commas,
-brackets and equals signs: folder:PATH[group=^([0-9]{2,4})_,layout=classes].
+A comma separates options only if the name of an option follows. Values may thus contain commas, brackets and
+equals signs: folder:PATH[group=^([0-9]{2,4})_,layout=classes].
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def split_options(kind: str, text: str) -> tuple[str, dict[str, str]]:
 
     Args:
         kind: "folder", "csv" or "hf".
-        text: the text after the kind's colon. A path that exists as it is written has no options, even if it
+        text: the text after the kind's colon. A path that exists as written has no options, even if it
             contains brackets.
 
     Raises:
-        UserError: if the kind has no such option, one is given twice, or one is empty.
+        UserError: if the kind has no such option, or an option is given twice or is empty.
     """
     starts = [m.start() for m in re.finditer(rf"\[(?=\s*{_NAME})", text)]
     if not starts or not text.endswith("]") or path_exists(text):
@@ -42,7 +42,7 @@ def split_options(kind: str, text: str) -> tuple[str, dict[str, str]]:
         name, _, value = item.strip().partition("=")
         if name not in OPTIONS[kind]:
             known = _either(OPTIONS[kind])
-            raise UserError(f"target {kind}:{text}: {kind}: has no option {name!r}; want {known}")
+            raise UserError(f"target {kind}:{text}: {kind}: has no option {name!r}; use {known}")
         if name in options or not value.strip():
             wrong = "given twice" if name in options else "empty"
             raise UserError(f"target {kind}:{text}: option {name!r} is {wrong}")

@@ -1,4 +1,4 @@
-"""The parts that a data set comes with: training, validation and test, by their usual names."""
+"""The official parts of a data set (training, validation and test), by their usual names."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _PART = {
 
 @dataclass(frozen=True)
 class OfficialParts:
-    """Which images are in which part; None where there is no such part.
+    """The official test and validation images of a data set.
 
     Attributes:
-        test, val: (n,) True for images of that part.
-        notes: one sentence each.
+        test, val: (n,) True for images of that part; None if there is no such part.
+        notes: notes on the parts, one sentence each.
     """
 
     test: NDArray[np.bool_] | None
@@ -41,14 +41,13 @@ class OfficialParts:
 
 
 def part_named(name: str) -> str | None:
-    """The part with this name, in any letter case: "Training_set" is "train"; None if there is no such
-    part."""
+    """The part that a name means, in any letter case: "train" for "Training_set"; None for other names."""
     return _PART.get(re.sub(r"[\W_]", "", name).lower())
 
 
 def official_parts(names: Sequence[str], what: str) -> OfficialParts:
-    """The parts of a data set from the part of each image. A validation part becomes the test part if
-    there is no test part.
+    """The official parts of a data set. If there is no test part, the validation part is used as the test
+    part.
 
     Args:
         names: "train", "val" or "test" for each image.
@@ -64,25 +63,25 @@ def official_parts(names: Sequence[str], what: str) -> OfficialParts:
         raise UserError(f"{what}: no training images, only {there}")
     if counts[TEST]:
         given = f"{counts[TRAIN]} training, {counts[VAL]} validation and {counts[TEST]} test images"
-        note = f"Parts used as given: {given}." if counts[VAL] else ""
+        note = f"The official parts are used: {given}." if counts[VAL] else ""
         return OfficialParts(
             part == TEST, part == VAL if counts[VAL] else None, (note,) if note else ()
         )
     if counts[VAL]:
-        note = f"There is no test part: the {counts[VAL]} validation images are the held-out test images."
+        note = f"There is no test part, so the {counts[VAL]} validation images are used as test images."
         return OfficialParts(part == VAL, None, (note,))
     return OfficialParts(None, None, ())
 
 
 def differences(classes: Mapping[str, Iterable[str]], what: str) -> list[str]:
-    """Notes on classes that the held-out test part lacks.
+    """Notes on classes without test images.
 
     Args:
-        classes: part -> the classes that it has images of.
+        classes: part -> the classes of which it has images.
         what: the target, for messages.
 
     Raises:
-        UserError: if the classes of the parts differ in another way, naming the classes.
+        UserError: if the classes of the parts differ in any other way, naming the classes.
     """
     sets = {part: set(names) for part, names in classes.items()}
     held_out = TEST if TEST in sets else VAL

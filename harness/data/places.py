@@ -1,7 +1,7 @@
-"""Known paths of a target's images: the same content under another path is the same target.
+"""Known paths of a target's images, so that a recorded trial finds its images after they have moved.
 
-Every name under which a target was hashed is stored beside the checksums of its files, so that a recorded
-trial finds its images after they have moved.
+A target with the same content under another path is the same target. Every name under which a target was
+hashed is stored in the same file as the checksums.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from harness.data.targets import PATH_LOADERS, load_target
 
 
 def remember_place(name: str, fingerprint: str) -> None:
-    """Store that the target of that name has this content now; only for the user's own files."""
+    """Store that the target of that name has this content now. Only targets with a path are stored."""
     if ":" not in name:
         return
     with suppress(sqlite3.Error, OSError), memory() as database:
@@ -31,12 +31,14 @@ def remember_place(name: str, fingerprint: str) -> None:
 
 
 def find_again(name: str, fingerprint: str) -> str:
-    """A name under which this content is found now: the given one if it still has this content, else the
-    latest known one that has; the given one if there is none.
+    """A name under which this content is found now.
 
     Args:
         name: the recorded name.
         fingerprint: recorded hash of the target; "" if it was not recorded.
+
+    Returns:
+        `name` if it still has this content, else the latest known name that has it, else `name`.
     """
     if ":" not in name or not fingerprint:
         return name
@@ -57,7 +59,7 @@ def _has(name: str, fingerprint: str) -> bool:
 
 
 def _absolute(name: str) -> str:
-    """The name with an absolute path; a mixture of targets stays unchanged."""
+    """The name with an absolute path; expressions such as mixtures are unchanged."""
     kind, _, rest = name.partition(":")
     if kind not in PATH_LOADERS:
         return name

@@ -1,8 +1,8 @@
-"""Unpack archives safely: only below their own folder, and no more bytes than the disk has room for.
+"""Unpack archives safely: only below their own folder, and only if they fit on the disk.
 
-torchvision unpacks what it downloads by `tarfile` and `zipfile` as they are. For the length of a block both
-are made careful: tar members pass Python's data filter (PEP 706, the default only from 3.14 on), and the
-sizes that an archive declares for its members are added up before they are written.
+torchvision unpacks its downloads with `tarfile` and `zipfile` without checks. Inside a block, both are made
+safe: tar members pass Python's data filter (PEP 706, the default from Python 3.14 on), and the sizes that an
+archive declares for its members are added up before the members are written.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ ROOM = 0.9
 
 @contextmanager
 def safe_extraction(folder: Path) -> Iterator[None]:
-    """Let archives unpack in this block as described above.
+    """Unpack archives in this block as described above.
 
     Args:
-        folder: on the disk that is unpacked to; its nearest parent that exists counts.
+        folder: a folder on the disk that is unpacked to; it need not exist yet.
 
     Raises:
         UserError: from within the block, before the member that would not fit is written.
@@ -42,8 +42,8 @@ def safe_extraction(folder: Path) -> Iterator[None]:
         unpacked += size
         if unpacked > room:
             raise UserError(
-                f"an archive would unpack to more than the {room / 2**30:.1f} GiB that {there} has room for "
-                f"(at {name}); it may be a bomb, or the disk is too small"
+                f"an archive would unpack to more than the {room / 2**30:.1f} GiB that are free at {there} "
+                f"(at {name}); it may be malicious, or the disk is too small"
             )
 
     def checked(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:

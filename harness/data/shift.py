@@ -1,4 +1,4 @@
-"""Named shifts of the test set: corruptions under which a model is scored again."""
+"""Shifts of the test set, by name: changes of the test images under which a model is scored again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IMBALANCE = 10.0
 
 
 def shifted(examples: Examples, name: str) -> Examples:
-    """The same test images under one shift; equal in every trial.
+    """The test images under one shift; the result is the same in every trial.
 
     Args:
         examples: n test examples of side s.
@@ -27,7 +27,7 @@ def shifted(examples: Examples, name: str) -> Examples:
             Dietterich 2019) at a medium severity.
 
     Raises:
-        KeyError: on another name; specs are checked when they are made.
+        KeyError: on an unknown name, which a TrialSpec refuses beforehand.
     """
     generator = torch.Generator().manual_seed(derive_seed("shift", name, len(examples.labels)))
     if name == "label_shift":
@@ -56,7 +56,7 @@ def _contrast(images: torch.Tensor, _: torch.Generator) -> torch.Tensor:
 
 
 def _shuffle(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Each image's tiles in an order of its own; a remainder at the edges stays where it is."""
+    """The tiles of each image in a random order of its own; remaining pixels at the edges are unchanged."""
     side = images.shape[-1] // PATCHES
     out = images.clone()
     for image in out:

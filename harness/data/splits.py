@@ -1,4 +1,4 @@
-"""Splits: a target and a seed give three disjoint sets of images, for training, validation and test."""
+"""Splits: the training, validation and test images of a target for a seed, as three disjoint sets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from harness.data.targets import load_target
 
 Mask = NDArray[np.bool_]
 LONGEST_TAG = 4500
-"""Characters; a tag keeps 5000."""
+"""Characters; MLflow stores at most 5000 of a tag."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Examples:
     """Decoded images.
 
     Attributes:
-        pixels: n images, (3, size, size) uint8 each; a tensor, or a view of cached rows.
-        labels: (n,) int64.
+        pixels: n images, (3, size, size) uint8 each: a tensor, or a view of cached rows.
+        labels: (n,) int64 labels.
         index: (n,) positions in the target.
     """
 
@@ -41,7 +41,7 @@ class Examples:
 
     @property
     def images(self) -> torch.Tensor:
-        """(n, 3, size, size) uint8, all in memory."""
+        """(n, 3, size, size) uint8, all loaded into memory."""
         return self.pixels[:]
 
     def __len__(self) -> int:
@@ -60,7 +60,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class SplitIndices:
-    """Positions in the target; no two of the three share one, nor a group."""
+    """Positions in the target of the images of each part. No image and no group is in two parts."""
 
     train: Indices
     val: Indices
@@ -70,14 +70,14 @@ class SplitIndices:
 def split_indices(target: Target, spec: TrialSpec) -> SplitIndices:
     """Stratified train, validation and test positions.
 
-    The test images depend on the target alone: whatever the seed, no image that is ever scored as test
-    was trained on or selected on. Validation and training images are drawn from the rest by
-    (target, seed); with one seed, fewer shots are a subset of more shots. Parts that the data set comes
-    with are used as they are: with its own validation set, the seed draws the training images only. All
-    images of a group are in the same part.
+    The test images depend only on the target, so that a test image is never used for training or selection,
+    whatever the seed. Validation and training images are drawn from the rest by (target, seed); for the same
+    seed, the images of fewer shots are a subset of those of more shots. Official parts are used as they are:
+    if there is an official validation set, the seed draws only the training images. All images of a group are
+    in the same part.
 
-    `shots`, `val_shots` and `test_shots` are upper bounds per class. A class that is too small for all
-    three gives at most half of its images to the test part and at most half of the rest to validation.
+    `shots`, `val_shots` and `test_shots` are upper bounds per class. Of a class that is too small for all
+    three, at most half of the images become test images, and at most half of the rest validation images.
 
     Raises:
         UserError: naming the classes that are too small.
@@ -148,13 +148,13 @@ def _split_class(
     spec: TrialSpec,
     streams: Sequence[np.random.Generator],
 ) -> tuple[Indices, Indices, Indices] | str:
-    """The train, validation and test images of one class, or the sizes for which it is too small.
+    """The training, validation and test images of one class, or the sizes for which it is too small.
 
     Args:
         members: positions of its images.
-        is_test, is_val: masks of the given parts; None if a part is drawn here.
+        is_test, is_val: masks of the official parts; None if a part is drawn here.
         spec: the requested numbers of images.
-        streams: random streams for test images, for given validation images, and for all draws by the seed.
+        streams: random streams for test images, for official validation images, and for draws by the seed.
     """
     of_test, of_val, drawn = streams
     free = np.ones(len(members), np.bool_)
@@ -165,8 +165,8 @@ def _split_class(
     sizes = _sizes(len(rest), is_test is None, is_val is None, spec)
     if is_test is None:
         order = of_test.permutation(rest)
-        # At least the default quarter is set aside, whatever is scored of it: no test image of one
-        # cell may be a training image of another.
+        # At least the default quarter is set aside, even if fewer images are scored, because a test image
+        # of one cell must not be a training image of another.
         test, rest = order[: sizes.test], order[sizes.aside :]
     else:
         test = of_test.permutation(members[is_test[members]])[: spec.test_shots]
@@ -189,7 +189,7 @@ def _split_class(
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Numbers of images of a class that are scored as test, set aside for the test, and used for
+    """Numbers of images of a class: scored as test images, set aside for the test, and used for
     validation."""
 
     test: int
@@ -198,7 +198,7 @@ class _Sizes:
 
 
 def _sizes(free: int, draws_test: bool, draws_val: bool, spec: TrialSpec) -> _Sizes:
-    """How to divide the images of a class that are in no given part.
+    """How to divide the images of a class that are in no official part.
 
     Args:
         free: number of these images.
@@ -224,14 +224,14 @@ def _sizes(free: int, draws_test: bool, draws_val: bool, spec: TrialSpec) -> _Si
 def read_examples(
     target: str, part: tuple[int, ...], size: int, interpolation: str, cache: Cache = Cache()
 ) -> Examples:
-    """The images of a target at the given positions, each decoded once per cache.
+    """The images of a target at the given positions; with a cache, each is decoded only once.
 
     Args:
         target: name of the target.
         part: positions in the target.
         size: side of the images in pixels.
-        interpolation: how they are resized.
-        cache: keeps decoded images; if they do not fit, they are kept in this process.
+        interpolation: how the images are resized.
+        cache: where decoded images are stored; if they do not fit, they stay in the memory of this process.
     """
     source = load_target(target)
     index = np.array(part, np.int64)

@@ -43,13 +43,13 @@ def table_target(path: str, options: Mapping[str, str]) -> Target:
         options: "image", "label", "split", "group": names of columns, if they are not the usual ones.
 
     Raises:
-        UserError: if the table cannot be read, a column is ambiguous, an image is absent, or two rows have
+        UserError: if the table cannot be read, a column is ambiguous, an image is missing, or two rows have
             the same image.
     """
     file = Path(path).expanduser()
     what = f"target csv:{path}"
     if not is_file(file):
-        raise UserError(f"{what}: no such file; want columns image, label[, split]")
+        raise UserError(f"{what}: no such file; name a table with columns image, label[, split]")
     columns, notes = read_columns(file, what)
     there = list(columns)
     chosen: dict[str, str | None] = {}
@@ -61,7 +61,7 @@ def table_target(path: str, options: Mapping[str, str]) -> Target:
         raise missing("image" if image is None else "label", there, what)
     images, labels = columns[image], columns[label]
     if not images:
-        raise UserError(f"{what}: it has no rows")
+        raise UserError(f"{what}: the table has no rows")
     meant = "split" in options or plain(chosen["split"] or "") == "split"
     parts, more = _parts(columns, chosen["split"], meant, what)
     notes += more
@@ -98,8 +98,8 @@ def _parts(
     Args:
         columns: columns of the table.
         split: name of the column that may hold the parts.
-        meant: whether that column is certain (named by the user, or called "split"); if not, it is ignored
-            when it holds other values.
+        meant: whether the column is known to hold the parts (named by the user, or called "split"). If not, a
+            column with other values is ignored.
         what: the target, for messages.
     """
     count = len(next(iter(columns.values())))
@@ -109,7 +109,7 @@ def _parts(
     unknown = sorted({t for t, part in zip(columns[split], parts, strict=True) if part is None})
     if unknown and not meant:
         return [TRAIN] * count, [
-            f"Column {split!r} names no parts such as train and test: not used."
+            f"Column {split!r} does not contain parts such as train and test and is not used."
         ]
     if unknown:
         few = ", ".join(map(repr, unknown[:3]))
@@ -124,12 +124,12 @@ def _labelled(
     hidden = [i for i, part in enumerate(parts) if part == TEST]
     if hidden and not any(labels[i] for i in hidden) and len(hidden) < len(parts):
         kept = [i for i, part in enumerate(parts) if part != TEST]
-        notes = [f"The {len(hidden)} test images have no labels and are passed over."]
+        notes = [f"The {len(hidden)} test images have no labels and are skipped."]
     else:
         kept, notes = list(range(len(parts))), []
     for i in kept:
         if not images[i] or not labels[i]:
-            raise UserError(f"{what}: an image or label is empty, first in row {i + 1}")
+            raise UserError(f"{what}: an image or label is empty, the first in row {i + 1}")
     return kept, notes
 
 
@@ -137,7 +137,7 @@ def _refuse_double(paths: tuple[Path, ...], what: str) -> None:
     seen: set[str] = set()
     for path in paths:
         if (normal := os.path.normpath(path)) in seen:
-            raise UserError(f"{what}: an image is listed twice, first {shown(path)}")
+            raise UserError(f"{what}: an image is listed twice, the first is {shown(path)}")
         seen.add(normal)
 
 
@@ -181,15 +181,15 @@ def _text(content: bytes) -> tuple[str, list[str]]:
         return content.decode("utf-16-be" if even > odd else "utf-16-le"), []
     text = content.decode("cp1252")
     if re.search(r"[\x00-\x08\x0e-\x1f]", text):
-        raise ValueError("it is no text")
+        raise ValueError("it is not text")
     return text, ["The table is not in UTF-8 and was read as cp1252 (Western European Windows)."]
 
 
 def _rows(text: str) -> Columns:
     """The columns of a text with any usual separator; the first line holds their names."""
-    said = re.match(r'"?sep=(.)"?\r?\n', text)  # as spreadsheets write it
-    text = text[said.end() :] if said else text
-    separator = said[1] if said else max(SEPARATORS, key=lambda sign: _fit(text, sign))
+    declared = re.match(r'"?sep=(.)"?\r?\n', text)  # as spreadsheets write it
+    text = text[declared.end() :] if declared else text
+    separator = declared[1] if declared else max(SEPARATORS, key=lambda sign: _fit(text, sign))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
     rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
     if not rows:
@@ -231,9 +231,9 @@ def _parquet(content: bytes) -> Columns:
 
 
 def _written(value: object) -> str:
-    """A value of a Parquet table as text; "" for nothing."""
+    """A value of a Parquet table as text; "" for null."""
     if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
         return ""
     if isinstance(value, dict):
-        raise ValueError("it holds the images themselves; use hf: with a folder of such files")
+        raise ValueError("it contains the images themselves; use hf: with a folder of such files")
     return value.decode() if isinstance(value, bytes) else str(value).strip()

@@ -30,7 +30,7 @@ class Target(ABC):
     """A labelled image data set whose pixels are read on demand.
 
     Attributes:
-        name: short name, shown to people; see `identity` for what the split depends on.
+        name: short name for people; the split depends on `identity`.
         classes: class names, position = label.
         labels: (n,) int64 labels.
         official_test: (n,) True for images of the data set's own test set; None if it has none.
@@ -49,11 +49,11 @@ class Target(ABC):
     notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     def describe(self, position: int) -> str:
-        """An image for messages: its file if there is one."""
+        """A name of an image for messages: its file if there is one."""
         return f"{self.name}[{position}]"
 
     def fingerprint(self) -> str:
-        """SHA-256 of what identifies the images and labels: equal as long as the data set is unchanged."""
+        """SHA-256 of the content, or of samples of it: the same as long as the data set is unchanged."""
         hashed = hashlib.sha256("\x1f".join(self.classes).encode())
         hashed.update(self.labels.tobytes())
         for name, given in (("validation", self.official_val), ("groups", self.groups)):
@@ -65,13 +65,13 @@ class Target(ABC):
 
     @property
     def identity(self) -> str:
-        """The key of its random streams: the name of a built-in data set, or a hash of the content of the
-        user's own files, so that it is the same target under any path."""
+        """The key of the target's random streams: the name of a built-in data set, or a hash of the content
+        of the user's own files, which does not depend on their path."""
         return f"sha256:{self._fingerprint[:32]}" if ":" in self.name else self.name
 
     @property
     def key(self) -> str:
-        """Cache key of the images; together with `fingerprints` it determines their pixels."""
+        """Cache key of the images, which determines their pixels together with `fingerprints`."""
         return self._fingerprint
 
     def fingerprints(self, indices: Indices) -> NDArray[np.uint8]:
@@ -88,11 +88,11 @@ class Target(ABC):
 
     @abstractmethod
     def _identity(self) -> Iterable[bytes]:
-        """Further content, besides labels and class names, that changes when the data set changes."""
+        """Further content, besides labels and class names, that identifies the data set."""
 
     @abstractmethod
     def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
-        """(len(indices), 3, size, size) uint8 RGB: shorter side resized to `size`, centre cropped."""
+        """(len(indices), 3, size, size) uint8 RGB: the shorter side resized to `size`, then a centre crop."""
 
 
 @final
@@ -125,8 +125,8 @@ class FileTarget(Target):
         return self.paths
 
     def _identity(self) -> Iterable[bytes]:
-        """Hashes of all files, independent of their paths: if an image is replaced, the data set has
-        changed."""
+        """Hashes of all files, independent of their paths, so that replacing an image changes the data
+        set."""
         yield b"" if self.official_test is None else self.official_test.tobytes()
         yield from checksums(self.paths)
 
@@ -146,7 +146,7 @@ class TorchvisionTarget(Target):
     parts: tuple[Any, ...]
 
     def _identity(self) -> Iterable[bytes]:
-        """Hash of only a few images, because torchvision checks its downloads."""
+        """A hash of only a few images, because torchvision checks its downloads."""
         return [np.asarray(self._image(i)).tobytes() for i in range(0, len(self.labels), 997)]
 
     def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
@@ -167,16 +167,16 @@ class TorchvisionTarget(Target):
 def read_each(
     image: Callable[[int], Image.Image], indices: Indices, size: int, interpolation: str
 ) -> torch.Tensor:
-    """Images one by one, in threads: see `Target.read`.
+    """Read images one by one, in threads; see `Target.read`.
 
     Args:
-        image: gives the RGB image at a position.
-        indices: the positions.
+        image: returns the RGB image at a position.
+        indices: positions of the images.
         size: side in pixels.
-        interpolation: how they are resized.
+        interpolation: how the images are resized.
 
     Raises:
-        UserError: naming the first of those that cannot be read.
+        UserError: naming the first images that cannot be read.
     """
 
     def one(i: int) -> torch.Tensor | UserError:

@@ -39,14 +39,14 @@ PATH_LOADERS: dict[str, Callable[[str, Mapping[str, str]], Target]] = {
 
 @lru_cache(maxsize=32)
 def load_target(name: str) -> Target:
-    """The target of that name, or the one that an expression derives from others.
+    """The target of that name, or the target that an expression describes.
 
     Raises:
-        UserError: if there is none (near matches are listed), or its files are absent or unusable.
+        UserError: if there is no such target (near matches are listed), or its files are missing or unusable.
     """
     kind, _, path = name.partition(":")
     by_path = bool(path) and kind in PATH_LOADERS
-    # A path that exists as it is written is not an expression, even if it contains brackets.
+    # A path that exists as written is not an expression, even if it contains brackets.
     if not (by_path and path_exists(path)) and (made := evaluate(name, load_target)) is not None:
         return made
     if by_path:

@@ -102,8 +102,8 @@ def torchvision_target(name: str) -> Target:
             parts = list(_parts(made))
     except Exception as error:  # urllib, RuntimeError, missing optional packages, ...
         raise UserError(
-            f"target {made.kind} could not be made from torchvision: {first_line(error)} "
-            f"(it is read from {DOWNLOADS}/, or downloaded there, which needs the network)"
+            f"target {made.kind} could not be loaded by torchvision: {first_line(error)} "
+            f"(it is read from {DOWNLOADS}/, or downloaded into it, which needs the network)"
         ) from error
     classes, labels = _labelled(parts)
     which = np.repeat([part.name for part in parts], [len(part.labels) for part in parts])
@@ -125,9 +125,9 @@ class _Part:
     Attributes:
         name: "train", "val" or "test".
         images: torchvision's data set.
-        order: (n,) positions in it, in the order in which they are read.
-        labels: (n,) in that order.
-        classes: names by label.
+        order: (n,) positions in `images`, in the order in which they are read.
+        labels: (n,) labels in that order.
+        classes: class names; position = label.
     """
 
     name: str
@@ -165,11 +165,11 @@ def _parts(made: _Set) -> Iterator[_Part]:
 
 
 def _made(kind: Any, root: Path, arguments: Mapping[str, Any]) -> Any:
-    """The data set from existing files, or else downloaded if possible."""
+    """The data set from existing files; if they are missing, it is downloaded where possible."""
     can_download = "download" in _parameters(kind)
     try:
         return kind(root, **arguments, **({"download": False} if can_download else {}))
-    except Exception:  # RuntimeError, FileNotFoundError, ...: it is not there, or not whole
+    except Exception:  # RuntimeError, FileNotFoundError, ...: files are missing or incomplete
         if not can_download:
             raise
         return kind(root, **arguments, download=True)
@@ -187,8 +187,8 @@ def _parameters(kind: Any) -> set[str]:
 
 
 def _labels_of(images: Any) -> tuple[list[Any], Indices]:
-    """A label per image, and an order that is the same on every machine, since some data sets list folders
-    in the order of the file system."""
+    """A label per image, and an order of the images that is the same on every machine, because some data sets
+    list folders in the order of the file system."""
     if hasattr(images, "_flat_character_images"):  # Omniglot
         pairs = images._flat_character_images
         names = [f"{images._characters[label]}/{file}" for file, label in pairs]
@@ -204,7 +204,7 @@ def _labels_of(images: Any) -> tuple[list[Any], Indices]:
         ),
         None,
     )
-    if labels is None:  # the other half of pairs, whose first half is a file or an image
+    if labels is None:  # a list of (file or image, label)
         labels = [label for _, label in images._samples]
     if np.ndim(labels) == 2:  # QMNIST: class, writer, ...
         labels = np.asarray(labels)[:, 0]
@@ -219,7 +219,7 @@ def _sorted(names: Sequence[str]) -> Indices:
 
 
 def _names_of(images: Any, labels: Indices) -> list[str]:
-    """Names of the classes by label, each once."""
+    """Class names by label, made unique."""
     names: Sequence[Any] = next(
         (
             getattr(images, attribute)
@@ -245,7 +245,9 @@ def _labelled(parts: Sequence[_Part]) -> tuple[tuple[str, ...], Indices]:
     Parts are joined by class names, because a part may lack some of the classes.
     """
     listed = list(dict.fromkeys(name for part in parts for name in part.classes))
-    if any(hasattr(part.images, "_characters") for part in parts):  # Omniglot: as folders come
+    if any(
+        hasattr(part.images, "_characters") for part in parts
+    ):  # Omniglot: in the order of folders
         listed.sort()
     present = {part.classes[label] for part in parts for label in np.unique(part.labels)}
     classes = tuple(name for name in listed if name in present)

@@ -17,7 +17,7 @@ SYSTEM = frozenset(
         *("system volume information", "@eadir", "#recycle", "lost+found", "__pycache__"),
     )
 )
-"""Files and folders that operating systems and servers leave beside images, in lower case."""
+"""Names of files and folders that operating systems and servers create, in lower case."""
 SHOWN = 3
 
 
@@ -37,12 +37,12 @@ class SkippedFiles:
             more = ", ..." if len(paths) > SHOWN else ""
             names = ", ".join(shown(_below(path, root)) for path in sorted(paths)[:SHOWN])
             count = _suffixes(paths) if kind == NO_IMAGE else len(paths)
-            yield f"Passed over, {kind}: {count} ({names}{more})."
+            yield f"Skipped, {kind}: {count} ({names}{more})."
 
 
-HIDDEN = "hidden or left by an operating system"
-NO_IMAGE = "no images that can be read here"
-NOWHERE = "links that lead nowhere or in a circle, pipes and devices"
+HIDDEN = "hidden or created by the operating system"
+NO_IMAGE = "not readable as images"
+NOT_A_FILE = "broken or circular links, pipes and devices"
 
 
 def images_below(folder: Path, skipped: SkippedFiles) -> list[Path]:
@@ -70,7 +70,7 @@ def _images(folder: Path, skipped: SkippedFiles, entered: set[Path]) -> Iterator
             skipped.add(NO_IMAGE, path)
     for path in folders:
         if (real := _real(path)) in entered:
-            skipped.add(NOWHERE, path)
+            skipped.add(NOT_A_FILE, path)
         else:
             entered.add(real)
             yield from _images(path, skipped, entered)
@@ -100,7 +100,7 @@ def inside(folder: Path, skipped: SkippedFiles) -> tuple[list[Path], list[Path]]
         elif _is(entry.is_file):
             files.append(path)
         else:
-            skipped.add(NOWHERE, path)
+            skipped.add(NOT_A_FILE, path)
     return folders, files
 
 
