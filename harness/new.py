@@ -122,7 +122,7 @@ def propose_study(
             "remove them (all are listed in classes.html), then run this again"
         )
     proposal = propose(survey, target, where.name != "cpu")
-    for line in proposal.words:
+    for line in proposal.notes:
         print(f"- {line}")
     lines = forecast_lines(source(proposal, out, found, []), out.name, where)
     print(*lines, sep="\n")

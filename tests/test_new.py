@@ -63,9 +63,9 @@ def test_written_study_is_formatted_and_splits_and_says_its_costs(
         done = subprocess.run(ruff, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
     assert 'TARGET = "folder:pets[classes=cat+dog]"' in text
-    assert "Left out, with fewer than 5 images: emu" in shown
+    assert "Classes left out because they have fewer than 5 images: emu" in shown
     assert "8 times as many" in shown
-    assert "Sizes are mixed: 20 to 43 pixels wide" in shown
+    assert "Image sizes differ: 20 to 43 pixels wide" in shown
     assert "tf_efficientnet_lite0 | linear probe: " in text
     assert "1 cells x (6 trials + 5 repeats) = 11 runs" in text
     assert f"harness.study --space {file}" in shown
@@ -87,17 +87,19 @@ def test_what_is_odd_in_a_folder_is_said(pets: Path) -> None:
         image.point(lambda v: v // 2 + 60).save(pets / "dog" / "brighter.png")
     Image.new("L", (20, 16), 80).save(pets / "emu" / "grey.png")
     said = "\n".join(findings(inspect_target("folder:pets")))
-    assert "equal, byte by byte: 1 (cat/0.png = dog/copy.png)" in said
+    assert "Identical files: 1 (cat/0.png = dog/copy.png)" in said
     assert (
-        "in different classes, so that a label may be wrong: 1 (cat/0.png = dog/copy.png)" in said
+        "Duplicates in different classes, one of which may have a wrong label: 1 (cat/0.png = dog/copy.png)"
+        in said
     )
     assert (
-        "nearly (~; small grey copies correlate by 0.99): 1 (dog/2.png ~ dog/brighter.png)" in said
+        "(~; correlation of small grey copies at least 0.99): 1 (dog/2.png ~ dog/brighter.png)"
+        in said
     )
     assert "1 (cat/1.jpg is PNG)" in said
     assert "not readable as images: 1 .txt (notes.txt)" in said
     assert "Modes: 37 RGB, 1 L" in said
-    assert "grey all over, as they are read: 1 (emu/grey.png)" in said
+    assert "uniformly black, white or grey: 1 (emu/grey.png)" in said
     assert "Classes with fewer than 5 images: emu." in said
     assert "cannot be read" not in said
     assert "LEAKAGE" not in said
@@ -110,7 +112,7 @@ def test_leak_between_given_parts_is_said(pets: Path) -> None:
     (pets / "table.csv").write_text("\n".join(["image,label,split", *rows]))
     report = inspect_target("csv:pets/table.csv")
     assert [leak.parts for leak in report.leaks] == [("train", "test")]
-    assert "training images too, or nearly: 1 (0.png = test.png)" in "\n".join(
+    assert "near duplicates in different official parts: 1 (0.png = test.png)" in "\n".join(
         findings(report)
     ).replace("cat/", "")
 

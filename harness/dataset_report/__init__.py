@@ -1,1 +1,1 @@
-"""Report on a data set of images and propose a study for it; nothing is trained."""
+"""Reports on data sets of images, and studies that suit them. Nothing is trained."""

@@ -1,4 +1,4 @@
-"""Draw a few images of each class beside its count, as PNG and as an HTML page."""
+"""Draw some images of each class next to the number of its images, as PNG and as an HTML page."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from harness.dataset_report.inspection import THUMBNAIL, DataSetReport
 PER_CLASS = 8
 MOST_CLASSES = 40
 LABEL, GAP = 190, 6
-"""Pixels: width of the column of names, and the space between pictures."""
+"""Width of the column with names, and space between images, in pixels."""
 
 
 def draw(report: DataSetReport) -> Image.Image:
-    """One row per class (of more than 40, the first 40): name, count, and up to 8 images spread over it."""
+    """One row for each of the first 40 classes: its name, its number of images, and up to 8 of its images."""
     shown = min(len(report.counts), MOST_CLASSES)
     step = THUMBNAIL + GAP
     sheet = Image.new("RGB", (LABEL + PER_CLASS * step + GAP, shown * step + GAP), "white")
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 15)
-    labels = report.target.labels[report.looked_at]
+    labels = report.target.labels[report.decoded]
     for label in range(shown):
         top = GAP + label * step
         name = _shortened(report.target.classes[label], pen, font)
@@ -44,7 +44,7 @@ def draw(report: DataSetReport) -> Image.Image:
 
 
 def _shortened(name: str, pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont) -> str:
-    """As much of it as fits the column."""
+    """As much of the name as fits into the column."""
     shown = name
     while pen.textlength(shown, font) > LABEL - 2 * GAP:
         shown = f"{shown.removesuffix('…')[:-1]}…"
@@ -52,7 +52,7 @@ def _shortened(name: str, pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont
 
 
 def picture(sheet: Image.Image) -> str:
-    """The sheet as HTML that needs no other file."""
+    """The sheet as HTML, with the image embedded."""
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     inside = base64.b64encode(buffer.getvalue()).decode()
@@ -64,24 +64,24 @@ def picture(sheet: Image.Image) -> str:
 def page(
     report: DataSetReport, sheet: Image.Image, found: Sequence[str], lists: Sequence[str]
 ) -> str:
-    """A page that needs no other file: the sheet, what was found, and a table of the classes.
+    """An HTML page with the sheet, the findings and a table of the classes, in one file.
 
     Args:
-        report: of the target.
-        sheet: from `draw`.
-        found: sentences.
-        lists: files and pairs, one a line.
+        report: report on the target.
+        sheet: image from `draw`.
+        found: findings, as sentences.
+        lists: files and pairs of images, one per line.
     """
     title = html.escape(report.target.name)
     has_test = report.test_counts is not None
-    head = "<tr><th>class<th>images" + ("<th>of them official test" if has_test else "")
+    head = "<tr><th>class<th>images" + ("<th>official test images" if has_test else "")
     rows = [
         f"<tr><td>{html.escape(name)}<td>{report.counts[i]}"
         + (f"<td>{report.test_counts[i]}" if report.test_counts is not None else "")
         for i, name in enumerate(report.target.classes)
     ]
     left = len(report.counts) - MOST_CLASSES
-    more = f"<p>{left} more classes are not pictured.</p>" if left > 0 else ""
+    more = f"<p>{left} more classes are not shown.</p>" if left > 0 else ""
     details = "".join(f"<li>{html.escape(line)}" for line in lists)
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title>

@@ -20,32 +20,35 @@ from harness.data.huggingface import HubTarget
 from harness.data.images import image_suffixes, open_header
 from harness.data.target import ArrayTarget, FileTarget, Indices
 
-LOOKED_AT = 3000
-"""Images decoded at most, to find broken and double ones; headers and bytes of files are read of all."""
+MOST_DECODED = 3000
+"""Largest number of images that are decoded to find broken images and duplicates. Headers are read, and files
+compared, for all images."""
 THUMBNAIL = 96
 LEAST = 5
-"""Images of a class from which something can be trained, selected and tested: 3, 1 and 1."""
-WIDE = 3.0
-"""Largest class by smallest from which the imbalance is worth a sentence."""
+"""Smallest number of images of a class with which a study is possible: 3 for training, 1 for validation and 1
+for the test."""
+IMBALANCED = 3.0
+"""Ratio of the largest to the smallest class from which the imbalance is reported."""
 
 
 @dataclass(frozen=True, repr=False)
 class DataSetReport:
-    """What was found in a target.
+    """Counts, sizes and problems of a data set.
 
     Attributes:
-        name: as the user wrote it.
+        name: name of the target as the user wrote it.
         target: the data set.
-        counts: (classes,) images per class.
-        test_counts: (classes,) of them in the official test set; None if there is none.
-        shapes: (width, height, mode) -> number of files, from their headers; empty where there are none.
-        looked_at: (k,) positions of the images that were decoded.
-        thumbnails: those, (k, 3, s, s) uint8.
+        counts: (classes,) number of images per class.
+        test_counts: (classes,) number of official test images per class; None if there is no official test
+            set.
+        shapes: (width, height, mode) -> number of files, from their headers; empty if there are no files.
+        decoded: (k,) positions of the images that were decoded.
+        thumbnails: (k, 3, s, s) uint8, the decoded images.
         broken: file -> why it cannot be read.
-        misnamed: file -> the format that it has, unlike its name.
-        same_files: groups of positions whose files are equal, byte by byte.
-        doubles: pairs among `looked_at` that show the same picture, or nearly.
-        leaks: such pairs, and equal files, between the given train and test parts.
+        misnamed: file -> its actual format, which differs from that of its name.
+        same_files: groups of positions whose files are identical.
+        duplicates: pairs of decoded images that are identical or nearly so.
+        leaks: such pairs, and identical files, between different official parts.
     """
 
     name: str
@@ -53,16 +56,16 @@ class DataSetReport:
     counts: Indices
     test_counts: Indices | None
     shapes: Counter[tuple[int, int, str]]
-    looked_at: Indices
+    decoded: Indices
     thumbnails: torch.Tensor
     broken: dict[str, str]
     misnamed: dict[str, str]
     same_files: tuple[tuple[int, ...], ...]
-    doubles: tuple[Leak, ...]
+    duplicates: tuple[Leak, ...]
     leaks: tuple[Leak, ...]
 
     def __repr__(self) -> str:
-        from harness.dataset_report.text import findings  # made of this
+        from harness.dataset_report.text import findings  # it imports this module
 
         return "\n- ".join((self.target.name, *findings(self)))
 
@@ -75,8 +78,8 @@ class DataSetReport:
 
     @cached_property
     def _root(self) -> str:
-        """The folder that all files of the target lie in; "" where there are none."""
-        files = [p for i in self.looked_at.tolist() if (p := _file(self.target, i))]
+        """The folder that contains all files of the target; "" if there are no files."""
+        files = [p for i in self.decoded.tolist() if (p := _file(self.target, i))]
         return os.path.commonpath(files) + os.sep if len(files) > 1 else ""
 
     def short(self, path: str) -> str:
@@ -84,11 +87,11 @@ class DataSetReport:
         return path.removeprefix(self._root)
 
     def at(self, position: int) -> str:
-        """The image at that position, as shortly as it can be named."""
+        """A short name of the image at that position."""
         return self.short(self.target.describe(position))
 
     def names_in_classes(self) -> list[str]:
-        """Paths of the images below their class folders; none where the target is not read from files."""
+        """Paths of the images below their class folders; empty if the target is not read from files."""
         target = self.target
         if not isinstance(target, FileTarget):
             return []
@@ -111,10 +114,10 @@ class DataSetReport:
 
 
 def inspect_target(name: str) -> DataSetReport:
-    """Everything about the target of that name that can be seen without training.
+    """The report on the target of that name.
 
     Raises:
-        UserError: if there is no such target, or no image of it can be read.
+        UserError: if there is no such target, or none of its images can be read.
     """
     target = load_target(name)
     labels, official = target.labels, target.official_test
@@ -125,16 +128,17 @@ def inspect_target(name: str) -> DataSetReport:
     whole = np.array([i for i in _some(target) if str(files.get(int(i))) not in broken], np.int64)
     thumbnails = list(_thumbnails(target, whole, broken))
     if not thumbnails:
-        raise UserError(f"target {name}: no image can be read, first {next(iter(broken.items()))}")
+        file, why = next(iter(broken.items()))
+        raise UserError(f"target {name}: no image can be read, the first is {file}: {why}")
     seen = np.array([i for i, _ in thumbnails], np.int64)
     pixels = torch.stack([p for _, p in thumbnails])
     same = _same_files(files)
-    doubles = [
+    duplicates = [
         leak
-        for leak in _doubles(Examples(pixels, torch.from_numpy(labels[seen]), seen), same)
+        for leak in _duplicates(Examples(pixels, torch.from_numpy(labels[seen]), seen), same)
         if target.groups is None or len({*target.groups[list(leak.positions)]}) > 1
     ]
-    leaks = tuple(_across(doubles, given_parts(target)))
+    leaks = tuple(_across(duplicates, given_parts(target)))
     if not shapes and isinstance(target, ArrayTarget):
         height, width = target.images.shape[1:3]
         mode = "L" if target.images.ndim == 3 else "RGB"
@@ -147,12 +151,12 @@ def inspect_target(name: str) -> DataSetReport:
         counts=np.bincount(labels, minlength=classes),
         test_counts=test,
         shapes=shapes,
-        looked_at=seen,
+        decoded=seen,
         thumbnails=pixels,
         broken=broken,
         misnamed=misnamed,
         same_files=same,
-        doubles=tuple(doubles),
+        duplicates=tuple(duplicates),
         leaks=leaks,
     )
 
@@ -165,7 +169,7 @@ def _file(target: Target, position: int) -> Path | None:
 def _headers(
     files: dict[int, Path],
 ) -> tuple[Counter[tuple[int, int, str]], dict[str, str], dict[str, str]]:
-    """Shapes, misnamed files, and files without an image's header."""
+    """The shapes of all images, the misnamed files, and the files without an image header."""
     shapes: Counter[tuple[int, int, str]] = Counter()
     misnamed: dict[str, str] = {}
     broken: dict[str, str] = {}
@@ -175,17 +179,17 @@ def _headers(
             with open_header(path) as image:
                 shapes[image.width, image.height, image.mode] += 1
                 promised = known.get(path.suffix.lower())
-                found = "JPEG" if image.format == "MPO" else image.format  # of telephones, in .jpg
+                found = "JPEG" if image.format == "MPO" else image.format  # telephones name it .jpg
                 if promised and promised not in (found, image.format):
                     misnamed[str(path)] = str(image.format)
         except Exception:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
-            broken[str(path)] = "no image that can be read"
+            broken[str(path)] = "not readable as an image"
     return shapes, misnamed, broken
 
 
 def _some(target: Target) -> Indices:
-    """At most LOOKED_AT positions, the same share of every class, spread over it."""
-    share = min(1.0, LOOKED_AT / len(target.labels))
+    """At most MOST_DECODED positions: the same share of every class, evenly spaced."""
+    share = min(1.0, MOST_DECODED / len(target.labels))
     chosen = []
     for label in range(len(target.classes)):
         members = np.flatnonzero(target.labels == label)
@@ -197,12 +201,12 @@ def _some(target: Target) -> Indices:
 def _thumbnails(
     target: Target, positions: Indices, broken: dict[str, str]
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Every image that can be read; the others are added to `broken`."""
+    """The images that can be read; the others are added to `broken`."""
     for start in range(0, len(positions), 64):
         some = positions[start : start + 64]
         try:
             yield from zip(some.tolist(), target.read(some, THUMBNAIL, "bilinear"), strict=True)
-        except UserError:  # one of them is broken: which?
+        except UserError:  # at least one is broken: read them one by one
             for i in some:
                 try:
                     yield int(i), target.read(np.array([i]), THUMBNAIL, "bilinear")[0]
@@ -216,16 +220,16 @@ def _same_files(files: dict[int, Path]) -> tuple[tuple[int, ...], ...]:
         by_size[path.stat().st_size].append(i)
     by_hash: defaultdict[bytes, list[int]] = defaultdict(list)
     for group in by_size.values():
-        if len(group) > 1:  # files of a size of their own are equal to none
+        if len(group) > 1:  # only files of the same size can be identical
             for i, digest in zip(group, checksums([files[i] for i in group]), strict=True):
                 by_hash[digest].append(i)
     return tuple(tuple(group) for group in by_hash.values() if len(group) > 1)
 
 
-def _doubles(examples: Examples, same: tuple[tuple[int, ...], ...]) -> list[Leak]:
-    """Pairs of one picture, each once, equal files that were not decoded included."""
+def _duplicates(examples: Examples, same: tuple[tuple[int, ...], ...]) -> list[Leak]:
+    """Each pair of duplicates once, including identical files that were not decoded."""
     found = find_leaks({"": examples, " ": examples})
-    # Two thumbnails that are equal show the same picture; whether the files do is another question.
+    # Equal thumbnails do not prove that the full images are equal.
     pairs = {tuple(sorted(leak.positions)): leak for leak in found}
     for group in same:
         for i in group[1:]:
@@ -233,16 +237,16 @@ def _doubles(examples: Examples, same: tuple[tuple[int, ...], ...]) -> list[Leak
     return [replace(pairs[a, b], positions=(a, b)) for a, b in sorted(pairs) if a != b]
 
 
-def _across(doubles: list[Leak], part: np.ndarray) -> Iterator[Leak]:
-    """Of them, those whose images are in two given parts."""
-    for leak in doubles:
+def _across(duplicates: list[Leak], part: np.ndarray) -> Iterator[Leak]:
+    """The pairs whose images are in different official parts."""
+    for leak in duplicates:
         first, second = (str(part[i]) for i in leak.positions)
         if first != second:
             yield replace(leak, parts=(first, second))
 
 
 def given_parts(target: Target) -> np.ndarray:
-    """(n,) "train", "validation" or "test" for each image, as the data set has it."""
+    """(n,) the official part of each image: "train", "validation" or "test"."""
     part = np.full(len(target.labels), "train", dtype="<U10")
     for name, mask in (("validation", target.official_val), ("test", target.official_test)):
         if mask is not None:

