@@ -238,7 +238,9 @@ def test_weights_of_another_width_are_refused_with_the_keys(tmp_path: Path) -> N
     state = timm.create_model("test_resnet").state_dict()
     state["layer1.0.conv1.weight"] = torch.zeros(3, 3, 3, 3)
     torch.save(state, tmp_path / "x.pt")
-    with pytest.raises(UserError, match=r"layer1\.0\.conv1\.weight missing or of another shape"):
+    with pytest.raises(
+        UserError, match=r"layer1\.0\.conv1\.weight is missing or has another shape"
+    ):
         build("test_resnet", f"file:{tmp_path / 'x.pt'}", 5, seed=0)
 
 
@@ -247,7 +249,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(value: float, tmp_path:
     state = timm.create_model("test_resnet").state_dict()
     state["layer2.0.bn1.weight"][1] = value
     torch.save(state, tmp_path / "x.pt")
-    with pytest.raises(UserError, match=r"layer2\.0\.bn1\.weight holds NaN or infinity"):
+    with pytest.raises(UserError, match=r"layer2\.0\.bn1\.weight contains NaN or infinity"):
         build("test_resnet", f"file:{tmp_path / 'x.pt'}", 5, seed=0)
 
 
@@ -312,9 +314,7 @@ def test_unknown_backbone_lists_near_matches() -> None:
 
 
 def test_unknown_source_lists_the_choices() -> None:
-    with pytest.raises(
-        UserError, match=r"unknown source 'imagnet'; want imagenet, scratch or file"
-    ):
+    with pytest.raises(UserError, match=r"unknown source 'imagnet'; use imagenet, scratch, file"):
         build("test_resnet", "imagnet", 2, seed=0)
 
 

@@ -503,11 +503,11 @@ def test_failed_trial_is_never_chosen(world: World, lab: Lab) -> None:
 
 
 def test_bad_input_that_only_a_trial_meets_costs_that_trial(world: World, lab: Lab) -> None:
-    world.fail_on({3}, UserError("torchvision's ViT takes 224 px only, not 32"))
+    world.fail_on({3}, UserError("torchvision's ViT takes only images of 224 px, not 32"))
     lab.run(make_study())
     assert lab.outcomes() == {"complete": 9, "crashed": 1}
     (trial,) = lab.trials(outcome="crashed")
-    assert trial.reason == "torchvision's ViT takes 224 px only, not 32"
+    assert trial.reason == "torchvision's ViT takes only images of 224 px, not 32"
 
 
 def test_weights_that_a_trial_asks_for_in_vain_cost_that_trial(lab: Lab) -> None:

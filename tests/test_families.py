@@ -252,5 +252,5 @@ def test_trial_under_audit_completes(light: Case) -> None:
 
 
 def test_torchvisions_vit_refuses_another_size_and_names_its_own() -> None:
-    with pytest.raises(UserError, match="takes 224 px only, not 32"):
+    with pytest.raises(UserError, match="takes only images of 224 px, not 32"):
         build("torchvision:vit_b_16", "scratch", CLASSES, seed=0, resolution=32)

@@ -100,7 +100,7 @@ def test_a_test_folder_without_classes_has_no_labels(tmp_path: Path) -> None:
     target = load_target(name)
     assert where(target, target.official_test) == {"val"}
     assert len(target.labels) == 12
-    assert any("test holds 5 images without class folders" in note for note in target.notes)
+    assert any("test contains 5 images without class folders" in note for note in target.notes)
 
 
 def test_classes_may_be_called_like_parts(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def toy(between: Callable[[torch.Tensor], torch.Tensor]) -> Backbone:
 
 
 def test_a_gradient_that_depends_on_the_order_is_refused_by_name() -> None:
-    said = r"backbone toy at 16 px: torch \S+ computes wrong gradients .*stem\.\w+ is off by 14%"
+    said = r"backbone toy at 16 px: torch \S+ computes wrong gradients .*stem\.\w+ is wrong by 14%"
     with pytest.raises(UserError, match=said):
         check_gradients(toy(lambda x: Treacherous.apply(x)), "toy", 16)
 

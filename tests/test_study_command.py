@@ -98,7 +98,7 @@ BAD_FILES: dict[str, tuple[str, str, str]] = {
     "unknown backbone": ("test_resnet", "resnet19", "unknown backbone 'resnet19'; did you mean .*resnet18"),
     "unknown target": ("digits", "digit", "unknown target 'digit'; did you mean digits"),
     "unknown strategy": ("ARMS[strategy]", "'magic'", "strategy must be one of .*'magic'"),
-    "unknown source": ("scratch", "imagnet", "unknown source 'imagnet'; want imagenet, scratch"),
+    "unknown source": ("scratch", "imagnet", "unknown source 'imagnet'; use imagenet, scratch"),
     "no strategy of ours": ("strategies.LinearProbe()", "strategies.Probe()", r"toy\.py:\d+: AttributeError"),
     "absent weights": ("scratch", "file:gone.pt", r"gone\.pt does not exist"),
     "absent folder": ("digits", "folder:gone", "folder:gone: no such folder"),
@@ -150,7 +150,7 @@ def weights_with_nan(path: Path) -> None:
     ("make", "said"),
     [
         (weights_of_another_architecture, r"another architecture: .*conv1\S* missing"),
-        (weights_with_nan, r"layer1\.0\.bn1\.bias holds NaN"),
+        (weights_with_nan, r"layer1\.0\.bn1\.bias contains NaN"),
         (lambda path: path.write_text("hello"), "not a weights file"),
         (lambda path: path.write_bytes(b""), "not a weights file"),
         (lambda path: path.mkdir(), "w.pt"),

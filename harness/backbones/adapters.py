@@ -9,14 +9,15 @@ from torch import nn
 from harness.core.errors import UserError
 
 ATTENTION = ("qkv", "proj")
-"""Linear layers of timm's attention blocks that get an adapter, as in Hu et al. 2022 for W_q..W_o."""
+"""Linear layers of timm's attention blocks that get an adapter (W_q to W_o in Hu et al. 2022)."""
 
 
 def add_lora(model: nn.Module, name: str, rank: int) -> nn.Module:
-    """The model with adapters of that rank, which start as the identity (B = 0), alpha = 2 x rank.
+    """The model with adapters of that rank, with alpha = 2 x rank. They do not change its outputs at first
+    (B = 0).
 
     Raises:
-        UserError: if PEFT is not installed or the network has no attention layers that it knows.
+        UserError: if PEFT is not installed, or the network has no attention layers with the usual names.
     """
     layers = [
         f"{path}.{n}"
@@ -27,7 +28,7 @@ def add_lora(model: nn.Module, name: str, rank: int) -> nn.Module:
     ]
     if not layers:
         raise UserError(
-            f"LoRA needs attention layers (qkv, proj), which {name} has not; use a vit_*, deit_* or "
+            f"LoRA needs attention layers (qkv, proj), which {name} does not have; use a vit_*, deit_* or "
             "swin_* backbone of timm"
         )
     try:
@@ -40,7 +41,7 @@ def add_lora(model: nn.Module, name: str, rank: int) -> nn.Module:
 
 
 def merge_adapters(model: nn.Module) -> nn.Module:
-    """The model with its adapters added into the layers that they adapt; as it was if it has none."""
+    """The model with its adapters merged into the layers that they adapt; unchanged if it has none."""
     for path, module in list(model.named_modules()):
         if hasattr(module, "lora_A"):
             module.merge()

@@ -1,4 +1,4 @@
-"""Layer groups of a network: stem first and head last, they cover every tensor once."""
+"""Layer groups of a network, stem first and head last; every tensor is in exactly one group."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.core.strategies import Tuned
 
 @dataclass(frozen=True)
 class Group:
-    """The parameters and buffers of one depth. `parameters` and `buffers` map full names to tensors."""
+    """The parameters and buffers of one layer group, by full name."""
 
     name: str
     parameters: Mapping[str, nn.Parameter]
@@ -23,16 +23,16 @@ class Group:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A model whose parameters are covered, each once, by `groups`.
+    """A model whose parameters are divided into `groups`.
 
     Attributes:
-        model: classifier with a fresh head of the target's size.
+        model: classifier with a new head for the classes of the target.
         heads: its classifier modules: one, or several whose logits are combined.
-        groups: stem first, head last.
-        modes: for every module, the groups whose tensors lie in it.
-        no_decay: names of parameters that the model says must not decay.
+        groups: layer groups, stem first, head last.
+        modes: every module, with the groups of the tensors in it.
+        no_decay: names of parameters without weight decay, as the model declares them.
         input: the input that the weights expect.
-        layout: memory order in which it computes.
+        layout: memory order in which the model computes.
         notes: how the weights were adapted, one line each.
     """
 
@@ -56,10 +56,10 @@ class Backbone:
         return next(self.model.parameters()).device
 
     def train_mode(self, trained: Iterable[int], fixed_statistics: bool = False) -> None:
-        """Put modules that hold a tensor of a trained group in train(), all others in eval().
+        """Put modules with a tensor of a trained group in train(), all others in eval().
 
-        Frozen batch norms thus keep their statistics and frozen dropout stays off. Call it before every
-        epoch: one evaluation sets everything to eval().
+        Frozen batch norms thus keep their statistics, and frozen dropout stays off. Call it before every
+        epoch, because an evaluation puts all modules in eval().
 
         Args:
             trained: positions of the groups that train.
@@ -74,8 +74,8 @@ class Backbone:
         """Names of the parameters that may train when their group is unfrozen.
 
         Args:
-            kind: "all"; "norm", those of normalisation layers; "bias", those named so; "lora", those of
-                the adapters. The head's are always among them.
+            kind: "all"; "norm", those of normalisation layers; "bias", those with that name; "lora", those of
+                the adapters. The parameters of the head are always included.
         """
         norms = {
             f"{path}.{n}"
@@ -95,12 +95,12 @@ class Backbone:
 
 
 def depths_to_groups(depth: Mapping[str, int], head_names: Sequence[str]) -> dict[str, int]:
-    """Full tensor name -> group, numbered 0.. without gaps.
+    """Full tensor name -> number of its group, from 0 without gaps.
 
-    The classifier alone is the last group, whatever depth the library gave it.
+    The last group contains only the classifier, whatever depth the library gave it.
 
     Args:
-        depth: full name of every parameter and buffer -> its depth in the library's own order.
+        depth: full name of every parameter and buffer -> its depth, numbered by the library.
         head_names: names of the classifier modules.
     """
     head = tuple(f"{name}." for name in head_names)
@@ -114,8 +114,8 @@ def module_groups(
 ) -> tuple[tuple[nn.Module, frozenset[int]], ...]:
     """Every module with the groups of the tensors in it.
 
-    A leaf without tensors (dropout, activation) goes with its parent when that lies in one group; else
-    with the module before it, or with the head when the head comes next.
+    A leaf without tensors (dropout, activation) belongs to the group of its parent if that is in a single
+    group, else to the group of the module before it, or to the head if the head comes next.
     """
     inside: dict[str, set[int]] = {name: set() for name, _ in model.named_modules()}
     for tensor, group in index.items():
@@ -136,7 +136,7 @@ def module_groups(
 
 
 def group_names(firsts: Sequence[str]) -> list[str]:
-    """A short name per group from the name of its first tensor: as many parts as tell the groups apart.
+    """A short name for each group, from the name of its first tensor, with as many parts as make it unique.
 
     >>> group_names(["conv1.weight", "layer1.0.conv1.weight", "layer2.0.conv1.weight", "fc.weight"])
     ['conv1', 'layer1', 'layer2', 'head']

@@ -1,4 +1,4 @@
-"""Find the input sizes that a network accepts, without computing anything."""
+"""Find the input sizes that a network accepts, from the shapes of its tensors alone."""
 
 from __future__ import annotations
 
@@ -22,29 +22,31 @@ def size_refusal(
     resize: Callable[[nn.Module, int], None],
     error: Exception,
 ) -> UserError:
-    """The message for a network that does not accept an input size; it lists accepted sizes.
+    """The error for a network that does not accept an input size; it lists accepted sizes.
 
     Args:
         model: the network.
         name: name of the network.
         size: the refused size.
         own: the size that its weights expect.
-        resize: sets a network to another size, if it supports that.
+        resize: function that sets a network to another size, if it supports that.
         error: the exception that the network raised.
     """
-    shapes = copy.deepcopy(model).to("meta")  # has shapes but no data, so that trying is cheap
+    shapes = copy.deepcopy(model).to(
+        "meta"
+    )  # tensors with shapes but no data, on which trials are cheap
     fits = [s for s in sorted({*USUAL, own}) if s != size and _takes(shapes, s, resize)]
     if not fits and size != own and _takes(model, own, resize):
-        fits = [own]  # the network needs real data
+        fits = [own]  # the network needs tensors with data, so other sizes are not tried
     nearest = sorted(fits, key=lambda s: (s != own, abs(s - size), s))[:SHOWN]
     sizes = ", ".join(str(s) for s in sorted(nearest))
-    known = f"resolution can be {sizes}" if fits else "no usual size works"
+    known = f"resolution can be {sizes}" if fits else "none of the usual sizes works"
     return UserError(
-        f"backbone {name} does not take {size} x {size} images: {known} ({_said(error)})"
+        f"backbone {name} does not take {size} x {size} images: {known} ({_reason(error)})"
     )
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 

@@ -2,20 +2,19 @@
 
 Channels-last order is faster. On a CPU, however, torch 2.14 (oneDNN 3.x) computes the backward pass of a
 strided 1x1 convolution with few input channels wrongly in that order: it writes out of bounds, so that the
-process dies, hangs, or continues with wrong gradients (uxlfoundation/oneDNN#6035, pytorch#136348).
+process crashes, hangs, or continues with wrong gradients (uxlfoundation/oneDNN#6035, pytorch#136348).
 
-Seen on 2026-11-29 with torch 2.14.1 on a Xeon with AVX-512 and AMX, one thread, each case in a process of its
-own against float64 in contiguous order; reproduced by tests/test_layout.py:
+Observed on 2026-11-29 with torch 2.14.1 on a Xeon with AVX-512 and AMX, with one thread, each case in a
+process of its own, compared with float64 in contiguous order; reproduced by tests/test_layout.py:
 
-- float32, kernel 1x1, no padding, stride 2 or 3, one group: dies with 2 to 15 input channels; with
+- float32, kernel 1x1, no padding, stride 2 or 3, one group: crashes with 2 to 15 input channels; with
   ONEDNN_MAX_CPU_ISA=AVX2, with 2 to 7. Results with 1, 16, 17 and 24 input channels are correct. So the limit
   is one vector of channels, and small images (32 px) may give correct results by chance.
 - Correct in all of 800 cases: contiguous order; stride 1; kernels 2x2, 3x3, 5x5; 1x1 with padding; grouped
-and
-  depthwise convolutions (groups of 1 to 8 channels); bfloat16; forward passes.
+  and depthwise convolutions (groups of 1 to 8 channels); bfloat16; forward passes.
 
-torchvision's and timm's usual networks have no such layer. MobileOne, RepVGG, FastViT, GhostNetV3 and
-gernet_s have, in branches beside 3x3 convolutions.
+The usual networks of torchvision and timm have no such layer. MobileOne, RepVGG, FastViT, GhostNetV3 and
+gernet_s have such layers, in branches parallel to 3x3 convolutions.
 """
 
 from __future__ import annotations
@@ -43,8 +42,8 @@ def memory_format(model: nn.Module, device: torch.device) -> torch.memory_format
 
 
 def _is_at_risk(module: nn.Module) -> bool:
-    """Whether channels-last order may be wrong. Includes grouped convolutions, although none was seen to
-    fail."""
+    """Whether channels-last order may give wrong gradients. Grouped convolutions are included, although none
+    was observed to fail."""
     return (
         isinstance(module, nn.Conv2d)
         and module.kernel_size == (1, 1)
@@ -54,15 +53,16 @@ def _is_at_risk(module: nn.Module) -> bool:
 
 
 def check_gradients(backbone: Backbone, name: str, size: int) -> None:
-    """Compare one step's gradients with those in contiguous order, on two images; the network is unchanged.
+    """Compare the gradients of one step with those in contiguous order, on two images; the network does not
+    change.
 
     The network is in eval(), so that nothing is random. Rounding may move a value across the kink of a
-    ReLU, which in a deep network with few pixels can change a gradient by a per cent; other images then
-    agree. A real error occurs for all images, and only in one of the orders.
+    ReLU, which in a deep network with few pixels can change a gradient by one per cent; with other images,
+    the gradients then agree. A real error occurs for all images, and only in one of the orders.
 
     Args:
         backbone: the network.
-        name: of the network, for the message.
+        name: name of the network, for the message.
         size: side of the images.
 
     Raises:
@@ -78,11 +78,11 @@ def check_gradients(backbone: Backbone, name: str, size: int) -> None:
         if worst <= ALLOWED:
             return
     truth = _gradients(backbone.model, images, torch.contiguous_format, torch.float64)
-    if _difference(wanted, truth)[0] <= ALLOWED:  # else it is rounding in both orders
+    if _difference(wanted, truth)[0] <= ALLOWED:  # otherwise both orders differ by rounding
         raise UserError(
             f"backbone {name} at {size} px: torch {torch.__version__} computes wrong gradients on this "
-            f"{'CPU' if backbone.device.type == 'cpu' else 'device'} (that of {where} is off by {worst:.0%} "
-            "in channels-last order); use another backbone, device or version of torch"
+            f"{'CPU' if backbone.device.type == 'cpu' else 'device'} (in channels-last order, that of "
+            f"{where} is wrong by {worst:.0%}); use another backbone, device or version of torch"
         )
 
 
@@ -96,7 +96,7 @@ def _gradients(
     order: torch.memory_format,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, torch.Tensor]:
-    """The gradient of a random sum of logits, by name of the parameter."""
+    """Name of a parameter -> gradient of a random linear combination of the logits."""
     network = copy.deepcopy(model).eval().requires_grad_(True).to(dtype).to(memory_format=order)
     where = next(network.parameters()).device
     with torch.enable_grad():
@@ -113,8 +113,8 @@ def _gradients(
 def _difference(
     found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
 ) -> tuple[float, str]:
-    """The largest relative difference of a tensor's gradient, and its name; for tensors with a negligible
-    gradient the difference is relative to the largest gradient, because theirs is mostly rounding."""
+    """The largest relative difference of a gradient, and the name of its parameter. Where a gradient is
+    negligible, and thus mostly rounding, the difference is relative to the largest gradient."""
     sizes = {name: float(gradient.norm()) for name, gradient in wanted.items()}
     least = 1e-4 * max(sizes.values(), default=0.0) + 1e-30
     differences = {

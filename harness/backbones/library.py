@@ -1,4 +1,4 @@
-"""Interface to a model library; one module per library implements it."""
+"""Interface of a model library; each library has a module that implements it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Input:
     """The input that a network's weights expect.
 
     Attributes:
-        mean, std: per channel, for pixels in [0, 1].
+        mean, std: mean and standard deviation of each channel, for pixels in [0, 1].
         resolution: side of the square input in pixels.
-        interpolation: how to resize to it.
+        interpolation: how images are resized to that resolution.
     """
 
     mean: tuple[float, ...]
@@ -30,7 +30,7 @@ class Library(Protocol):
     """A source of architectures, e.g. the module harness.backbones.timm_models."""
 
     def check(self, name: str) -> None:
-        """Raises UserError, with near matches, unless there is a model of that name."""
+        """Raise UserError, with near matches, if there is no model of that name."""
 
     def create(self, name: str) -> nn.Module:
         """The network with random weights."""
@@ -39,7 +39,7 @@ class Library(Protocol):
         """The network with ImageNet weights."""
 
     def reset_head(self, model: nn.Module, num_classes: int) -> None:
-        """Replace the classifier by a new one."""
+        """Replace the classifier with a new one."""
 
     def head_names(self, model: nn.Module) -> list[str]:
         """Names of the classifier modules."""
@@ -56,7 +56,7 @@ class Library(Protocol):
     def convert(
         self, model: nn.Module, state: Mapping[str, torch.Tensor]
     ) -> Mapping[str, torch.Tensor]:
-        """Convert weights of another format or input size for this model, if possible."""
+        """Convert weights in another format or for another input size, if possible."""
 
     def no_weight_decay(self, model: nn.Module) -> frozenset[str]:
         """Names of parameters without weight decay, in addition to norms and biases."""
@@ -68,7 +68,7 @@ def tensor_names(model: nn.Module) -> list[str]:
 
 
 def depth_by_pooling(model: nn.Module) -> dict[str, int] | None:
-    """Depth in a VGG: pooling stages of `features`, then the hidden fully connected layers.
+    """Depth of every tensor in a VGG: pooling stages of `features`, then the hidden fully connected layers.
 
     Returns:
         None for any other network.
@@ -87,15 +87,15 @@ def depth_by_pooling(model: nn.Module) -> dict[str, int] | None:
 
 
 def depth_by_features(model: nn.Module, ends: Sequence[str]) -> dict[str, int]:
-    """Depth of every tensor, from the modules at which stages end, in the order of the modules.
+    """Depth of every tensor, given the modules at which the stages end.
 
     Args:
         model: the network.
-        ends: names of modules, one per stage, from the input on.
+        ends: names of the last module of each stage, from input to output.
 
     Returns:
         0 for the stem, which is everything before the top-level module of the first stage; k for the k-th
-        stage. Everything after the last stage belongs to it.
+        stage. Everything after the last stage belongs to the last stage.
     """
     order = {name: at for at, (name, _) in enumerate(model.named_modules())}
     top = ends[0].split(".")[0]
@@ -111,8 +111,8 @@ def depth_by_features(model: nn.Module, ends: Sequence[str]) -> dict[str, int]:
 
 
 def depth_by_order(model: nn.Module) -> dict[str, int]:
-    """Depth of every tensor by the order of the model's children; those of nn.Sequential and nn.ModuleList
-    count individually, and a single norm belongs to the child before it."""
+    """Depth of every tensor by the order of the model's children. Children of nn.Sequential and nn.ModuleList
+    count individually, and a single normalisation layer belongs to the child before it."""
     units: dict[str, int] = {}
     found = {}
     for name in _in_order(model):

@@ -1,4 +1,4 @@
-"""A network small enough to train its sources oneself: small_cnn, about 61,000 parameters."""
+"""small_cnn, a network with about 61,000 parameters, small enough to pretrain it here."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ INPUT = Input(mean=(0.5,) * 3, std=(0.5,) * 3, resolution=28, interpolation="bil
 
 
 class SmallCNN(nn.Module):
-    """Four 3 x 3 convolutions with batch norm and ReLU, halving the picture between them; the mean over
-    places; a linear classifier."""
+    """Four 3 x 3 convolutions with batch norm and ReLU, with pooling between them that halves the image;
+    global average pooling; a linear classifier."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ def _stage(inside: int, outside: int, pool: bool) -> nn.Sequential:
 
 
 def check(name: str) -> None:
-    """There is one for each of NAMES, and nothing else is looked up here."""
+    """Do nothing: `library_of` passes only names in NAMES to this module."""
     assert name in NAMES
 
 
@@ -55,24 +55,24 @@ def create(name: str) -> nn.Module:
 
 
 def pretrained(name: str) -> nn.Module:
-    """There are no pretrained weights.
+    """Refuse, because there are no ImageNet weights.
 
     Raises:
         UserError: always.
     """
     raise UserError(
         f"backbone {name} has no ImageNet weights; train a source for it (python -m harness.pretrain) "
-        "and use source 'recorded:NAME', or 'scratch'"
+        "and use source 'recorded:NAME', or use source 'scratch'"
     )
 
 
 def reset_head(model: nn.Module, num_classes: int) -> None:
-    """Put a fresh classifier in place."""
+    """Replace the classifier with a new one."""
     cast(SmallCNN, model).head = nn.Linear(WIDTHS[-1], num_classes)
 
 
 def head_names(model: nn.Module) -> list[str]:
-    """The classifier."""
+    """Name of the classifier module."""
     return ["head"]
 
 
@@ -85,19 +85,19 @@ def depths(model: nn.Module) -> dict[str, int]:
 
 
 def input_of(model: nn.Module) -> Input:
-    """28 px, as Fashion-MNIST and MNIST come, in [-1, 1]; any size from 8 px does."""
+    """28 px, the size of MNIST and Fashion-MNIST, in [-1, 1]; any size from 8 px works."""
     return INPUT
 
 
 def set_resolution(model: nn.Module, size: int) -> None:
-    """Nothing in it depends on the size."""
+    """Do nothing: the network does not depend on the size."""
 
 
 def convert(model: nn.Module, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """There is one form and no input size."""
+    """The weights unchanged: there is only one format, and no dependence on the input size."""
     return state
 
 
 def no_weight_decay(model: nn.Module) -> frozenset[str]:
-    """None beyond norms and biases."""
+    """No parameters besides norms and biases."""
     return frozenset()

