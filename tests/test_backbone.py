@@ -230,7 +230,7 @@ def test_weights_of_a_file_are_loaded_whatever_the_size_of_its_head(
 
 def test_weights_of_another_architecture_are_refused_with_the_keys(tmp_path: Path) -> None:
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "x.pt")
-    with pytest.raises(UserError, match=r"another architecture: .*conv_stem\.weight missing"):
+    with pytest.raises(UserError, match=r"another architecture: .*conv_stem\.weight is missing"):
         build("test_efficientnet", f"file:{tmp_path / 'x.pt'}", 5, seed=0)
 
 

@@ -99,7 +99,7 @@ def test_distances_depend_on_the_images_of_a_source_and_the_rest_on_its_weights(
     for name in ("knn_accuracy", "logme", "leep"):
         assert low[name].value != longer[name].value
     assert random["leep"].reason == measuring.NO_HEAD
-    assert low["frechet"].reason.startswith("60 images a side for d=")
+    assert low["frechet"].reason.startswith("60 images per side for d=")
     assert low["source_accuracy"].value == 0.8
 
 
@@ -240,9 +240,7 @@ def test_ranking_says_when_it_is_no_better_than_one_order_for_all(
     assert rank.main(ranking(shapes, tracking_uri)) == 0
     out = capsys.readouterr().out
     assert "ranked by logme" in out
-    assert (
-        "missed the best source by 26.7% on average, the static ranking by 3.3%: NO BETTER" in out
-    )
+    assert "its choice lost 26.7% on average, that of the static ranking 3.3%: NO BETTER" in out
 
 
 def test_ranking_refuses_bad_input_in_one_line(

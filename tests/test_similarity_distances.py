@@ -78,7 +78,7 @@ def test_frechet_refuses_fewer_images_than_dimensions() -> None:
     rng = np.random.default_rng(6)
     found = frechet(rng.normal(size=(10, 10)), rng.normal(size=(100, 10)))
     assert found.refused
-    assert "10 images a side for d=10" in found.reason
+    assert "10 images per side for d=10" in found.reason
 
 
 def test_mmd_of_two_pairs_is_negative() -> None:

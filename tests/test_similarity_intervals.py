@@ -103,7 +103,7 @@ def test_no_resamples_mean_no_interval_and_say_so() -> None:
     found = logme(*normal(0), resamples=0)
     assert math.isfinite(found.value)
     assert math.isnan(found.low)
-    assert found.reason == "no interval: 0 resamples asked for"
+    assert found.reason == "no interval: 0 resamples were requested"
     with pytest.raises(ValueError, match="negative"):
         logme(*normal(0), resamples=-1)
 

@@ -197,7 +197,7 @@ def test_validation_images_of_a_data_set_are_judged_on() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"name": "low.1"}, "without a number at its end"),
+        ({"name": "low.1"}, "must not end with a number"),
         ({"name": "a/b"}, "must be letters"),
         ({"objective": "rotation"}, "one of supervised, autoencoder, gan, got 'rotation'"),
         ({"steps": -1}, "steps must be a whole number of at least 0"),
@@ -271,7 +271,7 @@ def test_a_damaged_source_is_refused_in_one_line(shelf: Path) -> None:
 
 def test_a_source_of_another_backbone_is_refused() -> None:
     keep("low.0")
-    with pytest.raises(UserError, match=r"'low\.0' is a small_cnn, not a test_resnet"):
+    with pytest.raises(UserError, match=r"'low\.0' has backbone small_cnn, not test_resnet"):
         build("test_resnet", "recorded:low", 5, seed=0)
 
 
@@ -314,7 +314,7 @@ def test_the_command_records_every_model_once(
     assert find_models("recorded:low.1")[0].sha256 == model.sha256
     (here / "toy.py").write_text(FILE.replace("steps=5", "steps=6"))
     assert main(command) == 2
-    assert "'low.0' was made otherwise: steps was 5, is 6" in capsys.readouterr().err
+    assert "'low.0' was trained with other settings: steps was 5, is 6" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_the_command_records_every_model_once(
         ("study = 1", "defines no `sources`"),
         ("sources = []", "must be a list of SourceSpec, got an empty one"),
         ("sources = ['low']", "must be a list of SourceSpec, got str"),
-        (FILE + "sources.append(sources[0])", "source 'low' is described twice"),
+        (FILE + "sources.append(sources[0])", "source 'low' is defined twice"),
         (FILE.replace(f'"random", "{LOW}"', '"random", "digts"'), "did you mean digits"),
         (FILE.replace('"random",', '"random", backbone="resnet81", data='), "unknown backbone"),
     ],

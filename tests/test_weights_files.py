@@ -254,7 +254,7 @@ def test_weights_that_lack_a_layer_are_refused_whatever_wraps_them(
 ) -> None:
     few = {k: v for k, v in state.items() if not k.startswith("layer3.")}
     torch.save({"state_dict": prefixed(few, "model.")}, tmp_path / "x.pt")
-    refused(tmp_path / "x.pt", r"another architecture: layer3\.0\.conv1\.weight missing")
+    refused(tmp_path / "x.pt", r"another architecture: layer3\.0\.conv1\.weight is missing")
 
 
 def test_a_model_is_restored_only_from_its_own_weights(state: State) -> None:

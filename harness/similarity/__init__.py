@@ -1,18 +1,17 @@
-"""Similarity of source and target, and transferability: measures on arrays, nothing else.
+"""Measures of the similarity of source and target, and of transferability, computed from arrays.
 
     for name, measure in MEASURES.items():
         found = measure.compute(**{need: data[need] for need in measure.needs}, seed=0)
 
 A measure returns a `Measurement`: value, interval and direction, or NaN and the reason. Wrong shapes
-raise ValueError. What the needs are called:
+raise ValueError. The arguments that a measure may need:
 
     source, target                  (n, d)  images of both sides in the common embedding, projected
-    source_labels, labels           (n,)    integer classes of `source`; of the target train images
-    bandwidth                       float   of the RBF kernel, one for all pairs
-    features                        (n, d)  target train images through the source model
-    probabilities, predicted        (n, C)  the source head's answer for them; (n,) its first choice
-    before, after                   (n, d)  the same images through two networks
-    accuracy, images, classes, ...          see `baselines`
+    source_labels, labels           (n,)    integer classes of `source`, and of the target train images
+    bandwidth                       float   of the RBF kernel, the same for all pairs features
+    (n, d)  features of the target train images from the source model probabilities, predicted        (n, C)
+    class probabilities of the source's head for them; (n,) its top class before, after                   (n,
+    d)  features of the same images from two networks accuracy, images, classes, ...          see `baselines`
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from harness.similarity.transferability import (
 
 @dataclass(frozen=True)
 class Measure:
-    """A function and the names of the arguments it can't do without."""
+    """A function and the names of its required arguments."""
 
     compute: Callable[..., Measurement]
     needs: tuple[str, ...]
@@ -54,14 +53,15 @@ MEASURES: Mapping[str, Measure] = {
     "leep": Measure(leep, ("probabilities", "labels")),
     "cka": Measure(cka, ("before", "after")),
 }
-"""All of them take `seed` and `resamples` (0 for no interval) too."""
+"""Name -> measure. All of them also take `seed` and `resamples` (0 for no interval)."""
 
 BASELINES: Mapping[str, Measure] = {
     "static_rank": Measure(static_rank, ("accuracy", "source", "target")),
     "source_accuracy": Measure(source_accuracy, ("accuracy", "images", "classes")),
     "log_source_size": Measure(log_source_size, ("images",)),
 }
-"""They look at no image of the target, draw nothing and take no seed. Their names for needs are their own."""
+"""Name -> baseline. Baselines use no images of the target and no random numbers, so they take no seed; their
+arguments have names of their own."""
 
 __all__ = [
     "BASELINES",

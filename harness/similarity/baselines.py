@@ -1,4 +1,4 @@
-"""Baselines that any measure has to beat: rankings made without looking at the target.
+"""Baselines that every measure should beat: rankings that do not use the target.
 
     static_rank(accuracy, source=2, target=0).value
 
@@ -18,15 +18,15 @@ from harness.similarity.measurement import CONFIDENCE, Measurement
 
 
 def static_rank(accuracy: npt.NDArray[Any], source: int, target: int) -> Measurement:
-    """Mean rank of a source over all targets but this one: the same order for every target.
+    """Mean rank of a source over all targets except this one.
 
-    Ranks by accuracy after transfer, 1 the best, ties share their mean. Targets with a missing source
-    don't count, as their ranks aren't comparable. The interval is a t interval over the other targets.
-    n is the number of those, d that of the sources.
+    Sources are ranked by accuracy after transfer; 1 is the best, and ties get their mean rank. Targets with a
+    missing source are left out, because their ranks are not comparable. The interval is a t interval over the
+    other targets. n is the number of those targets, d the number of sources.
 
     Args:
         accuracy: (targets, sources), NaN where there is no run.
-        source, target: column and row.
+        source, target: column and row in `accuracy`.
 
     Raises:
         ValueError: for other shapes, or a row or column that doesn't exist.
@@ -40,12 +40,12 @@ def static_rank(accuracy: npt.NDArray[Any], source: int, target: int) -> Measure
     others = others[np.isfinite(others).all(axis=1)]
     n, d = others.shape
     if n == 0 or d < 2:
-        what = "no other target has all sources" if d >= 2 else "one source"
-        return _baseline("static_rank", math.nan, n, d, "lower", f"{what}: nothing to rank")
+        what = "no other target has all sources" if d >= 2 else "there is only one source"
+        return _baseline("static_rank", math.nan, n, d, "lower", f"nothing to rank: {what}")
     ranks = stats.rankdata(-others, axis=1)[:, source]
     mean = float(ranks.mean())
     if n < 2:
-        return _baseline("static_rank", mean, n, d, "lower", "no interval: one other target")
+        return _baseline("static_rank", mean, n, d, "lower", "no interval: only one other target")
     spread = float(ranks.std(ddof=1)) / math.sqrt(n)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * spread
     ends = max(1.0, mean - half), min(float(d), mean + half)
@@ -56,17 +56,17 @@ def source_accuracy(accuracy: float, images: int, classes: int) -> Measurement:
     """The source model's validation accuracy on its own data, with the interval of Wilson (1927).
 
     Args:
-        accuracy: a share.
-        images: it was measured on.
-        classes: of the source; d.
+        accuracy: the accuracy, as a share.
+        images: number of images on which it was measured.
+        classes: number of classes of the source; becomes d.
 
     Raises:
-        ValueError: if there are no images, or under two classes.
+        ValueError: if there are no images, or fewer than two classes.
     """
     if images < 1 or classes < 2:
         raise ValueError(f"{images} images and {classes} classes; there should be at least 1 and 2")
     if not 0 <= accuracy <= 1:
-        reason = f"accuracy {accuracy:g} breaks the bounds 0 to 1"
+        reason = f"accuracy {accuracy:g} is outside 0 to 1"
         return _baseline("source_accuracy", math.nan, images, classes, "higher", reason)
     interval = stats.binomtest(round(accuracy * images), images).proportion_ci(
         CONFIDENCE, method="wilson"
@@ -76,7 +76,8 @@ def source_accuracy(accuracy: float, images: int, classes: int) -> Measurement:
 
 
 def log_source_size(images: int) -> Measurement:
-    """Natural logarithm of the number of source training images; counted, so the interval is one point.
+    """Natural logarithm of the number of source training images. The number is exact, so the interval is a
+    single point.
 
     Raises:
         ValueError: if there are no images.

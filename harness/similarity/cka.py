@@ -1,8 +1,8 @@
-"""Debiased linear CKA: how far the features of the same images move between two networks.
+"""Debiased linear CKA: how similar the features of the same images are in two networks.
 
     cka(before, after).value
 
-A diagnostic of a fine-tuned network, not a predictor of transfer.
+It shows how much fine-tuning has changed a network; it does not predict transfer.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def cka(
 ) -> Measurement:
     """Debiased linear CKA (Kornblith et al. 2019 with the HSIC U-statistic of Song et al. 2012).
 
-    HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)): 1 for the same features up to rotation, scale and shift;
-    0 on average for independent ones, so it may be a little negative; at least 4 images. The biased
-    version says .9 for independent noise at n = 100, d = 1000. Higher means that less has moved. d is the
-    number of features before. Holds two n x n matrices.
+    HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)): 1 for features that are equal up to rotation, scale and shift,
+    and 0 on average for independent features, so that it may be slightly negative. The biased version gives
+    .9 for independent noise at n = 100, d = 1000. Higher means more similar. It needs at least 4 images, and
+    memory for two n x n matrices. The `d` of the result is the number of features in `before`.
 
     Args:
         before: (n, d) and after: (n, d'), the same images in the same order.
@@ -75,10 +75,10 @@ def _ratio(first: Floats, second: Floats) -> float:
     if n < 4:
         raise Refusal(f"{n} images: the U-statistic needs at least 4")
     own = _hsic(first, first) * _hsic(second, second)
-    # rounding alone can make an independence of features from themselves
+    # constant features have HSIC 0 with themselves, up to rounding
     floor = 1e-20 * float(np.mean(first**2) * np.mean(second**2))
     if own <= floor:
-        raise Refusal("the features of one side don't depend on the image: HSIC with itself is 0")
+        raise Refusal("the features of one side do not depend on the image: HSIC with itself is 0")
     return _hsic(first, second) / math.sqrt(own)
 
 

@@ -3,9 +3,9 @@
     axes = principal_axes(reference)
     frechet(source @ axes, target @ axes)
 
-All three take the images of both sides in ONE embedding that doesn't depend on the source being judged;
-axes and bandwidth likewise are found once, on a reference that is the same for all pairs (equal numbers
-of images from every data set of the study, target train only), then handed in.
+All three take the images of both sides in the same embedding, which must not depend on the source. Axes and
+bandwidth are likewise computed once, on a reference that is the same for all pairs (equal numbers of images
+from every data set of the study; of the targets, training images only), and passed as arguments.
 """
 
 from __future__ import annotations
@@ -43,42 +43,43 @@ Array = npt.NDArray[Any]
 def principal_axes(reference: Array, size: int = 64) -> Floats:
     """The first `size` principal axes of `reference` (n, d), as columns: (d, min(size, n - 1, d)).
 
-    `x @ axes` moves no origin, so distances between projected sets are those of their projections.
+    `x @ axes` does not centre the data, so both sides are projected alike.
 
     Raises:
-        ValueError: if there is one image, or one holds NaN or infinity.
+        ValueError: if there is only one image, or an image has NaN or infinity.
     """
     x = as_features(reference, "reference")
     if len(x) < 2 or not np.isfinite(x).all():
-        raise ValueError("reference should hold at least 2 images and no NaN or infinity")
+        raise ValueError("reference should have at least 2 images and no NaN or infinity")
     pca = PCA(min(size, len(x) - 1, x.shape[1]), svd_solver="covariance_eigh").fit(x)
     return np.asarray(pca.components_.T, dtype=np.float64)
 
 
 def median_bandwidth(reference: Array, seed: int = 0, images: int = 1000) -> float:
-    """Median distance between two images of `reference` (n, d), at most `images` of them drawn.
+    """Median distance between two images of `reference` (n, d), of which at most `images` are drawn.
 
     The usual choice for MMD (Gretton et al. 2012, section 8).
 
     Raises:
-        ValueError: if there is one image, or the median is not a positive number.
+        ValueError: if there is only one image, or the median is not positive and finite.
     """
     x = as_features(reference, "reference")
     if len(x) > images:
         x = x[draw(one_stratum(len(x)), images, np.random.default_rng(seed))]
     median = float(np.median(pdist(x))) if len(x) > 1 else math.nan
     if not (math.isfinite(median) and median > 0):
-        raise ValueError(f"median distance {median} in reference; it should be over 0")
+        raise ValueError(f"median distance {median} in reference; it should be above 0")
     return median
 
 
 def frechet(source: Array, target: Array, *, seed: int = 0, resamples: int = 200) -> Measurement:
-    """Squared Frechet distance of the two Gaussians with the sides' means and covariances.
+    """Squared Frechet distance of two Gaussians with the means and covariances of the two sides.
 
-    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1^.5 S2 S1^.5)^.5), the squared 2-Wasserstein distance (Dowson &
-    Landau 1982; Heusel et al. 2017 as FID). The trace of the root is the sum of the singular values of
-    A1' A2 with S = A A'; no root of a rounding error is taken. Biased up at small n: the larger
-    side is drawn down to the smaller, and values are comparable at equal n and d only.
+    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1^.5 S2 S1^.5)^.5), the squared 2-Wasserstein distance (Dowson & Landau
+    1982; Heusel et al. 2017 as FID). The trace of the root is computed as the sum of the singular values of
+    A1' A2 with S = A A', so that no root of a rounding error is taken. The distance is biased upwards for
+    small n: the larger side is subsampled to the size of the smaller one, and values are comparable only for
+    equal n and d.
 
     Args:
         source, target: (n, d) in the common embedding, projected (see `principal_axes`), n > d.
@@ -94,7 +95,7 @@ def frechet(source: Array, target: Array, *, seed: int = 0, resamples: int = 200
     def prepare() -> Statistic:
         _require_both_finite(x, y)
         if n <= d:
-            raise Refusal(f"{n} images a side for d={d}: the covariances have no full rank")
+            raise Refusal(f"{n} images per side for d={d}: the covariances do not have full rank")
         return lambda a, b: gaussian_distance(*_gaussian(x[a]), *_gaussian(y[b]))
 
     strata = (one_stratum(n), one_stratum(n))
@@ -121,21 +122,21 @@ def mmd(
 ) -> Measurement:
     """Squared maximum mean discrepancy, the U-statistic (Gretton et al. 2012, eq. 3).
 
-    mean k(x, x') + mean k(y, y') - 2 mean k(x, y), pairs of one image with itself left out, with
-    k = exp(-|x - y|^2 / (2 bandwidth^2)). Unbiased, so it may be negative; the sign is kept. p is
-    one-sided: (1 + permutations of the sides with at least this value) / (1 + permutations).
+    mean k(x, x') + mean k(y, y') - 2 mean k(x, y), without pairs of an image with itself, with
+    k = exp(-|x - y|^2 / (2 bandwidth^2)). It is unbiased and may therefore be negative. p is one-sided:
+    (1 + number of permutations of the sides with at least this value) / (1 + permutations).
 
     Args:
         source: (n, d) and target: (m, d), in the common embedding.
-        bandwidth: one for all pairs that will be compared (see `median_bandwidth`).
-        permutations: 0 for no p.
+        bandwidth: the same for all pairs that will be compared (see `median_bandwidth`).
+        permutations: number of permutations; 0 for no p.
 
     Raises:
-        ValueError: for other shapes, or a bandwidth that isn't over 0.
+        ValueError: for other shapes, or a bandwidth that is not above 0.
     """
     x, y = _sides(source, target)
     if not (math.isfinite(bandwidth) and bandwidth > 0):
-        raise ValueError(f"bandwidth = {bandwidth}; it should be over 0")
+        raise ValueError(f"bandwidth = {bandwidth}; it should be above 0")
     n = len(x)
     kernel: list[Floats] = []
 
@@ -172,14 +173,14 @@ def otdd(
 ) -> Measurement:
     """Optimal transport dataset distance with Gaussian classes (Alvarez-Melis & Fusi 2020, eq. 7).
 
-    min over plans of sum pi(x, x') (|x - x'|^2 + W2^2(class of x, class of x')), W2 being that of the
-    classes' Gaussians. It is the squared distance: no root is taken, and nothing is halved
-    (microsoft/otdd halves both costs). Zero for a data set and itself, whatever its classes are called.
-    Biased up at small n: the larger side is drawn down to the smaller.
+    Minimum over transport plans pi of sum pi(x, x') (|x - x'|^2 + W2^2(class of x, class of x')), where W2 is
+    the 2-Wasserstein distance of the Gaussians of the classes. It is the squared distance, without the factor
+    1/2 that microsoft/otdd applies to both costs. It is zero between a data set and itself, even with renamed
+    classes. It is biased upwards for small n: the larger side is subsampled to the size of the smaller one.
 
     Args:
         source, target: (n, d) in the common embedding, projected (see `principal_axes`).
-        source_labels, labels: (n,) integers.
+        source_labels, labels: (n,) integer classes.
 
     Raises:
         ValueError: for other shapes.
@@ -218,14 +219,15 @@ def otdd(
 
 
 def gaussian_distance(mean1: Floats, factor1: Floats, mean2: Floats, factor2: Floats) -> float:
-    """Squared 2-Wasserstein distance of two Gaussians, means (d,), covariances A A' by a factor A (d, k)."""
+    """Squared 2-Wasserstein distance of two Gaussians, given their means (d,) and factors A (d, k) of their
+    covariances A A'."""
     shift = float(np.sum((mean1 - mean2) ** 2))
     overlap = float(np.linalg.svd(factor1.T @ factor2, compute_uv=False).sum())
     return max(0.0, shift + float(np.sum(factor1**2) + np.sum(factor2**2)) - 2 * overlap)
 
 
 def _gaussian(x: Floats) -> tuple[Floats, Floats]:
-    """Mean and a factor of the covariance (n - 1), of no more columns than min(n, d)."""
+    """The mean, and a factor of the covariance (with n - 1) that has at most min(n, d) columns."""
     mean = x.mean(axis=0)
     return mean, np.asarray(np.linalg.qr((x - mean) / math.sqrt(len(x) - 1), mode="r")).T
 
@@ -237,9 +239,9 @@ def _classes(x: Floats, y: Ints, name: str) -> tuple[list[tuple[Floats, Floats]]
 
 
 def _transport(cost: Floats) -> float:
-    """The least mean cost of moving equal weights from rows to columns; exact, by POT."""
+    """The exact minimal mean cost of moving equal weights from rows to columns, computed by POT."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it comes again as log["warning"]
+        warnings.simplefilter("ignore")  # the warning is also in log["warning"]
         value, log = ot.emd2([], [], cost, numItermax=10_000_000, log=True)
     if log["warning"] is not None:
         raise Refusal(f"optimal transport failed: {log['warning']}")
@@ -254,7 +256,8 @@ def _mmd(kernel: Floats, a: Ints, b: Ints) -> float:
 
 
 def _permutation_p(kernel: Floats, n: int, permutations: int, rng: np.random.Generator) -> float:
-    """Of all images at once: column j of `side` says who is first in permutation j, the real one first."""
+    """The p of all permutations at once: column j of `side` marks the images of the first side in permutation
+    j; column 0 is the real assignment."""
     total = len(kernel)
     m = total - n
     side = np.zeros((total, permutations + 1))
@@ -266,7 +269,7 @@ def _permutation_p(kernel: Floats, n: int, permutations: int, rng: np.random.Gen
     from_first = row_sums @ side
     cross = from_first - first
     second = row_sums.sum() - from_first - cross
-    # k(x, x) = 1, so the n pairs of an image with itself add up to n
+    # k(x, x) = 1, so the n pairs of an image with itself sum to n
     value = (first - n) / (n * (n - 1)) + (second - m) / (m * (m - 1)) - 2 * cross / (n * m)
     at_least = value[1:] >= value[0] - 1e-12
     return float((1 + at_least.sum()) / (1 + permutations))
@@ -276,7 +279,7 @@ def _sides(source: Array, target: Array) -> tuple[Floats, Floats]:
     x, y = as_features(source, "source"), as_features(target, "target")
     if x.shape[1] != y.shape[1]:
         raise ValueError(
-            f"source has {x.shape[1]} features and target {y.shape[1]}; both should be in one embedding"
+            f"source has {x.shape[1]} features and target {y.shape[1]}; both should be in the same embedding"
         )
     return x, y
 

@@ -1,17 +1,17 @@
-"""The value of a measure with its interval, or a refusal with its reason.
+"""The value of a measure with its interval, or the reason why there is none.
 
-Every interval of this package is a delete-d jackknife over images (Shao & Wu 1989), not a bootstrap
-with replacement: a bootstrap puts copies of one image into both folds of a cross-validation, makes a
-sample of n images act like one of .63 n in a covariance, and puts zeros among the distances. Here a
-measure is computed again on random parts of the images, each image once, classes in their proportions
-(a new sample is taken to hold the classes in the same numbers). The spread of the parts around their own
-mean is that of the whole around its expectation:
+Every interval of this package is a delete-d jackknife over images (Shao & Wu 1989), not a bootstrap with
+replacement: a bootstrap puts copies of one image into both folds of a cross-validation, makes a sample of n
+images act like one of .63 n in a covariance, and adds distances of zero. Instead, a measure is computed again
+on random subsets of the images, without replacement and with the classes in the same proportions (the
+interval thus assumes new samples with the same number of images per class). The spread of these values around
+their mean estimates the spread of the value around its expectation:
 
-    value -+ t(.975, resamples - 1) sqrt(m / (n - m)) sd,    m images of n in a part
+    value -+ t(.975, resamples - 1) sqrt(m / (n - m)) sd,    with m of n images in a subset
 
-It speaks of the spread over other images of the same number, not of the bias that some measures have at
-small n; that falls out with the mean of the parts, so compare values of equal n only. It is too wide
-rather than too narrow for few images and for distances near zero.
+The interval covers the spread over other samples of the same size, but not the bias that some measures have
+for small n, which the mean of the subsets removes; compare values only for equal n. For few images and for
+distances near zero, it is too wide rather than too narrow.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Better = Literal["higher", "lower"]
 Statistic = Callable[..., float]
-"""One array of row numbers per side -> the value on those images."""
+"""One array of row indices per side -> the value on those images."""
 
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one measure says about one source and one target.
+    """The result of one measure for one source and one target.
 
     Attributes:
-        name: of the measure.
-        value: NaN if the measure refuses.
-        n: images it was computed on, of each side where there are two.
-        d: features of an image, or classes of the source head.
-        seed: of everything drawn.
+        name: name of the measure.
+        value: the value; NaN if the measure cannot be computed.
+        n: number of images (per side, if there are two sides).
+        d: number of features of an image, or of classes of the source's head.
+        seed: seed of all random numbers.
         low, high: ends of the 95% interval; NaN if there is none.
-        resamples: behind the interval; 0 for none or for one in closed form.
-        better: the direction that promises more transfer.
-        reason: why value, or only the interval, is NaN; else empty.
-        p: of a permutation test, where the measure has one; else NaN.
+        resamples: number of resamples of the interval; 0 if there is no interval, or it is in closed form.
+        better: whether "higher" or "lower" values promise better transfer.
+        reason: why the value, or only the interval, is NaN; else empty.
+        p: p of a permutation test, if the measure has one; else NaN.
     """
 
     name: str
@@ -70,7 +70,8 @@ class Measurement:
 
 
 class Refusal(Exception):
-    """The data have the right shape, and the measure has no meaning on them. Never leaves this package."""
+    """The measure is not defined for these data, although their shape is right. Only raised inside this
+    package."""
 
 
 def measured(
@@ -85,13 +86,13 @@ def measured(
     share: float = 0.8,
     bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> Measurement:
-    """A measure on all images, and its interval.
+    """The value of a measure on all images, with its interval.
 
     Args:
-        prepare: returns the statistic. Both may refuse.
-        strata: per side the class of each image, (n,); the resamples keep the proportions.
-        share: of the images in a resample, m / n.
-        bounds: the value may not leave them by more than rounding; the interval is cut to them.
+        prepare: returns the statistic; both may raise Refusal.
+        strata: for each side, (n,) class of each image; resamples have the same proportions.
+        share: share of the images in a resample, m / n.
+        bounds: a value outside of them by more than rounding is refused; the interval is clipped to them.
 
     Raises:
         ValueError: if resamples is negative.
@@ -114,9 +115,9 @@ def measured(
             low, high = max(bounds[0], value - half), min(bounds[1], value + half)
             used = resamples
         except (Refusal, np.linalg.LinAlgError) as problem:
-            reason = f"no interval: on a share of {share:g} of the images: {problem}"
+            reason = f"no interval: on {share:.0%} of the images, {problem}"
     else:
-        reason = f"no interval: {resamples} resamples asked for"
+        reason = f"no interval: {resamples} resamples were requested"
     return Measurement(name, value, n, d, seed, low, high, used, better, reason)
 
 
@@ -124,7 +125,7 @@ def _within(bounds: tuple[float, float], value: float) -> float:
     low, high = bounds
     slack = 1e-8 * max([1.0, *(abs(b) for b in bounds if math.isfinite(b))])
     if not low - slack <= value <= high + slack:
-        raise Refusal(f"the value {value:.6g} breaks the bounds {low:.6g} to {high:.6g}")
+        raise Refusal(f"the value {value:.6g} is outside {low:.6g} to {high:.6g}")
     return min(max(value, low), high)
 
 
@@ -145,10 +146,11 @@ def _half_length(
 
 
 def draw(strata: Ints, size: int, rng: np.random.Generator) -> Ints:
-    """`size` row numbers in rising order, each once, strata in proportion, fractions rounded at random.
+    """`size` distinct row indices in ascending order, with the strata in proportion; fractions are rounded at
+    random.
 
     Args:
-        strata: (n,) from 0 up.
+        strata: (n,) number of each image's stratum, from 0.
     """
     shuffled = rng.permutation(len(strata))
     by_class = shuffled[np.argsort(strata[shuffled], kind="stable")]
@@ -165,10 +167,10 @@ def one_stratum(n: int) -> Ints:
 
 
 def as_features(features: npt.NDArray[Any], name: str) -> Floats:
-    """(n, d) in double precision.
+    """The features, (n, d), in double precision.
 
     Raises:
-        ValueError: if the shape is another, or either side is empty.
+        ValueError: for another shape, or if n or d is 0.
     """
     x = np.asarray(features, dtype=np.float64)
     if x.ndim != 2 or 0 in x.shape:
@@ -177,43 +179,43 @@ def as_features(features: npt.NDArray[Any], name: str) -> Floats:
 
 
 def as_labels(labels: npt.NDArray[Any], n: int, name: str) -> Ints:
-    """(n,) with the classes that occur counted from 0.
+    """The labels, (n,), with the classes that occur numbered from 0.
 
     Raises:
-        ValueError: if the shape is another or the labels aren't integers.
+        ValueError: for another shape, or if the labels are not integers.
     """
     y = np.asarray(labels)
     if y.shape != (n,):
         raise ValueError(f"{name} has shape {y.shape}; it should be ({n},)")
     if not np.issubdtype(y.dtype, np.integer):
-        raise ValueError(f"{name} holds {y.dtype}; it should hold integers")
+        raise ValueError(f"{name} has type {y.dtype}; it should have an integer type")
     return np.unique(y, return_inverse=True)[1].astype(np.int64)
 
 
 def require_finite(x: Floats, name: str) -> None:
-    """Refuse NaN and infinity."""
+    """Raise Refusal for NaN and infinity."""
     if not np.isfinite(x).all():
-        raise Refusal(f"{name} holds NaN or infinity")
+        raise Refusal(f"{name} contains NaN or infinity")
 
 
 def require_varied(x: Floats, name: str) -> None:
-    """Refuse what isn't finite, or the same to single precision in every image: that predicts nothing."""
+    """Raise Refusal for values that are not finite, or equal for all images to single precision."""
     require_finite(x, name)
     if np.ptp(x, axis=0).max() <= 1e-6 * np.abs(x).max():
         raise Refusal(f"{name} is the same for every image")
 
 
 def require_classes(y: Ints, least: int, name: str) -> None:
-    """Refuse fewer than two classes, or a class with fewer than `least` images."""
+    """Raise Refusal for fewer than two classes, or a class with fewer than `least` images."""
     counts = np.bincount(y)
     counts = counts[counts > 0]
     if len(counts) < 2:
-        raise Refusal(f"{name} holds one class")
+        raise Refusal(f"{name} has only one class")
     require_members(y, least, name)
 
 
 def require_members(y: Ints, least: int, name: str) -> None:
-    """Refuse a class with fewer than `least` images."""
+    """Raise Refusal for a class with fewer than `least` images."""
     counts = np.bincount(y)
     fewest = int(counts[counts > 0].min())
     if fewest < least:

@@ -2,7 +2,7 @@
 
     leep(probabilities, labels).value
 
-Both rise with the number of source classes without any signal: compare heads of equal size only.
+Even without any signal, both rise with the number of source classes, so compare only heads of equal size.
 Intervals: see `harness.similarity.measurement`.
 """
 
@@ -32,12 +32,12 @@ Array = npt.NDArray[Any]
 def nce(predicted: Array, labels: Array, *, seed: int = 0, resamples: int = 200) -> Measurement:
     """Negative conditional entropy -H(label | source class), in nats (Tran et al. 2019).
 
-    sum P(y, z) log P(y | z) over the classes y and the source classes z given to the images. Between
-    -H(y), which the labels have by themselves, and 0. d is the number of source classes that occur.
+    sum P(y, z) log P(y | z) over the classes y and the source classes z predicted for the images. It is
+    between -H(y), the negative entropy of the labels, and 0. d is the number of source classes that occur.
 
     Args:
-        predicted: (n,) integers, the source head's first answer for each target train image.
-        labels: (n,) integers.
+        predicted: (n,) integers, the most probable source class of each target train image.
+        labels: (n,) integer classes.
 
     Raises:
         ValueError: for other shapes.
@@ -51,14 +51,15 @@ def nce(predicted: Array, labels: Array, *, seed: int = 0, resamples: int = 200)
 def leep(
     probabilities: Array, labels: Array, *, seed: int = 0, resamples: int = 200
 ) -> Measurement:
-    """Log expected empirical prediction, in nats by image (Nguyen et al. 2020).
+    """Log expected empirical prediction, in nats per image (Nguyen et al. 2020).
 
-    mean log sum_z P(y | z) theta_z with P(y, z) the mean of theta_z over the images of class y. Equal
-    to NCE for one-hot theta. Between -H(y) and 0: it is one EM step from P(y | z) = P(y).
+    mean log sum_z P(y | z) theta_z, where P(y, z) is the sum of theta_z over the images of class y, divided
+    by n. Equal to NCE for one-hot theta. It is between -H(y) and 0, because it is one EM step from P(y | z) =
+    P(y).
 
     Args:
-        probabilities: theta (n, source classes), rows summing to 1, of the target train images.
-        labels: (n,) integers.
+        probabilities: theta, (n, source classes), of the target train images; rows sum to 1.
+        labels: (n,) integer classes.
 
     Raises:
         ValueError: for other shapes.
@@ -69,7 +70,7 @@ def leep(
 
 
 def nce_value(theta: Floats, y: Ints) -> float:
-    """The formula alone; theta (n, C_s) one-hot, y (n,) from 0 up."""
+    """The formula of NCE, for one-hot theta (n, C_s) and y (n,) from 0."""
     joint = _joint(theta, y)
     seen = joint > 0
     conditional = joint / np.maximum(joint.sum(axis=0), np.finfo(np.float64).tiny)
@@ -77,7 +78,7 @@ def nce_value(theta: Floats, y: Ints) -> float:
 
 
 def leep_value(theta: Floats, y: Ints) -> float:
-    """The formula alone; theta (n, C_s), y (n,) from 0 up. -H(y) where theta is constant."""
+    """The formula of LEEP, for theta (n, C_s) and y (n,) from 0; -H(y) if theta is constant."""
     joint = _joint(theta, y)
     conditional = joint / np.maximum(joint.sum(axis=0), np.finfo(np.float64).tiny)
     return float(np.mean(np.log(np.sum(conditional[y] * theta, axis=1))))
@@ -102,8 +103,8 @@ def _measured(
         require_classes(y, 1, "labels")
         if np.ptp(theta, axis=0).max() <= 1e-9:
             raise Refusal(
-                f"the source head says the same of every image: {name} is -H(y) = {-entropy:.6g} "
-                "for any such head"
+                f"the source head gives the same output for every image, so {name} is -H(y) = "
+                f"{-entropy:.6g} as for any such head"
             )
         return lambda rows: value(theta[rows], y[rows])
 

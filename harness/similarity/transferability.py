@@ -2,8 +2,8 @@
 
     logme(features, labels).value
 
-All take the target *train* images through the source model: features (n, d) in any order, labels (n,)
-integers. Intervals: see `harness.similarity.measurement`.
+All take the features (n, d) of the target's training images from the source model, in any order, and their
+labels (n,) as integers. Intervals: see `harness.similarity.measurement`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from harness.similarity.measurement import (
 Array = npt.NDArray[Any]
 
 FOLDS = 5
-"""Of a cross-validation; fewer where a class has fewer images."""
+"""Number of folds of a cross-validation; fewer if a class has fewer images."""
 
 CV_SHARE = 0.5
-"""Of the images in a resample of a cross-validation. Folds fall anew in each, and sqrt(m / (n - m)) would
-count that twice at the usual share of .8."""
+"""Share of the images in a resample of a cross-validation. Each resample draws new folds, and with the usual
+share of .8 the factor sqrt(m / (n - m)) would count that variation twice."""
 
 
 def knn_accuracy(
@@ -51,12 +51,13 @@ def knn_accuracy(
     seed: int = 0,
     resamples: int = 50,
 ) -> Measurement:
-    """Cross-validated accuracy of the vote of the nearest neighbours (scikit-learn), Euclidean distance.
+    """Cross-validated accuracy of nearest neighbours (scikit-learn) with Euclidean distance.
 
-    Stratified folds drawn by seed. Unchanged by shift, rotation and one scale of the features.
+    Stratified folds are drawn by the seed. The accuracy does not change with shift, rotation or a common
+    scale of the features.
 
     Args:
-        neighbours: that vote; at most the images of the smallest training fold.
+        neighbours: number of neighbours, limited to the number of images in the smallest training fold.
 
     Raises:
         ValueError: for other shapes.
@@ -92,9 +93,9 @@ def probe_accuracy(
 ) -> Measurement:
     """Cross-validated accuracy of a logistic regression on the features (scikit-learn, C = 1).
 
-    The features are centred and divided by one number (their root mean square), so the result doesn't
-    change with shift, rotation and scale. Where d > n they are turned into n coordinates first, which
-    loses nothing. Stratified folds drawn by seed. Ten resamples: each is a cross-validation of its own.
+    The features are centred and divided by their root mean square, so the result does not change with shift,
+    rotation or scale. If d > n, they are first rotated into n coordinates, without loss. Stratified folds are
+    drawn by the seed. There are only ten resamples, because each is a whole cross-validation.
 
     Raises:
         ValueError: for other shapes.
@@ -126,13 +127,15 @@ def probe_accuracy(
 
 
 def logme(features: Array, labels: Array, *, seed: int = 0, resamples: int = 20) -> Measurement:
-    """Log of the maximum evidence of a Bayesian linear model, by image, mean over classes (You et al. 2021).
+    """Logarithm of the maximum evidence of a Bayesian linear model per image, averaged over classes (You et
+    al. 2021).
 
-    Each class's 0/1 indicator is regressed on the features without intercept; weights ~ N(0, 1/alpha),
-    noise ~ N(0, 1/beta). For a given beta/alpha the best beta is known in closed form, so the evidence
-    is maximised over one number, on a grid and then by Brent's method, not by the fixed-point iteration,
-    whose popular code is wrong for n < d. It depends on the target's labels: compare sources within
-    one target only. Unchanged by rotation and scale of the features, not by shift.
+    The 0/1 indicator of each class is regressed on the features without intercept, with weights ~ N(0,
+    1/alpha) and noise ~ N(0, 1/beta). For a given beta/alpha the best beta has a closed form, so the evidence
+    is maximised over one number, on a grid and then by Brent's method. The usual fixed-point iteration is not
+    used, because its common implementation is wrong for n < d. The value depends on the target's labels, so
+    compare sources only for the same target. It does not change with rotation and scale of the features, but
+    with shift.
 
     Raises:
         ValueError: for other shapes.
@@ -149,10 +152,11 @@ def logme(features: Array, labels: Array, *, seed: int = 0, resamples: int = 20)
 def hscore(features: Array, labels: Array, *, seed: int = 0, resamples: int = 10) -> Measurement:
     """tr(S^+ S_between): Pillai's trace of the features by class (Bao et al. 2019; Pillai 1955).
 
-    S is the covariance of all features, S_between that of the class means weighted by their images.
-    In [0, C - 1] for C classes. Of features that know nothing it is `hscore_null` on average, which
-    grows with d: compare at equal n and d. Refused where the centred features span all n - 1
-    directions, as it is then C - 1 for any labels. Unchanged by any invertible linear map.
+    S is the covariance of all features, S_between that of the class means, weighted by their numbers of
+    images. The value is in [0, C - 1] for C classes. For features without information it is `hscore_null` on
+    average, which grows with d, so compare values only for equal n and d. It is refused if the centred
+    features span all n - 1 directions, because it is then C - 1 for any labels. It does not change with
+    invertible linear maps.
 
     Raises:
         ValueError: for other shapes.
@@ -176,7 +180,8 @@ def hscore(features: Array, labels: Array, *, seed: int = 0, resamples: int = 10
 
 
 def hscore_null(n: int, d: int, classes: int) -> float:
-    """The mean H-score of n images with d linearly independent features that know nothing of the classes."""
+    """The mean H-score of n images with d linearly independent features without information on the
+    classes."""
     return d * (classes - 1) / (n - 1)
 
 
@@ -194,16 +199,17 @@ def _cv_accuracy(model: ClassifierMixin, x: Floats, y: Ints, seed: int) -> float
 
 
 def _turned(x: Floats) -> Floats:
-    """(n, d) in at most n coordinates, inner products kept: x' = L' Q with Q orthonormal, so L' will do."""
+    """Rows of x (n, d) in at most n coordinates with the same inner products: x' = L' Q with Q orthonormal,
+    so the rows of L can replace those of x."""
     return x if x.shape[1] <= x.shape[0] else np.asarray(np.linalg.qr(x.T, mode="r")).T
 
 
 def _evidence(x: Floats, y: Ints) -> float:
     """Mean over the classes of the maximum log evidence of their indicators.
 
-    With eigenvalues s of X X', coordinates z of an indicator in its eigenvectors, r what lies outside
-    them, and g = beta / alpha: 1 / beta = q / n with q = r + sum z^2 / (1 + g s), and the log evidence
-    is -n/2 (log(2 pi q / n) + 1) - 1/2 sum log(1 + g s) (MacKay 1992).
+    With the eigenvalues s of X X', the coordinates z of an indicator in its eigenvectors, the squared length
+    r of its part outside of them, and g = beta / alpha: 1 / beta = q / n with q = r + sum z^2 / (1 + g s),
+    and the log evidence is -n/2 (log(2 pi q / n) + 1) - 1/2 sum log(1 + g s) (MacKay 1992).
     """
     require_classes(y, 1, "labels")
     n = len(x)
@@ -224,7 +230,7 @@ def _evidence(x: Floats, y: Ints) -> float:
     exact = (len(eigenvalues) < n) & (outside <= 1e-10 * indicator.sum(axis=0))
     if exact.any():
         raise Refusal(
-            "a class is an exact linear function of the features: no bound to the evidence"
+            "a class is an exact linear function of the features, so the evidence is unbounded"
         )
     grid = np.arange(-30.0, 60.0) - math.log(eigenvalues.max())
     on_grid = log_evidence(grid)
@@ -241,9 +247,10 @@ def _evidence(x: Floats, y: Ints) -> float:
 
 
 def _spectrum(x: Floats, targets: Floats) -> tuple[Floats, Floats]:
-    """Eigenvalues (r,) over 0 of x x', and squares (r, C) of the targets' coordinates in the eigenvectors.
+    """Positive eigenvalues (r,) of x x', and squares (r, C) of the targets' coordinates in the eigenvectors.
 
-    By the smaller of x x' and x' x: several times faster than a singular value decomposition.
+    They are computed from the smaller of x x' and x' x, which is several times faster than a singular value
+    decomposition.
     """
     n, d = x.shape
     eigenvalues, vectors = np.linalg.eigh(x @ x.T if n <= d else x.T @ x)
@@ -255,14 +262,17 @@ def _spectrum(x: Floats, targets: Floats) -> tuple[Floats, Floats]:
 
 
 def _pillai(x: Floats, y: Ints) -> float:
-    """Squared lengths of the classes' unit indicators within the span of the centred features, added up."""
+    """Sum of the squared lengths of the classes' unit indicators, projected on the span of the centred
+    features."""
     require_classes(y, 1, "labels")
     n, d = x.shape
     classes, counts = np.unique(y, return_counts=True)
     indicator = (y[:, None] == classes) / np.sqrt(counts)
-    # centred too: else rounding in the centring of nearly constant features passes for a fit
+    # centred too: otherwise rounding in nearly constant features would look like a fit
     indicator -= indicator.mean(axis=0)
     eigenvalues, squares = _spectrum(x - x.mean(axis=0), indicator)
     if len(eigenvalues) >= n - 1:
-        raise Refusal(f"{n} images for d={d}: C - 1 = {len(classes) - 1} whatever the labels")
+        raise Refusal(
+            f"with {n} images for d={d}, the value is C - 1 = {len(classes) - 1} for any labels"
+        )
     return float(squares.sum())

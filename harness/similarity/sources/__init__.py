@@ -1,4 +1,4 @@
-"""Sources of our own: training them, measuring their similarity to a target, ranking them.
+"""Sources trained with this harness: pretraining, similarity to a target, and ranking.
 
 from harness.similarity.sources import SourceSpec
 

@@ -1,10 +1,10 @@
-"""How well each measure has ranked sources in the recorded studies, and the accuracy its picks lost.
+"""How well each measure has ranked sources in the recorded studies, and how much accuracy its choices lost.
 
     evidence(read_results(read_runs(uri, PHASES)))
 
-For each target the source that a measure likes best is compared with the source that did best. The static
-ranking, which knows the source's results on the other targets and nothing of this one, does the same: a
-measure that does no better has nothing to say about similarity.
+For each target, the source that a measure ranks first is compared with the source of highest accuracy. The
+same is done for the static ranking, which uses the sources' results on the other targets and nothing about
+this one. A measure that does no better than that says nothing about similarity.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from harness.tracking.runs import Recorded
 PHASES = ("repeat", "similarity")
 STATIC = "static_rank"
 LEAST = 3
-"""Sources that a target needs to be counted."""
+"""Smallest number of sources with which a target counts."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """What one study found.
+    """Accuracies and measures of one study.
 
     Attributes:
-        study: its name.
+        study: name of the study.
         targets, sources: names of the rows and columns below.
         accuracy: (targets, sources) mean test accuracy, as a share; NaN where there is no run.
-        measures: name -> (targets, sources), more meaning more promising; NaN where there is none.
+        measures: name -> (targets, sources) values, where higher is more promising; NaN where there is none.
     """
 
     study: str
@@ -46,14 +46,14 @@ class Results:
 
 @dataclass(frozen=True)
 class Evidence:
-    """How well one measure picked.
+    """How well one measure has chosen sources.
 
     Attributes:
-        measure: its name.
-        targets: that it could be judged on.
-        regret: mean over them of best accuracy - accuracy of the picked source, as a share.
+        measure: name of the measure.
+        targets: number of targets with enough results.
+        regret: mean over these targets of best accuracy - accuracy of the chosen source, as a share.
         tau: mean weighted rank correlation (scipy's weightedtau) with the accuracies.
-        static_regret: the static ranking's regret on the same targets; NaN if it has none.
+        static_regret: regret of the static ranking on the same targets; NaN if there is none.
     """
 
     measure: str
@@ -64,13 +64,13 @@ class Evidence:
 
     @property
     def beats_static(self) -> bool:
-        """Less regret than the static ranking on the same targets."""
+        """Whether the regret is lower than that of the static ranking on the same targets."""
         return self.regret < self.static_regret
 
 
 def read_results(runs: Iterable[Recorded]) -> list[Results]:
-    """One entry per study with results; conditions (strategy, size, seed) are averaged, and only sources
-    and targets that have the same conditions can be compared fairly."""
+    """One entry per study with results. Results are averaged over conditions (strategy, size, seed); only
+    sources and targets with the same conditions can be compared fairly."""
     scores: dict[str, dict[tuple[str, str], list[float]]] = {}
     measures: dict[str, dict[str, dict[tuple[str, str], float]]] = {}
     for run in runs:
@@ -104,7 +104,7 @@ def _results(
 
 
 def evidence(results: Sequence[Results]) -> list[Evidence]:
-    """How well each measure picked, the least regret first; the static ranking is among them."""
+    """How well each measure has chosen sources, lowest regret first, including the static ranking."""
     rows: dict[str, list[tuple[float, float, float]]] = {}
     for result in results:
         static = _static(result)
@@ -123,7 +123,7 @@ def evidence(results: Sequence[Results]) -> list[Evidence]:
 
 
 def _static(result: Results) -> np.ndarray:
-    """(targets, sources) minus the mean rank on the other targets."""
+    """(targets, sources) negative mean rank on the other targets."""
     rows = [
         [-static_rank(result.accuracy, s, t).value for s in range(len(result.sources))]
         for t in range(len(result.targets))
@@ -132,7 +132,7 @@ def _static(result: Results) -> np.ndarray:
 
 
 def _pick(values: np.ndarray, accuracy: np.ndarray) -> tuple[float, float] | None:
-    """Regret and weighted tau on one target; None with too few sources or a measure that is constant."""
+    """Regret and weighted tau on one target; None if there are too few sources or the measure is constant."""
     known = np.isfinite(values) & np.isfinite(accuracy)
     values, accuracy = values[known], accuracy[known]
     if len(values) < LEAST or np.ptp(values) == 0 or np.ptp(accuracy) == 0:

@@ -1,7 +1,9 @@
-"""Every measure on every pair of source and target of a study, from the target's training images only.
+"""Compute all measures for the pairs of source and target of a study, using only training images of the
+targets.
 
-Distances between data sets are taken in one embedding that knows none of the sources: EfficientNet-Lite0
-with its ImageNet weights at 64 px, then 64 principal axes found on equally many images of every data set.
+Distances between data sets are computed in one embedding that does not depend on the sources:
+EfficientNet-Lite0 with ImageNet weights at 64 px, then 64 principal axes of the same number of images from
+every data set.
 """
 
 from __future__ import annotations
@@ -42,14 +44,14 @@ AXES = 64
 EMBEDDING = f"{REFERENCE} imagenet at {REFERENCE_SIZE} px, {AXES} principal axes"
 """Name of the common embedding."""
 MOST = 500
-"""Images of a data set that are looked at."""
+"""Largest number of images used of a data set."""
 SEED = 0
-NO_DATA = "the images that the source learned from are not here, or there were none"
-NO_HEAD = "the source has no class scores here"
+NO_DATA = "the images that the source was trained on are not available"
+NO_HEAD = "the source has no usable classifier"
 DIAGNOSTIC = ("cka",)
-"""Measures that compare a network with itself, so not for pairs."""
+"""Measures that compare two states of one network and are therefore not computed for pairs."""
 Data = tuple[str, tuple[int, ...]]
-"""A data set's name and the positions of the images looked at."""
+"""Name of a data set, and positions of the images used."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,11 @@ class Pair:
     """A source and a target of a study.
 
     Attributes:
-        source, target: labels of the factors of these names, where the study compares them; else what
-            the TrialSpec calls them.
-        spec: a trial from one to the other: of the largest training set there is.
-        model: the source's first model if it is one of ours.
-        most: images of either side that are looked at.
+        source, target: labels of the factors of these names, if the study compares them; else the names in
+            the TrialSpec.
+        spec: spec of a trial from this source to this target, with the largest training set.
+        model: first model of the source, if it was trained with this harness.
+        most: largest number of images used of each side.
     """
 
     source: str
@@ -72,18 +74,19 @@ class Pair:
 
     @property
     def name(self) -> str:
-        """In words."""
+        """The pair as "source -> target"."""
         return f"{self.source} -> {self.target}"
 
     @property
     def target_data(self) -> Data:
-        """Training images of the target."""
+        """The training images of the target."""
         train = split_indices(load_target(self.spec.target), self.spec).train
         return self.spec.target, _some(train, self.most)
 
     @property
     def source_data(self) -> Data | None:
-        """Images that the source's first model learned from; None if there were none, or none of ours."""
+        """The images that the first model of the source was trained on; None if it was not trained, or not
+        with this harness."""
         if self.model is None:
             return None
         spec, number = spec_from(self.model.about)
@@ -91,7 +94,7 @@ class Pair:
         return (spec.data, _some(train, self.most)) if spec.steps else None
 
     def identity(self) -> str:
-        """Hash of all that the measures depend on."""
+        """Hash of everything that determines the measures."""
         spec, (target, rows) = self.spec, self.target_data
         model = self.model
         weights = model.sha256 if model else weights_sha256(spec.source, spec.backbone)
@@ -122,11 +125,11 @@ def pairs_of(drawn: Iterable[tuple[Cell, TrialSpec]]) -> list[Pair]:
 
 
 def labels_of(cell: Mapping[str, str], flat: Mapping[str, object]) -> tuple[str, str]:
-    """What the source and the target of a trial are called.
+    """Labels of the source and the target of a trial.
 
     Args:
-        cell: factor -> label, and perhaps more.
-        flat: its spec.
+        cell: factor -> label; it may have further entries.
+        flat: entries of the trial's spec.
     """
     source = cell.get("source", cell.get("backbone", str(flat["source"])))
     return source, cell.get("target", str(flat["target"]))
@@ -137,12 +140,12 @@ def _rank(spec: TrialSpec) -> tuple[float, bool]:
 
 
 def first_model(source: str) -> Model | None:
-    """The first model of a recorded source; None for any other."""
+    """The first model of a recorded source; None for other sources."""
     return find_models(source)[0] if source.startswith(PREFIX) else None
 
 
 def shared_images(pair: Pair) -> int:
-    """How many of the source's images the target holds, in any of its parts."""
+    """Number of the source's images that are also in the target, in any of its parts."""
     if pair.model is None:
         return 0
     spec, number = spec_from(pair.model.about)
@@ -153,12 +156,12 @@ def shared_images(pair: Pair) -> int:
 
 
 class Measuring:
-    """Measures pairs; embeds each data set once.
+    """Computes the measures of pairs; each data set is embedded only once.
 
     Args:
-        pairs: all of a study: the axes and the bandwidth depend on them.
+        pairs: all pairs of a study, because the axes and the bandwidth depend on them.
         device: where to compute.
-        cache: where images and what networks gave for them are kept.
+        cache: where images and outputs of networks are stored.
     """
 
     def __init__(self, pairs: Sequence[Pair], device: Device, cache: Cache) -> None:
@@ -175,11 +178,12 @@ class Measuring:
             self._bandwidth = median_bandwidth(equal @ axes, SEED)
 
     def measure(self, pair: Pair, resamples: int | None = None) -> Iterator[Measurement]:
-        """Every measure that ranks sources, and the two baselines that need no other target.
+        """All measures that rank sources, and the two baselines that need no other target.
 
         Args:
-            pair: one of those that this was made for.
-            resamples: behind each interval, 0 for none; None is each measure's own number.
+            pair: one of the pairs given to the constructor.
+            resamples: number of resamples of each interval; 0 for no intervals, None for each measure's
+                default.
         """
         options = {"seed": SEED} | ({} if resamples is None else {"resamples": resamples})
         given = self._given(pair)
@@ -212,23 +216,23 @@ class Measuring:
 
 
 def baselines(model: Model | None) -> Iterator[Measurement]:
-    """What one would guess without a look at the target."""
+    """The baselines that do not use the target."""
     if model is None:
         yield from (
-            _refused(n, "the source is none of ours")
+            _refused(n, "the source was not trained with this harness")
             for n in ("source_accuracy", "log_source_size")
         )
         return
     accuracy, classes = metrics_of(model).get("val_accuracy"), int(model.about["classes"])
     if accuracy is None:
-        yield _refused("source_accuracy", "it learned without labels")
+        yield _refused("source_accuracy", "the source was trained without labels")
     else:
         yield source_accuracy(accuracy, int(model.about["val_images"]), classes)
     yield log_source_size(int(model.about["images"]))
 
 
 def features(spec: TrialSpec, data: Data, device: Device, cache: Cache) -> np.ndarray:
-    """(n, d) what the spec's network, as a trial would start from it, gives its head for these images.
+    """(n, d) inputs of the head for these images, from the network with which a trial would start.
 
     Statistics of batch norms are those of the source, or averaged over these images if the spec says so.
     """
@@ -241,7 +245,7 @@ def features(spec: TrialSpec, data: Data, device: Device, cache: Cache) -> np.nd
 
 
 def probabilities(pair: Pair, device: Device, cache: Cache) -> np.ndarray:
-    """(n, source classes) what the source's own head says of the target's training images."""
+    """(n, source classes) probabilities of the source's own head for the target's training images."""
     assert pair.model is not None
     spec = replace(pair.spec, strategy=FeatureTransfer(), batch_norm="train")
     spec = replace(spec, augment="none", views=None)
@@ -261,7 +265,7 @@ def _build(spec: TrialSpec, outputs: int, device: Device) -> Backbone:
 def _frozen(
     spec: TrialSpec, backbone: Backbone, data: Data, device: Device, cache: Cache
 ) -> tuple[Network, Examples]:
-    """The network with all groups frozen, so that what they give is kept, and the images."""
+    """The network with all groups frozen, so that their outputs are cached, and the images."""
     network = Network(backbone, spec, device, cache)
     examples = read_examples(*(data[0], data[1], network.size, backbone.input.interpolation, cache))
     if spec.batch_norm == "reestimate":
@@ -289,7 +293,7 @@ def _refused(name: str, reason: str) -> Measurement:
 
 
 def as_run(pair: Pair, found: Sequence[Measurement]) -> tuple[dict[str, object], dict[str, float]]:
-    """Tags and metrics of the MLflow run of a pair."""
+    """Tags and metrics of the MLflow run for a pair."""
     tags: dict[str, object] = {
         "phase": "similarity",
         "source": pair.source,

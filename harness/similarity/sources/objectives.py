@@ -1,7 +1,7 @@
-"""Pretraining objectives: the loss by which a source learns.
+"""Pretraining objectives: the losses with which a source is trained.
 
-Supervised training and the autoencoder have one player, a GAN two. What the backbone's head gives is the
-class scores, the code or the verdict; a trial replaces the head.
+Supervised training and the autoencoder have one player, a GAN has two. The outputs of the backbone's head are
+class scores, the code, or the discriminator's score; a trial replaces the head.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch.nn import functional as F
 from harness.backbones.library import Input
 
 CODE = 64
-"""Numbers that an autoencoder's code, and a GAN's noise, have."""
+"""Dimension of an autoencoder's code and of a GAN's noise."""
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(n, 3, s, s) pixels in [-1, 1] and (n,) labels -> a scalar."""
+"""(n, 3, s, s) pixels in [-1, 1] and (n,) labels -> scalar loss."""
 
 
 @dataclass(frozen=True)
 class Player:
-    """Who learns, from which loss, with which Adam betas."""
+    """The modules that are trained together, their loss, and their Adam betas."""
 
     module: nn.Module
     loss: Loss
@@ -33,13 +33,13 @@ class Player:
 
 
 class Objective(ABC):
-    """One way to learn from a data set.
+    """One way to train a backbone on a data set.
 
     Args:
         model: the backbone with a head of `outputs` numbers.
-        expects: what its weights will expect to see.
+        expects: the input that its weights will expect.
         size: side of the images in pixels.
-        generator: of the noise.
+        generator: random number generator for the noise.
     """
 
     def __init__(
@@ -54,18 +54,18 @@ class Objective(ABC):
     @staticmethod
     @abstractmethod
     def outputs(classes: int) -> int:
-        """Numbers that the backbone's head gives."""
+        """Number of outputs of the backbone's head."""
 
     @abstractmethod
     def make_players(self, size: int) -> tuple[Player, ...]:
-        """Who learns; they take turns at every step."""
+        """The players, which are trained in turn at every step."""
 
     @abstractmethod
     def scores(self, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-        """Of validation images: totals by name, to be divided by their number; the network in eval()."""
+        """Sums over validation images by name, to be divided by their number; the network is in eval()."""
 
     def see(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What the head gives for pixels in [-1, 1]."""
+        """Outputs of the head for pixels in [-1, 1]."""
         seen = ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         out: torch.Tensor = self.model(seen)
         return out
@@ -92,7 +92,7 @@ class Supervised(Objective):
 
 @final
 class Autoencoder(Objective):
-    """Mean squared error of the picture drawn again from 64 numbers (Hinton & Salakhutdinov 2006)."""
+    """Mean squared error of the image reconstructed from 64 numbers (Hinton & Salakhutdinov 2006)."""
 
     @staticmethod
     def outputs(classes: int) -> int:
@@ -110,8 +110,8 @@ class Autoencoder(Objective):
 
 @final
 class Gan(Objective):
-    """The backbone tells real pictures from those that a generator draws from noise, with the
-    non-saturating loss (Goodfellow et al. 2014); DCGAN's betas (Radford et al. 2016)."""
+    """The backbone learns to distinguish real images from those that a generator makes of noise, with the
+    non-saturating loss (Goodfellow et al. 2014) and DCGAN's betas (Radford et al. 2016)."""
 
     betas: ClassVar[tuple[float, float]] = (0.5, 0.999)
 
@@ -132,7 +132,7 @@ class Gan(Objective):
         return Player(self.model, judge, self.betas), Player(self.decoder, draw, self.betas)
 
     def draw(self, count: int) -> torch.Tensor:
-        """(count, 3, s, s) pictures in [-1, 1]."""
+        """(count, 3, s, s) generated images in [-1, 1]."""
         noise = torch.randn(count, CODE, generator=self.generator)
         pictures: torch.Tensor = self.decoder(noise.to(self.mean.device))
         return pictures
@@ -144,7 +144,7 @@ class Gan(Objective):
 
 
 class Decoder(nn.Module):
-    """64 numbers -> a picture in [-1, 1]: from a quarter of the side, doubled twice."""
+    """64 numbers -> an image in [-1, 1]: starts with a quarter of the side, which is doubled twice."""
 
     def __init__(self, size: int) -> None:
         super().__init__()

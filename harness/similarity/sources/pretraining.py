@@ -1,4 +1,4 @@
-"""Train a source: one loop for all objectives; the result is a state dict and its score."""
+"""Train a source: one loop for all objectives, which returns a state dict and its scores."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from harness.training.loop import Diverged
 from harness.training.optimizer import Schedule, batches
 
 WARMUP = 0.1
-"""Share of the steps in which the rate rises."""
+"""Share of the steps in which the learning rate rises."""
 
 
 @dataclass(frozen=True)
 class SourceSplit:
-    """Positions in the data; official test images are in neither."""
+    """Positions of training and validation images in the data, without official test images."""
 
     train: np.ndarray
     val: np.ndarray
@@ -40,10 +40,10 @@ class Trained:
     """One source model.
 
     Attributes:
-        state: its state dict on the CPU, head included.
-        classes: of its data.
-        images, val_images: that it learned from and was judged on.
-        metrics: by name, as MLflow has them; only what was measured.
+        state: state dict on the CPU, including the head.
+        classes: number of classes of its data.
+        images, val_images: numbers of its training and validation images.
+        metrics: measured metrics, by their names in MLflow.
     """
 
     state: dict[str, torch.Tensor]
@@ -54,14 +54,17 @@ class Trained:
 
 
 def split_source(target: Target, spec: SourceSpec, number: int) -> SourceSplit:
-    """The images that model `number` learns from, stratified, drawn by its seed; `shots` and `val_shots` are
-    upper bounds per class. Official test images are left out, a validation set is used as it is, and the
-    images of a group are all in one part.
+    """The training and validation images of model `number`, stratified and drawn by its seed.
+
+    `shots` and `val_shots` are upper bounds per class. Official test images are left out, an official
+    validation set is used as it is, and all images of a group are in the same part.
 
     Raises:
         UserError: naming the class that is too small.
     """
-    name = target.identity if ":" in spec.data else spec.data  # not the path of the user's files
+    name = (
+        target.identity if ":" in spec.data else spec.data
+    )  # independent of the path of the user's files
     seed = derive_seed("source split", name, spec.seed(number))
     rng, is_val = np.random.default_rng(seed), target.official_val
     own = np.ones(len(target.labels), np.bool_)
@@ -95,12 +98,12 @@ def pretrain(spec: SourceSpec, number: int, device: Device, cache: Cache = Cache
 
     Args:
         spec: its source.
-        number: of the model.
+        number: number of the model.
         device: where to compute.
-        cache: where decoded images are kept.
+        cache: where decoded images are stored.
 
     Raises:
-        UserError: if data or backbone are not to be had.
+        UserError: if the data or the backbone are not available.
         Diverged: if a loss is not finite.
     """
     target = load_target(spec.data)
@@ -134,7 +137,7 @@ def pretrain(spec: SourceSpec, number: int, device: Device, cache: Cache = Cache
 def _fit(
     objective: Objective, train: Examples, spec: SourceSpec, seed: int, device: Device
 ) -> dict[str, float]:
-    """All steps; returns the last loss of each player."""
+    """Run all steps and return the last loss of each player."""
     optimizers = [_optimizer(p.module, p.betas, spec) for p in objective.players]
     for player in objective.players:
         player.module.train()

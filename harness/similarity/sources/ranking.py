@@ -1,4 +1,4 @@
-"""Rank sources for a target by all measures, with the evidence for each measure."""
+"""Rank sources for a target by all measures, and report how well each measure has ranked before."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from harness.tracking.runs import Recorded
 from harness.training.device import Device
 
 DEFAULT = "probe_accuracy"
-"""What is ranked by where no recorded study says anything: it looks at target and source, and has bounds."""
+"""The measure to rank by if there are no recorded studies: it uses target and source, and is bounded."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A source and what each measure says of it, by the measure's name."""
+    """A source and its measurements, by the name of the measure."""
 
     name: str
     measures: Mapping[str, Measurement]
 
 
 def pair_of(source: str, target: str, resolution: int, images: int) -> Pair:
-    """A candidate: a backbone's name stands for its ImageNet weights, recorded:NAME for a model of ours.
+    """A candidate source with the target.
 
     Args:
-        source: as the user wrote it.
-        target: the data set.
-        resolution: side at which backbones look at it; a model of ours looks at its own.
-        images: of the target that are looked at, at most.
+        source: the name of a backbone, for its ImageNet weights, or recorded:NAME.
+        target: name of the target.
+        resolution: side of the images for backbones; recorded models use their own resolution.
+        images: largest number of images of the target that are used.
 
     Raises:
         UserError: if there is no such source or target.
@@ -64,13 +64,13 @@ def pair_of(source: str, target: str, resolution: int, images: int) -> Pair:
 def candidates(
     pairs: Sequence[Pair], runs: Sequence[Recorded], device: Device, cache: Cache
 ) -> list[Candidate]:
-    """Every candidate measured, the static ranking from recorded runs with it.
+    """Measure all candidates, and add the static ranking from recorded runs.
 
     Args:
-        pairs: from `pair_of`, one target.
-        runs: recorded ones.
+        pairs: pairs from `pair_of`, all with the same target.
+        runs: recorded runs.
         device: where to compute.
-        cache: where images and features are kept.
+        cache: where images and features are stored.
     """
     measuring = Measuring(pairs, device, cache)
     static = static_ranks(pairs, runs)
@@ -81,7 +81,7 @@ def candidates(
 
 
 def static_ranks(pairs: Sequence[Pair], runs: Sequence[Recorded]) -> dict[str, Measurement]:
-    """Each candidate's mean rank on the targets of recorded studies, this target left out."""
+    """Mean rank of each candidate on the targets of recorded studies, without this target."""
     scores: dict[tuple[str, int], list[float]] = {}
     here = load_target(pairs[0].spec.target).name if pairs else ""
     for run in runs:
@@ -102,8 +102,8 @@ def static_ranks(pairs: Sequence[Pair], runs: Sequence[Recorded]) -> dict[str, M
 
 
 def headline(found: Sequence[Candidate], known: Sequence[Evidence]) -> str:
-    """The measure to rank by: of those that have a value for every candidate, the one that recorded studies
-    show to have missed least; else DEFAULT.
+    """The measure to rank by: among those with a value for every candidate, the one with the lowest regret in
+    recorded studies, or else DEFAULT.
 
     Raises:
         UserError: if no measure has a value for every candidate.
@@ -123,7 +123,7 @@ def headline(found: Sequence[Candidate], known: Sequence[Evidence]) -> str:
 
 
 def ranked(found: Sequence[Candidate], measure: str) -> list[Candidate]:
-    """The most promising first."""
+    """The candidates in the order of a measure, most promising first."""
 
     def promise(candidate: Candidate) -> float:
         one = candidate.measures[measure]
@@ -133,27 +133,31 @@ def ranked(found: Sequence[Candidate], measure: str) -> list[Candidate]:
 
 
 def verdict(found: Sequence[Candidate], measure: str, known: Sequence[Evidence]) -> list[str]:
-    """What to believe of the ranking, in lines."""
+    """How reliable the ranking is, as lines of text."""
     order = ranked(found, measure)
     lines = [f"ranked by {measure}: {' > '.join(c.name for c in order)}"]
     first = order[0].measures[measure]
     rivals = [c.name for c in order[1:] if _overlap(first, c.measures[measure])]
     if rivals:
-        lines.append(f"its intervals do not tell {order[0].name} from {', '.join(rivals)}")
+        lines.append(
+            f"the interval of {order[0].name} overlaps with those of {', '.join(rivals)}, which may be "
+            "equally good"
+        )
     own = next((e for e in known if e.measure == measure), None)
     if own is None:
         return [
             *lines,
             "no recorded study has measured pairs (python -m harness.study, then python -m "
-            "harness.similarity): whether any measure beats the static ranking is not known here",
+            "harness.similarity), so it is not known whether any measure beats the static ranking",
         ]
-    said = f"on {own.targets} recorded targets it missed the best source by {own.regret:.1%} on average"
+    found = f"on {own.targets} recorded targets its choice lost {own.regret:.1%} on average"
     if math.isnan(own.static_regret):
-        return [*lines, f"{said}; there was no static ranking to compare it with"]
+        return [*lines, f"{found}; there was no static ranking to compare it with"]
     word = "better" if own.beats_static else "NO BETTER"
     return [
         *lines,
-        f"{said}, the static ranking by {own.static_regret:.1%}: {word} than the same order for every target",
+        f"{found}, that of the static ranking {own.static_regret:.1%}: {word} than the same order for "
+        "every target",
     ]
 
 

@@ -1,7 +1,7 @@
-"""Record trained sources, each once, and find those that are still to be trained.
+"""Record trained sources, and find those that are still to be trained.
 
-A model is kept as a file (see harness.backbones.recorded), which trials read, and as an MLflow run with a
-copy of that file, which people read.
+A model is stored as a file (see harness.backbones.recorded), from which trials load it, and as an MLflow run
+with a copy of that file, for people.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ EXPERIMENT = "pretraining"
 """Name of the MLflow experiment that holds all source models."""
 NOTE = "Source models, trained by python -m harness.pretrain; the weights are among the artifacts."
 MEASURED = "metric."
-"""Before the name of a metric in what a model's file says of itself."""
+"""Prefix of the names of metrics in the description of a model file."""
 
 
 @dataclass(frozen=True)
 class ModelDone:
-    """One model, trained now or (`resumed`) before."""
+    """One model; `resumed` if it was trained before."""
 
     model: Model
     resumed: bool
 
 
 def check_sources(sources: Sequence[SourceSpec]) -> None:
-    """Refuse, before anything is trained, what could not be trained.
+    """Check that all sources can be trained, before any training begins.
 
     Raises:
         UserError: naming the source and what is wrong.
@@ -54,14 +54,15 @@ def pretrain_all(
     tags: Mapping[str, str],
     cache: Cache = Cache(),
 ) -> Iterator[ModelDone]:
-    """Train and record what is not recorded yet; number by number, so that each number has all sources.
+    """Train and record all models that are not recorded yet: first number 0 of all sources, then number 1,
+    ...
 
     Args:
-        sources: what to train.
-        recorder: of the experiment EXPERIMENT.
+        sources: sources to train.
+        recorder: recorder of the experiment EXPERIMENT.
         device: where to compute.
-        tags: environment, put on every run.
-        cache: where decoded images are kept.
+        tags: tags of the environment, set on every run.
+        cache: where decoded images are stored.
 
     Raises:
         UserError: if a source was recorded with other settings.
@@ -84,8 +85,8 @@ def pretrain_all(
 
 
 def recorded_model(spec: SourceSpec, number: int) -> Model | None:
-    """The model if it was trained before from this very spec and these images; None if it is to be trained,
-    also because its file is damaged.
+    """The model, if it was trained before with this spec and these images; None if it has to be trained, also
+    because its file is damaged.
 
     Raises:
         UserError: if it was recorded with other settings.
@@ -104,14 +105,14 @@ def recorded_model(spec: SourceSpec, number: int) -> Model | None:
     ]
     if changes:
         raise UserError(
-            f"recorded source {name!r} was made otherwise: {'; '.join(changes[:3])}; give the source "
-            f"another name, or delete {model.path}"
+            f"recorded source {name!r} was trained with other settings: {'; '.join(changes[:3])}; give the "
+            f"source another name, or delete {model.path}"
         )
     return model
 
 
 def _identity(spec: SourceSpec, number: int) -> dict[str, str]:
-    """All that decides a model."""
+    """Everything that determines a model."""
     data = load_target(spec.data).fingerprint()
     own = {**spec.flat(), "number": number, "seed": spec.seed(number), "data_sha256": data}
     return {k: str(v) for k, v in own.items()}
@@ -154,7 +155,7 @@ def _record(recorder: Experiment, model: Model, spec: SourceSpec, tags: Mapping[
 
 
 def metrics_of(model: Model) -> dict[str, float]:
-    """What was measured when the model was trained."""
+    """The metrics that were measured when the model was trained."""
     return {
         k.removeprefix(MEASURED): float(v) for k, v in model.about.items() if k.startswith(MEASURED)
     }

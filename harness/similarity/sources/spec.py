@@ -1,4 +1,4 @@
-"""Specification of sources: the vocabulary of a file with `sources = [SourceSpec(...), ...]`."""
+"""Specification of sources, for files with `sources = [SourceSpec(...), ...]`."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ Objective = Literal["supervised", "autoencoder", "gan"]
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """A model, or several that differ in their seed, to be trained and recorded.
+    """A model, or several models with different seeds, to be trained and recorded.
 
     Attributes:
-        name: trials ask for it as source="recorded:NAME".
-        data: what it learns from: a target's name or an expression (see harness.data.expressions).
+        name: name of the source; trials refer to it as source="recorded:NAME".
+        data: the training data: a target's name or an expression (see harness.data.expressions).
         backbone: as in TrialSpec.
         objective: "supervised"; "autoencoder" (its encoder is the backbone); "gan" (its discriminator
             is the backbone).
-        shots: training images per class, at most; None takes all that validation leaves. Official test images
-            are never used.
-        val_shots: validation images per class, at most; None takes a tenth.
+        shots: largest number of training images per class; None takes all that are not used for validation.
+            Official test images are never used.
+        val_shots: largest number of validation images per class; None takes a tenth.
         resolution: side of the square input in pixels; None takes the backbone's own.
-        steps: of the optimiser; 0 leaves the weights random.
+        steps: number of optimiser steps; 0 leaves the weights random.
         batch_size: images per step.
-        lr: peak rate of AdamW, warmed up over a tenth of the steps, then a cosine to zero.
+        lr: peak learning rate of AdamW, which rises over a tenth of the steps and then falls to zero as a
+            cosine.
         weight_decay: decoupled; never on norms and biases.
-        models: how many, numbered from 0. Number i of every source has the same seed: of its images,
-            its initialisation and its batches.
+        models: number of models, numbered from 0. Model i of every source has the same seed for its images,
+            initialisation and batches.
     """
 
     name: str
@@ -53,8 +54,8 @@ class SourceSpec:
     def __post_init__(self) -> None:
         if not SAFE_NAME.fullmatch(self.name) or re.search(r"\.\d+$", self.name):
             raise UserError(
-                f"SourceSpec: name {self.name!r} must be letters, digits, '_', '.', '-', without a "
-                "number at its end (each model gets one)"
+                f"SourceSpec: name {self.name!r} must be letters, digits, '_', '.', '-', and must not end "
+                "with a number, because the number of the model is appended"
             )
         require_short(f"SourceSpec {self.name}", self.flat())
         if self.objective not in get_args(Objective):
@@ -86,18 +87,18 @@ class SourceSpec:
             )
 
     def flat(self) -> dict[str, Scalar]:
-        """All that decides a model, its number apart, ready to be logged as parameters."""
+        """Everything that determines a model except its number, as parameters to be logged."""
         fields = dataclasses.asdict(self)
         del fields["models"]
         return fields
 
     def seed(self, number: int) -> int:
-        """Of the model with that number."""
+        """Seed of the model with that number."""
         return derive_seed("source", number)
 
 
 def spec_from(about: Mapping[str, str]) -> tuple[SourceSpec, int]:
-    """The spec, and the number of the model, from what a recorded model says of itself."""
+    """The spec and the number of a recorded model, from its description."""
     kinds = {f.name: str(f.type) for f in dataclasses.fields(SourceSpec)}
     fields: dict[str, Any] = {}
     for name, kind in kinds.items():
@@ -112,12 +113,12 @@ def sources_of(defined: Mapping[str, Any], path: object) -> list[SourceSpec]:
     """The `sources` that a study file defines.
 
     Raises:
-        UserError: if there are none, or they are something else.
+        UserError: if there are no `sources`, or they are not a list of SourceSpec.
     """
     sources = defined.get("sources")
     if sources is None:
         raise UserError(
-            f"study file {path} defines no `sources`; want sources = [SourceSpec(...), ...]"
+            f"study file {path} defines no `sources`; end it with sources = [SourceSpec(...), ...]"
         )
     wrong = sources if not isinstance(sources, (list, tuple)) else None
     for source in () if wrong is not None else sources:
@@ -129,5 +130,5 @@ def sources_of(defined: Mapping[str, Any], path: object) -> list[SourceSpec]:
         )
     names = [source.name for source in sources]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"study file {path}: source {twice!r} is described twice")
+        raise UserError(f"study file {path}: source {twice!r} is defined twice")
     return list(sources)
