@@ -150,13 +150,13 @@ def verdict(found: Sequence[Candidate], measure: str, known: Sequence[Evidence])
             "no recorded study has measured pairs (python -m harness.study, then python -m "
             "harness.similarity), so it is not known whether any measure beats the static ranking",
         ]
-    found = f"on {own.targets} recorded targets its choice lost {own.regret:.1%} on average"
+    loss = f"on {own.targets} recorded targets its choice lost {own.regret:.1%} on average"
     if math.isnan(own.static_regret):
-        return [*lines, f"{found}; there was no static ranking to compare it with"]
+        return [*lines, f"{loss}; there was no static ranking to compare it with"]
     word = "better" if own.beats_static else "NO BETTER"
     return [
         *lines,
-        f"{found}, that of the static ranking {own.static_regret:.1%}: {word} than the same order for "
+        f"{loss}, that of the static ranking {own.static_regret:.1%}: {word} than the same order for "
         "every target",
     ]
 
