@@ -267,7 +267,7 @@ def test_weights_of_the_hub_are_refused_when_offline(
         (("--cells", "3/2"), "--cells must be K/N"),
         (("--cells", "2"), "--cells must be K/N"),
         (("--cells", "3/3"), "--cells 3/3 holds no cell: study 'toy' has 2, so at most 2 jobs"),
-        (("--device", "gpu"), "unknown device 'gpu'; want one of auto, cpu, cuda, mps"),
+        (("--device", "gpu"), "unknown device 'gpu'; choose from auto, cpu, cuda, mps"),
         (("--storage", "sqlite:///folder"), "cannot open the storage sqlite:///folder"),
         (("--storage", "sqlite:///notes.txt"), "cannot open the storage"),
         (("--storage", "sqlite:///notes.txt/x.sqlite"), "cannot open the storage"),

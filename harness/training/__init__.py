@@ -1,1 +1,1 @@
-"""Training of one trial: networks in groups, the loop, its checks, its memory and its clock."""
+"""Training of one trial: the loop, freezing, checks, checkpoints, memory and time."""

@@ -1,7 +1,7 @@
-"""Check after every trial that frozen tensors did not change and the others did.
+"""Check in every trial that frozen tensors did not change and that trained ones did.
 
-A violation raises AuditFailed, which ends the trial with outcome audit_failed: a strategy that was not
-applied as stated must never enter a comparison.
+A violation raises AuditFailed, which ends the trial with outcome audit_failed, so that a strategy that was
+not applied as defined never enters a comparison.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from harness.training.checkpoint import BadCheckpoint
 
 
 class AuditFailed(Exception):
-    """The trial did not do what its strategy says."""
+    """The trial did not follow its strategy."""
 
 
 def digest(tensors: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 over names and bytes: equal only for bitwise equal tensors.
 
-    Checkpoints and kept rows hold it, so not to be replaced by `weights.tensors_sha256`.
+    Checkpoints and caches contain this hash, so it must not be replaced with `weights.tensors_sha256`.
     """
     hashed = hashlib.sha256()
     for name, tensor in tensors.items():
@@ -36,11 +36,11 @@ def digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 class Audit:
-    """Watches the groups of one trial.
+    """Checks the groups of one trial.
 
     Args:
         groups: the backbone's groups before the first step.
-        tuned: names of the parameters that may train at all; None is every one.
+        tuned: names of the parameters that may train; None means all.
     """
 
     def __init__(self, groups: Sequence[Group], tuned: frozenset[str] | None = None) -> None:
@@ -72,23 +72,23 @@ class Audit:
         """Compare the optimiser's own learning rates with the strategy's.
 
         Args:
-            applied: group -> the rates of its optimiser entries.
+            applied: group -> the learning rates of its parameters in the optimiser.
             scales: the strategy's scales of this epoch.
-            rate: learning rate of a group with scale 1 at this step, per group (schedule included).
+            rate: for each group, the learning rate at this step for scale 1, including the schedule.
         """
         for g, scale in enumerate(scales):
             want = 0.0 if scale is None else scale * rate[g]
             if any(not math.isclose(lr, want, rel_tol=1e-9) for lr in applied.get(g, {want})):
                 raise AuditFailed(
-                    f"group {self._groups[g].name}: learning rate {applied[g]} applied, "
-                    f"{want} is the strategy's"
+                    f"group {self._groups[g].name}: learning rate {applied[g]} was applied, but the "
+                    f"strategy asks for {want}"
                 )
 
     def finish(self) -> None:
         """Call after the last step.
 
         Raises:
-            AuditFailed: if a frozen group changed, or a group that was to be trained did not.
+            AuditFailed: if a frozen group changed, or a group that should have been trained did not.
         """
         for g in self._frozen:
             self._check_frozen(g)
@@ -96,7 +96,7 @@ class Audit:
             tuned, untuned = self._parts(g)
             if tuned == start[0] and self._tuned & self._groups[g].parameters.keys():
                 raise AuditFailed(
-                    f"group {self._groups[g].name} was to be trained but did not move"
+                    f"group {self._groups[g].name} should have been trained but did not change"
                 )
             if untuned != start[1]:
                 raise AuditFailed(
@@ -104,14 +104,14 @@ class Audit:
                 )
 
     def state_dict(self) -> dict[str, Any]:
-        """The hashes of what is frozen now and of what each trained group was at first."""
+        """The hashes of the groups that are frozen now, and the initial hashes of the trained groups."""
         return {"frozen": dict(self._frozen), "start": dict(self._start)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on watching; call while the groups are as they were before the first step.
+        """Continue from a checkpoint; call this while the groups are as before the first step.
 
         Raises:
-            BadCheckpoint: if a trained group began as something else than it is now.
+            BadCheckpoint: if a trained group had other initial weights than now.
         """
         for g, start in state["start"].items():
             if self._parts(g) != start:
@@ -122,11 +122,11 @@ class Audit:
         self._frozen, self._start = dict(state["frozen"]), dict(state["start"])
 
     def frozen_digest(self, depth: int) -> str:
-        """Hash of all tensors of the `depth` leading groups, which are frozen now."""
+        """Hash of all tensors of the first `depth` groups, which are frozen now."""
         return hashlib.sha256("".join(self._frozen[g] for g in range(depth)).encode()).hexdigest()
 
     def _parts(self, g: int) -> tuple[str, str]:
-        """Hashes of the group's parameters that the strategy tunes, and of those that it does not."""
+        """Hashes of the parameters of a group that the strategy trains, and of the other ones."""
         parts: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] = ({}, {})
         for name, parameter in self._groups[g].parameters.items():
             parts[name not in self._tuned][name] = parameter

@@ -3,8 +3,8 @@
     with clock.pause():
         evaluate(...)
 
-`Device` is the one interface to whatever computes. Accelerators go through torch.accelerator, which has
-not been run on a GPU yet: its logic is tested with a fake backend.
+`Device` is the only interface to the hardware. Accelerators are used through torch.accelerator. This has not
+been run on a GPU yet: its logic is tested with a fake backend.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 class Clock:
-    """Seconds that count. Runs from its creation; `pause` stops it by name of the block it wraps.
+    """A clock that runs from its creation and can be paused.
 
     Args:
-        synchronize: waits until the device has finished what was asked of it.
-        counted: seconds counted before, by a clock that this one goes on from.
+        synchronize: waits until the device has finished all queued work.
+        counted: seconds counted before, if this clock continues an earlier one.
     """
 
     def __init__(self, synchronize: Callable[[], None], counted: float = 0.0) -> None:
@@ -45,7 +45,7 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Counted so far, the device synchronised."""
+        """Seconds counted so far; waits for the device."""
         if self._paused:
             return self._counted
         self._synchronize()
@@ -53,9 +53,9 @@ class Clock:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Nothing inside is counted. Does not nest."""
+        """Do not count the time inside the block. Blocks cannot be nested."""
         if self._paused:
-            raise RuntimeError("the clock is paused already")
+            raise RuntimeError("the clock is already paused")
         self._counted = self.seconds
         self._paused = True
         try:
@@ -67,10 +67,10 @@ class Clock:
 
 
 class Seconds:
-    """What training took: by the clock, and for outputs of frozen groups that another trial may have made.
+    """Training time: that of the clock, plus that of outputs of frozen groups, which may come from the cache.
 
     Attributes:
-        counted: by the clock, which stands still while outputs of frozen groups are made or looked up;
+        counted: seconds by the clock, which is paused while outputs of frozen groups are computed or read;
             None before the first epoch has ended.
     """
 
@@ -80,39 +80,39 @@ class Seconds:
         self._cold: dict[tuple[str, str], float] = {}
 
     def add(self, part: str, key: str, paid: float, cold: float) -> None:
-        """Count what feeding a part of the split took; the same outputs again cost nothing.
+        """Add the time for the outputs of a part of the split; outputs that were already added do not count.
 
         Args:
-            part: of the split.
-            key: of the outputs.
-            paid: spent now.
-            cold: as if nothing had been kept.
+            part: part of the split.
+            key: key of the outputs.
+            paid: seconds spent now.
+            cold: seconds with an empty cache.
         """
         self._paid += paid
         self._cold[part, key] = cold
 
     @property
     def cold(self) -> float:
-        """As if nothing had been kept before this trial."""
+        """Seconds of training with a cache that is empty before this trial."""
         return (self.counted or 0.0) + sum(self._cold.values())
 
     @property
     def marginal(self) -> float:
-        """What this trial itself spent."""
+        """Seconds that this trial itself spent."""
         return (self.counted or 0.0) + self._paid
 
     def state_dict(self) -> dict[str, Any]:
-        """All that was counted."""
+        """Everything that was counted."""
         return {"counted": self.counted, "paid": self._paid, "cold": dict(self._cold)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Count on from there."""
+        """Continue counting from a state."""
         self.counted, self._paid, self._cold = state["counted"], state["paid"], dict(state["cold"])
 
 
 @dataclass(frozen=True)
 class Device(ABC):
-    """Where a trial computes, and how to wait for it and ask for its peak memory."""
+    """The hardware on which a trial runs, with its synchronisation and peak memory."""
 
     torch_device: torch.device
 
@@ -123,7 +123,7 @@ class Device(ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """The hardware in words."""
+        """A description of the hardware."""
 
     @abstractmethod
     def synchronize(self) -> None:
@@ -131,17 +131,17 @@ class Device(ABC):
 
     @abstractmethod
     def reset_peak(self) -> None:
-        """Let `peaks` speak of what comes after this call only."""
+        """Start a new measurement of `peaks`."""
 
     @abstractmethod
     def peaks(self) -> dict[str, float]:
-        """Peak memory in MiB by name of what was measured; what cannot be measured is not in it."""
+        """Peak memory in MiB, by name of the metric; metrics that cannot be measured are absent."""
 
 
 @final
 @dataclass(frozen=True)
 class Cpu(Device):
-    """The processor; its peak is the resident memory of this process (Linux only)."""
+    """The CPU; its peak is the resident memory of this process (Linux only)."""
 
     torch_device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     proc: Path = Path("/proc/self")
@@ -158,7 +158,7 @@ class Cpu(Device):
 
     def reset_peak(self) -> None:
         if sys.platform == "linux":
-            # Memory that earlier trials freed but the allocator kept would count as ours.
+            # Otherwise memory that earlier trials freed and the allocator kept would count.
             trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
             if trim is not None:
                 trim(0)
@@ -179,7 +179,7 @@ class Cpu(Device):
 @final
 @dataclass(frozen=True)
 class Accelerator(Device):
-    """A GPU or the like; `backend` is torch.accelerator, or a stand-in in tests."""
+    """A GPU or another accelerator; `backend` is torch.accelerator, or a fake in tests."""
 
     backend: Any = torch.accelerator
 
@@ -207,17 +207,18 @@ class Accelerator(Device):
             try:
                 value = getattr(self.backend, function)()
             except (AttributeError, RuntimeError, NotImplementedError):
-                continue  # mps, for instance, keeps no peak
+                continue  # mps, for instance, does not measure peaks
             if value > 0:
                 found[metric] = value / MIB
         return found
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep what tensors free for the next ones (glibc only; nothing happens elsewhere).
+    """Let this process reuse freed memory for new tensors (glibc only; elsewhere nothing happens).
 
-    By default glibc gives every large block back to the system, which then clears each page anew: an eighth
-    of the time of fine-tuning on a CPU. `Cpu.reset_peak` still gives it back between trials.
+    By default glibc returns every large block to the system, which then has to clear each page again: this
+        takes
+    an eighth of the time of fine-tuning on a CPU. `Cpu.reset_peak` still returns the memory between trials.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -226,23 +227,23 @@ def keep_freed_memory() -> None:
 
 
 def choose_accelerator(number: int) -> None:
-    """Let `resolve_device` take one of several accelerators in this process; without any, do nothing.
+    """Select the accelerator that `resolve_device` returns in this process; without accelerators, do nothing.
 
     Args:
-        number: index of the accelerator, counted round and round.
+        number: index of the accelerator, modulo their number.
     """
     if count := torch.accelerator.device_count():
         torch.accelerator.set_device_index(number % count)
 
 
 def resolve_device(name: str) -> Device:
-    """The device of that name; "auto" takes an accelerator when there is one.
+    """The device of that name; "auto" takes an accelerator if there is one.
 
     Raises:
         UserError: if the name is unknown or this machine has no such device.
     """
     if name not in DEVICES:
-        raise UserError(f"unknown device {name!r}; want one of {', '.join(DEVICES)}")
+        raise UserError(f"unknown device {name!r}; choose from {', '.join(DEVICES)}")
     found = torch.accelerator.current_accelerator(check_available=True)
     if name == "cpu" or (name == "auto" and found is None):
         keep_freed_memory()

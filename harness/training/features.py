@@ -1,4 +1,4 @@
-"""Classifiers of scikit-learn on frozen features, without gradient steps."""
+"""scikit-learn classifiers on frozen features, without gradient steps."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class FittedClassifier:
     """A fitted classifier on features.
 
     Attributes:
-        model: the scikit-learn classifier, standardisation included.
-        setting: the C or k chosen on validation.
+        model: the scikit-learn classifier, including standardisation.
+        setting: the value of C or k that was chosen on validation.
         smoothing: pseudo-count per class, so that no class has probability zero (kNN only).
         classes: number of classes.
     """
@@ -30,7 +30,7 @@ class FittedClassifier:
     classes: int
 
     def log_probabilities(self, features: Array) -> NDArray[np.float64]:
-        """(n, classes) natural logs for (n, d) features."""
+        """(n, classes) natural logarithms of the probabilities for (n, d) features."""
         seen = self.model.predict_proba(features)
         full = np.zeros((len(features), self.classes))
         full[:, self.model.classes_] = seen / seen.sum(1, keepdims=True, dtype=np.float64)
@@ -48,7 +48,7 @@ def fit_classifier(
     val: tuple[Array, NDArray[np.int64]],
     classes: int,
 ) -> FittedClassifier:
-    """The classifier whose C (or k) is best on validation: accuracy, then loss, then the simpler one.
+    """The classifier with the C (or k) that is best on validation: by accuracy, then loss, then simplicity.
 
     Args:
         kind: multinomial logistic regression with an L2 penalty, or k nearest neighbours (Euclidean).

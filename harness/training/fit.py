@@ -1,6 +1,6 @@
-"""Common base of all trials: data, network, validation, and the single evaluation on the test images.
+"""Base class of trials: data, network, validation, and the single evaluation on the test images.
 
-`harness.training.loop` has the two kinds of them.
+The two kinds of trials are in `harness.training.loop`.
 """
 
 from __future__ import annotations
@@ -39,18 +39,19 @@ class Diverged(Exception):
 
 
 class Fit(ABC):
-    """One trial from its spec. Iterate it for its epochs, then call `finish`.
+    """One trial, given its spec. Iterate over it to train epoch by epoch, then call `finish`.
 
     Args:
-        spec: everything that decides the run.
+        spec: everything that determines the run.
         device: where to compute.
-        cache: where decoded images and outputs of frozen groups are kept for other trials.
-        checkpoint: of the same trial; iteration goes on after its epochs, which are not yielded again.
+        cache: where decoded images and outputs of frozen groups are stored for other trials.
+        checkpoint: checkpoint of the same trial; training continues after its epochs, which are not yielded
+            again.
 
     Raises:
-        UserError: if target, backbone or source are not to be had.
-        BadCheckpoint: here, or when iteration begins, if the checkpoint is of another trial, or was made
-            with other versions or from other images or weights.
+        UserError: if the target, the backbone or the source are not available.
+        BadCheckpoint: here, or when iteration begins, if the checkpoint belongs to another trial, or was made
+            with other versions, images or weights.
     """
 
     def __init__(
@@ -87,31 +88,31 @@ class Fit(ABC):
 
     @property
     def backbone(self) -> Backbone:
-        """The network as it is now; do not change it before `finish`."""
+        """The network in its current state; do not change it before `finish`."""
         return self._backbone
 
     @property
     def classifier(self) -> FittedClassifier | None:
-        """The fitted classifier on frozen features, where there is one."""
+        """The fitted classifier on frozen features, if there is one."""
         return None
 
     @abstractmethod
     def __iter__(self) -> Iterator[EpochResult]:
-        """Train; one result per epoch. The clock stands still while the caller has it."""
+        """Train, and yield one result per epoch. The clock is paused while the caller handles a result."""
 
     def checkpoint(self) -> Checkpoint | None:
-        """What going on after the epoch just yielded takes; None where there is only one epoch."""
+        """The state after the epoch that was just yielded; None if the trial has only one epoch."""
         return None
 
     @abstractmethod
     def _predict(self, examples: Examples) -> torch.Tensor:
-        """Log-probabilities (n, classes) on the CPU."""
+        """(n, classes) log-probabilities on the CPU."""
 
     def finish(self, test: bool) -> TrialResult:
-        """Audit, measurements and, if asked, the one look at the test images.
+        """Audit the trial, collect the metrics and, if `test` is true, score the test images.
 
         Raises:
-            AuditFailed: if a frozen group changed or a trained one did not move.
+            AuditFailed: if a frozen group changed, or a trained one did not.
         """
         if self._audit is not None:
             self._audit.finish()
@@ -153,8 +154,8 @@ class Fit(ABC):
         return EpochResult(epoch, train_loss, val_loss, val_accuracy, *seconds)
 
     def _shares(self) -> dict[str, float]:
-        """Share of all parameters that were trained, and how deep: share of the groups above the stem
-        side of the deepest trained one."""
+        """Share of all parameters that were trained, and depth of training: the share of the groups from the
+        deepest trained one to the head."""
         groups = self._backbone.groups
         every = sum(p.numel() for g in groups for p in g.parameters.values())
         trained = sum(
@@ -167,7 +168,7 @@ class Fit(ABC):
         return {"trainable_share": trained / every, "trained_depth": depth}
 
     def _peaks(self) -> dict[str, float]:
-        """Peak memory of the whole trial, of the part before a checkpoint too."""
+        """Peak memory of the whole trial, including the part before a checkpoint."""
         now, then = self.device.peaks(), self._earlier_peaks
         return {k: max(d[k] for d in (now, then) if k in d) for k in {**now, **then}}
 
@@ -182,6 +183,6 @@ class Fit(ABC):
 
 
 def score(log_probabilities: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
-    """Mean cross-entropy in nats and accuracy of (n, classes) log-probabilities against (n,) labels."""
+    """Mean cross-entropy in nats, and accuracy, of (n, classes) log-probabilities for (n,) labels."""
     loss = F.nll_loss(log_probabilities, labels)
     return float(loss), float((log_probabilities.argmax(1) == labels).double().mean())

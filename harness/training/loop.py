@@ -5,7 +5,7 @@
         print(epoch.val_accuracy)
     result = fit.finish(test=True)
 
-Knows neither Optuna nor MLflow, and never the name of a strategy: a row of scales is all it applies.
+The loop uses neither Optuna nor MLflow, and it does not depend on the strategy: it applies a row of scales.
 """
 
 from __future__ import annotations
@@ -45,14 +45,15 @@ __all__ = ["Diverged", "FeatureTraining", "Fit", "Training", "score", "start"]
 def start(
     spec: TrialSpec, device: Device, cache: Cache = Cache(), checkpoint: Checkpoint | None = None
 ) -> Fit:
-    """One trial, ready to be iterated: gradient steps, or a classifier on frozen features. See Fit."""
+    """A trial that is ready to be iterated, with gradient steps or a classifier on frozen features. See
+    Fit."""
     kind = Training if spec.strategy.classifier == "head" else FeatureTraining
     return kind(spec, device, cache, checkpoint)
 
 
 @dataclass(frozen=True)
 class _Progress:
-    """What training goes on with from epoch to epoch, the network apart."""
+    """The state of training between epochs, except for the network."""
 
     clock: Clock
     audit: Audit
@@ -64,18 +65,18 @@ class _Progress:
 
 @final
 class Training(Fit):
-    """Gradient steps on the groups that the strategy unfreezes."""
+    """A trial with gradient steps on the groups that the strategy unfreezes."""
 
     _at_rest: tuple[_Progress, float] | None = None
-    """Between two epochs: what training goes on with, and the clock's seconds."""
+    """Between two epochs: the state of training, and the seconds of the clock."""
 
     def __iter__(self) -> Iterator[EpochResult]:
-        """Train; one result per epoch. The clock stands still while the caller has it.
+        """Train, and yield one result per epoch. The clock is paused while the caller handles a result.
 
         Raises:
             Diverged: after an epoch whose loss is not finite.
-            AuditFailed: if frozen tensors moved or a learning rate is not the strategy's.
-            BadCheckpoint: if the trial cannot go on from its checkpoint.
+            AuditFailed: if frozen tensors changed or a learning rate is not the strategy's.
+            BadCheckpoint: if the trial cannot continue from its checkpoint.
         """
         spec, train, val = self.spec, self._read(self._split.train), self._read(self._split.val)
         vary = augmentation(spec.augment, self._network.size, self._classes)
@@ -97,7 +98,7 @@ class Training(Fit):
             step = epoch * per_epoch
             optimizer.begin_epoch(scales, step)
             with torch.random.fork_rng(devices=[]):
-                # Dropout and the like draw from torch's global generator.
+                # Dropout and similar layers draw from torch's global generator.
                 torch.manual_seed(derive_seed(spec.seed, "dropout", epoch))
                 total = self._steps(going, feed, varied, step)
             self._seconds.counted = clock.seconds
@@ -109,7 +110,7 @@ class Training(Fit):
                 self._at_rest = None
 
     def _begin(self, train: Examples, steps: int) -> _Progress:
-        """The start of training, or where the checkpoint left off."""
+        """The initial state of training, or that of the checkpoint."""
         spec, kept = self.spec, self._resumed
         clock = Clock(self.device.synchronize)
         if spec.batch_norm == "reestimate" and kept is None:
@@ -130,7 +131,8 @@ class Training(Fit):
         return going if kept is None else self._restore(going, kept)
 
     def _steps(self, going: _Progress, feed: Feed, vary: Augment, step: int) -> torch.Tensor:
-        """One epoch from its first step on; returns the sum of the images' losses, a scalar."""
+        """Train one epoch that begins with the given step; returns the sum of the losses of all images, a
+        scalar."""
         total = torch.zeros((), device=self.device.torch_device)
         for rows in batches(len(feed.labels), self.spec.batch_size, going.order):
             images, labels = vary(feed.values[rows], feed.labels[rows], going.variation)
@@ -141,13 +143,13 @@ class Training(Fit):
         return total
 
     def checkpoint(self) -> Checkpoint:
-        """What going on after the epoch just yielded takes; call while the caller has that epoch.
+        """The state after the epoch that was just yielded; call this while handling its result.
 
         Raises:
-            RuntimeError: in the middle of an epoch, or before the first or after the last.
+            RuntimeError: in the middle of an epoch, or before the first or after the last one.
         """
         if self._at_rest is None:
-            raise RuntimeError("a checkpoint is of whole epochs: ask while one has been yielded")
+            raise RuntimeError("a checkpoint can only be made while an epoch's result is handled")
         going, seconds = self._at_rest
         state = {
             "network": self._tensors(),
@@ -165,8 +167,8 @@ class Training(Fit):
         return Checkpoint(key, provenance, tuple(going.epochs), copied(state))
 
     def _restore(self, fresh: _Progress, kept: Checkpoint) -> _Progress:
-        """As it was when the checkpoint was made. The network comes last: audit and pull start from the
-        weights that the trial started from."""
+        """The state of the checkpoint. The network is restored last, because the audit and L2-SP need the
+        weights with which the trial started."""
         state = kept.state
         fresh.audit.load_state_dict(state["audit"])
         fresh.optimizer.load_state_dict(state["optimizer"])
@@ -181,7 +183,7 @@ class Training(Fit):
         self._network.words = dict.fromkeys(state["words"])
         for epoch in range(len(kept.epochs)):
             scales = self._scales(epoch)
-        # Should no epoch be left, the test images still go through what was kept.
+        # Even if no epochs are left, the test images use the cached outputs.
         self._network.freeze(scales, fresh.audit.frozen_digest)
         clock = Clock(self.device.synchronize, state["clock"])
         return replace(fresh, clock=clock, epochs=list(kept.epochs))
@@ -194,7 +196,7 @@ class Training(Fit):
         """Learning-rate range test (Smith 2017): one batch per step while the rate grows to spec.lr.
 
         Args:
-            steps: at most this many; it ends early once the loss is four times the lowest one.
+            steps: largest number of steps; the test ends early when the loss is four times the lowest one.
 
         Yields:
             (learning rate, loss in nats) per step; the scales are those of the first epoch.
@@ -220,7 +222,7 @@ class Training(Fit):
         """Cold-equivalent training seconds of the whole trial, from a few measured steps per row of scales.
 
         Args:
-            steps: measured per distinct row; the first warms up and is left out.
+            steps: number of steps per distinct row; the first is a warm-up and is not counted.
         """
         spec, train = self.spec, self._read(self._split.train)
         count = len(train)
@@ -262,17 +264,18 @@ class Training(Fit):
 
 @final
 class FeatureTraining(Fit):
-    """Features of the frozen network, once, into scikit-learn; a single epoch without gradients."""
+    """A trial that fits a scikit-learn classifier on features of the frozen network, in a single epoch
+    without gradients."""
 
     _fitted: FittedClassifier
 
     @property
     def classifier(self) -> FittedClassifier:
-        """The fitted classifier; there is none before the epoch."""
+        """The fitted classifier; available after the epoch."""
         return self._fitted
 
     def __iter__(self) -> Iterator[EpochResult]:
-        """Fit the classifier; one result."""
+        """Fit the classifier, and yield one result."""
         kind = self.spec.strategy.classifier
         assert kind != "head"
         train, val = self._read(self._split.train), self._read(self._split.val)
@@ -282,7 +285,7 @@ class FeatureTraining(Fit):
         self._network.freeze(scales, self._audit.frozen_digest)
         clock = Clock(self.device.synchronize)
         with clock.pause():
-            # C or k is chosen on validation: its features are part of the fit.
+            # C or k is chosen on validation, so computing its features is part of training.
             for name, part in (("train", train), ("val", val)):
                 feed = self._network.feed(part)
                 self._seconds.add(name, feed.key, feed.paid_seconds, feed.cold_seconds)

@@ -1,5 +1,5 @@
-"""From images to logits: normalised, in the trial's precision, through the whole network or, where its
-leading groups are frozen, from outputs of theirs that were kept.
+"""Compute logits from images: normalise them, and pass them through the whole network in the trial's
+precision, or start from cached outputs of its frozen leading groups.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from harness.training.prefix import PROBES, Cut, NoCut, Prefix, Tail, find_cut
 
 T = TypeVar("T")
 CHUNK = 64
-"""Images at a time without gradients: many, but not so many that evaluating a probe takes more memory than
-training it. On a CPU half of them, which its cache can hold."""
+"""Batch size without gradients: large, but not so large that evaluating a linear probe needs more memory than
+training it. On a CPU half as many, which fit into its cache."""
 _cuts: dict[tuple[object, ...], Cut | NoCut] = {}
-"""Cuts found, or not, in this process, by what decides them."""
+"""Cuts that this process has found, or the reasons why there are none, by everything that determines them."""
 
 
 def check_network(backbone: Backbone, spec: TrialSpec) -> None:
-    """Whether a trial can run on this network: its input size, its classifier and its gradients.
+    """Check that a trial can run on this network: its input size, its classifier and its gradients.
 
     Raises:
-        UserError: naming what does not work, and what does.
+        UserError: naming what does not work, and what would.
     """
     size = spec.resolution or backbone.input.resolution
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -55,9 +55,9 @@ def check_network(backbone: Backbone, spec: TrialSpec) -> None:
     )
     if len(backbone.heads) > 1 or not vector or not linear or not _same(seen[0][1], logits):
         raise UserError(
-            f"strategy {type(spec.strategy).__name__} fits scikit-learn on the input of a linear classifier, "
-            f"and {spec.backbone} has several classifiers, or one that is more than a linear layer; use a "
-            "strategy that trains the network's own, such as LinearProbe"
+            f"strategy {type(spec.strategy).__name__} replaces a linear classifier with one of scikit-learn, "
+            f"but {spec.backbone} has several classifiers, or one that is more than a linear layer; use a "
+            "strategy that trains the network's own classifier, such as LinearProbe"
         )
 
 
@@ -67,15 +67,15 @@ def _same(outputs: object, logits: torch.Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Feed:
-    """Examples as the network takes them now.
+    """Examples in the form that the network takes with the current frozen part.
 
     Attributes:
-        values: pixels, or what the frozen part gave for them; `values[rows]` is a batch.
-        labels: (n,) int64.
-        run: a batch -> (n, classes) logits.
-        key: of the outputs that are kept; "" for pixels.
-        paid_seconds: for frozen outputs, spent now.
-        cold_seconds: for frozen outputs, as if none had been kept; what was measured when each was made.
+        values: pixels, or outputs of the frozen part; `values[rows]` is a batch.
+        labels: (n,) int64 labels.
+        run: function from a batch to (n, classes) logits.
+        key: key of the cached outputs; "" for pixels.
+        paid_seconds: time spent now on outputs of the frozen part.
+        cold_seconds: time for these outputs with an empty cache, as measured when each was computed.
     """
 
     values: torch.Tensor | CachedView
@@ -87,16 +87,17 @@ class Feed:
 
 
 class Network:
-    """One trial's network, and what of it is kept.
+    """The network of one trial, with cached outputs of its frozen part.
 
     Args:
         backbone: the model and its groups.
         spec: the trial.
         device: where to compute.
-        cache: where outputs of the frozen part are kept.
+        cache: where outputs of the frozen part are stored.
 
     Attributes:
-        words: what was kept of the frozen part, or why nothing was: one key per cut, in order.
+        words: descriptions of what was cached of the frozen part, or why nothing was: one key per cut, in
+            order.
     """
 
     def __init__(self, backbone: Backbone, spec: TrialSpec, device: Device, cache: Cache) -> None:
@@ -116,7 +117,7 @@ class Network:
         return "; ".join(self.words)
 
     def freeze(self, scales: Scales, weights: Callable[[int], str]) -> None:
-        """Let the frozen part end where the leading run of None in `scales` does.
+        """Set the frozen part to the leading groups with scale None.
 
         Args:
             scales: one per group.
@@ -183,7 +184,7 @@ class Network:
         """Examples, through the frozen part if there is one and its outputs can be kept."""
         prefix = self._prefix
         if prefix is not None and isinstance(examples.pixels, torch.Tensor):
-            if not self.words:  # else these are shifted images, which nothing is kept of
+            if not self.words:  # otherwise these are shifted images, which are not cached
                 self.words["whole network: its images do not fit the cache"] = None
         elif prefix is not None:
             assert isinstance(examples.pixels, CachedView)
@@ -200,7 +201,7 @@ class Network:
 
     @torch.inference_mode()
     def log_probabilities(self, examples: Examples) -> torch.Tensor:
-        """(n, classes) natural logs on the CPU, from the network in eval()."""
+        """(n, classes) log-probabilities on the CPU, from the network in eval()."""
         self._backbone.model.eval()
         feed = self.feed(examples)
         parts = [feed.run(batch).float() for batch in self._chunks(feed.values)]
@@ -219,7 +220,7 @@ class Network:
 
     def reestimate_statistics(self, examples: Examples) -> None:
         """Batch norm statistics as plain averages over the images (Li et al. 2017, AdaBN)."""
-        # Of equal length, as far as can be: each counts alike.
+        # Chunks of nearly equal size, because each has the same weight in the average.
         edges = (
             np.linspace(0, len(examples), math.ceil(len(examples) / 256) + 1).round().astype(int)
         )

@@ -1,4 +1,4 @@
-"""Optimiser with one learning-rate scale per layer group, and a schedule by step; frozen groups have none."""
+"""Optimiser with a learning-rate scale for each trained layer group, and a schedule by step."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from harness.core.spec import TrialSpec
 from harness.core.strategies import Scales
 
 RANGE_LOWEST = 1e-6
-"""Where a learning-rate range test starts, as a share of its highest rate."""
+"""Initial rate of a learning-rate range test, as a share of its highest rate."""
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Share of the peak rate at each step.
 
-    A group warms up linearly from the step in which it is unfrozen, because its Adam state starts empty;
-    the rest is a function of the step alone.
+    A group warms up linearly from the step in which it is unfrozen, because its Adam state is empty at first;
+    the other factor depends only on the step.
 
     Attributes:
-        steps: of the whole trial.
-        warmup_steps: of a group's warm-up.
-        kind: "cosine" to zero (Loshchilov & Hutter 2017); "constant"; or "one_cycle", a cosine from 1/25 up
-            to 1 over 30 % of the steps, then down to 1/250,000 (Smith & Topin 2018, torch's defaults), in
-            which only groups unfrozen later warm up; or "range", exponential growth from 1e-6 to 1, for the
-            learning-rate range test (Smith 2017).
+        steps: number of steps of the whole trial.
+        warmup_steps: number of steps of a group's warm-up.
+        kind: "cosine", to zero (Loshchilov & Hutter 2017); "constant"; "one_cycle", a cosine from 1/25 up to
+            1 over 30 % of the steps, then down to 1/250,000 (Smith & Topin 2018, torch's defaults), in which
+            only groups that are unfrozen later warm up; or "range", exponential growth from 1e-6 to 1, for
+            the learning-rate range test (Smith 2017).
     """
 
     steps: int
@@ -39,7 +39,7 @@ class Schedule:
     kind: Literal["cosine", "constant", "one_cycle", "range"] = "cosine"
 
     def factor(self, step: int, born: int) -> float:
-        """In (0, 1] for the `step`-th step (from 0) of a group unfrozen before step `born`."""
+        """Factor in (0, 1] at step `step` (from 0) for a group that was unfrozen before step `born`."""
         warm = min(1.0, (step - born + 1) / max(1, self.warmup_steps))
         if self.kind == "constant":
             return warm
@@ -62,8 +62,8 @@ def _cosine(start: float, end: float, share: float) -> float:
 class GroupedOptimizer:
     """A torch optimiser whose learning rates follow the layer groups.
 
-    All groups are in it from the start. A frozen parameter has no gradient (None, not zero), so its
-    moments and weight decay rest.
+    It contains all groups from the start. A frozen parameter has no gradient (None, not zero), so that
+    neither moments nor weight decay are applied to it.
 
     Args:
         backbone: the model and its groups.
@@ -86,7 +86,7 @@ class GroupedOptimizer:
             self._torch = torch.optim.SGD(entries, lr=spec.lr, momentum=0.9, fused=True)
 
     def _entries(self, weight_decay: float) -> list[dict[str, object]]:
-        """Two optimiser entries per group, with and without decay; the pull replaces decay."""
+        """Two parameter groups of torch per layer group, with and without decay; L2-SP replaces decay."""
         entries: list[dict[str, object]] = []
         last = len(self._backbone.groups) - 1
         for g, group in enumerate(self._backbone.groups):
@@ -108,7 +108,7 @@ class GroupedOptimizer:
         return parameter.ndim <= 1 or name in self._backbone.no_decay or name.endswith(".bias")
 
     def begin_epoch(self, scales: Scales, step: int) -> None:
-        """Freeze and unfreeze by the epoch's scales; call before its first step."""
+        """Freeze and unfreeze groups by the scales of an epoch; call this before its first step."""
         self._torch.zero_grad(set_to_none=True)
         self._scales = scales
         for g, (group, scale) in enumerate(zip(self._backbone.groups, scales, strict=True)):
@@ -121,19 +121,19 @@ class GroupedOptimizer:
         self._backbone.train_mode(self._born, self._fixed_statistics)
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments by number of the parameter, and the step before which each group was unfrozen."""
+        """Moments by the number of the parameter, and the step before which each group was unfrozen."""
         return {"moments": self._torch.state_dict()["state"], "born": dict(self._born)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there; rates and decay are the spec's, the pull is towards the weights that the network
-        had when this was made."""
+        """Continue from a state. Rates and decay are those of the spec, and L2-SP uses the weights that the
+        network had when this optimiser was created."""
         entries = self._torch.state_dict()["param_groups"]
-        moments = copy.deepcopy(state["moments"])  # torch would train on in the very tensors
+        moments = copy.deepcopy(state["moments"])  # torch would modify these tensors in training
         self._torch.load_state_dict({"state": moments, "param_groups": entries})
         self._born = dict(state["born"])
 
     def rate(self, step: int) -> list[float]:
-        """Learning rate of a group with scale 1 at this step, per group."""
+        """For each group, the learning rate at this step for scale 1."""
         return [
             self._lr * self._schedule.factor(step, self._born.get(g, step))
             for g in range(len(self._scales))
@@ -147,7 +147,7 @@ class GroupedOptimizer:
             entry["lr"] = 0.0 if scale is None else scale * rate[entry["group"]]
         loss.backward()
         self._torch.step()
-        # Now, not before the next step: they would lie in memory through its forward pass.
+        # Now rather than before the next step, so that they take no memory during its forward pass.
         self._torch.zero_grad(set_to_none=True)
         if self._anchors:
             self._pull_back()
@@ -162,7 +162,7 @@ class GroupedOptimizer:
                     parameter.lerp_(self._anchors[parameter], towards)
 
     def applied(self) -> dict[int, set[float]]:
-        """Group -> the learning rates that its entries have now."""
+        """Group -> the current learning rates of its parameters."""
         found: dict[int, set[float]] = {}
         for entry in self._torch.param_groups:
             found.setdefault(entry["group"], set()).add(float(entry["lr"]))
@@ -170,8 +170,8 @@ class GroupedOptimizer:
 
 
 def batches(count: int, size: int, generator: torch.Generator) -> Sequence[torch.Tensor]:
-    """Shuffled positions 0..count-1 in batches of `size`; a last batch of one joins the one before,
-    because batch norm cannot train on a single image."""
+    """Shuffled positions 0..count-1 in batches of `size`. A last batch of one image is merged with the one
+    before, because batch norm cannot train on a single image."""
     parts = list(torch.randperm(count, generator=generator).split(size))
     if len(parts) > 1 and len(parts[-1]) == 1:
         parts[-2:] = [torch.cat(parts[-2:])]

@@ -1,8 +1,8 @@
-"""Outputs of the frozen leading part of a network, computed once per image and kept.
+"""Cached outputs of the frozen leading part of a network, computed once per image.
 
-The leading frozen groups of a strategy give the same outputs in every epoch, trial, cell and process that
-share weights and images. A `Cut` divides a network after its last frozen module; `Prefix` keeps the outputs
-at the cut in a Cache, under the hash of all that decides them.
+The leading frozen groups of a strategy give the same outputs in all epochs, trials, cells and processes with
+the same weights and images. A `Cut` divides a network after its last frozen module; `Prefix` stores the
+outputs at the cut in a Cache, under the hash of everything that determines them.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from harness.core.versions import versions
 from harness.data.cached import Cache, CachedView, Positions
 
 WORTH = 20
-"""Operations per kept byte from which reading beats computing; about 10 break even on a CPU."""
+"""Number of operations per cached byte from which reading is faster than computing; on a CPU, the two are
+equal at about 10."""
 PROBES = 2
-"""Images on which a cut is tried."""
+"""Number of images on which a cut is tested."""
 
 
 class NoCut(Exception):
-    """This network cannot be divided there, or it does not pay; says why."""
+    """This network cannot be divided there, or caching does not pay; the message says why."""
 
 
 class _Reached(Exception):
-    """The gate has given its output; the rest of the network is not wanted."""
+    """Raised when the gate has its output, to skip the rest of the network."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,12 @@ class Cut:
     """Where a network is divided.
 
     Attributes:
-        gate: name of the module whose output is kept; it runs last before the first trained one.
-        skipped: the other outermost modules before it -> shape of their outputs per image, the batch
-            axis in units of images first.
-        shape: of the kept output per image, channels last.
-        dtype: of the kept output.
-        flops: of the part before the cut, per image.
+        gate: name of the module whose output is cached: the last one before the first trained module.
+        skipped: the other outermost modules before the gate -> shape of their outputs, where the batch axis,
+            first, is in units of images.
+        shape: shape of the cached output per image, channels last.
+        dtype: type of the cached output.
+        flops: operations per image of the part before the cut.
     """
 
     gate: str
@@ -59,12 +60,12 @@ class Cut:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes kept per image."""
+        """Cached bytes per image."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def find_cut(backbone: Backbone, depth: int, images: torch.Tensor) -> Cut:
-    """As `_find_cut`; whatever goes wrong in an unusual network means that it is not divided."""
+    """Divide a network; see `_find_cut`. Any error in an unusual network means that it is not divided."""
     try:
         return _find_cut(backbone, depth, images)
     except NoCut:
@@ -74,18 +75,18 @@ def find_cut(backbone: Backbone, depth: int, images: torch.Tensor) -> Cut:
 
 
 def _find_cut(backbone: Backbone, depth: int, images: torch.Tensor) -> Cut:
-    """Divide a network after its `depth` leading groups, and try it.
+    """Divide a network after its `depth` leading groups, and test the result.
 
-    Pooling and the like behind the last frozen group count as frozen. Any network will do whose modules
-    before the cut hand on one tensor; whether they do is tried, not assumed.
+    Pooling and similar modules after the last frozen group count as frozen. A network can be divided if the
+    modules before the cut pass on a single tensor; this is tested, not assumed.
 
     Args:
         backbone: the network; it is put in eval().
-        depth: leading groups that are frozen, at least 1 and less than all.
-        images: (n, 3, s, s) normalised images to try it on, n > 1.
+        depth: number of leading groups that are frozen, at least 1 and fewer than all.
+        images: (n, 3, s, s) normalised images for the test, n > 1.
 
     Raises:
-        NoCut: if the network is not a chain at that place, or keeping its outputs does not pay.
+        NoCut: if the network is not a chain at that place, or caching its outputs does not pay.
     """
     backbone.model.eval()
     events: list[tuple[str, torch.Tensor | None]] = []
@@ -120,8 +121,8 @@ def _find_cut(backbone: Backbone, depth: int, images: torch.Tensor) -> Cut:
 
 
 def _outermost(backbone: Backbone, depth: int) -> Iterator[tuple[str, nn.Module, bool]]:
-    """Name, module and whether it lies before the cut: the largest modules that do, and the leaves that
-    do not."""
+    """Name, module, and whether it is before the cut: the largest modules that are, and the leaves that are
+    not."""
     groups = {id(module): inside for module, inside in backbone.modes}
     early = frozenset(range(depth))
 
@@ -139,14 +140,16 @@ def _outermost(backbone: Backbone, depth: int) -> Iterator[tuple[str, nn.Module,
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Without tensors and the same in train() and eval(): pooling, flattening, nothing."""
+    """Whether a module has no tensors and is the same in train() and eval(), such as pooling, flattening or
+    identity."""
     if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
         return False
     return "Pool" in type(module).__name__ or isinstance(module, (nn.Identity, nn.Flatten))
 
 
 def _cut(events: Sequence[tuple[str, Any]], count: int) -> Cut:
-    """The cut that a traced forward pass allows: events are (module, its output, or None if trained)."""
+    """The cut that follows from a traced forward pass; events are (module, its output, or None if
+    trained)."""
     first = next((i for i, (_, out) in enumerate(events) if out is None), len(events))
     before = events[:first]
     names = [name for name, _ in before]
@@ -168,12 +171,12 @@ def _channels_last(output: torch.Tensor) -> torch.Tensor:
 
 
 class Tail:
-    """A network in two parts, by one cut.
+    """A network in two parts, before and after a cut.
 
     Args:
         backbone: the network.
-        cut: where.
-        shape: (any, 3, s, s) of its images.
+        cut: where it is divided.
+        shape: shape (any, 3, s, s) of its images.
     """
 
     def __init__(self, backbone: Backbone, cut: Cut, shape: Sequence[int]) -> None:
@@ -183,7 +186,7 @@ class Tail:
         self._skipped = [(backbone.model.get_submodule(n), s) for n, s in cut.skipped.items()]
 
     def before(self, images: torch.Tensor) -> torch.Tensor:
-        """(n, 3, s, s) normalised images -> (n, *cut.shape); leaves the network in eval()."""
+        """(n, 3, s, s) normalised images -> (n, *cut.shape); puts the network in eval()."""
         self._model.eval()
         found: list[torch.Tensor] = []
 
@@ -209,14 +212,14 @@ class Tail:
         stand_ins = {self._gate: output}
         for module, shape in self._skipped:
             stand_ins[module] = blank.expand(len(kept) * shape[0], *shape[1:])
-        with _standing_in(stand_ins):
+        with _constant_outputs(stand_ins):
             logits: torch.Tensor = self._model(blank.expand(len(kept), *self._shape))
         return logits
 
 
 @contextmanager
-def _standing_in(outputs: Mapping[nn.Module, torch.Tensor]) -> Iterator[None]:
-    """Let modules return these instead of computing anything."""
+def _constant_outputs(outputs: Mapping[nn.Module, torch.Tensor]) -> Iterator[None]:
+    """Let modules return these outputs without computing anything."""
 
     def constant(output: torch.Tensor) -> Callable[..., torch.Tensor]:
         return lambda *args, **kwargs: output
@@ -232,14 +235,15 @@ def _standing_in(outputs: Mapping[nn.Module, torch.Tensor]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Prefix:
-    """Keeps what the part before a cut gives.
+    """Caches the outputs of the part before a cut.
 
     Attributes:
-        cut: where.
+        cut: where the network is divided.
         tail: the network in two parts.
-        key: all that decides the outputs, the images apart.
-        cache: where they are kept.
-        chunk: images at a time; always the same number, because the last bit of a sum may depend on it.
+        key: everything that determines the outputs, except the images.
+        cache: where outputs are stored.
+        chunk: number of images computed at a time; always the same, because the last bit of a sum may depend
+            on it.
     """
 
     cut: Cut
@@ -251,14 +255,14 @@ class Prefix:
     def of(
         self, images: CachedView, run: Callable[[torch.Tensor], torch.Tensor]
     ) -> tuple[CachedView, float]:
-        """The outputs for some images, and the seconds that getting them took now.
+        """The outputs for some images, and the seconds that it took to get them.
 
         Args:
             images: pixels, (3, s, s) uint8 each.
-            run: (n, 3, s, s) pixels -> `tail.before` of them.
+            run: (n, 3, s, s) pixels -> outputs of `tail.before`.
 
         Raises:
-            CacheFull: if they do not fit the cache.
+            CacheFull: if the outputs do not fit into the cache.
         """
         key = {
             **self.key,

@@ -3,12 +3,12 @@
     python -c "from harness import TrialSpec, strategies; from harness.training.forecast import forecast; \
 print(forecast(TrialSpec('digits', 'resnet18', strategies.FullFineTune())))"
 
-A trial's own steps run on fake tensors (torch's FakeTensorMode), which have shapes and lifetimes but no
-contents, while a meter follows which storages are alive. The forecast is the greatest sum of their
-sizes. It leaves out what no tensor holds: the CUDA context, workspaces of cuDNN and cuBLAS, rounding and
-fragmentation of the allocator. It takes the network uncompiled (TrialSpec.compile changes nothing) and
-the strategy run by itself (outputs of frozen layers that were kept from an earlier trial cost less).
-Checked against real tensors on a processor, not yet on an accelerator.
+The steps of the trial run on fake tensors (torch's FakeTensorMode), which have shapes and lifetimes but no
+contents, while a meter records which storages are alive. The forecast is the largest sum of their sizes. It
+does not include memory outside of tensors: the CUDA context, workspaces of cuDNN and cuBLAS, rounding and
+fragmentation of the allocator. It assumes that the network is not compiled (TrialSpec.compile makes no
+difference) and that the cache is empty (with cached outputs of frozen layers, a trial needs less). It has
+been checked against real tensors on a CPU, but not yet on an accelerator.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from harness.training.optimizer import GroupedOptimizer, Schedule
 class Forecast:
     """Peak accelerator memory of one trial, in MiB.
 
-    The four parts are what is alive at the peak of training and sum to `train_peak_mib`. A trial without
-    gradient steps has its inference pass there instead.
+    The four parts are the memory in use at the peak of training; their sum is `train_peak_mib`. For a trial
+    without gradient steps, they are those of the inference pass.
 
     Attributes:
         parameters_mib: parameters and buffers.
-        gradients_mib: of the parameters that train.
-        optimizer_mib: moments, and the copy of the weights that a pull leads back to.
-        activations_mib: all else: the normalised batch, activations, temporary tensors.
-        train_peak_mib: highest of a training step.
-        eval_peak_mib: highest of an evaluation between two epochs, in batches of up to 64 images.
-        peak_mib: the higher of both.
+        gradients_mib: gradients of the trained parameters.
+        optimizer_mib: moments, and the copy of the pretrained weights for L2-SP.
+        activations_mib: everything else: the normalised batch, activations, temporary tensors.
+        train_peak_mib: peak of a training step.
+        eval_peak_mib: peak of an evaluation between two epochs, in batches of up to 64 images.
+        peak_mib: the higher of the two peaks.
     """
 
     parameters_mib: float
@@ -71,13 +71,14 @@ def _mib(sizes: Iterable[int]) -> float:
 
 @dataclass(frozen=True)
 class _Work:
-    """What decides the memory of a trial; `spec` only carries the rest and makes no difference.
+    """Everything that determines the memory of a trial. `spec` provides the other settings, which make no
+    difference.
 
     Attributes:
         network: arguments of `fake_backbone`.
-        rows: (groups that have trained so far, groups that train) of each row of scales that counts.
-        batch: images of the largest training step.
-        eval_batch: images of the largest inference pass.
+        rows: (groups that have trained so far, groups that train) for each relevant row of scales.
+        batch: number of images of the largest training step.
+        eval_batch: number of images of the largest inference pass.
         settings: fields of the spec that matter.
     """
 
@@ -90,19 +91,20 @@ class _Work:
 
 
 def forecast(spec: TrialSpec) -> Forecast:
-    """Peak accelerator memory of a trial, forecast on the processor in a few seconds or less.
+    """Peak accelerator memory of a trial, forecast on the CPU in a few seconds or less.
 
-    Trials that differ in what does not matter (rates, seeds, weights) share one computation.
+    Trials that differ only in settings without influence (rates, seeds, weights) share one computation.
 
     Raises:
-        UserError: if target or backbone are not to be had, or the network computes by values.
+        UserError: if the target or the backbone is not available, or if what the network computes depends on
+            the values of tensors.
     """
     target = load_target(spec.target)
     split = split_indices(target, spec)
     head, lora_rank = len(target.classes), spec.strategy.lora_rank
     network = (spec.backbone, head, spec.resolution, lora_rank)
     count = len(split.train)
-    # As harness.training.optimizer.batches: a last batch of one joins the one before.
+    # As in harness.training.optimizer.batches, a last batch of one image is merged with the one before.
     joins = count > spec.batch_size and count % spec.batch_size == 1
     scored = [len(split.val), len(split.test)]
     reads_train = spec.strategy.classifier != "head" or spec.batch_norm == "reestimate"
@@ -124,8 +126,9 @@ def forecast(spec: TrialSpec) -> Forecast:
 
 
 def _rows(spec: TrialSpec, groups: int) -> tuple[tuple[frozenset[int], frozenset[int]], ...]:
-    """Of the trial's rows of scales, those that no other exceeds: what trains, and what has trained
-    (its moments stay). A row that trains more groups after as many have trained needs no less memory."""
+    """The rows of scales of the trial that may have the highest peak, as groups that have trained so far
+    (whose moments remain) and groups that train. A row is left out if another row has at least the same
+    groups in both."""
     found: dict[tuple[frozenset[int], frozenset[int]], None] = {}
     ever: frozenset[int] = frozenset()
     for epoch in range(spec.epochs):
@@ -147,8 +150,8 @@ def _forecast(work: _Work) -> Forecast:
         found = [_measure(work, fake, *row) for row in work.rows]
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise UserError(
-            f"no forecast for backbone {work.network[0]}: what it computes depends on values ({error.func}), "
-            "and a forecast knows shapes alone"
+            f"no memory forecast for backbone {work.network[0]}: its computation depends on the values of "
+            f"tensors ({error.func}), and a forecast uses only their shapes"
         ) from error
     finally:
         fake.backbone.model.zero_grad(set_to_none=True)
@@ -157,7 +160,8 @@ def _forecast(work: _Work) -> Forecast:
 
 
 def _measure(work: _Work, fake: Fake, ever: frozenset[int], trained: frozenset[int]) -> Forecast:
-    """One row of scales: two steps, because the first one makes the optimiser's state, and an evaluation."""
+    """Forecast for one row of scales: two steps, because the first creates the optimiser's state, and an
+    evaluation."""
     backbone, spec, model = fake.backbone, work.spec, fake.backbone.model
     model.zero_grad(set_to_none=True)
     groups = len(backbone.groups)
@@ -167,7 +171,7 @@ def _measure(work: _Work, fake: Fake, ever: frozenset[int], trained: frozenset[i
         batch, scored = (_blank(n, network.size) for n in (work.batch, work.eval_batch))
     with fake.mode, StorageMeter() as meter, _seeing_gradients(model, meter, gradients):
         own = meter.follow([*model.parameters(), *model.buffers()])
-        # These lie in the host's memory.
+        # These are in the memory of the host.
         host = meter.follow([batch.images, batch.labels, scored.images, scored.labels])
         train: dict[int, int] | None = None
         if spec.strategy.classifier == "head":
@@ -182,7 +186,7 @@ def _measure(work: _Work, fake: Fake, ever: frozenset[int], trained: frozenset[i
         begin = meter.now()
         _evaluate(model, network, scored)
         evaluation = meter.peak(begin)
-        # All that still lives and is neither the model nor a gradient is held by the optimiser.
+        # Everything that is still alive and is neither the model nor a gradient belongs to the optimiser.
         state = frozenset(meter.alive()) - own - gradients - host
     for found in (train or {}, evaluation):
         for number in host:
@@ -206,7 +210,7 @@ def _scales(trained: frozenset[int], groups: int) -> Scales:
 
 @contextmanager
 def _seeing_gradients(model: nn.Module, meter: StorageMeter, seen: set[int]) -> Iterator[None]:
-    """Collect the serial numbers of gradients, which live from the backward pass to the end of a step."""
+    """Collect the serial numbers of gradients, which exist from the backward pass to the end of a step."""
 
     def note(parameter: torch.Tensor) -> None:
         assert parameter.grad is not None
@@ -214,7 +218,9 @@ def _seeing_gradients(model: nn.Module, meter: StorageMeter, seen: set[int]) -> 
 
     hooks = []
     for parameter in model.parameters():
-        trained = parameter.requires_grad  # the hook can only be hung on a tensor with gradient
+        trained = (
+            parameter.requires_grad
+        )  # the hook can only be registered on a tensor with gradient
         hooks.append(parameter.requires_grad_().register_post_accumulate_grad_hook(note))
         parameter.requires_grad_(trained)
     try:

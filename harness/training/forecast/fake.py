@@ -1,4 +1,4 @@
-"""Run a network on tensors without contents, as an accelerator would."""
+"""Networks of tensors without contents, which compute as on an accelerator."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.backbones import Backbone, build
 
 @dataclass(frozen=True)
 class Fake:
-    """A backbone of fake tensors and the mode that they belong to."""
+    """A backbone of fake tensors, and their mode."""
 
     mode: FakeTensorMode
     backbone: Backbone
@@ -29,15 +29,15 @@ class Fake:
 
 @lru_cache(maxsize=4)
 def fake_backbone(name: str, num_classes: int, resolution: int | None, lora_rank: int) -> Fake:
-    """The backbone with fake parameters and buffers. It is built with real ones first, because some
-    networks compute settings from tensors when they are made; from scratch, as weights do not matter."""
+    """The backbone with fake parameters and buffers. It is first built with real ones, because some networks
+    compute settings from tensors when they are created; from scratch, because weights do not matter."""
     with _Uninitialised():  # type: ignore[no-untyped-call]
         backbone = build(
             name, "scratch", num_classes, 0, resolution=resolution, lora_rank=lora_rank
         )
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     model = backbone.model
-    # By identity: a parameter that two modules share stays shared.
+    # By identity, so that a parameter that two modules share stays shared.
     parameters = {
         id(p): nn.Parameter(mode.from_tensor(p.detach()), requires_grad=False)
         for p in model.parameters()
@@ -61,7 +61,7 @@ def fake_backbone(name: str, num_classes: int, resolution: int | None, lora_rank
 
 
 class _Uninitialised(TorchDispatchMode):
-    """Leaves out drawing random weights, most of the time that building takes."""
+    """Skips the drawing of random weights, which takes most of the time of building a network."""
 
     def __torch_dispatch__(
         self,
@@ -75,8 +75,8 @@ class _Uninitialised(TorchDispatchMode):
 
 
 class AcceleratorNorms(TorchFunctionMode):
-    """Layer and group norms in float32 under autocast, as on CUDA; the processor's autocast
-    leaves them in bfloat16 (torch's "Automatic mixed precision" page, op eligibility)."""
+    """Layer and group norms in float32 under autocast, as on CUDA; on the CPU, autocast leaves them in
+    bfloat16 (torch's "Automatic mixed precision" page, op eligibility)."""
 
     def __torch_function__(
         self,

@@ -1,4 +1,4 @@
-"""Follow the storages of tensors from one operation to the next, and their peak memory.
+"""Track the storages of tensors from operation to operation, and their peak memory.
 
 with StorageMeter() as meter:
     compute()
@@ -17,10 +17,11 @@ from torch.utils._pytree import tree_iter
 
 
 class StorageMeter(TorchDispatchMode):
-    """Follows the storages of tensors, fake or real, from the operation that makes them to their end.
+    """Tracks the storages of tensors, fake or real, from the operation that creates them until they are
+    freed.
 
-    Views share a storage and count once. Tensors made before it was entered count once they are handed
-    to `follow` or an operation returns them.
+    Views share a storage and count once. Tensors that were created before the block count from the moment
+    when they are passed to `follow` or returned by an operation.
     """
 
     def __init__(self) -> None:
@@ -38,7 +39,7 @@ class StorageMeter(TorchDispatchMode):
     ) -> Any:
         out = NotImplemented
         if torch.is_inference_mode_enabled() and func.namespace == "aten":
-            # Composite operations arrive whole in this mode alone; their inner tensors count as well.
+            # In inference mode, composite operations are not decomposed yet; their inner tensors count too.
             with self:
                 out = func.decompose(*args, **(kwargs or {}))
         if out is NotImplemented:
@@ -69,11 +70,11 @@ class StorageMeter(TorchDispatchMode):
         return self._known[address][0]
 
     def now(self) -> int:
-        """The present moment, for `peak`."""
+        """The current moment, for `peak`."""
         return len(self._events)
 
     def alive(self, moment: int | None = None) -> dict[int, int]:
-        """Serial number -> bytes of each storage alive at a moment; None is now."""
+        """Serial number -> bytes of each storage alive at a moment; None means now."""
         found: dict[int, int] = {}
         for number, size in self._events[:moment]:
             if size >= 0:
@@ -83,7 +84,7 @@ class StorageMeter(TorchDispatchMode):
         return found
 
     def peak(self, since: int = 0) -> dict[int, int]:
-        """Serial number -> bytes of each storage alive when most bytes were, from moment `since` on."""
+        """Serial number -> bytes of each storage alive at the peak, from moment `since` on."""
         level = sum(size for _, size in self._events[:since])
         highest, moment = level, since
         for i, (_, size) in enumerate(self._events[since:], start=since + 1):
