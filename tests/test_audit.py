@@ -108,7 +108,8 @@ def test_trained_group_that_did_not_move_is_caught_by_name(network: Backbone) ->
     audit.begin_epoch(full(network))
     train(network, range(1, count))
     with pytest.raises(
-        AuditFailed, match=f"group {network.groups[0].name} should have been trained but did not change"
+        AuditFailed,
+        match=f"group {network.groups[0].name} should have been trained but did not change",
     ):
         audit.finish()
 
@@ -120,7 +121,8 @@ def test_moving_statistics_alone_are_not_training(network: Backbone) -> None:
     train(network, range(3, count))
     running_mean(network)
     with pytest.raises(
-        AuditFailed, match=f"group {network.groups[2].name} should have been trained but did not change"
+        AuditFailed,
+        match=f"group {network.groups[2].name} should have been trained but did not change",
     ):
         audit.finish()
 

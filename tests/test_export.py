@@ -171,7 +171,7 @@ def test_unknown_study_and_taken_folder_are_refused(
     exported: tuple[Path, str, str], tracking_uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for options, said in (
-        (["--out", str(exported[0])], "holds a model already"),
+        (["--out", str(exported[0])], "already contains a model"),
         ([], "no study 'toy'"),
         (["--tracking-uri", "sqlite:///gone.db"], "no tracking store"),
     ):
@@ -194,7 +194,7 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_trained_or_said(
         (["--cell", "plain", "--device", "abacus"], "unknown device"),
         (
             ["--cell", "plain", "--out", str(tmp_path / "file" / "model")],
-            "file is no folder that may be",
+            "file is not a writable folder",
         ),
     ):
         arguments = [
@@ -228,7 +228,7 @@ def test_cell_is_chosen_by_mean_validation_then_by_time() -> None:
         choose(cell_records(runs), "d")
     with pytest.raises(UserError, match="different targets"):
         choose(cell_records([*runs, kept("d", 0.1, 1, target="y")]))
-    with pytest.raises(UserError, match="no complete repeat"):
+    with pytest.raises(UserError, match="no complete repeats"):
         choose([])
 
 
@@ -296,7 +296,7 @@ def test_nearest_neighbours_cannot_be_written_as_a_network(
 ) -> None:
     fit = start(make_spec(strategy=FeatureTransfer("knn")), Cpu(), Cache(None, 0))
     list(fit)
-    with pytest.raises(UserError, match=r"KNeighborsClassifier .* cannot be written as a network"):
+    with pytest.raises(UserError, match=r"KNeighborsClassifier .* cannot be exported as a network"):
         plain_network(fit.backbone, fit.classifier)
 
 

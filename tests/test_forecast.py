@@ -400,7 +400,7 @@ def test_network_that_computes_by_values_has_no_forecast(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(fake, "build", by_values)
     with pytest.raises(
-        UserError, match=r"no forecast for backbone test_resnet: .* depends on values"
+        UserError, match=r"no memory forecast for backbone test_resnet: .* depends on the values"
     ):
         forecast(spec("test_resnet", FullFineTune()))
 

@@ -1,1 +1,1 @@
-"""Use the best cell of a study: choose it from the record, train it again, write it as plain files."""
+"""Use of the best cell of a study: choosing it, training it again, and exporting it as plain files."""

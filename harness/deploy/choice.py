@@ -1,4 +1,5 @@
-"""Choose the best recorded cell by validation, so that test accuracy stays an honest estimate."""
+"""Choose the best recorded cell by validation accuracy, so that its test accuracy remains an unbiased
+estimate."""
 
 from __future__ import annotations
 
@@ -12,24 +13,24 @@ from harness.tracking.results import CellRecord
 
 
 def choose(records: Sequence[CellRecord], cell: str | None = None) -> tuple[CellRecord, str]:
-    """The cell chosen by the rule of `harness.core.selection`, or the one named; and why.
+    """The cell chosen by the rule of `harness.core.selection`, or the given one; and the reason for the choice.
 
     Raises:
-        UserError: if no cell has a complete repeat, there is no such cell, or the cells are of several
-            targets and none is named.
+        UserError: if no cell has a complete repeat, there is no such cell, or the cells have different
+            targets and no cell is given.
     """
     by_name = {r.cell: r for r in records}
     if not by_name:
-        raise UserError("the study has no complete repeat: run it with --repeats of at least 1")
+        raise UserError("the study has no complete repeats; run it with --repeats 1 or more")
     if cell is not None:
         if cell not in by_name:
             near = difflib.get_close_matches(cell, by_name, n=1) or list(by_name)
             raise UserError(f"no cell {cell!r} with complete repeats; there are: {'; '.join(near)}")
-        return by_name[cell], "named by --cell"
+        return by_name[cell], "given by --cell"
     targets = {k.run.params["target"] for r in records for k in r.repeats}
     if len(targets) > 1:
         raise UserError(
-            f"cells of different targets cannot be compared: name one with --cell "
+            f"cells with different targets cannot be compared; choose one with --cell "
             f"({'; '.join(by_name)})"
         )
     ranked = sorted(records, key=_preference)

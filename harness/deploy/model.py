@@ -1,7 +1,8 @@
-"""An exported model: a folder with weights, and a JSON file with everything else that is needed to use it.
+"""An exported model: a folder with the weights, and a JSON file with everything else that is needed to use
+them.
 
 model.safetensors   state dict of the plain network of timm or torchvision
-model.json          its name, the classes, how an image is prepared, where it is from
+model.json          name, classes, preparation of images, and provenance
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ CHUNK = 32
 
 @dataclass(frozen=True)
 class Model:
-    """A network with all that is needed to use it.
+    """A network with everything that is needed to use it.
 
     Attributes:
-        network: in eval(), on the CPU; normalised (n, 3, s, s) -> (n, classes) logits.
-        about: what model.json says.
+        network: normalised (n, 3, s, s) images -> (n, classes) logits; in eval(), on the CPU.
+        about: contents of model.json.
     """
 
     network: nn.Module
@@ -53,7 +54,7 @@ class Model:
 
     @property
     def classes(self) -> list[str]:
-        """Their names; position = label."""
+        """Class names; position = label."""
         return list(self.about["classes"])
 
     def prepare(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -73,7 +74,7 @@ class Model:
         return torch.cat(parts).float().softmax(1)
 
     def read(self, path: Path) -> torch.Tensor:
-        """(3, s, s) uint8: an image file as the model was trained on: shorter side resized, centre cropped.
+        """Read an image file, (3, s, s) uint8, as in training: the shorter side resized, then a centre crop.
 
         Raises:
             UserError: naming the file, if it cannot be read.
@@ -84,14 +85,15 @@ class Model:
 
 
 def plain_network(backbone: Backbone, classifier: FittedClassifier | None) -> nn.Module:
-    """A copy of the network as its library makes it: adapters merged, a scikit-learn classifier as its head.
+    """A copy of the trained network in the form of its library: adapters are merged into its layers, and a
+    scikit-learn classifier becomes its head.
 
     Args:
-        backbone: as trained.
-        classifier: of a strategy without gradient steps.
+        backbone: the trained network.
+        classifier: the fitted classifier of a strategy without gradient steps, else None.
 
     Raises:
-        UserError: if the classifier is no linear one, or the network's head is not.
+        UserError: if the classifier or the network's head is not linear.
     """
     network = merge_adapters(copy.deepcopy(backbone.model).cpu().eval())
     if classifier is not None:
@@ -101,15 +103,16 @@ def plain_network(backbone: Backbone, classifier: FittedClassifier | None) -> nn
 
 
 def _fold(head: nn.Module, fitted: FittedClassifier) -> None:
-    """Standardisation and logistic regression are one affine map: write it into the linear head."""
+    """Write standardisation and logistic regression, which together are one affine map, into the linear
+    head."""
     scaler, classifier = (step for _, step in fitted.model.steps)
     if not hasattr(classifier, "coef_") or not isinstance(head, (nn.Linear, nn.Conv2d)):
         raise UserError(
-            f"{type(classifier).__name__} on a head of type {type(head).__name__} cannot be written as a "
+            f"a {type(classifier).__name__} on a head of type {type(head).__name__} cannot be exported as a "
             "network; export another cell with --cell"
         )
     weight, bias = classifier.coef_, classifier.intercept_
-    if len(weight) == 1:  # two classes: the logit of the second against the first
+    if len(weight) == 1:  # for two classes, scikit-learn has only the logit of the second
         weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
     weight = weight / scaler.scale_
     bias = bias - weight @ scaler.mean_
@@ -120,12 +123,12 @@ def _fold(head: nn.Module, fitted: FittedClassifier) -> None:
 
 
 def describe(backbone: Backbone, name: str, classes: tuple[str, ...], size: int) -> dict[str, Any]:
-    """The part of model.json that says how to build the network and how to prepare an image.
+    """The part of model.json with the settings for building the network and preparing an image.
 
     Args:
         backbone: the network.
-        name: as in TrialSpec.
-        classes: their names; position = label.
+        name: name of the backbone, as in TrialSpec.
+        classes: class names; position = label.
         size: side of the images in pixels.
     """
     library, _, plain = name.rpartition(":")
@@ -144,10 +147,10 @@ def describe(backbone: Backbone, name: str, classes: tuple[str, ...], size: int)
 
 
 def write(folder: Path, network: nn.Module, about: Mapping[str, Any]) -> None:
-    """Write both files; model.json last, so that a folder that has it is whole.
+    """Write both files, model.json last, so that a folder with model.json is complete.
 
     Raises:
-        UserError: if there is a model already, or the folder cannot be written.
+        UserError: if the folder contains a model already, or cannot be written to.
     """
     require_free(folder)
     try:
@@ -162,21 +165,21 @@ def write(folder: Path, network: nn.Module, about: Mapping[str, Any]) -> None:
 
 
 def require_free(folder: Path) -> None:
-    """Raises UserError if there is a model in the folder already, or there can be none."""
+    """Raise UserError if the folder contains a model already, or cannot be created."""
     if (folder / ABOUT).exists():
-        raise UserError(f"{folder} holds a model already; name another folder with --out")
+        raise UserError(f"{folder} already contains a model; choose another folder with --out")
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise UserError(f"cannot write to {folder}: {there} is no folder that may be written to")
+        raise UserError(f"cannot write to {folder}: {there} is not a writable folder")
 
 
 @contextmanager
 def staging(folder: Path) -> Iterator[Path]:
-    """A folder to write a model to, whose files go to `folder` at the end, model.json last; nothing is left
-    of it if anything fails.
+    """A temporary folder whose files are moved to `folder` at the end, model.json last. If anything fails,
+    nothing remains.
 
     Raises:
-        UserError: if the folder cannot be written.
+        UserError: if `folder` cannot be written to.
     """
     there = next(p for p in folder.absolute().parents if p.exists())
     try:
@@ -190,10 +193,10 @@ def staging(folder: Path) -> Iterator[Path]:
 
 
 def open_model(folder: Path) -> Model:
-    """The model that was written there.
+    """Load an exported model.
 
     Raises:
-        UserError: if there is none, or its weights are not those that were written.
+        UserError: if there is no model in the folder, or its weights have changed.
     """
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
@@ -202,14 +205,14 @@ def open_model(folder: Path) -> Model:
         size = about["preprocessing"]["resolution"]
     except OSError as error:
         raise UserError(
-            f"no model in {folder}: {first_line(error)}; python -m harness.export makes one"
+            f"no model in {folder}: {first_line(error)}; create one with python -m harness.export"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / ABOUT} is not what harness.export writes: {error}") from error
+        raise UserError(f"{folder / ABOUT} was not written by harness.export: {error}") from error
     if digest != wanted:
         raise UserError(
-            f"{folder / WEIGHTS} has another SHA-256 than {ABOUT} says: damaged, or of another model; "
-            "export it again"
+            f"the SHA-256 of {folder / WEIGHTS} differs from that in {ABOUT}: the file is damaged or belongs "
+            "to another model; export the model again"
         )
     network = restore(name, read_weights(folder / WEIGHTS), len(classes), size)
     return Model(network.eval(), about)

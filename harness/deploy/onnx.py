@@ -1,4 +1,4 @@
-"""The same network as ONNX, for runtimes without torch; checked on images before it is kept."""
+"""Export of a model as ONNX, for runtimes without torch, with a check on images."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from harness.deploy.model import Model
 
 FILE = "model.onnx"
 ALLOWED = 1e-3
-"""Largest difference of a logit: float32 sums in another order differ by far less."""
+"""Largest allowed difference of a logit; float32 sums in another order differ by much less."""
 
 
 def require_onnx() -> None:
-    """Raises UserError unless the libraries of the extra are installed."""
+    """Raise UserError if the libraries of the extra `onnx` are not installed."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -29,18 +29,18 @@ def require_onnx() -> None:
 
 
 def write_onnx(model: Model, folder: Path, pixels: torch.Tensor) -> float:
-    """Write model.onnx, which takes normalised images of any batch size.
+    """Write model.onnx, which takes normalised images in batches of any size.
 
     Args:
-        model: the network.
-        folder: where it goes.
-        pixels: (n, 3, s, s) uint8 images on which both must agree, n at least 2.
+        model: the model.
+        folder: folder of the file.
+        pixels: (n, 3, s, s) uint8 images on which both networks must agree, n at least 2.
 
     Returns:
         Largest absolute difference of a logit.
 
     Raises:
-        UserError: if the network cannot be written so, or its outputs differ.
+        UserError: if the network cannot be exported, or its outputs differ.
     """
     path = folder / FILE
     images = model.prepare(pixels)
@@ -49,7 +49,7 @@ def write_onnx(model: Model, folder: Path, pixels: torch.Tensor) -> float:
     chatty.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's own, on torch's internals
+            warnings.simplefilter("ignore")  # the exporter warns about torch's internals
             torch.onnx.export(
                 model.network,
                 (images,),
@@ -63,7 +63,7 @@ def write_onnx(model: Model, folder: Path, pixels: torch.Tensor) -> float:
             )
     except Exception as error:  # torch.export and onnxscript raise many kinds
         path.unlink(missing_ok=True)
-        raise UserError(f"the network cannot be written as ONNX: {first_line(error)}") from error
+        raise UserError(f"the network cannot be exported as ONNX: {first_line(error)}") from error
     finally:
         chatty.setLevel(level)
     return _compare(model, path, images)
@@ -80,7 +80,7 @@ def _compare(model: Model, path: Path, images: torch.Tensor) -> float:
     if not worst <= ALLOWED:
         path.unlink()
         raise UserError(
-            f"the ONNX model is not the same: a logit differs by {worst:.2g}, more than {ALLOWED:g}; it "
-            "was not kept"
+            f"the ONNX model is not the same: a logit differs by {worst:.2g}, more than {ALLOWED:g}; no file "
+            "was written"
         )
     return worst
