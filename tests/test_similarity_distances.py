@@ -185,7 +185,7 @@ def test_principal_axes_are_orthonormal_and_ordered() -> None:
 
 def test_median_bandwidth_is_the_median_of_all_distances() -> None:
     assert median_bandwidth(np.array([[0.0], [1.0], [5.0]])) == pytest.approx(4)
-    with pytest.raises(ValueError, match="over 0"):
+    with pytest.raises(ValueError, match="above 0"):
         median_bandwidth(np.ones((5, 2)))
 
 
