@@ -1,9 +1,9 @@
-"""Which images do all programs read? Fashion-MNIST as folders of 96 px PNG files, made once.
+"""The images that all programs read: Fashion-MNIST as folders of 96 px PNG files, created once.
 
     python -m benchmarks.data --per-class 400
 
-DIR/all holds one folder per class, for the harness; DIR/train and DIR/val hold hard links to the very
-images that its split draws, for everyone else.
+DIR/all contains one folder per class, for the harness. DIR/train and DIR/val contain hard links to the images
+that the split of the harness draws, for the other programs.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ from harness.search.plan import trial_seed
 from harness.search.space import first_draw
 
 FULL, SMALL = 400, 40
-"""Images per class: of the benchmark, and of a try-out."""
+"""Images per class, for the benchmark and for a quick test."""
 
 
 def scratch() -> Path:
-    """Where what can be made again is kept between runs."""
+    """Folder for files that can be created again."""
     return Path(tempfile.gettempdir()) / "transfer-harness-benchmarks"
 
 
 def make_folders(per_class: int, root: Path | None = None) -> Path:
-    """The folder DIR with `per_class` images of each class; made when absent, appears only when whole.
+    """The folder DIR with `per_class` images of each class. It is created if it is absent, and appears only
+    when it is complete.
 
     Args:
         per_class: images per class, a multiple of 4.
@@ -65,7 +66,7 @@ def _write_images(folder: Path, per_class: int) -> None:
 
 
 def _link_parts(data: Path) -> None:
-    """Hard links, so that a program reads files and follows nothing."""
+    """Create hard links, so that programs read files without following symbolic links."""
     study = make_study(recipe.WORKS[0], data)
     spec, seed = first_draw(study, study.cells()[0]), trial_seed(study, "tune", 0)
     assert spec.seed == seed

@@ -1,9 +1,9 @@
-"""How long does a folder of 200,000 images take to index and split, and does it read pixels for that?
+"""Time, reads and memory for indexing and splitting a folder of 200,000 images.
 
     python -m benchmarks.large_folder --images 200000
 
-Prints one line of JSON: seconds to index and split, MiB read from files by this process meanwhile, and MiB
-by which its memory grew. The files are links to a few small ones; that is the same work for an index.
+Prints one line of JSON: seconds to index and split, MiB that this process read from files in that time, and
+MiB by which its memory grew. The files are links to a few small files, which is the same work for an index.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MIB = 2**20
 
 
 def make_folder(images: int) -> Path:
-    """A folder of CLASSES classes with `images` tiny PNG files in all; made when absent."""
+    """A folder of CLASSES classes with `images` tiny PNG files in total, created if it is absent."""
     folder = scratch() / f"large-{images}"
     if folder.is_dir():
         return folder
@@ -39,7 +39,7 @@ def make_folder(images: int) -> Path:
         for label in range(CLASSES):
             into = unfinished / f"class{label:03d}"
             into.mkdir()
-            # One file per class: a file system allows only so many links to one.
+            # One file per class, because file systems limit the number of links to a file.
             first = into / "image000000.png"
             Image.new("RGB", (8, 8), (label, 0, 0)).save(first)
             for number in range(1, images // CLASSES):
@@ -51,14 +51,14 @@ def make_folder(images: int) -> Path:
 
 
 def resident_mib() -> float:
-    """Memory of this process now."""
+    """Current memory of this process."""
     found = re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) / 1024
 
 
 def read_mib() -> float:
-    """What this process has read so far, from cache or disk."""
+    """MiB that this process has read so far, from cache or disk."""
     found = re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())
     assert found is not None
     return int(found[1]) / MIB

@@ -1,10 +1,10 @@
-"""How long does a large study take to read, and how much memory?
+"""Time and memory for reading a large study.
 
     python -m benchmarks.loading [--trials 100000] [--folder build/loading]
 
-Writes an MLflow database of that many finished trials (4 epochs each, the parameters and tags of a real one)
-by bulk insert, unless the folder has it already, and reads it with `analysis.load` in a fresh process.
-Goal: 100,000 trials in under 30 s; memory bounded by the size of the tables that come out.
+Writes an MLflow database with that many finished trials (4 epochs each, with the parameters and tags of a
+real trial) by bulk insert, unless the folder has it already, and reads it with `analysis.load` in a new
+process. Goal: 100,000 trials in under 30 s, with memory bounded by the size of the resulting tables.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ print(json.dumps({
     "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
 }))
 """
-"""Run apart, because a peak is never forgotten by the process that had it."""
+"""Run in a process of its own, because the peak memory of a process cannot be reset."""
 
 
 def main() -> None:
-    """Make the database if need be, read it, print what it took as one line of JSON."""
+    """Create the database if necessary, read it, and print time and memory as one line of JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loading", description=__doc__)
     parser.add_argument("--trials", type=int, default=100_000)
     parser.add_argument("--folder", type=Path, default=Path("build/loading"))
@@ -60,7 +60,8 @@ def main() -> None:
 
 
 def make_database(path: Path, trials: int) -> None:
-    """`trials` complete tuning trials of one study at `path`; random numbers, the same every time."""
+    """Write `trials` complete tuning trials of one study to `path`, with the same random numbers every
+    time."""
     work = path.with_suffix(".part")
     work.unlink(missing_ok=True)
     open_store(f"sqlite:///{work}")

@@ -1,13 +1,13 @@
-"""Which networks of timm and torchvision train here: one small member of each family, tried at two sizes.
+"""Try one small network of each family of timm and torchvision at two sizes.
 
     python -m benchmarks.networks --rows rows.jsonl                 # ten minutes on one core
     python -m benchmarks.networks --rows rows.jsonl --table         # the table of docs/pages/networks.md
     python -m benchmarks.networks --names deit_tiny_distilled_patch16_224 torchvision:alexnet
 
-Random weights and random images. A member counts as trained if, at each size, a linear probe, last block,
-full fine-tuning and the middle of gradual unfreezing take a step under audit with a finite loss, its
-gradients agree with contiguous order, its logits are zero once its last group is, and the weights read back
-from a file give the same logits.
+Weights and images are random. A network passes if, at each size, a linear probe, last block, full fine-tuning
+and the middle of gradual unfreezing take an audited step with a finite loss, its gradients agree with those
+in contiguous order, its logits are zero if its last group is zero, and weights that are read back from a file
+give the same logits.
 """
 
 from __future__ import annotations
@@ -46,9 +46,11 @@ from harness.training.optimizer import GroupedOptimizer, Schedule
 
 CLASSES, IMAGES = 7, 3
 SMALL = (64, 96)
-"""Sizes that are tried first; of a network that takes neither, the smallest and largest that it names."""
+"""Sizes that are tried first; for a network that takes neither, the smallest and the largest that it
+lists."""
 LARGE = 25_000_000
-"""Parameters from which a network is tried at the first size that it takes alone, and by two strategies."""
+"""Number of parameters from which a network is tried only at the first size that it takes, with two
+strategies."""
 TORCHVISION = (
     "alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t "
     "mnasnet0_5 mobilenet_v2 mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnext50_32x4d "
@@ -58,17 +60,17 @@ TORCHVISION = (
 
 @dataclass(frozen=True)
 class Row:
-    """What was seen of one network.
+    """Results for one network.
 
     Attributes:
-        name: of the network.
+        name: name of the network.
         family: module and class in its library.
         groups: number of layer groups.
-        sizes: at which it trained.
+        sizes: sizes at which it trained.
         heads: number of classifiers.
-        refused: why it is, or is at other sizes; "" if it never was.
-        failed: a check that it did not pass; "" if it passed all.
-        seconds: that this took.
+        refused: why it is refused, at all or at some sizes; "" if it is not.
+        failed: a check that it did not pass; "" if it passed all checks.
+        seconds: seconds that the checks took.
     """
 
     name: str
@@ -82,7 +84,7 @@ class Row:
 
 
 def members() -> list[str]:
-    """The smallest network of each class of timm's, per module, and one of each family of torchvision's."""
+    """The smallest network of each class in each module of timm, and one of each family of torchvision."""
     least: dict[tuple[str, str], tuple[int, str]] = {}
     for name in timm.list_models():
         with torch.device("meta"):
@@ -115,7 +117,7 @@ def try_network(name: str) -> Row:
             refused = refused or str(error)
             if size == SMALL[-1] and not done:
                 wanted += _named(str(error))
-        except Exception as error:  # the point of the sweep is to find it
+        except Exception as error:  # failures are results of the sweep
             failed = failed or f"{size} px: {type(error).__name__}: {str(error).splitlines()[0:1]}"
     seconds = round(time.perf_counter() - began, 1)
     return Row(name, family, groups, tuple(done), heads, refused, failed, seconds)
@@ -126,7 +128,7 @@ def _is_large(backbone: Backbone) -> bool:
 
 
 def _named(refusal: str) -> list[int]:
-    """The smallest and the largest of the sizes that a refusal names, neither needlessly large."""
+    """The smallest and the largest of the sizes that a refusal lists, without needlessly large ones."""
     _, _, listed = refusal.partition("resolution can be ")
     sizes = [int(s) for s in listed.partition(" (")[0].split(", ") if s.isdigit()]
     small = [s for s in sizes if s <= 256]
@@ -185,12 +187,12 @@ def _check_file(backbone: Backbone, name: str, size: int, images: torch.Tensor) 
         again = restore(name, read_weights(file), CLASSES, size).eval()
     with torch.inference_mode():
         found, wanted = again(images), backbone.model.eval()(images)
-    # A step may have left logits that are not finite.
+    # Logits may not be finite after a step.
     torch.testing.assert_close(found, wanted, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 def sweep(names: list[str]) -> Iterator[Row]:
-    """Try the networks in child processes, so that one that dies is a row too."""
+    """Try the networks in child processes, so that one that crashes also gives a row."""
     left = list(names)
     while left:
         command = [sys.executable, "-m", "benchmarks.networks", "--child", "--names", *left]
@@ -227,7 +229,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--names", nargs="+", help="networks (default: one of each family)")
     parser.add_argument("--rows", type=Path, help="file to append rows to")
-    parser.add_argument("--table", action="store_true", help="print what is in it, and try nothing")
+    parser.add_argument(
+        "--table", action="store_true", help="print the table of the file, without trials"
+    )
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)

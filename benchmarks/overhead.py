@@ -1,4 +1,4 @@
-"""What the harness itself costs per trial: trials that train nothing, into Optuna and MLflow on SQLite.
+"""Overhead of the harness per trial: trials that train nothing, recorded in Optuna and MLflow on SQLite.
 
     python -m benchmarks.overhead --trials 5000
 

@@ -1,4 +1,4 @@
-"""How to try what needs a PostgreSQL server? One of our own, from Debian's packages, restarted at will."""
+"""A PostgreSQL server for tests, from Debian's packages, which can be restarted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PROGRAMS = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/nowhere
 
 
 class Server:
-    """A fresh one on a free port of 127.0.0.1, in a folder that its user may enter.
+    """A new server on a free port of 127.0.0.1, in a folder that its user may enter.
 
     Raises:
         FileNotFoundError: if PostgreSQL is not installed.
@@ -38,20 +38,20 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Of the database, as --storage takes it."""
+        """URL of the database, for --storage."""
         return f"postgresql+psycopg://study@127.0.0.1:{self._port}/study"
 
     def start(self) -> None:
-        """Start it, and wait until it takes connections."""
+        """Start the server, and wait until it accepts connections."""
         options = f"-h 127.0.0.1 -p {self._port} -k {self._folder} -c fsync=off"
         self._call("pg_ctl", "-D", "data", "-w", "-t", "120", "-l", "log", "-o", options, "start")
 
     def stop(self) -> None:
-        """Stop it at once: connections break, transactions are lost."""
+        """Stop the server at once: connections break, and transactions are lost."""
         self._call("pg_ctl", "-D", "data", "-w", "-t", "120", "-m", "immediate", "stop")
 
     def remove(self) -> None:
-        """Stop it and delete its folder."""
+        """Stop the server and delete its folder."""
         try:
             self.stop()
         finally:
@@ -61,7 +61,7 @@ class Server:
         done = subprocess.run(
             [*self._as_user, str(PROGRAMS / program), *arguments],
             cwd=self._folder,
-            stdout=subprocess.DEVNULL,  # the server inherits it: a pipe would stay open
+            stdout=subprocess.DEVNULL,  # the server inherits it, and a pipe would stay open
             stderr=subprocess.DEVNULL,
             check=False,
         )

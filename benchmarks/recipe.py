@@ -1,4 +1,4 @@
-"""What does every program do, whoever's loop it uses? The same data, weights, steps and rates."""
+"""Settings that all programs share: data, weights, steps and learning rates."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ WEIGHT_DECAY = 0.01
 MEAN = STD = (0.5, 0.5, 0.5)
 WORKS = ("linear_probe", "last_block", "full")
 TRIALS = {"linear_probe": 10, "last_block": 10, "full": 2}
-"""Trials of the study that is compared."""
+"""Number of trials of the study that is compared."""
 RATES = {"linear_probe": 1e-2, "last_block": 2e-3, "full": 1e-3}
 """Peak learning rate of a single trial."""
 SPREAD = 1.5
-"""A study tries rates from RATES / SPREAD to RATES * SPREAD: other trials, about the same accuracy."""
+"""A study tries rates from RATES / SPREAD to RATES * SPREAD, which give about the same accuracy."""
 
 
 def rates(work: str, trials: int) -> list[float]:
-    """Peak learning rates of a program's trials: the middle one, or all of them evenly in the logarithm."""
+    """Peak learning rates of the trials of a program: the middle one for one trial, else evenly spaced in the
+    logarithm."""
     middle = RATES[work]
     if trials == 1:
         return [middle]
@@ -29,7 +30,7 @@ def rates(work: str, trials: int) -> list[float]:
 
 
 def per_class(data: Path) -> int:
-    """Images per class of the folder that benchmarks.data made: half train, a quarter validates, a quarter
-    is the test part that the harness always sets aside."""
+    """Images per class in the folder of benchmarks.data. Half of them are training images, a quarter
+    validation images, and a quarter the test images that the harness always sets aside."""
     first = min(p for p in (data / "all").iterdir() if p.is_dir())
     return sum(1 for _ in first.iterdir())

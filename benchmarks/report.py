@@ -1,10 +1,10 @@
-"""How long does the report on 20,157 trials take, and how much memory?
+"""Time and memory for the report on 20,157 trials.
 
     python -m benchmarks.report [--tables ../shared/tables] [--folder build/report]
 
-The trials are those on MedMNIST that others published (docs/medmnist.md). This project does not carry the
-tables: they are looked for in --tables, else $HARNESS_TABLES, else ../shared/tables. The report is made in a
-fresh process, whose start and imports count. Goal: under 20 s.
+The trials are those on MedMNIST that others have published (docs/pages/medmnist.md). The tables are not part
+of this project; they are read from --tables, else $HARNESS_TABLES, else ../shared/tables. The report is made
+in a new process, whose start and imports count. Goal: under 20 s.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ took = {"seconds": round(seconds, 2), "cpu_seconds": round(used.ru_utime + used.
 print(json.dumps(took | {"peak_mib": round(used.ru_maxrss / 1024)}), file=sys.__stdout__)
 sys.exit(code)
 """
-"""Run apart, because a peak is never forgotten by the process that had it."""
+"""Run in a process of its own, because the peak memory of a process cannot be reset."""
 
 
 def main() -> int:
-    """Make the report, print what it took as one line of JSON; 2 where the tables are absent."""
+    """Make the report, and print time and memory as one line of JSON; returns 2 if the tables are missing."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     default = Path(os.environ.get("HARNESS_TABLES", "../shared/tables"))
     parser.add_argument("--tables", type=Path, default=default)
@@ -81,7 +81,7 @@ def main() -> int:
 
 
 def melted(tables: Path) -> pd.DataFrame:
-    """source, target and one column per published measure, from its matrix."""
+    """A table with source, target and one column for each published measure, from its matrix."""
     parts = []
     for name in SCORES:
         wide = pd.read_csv(tables / f"medmnist_{name}_dataset.csv", index_col=0)

@@ -1,10 +1,10 @@
-"""How fast and how frugal is a study beside other ways to run it? Ratios from interleaved runs.
+"""Compare time and memory of a study with those of other programs, in interleaved runs.
 
-    make bench                                        # all works; about an hour on two quiet cores
-    python -m benchmarks.run --only linear_probe      # one work; the others' last lines are kept
-    python -m benchmarks.run --images small           # does everything run? No number of it counts
+    make bench                                        # all tasks; about an hour on two otherwise idle cores
+    python -m benchmarks.run --only linear_probe      # one task; the last results of the others are kept
+    python -m benchmarks.run --images small           # a quick test that everything runs
 
-Writes runs.jsonl (every line as measured), table.md, table.csv and plot.png to benchmarks/results.
+Writes runs.jsonl (all measurements), table.md, table.csv and plot.png to benchmarks/results.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ NEEDS = {
     "fastai": ("fastai",),
     "trainer": ("transformers", "accelerate", "datasets"),
 }
-"""Packages of the extra `bench` without which a peer is reported as not installed."""
+"""Packages of the extra `bench` without which a program is reported as not installed."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One program at one work: what to type, trials it runs, trials of the study, and in how many rounds."""
+    """One program with one task: its command, the trials that it runs, the trials of the study, and its
+    rounds."""
 
     work: str
     program: str
@@ -62,7 +63,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder (default: benchmarks/results)")
     arguments = parser.parse_args(argv)
     small = arguments.images == "small"
-    # A try-out must not overwrite what was measured.
+    # A quick test must not overwrite measurements.
     default = scratch() / "results-small" if small else ROOT / "benchmarks" / "results"
     arguments.out = arguments.out or default
     arguments.only = arguments.only or list(WORKS)
@@ -70,7 +71,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def jobs(arguments: argparse.Namespace, work: str) -> list[Job]:
-    """What is run for one work, in the order of a round."""
+    """The programs that are run for one task, in the order of a round."""
     small = arguments.images == "small"
     if work == "default_study":
         effort = ("--trials", "1", "--repeats", "1") if small else ()
@@ -89,7 +90,7 @@ def jobs(arguments: argparse.Namespace, work: str) -> list[Job]:
     limits = {tables.BARE: 1, tables.ONE_PASS: recipe.TRIALS[work]}
     if work != "linear_probe":
         del limits[tables.ONE_PASS]
-    if work == "full":  # held to a twentieth: no scaling
+    if work == "full":  # the goal is within a twentieth, so trials are not scaled
         limits[tables.BARE] = recipe.TRIALS[work]
     trials = {tables.OURS: recipe.TRIALS[work], **limits}
     trials |= dict.fromkeys(tables.PEERS, arguments.peer_trials)
@@ -110,7 +111,7 @@ def jobs(arguments: argparse.Namespace, work: str) -> list[Job]:
 
 
 def measured(arguments: argparse.Namespace, work: str) -> Iterator[dict[str, Any]]:
-    """Lines of one work, round by round, so that a machine that slows down slows all alike."""
+    """Lines of one task, round by round, so that a slowdown of the machine affects all programs alike."""
     plan = jobs(arguments, work)
     for number in range(max(job.rounds for job in plan)):
         for job in plan:
@@ -122,14 +123,14 @@ def measured(arguments: argparse.Namespace, work: str) -> Iterator[dict[str, Any
 
 
 def one_line(job: Job, threads: int) -> dict[str, Any]:
-    """Run a program to its end; what it printed, or a note why it did not."""
+    """Run a program, and return what it printed, or a note why it failed."""
     line: dict[str, Any] = {"work": job.work, "program": job.program, "machine": machine(threads)}
     if job.wanted:
         line["wanted"] = job.wanted
     absent = [p for p in NEEDS.get(job.program, ()) if importlib.util.find_spec(p) is None]
     if absent:
         return line | {"note": f"not installed: {', '.join(absent)}"}
-    # Workers of a loader set one thread each for themselves.
+    # Each worker of a loader uses one thread.
     fixed = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     done = subprocess.run(
         [sys.executable, "-m", *job.command],
@@ -152,7 +153,7 @@ def one_line(job: Job, threads: int) -> dict[str, Any]:
 
 
 def machine(threads: int) -> str:
-    """Where and with what, in one line."""
+    """Date, machine and versions, in one line."""
     from harness.training.device import Cpu
 
     packages = ("torch", "torchvision", "timm", "lightning", "fastai", "transformers")
@@ -166,7 +167,8 @@ def machine(threads: int) -> str:
 
 
 def plot(lines: Sequence[tables.Line], file: Path) -> None:
-    """Seconds of each study, one panel per work; hatched where fewer trials were measured and scaled."""
+    """Seconds of each study, one panel per task; bars are hatched if fewer trials were measured and
+    scaled."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -198,7 +200,7 @@ def plot(lines: Sequence[tables.Line], file: Path) -> None:
 
 
 def write(lines: Sequence[tables.Line], folder: Path) -> None:
-    """All four files."""
+    """Write all four files."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "runs.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     (folder / "table.md").write_text(tables.markdown(lines))
@@ -207,7 +209,7 @@ def write(lines: Sequence[tables.Line], folder: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code: 0 also where a goal is missed, which the table says."""
+    """Run the command; returns its exit code, which is 0 even if goals are missed."""
     arguments = parse(argv)
     kept: list[dict[str, Any]] = []
     if (arguments.out / "runs.jsonl").is_file():

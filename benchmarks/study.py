@@ -1,6 +1,7 @@
-"""Ours in the comparison with other training loops: one work, its learning rates as a study tries them.
+"""The study of this harness in the comparison with other programs: one task, with learning rates drawn by the
+study.
 
-Run by `make bench`, which says in BENCHMARK_WORK and BENCHMARK_DATA which work on which images.
+It is run by `make bench`, which sets the task in BENCHMARK_WORK and the images in BENCHMARK_DATA.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ STRATEGIES = {
 
 
 def make_study(work: str, data: Path) -> Study:
-    """The study of one work on the images under `data`/all."""
+    """The study of one task on the images in `data`/all."""
     images, middle = recipe.per_class(data), recipe.RATES[work]
 
     def space(trial: BaseTrial, strategy: str) -> TrialSpec:

@@ -1,7 +1,8 @@
-"""What do the measured lines say? Lines of JSON -> rows per program, goals reached or missed, Markdown, CSV.
+"""Tables of the measurements: lines of JSON -> rows per program, goals with their results, Markdown, CSV.
 
-A line is what a program printed, with work, program and round; `wanted` trials are those of the study that
-is compared. A program that ran fewer is scaled: a peer keeps nothing between trials, so its cost is linear.
+A line is the output of a program, with task, program and round; `wanted` is the number of trials of the
+compared study. The time of a program that ran fewer trials is scaled, because other programs keep nothing
+between trials.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ Line = Mapping[str, Any]
 PEERS = ("tutorial", "lightning", "fastai", "trainer")
 OURS, BARE, ONE_PASS, NO_REUSE = "ours", "bare", "one_pass", "ours, no reuse"
 SPEEDUP = {"linear_probe": 20.0, "last_block": 10.0, "full": 1.6}
-"""Least ratio of the fastest peer's seconds to ours."""
+"""Goal for the ratio of the time of the fastest other program to ours, at least."""
 LIMIT = {"linear_probe": (ONE_PASS, 1.3), "full": (BARE, 1.05)}
-"""Largest ratio of our seconds to those of a limit."""
+"""Goal for the ratio of our time to that of a lower limit, at most."""
 MEMORY = 1.3
 DEFAULT_STUDY_SPEEDUP = 1.6
 OVERHEAD_MS, SAME = 60.0, 1.2
@@ -30,19 +31,19 @@ LARGE_SECONDS, LARGE_READ_MIB, KIB_PER_IMAGE = 20.0, 1.0, 1.0
 
 @dataclass(frozen=True)
 class Row:
-    """One program at one work; medians over rounds.
+    """One program with one task; medians over rounds.
 
     Attributes:
-        work: what was done.
-        program: by whom.
-        rounds: how often it was measured.
-        measured_trials: trials that one round ran.
-        trials: trials that `seconds` stands for.
-        seconds: of all `trials`; scaled where fewer were measured. NaN when it did not run.
+        work: the task.
+        program: name of the program.
+        rounds: number of measurements.
+        measured_trials: number of trials in one round.
+        trials: number of trials to which `seconds` refers.
+        seconds: time for all `trials`, scaled if fewer were measured; NaN if the program did not run.
         times_ours: `seconds` divided by ours.
-        accuracy: on the validation images, last epoch, median over trials.
-        peak_mib: highest resident memory of the process; loader workers are not in it.
-        workers: loader workers.
+        accuracy: accuracy on the validation images after the last epoch, median over trials.
+        peak_mib: highest resident memory of the process, without loader workers.
+        workers: number of loader workers.
         note: why there are no numbers, or a caveat.
     """
 
@@ -61,7 +62,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Goal:
-    """One goal, what was measured, and whether it was reached (None: not measured)."""
+    """One goal, its measurement, and whether it was reached (None if it was not measured)."""
 
     work: str
     goal: str
@@ -70,8 +71,8 @@ class Goal:
 
 
 def rows(lines: Sequence[Line]) -> list[Row]:
-    """One row per work and program, in the order of the lines."""
-    # Overhead and the large folder have goals, not rows, unless they failed.
+    """One row per task and program, in the order of the lines."""
+    # Overhead and the large folder have goals but no rows, unless they failed.
     shown = [x for x in lines if "wanted" in x or "note" in x]
     keys = dict.fromkeys((x["work"], x["program"]) for x in shown)
     return [_row(lines, *key) for key in keys]
@@ -115,7 +116,7 @@ def _seconds(lines: Sequence[Line], work: str, program: str) -> float:
 
 
 def goals(lines: Sequence[Line]) -> list[Goal]:
-    """Every goal, in the order of the works."""
+    """All goals, in the order of the tasks."""
     found: list[Goal] = []
     for work, least in SPEEDUP.items():
         found.append(_faster_than_peers(lines, work, least))
@@ -126,7 +127,7 @@ def goals(lines: Sequence[Line]) -> list[Goal]:
 
 
 def _judge(work: str, goal: str, value: float, text: str, reached: bool) -> Goal:
-    """A goal about one number; NaN is one that was not measured."""
+    """A goal for one number, which is NaN if it was not measured."""
     if math.isnan(value):
         return Goal(work, goal, "not measured", None)
     return Goal(work, goal, text, reached)
@@ -151,7 +152,7 @@ def _near_limit(lines: Sequence[Line], work: str) -> Goal:
 
 
 def _same_accuracy(lines: Sequence[Line], work: str) -> Goal:
-    """Two standard deviations of the difference of two shares of n validation images."""
+    """Noise is two standard deviations of the difference between two shares of n validation images."""
     goal = "accuracy of every peer's, within noise"
     own = _lines(lines, work, OURS)
     others = {p: _median(x["accuracy"] for x in _lines(lines, work, p)) for p in PEERS}
@@ -244,7 +245,7 @@ def _large_folder(lines: Sequence[Line]) -> list[Goal]:
 
 
 def markdown(lines: Sequence[Line]) -> str:
-    """Both tables, and on what machine."""
+    """Both tables, with the machine."""
     verdict = {True: "yes", False: "**no**", None: "not measured"}
     aimed = [(g.work, g.goal, g.measured, verdict[g.reached]) for g in goals(lines)]
     measured = [
@@ -285,7 +286,7 @@ def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
 
 
 def to_csv(lines: Sequence[Line]) -> str:
-    """The rows with all digits; empty where nothing was measured."""
+    """The rows with all digits; empty fields for what was not measured."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([f.name for f in fields(Row)])

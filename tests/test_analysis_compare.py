@@ -1,7 +1,6 @@
-"""Are the comparisons right? Each is held against an independent truth: scipy's own tests, tables worked
-by hand, or brute force.
+"""Comparisons agree with independent results: scipy's own tests, tables worked out by hand, or brute force.
 
-    python -m pytest tests/test_analysis_compare.py
+python -m pytest tests/test_analysis_compare.py
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Are intervals over images, fronts, budgets, importances and recommendations right? Against scipy,
-statsmodels, simulation, brute force and cases worked by hand.
+"""Intervals over images, fronts, budgets, importances and recommendations agree with scipy, statsmodels,
+simulation, brute force and cases worked out by hand.
 
     python -m pytest tests/test_analysis_evidence.py
 """

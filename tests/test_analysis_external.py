@@ -1,4 +1,4 @@
-"""Are trials that were made elsewhere read as they stand, and is a bad table refused in one line?
+"""Tables of trials of other programs are read correctly, and bad tables are refused in one line.
 
     python -m pytest tests/test_analysis_external.py
 

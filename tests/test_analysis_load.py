@@ -1,4 +1,4 @@
-"""Does the analysis read back what the harness recorded? Stores are written by the projection itself.
+"""The analysis reads back what the harness recorded, from stores that the projection writes.
 
 python -m pytest tests/test_analysis_load.py
 """

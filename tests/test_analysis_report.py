@@ -1,5 +1,5 @@
-"""Does the report say what the data say, and no more? Pages are built from tables made here; one test goes
-the whole way from a store that the harness wrote.
+"""The report states what the data show, and no more. Pages are built from tables that are made here; one test
+starts with a store that the harness wrote.
 
     python -m pytest tests/test_analysis_report.py
 """

@@ -1,5 +1,5 @@
-"""Does the analysis find a similarity effect that is there, and none that is not? Against scipy, tables
-worked by hand, data made with a known effect, and published tables.
+"""The analysis finds similarity effects that exist, and no others: against scipy, tables worked out by hand,
+data with a known effect, and published tables.
 
     python -m pytest tests/test_analysis_similarity.py
 

@@ -1,5 +1,5 @@
-"""Are losses under shift and crossings over sizes right? Lines with a known crossing, worked by hand or
-simulated, and scipy's own intervals.
+"""Losses under shift and crossings over sizes agree with lines whose crossing is known, by hand or by
+simulation, and with scipy's own intervals.
 
     python -m pytest tests/test_analysis_sizes.py
 """

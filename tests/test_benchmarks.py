@@ -1,4 +1,5 @@
-"""Does the benchmark's table say what was measured, misses included? Lines by hand, answers by hand."""
+"""The table of the benchmarks states what was measured, including missed goals; lines and results are made by
+hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the documentation say what is true? Its links, its code and its commands, tried."""
+"""The links, the code and the commands in the documentation work."""
 
 from __future__ import annotations
 

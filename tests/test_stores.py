@@ -1,4 +1,4 @@
-"""Is a database that is not ours left alone? By each command that is given one."""
+"""Every command leaves databases of other programs unchanged."""
 
 from __future__ import annotations
 

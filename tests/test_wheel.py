@@ -1,4 +1,4 @@
-"""Does the wheel hold all that a user needs? Built, installed and used outside the checkout."""
+"""The wheel contains everything that a user needs: it is built, installed and used outside the checkout."""
 
 from __future__ import annotations
 

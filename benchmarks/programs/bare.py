@@ -1,4 +1,4 @@
-"""The limit: a bare loop on tensors that are decoded once and stay in memory, channels last."""
+"""Lower limit: a bare loop over tensors that are decoded once and stay in memory, channels last."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def normalised(images: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def outputs(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """What the model in eval() gives for all images."""
+    """Outputs of the model in eval() for all images."""
     model.eval()
     return torch.cat([model(normalised(x)) for x in images.split(EVAL_BATCH)])
 
@@ -71,7 +71,7 @@ def train(task: Task, lr: float, data: list[tuple[torch.Tensor, torch.Tensor]]) 
 
 
 def run(task: Task) -> list[float]:
-    """All trials on data decoded once."""
+    """All trials, on data that are decoded once."""
     data = [decode(task.data / part) for part in ("train", "val")]
     return [train(task, lr, data) for lr in task.rates()]
 

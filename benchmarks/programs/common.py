@@ -1,10 +1,10 @@
-"""How is a program told what to do, and how is it timed? Alike for all of them.
+"""Command line and timing that all programs share.
 
     python -m benchmarks.programs.tutorial --work linear_probe --trials 1 --data DIR
 
-prints one line of JSON: seconds (imports and data folder done before; all else within), accuracy (median
-over trials of the last epoch's validation accuracy), accuracies, peak_rss_mib of the process (workers that
-it starts are not in it) and trials.
+prints one line of JSON: seconds (without imports and the creation of the data folder, with everything else),
+accuracy (median over trials of the validation accuracy of the last epoch), accuracies, peak_rss_mib of the
+process (without the workers that it starts) and trials.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from harness.backbones import Backbone, build
 
 EVERY_SECONDS = 0.05
 TRAINED_GROUPS = {"linear_probe": 1, "last_block": 2}
-"""Groups at the head's end that train; all of them in a full fine-tune."""
+"""Number of groups that train, counted from the head; all groups in full fine-tuning."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What the command line asks for."""
+    """The settings from the command line."""
 
     work: str
     trials: int
@@ -58,12 +58,12 @@ def task_from(arguments: argparse.Namespace) -> Task:
 
 
 def network() -> Backbone:
-    """The pretrained network with a head re-made; its groups run from stem to head."""
+    """The pretrained network with a new head; its groups are ordered from stem to head."""
     return build(recipe.BACKBONE, "imagenet", recipe.CLASSES, seed=0, resolution=recipe.SIZE)
 
 
 def plain_network() -> Backbone:
-    """The network as libraries hand it out: parameters in the default, contiguous, order."""
+    """The network as libraries return it, with parameters in the default, contiguous order."""
     backbone = network()
     backbone.model.to(memory_format=torch.contiguous_format)
     return backbone
@@ -72,7 +72,7 @@ def plain_network() -> Backbone:
 def frozen_and_trained(
     backbone: Backbone, work: str
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Parameters that stay and parameters that learn."""
+    """The frozen parameters and the trained ones."""
     cut = len(backbone.groups) - TRAINED_GROUPS.get(work, len(backbone.groups))
     parts = backbone.groups[:cut], backbone.groups[cut:]
     frozen, trained = ([p for g in part for p in g.parameters.values()] for part in parts)
@@ -80,13 +80,14 @@ def frozen_and_trained(
 
 
 def frozen_modules_in_eval(backbone: Backbone, work: str) -> None:
-    """train() where something learns, eval() elsewhere: frozen batch norms keep their statistics."""
+    """Put trained modules in train() and the others in eval(), so that frozen batch norms keep their
+    statistics."""
     count = len(backbone.groups)
     backbone.train_mode(range(count - TRAINED_GROUPS.get(work, count), count))
 
 
 class Peak:
-    """Highest VmHWM of this process. Looked at all along, because the harness sets it back at each trial."""
+    """Highest VmHWM of this process, read repeatedly, because the harness resets it at each trial."""
 
     def __init__(self) -> None:
         self.mib = 0.0
@@ -111,7 +112,7 @@ class Peak:
 
 
 def measure(task: Task, run: Callable[[], Sequence[float]], **more: object) -> None:
-    """Time `run`, which returns one accuracy per trial, and print the line."""
+    """Measure `run`, which returns one accuracy per trial, and print the line of JSON."""
     peak, start = Peak(), time.perf_counter()
     accuracies = list(run())
     line = {

@@ -1,8 +1,9 @@
-"""A peer: fastai's Learner with a splitter, freeze() and fit().
+"""fastai's Learner with a splitter, freeze() and fit().
 
-As documented: freeze() keeps batch norms of the frozen part training (train_bn=True, its default), so a
-linear probe there pays a backward pass through the whole network; loader workers by default, one per core.
-torch's AdamW through OptimWrapper and a cosine through ParamScheduler, to do the same steps as the others.
+As documented, freeze() continues to train the batch norms of the frozen part (train_bn=True, the default), so
+that a linear probe needs a backward pass through the whole network. The number of loader workers is the
+default, one per core. To take the same steps as the others, it uses torch's AdamW through OptimWrapper and a
+cosine through ParamScheduler.
 
 https://docs.fast.ai/learner.html, https://docs.fast.ai/optimizer.html
 """

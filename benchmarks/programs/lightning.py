@@ -1,8 +1,8 @@
-"""A peer: Lightning, with the freezing of its transfer learning guide.
+"""Lightning, with freezing as in its transfer learning guide.
 
-As there: what is frozen is put in eval() and runs without gradients. Loader workers as its speed guide
-says: as many as cores, persistent. Logger, checkpoints and progress bar are switched off, which spares it
-time.
+As in the guide, the frozen part is put in eval() and runs without gradients. The number of loader workers is
+that of its speed guide: one per core, persistent. Logger, checkpoints and progress bar are switched off to
+save time.
 
 https://lightning.ai/docs/pytorch/stable/advanced/transfer_learning.html
 https://lightning.ai/docs/pytorch/stable/advanced/speed.html

@@ -1,4 +1,4 @@
-"""The limit of a linear probe: each image through the network once, then the heads alone."""
+"""Lower limit for a linear probe: one forward pass per image, then training of the heads alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def head_trial(head: nn.Module, lr: float, parts: list[tuple[torch.Tensor, torch
 
 
 def run(task: Task) -> list[float]:
-    """Decode, one forward pass over training and validation images, then a head per trial."""
+    """Decode the images, pass training and validation images through the network once, then train one head
+    per trial."""
     model = network().model
     model.reset_classifier(0)  # type: ignore[operator] # features instead of logits
     data = [decode(task.data / part) for part in ("train", "val")]

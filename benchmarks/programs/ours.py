@@ -1,9 +1,10 @@
-"""Ours: `python -m harness.study` on one work, or on the default study, with empty stores and a cold cache.
+"""This harness: `python -m harness.study` on one task, or on the default study, with new databases and an
+empty cache.
 
     python -m benchmarks.programs.ours --work default_study --no-reuse
 
-Beside what every program prints, `runs` gives the final validation and test accuracy of every trial and
-repeat by its name, so that two ways of running a study can be compared.
+In addition to what every program prints, `runs` has the final validation and test accuracy of every trial and
+repeat by name, so that two ways of running a study can be compared.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-# What the command imports late, so that imports are left out for us as for everyone.
+# Modules that the command imports late. They are imported here, so that imports do not count, as
+# for all programs.
 from analysis.load import load_study
 from benchmarks import recipe
 from benchmarks.programs.common import Task, measure
@@ -26,12 +28,12 @@ DEFAULT_STUDY = ROOT / "studies" / "freeze_depth.py"
 
 
 def cache_flags(folder: Path, reuse: bool) -> list[str]:
-    """An empty cache of its own, or none at all."""
+    """Options for a new, empty cache, or for no cache."""
     return ["--cache-dir", str(folder), *([] if reuse else ["--cache-budget", "0"])]
 
 
 def run(task: Task, reuse: bool, repeats: int | None, runs: dict[str, float]) -> list[float]:
-    """The command from the first line to the last; fills `runs`."""
+    """Run the whole command, and fill `runs`."""
     space = ROOT / "benchmarks" / "study.py"
     os.environ |= {"BENCHMARK_WORK": task.work, "BENCHMARK_DATA": str(task.data)}
     if task.work == "default_study":

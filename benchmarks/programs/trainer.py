@@ -1,8 +1,9 @@
-"""A peer: Hugging Face's Trainer on an `imagefolder` data set, as in its image classification guide.
+"""Hugging Face's Trainer on an `imagefolder` data set, as in its image classification guide.
 
-As there: transforms set on the data set, remove_unused_columns=False, evaluation each epoch, frozen
-parameters with requires_grad = False, and no loader workers, its default. Saving and reporting are switched
-off, which spares it time. The data set's Arrow tables are made anew, in a temporary folder, by each process.
+As in the guide: transforms set on the data set, remove_unused_columns=False, evaluation after each epoch,
+frozen parameters with requires_grad = False, and no loader workers, which is the default. Saving and
+reporting are switched off to save time. Each process creates the Arrow tables of the data set in a temporary
+folder.
 
 https://huggingface.co/docs/transformers/tasks/image_classification
 """
@@ -30,7 +31,7 @@ from benchmarks.programs.common import (
 
 
 class Classifier(nn.Module):
-    """The network with the inputs and outputs that Trainer asks of a model."""
+    """The network with the inputs and outputs that Trainer requires."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -93,7 +94,7 @@ def train(task: Task, lr: float, folder: str) -> float:
 
 
 def run(task: Task) -> list[float]:
-    """All trials; the first makes the Arrow tables."""
+    """All trials; the first creates the Arrow tables."""
     with tempfile.TemporaryDirectory() as folder:
         return [train(task, lr, folder) for lr in task.rates()]
 

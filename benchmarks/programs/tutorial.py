@@ -1,9 +1,9 @@
-"""A peer: the loop of PyTorch's transfer learning tutorial, with ImageFolder, transforms and DataLoader.
+"""The loop of PyTorch's transfer learning tutorial, with ImageFolder, transforms and DataLoader.
 
-As there: frozen parameters get requires_grad = False and the whole model is put in train() each epoch, so
-frozen batch norms follow the new images; four loader workers, or as many as there are cores if fewer
-(DataLoader itself warns above that). Not as there: no random augmentation, AdamW with a cosine by step,
-and no best weights written to disk.
+As in the tutorial, frozen parameters get requires_grad = False and the whole model is put in train() at each
+epoch, so that frozen batch norms follow the new images. There are four loader workers, or one per core if
+there are fewer cores (DataLoader warns if there are more workers). Unlike in the tutorial, there is no random
+augmentation, the optimiser is AdamW with a cosine by step, and the best weights are not written to disk.
 
 https://docs.pytorch.org/tutorials/beginner/transfer_learning_tutorial.html
 """
