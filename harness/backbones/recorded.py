@@ -82,16 +82,16 @@ def write_model(name: str, state: Mapping[str, torch.Tensor], about: Mapping[str
         state: state dict of the model, on the CPU.
         about: description of how the model was trained.
     """
-    told = {**about, HASH: content_sha256(state)}
+    metadata = {**about, HASH: content_sha256(state)}
     path = folder() / f"{name}{SUFFIX}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_bytes(save(separate(state), told))
+        beside.write_bytes(save(separate(state), metadata))
         beside.rename(path)
     except OSError as error:
         raise UserError(f"cannot save a model in {path.parent}: {first_line(error)}") from error
-    return Model(name, path, told)
+    return Model(name, path, metadata)
 
 
 def find_models(source: str) -> tuple[Model, ...]:

@@ -132,9 +132,8 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
         name: name for messages.
 
     Raises:
-        UserError: if it has more than 100 megapixels, if one side is more than 100 times as long as the
-            other, or if it has more than 16 bits per pixel, or 16 bits per colour of which it uses 12 or
-            fewer.
+        UserError: if it has more than 100 megapixels, one side more than 100 times as long as the other,
+            values of more than 16 bits, or 16 bits per colour of which it uses 12 or fewer.
     """
     width, height = image.size
     if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):

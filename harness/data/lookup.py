@@ -116,8 +116,8 @@ class _Files:
         ]
         most = max((score for score, _ in scored), default=0)
         best = [path for score, path in scored if score == most]
-        told = [p for p in best if {_key(part) for part in p.parts[:-1]} & set(map(_key, hint))]
-        return told if len(told) == 1 else best
+        matching = [p for p in best if {_key(part) for part in p.parts[:-1]} & set(map(_key, hint))]
+        return matching if len(matching) == 1 else best
 
     @cached_property
     def _by_name(self) -> dict[str, list[tuple[Path, list[str], int]]]:
