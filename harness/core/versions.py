@@ -1,4 +1,4 @@
-"""The packages that are used, and their versions."""
+"""Packages that the harness uses, and their versions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ IMPORTED = frozenset(
     "PIL alembic datasets jinja2 matplotlib mlflow numpy onnx optuna ot pandas peft pyarrow ray rich "
     "safetensors scipy seaborn sklearn sqlalchemy statsmodels timm torch torchvision".split()
 )
-"""Modules of what is installed that are imported here by name, some of them late."""
+"""Top-level modules of installed packages that the harness imports, some of them late."""
 
 
 @cache
