@@ -13,7 +13,8 @@ from harness.tracking.results import CellRecord
 
 
 def choose(records: Sequence[CellRecord], cell: str | None = None) -> tuple[CellRecord, str]:
-    """The cell chosen by the rule of `harness.core.selection`, or the given one; and the reason for the choice.
+    """The cell chosen by the rule of `harness.core.selection`, or the given one; and the reason for the
+    choice.
 
     Raises:
         UserError: if no cell has a complete repeat, there is no such cell, or the cells have different
