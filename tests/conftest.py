@@ -72,6 +72,19 @@ def optuna_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def with_stores(mlflow_template: Path, optuna_template: Path) -> Callable[[Path], Path]:
+    """Makes a folder, if it is not there, with both databases in it; returns the folder."""
+
+    def make(folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        for template in (mlflow_template, optuna_template):
+            shutil.copy(template, folder)
+        return folder
+
+    return make
+
+
 @pytest.fixture
 def tracking_uri(mlflow_template: Path, tmp_path: Path) -> str:
     """A fresh, empty MLflow store."""

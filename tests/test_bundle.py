@@ -40,10 +40,7 @@ PROBE, FULL = Shard(1, 2), Shard(2, 2)
 class Machine(Place):
     """A record, with results that are a function of the configuration in place of training."""
 
-    def __init__(self, folder: Path, templates: tuple[Path, Path], **info: Any) -> None:
-        folder.mkdir(parents=True)
-        for template in templates:
-            shutil.copy(template, folder)
+    def __init__(self, folder: Path, **info: Any) -> None:
         space_file = folder / "toy.py"
         space_file.write_text(STUDY_FILE)
         fields = {
@@ -71,14 +68,12 @@ class Machine(Place):
 Make = Callable[..., Machine]
 
 
-@pytest.fixture(scope="module")
-def templates(optuna_template: Path, mlflow_template: Path) -> tuple[Path, Path]:
-    return optuna_template, mlflow_template
+WithStores = Callable[[Path], Path]
 
 
 @pytest.fixture
-def machine(templates: tuple[Path, Path], tmp_path: Path) -> Make:
-    return lambda folder, **info: Machine(tmp_path / folder, templates, **info)
+def machine(with_stores: WithStores, tmp_path: Path) -> Make:
+    return lambda folder, **info: Machine(with_stores(tmp_path / folder), **info)
 
 
 class Shards(NamedTuple):
@@ -88,26 +83,22 @@ class Shards(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def shards(templates: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Shards:
+def shards(with_stores: WithStores, tmp_path_factory: pytest.TempPathFactory) -> Shards:
     """Bundles of the two cells, each of a machine of its own, and both cells on one machine."""
     folder = tmp_path_factory.mktemp("machines")
     command = COMMAND.format(space=folder / "a" / "toy.py")
     options = f"{command} --cells 1/2 --storage sqlite:///a.db"
-    one = Machine(folder / "a", templates, command=options)
-    other = Machine(folder / "b", templates, command=f"{command} --cells 2/2")
-    whole = Machine(folder / "whole", templates, command=command).train(Shard())
+    one = Machine(with_stores(folder / "a"), command=options)
+    other = Machine(with_stores(folder / "b"), command=f"{command} --cells 2/2")
+    whole = Machine(with_stores(folder / "whole"), command=command).train(Shard())
     sync_study("toy", tracking_uri=whole.uri)
     return Shards(one.train(PROBE).pack(), other.train(FULL).pack(), whole)
 
 
 @pytest.fixture
-def into(templates: tuple[Path, Path], tmp_path: Path) -> Path:
+def into(with_stores: WithStores, tmp_path: Path) -> Path:
     """A folder whose databases have nothing in them."""
-    folder = tmp_path / "into"
-    folder.mkdir()
-    for template in templates:
-        shutil.copy(template, folder)
-    return folder
+    return with_stores(tmp_path / "into")
 
 
 MEASURED = ("seconds", "peak", "measured", "forecast", "prefix", "env.")
@@ -283,7 +274,7 @@ class Killed(BaseException):
 
 
 def test_a_merge_that_is_killed_at_any_write_is_completed_by_the_same_merge(
-    shards: Shards, templates: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shards: Shards, with_stores: WithStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = [read_bundle(p, tmp_path / p.stem) for p in (shards.probe, shards.full)]
     writes = [
@@ -311,14 +302,10 @@ def test_a_merge_that_is_killed_at_any_write_is_completed_by_the_same_merge(
 
         monkeypatch.setattr(owner, name, write)
     left = 99
-    (tmp_path / "reference").mkdir()
-    shutil.copy(templates[0], tmp_path / "reference")
-    expected, needed = merge(tmp_path / "reference"), 99 - left
+    expected, needed = merge(with_stores(tmp_path / "reference")), 99 - left
     assert (len(expected), needed) == (8, 8 + 2 + 4)
     for number in range(needed):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        shutil.copy(templates[0], folder)
+        folder = with_stores(tmp_path / str(number))
         left = number
         with pytest.raises(Killed):
             merge(folder)
@@ -631,16 +618,13 @@ study = Study(name="toy", compare={"strategy": ARMS}, space=space, trials=2, rep
 
 
 def test_shards_that_were_trained_give_the_numbers_of_one_run(
-    templates: tuple[Path, Path], into: Path, tmp_path: Path
+    with_stores: WithStores, into: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "toy.py"
     file.write_text(REAL)
     uris = {}
     for name, cells in (("whole", []), ("a", ["--cells", "1/2"]), ("b", ["--cells", "2/2"])):
-        (tmp_path / name).mkdir()
-        for template in templates:
-            shutil.copy(template, tmp_path / name)
-        uris[name] = f"sqlite:///{tmp_path}/{name}/mlflow.db"
+        uris[name] = f"sqlite:///{with_stores(tmp_path / name)}/mlflow.db"
         options = ["--space", str(file), "--tracking-uri", uris[name], "--device", "cpu", "--quiet"]
         assert study_main([*options, *cells]) == 0
     packed = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from harness.study import main
 STUDY = '''"""Does a toy learn anywhere?"""
 import json, os, sys
 from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 from harness import strategies
@@ -49,7 +51,7 @@ study = Study(compare={"strategy": ARMS}, space=space, trials=2, repeats=1, prun
 
 @pytest.fixture(scope="module")
 def places(
-    tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path, optuna_template: Path
+    tmp_path_factory: pytest.TempPathFactory, with_stores: Callable[[Path], Path]
 ) -> dict[str, Path]:
     """The study run inline, by three processes, and as two shards with stores of their own."""
     found = {}
@@ -60,9 +62,7 @@ def places(
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         for name, more in options.items():
             folder = found[name] = tmp_path_factory.mktemp(name.replace(" ", "_"))
-            (folder / "mlruns").mkdir()
-            for template in (mlflow_template, optuna_template):
-                (folder / "mlruns" / template.name).write_bytes(template.read_bytes())
+            with_stores(folder / "mlruns")
             (folder / "toy.py").write_text(STUDY)
             patch.chdir(folder)
             assert main(["--space", "toy.py", "--device", "cpu", "--quiet", *more]) == 0, name

@@ -40,12 +40,12 @@ MLFLOW_CALLS = ("create_run", "log_batch", "log_text", "set_tag", "set_terminate
 
 
 @pytest.fixture
-def place(tracking_uri: str, optuna_template: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def place(
+    tmp_path: Path, with_stores: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> Place:
     # After a trial that failed; a third of a second each, and a stand-in leaves nothing to collect.
     monkeypatch.setattr("harness.training.trial.gc.collect", lambda: 0)
-    made = Place(Path(tracking_uri.removeprefix("sqlite:///")).parent)
-    shutil.copy(optuna_template, made.optuna)
-    return made
+    return Place(with_stores(tmp_path / "mlruns"))
 
 
 # --- 1: the process is killed, at any point --------------------------------------------------------

@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -63,24 +64,17 @@ class Unused(strategies.LinearProbe):
 
 
 @pytest.fixture
-def here(tmp_path: Path, mlflow_template: Path, optuna_template: Path) -> Path:
+def here(tmp_path: Path, with_stores: Callable[[Path], Path]) -> Path:
     """A folder with both databases made, where the command is typed."""
-    return prepared(tmp_path, mlflow_template, optuna_template)
-
-
-def prepared(folder: Path, mlflow: Path, optuna: Path) -> Path:
-    (folder / "mlruns").mkdir()
-    (folder / "mlruns" / "mlflow.db").write_bytes(mlflow.read_bytes())
-    (folder / "mlruns" / "optuna.db").write_bytes(optuna.read_bytes())
-    return folder
+    return with_stores(tmp_path / "mlruns").parent
 
 
 @pytest.fixture(scope="module")
 def alone(
-    tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path, optuna_template: Path
+    tmp_path_factory: pytest.TempPathFactory, with_stores: Callable[[Path], Path]
 ) -> pd.DataFrame:
     """Results of one uninterrupted process."""
-    folder = prepared(tmp_path_factory.mktemp("alone"), mlflow_template, optuna_template)
+    folder = with_stores(tmp_path_factory.mktemp("alone") / "mlruns").parent
     go_on(folder, write_study(folder))
     return results(folder)
 

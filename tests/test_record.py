@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -25,9 +25,8 @@ LAST = EpochResult(1, 1.0, 0.5, 0.75, 20.0, 8.0)
 
 
 @pytest.fixture
-def place(tmp_path: Path, optuna_template: Path) -> Place:
-    made = Place(tmp_path)
-    shutil.copy(optuna_template, made.optuna)
+def place(tmp_path: Path, with_stores: Callable[[Path], Path]) -> Place:
+    made = Place(with_stores(tmp_path))
     made.record().describe(INFO)
     return made
 
@@ -192,10 +191,9 @@ def test_study_as_a_whole_is_read_back_and_may_grow(place: Place) -> None:
 
 @pytest.mark.parametrize("attributes", [{}, {"format": 1, "info": {}}, {"format": 3}])
 def test_record_of_another_edition_is_refused(
-    attributes: dict[str, object], tmp_path: Path, optuna_template: Path
+    attributes: dict[str, object], tmp_path: Path, with_stores: Callable[[Path], Path]
 ) -> None:
-    shutil.copy(optuna_template, tmp_path / "optuna.db")
-    url = f"sqlite:///{tmp_path}/optuna.db"
+    url = f"sqlite:///{with_stores(tmp_path)}/optuna.db"
     if attributes:
         study = optuna.create_study(study_name="toy", storage=url)
         for name, value in attributes.items():

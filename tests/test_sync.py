@@ -28,13 +28,9 @@ RUNS = 3
 
 
 @pytest.fixture(scope="module")
-def finished(
-    tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path, optuna_template: Path
-) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, with_stores: Callable[[Path], Path]) -> Path:
     """The folder of a study that has been run."""
-    place = Place(tmp_path_factory.mktemp("finished"))
-    shutil.copy(mlflow_template, place.mlflow)
-    shutil.copy(optuna_template, place.optuna)
+    place = Place(with_stores(tmp_path_factory.mktemp("finished")))
     place.run(STUDY)
     return place.folder
 
@@ -297,11 +293,9 @@ def recorded_earlier(place: Place) -> None:
 
 
 def test_study_that_was_recorded_earlier_needs_nothing_and_resumes(
-    tmp_path: Path, mlflow_template: Path, optuna_template: Path
+    tmp_path: Path, with_stores: Callable[[Path], Path]
 ) -> None:
-    place = Place(tmp_path)
-    shutil.copy(mlflow_template, place.mlflow)
-    shutil.copy(optuna_template, place.optuna)
+    place = Place(with_stores(tmp_path))
     recorded_earlier(place)
     table = b"example,label,predicted,probability\n1,1,1,0.5\n"
     kept = place.folder / "predictions" / "toy" / f"{hashlib.sha256(table).hexdigest()}.csv"
