@@ -22,7 +22,7 @@ from typing import Any
 from harness.core.results import EpochResult, TrialResult
 from harness.core.spec import Study, TrialSpec
 from harness.core.study_file import load_study, study_file_tags
-from harness.search.coordinator import RunContext, prepare, run_study
+from harness.search.coordinator import Coordinator, RunContext, prepare
 from harness.search.executors.inline import Inline
 from harness.search.launch import study_info
 from harness.search.options import StudyOptions
@@ -80,7 +80,7 @@ def seconds_per_trial(trials: int) -> list[float]:
         context = RunContext(record, projection, tags=tags)
         prepare(study, info, context)
         ends = []
-        for done in run_study(study, context, Inline(run_nothing)):
+        for done in Coordinator(study, context, Inline(run_nothing)).run():
             assert done.trial is not None
             assert done.trial.outcome == "complete", done.trial.reason
             ends.append(time.perf_counter())

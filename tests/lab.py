@@ -24,7 +24,7 @@ from harness.core.records import StudyInfo, TrialRecord
 from harness.core.results import EpochResult, Predictions, TrialResult
 from harness.core.spec import Arms, Study, TrialSpec
 from harness.search.cell import CellSearch
-from harness.search.coordinator import RunContext, SlotDone, prepare, run_study
+from harness.search.coordinator import Coordinator, RunContext, SlotDone, prepare
 from harness.search.executors.inline import Inline
 from harness.search.record import Record
 from harness.tracking.projection import Difference, Projection
@@ -160,8 +160,8 @@ class Lab:
         record = self.record()
         return Projection(self.uri, record.info("toy"), record).sync(check=True)
 
-    def events(self, study: Study, **options: Any) -> Iterator[SlotDone]:
-        """What the command does: prepare, show what MLflow lacks, run."""
+    def coordinator(self, study: Study, **options: Any) -> Coordinator:
+        """What the command does before it runs the study: prepare, show what MLflow lacks."""
         record = self.record()
         info = self.info(study)
         projection = Projection(self.uri, info, record, self.clock) if self.uri else Unshown()
@@ -169,7 +169,11 @@ class Lab:
         context = RunContext(record, projection, **options)
         prepare(study, info, context)
         projection.settle()
-        yield from run_study(study, context, Inline(partial(run_trial, begin=self.world.start)))
+        executor = Inline(partial(run_trial, begin=self.world.start))
+        return Coordinator(study, context, executor)
+
+    def events(self, study: Study, **options: Any) -> Iterator[SlotDone]:
+        yield from self.coordinator(study, **options).run()
 
     def run(self, study: Study, **options: Any) -> list[SlotDone]:
         return list(self.events(study, **options))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import shutil
@@ -25,7 +24,7 @@ from harness.search.lock import sole_runner
 from harness.search.overview import Overview, overview
 from harness.search.plan import Plan
 from harness.search.progress import Detail, duration, show
-from harness.search.record import Record, StorageFailed
+from harness.search.record import Record
 from harness.search.storage import open_storage
 from tests.lab import Lab, World, info_of, make_study
 
@@ -161,16 +160,8 @@ PIPED = {
 def test_lines_in_a_pipe_count_the_whole_study(
     detail: Detail, known: list[TrialRecord], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    show(reads(known), events(known), detail, clock=lambda: 0.0)  # time to read at each line
+    show(reads(known), events(known), detail)
     assert capsys.readouterr().out == PIPED[detail]
-
-
-def test_lines_count_on_where_reading_at_each_would_cost_too_much(
-    known: list[TrialRecord], capsys: pytest.CaptureFixture[str]
-) -> None:
-    ticks = itertools.count()  # each reading takes a second, and so do the pauses between
-    show(reads(known), events(known), clock=lambda: float(next(ticks)))
-    assert [x[:8] for x in capsys.readouterr().out.splitlines()[:2]] == ["[  6/10]", "[  7/10]"]
 
 
 def test_trials_that_crashed_are_named_in_the_end_with_what_to_do(
@@ -181,28 +172,6 @@ def test_trials_that_crashed_are_named_in_the_end_with_what_to_do(
     show(reads(known), (SlotDone(t.slot, t) for t in (crashed, for_good)), "quiet")
     said = "1 ended as crashed or audit_failed; the same command tries them again\n"
     assert capsys.readouterr().out == said
-
-
-def test_storage_that_is_away_for_a_while_does_not_spoil_the_view(
-    known: list[TrialRecord], capsys: pytest.CaptureFixture[str]
-) -> None:
-    away = False
-
-    def read() -> Overview:
-        if away:
-            raise OSError("away")
-        return overview(PLAN, known)
-
-    def goes_away() -> Iterator[SlotDone]:
-        nonlocal away
-        for done in events(known):
-            away = True
-            yield done
-
-    show(read, goes_away())
-    assert [x[:8] for x in capsys.readouterr().out.splitlines()[:2]] == ["[  6/10]", "[  7/10]"]
-    with pytest.raises(StorageFailed, match="the search storage failed: away"):
-        show(read, iter(()))
 
 
 def test_command_that_finds_nothing_to_do_says_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,7 +212,7 @@ def test_epochs_of_a_long_trial_are_seen_while_it_runs(
     seen = threading.Event()
 
     def read() -> Overview:
-        found = overview(Plan.of(study), lab.record().trials(info_of(study)))
+        found = overview(Plan.of(study), coordinator.trials())
         if [(w.epochs_done, w.epochs) for w in found.working] == [(1, 2)]:
             seen.set()
         return found
@@ -254,7 +223,8 @@ def test_epochs_of_a_long_trial_are_seen_while_it_runs(
     world.disturb = second_epoch_waits
     study = make_study(trials=1, repeats=0)
     lab.record().describe(info_of(study))
-    show(read, lab.events(study))
+    coordinator = lab.coordinator(study)
+    show(read, coordinator.run())
     assert "1 of 2 epochs" in capsys.readouterr().out
 
 
@@ -275,7 +245,7 @@ def test_notebook_has_one_output_that_changes_and_lines_only_of_what_failed(
 
     monkeypatch.setattr("IPython.display.display", display)
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
-    show(reads(known), events(known), clock=lambda: 0.0)
+    show(reads(known), events(known))
     first, last = shown[0], shown[-1]
     assert "now probe, trial 1: 3 of 10 epochs, validation 61.0%\n" in first
     assert first.count("\n") == 6

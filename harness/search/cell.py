@@ -73,6 +73,9 @@ class CellSearch:
         chosen: the cell's chosen tuning trial; given for the repeats, None while tuning.
         memory: current memory limit of a trial in bytes. Trials that a lower limit kept from running are run
             now; 0 runs none of them.
+
+    Attributes:
+        attempts: every attempt at its slots that has ended.
     """
 
     def __init__(
@@ -97,7 +100,7 @@ class CellSearch:
         )
         if [d.name for d in self._optuna.directions] != ["MAXIMIZE"]:
             raise UserError(f"Optuna study {self.name!r} was not made by this harness")
-        self._attempts = self._read()
+        self.attempts = self._read()
 
     def _read(self) -> Attempts:
         return Attempts(read_trials(self.record.storage, self.name, self.cell, self._number))
@@ -115,19 +118,19 @@ class CellSearch:
             self._tell(trial.number, result.get("outcome", "killed"), result.get("metrics", {}))
             closed.append(trial.number)
         if closed:
-            self._attempts = self._read()
-        return [t for t in self._attempts if t.number in closed]
+            self.attempts = self._read()
+        return [t for t in self.attempts if t.number in closed]
 
     def done(self, index: int) -> TrialRecord | None:
         """The attempt that completed the slot; None as long as the slot needs work."""
-        trial = self._attempts.done().get(index)
+        trial = self.attempts.done().get(index)
         if trial is None or (trial.not_run and _needed(trial) <= self.memory):
             return None
         return trial
 
     def kills_its_process(self, index: int) -> bool:
         """True if attempts at that slot keep killing their process, so that it is not tried again."""
-        deaths = [t for t in self._attempts.at(index) if t.died]
+        deaths = [t for t in self.attempts.at(index) if t.died]
         stuck = 0
         for before, after in zip([None, *deaths], deaths, strict=False):
             progress = before is not None and len(after.epochs) > len(before.epochs)
@@ -138,7 +141,7 @@ class CellSearch:
     def reference(self) -> TrialRecord | None:
         """Any completed trial; one is enough to compare with, because one function draws all trials of a
         cell."""
-        return next((t for t in self._attempts.done().values() if t.spec), None)
+        return next((t for t in self.attempts.done().values() if t.spec), None)
 
     def begin(self, index: int, inline: bool) -> OpenTrial:
         """Open a trial for a slot and draw from the space.
@@ -152,7 +155,7 @@ class CellSearch:
         base = sampler_of(self.study, self.cell, index)
         self._optuna.sampler = fixed(dict(self.chosen.params), base) if self.chosen else base
         trial = patiently(self._optuna.ask)
-        attempts = self._attempts.at(index)
+        attempts = self.attempts.at(index)
         seed = trial_seed(self.study, self.phase, index)
         about = {"index": index, "attempt": len(attempts) + 1, "seed": seed, "inline": inline}
         patiently(lambda: trial.set_user_attr("slot", about))
@@ -195,7 +198,7 @@ class CellSearch:
         patiently(lambda: trial.set_user_attr("result", written))
         told = patiently(lambda: self._tell(trial, result.outcome, result.metrics))
         ended = trial_record(self.name, told, open_trial.record.slot, self._number)
-        self._attempts.add(ended)
+        self.attempts.add(ended)
         return ended
 
     def _tell(
@@ -210,7 +213,7 @@ class CellSearch:
 
     def give_up(self, index: int) -> TrialRecord:
         """Record, as a further trial, that a slot keeps killing its process."""
-        attempts = self._attempts.at(index)
+        attempts = self.attempts.at(index)
         last = attempts[-1]
         how = next((t.reason for t in reversed(attempts) if t.reason), "")
         died = sum(t.died for t in attempts)
@@ -229,12 +232,12 @@ class CellSearch:
         )
         told = self._optuna.get_trials(deepcopy=False)[-1]
         ended = trial_record(self.name, told, self.slot(index), self._number)
-        self._attempts.add(ended)
+        self.attempts.add(ended)
         return ended
 
     def choose(self) -> TrialRecord | None:
         """The complete tuning trial that is best on validation."""
-        return self._attempts.best(self.study.trials)
+        return self.attempts.best(self.study.trials)
 
 
 def _needed(trial: TrialRecord) -> float:

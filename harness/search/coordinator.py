@@ -1,7 +1,7 @@
 """Run a study: open each slot in the record, pass its trial to the executor, and record the results.
 
-`run_study` yields one SlotDone per slot; the caller shows the progress. This process is the only one that
-writes to the record and to MLflow.
+`Coordinator.run` yields one SlotDone per slot; the caller shows the progress. This process is the only one
+that writes to the record and to MLflow.
 """
 
 from __future__ import annotations
@@ -98,36 +98,23 @@ def prepare(study: Study, info: StudyInfo, context: RunContext) -> None:
                 CellSearch(context.record, study, search.cell, best).close_abandoned()
 
 
-def run_study(study: Study, context: RunContext, executor: Executor) -> Iterator[SlotDone]:
-    """Tune every cell, choose on validation, repeat the chosen configurations and score them on test.
-
-    Cells take turns, so that a slowdown of the machine affects all of them equally.
-
-    Args:
-        study: the study, with the wanted numbers of trials and repeats.
-        context: record, projection, device and limits.
-        executor: runs the trials; closed at the end.
-
-    Raises:
-        StudyStopped: after too many failures of one kind in a row.
-        StorageFailed: if the record cannot be written.
-        Terminated: on SIGTERM, and after SIGUSR1 when every running epoch has ended.
-        UserError: if images or weights have changed since the study began.
-    """
-    coordinator = _Coordinator(study, context, executor)
-    executor.on_hang = coordinator.end_hung
-    with storage_failures():
-        yield from coordinator.run()
-
-
 def _tuning(study: Study, context: RunContext) -> list[CellSearch]:
     memory = math.inf if context.limits.memory is None else context.limits.memory
     cells: list[Cell] = context.shard.cells(study)
     return [CellSearch(context.record, study, cell, memory=memory) for cell in cells]
 
 
-class _Coordinator:
-    """Keeps the executor busy; writes to the record first, which is authoritative, and then to MLflow."""
+class Coordinator:
+    """Keeps the executor busy; writes to the record first, which is authoritative, and then to MLflow.
+
+    Args:
+        study: the study, with the wanted numbers of trials and repeats, after `prepare`.
+        context: record, projection, device and limits.
+        executor: runs the trials; closed at the end.
+
+    Raises:
+        StorageFailed: if the record cannot be read.
+    """
 
     def __init__(self, study: Study, context: RunContext, executor: Executor) -> None:
         self._study, self._context, self._executor = study, context, executor
@@ -136,23 +123,50 @@ class _Coordinator:
         self._submitted = 0
         self._streak, self._inputs = FailureStreak(), Inputs()
         self._ends: dict[tuple[str, str, int], Counter[str]] = {}
+        with storage_failures():
+            self._tune = _tuning(study, context)
+            self._repeat = self._repeats()
+        executor.on_hang = self._end_hung
+
+    def _repeats(self) -> list[CellSearch]:
+        """The repeats of each cell's chosen configuration."""
+        return [
+            CellSearch(s.record, s.study, s.cell, best, s.memory)
+            for s in self._tune
+            if (best := s.choose()) is not None
+        ]
+
+    def trials(self) -> list[TrialRecord]:
+        """Every attempt at a slot, including those that run now; may be called from another thread."""
+        ended = [trial for search in (*self._tune, *self._repeat) for trial in search.attempts]
+        return [*ended, *(trial.now for _, trial in list(self._running.values()))]
 
     def run(self) -> Iterator[SlotDone]:
-        searches = _tuning(self._study, self._context)
-        try:
-            yield from self._work_off([(s, i) for i in range(self._study.trials) for s in searches])
-            repeats = [
-                CellSearch(s.record, s.study, s.cell, best, s.memory)
-                for s in searches
-                if (best := s.choose()) is not None
-            ]
-            yield from self._work_off([(s, i) for i in range(self._study.repeats) for s in repeats])
-        except BaseException as error:
-            self._end_all(error)
-            raise
-        finally:
-            self._executor.close()
-        self._projection.settle()
+        """Tune every cell, choose on validation, repeat the chosen configurations and score them on test.
+
+        Cells take turns, so that a slowdown of the machine affects all of them equally.
+
+        Raises:
+            StudyStopped: after too many failures of one kind in a row.
+            StorageFailed: if the record cannot be written.
+            Terminated: on SIGTERM, and after SIGUSR1 when every running epoch has ended.
+            UserError: if images or weights have changed since the study began.
+        """
+        with storage_failures():
+            try:
+                yield from self._work_off(
+                    [(s, i) for i in range(self._study.trials) for s in self._tune]
+                )
+                self._repeat = self._repeats()
+                yield from self._work_off(
+                    [(s, i) for i in range(self._study.repeats) for s in self._repeat]
+                )
+            except BaseException as error:
+                self._end_all(error)
+                raise
+            finally:
+                self._executor.close()
+            self._projection.settle()
 
     def _work_off(self, slots: Sequence[tuple[CellSearch, int]]) -> Iterator[SlotDone]:
         """Run every slot that is not done yet."""
@@ -288,7 +302,7 @@ class _Coordinator:
                     print(f"warning: {failure}", file=sys.stderr)
                 return
 
-    def end_hung(self) -> None:
+    def _end_hung(self) -> None:
         """Record why this process is about to be ended: the trial of an inline executor hangs."""
         reason = (
             "took longer than --max-minutes, and could not be interrupted: its process was ended"

@@ -21,7 +21,7 @@ from harness.core.spec import Study
 from harness.core.stores import default_tracking_uri, record_home, record_url
 from harness.core.study_file import load_study, study_docstring, study_file_tags, study_sha256
 from harness.data.cached import Cache, default_folder
-from harness.search.coordinator import RunContext, StudyStopped, prepare, run_study
+from harness.search.coordinator import Coordinator, RunContext, StudyStopped, prepare
 from harness.search.costs import cell_costs
 from harness.search.executors import Executor
 from harness.search.executors.inline import Inline
@@ -32,7 +32,7 @@ from harness.search.plan import Plan, Shard
 from harness.search.preflight import Preflight, check_study
 from harness.search.preview import print_costs, print_plan
 from harness.search.progress import show
-from harness.search.record import Record, StorageFailed, storage_failures
+from harness.search.record import Record, StorageFailed
 from harness.search.space import quiet_optuna
 from harness.search.storage import check_storage_url, open_storage
 from harness.tracking.experiment import check_tracking_uri
@@ -140,13 +140,13 @@ def _carry_out(
             prepare(study, info, context)
             projection.settle()
             plan = Plan.of(study, shard.cells(study))
+            coordinator = Coordinator(study, context, executor)
             show(
-                lambda: overview(plan, record.trials(info)),
-                run_study(study, context, executor),
+                lambda: overview(plan, coordinator.trials()),
+                coordinator.run(),
                 "quiet" if options.quiet else "verbose" if options.verbose else "normal",
             )
-            with storage_failures():
-                completed = any(t.outcome == "complete" for t in record.trials(info))
+            completed = any(trial.outcome == "complete" for trial in coordinator.trials())
     except (StudyStopped, StorageFailed) as error:
         return _say(f"study stopped: {error}", 1)
     except Terminated:

@@ -20,22 +20,18 @@ from rich.text import Text
 from harness.core.results import BROKEN
 from harness.search.coordinator import SlotDone
 from harness.search.overview import COLUMNS, Overview, Working
-from harness.search.record import StorageFailed, storage_failures
 
 Detail = Literal["quiet", "normal", "verbose"]
 
 PAUSE = 50
-"""Pause between two readings, as a multiple of the time that one takes: at most 2 % of a core."""
+"""Pause between two drawings, as a multiple of the time that one takes: at most 2 % of a core."""
 EVERY_SECONDS = 1.0
 """Shortest time between two drawings of the table."""
 MOST_AT_WORK = 8
 
 
 def show(
-    read: Callable[[], Overview],
-    events: Iterator[SlotDone],
-    detail: Detail = "normal",
-    clock: Callable[[], float] = time.monotonic,
+    read: Callable[[], Overview], events: Iterator[SlotDone], detail: Detail = "normal"
 ) -> None:
     """Show the progress until the events end.
 
@@ -45,28 +41,32 @@ def show(
 
     Args:
         read: how far the study is now.
-        events: of `run_study`.
+        events: of `Coordinator.run`.
         detail: how much is said.
-        clock: seconds, never going back.
 
     Raises:
-        StorageFailed: if the record cannot be read, and what the events raise.
+        Exception: what the events raise.
     """
     console = Console(highlight=False)
-    looks = _Looks(read, clock)
-    slots, before, resumed, own, broken = looks.now().plan.slots, looks.now().done, 0, 0, 0
+    found = read()
+    slots, before, done = found.plan.slots, found.done, found.done
+    resumed, own, broken, tuning = 0, 0, 0, True
     live = (console.is_terminal or console.is_jupyter) and detail != "quiet"
-    with _table(console, looks) if live else nullcontext():
+    with _table(console, read) if live else nullcontext():
         for event in events:
             if event.trial is None:
                 resumed += 1
                 continue
             own += event.counts
             broken += event.trial.outcome in BROKEN and not event.trial.lasting
+            # When all is tuned, repeats of what is not chosen any more no longer count. A slot that its
+            # forecast kept from running, and that is run later, is counted twice.
+            chosen = tuning and event.slot.phase == "repeat"
+            done = read().done if chosen else min(done + event.counts, slots)
+            tuning = tuning and not chosen
             failed = event.trial.outcome not in ("complete", "pruned")
             if detail == "verbose" or (detail == "normal" and (not live or failed)):
-                counted = f"[{looks.count(event):>3}/{slots}] "
-                for line in _lines(counted, event, detail == "verbose"):
+                for line in _lines(f"[{done:>3}/{slots}] ", event, detail == "verbose"):
                     _say(console, line)
     # If more trials change a cell's choice, earlier repeats no longer count.
     if kept := min(before, resumed):
@@ -87,50 +87,6 @@ def _say(console: Console, line: str) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
 
-class _Looks:
-    """The progress of the study, read again when that is cheap enough; thread-safe."""
-
-    def __init__(self, read: Callable[[], Overview], clock: Callable[[], float]) -> None:
-        self._ask, self._clock = read, clock
-        self._lock = threading.Lock()
-        self._read()
-
-    def _read(self) -> None:
-        started = self._clock()
-        try:
-            with storage_failures():
-                self._found = self._ask()
-            self._done = self._found.done
-        finally:
-            now = self._clock()
-            self._due = now + PAUSE * (now - started)
-
-    def _is_fresh(self, anyway: bool = False) -> bool:
-        """Read again if it is time to. If the storage does not answer, the last progress is kept; the
-        coordinator reports the error."""
-        if not anyway and self._clock() < self._due:
-            return False
-        try:
-            self._read()
-        except StorageFailed:
-            return False
-        return True
-
-    def now(self, anyway: bool = False) -> Overview:
-        """The progress, at most a moment old."""
-        with self._lock:
-            self._is_fresh(anyway)
-            return self._found
-
-    def count(self, event: SlotDone) -> int:
-        """How many slots of the whole study are done, including the one of this event."""
-        with self._lock:
-            if not self._is_fresh() and event.counts:
-                self._done += 1
-            # A slot that its forecast kept from running, and that is run later, is counted twice.
-            return min(self._done, self._found.plan.slots)
-
-
 def _lines(counted: str, event: SlotDone, with_curve: bool) -> Iterator[str]:
     assert event.trial is not None
     metrics, outcome = event.trial.metrics, event.trial.outcome
@@ -147,7 +103,7 @@ def _lines(counted: str, event: SlotDone, with_curve: bool) -> Iterator[str]:
 
 
 @contextmanager
-def _table(console: Console, looks: _Looks) -> Iterator[None]:
+def _table(console: Console, read: Callable[[], Overview]) -> Iterator[None]:
     """Show the table during the block. A thread updates it, so that the epochs of long trials are shown."""
     with ExitStack() as stack:
         if console.is_jupyter:
@@ -158,21 +114,24 @@ def _table(console: Console, looks: _Looks) -> Iterator[None]:
         over = threading.Event()
 
         def keep() -> None:
-            while not over.wait(EVERY_SECONDS):
+            pause = EVERY_SECONDS
+            while not over.wait(pause):
+                began = time.monotonic()
                 with suppress(
-                    Exception
-                ):  # of a storage that does not answer; the coordinator reports it
-                    draw(_whole(looks.now()))
+                    RuntimeError
+                ):  # a trial was added meanwhile; the next drawing shows it
+                    draw(_whole(read()))
+                pause = max(EVERY_SECONDS, PAUSE * (time.monotonic() - began))
 
-        draw(_whole(looks.now()))
+        draw(_whole(read()))
         thread = threading.Thread(target=keep, name="progress", daemon=True)
         thread.start()
         try:
             yield
         finally:
             over.set()
-            thread.join(2 * EVERY_SECONDS)  # a storage that hangs must not hold up Ctrl-C
-        found = looks.now(anyway=True)
+            thread.join()
+        found = read()
         # In a notebook the table of results follows.
         draw(Group(*_head(found)) if console.is_jupyter else picture(found))
 
