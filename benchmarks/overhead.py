@@ -22,7 +22,7 @@ from typing import Any
 from harness.core.results import EpochResult, TrialResult
 from harness.core.spec import Study, TrialSpec
 from harness.core.study_file import load_study, study_file_tags
-from harness.search.coordinator import Coordinator, RunContext, prepare
+from harness.search.coordinator import Coordinator, RunContext
 from harness.search.executors.inline import Inline
 from harness.search.launch import study_info
 from harness.search.options import StudyOptions
@@ -78,9 +78,8 @@ def seconds_per_trial(trials: int) -> list[float]:
         record = Record(open_storage(f"sqlite:///{folder}/optuna.db"), Path(folder))
         projection = Projection(f"sqlite:///{folder}/mlflow.db", info, record)
         context = RunContext(record, projection, tags=tags)
-        prepare(study, info, context)
         ends = []
-        for done in Coordinator(study, context, Inline(run_nothing)).run():
+        for done in Coordinator(study, info, context, Inline(run_nothing)).run():
             assert done.trial is not None
             assert done.trial.outcome == "complete", done.trial.reason
             ends.append(time.perf_counter())

@@ -24,7 +24,7 @@ from harness.core.records import StudyInfo, TrialRecord
 from harness.core.results import EpochResult, Predictions, TrialResult
 from harness.core.spec import Arms, Study, TrialSpec
 from harness.search.cell import CellSearch
-from harness.search.coordinator import Coordinator, RunContext, SlotDone, prepare
+from harness.search.coordinator import Coordinator, RunContext, SlotDone
 from harness.search.executors.inline import Inline
 from harness.search.record import Record
 from harness.tracking.projection import Difference, Projection
@@ -161,16 +161,14 @@ class Lab:
         return Projection(self.uri, record.info("toy"), record).sync(check=True)
 
     def coordinator(self, study: Study, **options: Any) -> Coordinator:
-        """What the command does before it runs the study: prepare, show what MLflow lacks."""
+        """Ready to run the study, as in the command."""
         record = self.record()
         info = self.info(study)
         projection = Projection(self.uri, info, record, self.clock) if self.uri else Unshown()
         projection.open()
         context = RunContext(record, projection, **options)
-        prepare(study, info, context)
-        projection.settle()
         executor = Inline(partial(run_trial, begin=self.world.start))
-        return Coordinator(study, context, executor)
+        return Coordinator(study, info, context, executor)
 
     def events(self, study: Study, **options: Any) -> Iterator[SlotDone]:
         yield from self.coordinator(study, **options).run()

@@ -16,7 +16,7 @@ from pathlib import Path
 from harness.core.records import Slot, StudyInfo, TrialRecord
 from harness.core.results import RETRIED, EpochResult, TrialResult, predictions_csv
 from harness.core.signals import Terminated, stop_requested
-from harness.core.spec import Cell, Study
+from harness.core.spec import Study
 from harness.data.cached import Cache
 from harness.search.cell import CellSearch, OpenTrial
 from harness.search.executors import Died, Executor
@@ -83,49 +83,44 @@ class SlotDone:
         return self.trial is not None and self.trial.lasts
 
 
-def prepare(study: Study, info: StudyInfo, context: RunContext) -> None:
-    """Check that this is the recorded study, and close trials that a dead process left open.
-
-    Raises:
-        UserError: if the space, the images or the weights have changed, or the record has another format.
-    """
-    with storage_failures():
-        context.record.describe(info)
-        for search in _tuning(study, context):
-            check_unchanged(search)
-            search.close_abandoned()
-            if (best := search.choose()) is not None:
-                CellSearch(context.record, study, search.cell, best).close_abandoned()
-
-
-def _tuning(study: Study, context: RunContext) -> list[CellSearch]:
-    memory = math.inf if context.limits.memory is None else context.limits.memory
-    cells: list[Cell] = context.shard.cells(study)
-    return [CellSearch(context.record, study, cell, memory=memory) for cell in cells]
-
-
 class Coordinator:
     """Keeps the executor busy; writes to the record first, which is authoritative, and then to MLflow.
 
+    Checks that this is the recorded study, and closes trials that a dead process left open.
+
     Args:
-        study: the study, with the wanted numbers of trials and repeats, after `prepare`.
+        study: the study, with the wanted numbers of trials and repeats.
+        info: the study as a whole, for the record.
         context: record, projection, device and limits.
         executor: runs the trials; closed at the end.
 
     Raises:
-        StorageFailed: if the record cannot be read.
+        UserError: if the space, the images or the weights have changed, or the record has another format.
+        StorageFailed: if the record cannot be used.
     """
 
-    def __init__(self, study: Study, context: RunContext, executor: Executor) -> None:
+    def __init__(
+        self, study: Study, info: StudyInfo, context: RunContext, executor: Executor
+    ) -> None:
         self._study, self._context, self._executor = study, context, executor
         self._record, self._projection = context.record, context.projection
         self._running: dict[int, tuple[CellSearch, OpenTrial]] = {}
         self._submitted = 0
         self._streak, self._inputs = FailureStreak(), Inputs()
         self._ends: dict[tuple[str, str, int], Counter[str]] = {}
+        memory = math.inf if context.limits.memory is None else context.limits.memory
         with storage_failures():
-            self._tune = _tuning(study, context)
+            self._record.describe(info)
+            self._tune = [
+                CellSearch(self._record, study, cell, memory=memory)
+                for cell in context.shard.cells(study)
+            ]
+            for search in self._tune:
+                check_unchanged(search)
+                search.close_abandoned()
             self._repeat = self._repeats()
+            for search in self._repeat:
+                search.close_abandoned()
         executor.on_hang = self._end_hung
 
     def _repeats(self) -> list[CellSearch]:
@@ -153,6 +148,7 @@ class Coordinator:
             UserError: if images or weights have changed since the study began.
         """
         with storage_failures():
+            self._projection.settle()
             try:
                 yield from self._work_off(
                     [(s, i) for i in range(self._study.trials) for s in self._tune]

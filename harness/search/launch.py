@@ -21,7 +21,7 @@ from harness.core.spec import Study
 from harness.core.stores import default_tracking_uri, record_home, record_url
 from harness.core.study_file import load_study, study_docstring, study_file_tags, study_sha256
 from harness.data.cached import Cache, default_folder
-from harness.search.coordinator import Coordinator, RunContext, StudyStopped, prepare
+from harness.search.coordinator import Coordinator, RunContext, StudyStopped
 from harness.search.costs import cell_costs
 from harness.search.executors import Executor
 from harness.search.executors.inline import Inline
@@ -137,10 +137,8 @@ def _carry_out(
                 shard=shard,
                 tags=study_file_tags(path),
             )
-            prepare(study, info, context)
-            projection.settle()
             plan = Plan.of(study, shard.cells(study))
-            coordinator = Coordinator(study, context, executor)
+            coordinator = Coordinator(study, info, context, executor)
             show(
                 lambda: overview(plan, coordinator.trials()),
                 coordinator.run(),
