@@ -124,16 +124,6 @@ def test_1_death_at_every_write(place: Place) -> None:
     assert die_at(range(999), place) > 60
 
 
-def test_1_retry_of_a_killed_trial_tries_the_same_configuration(place: Place) -> None:
-    place.world.fail_on({1}, KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
-        place.run()
-    place.world.disturb = lambda spec, epoch: None
-    place.run()
-    place.assert_whole()
-    assert place.world.specs[0] == place.world.specs[1]
-
-
 def test_1_slot_that_ends_its_process_each_time_is_crashed_after_the_second_death(
     place: Place,
 ) -> None:

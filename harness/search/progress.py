@@ -117,9 +117,8 @@ def _table(console: Console, read: Callable[[], Overview]) -> Iterator[None]:
             pause = EVERY_SECONDS
             while not over.wait(pause):
                 began = time.monotonic()
-                with suppress(
-                    RuntimeError
-                ):  # a trial was added meanwhile; the next drawing shows it
+                # A trial was added meanwhile, or the terminal is gone: the next drawing may show it.
+                with suppress(Exception):
                     draw(_whole(read()))
                 pause = max(EVERY_SECONDS, PAUSE * (time.monotonic() - began))
 
