@@ -173,7 +173,8 @@ RESULT = ("outcome", "lasting", "reason", "metrics", "notes", "provenance", "pre
 
 def opened_record(name: str, trial: BaseTrial, slot: Slot, chosen: int | None) -> TrialRecord:
     """What is recorded of a trial before it has ended."""
-    about, task = trial.user_attrs["slot"], trial.user_attrs.get("task", {})
+    attributes = trial.user_attrs
+    about, task = attributes["slot"], attributes.get("task", {})
     return TrialRecord(
         key=f"{name}#{trial.number}",
         slot=slot,
