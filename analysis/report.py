@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import base64
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # imported where used: --help must not wait for them
 
     from analysis.compare import Findings
     from analysis.load import StudyTable
-    from analysis.topics import Plot, Section
+    from analysis.topics import Section
 
 
 @undisturbed()
@@ -47,15 +47,22 @@ def build(table: StudyTable, output: Path, measures: pd.DataFrame | None = None)
         OSError: if the folder cannot be written.
     """
     from analysis import compare, text
+    from analysis.plots import annotated_marks
     from analysis.topics import TOPICS
 
     folder = _empty_folder(output, table.info.name)
     found = compare.find(table, measures)
     sections = [topic(found) for topic in TOPICS]
+    pictures = {}
     for section in sections:
         for plot in section.plots:
-            for kind in ("png", "svg"):
-                plot.figure.savefig(folder / "figures" / f"{plot.name}.{kind}")
+            png = plot.png()
+            (folder / "figures" / f"{plot.name}.png").write_bytes(png)
+            plot.figure.savefig(folder / "figures" / f"{plot.name}.svg")
+            pictures[plot.name] = {
+                "png": base64.b64encode(png).decode(),
+                "annotations": annotated_marks(plot.figure),
+            }
         for name, frame in section.tables.items():
             if len(frame):
                 frame.to_csv(folder / "tables" / f"{name}.csv", index=False)
@@ -68,7 +75,7 @@ def build(table: StudyTable, output: Path, measures: pd.DataFrame | None = None)
         ):
             (folder / "tables" / name).write_text(content, encoding="utf-8")
     page = folder / "index.html"
-    page.write_text(_render(found, sections, methods), encoding="utf-8")
+    page.write_text(_render(found, sections, pictures, methods), encoding="utf-8")
     return page
 
 
@@ -126,19 +133,16 @@ def _template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "picture": _picture}
+    environment.filters["number"] = number
     return environment.get_template(name)
 
 
-def _picture(plot: Plot) -> dict[str, object]:
-    """A figure for the page: its PNG as text, and its annotations, known once it is drawn."""
-    from analysis.plots import annotated_marks
-
-    png = base64.b64encode(plot.png()).decode()
-    return {"png": png, "annotations": annotated_marks(plot.figure)}
-
-
-def _render(found: Findings, sections: Sequence[Section], methods: str) -> str:
+def _render(
+    found: Findings,
+    sections: Sequence[Section],
+    pictures: Mapping[str, Mapping[str, object]],
+    methods: str,
+) -> str:
     """The page."""
     from analysis.compare import recorded
     from analysis.text import warnings
@@ -154,6 +158,7 @@ def _render(found: Findings, sections: Sequence[Section], methods: str) -> str:
         notes=notes.strip(),
         answer=[paragraph for section in sections for paragraph in section.answer],
         warnings=warnings(found),
+        pictures=pictures,
         sections=[section for section in sections if section.parts],
         methods=methods,
         parameters=condition_rows(table.trials, ("param.", "prefix")),

@@ -25,7 +25,7 @@ from analysis.load import StudyTable
 from analysis.load.external import load_table
 from analysis.load.mapping import mapping_from
 from analysis.text import methods, warnings
-from analysis.topics import TOPICS, learning_rates, scores, sizes
+from analysis.topics import TOPICS, budget, learning_rates, scores, sizes
 from harness.core.errors import UserError
 from harness.core.power import least_detectable
 from harness.core.selection import preference
@@ -162,6 +162,16 @@ def test_parallel_lines_are_not_said_to_cross(repetitions: int) -> None:
         rows["cell"] = rows["cell"].map(lambda c, names=names: names[ord(c) - 97])
         claimed += bool(sizes.crossings(rows, factors)["shown"].any())
     assert at_most(claimed, repetitions, 0.05)
+
+
+def test_the_band_of_a_budget_curve_is_called_no_confidence_interval() -> None:
+    rows = [trial("a", "tune", i, 0.5 + 0.05 * i, train_seconds=1.0 + i * i) for i in range(5)]
+    section = budget.section(compare.find(table(rows)))
+    assert {"spread_low", "spread_high"} < {*section.tables["budget"]}
+    banded = [plot for plot in section.plots if plot.name in ("budget", "budget_seconds")]
+    assert len(banded) == 2
+    assert all("no confidence interval" in plot.caption for plot in banded)
+    assert section.tables["budget"]["seconds"].iloc[0] == 5.0  # the median; the mean is 7
 
 
 def test_report_and_recommend_choose_the_same_cell_by_validation_and_name_the_best_by_test() -> (

@@ -41,7 +41,7 @@ def section(found: Findings) -> Section:
         if tuned["cell"].nunique() <= MANY:
             caption = (
                 "One mark per complete tuning trial; grey: those of the other cells. A best score at "
-                "the edge of the range means that the range was too narrow."
+                "the edge of the declared range (see the table) means that the range was too narrow."
             )
             figure = plot_rates(tuned, style, metric)
             parts.append(
