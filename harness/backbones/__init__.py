@@ -27,7 +27,6 @@ from harness.backbones.layout import check_gradients, memory_format
 from harness.backbones.library import Library
 from harness.backbones.weights import (
     OtherArchitecture,
-    as_of,
     file_of,
     file_sha256,
     load_state,
@@ -35,6 +34,7 @@ from harness.backbones.weights import (
     read_weights,
     separate,
     tensors_sha256,
+    with_versions,
 )
 from harness.core.errors import UserError, first_line
 from harness.core.spec import derive_seed
@@ -272,7 +272,7 @@ def restore(
             library.set_resolution(model, resolution)
         library.reset_head(model, num_classes)
     try:
-        model.load_state_dict(as_of(model, state))
+        model.load_state_dict(with_versions(model, state))
     except RuntimeError as error:
         raise UserError(f"the weights do not belong to {name}: {first_line(error)}") from error
     return model.to(memory_format=memory_format(model, torch.device("cpu")))

@@ -275,11 +275,13 @@ def load_state(
             f"({len(missing)} of {len(own)} missing, {len(extra)} unknown)"
         )
     fits = {k: v for k, v in taken.items() if k in own and v.shape == own[k].shape}
-    model.load_state_dict(as_of(model, fits), strict=False)
+    model.load_state_dict(with_versions(model, fits), strict=False)
     return notes
 
 
-def as_of(model: nn.Module, state: Mapping[str, torch.Tensor]) -> OrderedDict[str, torch.Tensor]:
+def with_versions(
+    model: nn.Module, state: Mapping[str, torch.Tensor]
+) -> OrderedDict[str, torch.Tensor]:
     """The state dict with the versions of the model's layers, which a plain dict lacks and MNASNet
     requires."""
     found = OrderedDict(state)

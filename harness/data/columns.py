@@ -22,7 +22,7 @@ USUAL = {
     "split": "split splits part partition subset set".split(),
     "group": ["group"],
 }
-"""Usual names of the columns for each role, in the form that `plain` returns."""
+"""Usual names of the columns for each role, in the form that `simplified` returns."""
 LIKE_GROUPS = (
     "patient patientid subject subjectid participant participantid case caseid person personid individual "
     "individualid animal animalid sequence sequenceid video videoid session sessionid scene slide slideid "
@@ -31,7 +31,7 @@ LIKE_GROUPS = (
 """Names of columns that may contain groups; such columns are mentioned in a note and not used."""
 
 
-def plain(name: str) -> str:
+def simplified(name: str) -> str:
     """A column's name in lower case, without separators."""
     return re.sub(r"[\W_]", "", unicodedata.normalize("NFKC", name)).lower()
 
@@ -52,8 +52,8 @@ def choose(
     """
     if role in options:
         return named(options[role], there, what), []
-    exact = [name for name in there if plain(name) == role]
-    usual = [name for name in there if plain(name) in USUAL[role]]
+    exact = [name for name in there if simplified(name) == role]
+    usual = [name for name in there if simplified(name) in USUAL[role]]
     if len(exact) == 1:
         others = [name for name in usual if name != exact[0]]
         note = f"Column {exact[0]!r} is used as {role}, not {quoted(others)}; [{role}=COLUMN] changes that."
@@ -71,7 +71,7 @@ def named(wanted: str, there: Sequence[str], what: str) -> str:
     """The column of that name, ignoring case if only one column matches."""
     if wanted in there:
         return wanted
-    near = [name for name in there if plain(name) == plain(wanted)]
+    near = [name for name in there if simplified(name) == simplified(wanted)]
     if len(near) == 1:
         return near[0]
     raise UserError(f"{what}: no column {wanted!r}; the columns are {quoted(there)}")
@@ -103,7 +103,7 @@ def group_notes(columns: Mapping[str, Sequence[str]], used: Sequence[str | None]
 
 def looks_like_groups(name: str) -> bool:
     """Whether a column of that name may say which images belong together."""
-    return plain(name) in LIKE_GROUPS
+    return simplified(name) in LIKE_GROUPS
 
 
 def quoted(names: Sequence[str]) -> str:

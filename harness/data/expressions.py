@@ -213,7 +213,7 @@ def _number(text: str, name: str, kind: type[T]) -> T:
         raise UserError(f"target {name!r}: expected {what}, got {text!r}") from None
 
 
-def _taken(target: Target, rows: Indices, name: str) -> DerivedTarget:
+def _subset(target: Target, rows: Indices, name: str) -> DerivedTarget:
     """Some images of a target, labels and classes as they are."""
     return DerivedTarget(
         name,
@@ -238,7 +238,7 @@ def _classes(target: Target, text: str, name: str) -> Target:
     if len(set(chosen)) < len(chosen) or len(chosen) < 2:
         raise UserError(f"target {name!r}: name at least 2 classes, each only once")
     rows = np.flatnonzero(np.isin(target.labels, chosen)).astype(np.int64)
-    made = _taken(target, rows, f"{target.name}[classes={text}]")
+    made = _subset(target, rows, f"{target.name}[classes={text}]")
     labels = np.array([chosen.index(label) for label in target.labels[rows]], np.int64)
     return replace(made, classes=tuple(target.classes[c] for c in chosen), labels=labels)
 
@@ -263,7 +263,7 @@ def _part(target: Target, text: str, name: str) -> Target:
     if target.groups is not None and of > 1:
         rows = _parts_of_groups(target, (first, last, of), name)
     kept = np.sort(np.concatenate(rows)).astype(np.int64)
-    made = _taken(target, kept, f"{target.name}[part={text}]")
+    made = _subset(target, kept, f"{target.name}[part={text}]")
     if len(np.unique(made.labels)) < len(target.classes):
         raise UserError(f"target {name!r}: a class has no images in that part; use fewer parts")
     return made
@@ -338,7 +338,7 @@ def _mixed_groups(parts: tuple[Target, ...], which: Indices, where: Indices) -> 
 
 def _changed(target: Target, prefix: str, change: Change) -> Target:
     every = np.arange(len(target.labels))
-    return replace(_taken(target, every, f"{prefix}{target.name})"), change=change)
+    return replace(_subset(target, every, f"{prefix}{target.name})"), change=change)
 
 
 def _random_labels(target: Target) -> Target:
@@ -346,7 +346,7 @@ def _random_labels(target: Target) -> Target:
     for part, rows in _given_parts(target).items():
         rng = np.random.default_rng(derive_seed("random labels", target.identity, part))
         labels[rows] = rng.permutation(labels[rows])
-    made = _taken(target, np.arange(len(labels)), f"random_labels({target.name})")
+    made = _subset(target, np.arange(len(labels)), f"random_labels({target.name})")
     return replace(made, labels=labels)
 
 

@@ -11,10 +11,10 @@ import numpy as np
 from harness.core.errors import UserError
 from harness.data.groups import groups_from_names
 from harness.data.images import is_folder, is_image, shown
-from harness.data.labels import one_form
+from harness.data.labels import normalized
 from harness.data.parts import PARTS, TEST, TRAIN, differences, official_parts, part_named
 from harness.data.target import FileTarget, Target
-from harness.data.tree import NO_IMAGE, SkippedFiles, contains_images, images_below, inside
+from harness.data.tree import NO_IMAGE, SkippedFiles, contains_images, images_below, list_folder
 
 _ClassFolder = tuple[str, str, Path]
 """Part, class name, and the folder with the images of that class in that part."""
@@ -79,7 +79,7 @@ class _Tree:
 
     def folders(self, folder: Path) -> list[Path]:
         """The sub-folders of a folder that should contain only folders; files are skipped."""
-        folders, files = inside(folder, self.skipped)
+        folders, files = list_folder(folder, self.skipped)
         for path in files:
             self.skipped.add(OUTSIDE if is_image(path) else NO_IMAGE, path)
         return folders
@@ -91,7 +91,7 @@ class _Tree:
 
 def _folders(folder: Path) -> list[Path]:
     """Sub-folders by name, without hidden ones."""
-    folders, _ = inside(folder, SkippedFiles())
+    folders, _ = list_folder(folder, SkippedFiles())
     return sorted(folders)
 
 
@@ -140,7 +140,7 @@ def _refuse_nested(tree: _Tree, top: Sequence[Path]) -> None:
             f"{tree.what}: needs at least 2 class folders with images, found 1 ({_listed(top)}); "
             f"did you mean folder:{shown(top[0])}?"
         )
-    named = {one_form(f.name) for found in inner.values() for f in found if part_named(f.name)}
+    named = {normalized(f.name) for found in inner.values() for f in found if part_named(f.name)}
     if TRAIN in set(map(part_named, named)) and len(named) > 1:
         raise _two_readings(
             tree,
@@ -148,7 +148,7 @@ def _refuse_nested(tree: _Tree, top: Sequence[Path]) -> None:
             "takes them as parts of the data set",
             f"takes each of {_listed(top)} as one class with all images below it",
         )
-    common = set.intersection(*({one_form(f.name) for f in found} for found in inner.values()))
+    common = set.intersection(*({normalized(f.name) for f in found} for found in inner.values()))
     if len(top) > 1 and len(common) > 1 and not any(map(_direct_images, top)):
         again = _listed(sorted(common))
         raise _two_readings(
@@ -268,7 +268,7 @@ def _read(tree: _Tree, found: Iterator[_ClassFolder]) -> list[tuple[str, str, li
             raise UserError(
                 f"{tree.what}: class folder {tree.below(folder)!r} contains no images{files}"
             )
-        by_part.setdefault(part, {}).setdefault(one_form(name), []).extend(images)
+        by_part.setdefault(part, {}).setdefault(normalized(name), []).extend(images)
     if len(by_part) > 1:
         tree.notes += differences(by_part, tree.what)
     return [
@@ -280,7 +280,7 @@ def _read(tree: _Tree, found: Iterator[_ClassFolder]) -> list[tuple[str, str, li
 
 
 def _direct_images(folder: Path) -> bool:
-    _, files = inside(folder, SkippedFiles())
+    _, files = list_folder(folder, SkippedFiles())
     return any(map(is_image, files))
 
 

@@ -23,7 +23,7 @@ from harness.data.columns import (
     quoted,
 )
 from harness.data.images import decode_image, read_header
-from harness.data.labels import numbered_classes, numbered_groups, one_form
+from harness.data.labels import normalized, numbered_classes, numbered_groups
 from harness.data.parts import PARTS, TRAIN, differences, official_parts, part_named
 from harness.data.target import Indices, Target, read_each
 
@@ -120,7 +120,7 @@ def huggingface_target(path: str, options: Mapping[str, str]) -> Target:
 
     written, labelled = {}, {}
     for part, rows in parts.items():
-        written[part] = _written(rows, label)
+        written[part] = _as_text(rows, label)
         labelled[part] = np.array([bool(text) for text in written[part]])
         if not labelled[part].all():
             count = int((~labelled[part]).sum())
@@ -135,7 +135,7 @@ def huggingface_target(path: str, options: Mapping[str, str]) -> Target:
     texts = [written[part][row] for part, row in zip(part_of, where, strict=True)]
     own = official_parts(part_of, what)
     classes, labels = _classes(texts, features[label], what)
-    if unused := [n for n in getattr(features[label], "names", ()) if one_form(n) not in classes]:
+    if unused := [n for n in getattr(features[label], "names", ()) if normalized(n) not in classes]:
         notes.append(f"Classes without images are left out: {quoted(unused)}.")
     by_part = {
         part: {texts[i] for i in np.flatnonzero(which == names.index(part))}
@@ -231,14 +231,14 @@ def _label_column(
     return label, notes
 
 
-def _written(rows: Any, label: str) -> list[str]:
+def _as_text(rows: Any, label: str) -> list[str]:
     """The label of each row as text; "" for a row without a label."""
     kind, values = rows.features[label], list(rows[label])
     if type(kind).__name__ == "ClassLabel":
-        return ["" if v is None or v < 0 else one_form(kind.names[v]) for v in values]
+        return ["" if v is None or v < 0 else normalized(kind.names[v]) for v in values]
     if all(value in (None, -1) for value in values):
         return [""] * len(values)  # -1 for every row: the labels are hidden
-    return ["" if value is None else one_form(str(value)) for value in values]
+    return ["" if value is None else normalized(str(value)) for value in values]
 
 
 def _classes(texts: Sequence[str], kind: Any, what: str) -> tuple[tuple[str, ...], Indices]:
@@ -246,7 +246,7 @@ def _classes(texts: Sequence[str], kind: Any, what: str) -> tuple[tuple[str, ...
     if type(kind).__name__ != "ClassLabel":
         return numbered_classes(texts, what)
     used = set(texts)
-    classes = tuple(dict.fromkeys(name for name in map(one_form, kind.names) if name in used))
+    classes = tuple(dict.fromkeys(name for name in map(normalized, kind.names) if name in used))
     if len(classes) < 2:
         raise UserError(f"{what}: needs at least 2 classes with images, found {len(classes)}")
     order = {name: i for i, name in enumerate(classes)}

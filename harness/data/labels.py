@@ -16,7 +16,7 @@ WHOLE = re.compile(r"([+-]?)(0|[1-9]\d*)(\.0*)?")
 NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d+)?")
 
 
-def one_form(text: str) -> str:
+def normalized(text: str) -> str:
     """The text in Unicode normal form NFC and without surrounding blanks, so that texts can be compared."""
     return unicodedata.normalize("NFC", text).strip()
 
@@ -34,7 +34,7 @@ def numbered_classes(written: Sequence[str], what: str) -> tuple[tuple[str, ...]
     Raises:
         UserError: if a label is not printable text, or there is only one class.
     """
-    labels = np.array([_canonical(one_form(text)) for text in written], dtype=object)
+    labels = np.array([_canonical(normalized(text)) for text in written], dtype=object)
     classes = sorted(set(labels))
     if unsafe := [label for label in classes if not label.isprintable()]:
         raise UserError(f"{what}: label {unsafe[0]!r} is not printable; rename it")
@@ -48,7 +48,7 @@ def numbered_classes(written: Sequence[str], what: str) -> tuple[tuple[str, ...]
 
 def numbered_groups(written: Sequence[str]) -> Indices:
     """The number of each image's group; an image without an entry is a group of its own."""
-    texts = [_canonical(one_form(text)) for text in written]
+    texts = [_canonical(normalized(text)) for text in written]
     keys = [(text, -1 if text else i) for i, text in enumerate(texts)]
     number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     return np.array([number[key] for key in keys], np.int64)

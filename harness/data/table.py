@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from harness.core.errors import UserError, first_line
-from harness.data.columns import choose, group_notes, missing, plain
+from harness.data.columns import choose, group_notes, missing, simplified
 from harness.data.images import is_file, shown
-from harness.data.labels import numbered_classes, numbered_groups, one_form
+from harness.data.labels import normalized, numbered_classes, numbered_groups
 from harness.data.lookup import find_images
 from harness.data.parts import TEST, TRAIN, differences, official_parts, part_named
 from harness.data.target import FileTarget, Target
@@ -62,14 +62,14 @@ def table_target(path: str, options: Mapping[str, str]) -> Target:
     images, labels = columns[image], columns[label]
     if not images:
         raise UserError(f"{what}: the table has no rows")
-    meant = "split" in options or plain(chosen["split"] or "") == "split"
+    meant = "split" in options or simplified(chosen["split"] or "") == "split"
     parts, more = _parts(columns, chosen["split"], meant, what)
     notes += more
     kept, more = _labelled(images, labels, parts, what)
     notes += more
     images, labels, parts = ([column[i] for i in kept] for column in (images, labels, parts))
     classes, positions = numbered_classes(labels, what)
-    hints = [{one_form(a), b} for a, b in zip(labels, parts, strict=True)]
+    hints = [{normalized(a), b} for a, b in zip(labels, parts, strict=True)]
     paths, more = find_images(images, hints, file.parent, what)
     notes += more
     _refuse_double(paths, what)
@@ -227,10 +227,10 @@ def _without_end(row: list[str]) -> list[str]:
 def _parquet(content: bytes) -> Columns:
     table = pd.read_parquet(io.BytesIO(content)).reset_index()
     table = table.drop(columns=[name for name in ("index", "level_0") if name in table])
-    return {str(name): [_written(value) for value in table[name]] for name in table.columns}
+    return {str(name): [_as_text(value) for value in table[name]] for name in table.columns}
 
 
-def _written(value: object) -> str:
+def _as_text(value: object) -> str:
     """A value of a Parquet table as text; "" for null."""
     if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
         return ""

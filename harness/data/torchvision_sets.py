@@ -156,7 +156,7 @@ def _parts(made: _Set) -> Iterator[_Part]:
     for name, arguments in (("train", made.train), ("val", made.val), ("test", made.test)):
         if arguments is None:
             continue
-        images = _made(getattr(torchvision.datasets, made.kind), DOWNLOADS / made.folder, arguments)
+        images = _load(getattr(torchvision.datasets, made.kind), DOWNLOADS / made.folder, arguments)
         labels, order = _labels_of(images)
         if any(label is None for label in labels):  # FER2013's own test.csv has none
             continue
@@ -164,7 +164,7 @@ def _parts(made: _Set) -> Iterator[_Part]:
         yield _Part(name, images, order, numbers, made.classes or _names_of(images, numbers))
 
 
-def _made(kind: Any, root: Path, arguments: Mapping[str, Any]) -> Any:
+def _load(kind: Any, root: Path, arguments: Mapping[str, Any]) -> Any:
     """The data set from existing files; if they are missing, it is downloaded where possible."""
     can_download = "download" in _parameters(kind)
     try:

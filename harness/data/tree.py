@@ -62,7 +62,7 @@ def contains_images(folder: Path) -> bool:
 
 
 def _images(folder: Path, skipped: SkippedFiles, entered: set[Path]) -> Iterator[Path]:
-    folders, files = inside(folder, skipped)
+    folders, files = list_folder(folder, skipped)
     for path in files:
         if is_image(path):
             yield path
@@ -76,7 +76,7 @@ def _images(folder: Path, skipped: SkippedFiles, entered: set[Path]) -> Iterator
             yield from _images(path, skipped, entered)
 
 
-def inside(folder: Path, skipped: SkippedFiles) -> tuple[list[Path], list[Path]]:
+def list_folder(folder: Path, skipped: SkippedFiles) -> tuple[list[Path], list[Path]]:
     """The sub-folders and files in a folder, links last.
 
     Hidden entries are skipped, and so are links to a folder that contains this one.

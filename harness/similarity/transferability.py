@@ -105,11 +105,11 @@ def probe_accuracy(
     def prepare() -> Statistic:
         require_varied(x, "features")
         centred = x - x.mean(axis=0)
-        scaled = _turned(centred / math.sqrt(float(np.mean(centred**2))))
+        scaled = _rotated(centred / math.sqrt(float(np.mean(centred**2))))
 
         def statistic(rows: Ints) -> float:
             model = LogisticRegression(max_iter=5000, tol=1e-3)
-            return _cv_accuracy(model, _turned(scaled[rows]), y[rows], seed)
+            return _cv_accuracy(model, _rotated(scaled[rows]), y[rows], seed)
 
         return statistic
 
@@ -198,7 +198,7 @@ def _cv_accuracy(model: ClassifierMixin, x: Floats, y: Ints, seed: int) -> float
     return float(np.mean(cross_val_predict(model, x, y, cv=splits) == y))
 
 
-def _turned(x: Floats) -> Floats:
+def _rotated(x: Floats) -> Floats:
     """Rows of x (n, d) in at most n coordinates with the same inner products: x' = L' Q with Q orthonormal,
     so the rows of L can replace those of x."""
     return x if x.shape[1] <= x.shape[0] else np.asarray(np.linalg.qr(x.T, mode="r")).T

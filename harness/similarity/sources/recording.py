@@ -28,7 +28,7 @@ MEASURED = "metric."
 
 
 @dataclass(frozen=True)
-class ModelDone:
+class RecordedModel:
     """One model; `resumed` if it was trained before."""
 
     model: Model
@@ -53,7 +53,7 @@ def pretrain_all(
     device: Device,
     tags: Mapping[str, str],
     cache: Cache = Cache(),
-) -> Iterator[ModelDone]:
+) -> Iterator[RecordedModel]:
     """Train and record all models that are not recorded yet: first number 0 of all sources, then number 1,
     ...
 
@@ -81,7 +81,7 @@ def pretrain_all(
                 model = write_model(f"{spec.name}.{number}", trained.state, about)
             if not (resumed and model.sha256 in known):
                 _record(recorder, model, spec, tags)
-            yield ModelDone(model, resumed)
+            yield RecordedModel(model, resumed)
 
 
 def recorded_model(spec: SourceSpec, number: int) -> Model | None:
