@@ -1,8 +1,8 @@
-"""What does the site show that is kept elsewhere? Each command's --help, and the benchmark's figure.
+"""Hooks of the documentation site: they insert the --help of every command and the figure of the benchmarks.
 
-mkdocs build --strict -f docs/mkdocs.yml
+    mkdocs build --strict -f docs/mkdocs.yml
 
-A page asks for the commands with a line that reads `<!-- commands -->`.
+The line `<!-- commands -->` in a page is replaced with the help of all commands.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 ELSEWHERE = {"images/peers.png": ROOT / "benchmarks" / "results" / "plot.png"}
-"""Place in the site -> file of the project."""
+"""Path in the site -> file of the project."""
 COMMANDS = "<!-- commands -->"
 
 
 def commands() -> list[str]:
-    """Modules that can be typed after `python -m`: those that parse a command line."""
+    """Modules that can be run with `python -m`: those that parse a command line."""
     files = [*ROOT.glob("harness/*.py"), *ROOT.glob("harness/*/__main__.py")]
     files += ROOT.glob("analysis/*.py")
     made = re.compile(r" = (Parser|command)\(")
@@ -32,7 +32,7 @@ def commands() -> list[str]:
 
 
 def help_of(command: str) -> str:
-    """What `python -m COMMAND --help` prints.
+    """Output of `python -m COMMAND --help`.
 
     Raises:
         ImportError: if there is no such module.
@@ -51,7 +51,7 @@ def help_of(command: str) -> str:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Files that live outside docs/pages."""
+    """Add the files from outside docs/pages."""
     from mkdocs.structure.files import File
 
     for place, file in ELSEWHERE.items():
@@ -60,7 +60,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """The page with every command's help in place of the line that asks for them."""
+    """The page with the help of all commands instead of the line COMMANDS."""
     if COMMANDS not in markdown:
         return markdown
     parts = [f"## python -m {name}\n\n```text\n{help_of(name)}```\n" for name in commands()]
