@@ -1,8 +1,8 @@
-"""Which pretrained backbone, and which fine-tuning strategy, for a small image data set, at what cost?
+"""Compare pretrained backbones and fine-tuning strategies on a small image data set, with their cost.
 
     from harness import Study, TrialSpec, dry_run, run_study, strategies
 
-Every name is loaded when it is first used, so that `import harness` stays light.
+Every name is loaded when it is first used, so that `import harness` is quick.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-# A command, which has Python look in the current folder first: a random.py there would be every library's.
+# With `python -m`, Python looks in the current folder first, where a random.py would hide the standard one.
 if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
     sys.path.append(sys.path.pop(0))
 
