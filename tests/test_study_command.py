@@ -149,7 +149,7 @@ def weights_with_nan(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (weights_of_another_architecture, r"another architecture: .*conv1\S* missing"),
+        (weights_of_another_architecture, r"another architecture: .*conv1\S* is missing"),
         (weights_with_nan, r"layer1\.0\.bn1\.bias contains NaN"),
         (lambda path: path.write_text("hello"), "not a weights file"),
         (lambda path: path.write_bytes(b""), "not a weights file"),
