@@ -6,18 +6,20 @@ python -m analysis.recommend --study target_size --where shots=30
 
 from __future__ import annotations
 
-import argparse
 import math
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Group, Parameter
+from cyclopts.validators import LimitedChoice
 
 from harness.core.caller import undisturbed
-from harness.core.command_line import Parser, run_command, size
+from harness.core.command_line import SIZE, command
 from harness.core.errors import UserError
-from harness.core.units import parse_size
+from harness.core.units import Size
 
 if TYPE_CHECKING:  # imported where used: --help must not wait for them
     import pandas as pd
@@ -120,50 +122,6 @@ def _to_be_surer(table: StudyTable, row: pd.Series) -> str:
     )
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = Parser(
-        prog="python -m analysis.recommend", description="The cell to use, and how sure that is."
-    )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--study", metavar="NAME", help="study (MLflow experiment) name")
-    what.add_argument("--table", type=Path, metavar="FILE", help="trials made elsewhere")
-    parser.add_argument("--mapping", type=Path, metavar="FILE", help="its columns, for --table")
-    parser.add_argument(
-        "--max-memory", type=size, metavar="SIZE", help="e.g. 8GiB; median peak of a repeat"
-    )
-    parser.add_argument(
-        "--max-minutes", type=float, default=math.inf, metavar="N", help="training time of a repeat"
-    )
-    parser.add_argument(
-        "--where", action="append", default=[], metavar="FACTOR=VALUE", help="only these cells"
-    )
-    parser.add_argument("--tracking-uri", metavar="URI", help="default: the database in ./mlruns")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code (2 for bad input)."""
-    return run_command(lambda: run(parse(arguments)))
-
-
-def run(options: argparse.Namespace) -> int:
-    """Read, choose, say.
-
-    Raises:
-        UserError: if the study cannot be read or a limit is not one.
-    """
-    if not options.max_minutes > 0:
-        raise UserError(f"--max-minutes must be above 0, got {options.max_minutes:g}")
-    limit = parse_size(options.max_memory) / MIB if options.max_memory else math.inf
-    from analysis.load.external import open_study
-
-    table = open_study(options.study, options.table, options.mapping, options.tracking_uri)
-    text, any_fits = _recommend(table, options.where, limit, options.max_minutes)
-    print(*text, sep="\n")
-    return 0 if any_fits else 1
-
-
 @undisturbed()
 def recommend_cell(
     table: StudyTable,
@@ -201,6 +159,48 @@ def _recommend(
     kind = compare.memory_kind(trials)
     return recommendation(table, choices, rivals, kind, behind), bool(choices["fits"].any())
 
+
+WHAT = Parameter(
+    group=Group("What to read (one of them)", validator=LimitedChoice(1, 1), sort_key=1)
+)
+
+
+def run(
+    *,
+    study: Annotated[str | None, WHAT] = None,
+    table: Annotated[Path | None, WHAT] = None,
+    mapping: Path | None = None,
+    max_memory: Annotated[Size | None, SIZE] = None,
+    max_minutes: float = math.inf,
+    where: Annotated[tuple[str, ...], Parameter(metavar="FACTOR=VALUE")] = (),
+    tracking_uri: str | None = None,
+) -> int:
+    """Recommend a cell of a study within limits, and say how sure that is.
+
+    Args:
+        study: name of a study (MLflow experiment).
+        table: file of trials made elsewhere.
+        mapping: file that says which column of the table is what (.toml, .json).
+        max_memory: limit of the median peak memory of a repeat, e.g. 8GiB.
+        max_minutes: limit of the training time of a repeat.
+        where: look at these cells only; may be repeated.
+        tracking_uri: MLflow tracking URI; the default is sqlite:///mlruns/mlflow.db.
+
+    Raises:
+        UserError: if the study cannot be read or a limit is not one.
+    """
+    if not max_minutes > 0:
+        raise UserError(f"--max-minutes must be above 0, got {max_minutes:g}")
+    from analysis.load.external import open_study
+
+    found = open_study(study, table, mapping, tracking_uri)
+    limit = max_memory / MIB if max_memory else math.inf
+    text, any_fits = _recommend(found, where, limit, max_minutes)
+    print(*text, sep="\n")
+    return 0 if any_fits else 1
+
+
+main = command("analysis.recommend", run, int)
 
 if __name__ == "__main__":
     sys.exit(main())

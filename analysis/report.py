@@ -9,15 +9,17 @@ Writes report/<study>/index.html, figures/*.png and *.svg, tables/*.csv, main.md
 
 from __future__ import annotations
 
-import argparse
 import base64
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Group, Parameter
+from cyclopts.validators import LimitedChoice
 
 from harness.core.caller import undisturbed
-from harness.core.command_line import Parser, program, run_command
+from harness.core.command_line import command, program
 from harness.core.errors import UserError
 from harness.core.spec import SAFE_NAME
 
@@ -171,48 +173,32 @@ def _render(
     )
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = Parser(
-        prog="python -m analysis.report", description="Report of one study, as a page of its own."
-    )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--study", metavar="NAME", help="study (MLflow experiment) name")
-    what.add_argument("--compare", nargs=2, metavar="NAME", help="two studies, side by side")
-    what.add_argument(
-        "--table",
-        type=Path,
-        metavar="FILE",
-        help="trials made elsewhere: .csv, .tsv (.gz), .parquet",
-    )
-    parser.add_argument(
-        "--mapping",
-        type=Path,
-        metavar="FILE",
-        help="which column is what (.toml, .json), for --table",
-    )
-    parser.add_argument(
-        "--measures",
-        type=Path,
-        metavar="FILE",
-        help="table with columns source, target and measures of their similarity, more meaning more similar",
-    )
-    parser.add_argument(
-        "--tracking-uri", metavar="URI", help="MLflow store (default: the database under ./mlruns)"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("report"), metavar="FOLDER", help="default: %(default)s"
-    )
-    return parser.parse_args(arguments)
+WHAT = Parameter(
+    group=Group("What to report (one of them)", validator=LimitedChoice(1, 1), sort_key=1)
+)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code (2 for bad input)."""
-    return run_command(lambda: run(parse(arguments)))
+def run(
+    *,
+    study: Annotated[str | None, WHAT] = None,
+    compare: Annotated[tuple[str, str] | None, WHAT] = None,
+    table: Annotated[Path | None, WHAT] = None,
+    mapping: Path | None = None,
+    measures: Path | None = None,
+    tracking_uri: str | None = None,
+    out: Path = Path("report"),
+) -> None:
+    """Report of one study, as a page of its own; or of two, side by side.
 
-
-def run(options: argparse.Namespace) -> int:
-    """Read, write, say where.
+    Args:
+        study: name of a study (MLflow experiment).
+        compare: names of two studies, to be put side by side.
+        table: file of trials made elsewhere: .csv, .tsv (.gz), .parquet.
+        mapping: file that says which column of the table is what (.toml, .json).
+        measures: table with columns source, target and measures of their similarity, more meaning more
+            similar.
+        tracking_uri: MLflow tracking URI; the default is sqlite:///mlruns/mlflow.db.
+        out: folder that gets a folder named after the study.
 
     Raises:
         UserError: if the study cannot be read or the report not be written.
@@ -220,27 +206,27 @@ def run(options: argparse.Namespace) -> int:
     from analysis.load.external import load_measures, open_study
     from analysis.text.links import viewer_command
 
-    uri = options.tracking_uri
     try:
-        if options.compare:
-            table, second = (open_study(name, None, None, uri) for name in options.compare)
-            page = build_comparison(table, second, options.out)
+        if compare:
+            found, second = (open_study(name, None, None, tracking_uri) for name in compare)
+            page = build_comparison(found, second, out)
         else:
-            measures = load_measures(options.measures) if options.measures else None
-            table = open_study(options.study, options.table, options.mapping, uri)
-            page = build(table, options.out, measures)
+            known = load_measures(measures) if measures else None
+            found = open_study(study, table, mapping, tracking_uri)
+            page = build(found, out, known)
     except OSError as error:
-        raise UserError(f"cannot write the report to {options.out}: {error}") from error
+        raise UserError(f"cannot write the report to {out}: {error}") from error
     print(f"report: {page.resolve()}")
-    if table.tracking_uri and not options.compare:
+    if found.tracking_uri and not compare:
         from analysis.publish import publish
 
-        if parent := publish(table.info.name, table.tracking_uri, [page]):
+        if parent := publish(found.info.name, found.tracking_uri, [page]):
             print(f"        also an artifact of run {parent} in MLflow")
-    if table.tracking_uri:
-        print(f"runs:   {viewer_command(table.tracking_uri, program('mlflow'))}")
-    return 0
+    if found.tracking_uri:
+        print(f"runs:   {viewer_command(found.tracking_uri, program('mlflow'))}")
 
+
+main = command("analysis.report", run)
 
 if __name__ == "__main__":
     sys.exit(main())

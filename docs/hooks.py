@@ -11,7 +11,6 @@ import contextlib
 import importlib
 import io
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,7 @@ def commands() -> list[str]:
     """Modules that can be run with `python -m`: those that parse a command line."""
     files = [*ROOT.glob("harness/*.py"), *ROOT.glob("harness/*/__main__.py")]
     files += ROOT.glob("analysis/*.py")
-    made = re.compile(r" = (Parser|command)\(")
-    found = [f.relative_to(ROOT) for f in files if made.search(f.read_text())]
+    found = [f.relative_to(ROOT) for f in files if "\nmain = command(" in f.read_text()]
     return sorted(".".join(f.with_suffix("").parts).removesuffix(".__main__") for f in found)
 
 

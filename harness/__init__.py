@@ -21,26 +21,33 @@ if sys.argv[:1] == ["-m"]:  # a command, whose process is ours
     set_variables()  # before anything imports MLflow, which looks at once
 
 if TYPE_CHECKING:
-    from harness.bundle import Merged, Packed, merge_bundles, pack_study
+    from harness.bundle import merge_bundles, pack_study
     from harness.cache import CacheContents, empty_cache, list_cache
     from harness.core import strategies
     from harness.core.errors import UserError
     from harness.core.spec import SHIFTS, Arms, Study, TrialSpec
     from harness.core.study_file import load_study as load_study_file
-    from harness.export import Exported, export_model
-    from harness.lr_find import LrRange, find_lr
+    from harness.deploy.export import Exported
+    from harness.deploy.prediction import Prediction
+    from harness.export import export_model
+    from harness.lr_find import find_lr
     from harness.new import look_at, propose_study
-    from harness.predict import Prediction, predict_images
+    from harness.predict import predict_images
     from harness.pretrain import Pretrained, pretrain_sources
-    from harness.rank import Ranking, rank_sources
-    from harness.replay import Replayed, replay_run
+    from harness.rank import rank_sources
+    from harness.replay import replay_run
+    from harness.search.bundles import Packed
+    from harness.search.merge import Merged
     from harness.search.options import StudyOptions
     from harness.similarity.__main__ import PairMeasured, measure_similarity
+    from harness.similarity.sources.ranking import Ranking
     from harness.similarity.sources.spec import SourceSpec
     from harness.status import study_status
     from harness.study import dry_run, run_study
     from harness.sync import sync_study
+    from harness.tracking.replay import Replayed
     from harness.tracking.results import StudyResult, load_result
+    from harness.training.lr_range import LrRange
 
 __all__ = [
     "SHIFTS",
@@ -84,24 +91,31 @@ __all__ = [
 ]
 
 _HOME = {
-    "bundle": ("Merged", "Packed", "merge_bundles", "pack_study"),
+    "bundle": ("merge_bundles", "pack_study"),
     "cache": ("CacheContents", "empty_cache", "list_cache"),
-    "export": ("Exported", "export_model"),
-    "lr_find": ("LrRange", "find_lr"),
-    "new": ("look_at", "propose_study"),
-    "predict": ("Prediction", "predict_images"),
-    "pretrain": ("Pretrained", "pretrain_sources"),
-    "rank": ("Ranking", "rank_sources"),
-    "replay": ("Replayed", "replay_run"),
-    "similarity.__main__": ("PairMeasured", "measure_similarity"),
-    "similarity.sources.spec": ("SourceSpec",),
     "core.errors": ("UserError",),
     "core.spec": ("SHIFTS", "Arms", "Study", "TrialSpec"),
+    "deploy.export": ("Exported",),
+    "deploy.prediction": ("Prediction",),
+    "export": ("export_model",),
+    "lr_find": ("find_lr",),
+    "new": ("look_at", "propose_study"),
+    "predict": ("predict_images",),
+    "pretrain": ("Pretrained", "pretrain_sources"),
+    "rank": ("rank_sources",),
+    "replay": ("replay_run",),
+    "search.bundles": ("Packed",),
+    "search.merge": ("Merged",),
     "search.options": ("StudyOptions",),
+    "similarity.__main__": ("PairMeasured", "measure_similarity"),
+    "similarity.sources.ranking": ("Ranking",),
+    "similarity.sources.spec": ("SourceSpec",),
     "status": ("study_status",),
     "study": ("dry_run", "run_study"),
     "sync": ("sync_study",),
+    "tracking.replay": ("Replayed",),
     "tracking.results": ("StudyResult", "load_result"),
+    "training.lr_range": ("LrRange",),
 }
 """Module -> what is offered of it here. No name is a command's: `harness.export` stays the module."""
 

@@ -8,14 +8,13 @@ Everything in the cache can be deleted: it is computed again when a trial needs 
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.core.command_line import Parser, run_command
+from harness.core.command_line import command
 from harness.core.errors import UserError
 from harness.core.html import as_table
 from harness.core.units import format_bytes
@@ -45,39 +44,6 @@ class CacheContents:
         caption = f"{len(self.entries)} entries, {format_bytes(self.size)}, in {self.folder}"
         rows = [(format_bytes(e.size), _when(e), e.what) for e in self.entries]
         return as_table(caption, ("size", "last used", "what"), rows)
-
-
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = Parser(
-        prog="python -m harness.cache",
-        description="List what is kept of frozen layers and decoded images, or delete it.",
-    )
-    parser.add_argument("--cache-dir", type=Path, help="the folder (default: in the user's cache)")
-    parser.add_argument("--empty", action="store_true", help="delete every entry")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    return run_command(lambda: run(parse(argv)))
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Everything after the command line has been read.
-
-    Raises:
-        UserError: if the folder named does not exist.
-    """
-    found = list_cache(arguments.cache_dir)
-    if arguments.empty:
-        count = empty_cache(arguments.cache_dir)
-        print(f"deleted {count} entries, {format_bytes(found.size)}, from {found.folder}")
-        return 0
-    for entry in found.entries:
-        print(f"{format_bytes(entry.size):>9}  last used {_when(entry)}  {entry.what}")
-    print(f"{len(found.entries)} entries, {format_bytes(found.size)}, in {found.folder}")
-    return 0
 
 
 def list_cache(folder: Path | None = None) -> CacheContents:
@@ -117,6 +83,27 @@ def _cache(folder: Path | None) -> Cache:
 def _when(entry: Entry) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
 
+
+def run(*, cache_dir: Path | None = None, empty: bool = False) -> None:
+    """List cached outputs of frozen layers and decoded images on this machine, or delete them.
+
+    Everything in the cache can be deleted: it is computed again when a trial needs it.
+
+    Args:
+        cache_dir: the folder; the default is in the user's cache.
+        empty: delete every entry.
+    """
+    found = list_cache(cache_dir)
+    if empty:
+        count = empty_cache(cache_dir)
+        print(f"deleted {count} entries, {format_bytes(found.size)}, from {found.folder}")
+        return
+    for entry in found.entries:
+        print(f"{format_bytes(entry.size):>9}  last used {_when(entry)}  {entry.what}")
+    print(f"{len(found.entries)} entries, {format_bytes(found.size)}, in {found.folder}")
+
+
+main = command("harness.cache", run)
 
 if __name__ == "__main__":
     sys.exit(main())

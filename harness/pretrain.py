@@ -7,18 +7,15 @@ Running the same command again trains only what is not recorded yet.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.core.caller import undisturbed
-from harness.core.command_line import Parser, add_tracking_uri, escaped_output, run_command
+from harness.core.command_line import File, command, escaped_output
 from harness.core.errors import UserError
 from harness.core.study_file import run_file, study_path
-
-ROOT = Path("mlruns")
 
 
 @dataclass(frozen=True)
@@ -36,75 +33,40 @@ class Pretrained:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = Parser(
-        prog="python -m harness.pretrain",
-        description="Train the `sources` of a file and record them; a trial names one as its source.",
-        epilog="Running the same command again trains only what is not recorded yet.",
-    )
-    parser.add_argument(
-        "--space",
-        required=True,
-        type=study_path,
-        help="a Python file with `sources` (its code is run)",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
-    add_tracking_uri(parser)
-    parser.add_argument(
-        "--cache-dir", type=Path, help="where decoded images are kept (default: user's cache)"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print what would be trained; stop")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    return run_command(lambda: run(parse(argv)), "run the same command again to go on")
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Everything after the command line has been read.
-
-    Raises:
-        UserError: on bad input.
-    """
-    a = arguments
-    pretrain_sources(a.space, a.device, a.tracking_uri, a.cache_dir, a.dry_run)
-    return 0
-
-
 @undisturbed()
 @escaped_output()
 def pretrain_sources(
-    path: str | Path,
+    space: File,
+    *,
     device: str = "auto",
     tracking_uri: str | None = None,
-    cache_dir: Path | None = None,
+    cache_dir: File | None = None,
     dry_run: bool = False,
 ) -> tuple[Pretrained, ...]:
-    """Train the `sources` of a file that are not recorded yet, and record them; progress is printed.
+    """Train the `sources` of a file and record them; a trial names one as its source.
+
+    Running the same command again trains only what is not recorded yet.
 
     Args:
-        path: a Python file with `sources`, or the name of a shipped study.
-        device: "auto", "cpu", "cuda" or "mps".
-        tracking_uri: where they are recorded; None is the database in ./mlruns.
-        cache_dir: where decoded images are kept; None is the user's cache.
-        dry_run: only print what would be trained.
+        space: a Python file with `sources` (its code is run), or the name of a shipped study.
+        device: auto, cpu, cuda or mps.
+        tracking_uri: MLflow tracking URI; the default is sqlite:///mlruns/mlflow.db.
+        cache_dir: folder that caches decoded images; the default is in the user's cache.
+        dry_run: print what would be trained; then stop.
 
     Raises:
         UserError: on bad input, or if a loss is not finite.
     """
     from harness.similarity.sources.spec import sources_of
 
-    file = study_path(str(path))
+    file = study_path(str(space))
     sources = sources_of(run_file(file), file)
 
     import torch
 
     from harness.backbones import check_backbone
     from harness.backbones.recorded import PREFIX
-    from harness.core.stores import default_tracking_uri
+    from harness.core.stores import ROOT, default_tracking_uri
     from harness.data.cached import Cache, default_folder
     from harness.search.lock import sole_runner
     from harness.similarity.sources.recording import (
@@ -126,12 +88,12 @@ def pretrain_sources(
         for spec in sources:
             print(f"{PREFIX}{spec.name} x {spec.models}: {spec.objective} on {spec.data}")
         return ()
-    cache, done = Cache(cache_dir or default_folder()), list[Pretrained]()
+    cache, done = Cache(Path(cache_dir or default_folder())), list[Pretrained]()
     tags = {"device": where.name, "threads": str(torch.get_num_threads())}
     total = sum(spec.models for spec in sources)
     with sole_runner(ROOT, EXPERIMENT):
         recorder = Experiment(
-            tracking_uri or default_tracking_uri(ROOT),
+            tracking_uri or default_tracking_uri(),
             EXPERIMENT,
             {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": NOTE},
         )
@@ -148,6 +110,10 @@ def pretrain_sources(
     print(f"{total - resumed} models trained, {resumed} of {total} were recorded before")
     return tuple(done)
 
+
+main = command(
+    "harness.pretrain", pretrain_sources, if_stopped="run the same command again to go on"
+)
 
 if __name__ == "__main__":
     sys.exit(main())

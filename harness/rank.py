@@ -1,17 +1,12 @@
 """Rank candidate sources for a target by measures of transferability, before any training.
 
-    python -m harness.rank --target folder:pets --sources tf_efficientnet_lite0,mobilenetv2_100
-
-Says what recorded studies show about these measures, and when they do no better than one order for all.
+python -m harness.rank --target folder:pets --sources tf_efficientnet_lite0,mobilenetv2_100
 """
 
 from __future__ import annotations
 
-import argparse
-import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,120 +14,38 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.core.caller import undisturbed
-from harness.core.command_line import Parser, run_command
+from harness.core.command_line import File, command
 from harness.core.errors import UserError
-from harness.core.html import as_table
 
 if TYPE_CHECKING:
-    from harness.similarity import Measurement
     from harness.similarity.sources.evidence import Evidence
-    from harness.similarity.sources.ranking import Candidate
-
-ROOT = Path("mlruns")
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Sources for a target, the most promising first; a table in a notebook.
-
-    Attributes:
-        target: its name.
-        images: training images of it that were looked at.
-        candidates: with what each measure says of them.
-        measure: that they are ranked by.
-        evidence: how measures picked in recorded studies.
-        verdict: what to believe of it, in sentences.
-    """
-
-    target: str
-    images: int
-    candidates: tuple[Candidate, ...]
-    measure: str
-    evidence: tuple[Evidence, ...]
-    verdict: tuple[str, ...]
-
-    def _repr_html_(self) -> str:
-        rows = []
-        for name in dict.fromkeys(n for c in self.candidates for n in c.measures):
-            measured = [c.measures[name] for c in self.candidates]
-            if not all(m.refused for m in measured):
-                rows.append((name, *map(_describe, measured)))
-        caption = f"target {self.target}: {self.images} training images; {'; '.join(self.verdict)}"
-        return as_table(caption, ("measure", *(c.name for c in self.candidates)), rows)
-
-
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = Parser(
-        prog="python -m harness.rank",
-        description="Rank candidate sources for a target by measures of transferability.",
-    )
-    parser.add_argument("--target", required=True, help="as in TrialSpec, e.g. folder:PATH")
-    parser.add_argument(
-        "--sources",
-        help="backbones (with their ImageNet weights) and recorded:NAME, joined by commas "
-        "(default: the backbones whose weights are installed)",
-    )
-    parser.add_argument(
-        "--images", type=int, default=200, help="training images looked at (default: 200)"
-    )
-    parser.add_argument(
-        "--resolution", type=int, default=96, help="of the backbones, in pixels (default: 96)"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
-    parser.add_argument(
-        "--tracking-uri", help="recorded studies (default: sqlite:///mlruns/mlflow.db)"
-    )
-    parser.add_argument(
-        "--cache-dir", type=Path, help="where outputs of networks are kept (default: user's cache)"
-    )
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    return run_command(lambda: run(parse(argv)))
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Everything after the command line has been read.
-
-    Raises:
-        UserError: on bad input.
-    """
-    a = arguments
-    sources = a.sources.split(",") if a.sources else None
-    found = rank_sources(
-        a.target, sources, a.images, a.resolution, a.device, a.tracking_uri, a.cache_dir
-    )
-    print(f"target {found.target}: {found.images} training images looked at")
-    show(found.candidates)
-    show_evidence(found.evidence)
-    print(*found.verdict, sep="\n")
-    return 0
+    from harness.similarity.sources.ranking import Candidate, Ranking
 
 
 @undisturbed()
 def rank_sources(
     target: str,
-    sources: Sequence[str] | None = None,
+    *,
+    sources: str | Sequence[str] | None = None,
     images: int = 200,
     resolution: int = 96,
     device: str = "auto",
     tracking_uri: str | None = None,
-    cache_dir: Path | None = None,
+    cache_dir: File | None = None,
 ) -> Ranking:
-    """Which source should this target be learned from? Measured before paying for any training.
+    """Rank candidate sources for a target by measures of transferability, before any training.
+
+    Says what recorded studies show about these measures, and when they do no better than one order for all.
 
     Args:
-        target: as in TrialSpec, e.g. "folder:PATH".
-        sources: backbones (with their ImageNet weights) and "recorded:NAME", at least 2; None are the
-            backbones whose weights are installed.
+        target: as in TrialSpec, e.g. folder:PATH.
+        sources: backbones (with their ImageNet weights) and recorded:NAME, joined by commas; the default is
+            the backbones whose weights are installed.
         images: training images looked at, at least 10.
         resolution: of the backbones, in pixels, at least 8.
-        device: "auto", "cpu", "cuda" or "mps".
-        tracking_uri: where studies are recorded; None is the database in ./mlruns.
-        cache_dir: where outputs of networks are kept; None is the user's cache.
+        device: auto, cpu, cuda or mps.
+        tracking_uri: MLflow tracking URI of recorded studies; the default is sqlite:///mlruns/mlflow.db.
+        cache_dir: folder that caches outputs of networks; the default is in the user's cache.
 
     Raises:
         UserError: on bad input.
@@ -145,18 +58,26 @@ def rank_sources(
     from harness.core.stores import default_tracking_uri
     from harness.data.cached import Cache, default_folder
     from harness.similarity.sources.evidence import PHASES, evidence, read_results
-    from harness.similarity.sources.ranking import candidates, headline, pair_of, ranked, verdict
+    from harness.similarity.sources.ranking import (
+        Ranking,
+        candidates,
+        headline,
+        pair_of,
+        ranked,
+        verdict,
+    )
     from harness.tracking.runs import read_runs
     from harness.training.device import resolve_device
 
     where = resolve_device(device)
+    sources = sources.split(",") if isinstance(sources, str) else sources
     names = [name for name, wheel in WHEELS.items() if wheel.file()] if sources is None else sources
     names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     if len(names) < 2:
         raise UserError(f"--sources must name at least 2, got {', '.join(names) or 'none'}")
-    runs = read_runs(tracking_uri or default_tracking_uri(ROOT), PHASES)
+    runs = read_runs(tracking_uri or default_tracking_uri(), PHASES)
     pairs = [pair_of(name, target, resolution, images) for name in names]
-    found = candidates(pairs, runs, where, Cache(cache_dir or default_folder()))
+    found = candidates(pairs, runs, where, Cache(Path(cache_dir or default_folder())))
     known = evidence(read_results(runs))
     measure = headline(found, known)
     return Ranking(
@@ -169,7 +90,15 @@ def rank_sources(
     )
 
 
-def show(found: Sequence[Candidate]) -> None:
+def show(found: Ranking) -> None:
+    """Print it."""
+    print(f"target {found.target}: {found.images} training images looked at")
+    show_candidates(found.candidates)
+    show_evidence(found.evidence)
+    print(*found.verdict, sep="\n")
+
+
+def show_candidates(found: Sequence[Candidate]) -> None:
     """A table: one row per measure that has a value for any candidate, one column per candidate."""
     names = dict.fromkeys(n for c in found for n in c.measures)
     absent: dict[str, list[str]] = {}
@@ -180,18 +109,10 @@ def show(found: Sequence[Candidate]) -> None:
             absent.setdefault("; ".join(dict.fromkeys(m.reason for m in measured)), []).append(name)
             continue
         better = next(m.better for m in measured if not m.refused)
-        table.add_row(name, better, *map(_describe, measured))
+        table.add_row(name, better, *(m.describe() for m in measured))
     console().print(table)
     for reason, refused in absent.items():
         console().print(f"no {', '.join(refused)}: {reason}", markup=False)
-
-
-def _describe(found: Measurement) -> str:
-    if found.refused:
-        return "-"
-    if math.isnan(found.low):
-        return f"{found.value:.3g}"
-    return f"{found.value:.3g} ({found.low:.3g} to {found.high:.3g})"
 
 
 def console() -> Console:
@@ -213,6 +134,8 @@ def show_evidence(known: Sequence[Evidence]) -> None:
         )
     console().print(table)
 
+
+main = command("harness.rank", rank_sources, show)
 
 if __name__ == "__main__":
     sys.exit(main())

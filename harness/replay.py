@@ -1,381 +1,69 @@
 """Run a recorded trial again from its MLflow run alone, and compare the results digit by digit.
 
-    python -m harness.replay RUN_ID
-    python -m harness.replay RUN_ID --space FILE    # for a strategy, backbone or target that FILE defines
-
-Exit code 0 if the results agree: bitwise if machine, versions and settings are the recorded ones, else
-within a tolerance. 1 if they do not agree, or if images or weights have changed; 2 on bad input.
-Differences of inputs, versions and settings from the recorded ones are listed. Nothing is recorded.
+python -m harness.replay RUN_ID
+python -m harness.replay RUN_ID --space FILE    # for a strategy, backbone or target that FILE defines
 """
 
 from __future__ import annotations
 
-import argparse
-import math
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from harness.core.caller import undisturbed
-from harness.core.command_line import Parser, add_tracking_uri, run_command, size
-from harness.core.errors import UnknownName, UserError, first_line
-from harness.core.html import as_table
-from harness.core.spec import TrialSpec
-from harness.core.study_file import names_of, study_path, study_sha256
-from harness.core.units import parse_size
-from harness.core.versions import COMPUTING
+from harness.core.command_line import SIZE, File, command
+from harness.core.study_file import names_of, study_path
+from harness.core.units import Size
 
 if TYPE_CHECKING:
-    from harness.tracking.runs import RecordedRun
-    from harness.training.device import Device
-    from harness.training.loop import Fit
-
-ROOT = Path("mlruns")
-TOLERANCE = 0.05
-"""Elsewhere: relative, of a loss; absolute, of an accuracy. So far were losses of emulated processors apart
-after 80 steps of AdamW; after 2 steps it is 1e-5 (tests/test_processors.py)."""
-COMPUTES = (
-    *("device", "threads", "env.hardware", "env.cpu_capability", "env.platform"),
-    *("env.variables", "env.arithmetic", "env.cuda"),
-    *(f"env.{package}" for package in COMPUTING),
-)
-"""Tags without whose agreement equal bits are not promised."""
-READ = ("sha256.images", "sha256.weights")
-"""Tags that say what a trial is made from: of other images it is another trial, however near."""
-STUDY_FILE = "sha256.study_file"
-"""Of the file that defines strategy, backbone or target; its words, such as its answer, may change."""
-PER_EPOCH = ("train_loss", "val_loss", "val_accuracy")
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One metric of one epoch (or, for the test images, of the end), recorded and replayed."""
-
-    name: str
-    epoch: int
-    recorded: float
-    replayed: float
-
-    @property
-    def equal(self) -> bool:
-        """Bit for bit."""
-        return self.recorded == self.replayed
-
-    @property
-    def error(self) -> float:
-        """Relative difference of a loss, difference of an accuracy."""
-        off = abs(self.recorded - self.replayed)
-        largest = max(abs(self.recorded), abs(self.replayed))
-        return off / largest if "loss" in self.name and largest else off
-
-    @property
-    def digits(self) -> float:
-        """Leading decimal digits that agree; -1 where one of the two is missing."""
-        if math.isnan(self.error):
-            return -1.0
-        return math.inf if self.equal else max(0.0, -math.log10(self.error))
-
-    @property
-    def description(self) -> str:
-        """How well they agree."""
-        if self.equal:
-            return "bitwise equal"
-        return "one is missing" if self.digits < 0 else f"{self.digits:.1f} digits"
-
-
-@dataclass(frozen=True)
-class Replayed:
-    """A trial run again; a table in a notebook.
-
-    Attributes:
-        run_id: of the recorded trial.
-        agreed: bitwise where nothing that computes differs, within a tolerance elsewhere; never where images
-            or weights are not those it was made from.
-        comparisons: every value of every epoch, then those of the test images; empty where it `ended`.
-        differs: what is not as it was, one line each.
-        ended: why it gave nothing to compare; else "".
-    """
-
-    run_id: str
-    agreed: bool
-    comparisons: tuple[Comparison, ...] = ()
-    differs: tuple[str, ...] = ()
-    ended: str = ""
-
-    def _repr_html_(self) -> str:
-        word = (
-            f"ended with {self.ended}" if self.ended else "agreed" if self.agreed else "DISAGREED"
-        )
-        rows = [(c.name, c.epoch, c.recorded, c.replayed, c.description) for c in self.comparisons]
-        columns = ("metric", "epoch", "recorded", "replayed", "")
-        return as_table(f"run {self.run_id}: {word}", columns, rows)
-
-
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = Parser(
-        prog="python -m harness.replay",
-        description="Rerun a recorded trial and say whether it came out again, and to how many digits.",
-    )
-    parser.add_argument("run_id", metavar="RUN_ID", help="of a complete trial, from the MLflow UI")
-    parser.add_argument(
-        "--space",
-        metavar="FILE",
-        type=study_path,
-        help="study file (its code is run); needed where it defines the strategy, backbone or target",
-    )
-    add_tracking_uri(parser)
-    parser.add_argument(
-        "--device", help="auto, cpu, cuda or mps (default: the recorded one if it is there)"
-    )
-    parser.add_argument(
-        "--cache-dir",
-        type=Path,
-        help="read outputs of frozen layers from here (default: they are computed again)",
-    )
-    parser.add_argument(
-        "--cache-budget",
-        default="10GiB",
-        type=size,
-        help="bytes kept there; 0 keeps nothing (default: 10GiB)",
-    )
-    parser.add_argument(
-        "--target", help="where its images lie now (default: where they were, or were seen since)"
-    )
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    return run_command(lambda: run(parse(argv)))
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Everything after the command line has been read.
-
-    Raises:
-        UserError: on bad input.
-    """
-    a = arguments
-    done = replay_run(
-        a.run_id, a.tracking_uri, a.device, a.space, a.cache_dir, a.cache_budget, a.target
-    )
-    return 0 if done.agreed else 1
+    from harness.tracking.replay import Replayed
 
 
 @undisturbed()
 def replay_run(
     run_id: str,
+    *,
+    space: File | None = None,
     tracking_uri: str | None = None,
     device: str | None = None,
-    space: str | Path | None = None,
-    cache_dir: str | Path | None = None,
-    cache_budget: str = "10GiB",
+    cache_dir: File | None = None,
+    cache_budget: Annotated[Size | str, SIZE] = "10GiB",
     target: str | None = None,
 ) -> Replayed:
-    """Run a recorded trial again, and print how well it agrees. Nothing is recorded.
+    """Run a recorded trial again, and print to how many digits the results agree. Nothing is recorded.
+
+    The exit code is 0 if they agree: bitwise if machine, versions and settings are the recorded ones, else
+    within a tolerance. It is 1 if they do not agree, or if images or weights have changed, and 2 on bad
+    input. Differences of inputs, versions and settings from the recorded ones are listed.
 
     Args:
         run_id: of a complete trial, from the MLflow UI.
-        tracking_uri: where it is recorded; None is the database in ./mlruns.
-        device: "auto", "cpu", "cuda" or "mps"; None is the recorded one if it is there.
-        space: study file, or name of a shipped study, that defines its strategy, backbone or target, where
-            one does; its code is run.
-        cache_dir: outputs of frozen layers are read from here; None computes them again.
-        cache_budget: a size; "0" keeps nothing.
-        target: where its images lie now, e.g. "folder:PATH"; None finds them where they were, or where equal
-            ones were seen since.
+        space: study file (its code is run), needed where it defines the strategy, backbone or target.
+        tracking_uri: MLflow tracking URI; the default is sqlite:///mlruns/mlflow.db.
+        device: auto, cpu, cuda or mps; the default is the recorded one if it is there.
+        cache_dir: read outputs of frozen layers from this folder; by default they are computed again.
+        cache_budget: size limit of that folder; 0 caches nothing.
+        target: where its images are now, e.g. folder:PATH; by default they are looked for where they were,
+            and where equal ones have been seen since.
 
     Raises:
         UserError: on bad input.
     """
     from harness.core.stores import default_tracking_uri
+    from harness.tracking import replay
     from harness.tracking.runs import read_run
     from harness.training.provenance import clear_caches
 
     clear_caches()
-    budget = parse_size(cache_budget)
-    recorded = read_run(tracking_uri or default_tracking_uri(ROOT), run_id)
+    budget = Size(cache_budget)
+    recorded = read_run(tracking_uri or default_tracking_uri(), run_id)
     file = None if space is None else study_path(str(space))
     kept = None if cache_dir is None else Path(cache_dir)
     with names_of(file, recorded.tags):
-        return _replay_and_compare(recorded, device, file, kept, budget, target)
+        return replay.replay_run(recorded, device, file, kept, budget, target)
 
 
-def _replay_and_compare(
-    recorded: RecordedRun,
-    device: str | None,
-    space: Path | None,
-    cache_dir: Path | None,
-    budget: int,
-    target: str | None,
-) -> Replayed:
-    from harness.data.cached import Cache
-    from harness.training.loop import start
-
-    run_id, spec = recorded.run_id, spec_of(recorded)
-    spec = replace(spec, target=_target_now(spec, recorded, target))
-    where = _device(device, recorded)
-    now = {tag: "absent" for tag in COMPUTES if tag in recorded.tags} | _now(spec, where)
-    if space is not None:
-        now[STUDY_FILE] = study_sha256(space)
-    changed = differences(recorded, now)
-    # A folder of its own: what an earlier trial kept would not be computed again.
-    with tempfile.TemporaryDirectory(prefix="replay-") as own:
-        fit = start(spec, where, Cache((cache_dir or Path(own)) if budget else None, budget))
-        print(f"run {run_id} of study {recorded.experiment}: {recorded.name}")
-        for line in changed.values():
-            print(f"differs: {line}")
-        known = (*COMPUTES, *READ, STUDY_FILE)
-        if unknown := [t for t in known if t in now and t not in recorded.tags]:
-            print(f"not recorded, so not compared: {', '.join(unknown)}")
-        replayed = replay(fit, test=recorded.tags["phase"] == "repeat")
-    if isinstance(replayed, str):
-        print(f"DISAGREED: recorded as complete, it now ends with {replayed}")
-        return Replayed(run_id, False, differs=tuple(changed.values()), ended=replayed)
-    found, notes = replayed
-    ways = differences(recorded, notes)
-    for line in ways.values():
-        print(f"differs: {line} (see --cache-budget)")
-    elsewhere = bool(ways or changed.keys() & COMPUTES)
-    values = list(compared(recorded, found))
-    agreed = _verdict(values, elsewhere, [t for t in (*READ, STUDY_FILE) if t in changed])
-    return Replayed(run_id, agreed, tuple(values), (*changed.values(), *ways.values()))
-
-
-def spec_of(recorded: RecordedRun) -> TrialSpec:
-    """The trial that a run records.
-
-    Raises:
-        UserError: if it is no trial, did not complete, or its parameters make none.
-        UnknownName: if it is of a strategy that is not known.
-    """
-    run = f"run {recorded.run_id!r} ({recorded.name})"
-    if recorded.tags.get("phase") not in ("tune", "repeat"):
-        raise UserError(
-            f"{run} is no trial of a study; choose one with the tag phase: tune or repeat"
-        )
-    outcome = recorded.tags.get("outcome", "unfinished")
-    if outcome != "complete":
-        raise UserError(f"{run} is {outcome}; only a complete trial can be compared")
-    try:
-        return TrialSpec.from_flat(recorded.params)
-    except (UserError, ValueError, TypeError, SyntaxError) as error:
-        kind = UnknownName if isinstance(error, UnknownName) else UserError
-        raise kind(f"the parameters of {run} make no trial here: {error}") from error
-
-
-def _target_now(spec: TrialSpec, recorded: RecordedRun, target: str | None) -> str:
-    """The name of the images that it was made from, which may have moved."""
-    from harness.data import find_again
-
-    now = target or find_again(spec.target, recorded.tags.get("sha256.images", ""))
-    if now != spec.target:
-        print(f"target {spec.target} is read from {now}")
-    return now
-
-
-def _device(asked: str | None, recorded: RecordedRun) -> Device:
-    """The one asked for, else the recorded one, else what there is; as many threads as then."""
-    import torch
-
-    from harness.training.device import resolve_device
-
-    if (threads := recorded.tags.get("threads", "")).isdecimal() and int(threads):
-        torch.set_num_threads(int(threads))  # else sums would be made in another order
-    if asked is not None:
-        return resolve_device(asked)
-    try:
-        return resolve_device(recorded.tags.get("device", "auto").partition(":")[0])
-    except UserError:
-        return resolve_device("auto")
-
-
-def _now(spec: TrialSpec, device: Device) -> dict[str, str]:
-    """The tags that a run of this trial would get here and now."""
-    from harness.training.provenance import environment, input_tags, inputs_of
-
-    inputs = inputs_of(spec.target, spec.backbone, spec.source)
-    return {**environment(device), **input_tags(inputs)}
-
-
-def differences(recorded: RecordedRun, now: Mapping[str, str]) -> dict[str, str]:
-    """Tag -> what it was and what it is, for those recorded that are not as they were."""
-    return {
-        tag: f"{tag} was {recorded.tags[tag]}, is {value}"
-        for tag, value in now.items()
-        if tag in recorded.tags and recorded.tags[tag] != value
-    }
-
-
-Values = dict[str, dict[int, float]]
-"""Metric -> epoch -> value; those of the test images at epoch 0, as recorded in MLflow."""
-
-
-def replay(fit: Fit, test: bool) -> tuple[Values, Mapping[str, str]] | str:
-    """What the trial gives now, and its notes on what was kept of frozen groups; or why it gives nothing."""
-    found: Values = {}
-    try:
-        for epoch in fit:
-            for name in PER_EPOCH:
-                found.setdefault(name, {})[epoch.epoch] = getattr(epoch, name)
-        result = fit.finish(test)
-    except UserError:
-        raise
-    except Exception as error:  # diverged, out of memory, a strategy of the user's that raises, ...
-        return f"{type(error).__name__}: {first_line(error)}"
-    tested = {k: {0: v} for k, v in result.metrics.items() if k.startswith("test_")}
-    return found | tested, result.notes
-
-
-def compared(
-    recorded: RecordedRun, replayed: Mapping[str, Mapping[int, float]]
-) -> Iterator[Comparison]:
-    """Every value that was recorded or replayed; NaN where one of the two lacks it."""
-    names = [n for n in recorded.metrics if n in PER_EPOCH or n.startswith("test_")]
-    for name in dict.fromkeys((*PER_EPOCH, *names, *replayed)):
-        then, now = recorded.metrics.get(name, {}), replayed.get(name, {})
-        for epoch in sorted({*then, *now}):
-            yield Comparison(name, epoch, then.get(epoch, math.nan), now.get(epoch, math.nan))
-
-
-def _verdict(found: list[Comparison], elsewhere: bool, other: list[str]) -> bool:
-    """Print a line per metric and one in all; says whether it agreed.
-
-    Args:
-        found: what was compared.
-        elsewhere: whether something that computes is not what it was.
-        other: tags of what the trial is made from that are not what they were.
-    """
-    for name in dict.fromkeys(c.name for c in found):
-        values = [c for c in found if c.name == name]
-        last, same = values[-1], sum(c.equal for c in values)
-        line = f"{name}: recorded {last.recorded!r}, replayed {last.replayed!r}: {last.description}"
-        if len(values) > 1 and same < len(values):
-            worst = min(values, key=lambda c: c.digits)
-            line += f"; epoch {worst.epoch}: {worst.description}"
-        print(f"{line} ({same} of {len(values)} epochs bitwise)" if name in PER_EPOCH else line)
-    equal, close = all(c.equal for c in found), all(c.error <= TOLERANCE for c in found)
-    near = "bitwise equal" if equal else f"within {TOLERANCE:g}" if close else ""
-    if set(READ) & set(other) or (other and not equal and not (elsewhere and close)):
-        but = f"; its values are {near} all the same" if near else ""
-        print(f"DISAGREED: it was made from something else ({', '.join(other)}){but}")
-        return False
-    but = "; the study file is not as it was" if other else ""
-    if equal:
-        print(f"AGREED: bitwise equal{but}")
-        return True
-    if elsewhere and close:
-        print(f"AGREED within {TOLERANCE:g} (losses relative, accuracies absolute){but}")
-        print("equal bits are promised only where nothing named above differs")
-        return True
-    why = f"{TOLERANCE:g} is allowed" if elsewhere else "bitwise equal is promised here"
-    print(f"DISAGREED: {why}")
-    return False
-
+main = command("harness.replay", replay_run, lambda done: 0 if done.agreed else 1)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,13 +6,12 @@ python -m harness.sync --study freeze_depth --check    # only compares: exit cod
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.core.caller import undisturbed
-from harness.core.command_line import Parser, add_stores, run_command
+from harness.core.command_line import command
 
 if TYPE_CHECKING:
     from harness.tracking.projection import Difference
@@ -38,66 +37,23 @@ class Synced:
         return tuple(d for d in self.differences if not d.mended)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = Parser(
-        prog="python -m harness.sync",
-        description="Make MLflow show what the record of a study says.",
-    )
-    parser.add_argument("--study", required=True, metavar="NAME", help="study")
-    parser.add_argument("--check", action="store_true", help="only say what differs; write nothing")
-    parser.add_argument(
-        "--restore", action="store_true", help="bring back runs that were deleted in MLflow's UI"
-    )
-    add_stores(parser)
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    return run_command(lambda: run(parse(argv)))
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Everything after the command line has been read.
-
-    Raises:
-        UserError: if there is no such study, or a store cannot be used.
-    """
-    done = sync_study(
-        arguments.study,
-        check=arguments.check,
-        restore=arguments.restore,
-        storage=arguments.storage,
-        tracking_uri=arguments.tracking_uri,
-    )
-    for found in done.differences:
-        print(f"{'mended' if found.mended else 'differs'}: {found.what}")
-    said = f"study {done.study}: {done.trials} trials in the record"
-    if not done.differences:
-        print(f"{said}, and MLflow shows them as they are")
-    else:
-        mended = len(done.differences) - len(done.left)
-        print(f"{said}; {mended} differences were mended, {len(done.left)} are left")
-    return 1 if done.left else 0
-
-
 @undisturbed()
 def sync_study(
     study: str,
+    *,
     check: bool = False,
     restore: bool = False,
     storage: str | None = None,
     tracking_uri: str | None = None,
 ) -> Synced:
-    """Bring MLflow into agreement with a study's record.
+    """Bring MLflow into agreement with a study's record, or only report the differences.
 
     Args:
-        study: its name.
-        check: only compare.
+        study: name of the study.
+        check: only report what differs; write nothing.
         restore: bring back runs that were deleted in MLflow's UI.
-        storage: Optuna storage URL; None is the database beside MLflow's.
-        tracking_uri: MLflow's; None is the database in ./mlruns.
+        storage: Optuna storage URL; the default is optuna.db beside MLflow's database.
+        tracking_uri: MLflow tracking URI; the default is sqlite:///mlruns/mlflow.db.
 
     Raises:
         UserError: if there is no such study, a command works on it, or a store cannot be used.
@@ -124,6 +80,21 @@ def sync_study(
             raise UserError(f"cannot sync with MLflow: {refusal(error)}") from error
         return Synced(study, len(record.trials(info)), tuple(found))
 
+
+def show(done: Synced) -> int:
+    """Print the differences; returns 1 if some are left."""
+    for found in done.differences:
+        print(f"{'mended' if found.mended else 'differs'}: {found.what}")
+    said = f"study {done.study}: {done.trials} trials in the record"
+    if not done.differences:
+        print(f"{said}, and MLflow shows them as they are")
+    else:
+        mended = len(done.differences) - len(done.left)
+        print(f"{said}; {mended} differences were mended, {len(done.left)} are left")
+    return 1 if done.left else 0
+
+
+main = command("harness.sync", sync_study, show)
 
 if __name__ == "__main__":
     sys.exit(main())

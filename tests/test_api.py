@@ -21,9 +21,9 @@ import harness
 from harness import StudyOptions, study
 from harness.core.errors import UserError
 from harness.data.cached import Entry
-from harness.replay import Comparison
 from harness.similarity import Measurement
 from harness.similarity.sources.ranking import Candidate
+from harness.tracking.replay import Comparison
 from harness.tracking.results import CellRecord
 from harness.tracking.runs import Kept, Recorded
 from tests.test_command import NEEDED

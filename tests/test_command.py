@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
+import re
+import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -29,17 +32,14 @@ NEEDED: Mapping[str, tuple[str, ...]] = {
     "harness.similarity": ("--space", "x.py"),
     "harness.status": ("--study", "x"),
     "harness.study": ("--space", "x.py"),
-    "harness.sync": ("--study", "x"),
+    "harness.sync": ("x",),
 }
 """Command -> what it cannot do without."""
 
 
 def said(command: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The one line that a command refuses its arguments with."""
-    package = importlib.util.find_spec(command)
-    assert package is not None
-    name = f"{command}.__main__" if package.submodule_search_locations else command
-    assert importlib.import_module(name).main(arguments) == 2
+    assert main_of(command)(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
@@ -57,6 +57,47 @@ def test_every_command_is_in_the_table() -> None:
     assert hooks.commands() == sorted(NEEDED)
 
 
+def main_of(command: str) -> Callable[[Sequence[str]], int]:
+    """The function behind `python -m COMMAND`."""
+    package = importlib.util.find_spec(command)
+    assert package is not None
+    name = f"{command}.__main__" if package.submodule_search_locations else command
+    main: Callable[[Sequence[str]], int] = importlib.import_module(name).main
+    return main
+
+
+@pytest.mark.parametrize("command", NEEDED)
+def test_help_explains_every_option_within_80_columns_of_ascii(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", plain)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main_of(command)(["--help"]) == 0
+    plain.seek(0)
+    lines = plain.read().splitlines()
+    assert lines[0].startswith(f"Usage: python -m {command} ")
+    assert max(map(len, lines)) <= 80
+    options = [line for line in lines if re.match(r"\| [ *]*([A-Z-]+ )?--\w", line)]
+    assert options
+    for line in options:
+        assert re.search(r"--\S+( [A-Z|./=]+)* {2,}\w", line), line
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = f"""
+import sys
+from tests.test_command import main_of
+for command in {[c for c in NEEDED if c != "harness.similarity"]}:  # the package of measures
+    assert main_of(command)(["--help"]) == 0
+    heavy = {{"torch", "timm", "mlflow", "optuna", "sklearn", "torchvision", "pandas"}} & {{*sys.modules}}
+    assert not heavy, (command, heavy)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--space" in done.stdout
+
+
 @pytest.mark.parametrize("command", NEEDED)
 def test_unknown_option_is_refused_in_one_line(
     command: str, capsys: pytest.CaptureFixture[str]
@@ -70,7 +111,6 @@ def test_missing_argument_is_named(command: str, capsys: pytest.CaptureFixture[s
     line = said(command, [], capsys)
     if NEEDED[command][0].startswith("--"):
         assert NEEDED[command][0] in line
-    assert "require" in line
 
 
 @pytest.mark.parametrize(
@@ -83,10 +123,8 @@ def test_missing_argument_is_named(command: str, capsys: pytest.CaptureFixture[s
         ("study", ["--max-memory", "lots"], "Invalid value for --max-memory: size 'lots' is not valid"),
         ("study", ["--cache-budget", "-1"], "Invalid value for --cache-budget: size '-1' is not"),
         ("study", ["--trials"], "Parameter --trials requires an argument"),
-        ("study", ["--trials", "3", "--trials", "4"], "Parameter --trials specified multiple times"),
         ("study", ["y.py"], "Unused Tokens: ['y.py']"),
-        ("replay", ["--cache-budget", "8 gigs"], "argument --cache-budget: size '8 gigs' is not valid"),
-        ("predict", ["--top"], "argument --top: expected one argument"),
+        ("replay", ["--cache-budget", "8 gigs"], "Invalid value for --cache-budget: size '8 gigs' is not"),
         ("predict", ["--top=0"], "--top must be at least 1, got 0"),
         ("export", ["--register", "a/b"], "--register 'a/b': a name in MLflow's registry holds no"),
         ("lr_find", ["--steps", "9"], "--steps must be at least 10 and --highest above 0"),
@@ -104,7 +142,7 @@ def test_wrong_value_is_refused_before_anything_is_read(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--max-memory", "8 apples"], "argument --max-memory: size '8 apples' is not valid"),
+        (["--max-memory", "8 apples"], "Invalid value for --max-memory: size '8 apples' is not"),
         (["--max-minutes", "0"], "--max-minutes must be above 0, got 0"),
     ],
 )

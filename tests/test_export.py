@@ -269,7 +269,7 @@ def test_strategy_of_a_study_file_is_exported_with_that_file(
     assert re.fullmatch(r"error: unknown strategy 'Halves'.*; .* add --space FILE\n", printed.err)
     assert not (tmp_path / "model").exists()
     model = str(tmp_path / "model")
-    export_model("toy", None, model, False, "cpu", tracking_uri, space=str(file))
+    export_model("toy", out=model, device="cpu", tracking_uri=tracking_uri, space=str(file))
     assert (
         json.loads((tmp_path / "model" / "model.json").read_text())["trial"]["strategy"] == "Halves"
     )

@@ -20,7 +20,7 @@ from harness.core.errors import UserError
 from harness.data import Target, clear_caches, load_target, open_image
 from harness.dataset_report.inspection import inspect_target
 from harness.dataset_report.text import findings
-from harness.predict import _files
+from harness.deploy.prediction import image_files
 
 
 @pytest.fixture(autouse=True)
@@ -395,7 +395,7 @@ def test_predictions_pass_over_the_same_files(tmp_path: Path) -> None:
     images(tmp_path / "pets", 1, "", "JPEG")
     images(tmp_path / "pets" / ".ipynb_checkpoints", 2)
     (tmp_path / "pets" / "notes.txt").write_text("bought in 2019")
-    found, notes = _files([tmp_path / "pets", tmp_path / "any.png"])
+    found, notes = image_files([tmp_path / "pets", tmp_path / "any.png"])
     assert found == [tmp_path / "pets" / "0", tmp_path / "any.png"]
     assert len(notes) == 2
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from harness.core.errors import UserError
-from harness.lr_find import main, suggest
+from harness.lr_find import main
+from harness.training.lr_range import suggest
 
 
 def test_suggestion_brackets_the_steepest_fall_and_a_tenth_of_the_minimum() -> None:

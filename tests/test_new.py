@@ -19,8 +19,9 @@ from harness.core.strategies import LinearProbe
 from harness.data import clear_caches, load_target, split_indices
 from harness.dataset_report import proposal
 from harness.dataset_report.inspection import inspect_target
+from harness.dataset_report.new_study import slug
 from harness.dataset_report.text import findings
-from harness.new import main, propose_study, slug
+from harness.new import main, propose_study
 
 CONFIG = Path(__file__).parents[1] / "pyproject.toml"
 
@@ -139,7 +140,7 @@ def test_too_few_images_are_refused_with_what_would_be_enough() -> None:
     with pytest.raises(
         UserError, match=r"cat has 2, dog has 2\); at least 2 classes need 5 images"
     ):
-        propose_study("folder:few", Path("few.py"), Path("report"), "cpu")
+        propose_study("folder:few", out="few.py", device="cpu")
     assert not Path("few.py").exists()
 
 

@@ -22,7 +22,8 @@ from harness import strategies, study
 from harness.core.spec import TrialSpec
 from harness.core.study_file import clear_caches
 from harness.data import load_target
-from harness.replay import Comparison, main, replay_run
+from harness.replay import main, replay_run
+from harness.tracking.replay import Comparison
 from harness.training.provenance import input_tags, inputs_of
 
 SPACE = '''"""Does a toy come out again?"""
@@ -280,7 +281,7 @@ def test_strategy_of_a_study_file_is_known_with_that_file(
     assert f", is {digest}\n" in said.partition("differs: sha256.study_file was ")[2]
     assert "AGREED: bitwise equal; the study file is not as it was" in said
     MlflowClient(tracking_uri=uri).set_tag(run, "sha256.study_file", digest)
-    assert replay_run(run, uri, space=str(file)).agreed  # as typed in a notebook
+    assert replay_run(run, tracking_uri=uri, space=str(file)).agreed  # as typed in a notebook
     assert "differs" not in capfd.readouterr().out
 
 
@@ -403,7 +404,7 @@ def test_trial_that_did_not_complete_is_refused(
     [
         ("strategy", "Mine", "unknown strategy 'Mine'"),
         ("strategy.decay", "7", "decay must be in"),
-        ("lr", "fast", "could not convert"),
+        ("lr", "fast", "lr must be in"),
         ("target", "digitz", "unknown target 'digitz'"),
     ],
 )

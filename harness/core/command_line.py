@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import errno
 import functools
 import inspect
@@ -16,15 +14,17 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from harness.core.caller import quiet_libraries, undisturbed
 from harness.core.errors import UserError
-from harness.core.units import Size, parse_size
+from harness.core.units import Size
 
 Result = TypeVar("Result")
+File = Annotated[str | Path, Parameter(metavar="PATH")]
+"""A path, given from Python also as text."""
 
 
 def command(
@@ -62,7 +62,9 @@ def command(
             version_flags=[],
             help_format="plaintext",  # the others take a tenth of a second more to import
             group_parameters=Group("Options"),
-            default_parameter=Parameter(negative=(), show_default=lambda value: value or None),
+            default_parameter=Parameter(
+                negative=(), allow_repeating=True, show_default=lambda value: value or None
+            ),
             result_action="return_value",
             suppress_keyboard_interrupt=False,
         )
@@ -96,54 +98,6 @@ def _size(_: object, tokens: Sequence[Any]) -> Size:
 
 SIZE = Parameter(converter=_size, metavar="SIZE")
 """For an option that is a number of bytes."""
-
-
-PLAINER = {
-    r"invalid int value: (.*)": r"want a whole number, got \1",
-    r"invalid float value: (.*)": r"want a number, got \1",
-}
-"""What argparse says -> what it means."""
-
-
-class Parser(argparse.ArgumentParser):
-    """A command line whose mistakes are bad input like any other: to be parsed inside `run_command`."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises UserError in place of printing the usage and ending the process."""
-        for said, plainer in PLAINER.items():
-            message = re.sub(said, plainer, message)
-        if message.startswith("unrecognized arguments: "):
-            wrong = message.partition(": ")[2]
-            options = [w.partition("=")[0] for w in wrong.split() if w.startswith("-")]
-            known = [o for o in self._option_string_actions if o.startswith("--")]
-            near = [n for o in options for n in difflib.get_close_matches(o, known, n=1)]
-            hint = f"did you mean {', '.join(near)}?" if near else f"see {self.prog} --help"
-            message = f"there is no {wrong}; {hint}"
-        raise UserError(message)
-
-
-def add_tracking_uri(parser: argparse.ArgumentParser) -> None:
-    """Add the option that names MLflow's store."""
-    parser.add_argument(
-        "--tracking-uri", help="MLflow tracking URI (default: sqlite:///mlruns/mlflow.db)"
-    )
-
-
-def add_stores(parser: argparse.ArgumentParser) -> None:
-    """Add the options that name the record's store and MLflow's."""
-    parser.add_argument(
-        "--storage", help="Optuna storage URL (default: optuna.db beside the MLflow database)"
-    )
-    add_tracking_uri(parser)
-
-
-def size(text: str) -> str:
-    """For an option that is a number of bytes: as it was written, if it can be understood."""
-    try:
-        parse_size(text)
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return text
 
 
 def run_command(run: Callable[[], int], if_stopped: str = "nothing was lost") -> int:

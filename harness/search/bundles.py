@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import tempfile
 import zipfile
 from collections import Counter
@@ -32,6 +33,7 @@ import optuna
 from harness.core.errors import UserError, first_line
 from harness.core.records import StudyInfo, TrialRecord
 from harness.core.spec import SAFE_NAME
+from harness.core.study_file import study_path, study_sha256
 from harness.data.safe_extraction import safe_extraction
 from harness.search.record import Attempts, Record
 from harness.search.storage import read_storage
@@ -60,6 +62,25 @@ class Manifest:
     packed: str
     trials: Mapping[str, int]
     predictions: int
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed bundle.
+
+    Attributes:
+        study: name of the study.
+        file: path of the bundle.
+        trials: number of finished trials.
+        predictions: number of files of predictions.
+        left_out: one line for each item that is not in the bundle, with the reason.
+    """
+
+    study: str
+    file: Path
+    trials: int
+    predictions: int
+    left_out: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -106,6 +127,40 @@ def sha256_of(path: Path) -> str:
     """Hash of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find_study_file(
+    info: StudyInfo, kept: Path | None, given: str | Path | None
+) -> tuple[Path | None, tuple[str, ...]]:
+    """The study file to be packed, and what to say if it was not found.
+
+    Args:
+        info: the study.
+        kept: the record's copy of the file, if it has one.
+        given: the file that was named; None looks where it was when the study was run.
+
+    Raises:
+        UserError: if the file that was named is not that of the study.
+    """
+    words = shlex.split(info.command)
+    recorded = words[words.index("--space") + 1 :][:1] if "--space" in words else []
+    if given is None and kept is not None:
+        return kept, ()
+    for text in [str(given)] if given is not None else recorded:
+        path = study_path(text)
+        if not path.is_file():
+            found = "does not exist"
+        elif study_sha256(path) != info.space_sha256:
+            found = "is not what it was when the study was run"
+        else:
+            return path, ()
+        if given is not None:
+            raise UserError(
+                f"study file {path} {found}; without --space the bundle is packed without it"
+            )
+        hint = "--space FILE adds it"
+        return None, (f"the study file is not in the bundle: {path} {found}; {hint}",)
+    return None, ("the study file is not in the bundle; --space FILE adds it",)
 
 
 # --- pack ------------------------------------------------------------------------------------------

@@ -41,8 +41,6 @@ from harness.training.device import resolve_device
 from harness.training.provenance import clear_caches
 from harness.training.trial import Limits
 
-ROOT = Path("mlruns")
-
 
 def launch(path: Path, options: StudyOptions, dry_run: bool = False) -> int:
     """Check a study, then run or resume it; returns the exit code of the command.
@@ -125,7 +123,7 @@ def _carry_out(
     limits = Limits(options.max_memory, seconds)
     try:
         with sole_runner(home, study.name):
-            uri = options.tracking_uri or default_tracking_uri(ROOT)
+            uri = options.tracking_uri or default_tracking_uri()
             projection = Projection(uri, info, record)
             projection.open()
             context = RunContext(

@@ -9,14 +9,29 @@ from __future__ import annotations
 
 import json
 import shlex
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
+from pathlib import Path
 
-from harness.core.errors import UserError
+from harness.core.errors import UserError, first_line, refusal, without_password
 from harness.core.records import StudyInfo, TrialRecord
-from harness.search.bundles import Part, add_trials, kept_study_file, optuna_study, study_file_path
-from harness.search.record import Attempts, Record
+from harness.core.stores import record_home
+from harness.search.bundles import (
+    Part,
+    add_trials,
+    kept_study_file,
+    optuna_study,
+    read_bundle,
+    study_file_path,
+)
+from harness.search.lock import sole_runner
+from harness.search.record import Attempts, Record, StorageFailed, storage_failures
+from harness.search.space import quiet_optuna
+from harness.search.storage import check_storage_url, open_storage
+from harness.tracking.experiment import check_tracking_uri
+from harness.tracking.projection import Projection
 from harness.training.provenance import IMAGES, WEIGHTS
 
 SAME = {
@@ -42,6 +57,25 @@ class Merge:
 
     info: StudyInfo
     additions: Sequence[tuple[Part, Sequence[TrialRecord]]]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Result of a merge.
+
+    Attributes:
+        study: name of the study.
+        new: for each bundle, how many of its trials were new.
+        old: for each bundle, how many were there before.
+        trials: number of trials in the record now.
+        behind: why MLflow is not complete yet; "" if it is.
+    """
+
+    study: str
+    new: tuple[int, ...]
+    old: tuple[int, ...]
+    trials: int
+    behind: str
 
 
 def plan_merge(bundles: Sequence[Part], target: Part | None = None) -> Merge:
@@ -74,6 +108,56 @@ def plan_merge(bundles: Sequence[Part], target: Part | None = None) -> Merge:
         if part is not target:
             additions.append((part, new))
     return Merge(replace(first.info, leaks=tuple(leaks), command=command), additions)
+
+
+def merge_into(bundles: Sequence[Path], root: Path, url: str, uri: str) -> Merged:
+    """Merge bundles of one study into a record, and write its runs to MLflow.
+
+    Args:
+        bundles: of one study, at least one.
+        root: folder of the record, created if absent.
+        url: storage of the record.
+        uri: tracking URI of MLflow.
+
+    Raises:
+        UserError: as `harness.merge_bundles` says.
+    """
+    home = record_home(url, uri, root)
+    check_storage_url(url)
+    check_tracking_uri(uri)
+    with tempfile.TemporaryDirectory() as folder, quiet_optuna():
+        parts = [
+            read_bundle(bundle, Path(folder, str(number))) for number, bundle in enumerate(bundles)
+        ]
+        merge, study = plan_merge(parts), parts[0].info.name
+        try:
+            with sole_runner(home, study), storage_failures():
+                record = Record(open_storage(url), home)
+                if record.has(study):
+                    where = f"the record in {home}"
+                    merge = plan_merge(parts, Part.of(record, study, where))
+                projection = Projection(uri, merge.info, record)
+                write_merge(merge, record)
+                behind = _sync(projection)
+                trials = len(record.trials(merge.info))
+        except StorageFailed as error:
+            raise UserError(f"{error}; merge again") from error
+    new = tuple(len(trials) for _, trials in merge.additions)
+    old = tuple(len(p.trials) - n for p, n in zip(parts, new, strict=True))
+    if behind:
+        stores = f"--tracking-uri {shlex.quote(without_password(uri))}"
+        stores += f" --storage {shlex.quote(without_password(url))}"
+        behind += f"; python -m harness.sync --study {study} {stores} completes it"
+    return Merged(study, new, old, trials, behind)
+
+
+def _sync(projection: Projection) -> str:
+    """Show the record in MLflow; why that failed, or ""."""
+    try:
+        projection.sync()
+    except Exception as error:  # MLflow, SQLAlchemy and the operating system raise many kinds
+        return first_line(error) if isinstance(error, UserError) else refusal(error)
+    return ""
 
 
 def write_merge(merge: Merge, record: Record) -> None:

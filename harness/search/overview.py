@@ -11,6 +11,7 @@ from statistics import median
 from harness.core.html import as_table
 from harness.core.records import TrialRecord
 from harness.core.spec import Phase, cell_label
+from harness.search.lock import Holder
 from harness.search.plan import Plan
 from harness.search.record import Attempts
 
@@ -69,6 +70,7 @@ class Overview:
         working: running trials, oldest first; if no process runs the study, those that a dead process left
             open.
         seconds_left: estimated time left; None before any trial has ended.
+        holder: the process that runs the study, or ran it when it died; None if there is none.
     """
 
     plan: Plan
@@ -76,6 +78,7 @@ class Overview:
     outcomes: Mapping[str, int]
     working: tuple[Working, ...]
     seconds_left: float | None
+    holder: Holder | None = None
 
     @property
     def done(self) -> int:

@@ -68,6 +68,14 @@ class Measurement:
         """Whether there is no value."""
         return math.isnan(self.value)
 
+    def describe(self) -> str:
+        """The value with its interval; "-" if the measure refuses."""
+        if self.refused:
+            return "-"
+        if math.isnan(self.low):
+            return f"{self.value:.3g}"
+        return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
+
 
 class Refusal(Exception):
     """The measure is not defined for these data, although their shape is right. Only raised inside this

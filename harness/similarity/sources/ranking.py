@@ -11,6 +11,7 @@ import numpy as np
 from harness.backbones import check_backbone
 from harness.backbones.recorded import PREFIX
 from harness.core.errors import UserError
+from harness.core.html import as_table
 from harness.core.spec import TrialSpec
 from harness.core.strategies import FeatureTransfer
 from harness.data import load_target
@@ -31,6 +32,36 @@ class Candidate:
 
     name: str
     measures: Mapping[str, Measurement]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Sources for a target, the most promising first; a table in a notebook.
+
+    Attributes:
+        target: its name.
+        images: training images of it that were looked at.
+        candidates: with what each measure says of them.
+        measure: that they are ranked by.
+        evidence: how measures picked in recorded studies.
+        verdict: what to believe of it, in sentences.
+    """
+
+    target: str
+    images: int
+    candidates: tuple[Candidate, ...]
+    measure: str
+    evidence: tuple[Evidence, ...]
+    verdict: tuple[str, ...]
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for name in dict.fromkeys(n for c in self.candidates for n in c.measures):
+            measured = [c.measures[name] for c in self.candidates]
+            if not all(m.refused for m in measured):
+                rows.append((name, *(m.describe() for m in measured)))
+        caption = f"target {self.target}: {self.images} training images; {'; '.join(self.verdict)}"
+        return as_table(caption, ("measure", *(c.name for c in self.candidates)), rows)
 
 
 def pair_of(source: str, target: str, resolution: int, images: int) -> Pair:
