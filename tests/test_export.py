@@ -160,7 +160,10 @@ def test_model_that_was_changed_or_is_absent_is_refused(
     shutil.copytree(exported[0], tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    for folder, said in ((tmp_path / "model", "differs from that in model.json"), (tmp_path, "no model in")):
+    for folder, said in (
+        (tmp_path / "model", "differs from that in model.json"),
+        (tmp_path, "no model in"),
+    ):
         assert predict([str(folder), "x.png"]) == 2
         assert said in capsys.readouterr().err
     assert predict([str(exported[0]), str(tmp_path / "gone.png")]) == 2
