@@ -296,10 +296,10 @@ class Projection:
             reason = {"reason": trial.reason} if trial.reason else {}
             again = {} if fresh else run_tags(trial)
             tags = {**again, **trial.notes, **reason, "outcome": trial.outcome}
-            # Before the rest, because MLflow reads all that a run has when its status changes.
-            experiment.client.set_terminated(shown.run_id, status_of(trial), ended)
         experiment.write(shown.run_id, metrics, params, tags)
         shown.epochs, shown.at = len(trial.epochs), self._clock()
+        if trial.outcome:
+            experiment.client.set_terminated(shown.run_id, status_of(trial), ended)
 
     def _parent(self, cell: Cell | None = None) -> str:
         """The run of a cell, or of the study. The UI groups trials under them, and the report becomes an
