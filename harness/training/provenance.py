@@ -103,7 +103,7 @@ def inputs_of(target: str, backbone: str, source: str) -> dict[str, str]:
     them once, and again when a file was written since.
 
     Raises:
-        UserError: if they are not to be had.
+        UserError: if they are not available.
     """
     file = file_of(source, backbone)
     weights = _weights(source, backbone, _written([] if file is None else [file]))
