@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import pickle
 import re
 from collections.abc import Callable
@@ -251,6 +252,16 @@ def test_weights_that_are_not_finite_are_refused_by_name(value: float, tmp_path:
     torch.save(state, tmp_path / "x.pt")
     with pytest.raises(UserError, match=r"layer2\.0\.bn1\.weight contains NaN or infinity"):
         build("test_resnet", f"file:{tmp_path / 'x.pt'}", 5, seed=0)
+
+
+def test_single_value_that_is_infinite_is_read_as_the_limit_of_a_clamp(tmp_path: Path) -> None:
+    """Gemma's classifiers hold such values."""
+    state = {"weight": torch.ones(2), "input_max": torch.tensor(math.inf)}
+    torch.save(state, tmp_path / "x.pt")
+    assert read_weights(tmp_path / "x.pt")["input_max"] == math.inf
+    torch.save({**state, "input_max": torch.tensor(math.nan)}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="input_max contains NaN"):
+        read_weights(tmp_path / "x.pt")
 
 
 CONTENTS: dict[str, bytes] = {

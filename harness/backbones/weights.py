@@ -135,9 +135,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise UserError(f"weights file {path}: {key} is not a dense tensor")
         if value.numel() * value.element_size() > path.stat().st_size:  # one value, spread out
             raise UserError(f"weights file {path}: {key} has more values than the file contains")
-        if value.is_floating_point() and not torch.isfinite(value).all():
+        if value.is_floating_point() and not _is_sound(value):
             raise UserError(f"weights file {path}: {key} contains NaN or infinity")
     return found
+
+
+def _is_sound(tensor: torch.Tensor) -> bool:
+    """Whether all values are finite; a single value may be infinite, as the open limits of a clamp are."""
+    return bool(torch.isfinite(tensor).all()) or (tensor.ndim == 0 and not tensor.isnan())
 
 
 def _is_safetensors(path: Path) -> bool:
