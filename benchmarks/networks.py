@@ -107,7 +107,9 @@ def try_network(name: str) -> Row:
             spec = _spec(name, size, LinearProbe())
             backbone = build(name, "scratch", CLASSES, 0, resolution=size)
             groups, heads = len(backbone.groups), len(backbone.heads)
-            family = f"{type(backbone.model).__module__.rpartition('.')[2]}.{type(backbone.model).__name__}"
+            kind = type(backbone.model)
+            module = _registry._model_to_module.get(name, kind.__module__.rpartition(".")[2])
+            family = f"{module}.{kind.__name__}"
             check_network(backbone, spec)
             _check(backbone, name, size)
             done.append(size)
