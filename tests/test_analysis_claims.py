@@ -407,3 +407,22 @@ def test_without_validation_scores_the_choice_says_what_it_is_worth(tmp_path: Pa
     mapping = {"over_seeds": False, "parameters": [], "val": "", "factors": ["model", "lr"]}
     said = " ".join(scores.answer(compare.find(external(tmp_path, GRID, **mapping))))
     assert "There are no validation scores to choose by" in said
+
+
+def test_two_seeds_leave_no_more_open_than_100_points() -> None:
+    """With one degree of freedom t(.05 / 15 / 2) is 191: the plain interval would reach over 1,000 points."""
+    rows = [
+        (cell, seed, 80 + i + seed * (i % 2)) for i, cell in enumerate("abcdef") for seed in (0, 1)
+    ]
+    trials = pd.DataFrame(
+        [
+            {"run_id": f"{c}{s}", "cell": c, "phase": "repeat", "seed": s, "outcome": "complete",
+             "superseded": False, "test_accuracy": a / 100, "val_accuracy": a / 100}
+            for c, s, a in rows
+        ]
+    )  # fmt: skip
+    table = compare.contrasts(trials, {"arm": list("abcdef")})
+    assert table["low"].min() == -100
+    assert table["high"].max() <= 100
+    uneven = table[table["least_detectable"] > 100].iloc[0].to_dict()
+    assert "With 2 seeds no difference can be shown" in compare.describe_contrast(uneven)

@@ -76,7 +76,7 @@ def test_a_cheaper_equal_is_named(tmp_path: Path) -> None:
     ]
     rows = [*scored("full", 0.903, seconds=30), trial("probe", "tune", 0, 0.9), *cheap]
     text = read(report.build(table(rows), tmp_path))
-    assert "Not told apart from “probe”: with 6 seeds a difference of" in text
+    assert "Not told apart from “probe”. With 6 seeds a difference of" in text
     assert re.search(r"It may be up to \d\.\d points below the best of them", text)
     assert "“probe”, not told apart from it in accuracy, costs 2 s of training" in text
 

@@ -25,6 +25,7 @@ from analysis.compare.contrasts import (
     against_baseline,
     contrasts,
     describe_contrast,
+    describe_power,
     sign_flip_p,
     with_other_tests,
 )
@@ -59,7 +60,8 @@ from analysis.compare.verdicts import interaction_verdicts, verdicts
 __all__ = [
     "Findings", "Similarity", "against", "against_baseline", "against_published", "are_grouped", "arms",
     "best_by_test", "cells", "censored", "choice", "chosen", "completed", "condition", "contrasts",
-    "describe_contrast", "doubts", "find", "front_chance", "gains", "hits", "interaction_verdicts",
+    "describe_contrast", "describe_power",
+    "doubts", "find", "front_chance", "gains", "hits", "interaction_verdicts",
     "interactions", "left_out", "mcnemar_over_seeds", "mean_agreement",
     "mean_interval", "mean_ranks", "memory_column", "memory_kind", "most_behind", "outcomes",
     "over_examples", "pair_gains", "pair_scores", "pareto_front", "prediction_mismatches", "priced",

@@ -102,11 +102,12 @@ def paired_test(points: np.ndarray, family: int, floor: float) -> dict[str, Any]
     p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error else 1.0
     verdict = "higher" if mean > half else "lower" if mean < -half else "open"
     return row | {
-        "low": mean - half,
-        "high": mean + half,
+        # No two accuracies differ by more than 100 points, whatever two seeds leave open.
+        "low": max(mean - half, -100.0),
+        "high": min(mean + half, 100.0),
         "p": min(1.0, family * p),
-        "alone_low": mean - alone,
-        "alone_high": mean + alone,
+        "alone_low": max(mean - alone, -100.0),
+        "alone_high": min(mean + alone, 100.0),
         "least_detectable": least,
         "worth": worth,
         "seeds_needed": seeds_needed(sd, worth, family),
@@ -191,11 +192,18 @@ def describe_contrast(row: Mapping[Hashable, Any]) -> str:
     interval = f"{low} to {high}, {n} seeds"
     if row["verdict"] == "open":
         return (
-            f"{a} can't be told apart from {b}: {mean} points ({interval}). So few "
-            f"seeds would miss a difference of {row['least_detectable']:.1f} points one time in "
-            f"five{_more_seeds(row)}."
+            f"{a} can't be told apart from {b}: {mean} points ({interval}). "
+            f"{describe_power(row)}{_more_seeds(row)}."
         )
     return f"{a} is {abs(row['difference']):.1f} points {_side(row)} {b} ({interval})."
+
+
+def describe_power(row: Mapping[Hashable, Any]) -> str:
+    """Which difference so many seeds would miss."""
+    n, least = row["n"], row["least_detectable"]
+    if least >= 100:
+        return f"With {n} seeds no difference can be shown"
+    return f"With {n} seeds a difference of {least:.1f} points would be missed one time in five"
 
 
 def _side(row: Mapping[Hashable, Any]) -> str:

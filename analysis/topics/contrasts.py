@@ -105,8 +105,8 @@ def answer(found: Findings) -> list[str]:
     if len(unclear):
         worst = unclear.iloc[int(unclear["least_detectable"].argmax())]
         text.append(
-            f"Not told apart from {listed(quoted(unclear['reference']))}: with {worst['n']} seeds a "
-            f"difference of {worst['least_detectable']:.1f} points would be missed one time in five."
+            f"Not told apart from {listed(quoted(unclear['reference']))}. "
+            f"{compare.describe_power(worst.to_dict())}."
         )
         behind = compare.most_behind(found.contrasts, best)
         if behind == behind:
