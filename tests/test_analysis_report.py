@@ -11,9 +11,9 @@ import itertools
 import json
 import math
 import re
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
@@ -558,11 +558,11 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 
 def test_help_answers_at_once() -> None:
-    begin = time.perf_counter()
+    begin = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     command = [sys.executable, "-m", "analysis.report", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "--study" in done.stdout
-    assert time.perf_counter() - begin < 1
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - begin < 1
     heavy = (
         "import sys, analysis.report; print({'pandas', 'mlflow', 'matplotlib'} & {*sys.modules})"
     )

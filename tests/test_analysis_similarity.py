@@ -20,8 +20,6 @@ from scipy import stats
 
 from analysis.compare.agreement import (
     STATIC,
-    against_published,
-    doubts,
     mean_agreement,
     null_taus,
     rank_agreement,
@@ -119,9 +117,6 @@ def test_agreement_is_nan_for_a_constant_measure_and_rare_p_for_a_perfect_one() 
     assert math.isnan(constant["p"])
     assert perfect["tau_w"] == pytest.approx(1)
     assert perfect["p"] < 0.005
-    assert doubts(scores, ["c", "m"]).to_dict("records") == [
-        {"target": "x", "measure": "c", "reason": "constant"}
-    ]
 
 
 def test_static_ranking_leaves_the_target_out() -> None:
@@ -411,15 +406,7 @@ def test_medmnist_has_a_highly_significant_effect_that_is_not_there(medmnist: pd
     assert "(mean weighted tau 0.44 against 0.56)" in row["sentence"]
 
 
-def test_medmnist_constant_columns_are_flagged(medmnist: pd.DataFrame) -> None:
-    flagged = doubts(medmnist, MEASURES).to_dict("records")
-    assert [(row["target"], row["measure"]) for row in flagged] == [
-        ("breastmnist", "sfda"),
-        ("pneumoniamnist", "sfda"),
-    ]
-
-
-def test_tll_table_reproduces_where_it_can_and_is_flagged_where_it_cannot(tables: Path) -> None:
+def test_tll_table_reproduces_where_it_can(tables: Path) -> None:
     scores = pd.read_csv(tables / "tll_model_ranking.csv")
     scores = scores.rename(columns={"dataset": "target", "model": "source"})
     scores["accuracy"] = scores["finetuned_acc"] / 100
@@ -431,17 +418,12 @@ def test_tll_table_reproduces_where_it_can_and_is_flagged_where_it_cannot(tables
     assert len(both) == 32
     assert both["tau_w"].tolist() == pytest.approx(both["tauw_avg"].tolist(), abs=6e-4)
     assert both["pearson"].tolist() == pytest.approx(both["pear"].tolist(), abs=6e-4)
-    published = expected.rename(columns={"pub_wtau": "tau_w", "pub_pearson": "pearson"})
-    checked = against_published(ours, published)
-    failed = checked[~checked["reproduced"]]
+    published = both[["pub_wtau", "pub_pearson"]].to_numpy()
+    gaps = np.nanmax(np.abs(both[["tau_w", "pearson"]].to_numpy() - published), axis=1)
+    failed = both[gaps > 0.03]  # more than what rounding to a tenth of a point can move
     assert set(zip(failed["target"], failed["measure"], strict=True)) == {
         *itertools.product(["Aircraft", "OxfordIIITPets"], measures),
         ("DTD", "NCE"),
-    }
-    copies = doubts(scores, measures)
-    assert set(zip(copies["target"], copies["measure"], strict=True)) == {
-        ("DTD", "NCE"),
-        ("DTD", "LogME"),
     }
 
 

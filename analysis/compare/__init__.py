@@ -10,8 +10,6 @@ test images. What only one topic of the report needs is in `analysis.topics`.
 """
 
 from analysis.compare.agreement import (
-    against_published,
-    doubts,
     mean_agreement,
     rank_agreement,
     regret,
@@ -58,14 +56,13 @@ from analysis.compare.variance import variance_shares, variance_table
 from analysis.compare.verdicts import interaction_verdicts, verdicts
 
 __all__ = [
-    "Findings", "Similarity", "against", "against_baseline", "against_published", "are_grouped", "arms",
-    "best_by_test", "cells", "censored", "choice", "chosen", "completed", "condition", "contrasts",
-    "describe_contrast", "describe_power",
-    "doubts", "find", "front_chance", "gains", "hits", "interaction_verdicts",
-    "interactions", "left_out", "mcnemar_over_seeds", "mean_agreement",
-    "mean_interval", "mean_ranks", "memory_column", "memory_kind", "most_behind", "outcomes",
-    "over_examples", "pair_gains", "pair_scores", "pareto_front", "prediction_mismatches", "priced",
-    "rank_agreement", "recorded", "regret", "responses", "side_by_side", "sign_flip_p",
-    "similarity_effect", "size_factor", "size_lines", "slopes", "split_sizes", "static_ranking",
-    "summary", "surer", "variance_shares", "variance_table", "verdicts", "with_other_tests", "with_scratch",
+    "Findings", "Similarity", "against", "against_baseline", "are_grouped", "arms", "best_by_test",
+    "cells", "censored", "choice", "chosen", "completed", "condition", "contrasts", "describe_contrast",
+    "describe_power", "find", "front_chance", "gains", "hits", "interaction_verdicts", "interactions",
+    "left_out", "mcnemar_over_seeds", "mean_agreement", "mean_interval", "mean_ranks", "memory_column",
+    "memory_kind", "most_behind", "outcomes", "over_examples", "pair_gains", "pair_scores",
+    "pareto_front", "prediction_mismatches", "priced", "rank_agreement", "recorded", "regret",
+    "responses", "side_by_side", "sign_flip_p", "similarity_effect", "size_factor", "size_lines",
+    "slopes", "split_sizes", "static_ranking", "summary", "surer", "variance_shares", "variance_table",
+    "verdicts", "with_other_tests", "with_scratch",
 ]  # fmt: skip

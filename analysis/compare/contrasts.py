@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,7 @@ def paired_test(points: np.ndarray, family: int, floor: float) -> dict[str, Any]
         return row
     sd = max(float(points.std(ddof=1)), floor)
     error = sd / math.sqrt(n)
-    half, alone = (error * stats.t.isf(a / 2, n - 1) for a in (ALPHA / family, ALPHA))
+    half, alone = error * _critical(n, family), error * _critical(n, 1)
     mean = row["difference"]
     least = least_detectable(sd, n, family)
     worth = next((w for w in WORTH if least > w), WORTH[-1])
@@ -113,6 +114,11 @@ def paired_test(points: np.ndarray, family: int, floor: float) -> dict[str, Any]
         "seeds_needed": seeds_needed(sd, worth, family),
         "verdict": verdict,
     }
+
+
+@cache
+def _critical(n: int, family: int) -> float:
+    return float(stats.t.isf(ALPHA / family / 2, n - 1))
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:

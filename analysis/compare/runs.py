@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from analysis.load.study import DERIVED
 from harness.core.errors import UserError
 from harness.core.spec import cell_label
 
@@ -30,7 +31,7 @@ def cells(factors: Mapping[str, Sequence[str]]) -> pd.DataFrame:
 
 def recorded(trials: pd.DataFrame) -> pd.DataFrame:
     """The rows that are runs; in a table from elsewhere others stand for them a second time."""
-    return trials[~trials["derived"]] if "derived" in trials else trials
+    return trials[~trials[DERIVED]] if DERIVED in trials else trials
 
 
 def tuning(trials: pd.DataFrame) -> pd.DataFrame:

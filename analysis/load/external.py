@@ -34,6 +34,7 @@ from pyarrow import parquet
 
 from analysis.load.mapping import MEMORY, MIB, SECONDS, STATUS, TableMapping, near, read_mapping
 from analysis.load.study import (
+    DERIVED,
     EPOCH_METRICS,
     PREDICTION_TYPES,
     Info,
@@ -106,7 +107,7 @@ def load_table(path: str | Path, mapping: TableMapping) -> StudyTable:
     blank = trials_frame(pd.DataFrame(), info)
     tuned = [column for column in frame.columns if column.startswith("param.")]
     dtypes: dict[Any, Any] = blank.dtypes.to_dict()
-    trials = frame.reindex(columns=[*blank.columns, "derived", *tuned]).astype(dtypes)
+    trials = frame.reindex(columns=[*blank.columns, DERIVED, *tuned]).astype(dtypes)
     epochs = pd.DataFrame(columns=["run_id", "epoch", *EPOCH_METRICS])
     predictions = pd.DataFrame(columns=["run_id", "cell", "seed", *PREDICTION_TYPES])
     types: dict[Any, Any] = {"run_id": "str", "epoch": int, **dict.fromkeys(EPOCH_METRICS, float)}
@@ -270,7 +271,7 @@ def _outcomes(text: pd.Series, mapping: TableMapping) -> pd.Series:
 
 def _numbered(frame: pd.DataFrame, mapping: TableMapping) -> pd.DataFrame:
     """With run_id, phase, seed and index, unique within a cell and phase."""
-    frame = frame.assign(superseded=False, derived=False)
+    frame = frame.assign(superseded=False, **{DERIVED: False})
     if not mapping.phase:
         frame["phase"] = "tune" if mapping.selection else "repeat"
     elif (bad := ~frame["phase"].isin(["tune", "repeat"])).any():
@@ -328,7 +329,7 @@ def _with_phases(frame: pd.DataFrame, mapping: TableMapping) -> pd.DataFrame:
         index=best.groupby("cell").cumcount(),
         run_id=best["run_id"] + " (chosen)",
         reason="the chosen trial itself, not run again",
-        derived=True,
+        **{DERIVED: True},
     )
     return pd.concat([frame, repeats.sort_index()], ignore_index=True)
 
@@ -366,7 +367,7 @@ def _chosen_over_seeds(
         seed=0.0,
         chosen=None,
         test_accuracy=float("nan"),
-        derived=True,
+        **{DERIVED: True},
     )
     left_out = int((~whole).sum())
     note = (

@@ -49,6 +49,8 @@ PRETRAINING = "pretraining"
 """Experiment that says what each source model learned from."""
 ONE_TRIAL = ["cell", "phase", "chosen", "index", "seed", "train_loss", "val_loss", "test_loss"]
 """What two runs that are alike in it are runs of."""
+DERIVED = "row.derived"
+"""Column of a table from elsewhere; no factor of a study file can have a dot in its name."""
 PREDICTION_TYPES = {"example": int, "label": int, "predicted": int, "probability": float}
 
 
@@ -101,8 +103,8 @@ class StudyTable:
         tracking_uri: where it was read from; may hold a password, show `without_password` of it.
         trials: one row per run: run_id, study, cell, one column per factor, phase, index, seed,
             outcome ("unfinished" when the run never ended), reason, superseded (a repeat of an earlier
-            choice, or not run for its forecast and run later), derived (only in a table from elsewhere: it
-            stands for other rows and is not counted as a run), attempt, chosen
+            choice, or not run for its forecast and run later), row.derived (only in a table from elsewhere:
+            it stands for other rows and is not counted as a run), attempt, chosen
             (index of the tuning trial that a repeat runs again), device, threads, prefix (what of the
             frozen groups was kept, in words), images_per_class (JSON: what each class contributed to each
             part of the split), ranges (JSON: the distribution of each tuned parameter), start_time, every

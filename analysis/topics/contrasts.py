@@ -13,7 +13,7 @@ from analysis.compare import Findings, describe_contrast
 from analysis.plots import INK, MANY, Style, canvas, escape
 from analysis.text.numbers import intervals, listed, numbers, quoted, span
 from analysis.topics.scores import LONG
-from analysis.topics.section import Plot, Section, Table, cell_styles
+from analysis.topics.section import Columns, Plot, Section, Table, cell_styles
 
 NOTE = (
     "Differences are paired on seeds. Simultaneous interval: paired t at 1 - .05 / {pairs} (Bonferroni "
@@ -63,25 +63,25 @@ def chosen_cells(found: Findings) -> list[str]:
     return list(fit[~fit.map(context).duplicated()])
 
 
-def _columns(rows: pd.DataFrame) -> dict[str, list[object]]:
-    shown: dict[str, list[object]] = {
+def _columns(rows: pd.DataFrame) -> Columns:
+    shown: Columns = {
         "Cell": list(rows["cell"]),
         "Minus": list(rows["reference"]),
         "Pairs": list(rows["n"]),
-        "Difference, points": [*numbers(rows["difference"], "+.1f")],
-        "Simultaneous 95% interval": [*intervals(rows["low"], rows["high"], "+.1f")],
-        "p": [*numbers(rows["p"], ".2g")],
+        "Difference, points": numbers(rows["difference"], "+.1f"),
+        "Simultaneous 95% interval": intervals(rows["low"], rows["high"], "+.1f"),
+        "p": numbers(rows["p"], ".2g"),
         "Verdict": list(rows["verdict"]),
-        "Least detectable": [*numbers(rows["least_detectable"], ".1f")],
-        "By itself": [*intervals(rows["alone_low"], rows["alone_high"], "+.1f")],
-        "p, signs": [*numbers(rows["p_signs"], ".3g")],
+        "Least detectable": numbers(rows["least_detectable"], ".1f"),
+        "By itself": intervals(rows["alone_low"], rows["alone_high"], "+.1f"),
+        "p, signs": numbers(rows["p_signs"], ".3g"),
     }
     if rows["p_images"].notna().any():
         alone = numbers(rows["only_cell"], ".0f"), numbers(rows["only_reference"], ".0f")
         shown["Images right for it alone / the other alone"] = [
             f"{a} / {b}" for a, b in zip(*alone, strict=True)
         ]
-        shown["p, images (McNemar)"] = [*numbers(rows["p_images"], ".2g")]
+        shown["p, images (McNemar)"] = numbers(rows["p_images"], ".2g")
     return shown
 
 

@@ -25,7 +25,15 @@ from analysis.plots import (
 )
 from analysis.text.numbers import listed, numbers, quoted, short, shorts
 from analysis.topics.scores import score
-from analysis.topics.section import OVER_SEEDS, Plot, Section, Table, cell_styles, repeats_of
+from analysis.topics.section import (
+    OVER_SEEDS,
+    Columns,
+    Plot,
+    Section,
+    Table,
+    cell_styles,
+    repeats_of,
+)
 
 SURE = 0.95
 """Share of resamples for a place on the front to be taken as there."""
@@ -85,7 +93,7 @@ def _table(found: Findings, fronts: pd.DataFrame) -> Table:
     rows, metric = found.summary, found.info.metric
     kind = compare.memory_kind(found.trials)
     cold = rows["marginal_seconds_median"].notna().any()
-    shown: dict[str, list[object]] = {
+    shown: Columns = {
         "Cell": list(rows["cell"]),
         "Training, s": _spread(rows, "train_seconds"),
     }
@@ -93,7 +101,7 @@ def _table(found: Findings, fronts: pd.DataFrame) -> Table:
         shown["Spent here, s"] = _spread(rows, "marginal_seconds")
     shown["Peak memory, MiB"] = _spread(rows, "peak_memory_mib")
     if rows["forecast_mib"].notna().any() and "forecast" not in kind:
-        shown["Forecast, MiB"] = [*shorts(rows["forecast_mib"])]
+        shown["Forecast, MiB"] = shorts(rows["forecast_mib"])
     note = "Median (least–greatest) over repeats." + (
         " Training is cold-equivalent, as if nothing had been kept from other trials; “spent here” is "
         "what the run itself took."
@@ -101,7 +109,7 @@ def _table(found: Findings, fronts: pd.DataFrame) -> Table:
     note += f" Memory: {kind}."
     if len(fronts):
         chance = fronts.set_index("cell")["chance"].reindex(rows["cell"])
-        shown["On the front, % of resamples"] = [*numbers(chance, ".0f", 100)]
+        shown["On the front, % of resamples"] = numbers(chance, ".0f", 100)
         costs = fronts["costs"].iloc[0].replace("_", " ")
         note += f" On the front of {metric}, {costs}: share of bootstrap resamples of the seeds."
     return Table(shown, note=note + " – : not measured.")

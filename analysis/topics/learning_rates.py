@@ -24,7 +24,7 @@ from analysis.plots import (
     percent,
 )
 from analysis.text.numbers import numbers, plain, shorts, span
-from analysis.topics.section import Plot, Section, Table, cell_styles, run_links
+from analysis.topics.section import Columns, Plot, Section, Table, cell_styles, run_links
 
 NEAR = 2.0
 """Points from the cell's best validation score within which a learning rate counts as good."""
@@ -66,13 +66,13 @@ def section(found: Findings) -> Section:
 
 def _chosen(found: Findings, best: pd.DataFrame) -> Table:
     """The configuration of each cell, in the parameters that differ."""
-    shown: dict[str, list[object]] = {
+    shown: Columns = {
         "Cell": list(best["cell"]),
         "Trial": run_links(found, best["run_id"], best["index"]),
     }
     for name in tuned_parameters(best):
         shown[name.removeprefix("param.")] = [plain(value) for value in best[name]]
-    shown["Validation, %"] = [*numbers(best["val_accuracy"], ".1f", 100)]
+    shown["Validation, %"] = numbers(best["val_accuracy"], ".1f", 100)
     rule = (
         f"Highest validation {found.info.metric} of the cell; ties go to the lower validation loss."
     )
@@ -161,7 +161,7 @@ def declared_range(runs: pd.DataFrame, name: str) -> tuple[float, float]:
     NaN if they are not recorded, or are not the same for all."""
     found = set()
     for text in runs["ranges"].dropna() if "ranges" in runs else []:
-        with suppress(ValueError, TypeError):
+        with suppress(ValueError, TypeError, AttributeError):
             drawn = str(json.loads(text).get(name, ""))
             ends = [re.search(rf"{end}=([-+.e\d]+)", drawn) for end in ("low", "high")]
             found.add(tuple(float(m[1]) if m else np.nan for m in ends))

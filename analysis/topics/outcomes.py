@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from analysis import compare
 from analysis.compare import Findings
-from analysis.topics.section import Section, Table, run_links
+from analysis.topics.section import Columns, Section, Table, run_links
 
 SHOWN = 100
 """Failures that the page lists; the table has them all."""
@@ -34,7 +34,7 @@ def section(found: Findings) -> Section:
     return Section("How the runs ended", parts, tables=tables)
 
 
-def _counts(counts: pd.DataFrame) -> dict[str, list[object]]:
+def _counts(counts: pd.DataFrame) -> Columns:
     """The counts; those of bad ends stand out."""
     fine = {"cell", "phase", "complete", "pruned", "superseded"}
     loud = Markup('<b class="bad">{}</b>')

@@ -15,7 +15,15 @@ from analysis import compare
 from analysis.compare import Findings
 from analysis.plots import MANY, Style, annotate, canvas, escape, name_rows, percent
 from analysis.text.numbers import intervals, numbers
-from analysis.topics.section import OVER_SEEDS, Plot, Section, Table, cell_styles, repeats_of
+from analysis.topics.section import (
+    OVER_SEEDS,
+    Columns,
+    Plot,
+    Section,
+    Table,
+    cell_styles,
+    repeats_of,
+)
 
 LONG = 10
 """Rows above which they are set closer, to keep the whole figure in sight."""
@@ -52,29 +60,29 @@ def _plots(found: Findings) -> list[Plot]:
     return [Plot("accuracy", f"Test {metric}", figure, caption)]
 
 
-def _columns(found: Findings) -> dict[str, list[object]]:
+def _columns(found: Findings) -> Columns:
     """The table of cells: head -> text of each row."""
     rows, metric = found.summary, found.info.metric
     images = found.examples.set_index("cell").reindex(rows["cell"])
     validation = found.repeats.groupby("cell")["val_accuracy"].mean().reindex(rows["cell"])
-    shown: dict[str, list[object]] = {
+    shown: Columns = {
         "Cell": list(rows["cell"]),
-        f"Test {metric}, %": [*numbers(rows["mean"], ".1f", 100)],
-        "95% interval": [*intervals(rows["low"], rows["high"], ".1f", 100)],
+        f"Test {metric}, %": numbers(rows["mean"], ".1f", 100),
+        "95% interval": intervals(rows["low"], rows["high"], ".1f", 100),
     }
     if len(found.examples):
-        shown["With other images"] = [*intervals(images["low"], images["high"], ".1f", 100)]
+        shown["With other images"] = intervals(images["low"], images["high"], ".1f", 100)
     return shown | {
-        "SD, points": [*numbers(rows["sd"], ".2f", 100)],
-        "IQM, %": [*numbers(rows["iqm"], ".1f", 100)],
+        "SD, points": numbers(rows["sd"], ".2f", 100),
+        "IQM, %": numbers(rows["iqm"], ".1f", 100),
         "Repeats": list(rows["n"]),
-        "Validation, %": [*numbers(validation, ".1f", 100)],
-        "Best trial's validation, %": [*numbers(rows["val_accuracy"], ".1f", 100)],
+        "Validation, %": numbers(validation, ".1f", 100),
+        "Best trial's validation, %": numbers(rows["val_accuracy"], ".1f", 100),
         "Trials complete / failed": [
             f"{a} / {b}" for a, b in zip(rows["tuned"], rows["failed"], strict=True)
         ],
-        "Depth trained, %": [*numbers(rows["trained_depth"], ".0f", 100)],
-        "Parameters trained, %": [*numbers(rows["trainable_share"], ".3g", 100)],
+        "Depth trained, %": numbers(rows["trained_depth"], ".0f", 100),
+        "Parameters trained, %": numbers(rows["trainable_share"], ".3g", 100),
     }
 
 

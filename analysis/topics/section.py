@@ -18,6 +18,10 @@ from analysis.text.numbers import span
 OVER_SEEDS = "Intervals: 95% t over seeds (training draws, not test images)."
 
 
+Columns = dict[str, Sequence[object]]
+"""Columns of a table: head -> text of each row."""
+
+
 @dataclass(frozen=True)
 class Plot:
     """A figure.

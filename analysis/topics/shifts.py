@@ -22,7 +22,15 @@ from analysis.compare.runs import CONFIDENCE
 from analysis.plots import INK, Style, canvas, name_rows, percent
 from analysis.plots import escape as plain
 from analysis.text.numbers import in_seeds, intervals, listed, number, numbers, quoted, span
-from analysis.topics.section import OVER_SEEDS, Plot, Section, Table, cell_styles, repeats_of
+from analysis.topics.section import (
+    OVER_SEEDS,
+    Columns,
+    Plot,
+    Section,
+    Table,
+    cell_styles,
+    repeats_of,
+)
 from harness.core.spec import SHIFTS
 
 PLAIN = "plain"
@@ -52,10 +60,10 @@ def section(found: Findings) -> Section:
 def _table(table: pd.DataFrame, losses: pd.DataFrame) -> Table:
     sets = list(table["test_set"].unique())
     known = table.set_index(["test_set", "cell"])
-    columns: dict[str, list[object]] = {
+    columns: Columns = {
         "Cell": list(losses["cell"]),
         "Repeats": list(losses["n"]),
-        "Plain, %": [*numbers(known.loc[PLAIN].reindex(losses["cell"])["mean"], ".1f", 100)],
+        "Plain, %": numbers(known.loc[PLAIN].reindex(losses["cell"])["mean"], ".1f", 100),
     }
     for name in sets[1:]:
         own = known.loc[name].reindex(losses["cell"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -23,7 +22,7 @@ from analysis.plots import (
     styles,
 )
 from analysis.text.numbers import intervals, listed, numbers, plain, quoted
-from analysis.topics.section import Plot, Section, Table, repeats_of
+from analysis.topics.section import Columns, Plot, Section, Table, repeats_of
 
 METHODS = (
     "The effect of similarity on the logit of the score was estimated in a mixed model with crossed "
@@ -168,7 +167,7 @@ def _variance(found: pd.DataFrame) -> Parts:
 
 
 def _gains(rows: pd.DataFrame) -> Table:
-    shown: dict[str, Sequence[object]] = {
+    shown: Columns = {
         "Source": [
             f"{source} (control)" if control else source
             for source, control in zip(rows["source"], rows["control"], strict=True)

@@ -176,7 +176,12 @@ def crossings(
         size, and below it at a larger one.
     """
     lines = size_lines(factors)
-    verdicts = compare.contrasts(trials, factors) if pairs is None else pairs
+    pairs = compare.contrasts(trials, factors) if pairs is None else pairs
+    verdict = dict(
+        zip(zip(pairs["cell"], pairs["reference"], strict=True), pairs["verdict"], strict=True)
+    )
+    turned = {"higher": "lower", "lower": "higher"}
+    verdict |= {(b, a): turned.get(v, v) for (a, b), v in verdict.items()}
     scored = completed(trials, "repeat")[["cell", "seed", "test_accuracy"]]
     scored = scored.merge(lines, on="cell", validate="many_to_one")
     table = scored.pivot(index="seed", columns=["line", "size"], values="test_accuracy")
@@ -190,17 +195,11 @@ def crossings(
             continue
         row = _crossing(a, b, points)
         ahead, other = str(row["line"]), str(row["other"])
-        found = [_verdict(verdicts, cell[ahead, s], cell[other, s]) for s in points.columns]
+        found = [verdict.get((cell[ahead, s], cell[other, s])) for s in points.columns]
         after = found[found.index("higher") + 1 :] if "higher" in found else []
         rows.append(row | {"shown": "lower" in after})
     columns = ["line", "other", "n", "smallest", "largest", "changes", "size", "low", "high"]
     return pd.DataFrame(rows, columns=[*columns, "shown"]).astype({"shown": bool})
-
-
-def _verdict(pairs: pd.DataFrame, cell: str, reference: str) -> str:
-    own = compare.against(pairs[(pairs["cell"] == cell) | (pairs["reference"] == cell)], cell)
-    found = own.loc[own["reference"] == reference, "verdict"]
-    return str(found.iloc[0]) if len(found) else "untested"
 
 
 def _crossing(a: str, b: str, points: pd.DataFrame) -> dict[str, object]:
