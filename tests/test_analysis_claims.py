@@ -324,6 +324,8 @@ def test_sources_of_a_family_are_shuffled_among_themselves_only(repetitions: int
         ("random_labels(fashion_mnist[part=2/2])", "fashion_mnist"),
         ("mix(fashion_mnist[classes=0-4],mnist5k[classes=0-4],0.75)", "fashion_mnist"),
         ("mix(fashion_mnist[classes=0-4],mnist5k[classes=0-4],0.25)", "mnist5k"),
+        ("mix(shuffle(4,mnist5k),folder:data/x,0.6)", "mnist5k"),
+        ("permute(folder:data/x[group=.*/])", "folder:data/x"),
     ],
 )
 def test_the_family_of_a_source_is_the_data_set_of_most_of_its_images(

@@ -62,7 +62,7 @@ def test_the_page_opens_with_the_answer_and_its_uncertainty(tmp_path: Path) -> N
         in text
     )
     assert "Shown to be better than “probe” (+10.0 points, " in text
-    assert "Against the baseline: “full” is 10.0 points above “probe”" in text
+    assert "“full” is 10.0 points above “probe”" in text  # the list below
     assert "It costs 30 s of training and 3000 MiB of peak memory" in text
     assert "Read this first" not in text
     assert "mlflow ui --backend-store-uri sqlite:////data/mlflow.db --host 127.0.0.1" in text

@@ -110,11 +110,13 @@ def families(table: StudyTable, measures: pd.DataFrame | None) -> dict[str, str]
 def family_of(data: str) -> str:
     """Name of the data set in an expression: "mnist5k" for "shuffle(4,mnist5k[classes=0-4])"; of a mixture
     that of the larger share."""
-    plain = re.sub(r"\[[^\]]*\]", "", data)
-    names = re.findall(r"[A-Za-z_][\w.-]*(?![\w.-]*[(:])", plain)
-    share = re.fullmatch(r"mix\(.*,\s*([\d.]+)\)", plain)
-    first = not share or float(share[1]) >= 0.5
-    return (names[0] if first else names[-1]) if names else data
+    plain, number = re.sub(r"\[[^\]]*\]| ", "", data), r"\d*\.?\d+"
+    while found := re.fullmatch(r"(\w+)\((.*)\)", plain):
+        parts = re.split(r",(?![^(]*\))", found[2])
+        sets = [part for part in parts if not re.fullmatch(number, part)] or parts
+        less = found[1] == "mix" and re.fullmatch(number, parts[-1]) and float(parts[-1]) < 0.5
+        plain = sets[-1] if less else sets[0]
+    return plain
 
 
 def controls(table: StudyTable) -> set[str]:

@@ -78,7 +78,7 @@ def _columns(rows: pd.DataFrame) -> Columns:
     }
     if rows["p_images"].notna().any():
         alone = numbers(rows["only_cell"], ".0f"), numbers(rows["only_reference"], ".0f")
-        shown["Images right for it alone / the other alone"] = [
+        shown["Images right, it alone / other alone"] = [
             f"{a} / {b}" for a, b in zip(*alone, strict=True)
         ]
         shown["p, images (McNemar)"] = numbers(rows["p_images"], ".2g")
@@ -86,7 +86,7 @@ def _columns(rows: pd.DataFrame) -> Columns:
 
 
 def answer(found: Findings) -> list[str]:
-    """What was shown about the chosen cell against the others and the baseline."""
+    """What was shown about the chosen cell against the others."""
     best = found.chosen
     if not best:
         return []
@@ -113,10 +113,7 @@ def answer(found: Findings) -> list[str]:
             text[-1] += f" It may be up to {behind:.1f} points below the best of them."
     if rows["verdict"].eq("untested").all():
         text.append("One shared seed at most: nothing can be tested.")
-    versus = found.differences[found.differences["cell"] == best]
-    if len(versus) and versus["verdict"].iloc[0] != "untested":
-        text.append(f"Against the baseline: {describe_contrast(versus.iloc[0].to_dict())}")
-    elif best in set(found.differences["reference"]):
+    if best in set(found.differences["reference"]):
         text.append("It is itself the baseline.")
     return text
 
