@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from analysis.compare.contrasts import against, contrasts
+from analysis.compare.contrasts import FEWEST, against, contrasts
 from analysis.compare.costs import priced
 from analysis.compare.runs import cells, completed
 from harness.core.power import seeds_needed
@@ -83,9 +83,11 @@ def best_by_test(table: pd.DataFrame) -> str:
 
 def most_behind(table: pd.DataFrame, cell: str) -> float:
     """Points by which a cell may be behind the best, with 95% confidence: the furthest end of the
-    simultaneous intervals of `contrasts` against its rivals. NaN without a tested rival."""
+    simultaneous intervals of `contrasts` against its rivals. NaN without a tested rival, and where all is
+    open."""
     low = against(table, cell)["low"].dropna()
-    return max(0.0, -float(low.min())) if len(low) else math.nan
+    behind = max(0.0, -float(low.min())) if len(low) else math.nan
+    return behind if behind < 100 else math.nan
 
 
 def surer(
@@ -100,9 +102,9 @@ def surer(
 
     Returns:
         rival, n shared seeds, lead (points), verdict, seeds (with which a difference of that size, at least
-        LEAST, is found 4 times in 5 by the rule of `contrasts`; inf: more than are worth it), more (seeds on
-        top of n) and minutes (that these runs of both cells take, whole trials, as far as measured). In the
-        order of `choice`.
+        LEAST, is found 4 times in 5 by the rule of `contrasts`; inf: more than are worth it, NaN with too few
+        to tell), more (seeds on top of n) and minutes (that these runs of both cells take, whole trials, as
+        far as measured). In the order of `choice`.
     """
     fit = table[table["fits"]]
     columns = ["rival", "n", "lead", "verdict", "seeds", "more", "minutes"]
@@ -118,6 +120,7 @@ def surer(
     for rival in fit["cell"].iloc[1:]:
         row = pairs.loc[rival]
         sd = float((100 * (scores[best] - scores[rival])).std(ddof=1))
+        sd = sd if row["n"] >= FEWEST else math.nan
         needed = seeds_needed(sd, max(abs(row["difference"]), LEAST), max(1, int(row["pairs"])))
         more = max(0.0, needed - row["n"])
         rows.append(

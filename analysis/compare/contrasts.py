@@ -29,6 +29,8 @@ from harness.core.spec import cell_label
 
 ALPHA = 1 - CONFIDENCE
 MAX_FLIPS = 2**15
+FEWEST = 4
+"""Seeds under which the spread of differences is too uncertain to say how many seeds would do."""
 WORTH = (2.0, 1.0, 0.5)
 """Differences, in points, that are worth seeing: a sentence names the first that the seeds would miss."""
 COLUMNS = [
@@ -55,8 +57,8 @@ def contrasts(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.
         test accuracy, positive when cell is better), low, high (simultaneous interval), p (of the paired t
         test, times the number of pairs), alone_low, alone_high (95% interval of this pair by itself),
         least_detectable (the difference that would be found 4 times in 5 by this rule), worth (points) and
-        seeds_needed (to find so much), and verdict: "higher" or "lower" (the simultaneous interval is clear
-        of 0), "open" (it is not) or "untested" (fewer than two shared seeds).
+        seeds_needed (to find so much; NaN with fewer than FEWEST), and verdict: "higher" or "lower" (the
+        simultaneous interval is clear of 0), "open" (it is not) or "untested" (fewer than two shared seeds).
     """
     scores = completed(trials, "repeat").pivot(index="seed", columns="cell", values="test_accuracy")
     scores = 100 * scores.dropna(axis="columns", how="all")
@@ -111,7 +113,7 @@ def paired_test(points: np.ndarray, family: int, floor: float) -> dict[str, Any]
         "alone_high": min(mean + alone, 100.0),
         "least_detectable": least,
         "worth": worth,
-        "seeds_needed": seeds_needed(sd, worth, family),
+        "seeds_needed": seeds_needed(sd, worth, family) if n >= FEWEST else math.nan,
         "verdict": verdict,
     }
 
@@ -218,7 +220,7 @@ def _side(row: Mapping[Hashable, Any]) -> str:
 
 def _more_seeds(row: Mapping[Hashable, Any]) -> str:
     """How many seeds would show a difference worth seeing, where these do not."""
-    if not row["least_detectable"] > row["worth"]:
+    if not row["least_detectable"] > row["worth"] or row["seeds_needed"] != row["seeds_needed"]:
         return ""
     unit = f"{row['worth']:g} point{'s' * (row['worth'] != 1)}"
     if row["seeds_needed"] == math.inf:
