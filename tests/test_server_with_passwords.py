@@ -1,10 +1,9 @@
-"""A tracking server that asks who is there, started by the words of docs/pages/cluster.md: the real server
-and commands, and no password anywhere afterwards."""
+"""An MLflow server with users and passwords: the real server and commands, and no password anywhere
+afterwards."""
 
 from __future__ import annotations
 
 import os
-import re
 import socket
 import ssl
 import subprocess
@@ -23,12 +22,20 @@ pytest.importorskip("flask_wtf", reason='pip install "mlflow[auth]"')
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "pages" / "cluster.md").read_text()
 ADMIN, USER = "ca-na-ry-admin", "ca-na-ry-of-the-user"
-READER = """
+SERVER = """
+openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout key.pem -out cert.pem -subj /CN=mlflow \\
+    -addext subjectAltName=IP:127.0.0.1
+export MLFLOW_FLASK_SERVER_SECRET_KEY=$(openssl rand -hex 32)
+mlflow server --app-name basic-auth --backend-store-uri sqlite:///mlflow.db \\
+    --artifacts-destination ./artifacts \\
+    --host 127.0.0.1 --port PORT --workers 1 --uvicorn-opts "--ssl-keyfile key.pem --ssl-certfile cert.pem"
+"""
+USERS = """
 import sys
 from mlflow.server import get_app_client
 server = get_app_client("basic-auth", sys.argv[1])
+server.create_user("study", sys.argv[2])
 server.create_user("reader", "ca-na-ry-of-the-reader")
 """
 
@@ -48,16 +55,14 @@ class Place:
         who = {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password}
         return self.python("-m", *program.split(), "--tracking-uri", self.uri, who=who)
 
-    def python(
-        self, *arguments: str, who: dict[str, str], says: str = ""
-    ) -> subprocess.CompletedProcess[str]:
-        """Python with these words, and `says` typed into it."""
+    def python(self, *arguments: str, who: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        """Python with these arguments."""
         return subprocess.run(
             [sys.executable, *arguments],
             cwd=self.folder,
             env={**environment(), **{k: v for k, v in who.items() if v}, **self.certificate},
-            start_new_session=True,  # no terminal: what is asked for is read from `says`
-            input=says,
+            start_new_session=True,  # no terminal to ask in
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=400,
@@ -69,26 +74,17 @@ def environment() -> dict[str, str]:
     return {**clean, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def of_the_page(first_words: str) -> str:
-    """The block of code of the page that begins so."""
-    (found,) = re.findall(rf"```\w+\n({re.escape(first_words)}.*?)```", PAGE, re.DOTALL)
-    return str(found)
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """The page's server on a free port, one process of it, and the page's user."""
+    """A server on a free port, with its users."""
     folder = tmp_path_factory.mktemp("server")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    script = of_the_page("umask 077").replace("10.0.0.1", "127.0.0.1").replace("5000", str(port))
-    script, asked = re.subn(r"(?m)^read .* MLFLOW_AUTH_ADMIN_PASSWORD$", "", script)
-    assert asked == 1
     bin_first = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(
-            ["bash", "-c", f"{script.rstrip()} --workers 1"],
+            ["bash", "-c", SERVER.replace("PORT", str(port))],
             cwd=folder,
             env={**environment(), "PATH": bin_first, "MLFLOW_AUTH_ADMIN_PASSWORD": ADMIN},
             stdout=log,
@@ -108,13 +104,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 def make_users(at: Place) -> None:
-    """The one of the page, and one who may only read."""
+    """One who runs studies, and one who may only read."""
     admin = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": ADMIN}
-    block = of_the_page("export MLFLOW_TRACKING_SERVER_CERT_PATH")
-    script = block.split("'")[1].replace("https://10.0.0.1:5000", at.uri)
-    typed = at.python("-W", "ignore", "-c", script, who=admin, says=f"{USER}\n")
-    assert typed.returncode == 0, typed.stderr
-    made = at.python("-c", READER, at.uri, who=admin)
+    made = at.python("-W", "ignore", "-c", USERS, at.uri, USER, who=admin)
     assert made.returncode == 0, made.stderr
 
 
