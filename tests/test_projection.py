@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import optuna
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from analysis.topics import learning_rates
 from harness.core.errors import UserError
 from harness.core.records import Slot, StudyInfo, TrialRecord
 from harness.core.results import OUTCOMES, EpochResult, Outcome
@@ -247,3 +250,11 @@ def test_deleted_experiment_is_refused_with_the_way_out(world: World) -> None:
     world.client.delete_experiment(experiment.experiment_id)
     with pytest.raises(UserError, match=r"'depth' was deleted .*mlflow experiments restore -x"):
         world.projection()
+
+
+def test_run_tells_the_report_the_range_that_the_space_declares(world: World) -> None:
+    drawn = optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True)
+    trial = world.trial(ranges={"lr": str(drawn)})
+    world.projection().show(trial)
+    shown = pd.DataFrame([world.shown(trial).data.tags])
+    assert learning_rates.declared_range(shown, "lr") == (1e-4, 1e-2)

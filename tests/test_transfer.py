@@ -166,6 +166,16 @@ def test_the_table_needs_no_torch() -> None:
 
 def test_misspelt_strategy_is_answered_with_the_ones_there_are() -> None:
     with pytest.raises(
-        AttributeError, match=r"unknown strategy LinearProb; there are .*LinearProbe"
+        AttributeError, match=r"unknown strategy LinearProb; known: .*LinearProbe"
     ):
         getattr(strategies, "LinearProb")  # noqa: B009 # as a study file would write it
+
+
+def test_strategy_made_of_another_is_known_by_its_name() -> None:
+    class Halved(Strategy):
+        pass
+
+    class Quartered(Halved):
+        pass
+
+    assert {"Halved", "Quartered"} <= names().keys()

@@ -39,8 +39,8 @@ RESERVED_FACTORS = frozenset(
     "study cell phase index seed outcome reason run_id attempt chosen owner device threads superseded "
     "start_time optuna_trial size epoch example predicted probability failed tuned n mean sd low high "
     "train_loss val_loss test_loss val_accuracy test_accuracy train_seconds marginal_seconds "
-    "total_seconds prefix trial_key resumed images_per_class "
-    "trained_depth trainable_share study_file group images_per_class".split()
+    "total_seconds prefix trial_key resumed images_per_class kind ranges "
+    "trained_depth trainable_share study_file group".split()
 )
 """Names of tags and columns that the harness uses itself; a factor of the same name would hide one of
 them."""

@@ -311,8 +311,13 @@ def to_flat(strategy: Strategy) -> dict[str, Scalar]:
 
 
 def names() -> dict[str, type[Strategy]]:
-    """Every strategy by its class name."""
-    return {cls.__name__: cls for cls in Strategy.__subclasses__()}
+    """Every strategy by its class name, subclasses of a strategy included."""
+    found, todo = dict[str, type[Strategy]](), Strategy.__subclasses__()
+    while todo:
+        cls = todo.pop(0)
+        found[cls.__name__] = cls
+        todo += cls.__subclasses__()
+    return found
 
 
 if not TYPE_CHECKING:  # otherwise type checkers would accept any name

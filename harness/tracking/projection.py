@@ -8,6 +8,7 @@ written last, so a run that has it is complete.
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 import sys
@@ -295,7 +296,8 @@ class Projection:
                 experiment.client.log_text(shown.run_id, text, "predictions.csv")
             reason = {"reason": trial.reason} if trial.reason else {}
             again = {} if fresh else run_tags(trial)
-            tags = {**again, **trial.notes, **reason, "outcome": trial.outcome}
+            drawn = {"ranges": json.dumps(trial.ranges)} if trial.ranges else {}
+            tags = {**again, **drawn, **trial.notes, **reason, "outcome": trial.outcome}
         experiment.write(shown.run_id, metrics, params, tags)
         shown.epochs, shown.at = len(trial.epochs), self._clock()
         if trial.outcome:
