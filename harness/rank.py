@@ -8,13 +8,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from rich.console import Console
 from rich.table import Table
 
 from harness.core.caller import undisturbed
-from harness.core.command_line import File, command
+from harness.core.command_line import TEXT, File, command
 from harness.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def rank_sources(
     target: str,
     *,
-    sources: str | Sequence[str] | None = None,
+    sources: Annotated[str | Sequence[str] | None, TEXT] = None,
     images: int = 200,
     resolution: int = 96,
     device: str = "auto",

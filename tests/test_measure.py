@@ -75,7 +75,7 @@ def test_clock_runs_on_after_an_exception_in_a_pause(fake_time: Time) -> None:
 
 def test_pauses_do_not_nest(fake_time: Time) -> None:
     clock = Clock(nothing)
-    with clock.pause(), pytest.raises(RuntimeError, match="paused already"), clock.pause():
+    with clock.pause(), pytest.raises(RuntimeError, match="already paused"), clock.pause():
         pass
 
 

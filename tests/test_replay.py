@@ -270,7 +270,7 @@ def test_strategy_of_a_study_file_is_known_with_that_file(
     code, said = replay(uri, run, capfd)
     assert (code, said.count("\n")) == (2, 1)
     assert "unknown strategy 'Halving'" in said
-    assert said.endswith("; where toy.py defines it, add --space FILE\n")
+    assert said.endswith("; if toy.py defines it, add --space FILE\n")
     code, said = replay(uri, run, capfd, "--space", str(recorded / "toy.py"))
     assert (code, said.count("\n")) == (2, 1)
     assert said.endswith("toy.py does not define it either\n")
@@ -294,7 +294,7 @@ def test_name_that_only_a_study_file_can_know_is_answered_with_the_way_to_give_i
     code, said = replay(uri, run, capfd)
     assert code == 2
     assert re.fullmatch(
-        rf"error: unknown {kind} 'mine'; .*; where toy.py defines it, add --space FILE\n", said
+        rf"error: unknown {kind} 'mine'; .*; if toy.py defines it, add --space FILE\n", said
     )
 
 

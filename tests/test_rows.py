@@ -283,7 +283,7 @@ def test_a_view_is_indexed_by_positions_and_slices(cache: Cache) -> None:
 
 
 def test_wrong_shape_is_refused(cache: Cache) -> None:
-    with pytest.raises(ValueError, match="want"):
+    with pytest.raises(ValueError, match="expected shape"):
         fill(reopened(cache), [0], lambda at: torch.zeros(len(at), 3))
 
 

@@ -402,7 +402,7 @@ def test_network_that_would_pass_by_its_adapters_is_refused(name: str) -> None:
 @needs_peft
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
 def test_adapters_for_a_backbone_without_attention_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match=rf"LoRA needs attention layers .* {name} has not"):
+    with pytest.raises(UserError, match=rf"LoRA needs attention layers .* {name} does not have"):
         build(name, "scratch", 10, seed=0, lora_rank=4)
 
 

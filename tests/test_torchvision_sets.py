@@ -481,7 +481,7 @@ def test_every_listed_set_has_a_stand_in() -> None:
 
 
 def test_the_page_of_names_lists_every_set_with_its_parts() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "pages" / "howto.md").read_text()
+    page = (Path(__file__).parents[1] / "docs" / "pages" / "data.md").read_text()
     section = page.partition("## Torchvision's data sets")[2].partition("\n## ")[0]
     rows = [line.split("|")[1:3] for line in section.splitlines() if line.startswith("| ")][2:]
     listed = {name: parts for parts, names in rows for name in re.findall("`([a-z0-9_]+)`", names)}

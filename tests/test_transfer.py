@@ -165,9 +165,7 @@ def test_the_table_needs_no_torch() -> None:
 
 
 def test_misspelt_strategy_is_answered_with_the_ones_there_are() -> None:
-    with pytest.raises(
-        AttributeError, match=r"unknown strategy LinearProb; known: .*LinearProbe"
-    ):
+    with pytest.raises(AttributeError, match=r"unknown strategy LinearProb; known: .*LinearProbe"):
         getattr(strategies, "LinearProb")  # noqa: B009 # as a study file would write it
 
 

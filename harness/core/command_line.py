@@ -96,6 +96,8 @@ def _size(_: object, tokens: Sequence[Any]) -> Size:
         raise ValueError(str(error)) from error
 
 
+TEXT = Parameter(converter=lambda _, tokens: tokens[-1].value, n_tokens=1)
+"""For an option that is one text when it is typed, though Python callers may give a list."""
 SIZE = Parameter(converter=_size, metavar="SIZE")
 """For an option that is a number of bytes."""
 
