@@ -426,3 +426,4 @@ def test_two_seeds_leave_no_more_open_than_100_points() -> None:
     assert table["high"].max() <= 100
     uneven = table[table["least_detectable"] > 100].iloc[0].to_dict()
     assert "With 2 seeds no difference can be shown" in compare.describe_contrast(uneven)
+    assert all(compare.describe_contrast(row) for _, row in table.iterrows())  # as a notebook would

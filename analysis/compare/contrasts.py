@@ -193,7 +193,7 @@ def describe_contrast(row: Mapping[Hashable, Any]) -> str:
     """One row of `contrasts` as a sentence."""
     a, b, n = f"“{row['cell']}”", f"“{row['reference']}”", row["n"]
     if row["verdict"] == "untested":
-        return f"{a} and {b} share {n} scored seed{'s' * (n != 1)}: nothing can be tested."
+        return f"{a} and {b} share {n} scored seed{'' if n == 1 else 's'}: nothing can be tested."
     if row["difference"] == row["low"] == row["high"] == 0:
         return f"{a} and {b} scored the same on each of {n} seeds."
     mean, low, high = (f"{round(row[x], 1) + 0.0:+.1f}" for x in ("difference", "low", "high"))
@@ -222,7 +222,7 @@ def _more_seeds(row: Mapping[Hashable, Any]) -> str:
     """How many seeds would show a difference worth seeing, where these do not."""
     if not row["least_detectable"] > row["worth"] or row["seeds_needed"] != row["seeds_needed"]:
         return ""
-    unit = f"{row['worth']:g} point{'s' * (row['worth'] != 1)}"
+    unit = f"{row['worth']:g} point{'' if row['worth'] == 1 else 's'}"
     if row["seeds_needed"] == math.inf:
         return f"; not even {MOST_SEEDS} would show {unit}"
     return f"; {row['seeds_needed']:.0f} would show {unit}"
