@@ -189,7 +189,7 @@ def with_other_tests(
     return pd.DataFrame(rows, columns=[*COLUMNS, *more])
 
 
-def describe_contrast(row: Mapping[Hashable, Any]) -> str:
+def describe_contrast(row: Mapping[Hashable, Any] | pd.Series[Any]) -> str:
     """One row of `contrasts` as a sentence."""
     a, b, n = f"“{row['cell']}”", f"“{row['reference']}”", row["n"]
     if row["verdict"] == "untested":
@@ -206,7 +206,7 @@ def describe_contrast(row: Mapping[Hashable, Any]) -> str:
     return f"{a} is {abs(row['difference']):.1f} points {_side(row)} {b} ({interval})."
 
 
-def describe_power(row: Mapping[Hashable, Any]) -> str:
+def describe_power(row: Mapping[Hashable, Any] | pd.Series[Any]) -> str:
     """Which difference so many seeds would miss."""
     n, least = row["n"], row["least_detectable"]
     if least >= 100:
@@ -214,11 +214,11 @@ def describe_power(row: Mapping[Hashable, Any]) -> str:
     return f"With {n} seeds a difference of {least:.1f} points would be missed one time in five"
 
 
-def _side(row: Mapping[Hashable, Any]) -> str:
+def _side(row: Mapping[Hashable, Any] | pd.Series[Any]) -> str:
     return "above" if row["difference"] > 0 else "below"
 
 
-def _more_seeds(row: Mapping[Hashable, Any]) -> str:
+def _more_seeds(row: Mapping[Hashable, Any] | pd.Series[Any]) -> str:
     """How many seeds would show a difference worth seeing, where these do not."""
     if not row["least_detectable"] > row["worth"] or row["seeds_needed"] != row["seeds_needed"]:
         return ""
