@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from functools import cache
 
-from scipy import stats
 from scipy.optimize import brentq
+from scipy.special import nctdtr, stdtrit  # scipy.stats takes half a second more at every start
 
 ALPHA = 0.05
 POWER = 0.80
@@ -30,11 +30,9 @@ def least_detectable(sd: float, n: int, pairs: int = 1) -> float:
 def _effect(n: int, pairs: int) -> float:
     # statsmodels' solve_power leaves the root for some n (73 or 120: a negative effect, in an array); at this
     # power the tail on the wrong side is below 1e-5
-    critical = stats.t.isf(ALPHA / pairs / 2, n - 1)
-    guess = float(critical + stats.t.ppf(POWER, n - 1))
-    found = brentq(
-        lambda shift: stats.nct.sf(critical, n - 1, shift) - POWER, guess / 2, 1.3 * guess
-    )
+    critical = -stdtrit(n - 1, ALPHA / pairs / 2)
+    guess = float(critical + stdtrit(n - 1, POWER))
+    found = brentq(lambda shift: 1 - nctdtr(n - 1, shift, critical) - POWER, guess / 2, 1.3 * guess)
     return float(found) / math.sqrt(n)
 
 

@@ -107,8 +107,8 @@ def _power(study: Study, specs: Mapping[str, TrialSpec]) -> list[str]:
     enough = seeds_needed(1.0, WANTED, pairs)
     return [
         f"{study.repeats} repeats and {pairs} pair{'s' * (pairs != 1)} of cells: the report can confirm "
-        f"a difference of "
-        f"{least:.1f} standard deviations over seeds; {enough:g} repeats would confirm one of {WANTED:g}"
+        f"a difference of {least:.1f} standard deviations over seeds; {enough:g} repeats would confirm "
+        f"one of {WANTED:g}"
     ]
 
 
