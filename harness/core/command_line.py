@@ -104,7 +104,7 @@ SIZE = Parameter(converter=_size, metavar="SIZE")
 
 def run_command(run: Callable[[], int], if_stopped: str = "nothing was lost") -> int:
     """The exit code of a command: bad input gives one line and 2, Ctrl-C 130, a closed pipe 1."""
-    # A shell's >&- leaves none, and whoever wrote that wants to hear nothing.
+    # After a shell's >&- there is none: nothing is printed then.
     sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
     quiet_libraries()
     try:

@@ -4,8 +4,8 @@
         fit.checkpoint().save(path)                                 # None for scikit-learn's classifiers
     fit = start(spec, device, cache, Checkpoint.load(path))         # later, in another process
 
-A file that is damaged, or of another trial, is refused with BadCheckpoint: whoever asked starts the trial
-over and says so. Nothing in the file is ever run.
+A file that is damaged, or of another trial, is refused with BadCheckpoint; the caller then starts the
+trial from the beginning and says so. Nothing in the file is ever run.
 """
 
 from __future__ import annotations
