@@ -62,7 +62,7 @@ def info_of(study: Study, **changes: Any) -> StudyInfo:
         "name": study.name, "question": "Does it?", "command": "run it", "baseline": {}, "leaks": (),
         "factors": {k: list(v) for k, v in study.compare.items()}, "trials": study.trials,
         "repeats": study.repeats, "sampler": study.sampler, "seed": study.seed, "study_file": "toy.py",
-        "space_sha256": "ab12",
+        "space_sha256": "ab12", "folds": study.fold_count,
     }  # fmt: skip
     return StudyInfo(**{**fields, **changes})
 

@@ -16,14 +16,31 @@ from harness.core.spec import Cell, Phase, cell_label, cells_of
 
 @dataclass(frozen=True)
 class Slot:
-    """One place in the plan: the `index`-th trial, or repeat, of a cell."""
+    """One place in the plan: the `index`-th trial, or repeat, of a cell.
+
+    With k-fold resampling, `folds` slots in a row are a round, one for each fold: a round of trials has one
+    configuration, a round of repeats one division of the images. Otherwise each slot is a round.
+    """
 
     cell: Cell
     phase: Phase
     index: int
+    folds: int = 1
 
     def __str__(self) -> str:
-        return f"{cell_label(self.cell)}, {self.kind} {self.index}"
+        return f"{cell_label(self.cell)}, {self.name}"
+
+    @property
+    def name(self) -> str:
+        """Kind and number, without the cell."""
+        if self.folds == 1:
+            return f"{self.kind} {self.index}"
+        return f"{self.kind} {self.round}, fold {self.index % self.folds + 1}/{self.folds}"
+
+    @property
+    def round(self) -> int:
+        """Number of the slot's round: of its configuration, or of its division of the images."""
+        return self.index // self.folds
 
     @property
     def kind(self) -> str:
@@ -53,6 +70,7 @@ class StudyInfo:
         leaks: one line per target whose train, validation and test images overlap.
         study_file: name of the study file, without its folder.
         space_sha256: hash of the study file.
+        folds: folds of k-fold resampling, on each of which a configuration is run; 1 for a single split.
     """
 
     name: str
@@ -67,6 +85,7 @@ class StudyInfo:
     leaks: tuple[str, ...]
     study_file: str
     space_sha256: str
+    folds: int = 1
 
     def cells(self) -> list[Cell]:
         """Every combination of one value per factor, in the order written."""
@@ -83,7 +102,7 @@ class TrialRecord:
         number: Optuna's number of the trial.
         attempt: number of the attempt at this slot, counted from 1.
         seed: seed of the trial; None if it died before it was drawn.
-        chosen: for a repeat, the index of the tuning trial whose configuration is repeated.
+        chosen: for a repeat, the round of the tuning trial whose configuration is repeated.
         params: suggested values, by name.
         ranges: distributions of the suggested values, as text.
         spec: the complete flat TrialSpec; empty if the space returned none.

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from harness.core.errors import UnknownName, UserError, message_of
+from harness.core.folds import Fold
 from harness.core.html import as_table
 from harness.core.strategies import Scalar, Strategy, names, to_flat
 
@@ -40,7 +41,7 @@ RESERVED_FACTORS = frozenset(
     "start_time optuna_trial size epoch example predicted probability failed tuned n mean sd low high "
     "train_loss val_loss test_loss val_accuracy test_accuracy train_seconds marginal_seconds "
     "total_seconds prefix trial_key resumed images_per_class kind ranges "
-    "trained_depth trainable_share study_file group".split()
+    "trained_depth trainable_share study_file group fold folds".split()
 )
 """Names of tags and columns that the harness uses itself; a factor of the same name would hide one of
 them."""
@@ -89,7 +90,7 @@ class TrialSpec:
         shots: largest number of training images per class; None takes all images that are not used for
             validation or test.
         val_shots: largest number of validation images per class; None takes the official validation set if
-            there is one, else 20 % of the images that are not test images.
+            there is one, else 20 % of the images that are not test images. With `fold` it must be None.
         test_shots: largest number of test images per class; None takes the official test set if there is one,
             else 25 % of the images.
         exact_shots: refuse classes that have fewer images than `shots`, `val_shots` and `test_shots` ask for,
@@ -112,6 +113,9 @@ class TrialSpec:
         compile: run the network through torch.compile.
         shifts: names of additional, shifted test sets to score, joined by "+" (see harness.data.shift).
         seed: decides the training and validation images, the initialisation of the head and the batch order.
+        fold: which fold of the images that are not test images is the validation part, e.g. "2/5 of shuffle
+            1234"; training images are drawn from the other folds. Set by the harness, as the seed is; "" for
+            a single split (see harness.core.folds).
     """
 
     target: str
@@ -138,6 +142,7 @@ class TrialSpec:
     compile: bool = False
     shifts: str = ""
     seed: int = 0
+    fold: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.strategy, Strategy):
@@ -165,6 +170,13 @@ class TrialSpec:
             if name not in SHIFTS:
                 raise UserError(
                     f"TrialSpec: shifts must be joined by '+' from {', '.join(SHIFTS)}, got {name!r}"
+                )
+        if self.fold:
+            Fold.parse(self.fold)
+            if self.val_shots is not None:
+                raise UserError(
+                    "TrialSpec: val_shots must be None with resampling 'kfold', where a fold is the "
+                    f"validation part, got {self.val_shots}"
                 )
         if self.strategy.classifier != "head" and self.batch_norm == "reestimate":
             raise UserError(
@@ -302,13 +314,19 @@ class Study:
         compare: factor -> its values; the cells are their product. Labels are short and unique.
         space: (trial, **cell) -> TrialSpec; the cell is given, Optuna draws the rest.
         trials: number of configurations tried per cell, the same for every cell.
-        repeats: number of new seeds with which the chosen configuration of each cell is run and tested.
+        repeats: number of new seeds with which the chosen configuration of each cell is run and tested; with
+            k-fold a multiple of `folds`.
         baseline: values of one or more factors; the other cells are compared with the cells that have them.
         sampler: "random" (i.i.d., needed for budget curves), "qmc" (scrambled Sobol points, spread evenly) or
             "tpe" (uses finished trials, so that its results depend on their order).
         pruner: "none" or "median" (a pruned trial has no comparable cost).
         seed: seed from which every random stream of the study is derived.
         name: name of the study; if empty, that of its file.
+        resampling: "split" (a run has one validation part, drawn by its seed) or "kfold", for few images:
+            each configuration is scored on every one of `folds` folds of all images that are not test images,
+            and chosen by the mean; the repeats are runs on the folds of fresh divisions, so that cells are
+            chosen by repeated k-fold validation. Intervals then know that the runs share images.
+        folds: number of folds; of no effect with "split".
     """
 
     compare: Mapping[str, Iterable[str]]
@@ -320,12 +338,27 @@ class Study:
     pruner: Literal["none", "median"] = "none"
     seed: int = 0
     name: str = ""
+    resampling: Literal["split", "kfold"] = "split"
+    folds: int = 5
+
+    @property
+    def fold_count(self) -> int:
+        """Number of folds that a configuration is scored on; 1 with a single split."""
+        return self.folds if self.resampling == "kfold" else 1
+
+    @property
+    def runs_per_cell(self) -> int:
+        """Number of runs of a cell: tuning and repeats."""
+        return self.trials * self.fold_count + self.repeats
+
+    @property
+    def effort(self) -> str:
+        """The runs of a cell in print."""
+        folds = f" x {self.folds} folds" if self.resampling == "kfold" else ""
+        return f"{self.trials} trials{folds} + {self.repeats} repeats"
 
     def _repr_html_(self) -> str:
-        effort = f"{self.trials} trials + {self.repeats} repeats"
-        caption = (
-            f"study {self.name}: {len(self.cells())} cells x ({effort}), {self.sampler} sampling"
-        )
+        caption = f"study {self.name}: {len(self.cells())} cells x ({self.effort}), {self.sampler} sampling"
         rows = [(f, ", ".join(v), self.baseline.get(f, "")) for f, v in self.compare.items()]
         return as_table(caption, ("factor", "compared", "baseline"), rows)
 
@@ -362,6 +395,8 @@ class Study:
             if value > MAX_EFFORT:
                 raise UserError(f"Study: {name} must be at most {MAX_EFFORT:,}, got {value:,}")
         _require_choices(self)
+        if self.resampling == "kfold":
+            _require_folds(self)
         for factor, label in self.baseline.items():
             if label not in list(self.compare.get(factor, ())):
                 raise UserError(
@@ -373,6 +408,24 @@ class Study:
     def cells(self) -> list[dict[str, str]]:
         """Every combination of one value per factor, in the order written."""
         return cells_of(self.compare)
+
+
+def _require_folds(study: Study) -> None:
+    """Refuse settings that do not work with k-fold resampling."""
+    folds, repeats = study.folds, study.repeats
+    if not isinstance(folds, int) or isinstance(folds, bool) or folds < 2:
+        raise UserError(f"Study: folds must be a whole number of at least 2, got {folds!r}")
+    if study.sampler == "tpe" or study.pruner != "none":
+        raise UserError(
+            f"Study: resampling 'kfold' works with sampler 'random' or 'qmc' and pruner 'none', got "
+            f"{study.sampler!r} and {study.pruner!r}, which would take one fold's score for a configuration's"
+        )
+    if repeats % folds:
+        more = folds * math.ceil(repeats / folds)
+        raise UserError(
+            f"Study: with resampling 'kfold' repeats must be a multiple of the {folds} folds, e.g. {more}, "
+            f"got {repeats}"
+        )
 
 
 def cells_of(factors: Mapping[str, Iterable[str]]) -> list[dict[str, str]]:

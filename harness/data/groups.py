@@ -35,15 +35,20 @@ def grouped_parts(target: Target, seed: int) -> tuple[Mask, Mask]:
     Raises:
         UserError: if a class has too few groups for every part to have one.
     """
-    assert target.groups is not None
+    test, val = grouped_test(target), target.official_val
+    if val is None:
+        val = held_out(target, ~test, VAL_FOLDS, 1, derive_seed("split", target.identity, seed))
+    return test, val
+
+
+def grouped_test(target: Target) -> Mask:
+    """The test images of a target with groups; see `grouped_parts`."""
     test, val = target.official_test, target.official_val
     if test is None:
         rest = np.ones(len(target.labels), np.bool_) if val is None else ~val
         left = 2 if val is None else 1
         test = held_out(target, rest, TEST_FOLDS, left, derive_seed("test", target.identity))
-    if val is None:
-        val = held_out(target, ~test, VAL_FOLDS, 1, derive_seed("split", target.identity, seed))
-    return test, val
+    return test
 
 
 def shared_groups(target: Target) -> int:

@@ -12,15 +12,19 @@ import torch
 from numpy.typing import NDArray
 
 from harness.core.errors import UserError
+from harness.core.folds import Fold
 from harness.core.spec import TrialSpec, derive_seed
 from harness.core.versions import versions
 from harness.data.cached import Cache, CachedView, CacheFull
-from harness.data.groups import grouped_parts
+from harness.data.folds import validation_fold
+from harness.data.groups import grouped_parts, grouped_test
 from harness.data.images import DECODING
 from harness.data.target import Indices, Target
 from harness.data.targets import load_target
 
 Mask = NDArray[np.bool_]
+Parts = tuple[Indices, Indices, Indices]
+"""Training, validation and test images of a class."""
 LONGEST_TAG = 4500
 """Characters; MLflow stores at most 5000 of a tag."""
 
@@ -79,11 +83,16 @@ def split_indices(target: Target, spec: TrialSpec) -> SplitIndices:
     `shots`, `val_shots` and `test_shots` are upper bounds per class. Of a class that is too small for all
     three, at most half of the images become test images, and at most half of the rest validation images.
 
+    With `fold`, the validation images are that fold of all images that are not test images, those of an
+    official validation set among them; the test images are the same as without it.
+
     Raises:
         UserError: naming the classes that are too small.
     """
     is_test, is_val = target.official_test, target.official_val
-    if target.groups is not None:
+    if target.groups is not None and spec.fold:
+        is_test = grouped_test(target)
+    elif target.groups is not None:
         is_test, is_val = grouped_parts(target, spec.seed)
     streams = [
         np.random.default_rng(derive_seed(*names))
@@ -93,14 +102,16 @@ def split_indices(target: Target, spec: TrialSpec) -> SplitIndices:
             ("split", target.identity, spec.seed),
         )
     ]
-    chosen, too_small = [], []
-    for label, class_name in enumerate(target.classes):
-        members = np.flatnonzero(target.labels == label)
-        found = _split_class(members, is_test, is_val, spec, streams)
-        if isinstance(found, str):
-            too_small.append(f"class {class_name!r} has {len(members)} images, too few for {found}")
-        else:
-            chosen.append(found)
+    members = [np.flatnonzero(target.labels == label) for label in range(len(target.classes))]
+    if spec.fold:
+        found = _fold_parts(members, is_test, is_val, target, spec, streams)
+    else:
+        found = [_split_class(own, is_test, is_val, spec, streams) for own in members]
+    too_small = [
+        f"class {name!r} has {len(own)} images, too few for {part}"
+        for name, own, part in zip(target.classes, members, found, strict=True)
+        if isinstance(part, str)
+    ]
     if too_small:
         more = f" (and {len(too_small) - 5} more classes)" if len(too_small) > 5 else ""
         advice = "lower shots, val_shots or test_shots, or " if spec.exact_shots else ""
@@ -108,6 +119,7 @@ def split_indices(target: Target, spec: TrialSpec) -> SplitIndices:
             f"target {spec.target}: {'; '.join(too_small[:5])}{more} ({advice}add images, or leave the "
             "class out with [classes=...])"
         )
+    chosen = [part for part in found if not isinstance(part, str)]
     parts = [np.sort(np.concatenate(part)).astype(np.int64) for part in zip(*chosen, strict=True)]
     return SplitIndices(*parts)
 
@@ -147,7 +159,7 @@ def _split_class(
     is_val: Mask | None,
     spec: TrialSpec,
     streams: Sequence[np.random.Generator],
-) -> tuple[Indices, Indices, Indices] | str:
+) -> Parts | str:
     """The training, validation and test images of one class, or the sizes for which it is too small.
 
     Args:
@@ -157,6 +169,58 @@ def _split_class(
         streams: random streams for test images, for official validation images, and for draws by the seed.
     """
     of_test, of_val, drawn = streams
+    test, rest, sizes = _test_and_rest(members, is_test, is_val, spec, of_test)
+    rest = drawn.permutation(np.sort(rest))
+    if is_val is None:
+        val, rest = rest[: sizes.val], rest[sizes.val :]
+    else:
+        val = of_val.permutation(members[is_val[members]])[: spec.val_shots]
+    least = (1, int(is_val is None), int(is_test is None))
+    if spec.exact_shots:
+        given = (spec.shots, spec.val_shots, spec.test_shots)
+        least = (given[0] or 1, given[1] or sizes.val, given[2] or sizes.test)
+    return _if_enough((rest[: spec.shots], val, test), least, spec)
+
+
+def _fold_parts(
+    members: Sequence[Indices],
+    is_test: Mask | None,
+    is_val: Mask | None,
+    target: Target,
+    spec: TrialSpec,
+    streams: Sequence[np.random.Generator],
+) -> list[Parts | str]:
+    """The same of all classes, where the validation images are a fold.
+
+    Raises:
+        UserError: if a class has fewer images, or groups, than there are folds.
+    """
+    of_test, _, drawn = streams
+    tests, pools = [], []
+    for own in members:
+        test, rest, _ = _test_and_rest(own, is_test, is_val, spec, of_test)
+        tests.append(test)
+        pools.append(rest if is_val is None else np.concatenate([rest, own[is_val[own]]]))
+    held = validation_fold(target, np.sort(np.concatenate(pools)), Fold.parse(spec.fold))
+    found = []
+    for test, pool in zip(tests, pools, strict=True):
+        train = drawn.permutation(np.sort(pool[~held[pool]]))[: spec.shots]
+        least = (1, 1, int(is_test is None))
+        if spec.exact_shots:
+            least = (spec.shots or 1, 1, spec.test_shots or 1)
+        found.append(_if_enough((train, pool[held[pool]], test), least, spec))
+    return found
+
+
+def _test_and_rest(
+    members: Indices,
+    is_test: Mask | None,
+    is_val: Mask | None,
+    spec: TrialSpec,
+    of_test: np.random.Generator,
+) -> tuple[Indices, Indices, _Sizes]:
+    """The test images of one class, the images that are left, without an official validation part, and the
+    sizes of the parts."""
     free = np.ones(len(members), np.bool_)
     for mask in (is_test, is_val):
         if mask is not None:
@@ -167,24 +231,16 @@ def _split_class(
         order = of_test.permutation(rest)
         # At least the default quarter is set aside, even if fewer images are scored, because a test image
         # of one cell must not be a training image of another.
-        test, rest = order[: sizes.test], order[sizes.aside :]
-    else:
-        test = of_test.permutation(members[is_test[members]])[: spec.test_shots]
-    rest = drawn.permutation(np.sort(rest))
-    if is_val is None:
-        val, rest = rest[: sizes.val], rest[sizes.val :]
-    else:
-        val = of_val.permutation(members[is_val[members]])[: spec.val_shots]
-    train = rest[: spec.shots]
-    found = (len(train), len(val), len(test))
-    least = (1, int(is_val is None), int(is_test is None))
-    if spec.exact_shots:
-        given = (spec.shots, spec.val_shots, spec.test_shots)
-        least = (given[0] or 1, given[1] or sizes.val, given[2] or sizes.test)
-    if any(have < want for have, want in zip(found, least, strict=True)):
-        train_words = str(spec.shots or "at least 1") if spec.exact_shots else "1"
-        return f"{least[2]} test + {least[1]} validation + {train_words} training images"
-    return train, val, test
+        return order[: sizes.test], order[sizes.aside :], sizes
+    return of_test.permutation(members[is_test[members]])[: spec.test_shots], rest, sizes
+
+
+def _if_enough(parts: Parts, least: tuple[int, int, int], spec: TrialSpec) -> Parts | str:
+    """The parts, or the sizes for which the class is too small: `least` for each of them."""
+    if all(len(part) >= want for part, want in zip(parts, least, strict=True)):
+        return parts
+    train_words = str(spec.shots or "at least 1") if spec.exact_shots else "1"
+    return f"{least[2]} test + {least[1]} validation + {train_words} training images"
 
 
 @dataclass(frozen=True)

@@ -104,9 +104,9 @@ def forecast_lines(text: str, name: str, device: Device) -> list[str]:
         + (f", {c.seconds:.1f} s" if c.seconds is not None else "")
         for c in costs
     ]
-    count = len(study.cells()) * (study.trials + study.repeats)
+    count = len(study.cells()) * study.runs_per_cell
     lines.append(
-        f"{len(study.cells())} cells x ({study.trials} trials + {study.repeats} repeats) = {count} runs: "
+        f"{len(study.cells())} cells x ({study.effort}) = {count} runs: "
         f"{minutes:.0f} minutes of training if nothing were kept between them"
     )
     if minutes > LONG_MINUTES:

@@ -70,7 +70,7 @@ class CellSearch:
         record: the study's record.
         study: the whole study.
         cell: one value per factor.
-        chosen: the cell's chosen tuning trial; given for the repeats, None while tuning.
+        chosen: a trial of the cell's chosen configuration; given for the repeats, None while tuning.
         memory: current memory limit of a trial in bytes. Trials that a lower limit kept from running are run
             now; 0 runs none of them.
 
@@ -89,7 +89,7 @@ class CellSearch:
         self.record, self.study, self.cell, self.chosen = record, study, cell, chosen
         self.phase: Phase = "tune" if chosen is None else "repeat"
         self.memory = memory
-        self._number = None if chosen is None else chosen.slot.index
+        self._number = None if chosen is None else chosen.slot.round
         self.name = study_name(study.name, cell_label(cell), self._number)
         self._optuna = optuna.create_study(
             study_name=self.name,
@@ -107,7 +107,7 @@ class CellSearch:
 
     def slot(self, index: int) -> Slot:
         """The index-th slot."""
-        return Slot(self.cell, self.phase, index)
+        return Slot(self.cell, self.phase, index, self.study.fold_count)
 
     def close_abandoned(self) -> list[TrialRecord]:
         """End the trials that a dead process left open, and return them. If the result of one was already
@@ -152,24 +152,30 @@ class CellSearch:
             index: index of the slot.
             inline: whether this process also runs the trial, so that the trial may end this process.
         """
-        base = sampler_of(self.study, self.cell, index)
+        slot = self.slot(index)
+        base = sampler_of(self.study, self.cell, slot.round)
         self._optuna.sampler = fixed(dict(self.chosen.params), base) if self.chosen else base
         trial = patiently(self._optuna.ask)
         attempts = self.attempts.at(index)
         seed = trial_seed(self.study, self.phase, index)
-        about = {"index": index, "attempt": len(attempts) + 1, "seed": seed, "inline": inline}
+        about = self._about(slot, seed) | {"inline": inline}
         patiently(lambda: trial.set_user_attr("slot", about))
         drawn: TrialSpec | UserError
         try:
             with time_limit(DRAW_SECONDS, f"took longer than {DRAW_SECONDS:g} s"):
-                drawn = draw(self.study, self.cell, trial, seed)
+                drawn = draw(self.study, self.cell, trial, self.phase, index)
             inputs = inputs_of(drawn.target, drawn.backbone, drawn.source)
             task = {"spec": drawn.flat(), "inputs": inputs}
             patiently(lambda: trial.set_user_attr("task", task))
         except (UserError, TrialTimeout) as error:  # with other values the space may work
             drawn = UserError(f"space: {error}" if isinstance(error, TrialTimeout) else str(error))
-        record = opened_record(self.name, trial, self.slot(index), self._number)
+        record = opened_record(self.name, trial, slot, self._number)
         return OpenTrial(trial, record, drawn, any(t.outcome in BROKEN for t in attempts))
+
+    def _about(self, slot: Slot, seed: int | None) -> dict[str, object]:
+        """What the record says of a trial when it is created."""
+        attempt = len(self.attempts.at(slot.index)) + 1
+        return {"index": slot.index, "folds": slot.folds, "attempt": attempt, "seed": seed}
 
     def report(self, open_trial: OpenTrial, epoch: EpochResult) -> None:
         """Record an epoch."""
@@ -218,7 +224,7 @@ class CellSearch:
         how = next((t.reason for t in reversed(attempts) if t.reason), "")
         died = sum(t.died for t in attempts)
         reason = f"its process ended {died} times ({how}); it is not tried again"
-        about = {"index": index, "attempt": len(attempts) + 1, "seed": last.seed}
+        about = self._about(last.slot, last.seed)
         result = {"outcome": "crashed", "lasting": True, "reason": reason}
         task = {"spec": dict(last.spec), "inputs": dict(last.inputs)}
         kept = self._optuna.get_trials(deepcopy=False)[last.number]
@@ -236,8 +242,8 @@ class CellSearch:
         return ended
 
     def choose(self) -> TrialRecord | None:
-        """The complete tuning trial that is best on validation."""
-        return self.attempts.best(self.study.trials)
+        """A trial of the configuration that is best on validation; see `Attempts.best`."""
+        return self.attempts.best(self.study.trials * self.study.fold_count)
 
 
 def _needed(trial: TrialRecord) -> float:

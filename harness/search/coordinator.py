@@ -150,9 +150,8 @@ class Coordinator:
         with storage_failures():
             self._projection.settle()
             try:
-                yield from self._work_off(
-                    [(s, i) for i in range(self._study.trials) for s in self._tune]
-                )
+                runs = self._study.trials * self._study.fold_count
+                yield from self._work_off([(s, i) for i in range(runs) for s in self._tune])
                 self._repeat = self._repeats()
                 yield from self._work_off(
                     [(s, i) for i in range(self._study.repeats) for s in self._repeat]

@@ -63,4 +63,4 @@ def cell_costs(
 
 def study_seconds(study: Study, costs: list[CellCost]) -> float:
     """Training time of the whole study, if nothing were kept between trials."""
-    return sum(c.seconds or 0.0 for c in costs) * (study.trials + study.repeats)
+    return sum(c.seconds or 0.0 for c in costs) * study.runs_per_cell

@@ -203,6 +203,7 @@ def study_info(
         leaks=leaks,
         study_file=path.name,
         space_sha256=study_sha256(path),
+        folds=study.fold_count,
     )
 
 

@@ -42,6 +42,7 @@ SAME = {
     "repeats": "repeats per cell",
     "sampler": "sampler",
     "seed": "seed",
+    "folds": "folds",
 }
 """Fields that must be equal for two records to be of one study -> their names in messages."""
 

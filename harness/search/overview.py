@@ -135,7 +135,7 @@ def overview(plan: Plan, trials: Iterable[TrialRecord]) -> Overview:
         tune = _Part(Attempts(by_cell[cell, "tune"]), plan.trials)
         best = tune.attempts.best(plan.trials)
         repeats = plan.repeats if best or len(tune.done) < plan.trials else 0  # nothing to repeat
-        chosen = None if best is None else best.slot.index
+        chosen = None if best is None else best.slot.round
         mine = [t for t in by_cell[cell, "repeat"] if t.chosen == chosen]
         pairs.append((tune, _Part(Attempts(mine), repeats)))
     every = [trial for pair in pairs for part in pair for trial in part.attempts]

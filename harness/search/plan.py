@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from harness.core.errors import UserError
+from harness.core.folds import Fold
 from harness.core.records import StudyInfo
 from harness.core.spec import Cell, Phase, Study, cell_label, derive_seed
 
@@ -55,7 +56,7 @@ class Plan:
     Attributes:
         study: name of the study.
         cells: labels of the cells.
-        trials, repeats: numbers per cell.
+        trials, repeats: numbers of runs per cell.
     """
 
     study: str
@@ -67,12 +68,13 @@ class Plan:
     def of(cls, study: Study, cells: list[Cell] | None = None) -> Plan:
         """The plan of a study, or of some of its cells."""
         labels = map(cell_label, study.cells() if cells is None else cells)
-        return cls(study.name, tuple(labels), study.trials, study.repeats)
+        return cls(study.name, tuple(labels), study.trials * study.fold_count, study.repeats)
 
     @classmethod
     def recorded(cls, info: StudyInfo) -> Plan:
         """The plan of a recorded study."""
-        return cls(info.name, tuple(map(cell_label, info.cells())), info.trials, info.repeats)
+        labels = map(cell_label, info.cells())
+        return cls(info.name, tuple(labels), info.trials * info.folds, info.repeats)
 
     @property
     def slots(self) -> int:
@@ -86,3 +88,17 @@ def trial_seed(study: Study, phase: Phase, index: int) -> int:
     if phase == "tune":
         return derive_seed(study.seed, "tune")
     return derive_seed(study.seed, phase, index)
+
+
+def trial_fold(study: Study, phase: Phase, index: int) -> str:
+    """Fold of a trial; "" with a single split. All configurations are scored on the folds of one division,
+    each round of repeats on those of a fresh one.
+
+    Each run still has a seed of its own: runs on the folds of one division share their images, and nothing
+    else.
+    """
+    if study.fold_count == 1:
+        return ""
+    number, fold = divmod(index, study.fold_count)
+    shuffle = derive_seed(study.seed, "folds", phase, 0 if phase == "tune" else number)
+    return str(Fold(fold + 1, study.fold_count, shuffle))

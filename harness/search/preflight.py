@@ -13,7 +13,7 @@ from harness.backbones import Backbone, build
 from harness.core.errors import UserError, first_line
 from harness.core.power import least_detectable, seeds_needed
 from harness.core.signals import time_limit
-from harness.core.spec import Study, TrialSpec, cell_label
+from harness.core.spec import Phase, Study, TrialSpec, cell_label
 from harness.data import (
     describe_leaks,
     find_leaks,
@@ -22,7 +22,7 @@ from harness.data import (
     split_indices,
 )
 from harness.data.cached import Cache
-from harness.search.plan import trial_seed
+from harness.search.plan import trial_fold, trial_seed
 from harness.search.space import first_draw
 from harness.training.forecast import forecast
 from harness.training.network import check_network
@@ -93,7 +93,13 @@ def check_study(study: Study, cache: Cache = Cache(), memory_is_limited: bool = 
         if memory_is_limited:
             forecast(spec)
     targets = [load_target(name) for name in dict.fromkeys(s.target for s in specs.values())]
-    notes = tuple(f"{target.name}: {note}" for target in targets for note in target.notes)
+    notes = [f"{target.name}: {note}" for target in targets for note in target.notes]
+    notes += [
+        f"{target.name}: with k-fold resampling the images of its validation part are divided into the folds "
+        "together with the training images"
+        for target in targets
+        if study.fold_count > 1 and target.official_val is not None
+    ]
     return Preflight(specs, tuple(leaks.values()), (*notes, *weights, *_power(study, specs)))
 
 
@@ -153,11 +159,18 @@ def _is_scale(scale: object) -> bool:
 
 
 def _try_images(study: Study, spec: TrialSpec, network: Backbone, cache: Cache) -> str:
-    """Split for every seed and read the images that will be used; describes the leaks of the tuning split."""
+    """Split for every seed and fold, and read the images that will be used; describes the leaks of the first
+    split."""
     target = load_target(spec.target)
     size = spec.resolution or network.input.resolution
-    seeds = [spec.seed, *(trial_seed(study, "repeat", i) for i in range(study.repeats))]
-    splits = [split_indices(target, replace(spec, seed=seed)) for seed in seeds]
+    places: list[tuple[Phase, int]] = [("tune", i) for i in range(study.fold_count)]
+    places += [("repeat", i) for i in range(study.repeats)]
+    splits = [
+        split_indices(
+            target, replace(spec, seed=trial_seed(study, *at), fold=trial_fold(study, *at))
+        )
+        for at in places
+    ]
     to_read = splits if ":" in spec.target else splits[:1]  # the user's own files may be broken
     read = [
         {

@@ -12,10 +12,13 @@ from harness.training.device import Device
 def print_plan(study: Study, specs: Mapping[str, TrialSpec], device: Device) -> None:
     """What would run."""
     cells = study.cells()
-    trials, repeats = len(cells) * study.trials, len(cells) * study.repeats
+    trials, repeats = (
+        len(cells) * study.trials * study.fold_count,
+        len(cells) * study.repeats,
+    )
     print(f"study {study.name} on {device.name} ({device.describe()})")
     print(
-        f"{len(cells)} cells x ({study.trials} trials + {study.repeats} repeats) = "
+        f"{len(cells)} cells x ({study.effort}) = "
         f"{trials} trials + {repeats} repeats, {study.sampler} sampling, pruner {study.pruner}"
     )
     flats = {label: _shown(spec) for label, spec in specs.items()}
@@ -42,7 +45,7 @@ def print_costs(study: Study, costs: Iterable[CellCost], max_memory: int | None)
 
 
 def _shown(spec: TrialSpec) -> dict[str, object]:
-    return {k: v for k, v in spec.flat().items() if v is not None and k != "seed"}
+    return {k: v for k, v in spec.flat().items() if v is not None and k not in ("seed", "fold")}
 
 
 def _entries(flat: Mapping[str, object]) -> str:

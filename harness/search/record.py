@@ -3,7 +3,8 @@
 A study is recorded in several Optuna studies. "NAME" describes it as a whole, "NAME/CELL" holds the trials of
 one cell, "NAME/CELL/repeats of I" the repeats of the configuration that its trial I drew. Every trial has
 
-    slot      user attribute, set when the trial is created: index, attempt, seed, the process that runs it
+    slot      user attribute, set when the trial is created: index, folds, attempt, seed, whether it runs in
+              the coordinator's process
     task      user attribute, set when it is drawn: the complete flat TrialSpec, hashes of images and weights
     result    user attribute, set at the end: outcome, reason, metrics, epochs, notes, provenance, predictions
 
@@ -20,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import optuna
@@ -117,11 +119,11 @@ class Record:
             if name not in names:
                 continue
             tuned = read_trials(self.storage, name, cell)
-            best = Attempts(tuned).best(info.trials)
+            best = Attempts(tuned).best(info.trials * info.folds)
             found += tuned
             for other in (n for n in names if n.startswith(f"{name}{REPEATS}")):
                 chosen = int(other.removeprefix(f"{name}{REPEATS}"))
-                stale = best is None or chosen != best.slot.index
+                stale = best is None or chosen != best.slot.round
                 found += [
                     t.but(superseded=stale) for t in read_trials(self.storage, other, cell, chosen)
                 ]
@@ -161,9 +163,9 @@ def read_trials(
     study = optuna.load_study(study_name=name, storage=storage)
     phase: Phase = "tune" if chosen is None else "repeat"
     return [
-        trial_record(name, t, Slot(cell, phase, t.user_attrs["slot"]["index"]), chosen)
+        trial_record(name, t, Slot(cell, phase, about["index"], about.get("folds", 1)), chosen)
         for t in study.get_trials(deepcopy=False)
-        if "slot" in t.user_attrs
+        if (about := t.user_attrs.get("slot"))
     ]
 
 
@@ -242,10 +244,26 @@ class Attempts:
         return {index: trial for index, trial in self._done.items() if index < count}
 
     def best(self, count: int = sys.maxsize) -> TrialRecord | None:
-        """The complete trial that is best on validation: accuracy, then loss, then the earlier one."""
+        """The complete trial that is best on validation: accuracy, then loss, then the earlier one.
+
+        With k-fold resampling it is the first complete trial of the best configuration, by means over its
+        complete folds, and those means are its validation metrics. A configuration is eligible if no other
+        has more complete folds, because the best of many incomplete means is a lucky one.
+        """
+        rounds: dict[int, list[TrialRecord]] = {}
+        for _, trial in sorted(self.done(count).items()):
+            if trial.outcome == "complete":
+                rounds.setdefault(trial.slot.round, []).append(trial)
+        most = max(map(len, rounds.values()), default=0)
+        whole = [_mean_of(trials) for trials in rounds.values() if len(trials) == most]
 
         def preference(trial: TrialRecord) -> tuple[float, float, int]:
-            return trial.metrics["val_accuracy"], -trial.metrics["val_loss"], -trial.slot.index
+            return trial.metrics["val_accuracy"], -trial.metrics["val_loss"], -trial.slot.round
 
-        complete = [t for t in self.done(count).values() if t.outcome == "complete"]
-        return max(complete, key=preference, default=None)
+        return max(whole, key=preference, default=None)
+
+
+def _mean_of(trials: Sequence[TrialRecord]) -> TrialRecord:
+    """The first of the trials, with the mean of their validation metrics."""
+    means = {name: fmean(t.metrics[name] for t in trials) for name in ("val_accuracy", "val_loss")}
+    return trials[0].but(metrics={**trials[0].metrics, **means})

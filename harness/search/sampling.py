@@ -1,4 +1,4 @@
-"""Samplers of a slot's values: random and quasi-random values depend on the slot's number alone."""
+"""Samplers of a slot's values: random and quasi-random values depend on the number of its round alone."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from harness.core.spec import Cell, Study, cell_label, derive_seed
 DIMENSIONS = 64
 
 
-def sampler_of(study: Study, cell: Cell, index: int) -> optuna.samplers.BaseSampler:
-    """The sampler of one slot: a function of (study seed, cell, index), except for TPE, which also looks at
-    what has finished."""
+def sampler_of(study: Study, cell: Cell, number: int) -> optuna.samplers.BaseSampler:
+    """The sampler of one round of slots: a function of (study seed, cell, number of the round), except for
+    TPE, which also looks at what has finished."""
     label = cell_label(cell)
-    seed = derive_seed(study.seed, study.name, label, index)
+    seed = derive_seed(study.seed, study.name, label, number)
     if study.sampler == "tpe":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return optuna.samplers.TPESampler(seed=seed, group=True, multivariate=True)
     if study.sampler == "qmc":
-        return SobolPoint(index, derive_seed(study.seed, study.name, label))
+        return SobolPoint(number, derive_seed(study.seed, study.name, label))
     return optuna.samplers.RandomSampler(seed=seed)
 
 

@@ -23,8 +23,16 @@ from optuna.distributions import (
 
 from harness.core.errors import UserError, first_line
 from harness.core.signals import Terminated, TrialTimeout
-from harness.core.spec import SAFE_NAME, Cell, Study, TrialSpec, cell_label, unknown_argument
-from harness.search.plan import trial_seed
+from harness.core.spec import (
+    SAFE_NAME,
+    Cell,
+    Phase,
+    Study,
+    TrialSpec,
+    cell_label,
+    unknown_argument,
+)
+from harness.search.plan import trial_fold, trial_seed
 from harness.search.sampling import sampler_of
 
 OWN = frozenset({"slot", "task", "result"})
@@ -106,8 +114,10 @@ class CarefulTrial:
             )
 
 
-def draw(study: Study, cell: Cell, trial: optuna.trial.BaseTrial, seed: int) -> TrialSpec:
-    """The study's space at this trial, with the harness's seed.
+def draw(
+    study: Study, cell: Cell, trial: optuna.trial.BaseTrial, phase: Phase, index: int
+) -> TrialSpec:
+    """The study's space at this trial, with the seed and fold of its place in the plan.
 
     Raises:
         UserError: if the space fails or returns no TrialSpec.
@@ -128,7 +138,9 @@ def draw(study: Study, cell: Cell, trial: optuna.trial.BaseTrial, seed: int) -> 
             f"study {study.name!r}: space must return a TrialSpec, "
             f"got {type(spec).__name__} for {label}"
         )
-    return dataclasses.replace(spec, seed=seed)
+    return dataclasses.replace(
+        spec, seed=trial_seed(study, phase, index), fold=trial_fold(study, phase, index)
+    )
 
 
 def first_draw(study: Study, cell: Cell) -> TrialSpec:
@@ -139,7 +151,7 @@ def first_draw(study: Study, cell: Cell) -> TrialSpec:
     """
     with quiet_optuna():
         scratch = optuna.create_study(sampler=sampler_of(study, cell, 0))
-    return draw(study, cell, scratch.ask(), trial_seed(study, "tune", 0))
+    return draw(study, cell, scratch.ask(), "tune", 0)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from harness.core.errors import UserError, first_line
 from harness.core.records import TrialRecord
 from harness.core.spec import TrialSpec
 from harness.search.cell import CellSearch
-from harness.search.plan import trial_seed
 from harness.search.space import draw
 from harness.training.provenance import IMAGES, WEIGHTS, inputs_of
 
@@ -29,11 +28,10 @@ def check_unchanged(search: CellSearch) -> None:
     if recorded is None:
         return
     fixed = optuna.trial.FixedTrial(dict(recorded.params))
-    seed = trial_seed(search.study, search.phase, recorded.slot.index)
     try:
         # A field that TrialSpec gained since then had its default.
         defaults = {f.name: f.default for f in dataclasses.fields(TrialSpec)}
-        spec = draw(search.study, search.cell, fixed, seed)
+        spec = draw(search.study, search.cell, fixed, search.phase, recorded.slot.index)
         known = recorded.inputs
         now: dict[str, object] = {**spec.flat()}
         then = {k: defaults[k] for k in now if k in defaults} | dict(recorded.spec)

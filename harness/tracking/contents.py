@@ -42,6 +42,7 @@ def experiment_tags(info: StudyInfo) -> dict[str, str]:
         "trials": str(info.trials),
         "repeats": str(info.repeats),
         "sampler": info.sampler,
+        "folds": str(info.folds),
         "leaks": "\n".join(info.leaks),
         "study_file": info.study_file,
         "space_sha256": info.space_sha256,
@@ -70,7 +71,8 @@ def run_tags(trial: TrialRecord) -> dict[str, object]:
 
 
 def cell_summary(trials: Iterable[TrialRecord]) -> dict[str, float]:
-    """Metrics of a cell with complete repeats: validation of the chosen trial, means over the repeats."""
+    """Metrics of a cell with complete repeats: validation of the chosen configuration, means over the
+    repeats."""
     every = list(trials)
     repeats = [
         t
@@ -83,14 +85,14 @@ def cell_summary(trials: Iterable[TrialRecord]) -> dict[str, float]:
     best = [
         t.metrics["val_accuracy"]
         for t in every
-        if t.slot.phase == "tune" and t.slot.index == chosen and t.outcome == "complete"
+        if t.slot.phase == "tune" and t.slot.round == chosen and t.outcome == "complete"
     ]
     means = {
         f"mean_{name}": fmean(t.metrics[name] for t in repeats)
         for name in ("val_accuracy", "test_accuracy", "train_seconds")
         if all(name in t.metrics for t in repeats)
     }
-    return {**({"best_val_accuracy": best[0]} if best else {}), **means}
+    return {**({"best_val_accuracy": fmean(best)} if best else {}), **means}
 
 
 def epoch_metrics(trial: TrialRecord, epoch: EpochResult) -> list[Metric]:

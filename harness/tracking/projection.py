@@ -282,7 +282,7 @@ class Projection:
         if shown is None or fresh:
             parent = self._parent(trial.slot.cell)
             tags = {"mlflow.parentRunId": parent, **run_tags(trial)}
-            name = f"{cell_label(trial.slot.cell)} {trial.slot.kind} {trial.slot.index}"
+            name = f"{cell_label(trial.slot.cell)} {trial.slot.name}"
             run_id = experiment.create(name, tags, milliseconds(trial))
             shown = self._shown[trial.key] = _Shown(run_id, 0, self._clock())
         metrics = [m for e in trial.epochs[shown.epochs :] for m in epoch_metrics(trial, e)]

@@ -1,0 +1,59 @@
+"""K-fold resampling: which fold a run validates on, and the standard error of a mean over such runs."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from harness.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One fold of a division of a target's images, written as "2/5 of shuffle 1234".
+
+    Attributes:
+        number: of the fold whose images are the validation images, counted from 1.
+        count: number of folds.
+        shuffle: seed of the division into folds.
+    """
+
+    number: int
+    count: int
+    shuffle: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count} of shuffle {self.shuffle}"
+
+    @classmethod
+    def parse(cls, text: object) -> Fold:
+        """The fold given as text.
+
+        Raises:
+            UserError: if the text is not of that form.
+        """
+        found = re.fullmatch(r"(\d+)/(\d+) of shuffle (\d+)", str(text))
+        fold = cls(*map(int, found.groups())) if found else None
+        if fold is None or fold.count < 2 or not 1 <= fold.number <= fold.count:
+            raise UserError(
+                f"TrialSpec: fold must be 'K/N of shuffle SEED' with K from 1 to N, got {text!r}"
+            )
+        return fold
+
+
+def standard_error(sd: float, n: int, folds: int = 1) -> float:
+    """Standard error of the mean of n runs whose scores have the standard deviation `sd`.
+
+    With folds > 1 the runs are those of (repeated) k-fold cross-validation. They share images, so they are
+    correlated, and sd / sqrt(n) is far too small. The corrected variance is (1 / n + n_val / n_train) sd^2
+    (Nadeau and Bengio 2003), where n_val / n_train = 1 / (folds - 1); as in Bouckaert and Frank (2004) n
+    counts the runs of all repetitions.
+
+    Args:
+        sd: standard deviation of the scores, or of the paired differences.
+        n: number of runs.
+        folds: number of folds; 1 if the runs are taken as independent.
+    """
+    shared = 1 / (folds - 1) if folds > 1 else 0.0
+    return sd * math.sqrt(1 / n + shared)
