@@ -58,11 +58,11 @@ BACKGROUND = Style((0.72, 0.72, 0.72), "o")
 
 def styles(cells: Sequence[str], lines: Mapping[str, str] | None = None) -> dict[str, Style]:
     """One style per cell, in the order written: ten colours that colour-blind readers can tell
-    apart (seaborn "colorblind"), then the same ones with the next marker. Cells that `lines` (cell ->
+    apart (seaborn "colorblind"), each time with another marker. Cells that `lines` (cell ->
     line) puts on one line share its colour and differ in marker."""
     colors = sns.color_palette("colorblind", 10)
     if not lines:
-        at = [(i % 10, i // 10) for i in range(len(cells))]
+        at = [(i % 10, i + i // 10) for i in range(len(cells))]
     else:
         order = list(dict.fromkeys(lines[cell] for cell in cells))
         earlier = [sum(lines[c] == lines[cell] for c in cells[:i]) for i, cell in enumerate(cells)]

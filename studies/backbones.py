@@ -19,8 +19,9 @@ BACKBONES = {
     "Lite2": "tf_efficientnet_lite2",
     "MobileNetV2": "mobilenetv2_100",
 }
+PROBE = "linear probe"
 STRATEGIES: Arms = {
-    "linear probe": lambda t: strategies.LinearProbe(),
+    PROBE: lambda t: strategies.LinearProbe(),
     "full": lambda t: strategies.FullFineTune(),
 }
 
@@ -35,7 +36,7 @@ def space(trial: BaseTrial, backbone: str, strategy: str) -> TrialSpec:
         val_shots=20,
         test_shots=100,
         resolution=64,
-        epochs=4,
+        epochs=30 if strategy == PROBE else 4,  # until it has converged, at little cost
         batch_size=16,
         lr=trial.suggest_float("lr", 3e-4, 3e-2, log=True),
         weight_decay=trial.suggest_float("weight_decay", 1e-4, 1e-1, log=True),
@@ -46,6 +47,6 @@ study = Study(
     compare={"backbone": BACKBONES, "strategy": STRATEGIES},
     space=space,
     trials=4,
-    repeats=5,
-    baseline={"strategy": "linear probe"},
+    repeats=9,
+    baseline={"strategy": PROBE},
 )

@@ -23,8 +23,9 @@ from optuna.trial import BaseTrial
 from harness import Arms, Study, TrialSpec, strategies
 
 SCRATCH = "from scratch"
+PROBE = "linear probe"
 STRATEGIES: Arms = {
-    "linear probe": lambda t: strategies.LinearProbe(),
+    PROBE: lambda t: strategies.LinearProbe(),
     "last block": lambda t: strategies.LastBlock(),
     "full": lambda t: strategies.FullFineTune(),
     "discriminative": lambda t: strategies.DiscriminativeLR(t.suggest_float("decay", 0.5, 0.95)),
@@ -44,7 +45,7 @@ def space(trial: BaseTrial, strategy: str) -> TrialSpec:
         val_shots=20,
         test_shots=50,
         resolution=48,
-        epochs=4,
+        epochs=30 if strategy == PROBE else 4,  # until it has converged, at little cost
         batch_size=16,
         lr=trial.suggest_float("lr", 3e-4, 3e-2, log=True),
         weight_decay=trial.suggest_float("weight_decay", 1e-4, 1e-1, log=True),

@@ -71,7 +71,7 @@ def space(trial: BaseTrial, source: str, strategy: str) -> TrialSpec:
         val_shots=10,
         test_shots=100,
         resolution=28,
-        epochs=8,
+        epochs=60 if probe else 8,  # the probe converges at little cost
         batch_size=8,
         batch_norm="reestimate" if probe else "train",
         lr=trial.suggest_float("lr", *((2e-2, 5e-1) if probe else (5e-4, 2e-2)), log=True),
@@ -82,6 +82,6 @@ study = Study(
     compare={"source": SOURCES, "strategy": STRATEGIES},
     space=space,
     trials=4,
-    repeats=6,
+    repeats=10,
     baseline={"source": "random weights"},
 )

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import math
 import tracemalloc
+import warnings as warnings_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.datasets import load_digits
+from sklearn.neural_network import MLPClassifier
 
 from analysis import compare, recommend, report
 from analysis.compare.agreement import mean_agreement, null_taus, rank_agreement
@@ -83,6 +86,29 @@ def test_equal_cells_get_a_wrong_verdict_in_at_most_one_study_of_twenty(
         verdicts = compare.contrasts(repeats(accuracy), cells_of(cells))["verdict"]
         wrong += bool(verdicts.isin(["higher", "lower"]).any())
     assert at_most(wrong, repetitions, 0.05)
+
+
+@pytest.mark.slow
+def test_six_cells_that_are_the_same_get_a_wrong_verdict_in_at_most_one_study_of_twenty() -> None:
+    """From the predictions of trained networks instead of random hits: for each of 8 seeds (a draw of 100
+    training images) 12 networks that differ in their initial weights; a cell has one of them at each seed."""
+    images, labels = load_digits(return_X_y=True)
+    right = np.zeros((8, 12, 500), dtype=bool)
+    for seed, start in np.ndindex(right.shape[:2]):
+        order = np.random.default_rng(seed).permutation(len(labels) - 500)[:100]
+        network = MLPClassifier((16,), max_iter=60, learning_rate_init=0.02, random_state=start)
+        with warnings_module.catch_warnings():
+            warnings_module.simplefilter("ignore")  # it need not have converged
+            network.fit(images[order] / 16, labels[order])
+        right[seed, start] = network.predict(images[-500:] / 16) == labels[-500:]
+    accuracy = right.mean(axis=2)
+    assert accuracy.std(axis=1).min() > 0.002  # the networks of a seed do differ
+    random, wrong = np.random.default_rng(6), 0
+    for _ in range(MANY):
+        drawn_cells = np.stack([random.permutation(own)[:6] for own in accuracy])
+        verdicts = compare.contrasts(repeats(drawn_cells), cells_of(6))["verdict"]
+        wrong += bool(verdicts.isin(["higher", "lower"]).any())
+    assert at_most(wrong, MANY, 0.05)
 
 
 @REPETITIONS

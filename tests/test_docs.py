@@ -57,7 +57,6 @@ def name_of(page: Path) -> str:
 def parts() -> Iterator[Mapping[Path, dict[str, Any]]]:
     """What the blocks of each page define, run one after the other as one study file; what they add to the
     tables of targets and measures is taken out again."""
-    assert isinstance(MEASURES, dict)
     before = dict(LOADERS), dict(MEASURES)
     defined = {}
     for page in WRITTEN:
@@ -66,7 +65,8 @@ def parts() -> Iterator[Mapping[Path, dict[str, Any]]]:
         exec(compile("\n".join(python_blocks(page)), name_of(page), "exec"), vars(module))
         defined[page] = vars(module)
     yield defined
-    for table, old in zip((LOADERS, MEASURES), before, strict=True):
+    tables: tuple[dict[str, Any], ...] = (LOADERS, MEASURES)
+    for table, old in zip(tables, before, strict=True):
         table.clear()
         table.update(old)
     load_target.cache_clear()

@@ -365,10 +365,12 @@ def test_peak_grows_with_batch_and_resolution_but_not_beyond_the_images_there_ar
     assert peak(39) == peak(40)  # the last image would be alone
 
 
-def test_gradual_strategies_take_what_their_last_epoch_does() -> None:
-    last = forecast(spec("test_resnet", FullFineTune()))
-    assert forecast(spec("test_resnet", GradualUnfreezing(), epochs=20)) == last
-    assert forecast(spec("test_resnet", LPFT(1), epochs=2)) == last
+@pytest.mark.parametrize(("batch_norm", "later"), [("train", "train"), ("auto", "frozen")])
+def test_gradual_strategies_take_what_their_last_epoch_does(batch_norm: str, later: str) -> None:
+    last = forecast(spec("test_resnet", FullFineTune(), batch_norm=later))
+    gradual = spec("test_resnet", GradualUnfreezing(), epochs=20, batch_norm=batch_norm)
+    assert forecast(gradual) == last
+    assert forecast(spec("test_resnet", LPFT(1), epochs=2, batch_norm=batch_norm)) == last
     probe = forecast(spec("test_resnet", LinearProbe()))
     assert forecast(spec("test_resnet", GradualUnfreezing())) == probe
     assert probe.train_peak_mib < last.train_peak_mib

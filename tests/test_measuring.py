@@ -23,7 +23,7 @@ from harness.data import load_target, split_indices
 from harness.data.cached import Cache
 from harness.pretrain import main as pretrain_main
 from harness.search.space import first_draw
-from harness.similarity import MEASURES, static_rank
+from harness.similarity import MEASURES, Measure, logme, static_rank
 from harness.similarity.__main__ import main as similarity_main
 from harness.similarity.sources import measuring
 from harness.similarity.sources.evidence import Results, evidence, read_results
@@ -347,3 +347,10 @@ def test_the_static_rank_of_candidates_leaves_their_target_out() -> None:
     assert (found["recorded:low"].value, found["recorded:longer"].value) == (2.0, 1.0)
     table = np.array([[0.6, 0.7], [0.6, 0.7], [np.nan, np.nan]])
     assert found["recorded:low"].value == static_rank(table, 0, 2).value
+
+
+def test_a_measure_that_needs_an_unknown_array_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(
+        ValueError, match="'featurs', which is not among accuracy, after, bandwidth"
+    ):
+        Measure(logme, ("featurs", "labels"))

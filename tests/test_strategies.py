@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ import timm
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import StandardScaler
 from timm.data.config import resolve_model_data_config
 from torch import nn
 from torch.nn import functional as F
@@ -145,7 +145,7 @@ def train_in_two_phases(
     for order in orders_by_hand(spec, len(labels)):
         model.eval()  # what is frozen normalises by its stored statistics
         model.fc.train()
-        if step >= first:
+        if step >= first and spec.batch_norm == "train":
             for module in others:
                 module.train()
         total = 0.0
@@ -167,6 +167,7 @@ def train_in_two_phases(
     return model, losses
 
 
+@pytest.mark.parametrize("batch_norm", ["auto", "train"])
 @pytest.mark.parametrize(
     ("strategy", "later"),
     [
@@ -177,9 +178,19 @@ def train_in_two_phases(
     ids=["two-phase", "lp-ft", "lp-ft without a lower rate"],
 )
 def test_head_first_equals_two_phases_by_hand(
-    strategy: strategies.TwoPhase | strategies.LPFT, later: tuple[str, ...], make_spec: MakeSpec
+    strategy: strategies.TwoPhase | strategies.LPFT,
+    later: tuple[str, ...],
+    batch_norm: str,
+    make_spec: MakeSpec,
 ) -> None:
-    spec = make_spec(strategy=strategy, epochs=4, warmup=0.2, lr=1e-3, weight_decay=0.05)
+    spec = make_spec(
+        strategy=strategy,
+        batch_norm=batch_norm,
+        epochs=4,
+        warmup=0.2,
+        lr=1e-3,
+        weight_decay=0.05,
+    )
     fit, epochs, before = run(spec)
     model, losses = train_in_two_phases(spec, strategy.head_epochs, strategy.lower, later)
     # Rounding of another normalisation and a fused optimiser; Adam divides by small gradients.
@@ -274,7 +285,7 @@ def probabilities_by_hand(
 
 @pytest.mark.parametrize(
     ("classifier", "grid"),
-    [("logistic", (0.001, 0.01, 0.1, 1.0, 10.0)), ("knn", (1, 3, 5, 9, 15))],
+    [("logistic", tuple(10.0**k for k in range(-4, 4))), ("knn", (1, 3, 5, 9, 15))],
 )
 def test_feature_transfer_is_scikit_learn_on_timms_features(
     classifier: Any, grid: tuple[float, ...], make_spec: MakeSpec
@@ -287,8 +298,9 @@ def test_feature_transfer_is_scikit_learn_on_timms_features(
     assert not changed(fit, before)
 
     parts = {part: features_by_hand(spec, part) for part in ("train", "val", "test")}
-    scaler = StandardScaler().fit(parts["train"][0])
-    scaled = {part: scaler.transform(features) for part, (features, _) in parts.items()}
+    centre = parts["train"][0].mean(axis=0)
+    spread = np.sqrt((parts["train"][0] - centre).var(axis=0).mean())
+    scaled = {part: (features - centre) / spread for part, (features, _) in parts.items()}
     labels, val_labels = parts["train"][1], parts["val"][1]
     scores = []
     for setting in grid:  # best on validation; ties go to the smaller loss, then to the earlier one
@@ -515,6 +527,56 @@ def test_frozen_statistics_stay_while_everything_trains(make_spec: MakeSpec) -> 
 def test_trained_statistics_all_move(make_spec: MakeSpec) -> None:
     fit, _, before = run(make_spec(batch_norm="train"))
     assert changed(fit, before) >= set(statistics(before))
+
+
+def test_groups_that_are_unfrozen_later_keep_their_statistics_by_default(
+    make_spec: MakeSpec,
+) -> None:
+    fit, _, before = run(make_spec(strategy=strategies.LPFT(head_epochs=1), epochs=3))
+    assert changed(fit, before) == parameter_names(fit)
+
+
+@final
+@dataclass(frozen=True)
+class LastBlockThenAll(strategies.Strategy):
+    """The last block from the first epoch on, everything from the second."""
+
+    def lr_scales(self, num_groups: int, epoch: int) -> strategies.Scales:
+        first = (None,) * (num_groups - 2) + (1.0, 1.0)
+        return (1.0,) * num_groups if epoch else first
+
+
+def test_by_default_only_groups_that_train_from_the_first_epoch_follow_the_batch(
+    make_spec: MakeSpec,
+) -> None:
+    fit, _, before = run(make_spec(strategy=LastBlockThenAll(), epochs=3))
+    moved = changed(fit, before) & set(statistics(before))
+    assert moved == set(statistics(before)) & set(fit.backbone.groups[-2].buffers)
+    assert moved
+
+
+def test_strategies_that_unfreeze_nothing_later_train_alike_by_default_and_with_train(
+    make_spec: MakeSpec,
+) -> None:
+    one, other = (run(make_spec(batch_norm=b))[0] for b in ("auto", "train"))
+    assert all(torch.equal(t, tensors(other)[n]) for n, t in tensors(one).items())
+
+
+def test_a_fall_of_accuracy_when_groups_are_unfrozen_is_noted(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = {0: 0.5, 1: 0.8, 2: 0.3, 3: 0.1}  # unfrozen in the third epoch only
+    judge = Training._judge
+    monkeypatch.setattr(
+        Training,
+        "_judge",
+        lambda self, epoch, *rest: replace(
+            judge(self, epoch, *rest), val_accuracy=accuracies[epoch]
+        ),
+    )
+    fit = Training(make_spec(strategy=strategies.LPFT(head_epochs=2), epochs=4), Cpu())
+    assert len(list(fit)) == 4
+    assert fit.finish(test=False).notes["unfreezing"] == "80.0 to 30.0 % in epoch 3"
 
 
 @pytest.mark.parametrize("strategy", [strategies.LinearProbe(), strategies.FullFineTune()])

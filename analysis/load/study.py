@@ -40,8 +40,7 @@ FINAL_METRICS = [
 INTEGER_TAGS = ["index", "seed", "attempt", "chosen", "threads"]
 TEXT_TAGS = [
     *("study", "cell", "phase", "outcome", "reason", "device", "prefix"),
-    "images_per_class",
-    "ranges",
+    *("images_per_class", "unfreezing", "ranges"),
 ]
 MEASURE_COLUMNS = ["source", "target", "backbone", "source_data", "measure", "value", "low", "high", "n",
                    "better", "reason"]  # fmt: skip
@@ -107,10 +106,11 @@ class StudyTable:
             it stands for other rows and is not counted as a run), attempt, chosen
             (index of the tuning trial that a repeat runs again), device, threads, prefix (what of the
             frozen groups was kept, in words), images_per_class (JSON: what each class contributed to each
-            part of the split), ranges (JSON: the distribution of each tuned parameter), start_time, every
-            metric (float, NaN where not measured), `param.<name>` and `env.<name>`. Accuracies are shares in
-            [0, 1], times seconds, memory MiB. train_seconds are cold-equivalent (as if nothing had been kept
-            before), marginal_seconds what the run itself spent.
+            part of the split), unfreezing (validation accuracy before and after groups were unfrozen, if it
+            fell by more than half), ranges (JSON: the distribution of each tuned parameter), start_time,
+            every metric (float, NaN where not measured), `param.<name>` and `env.<name>`. Accuracies are
+            shares in [0, 1], times seconds, memory MiB. train_seconds are cold-equivalent (as if nothing had
+            been kept before), marginal_seconds what the run itself spent.
         epochs: one row per run and epoch: run_id, epoch, EPOCH_METRICS.
         predictions: one row per complete repeat and test example: run_id, cell, seed, example,
             label, predicted, probability (of the true class); and group, where images have groups.

@@ -18,6 +18,8 @@ from analysis.text.numbers import listed, quoted, short
 SETTLED = ["complete", "pruned", "diverged", "oom", "timeout", "audit_failed", "crashed"]
 SHOWN = 4
 """Names in one sentence."""
+UNEQUAL = 1.5
+"""Classes are unequal if the largest has so many times the images of the smallest."""
 UNEVEN = 10
 """A run that took so many times the median of its cell is worth a warning."""
 
@@ -33,6 +35,7 @@ def warnings(found: Findings) -> list[str]:
         *_doubtful_runs(table, found),
         *_recorded_twice(table),
         *_unequal_classes(table),
+        *_lost_by_unfreezing(found),
         *_uneven_times(found),
         *leaks,
         *table.info.notes,
@@ -183,13 +186,28 @@ def _unequal_classes(table: StudyTable) -> list[str]:
         shown = [
             f"{name} {' to '.join(f'{n} (“{label}”)' for n, label in (min(found), max(found)))}"
             for part, name in (("train", "training"), ("test", "test"))
-            if (found := ends.get(part))
+            if (found := ends.get(part)) and max(found)[0] >= UNEQUAL * min(found)[0]
         ]
         if shown:
             where = f" of {target}" if targets.nunique() > 1 else ""
             text.append(
                 f"The classes{where} are unequal: images per class, {'; '.join(shown)}. Accuracy is mostly "
                 "that of the large classes."
+            )
+    return text[:SHOWN]
+
+
+def _lost_by_unfreezing(found: Findings) -> list[str]:
+    """Cells whose repeats lost more than half of their accuracy when groups were unfrozen."""
+    runs = compare.completed(found.trials, "repeat")
+    text = []
+    for cell, own in runs.groupby("cell", sort=False):
+        lost = own["unfreezing"].replace("", None).dropna()
+        if len(lost):
+            text.append(
+                f"Validation accuracy fell by more than half when groups were unfrozen in {len(lost)} of "
+                f"{len(own)} repeats of “{cell}” (from {lost.iloc[0]}). Try a lower rate for that phase, or "
+                "other statistics of batch norms (batch_norm)."
             )
     return text[:SHOWN]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from analysis.text.numbers import intervals, listed, numbers, quoted, span
 from analysis.topics.scores import LONG
 from analysis.topics.section import Columns, Plot, Section, Table, cell_styles
 
+NARROW = 40
+"""Characters in a line of an axis label beside long names."""
 NOTE = (
     "Differences are paired on seeds. Simultaneous interval: paired t at 1 - .05 / {pairs} (Bonferroni "
     "over the {pairs} pairs of cells of this study), so that all of them hold at once with 95% "
@@ -161,6 +164,6 @@ def plot_differences(
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     reference = "its reference" if several else f"“{escape(table['reference'].iloc[0])}”"
-    axes.set_xlabel(f"Test {metric} minus that of {reference} (points)")
+    axes.set_xlabel(textwrap.fill(f"Test {metric} minus that of {reference} (points)", NARROW))
     axes.margins(x=0.06)
     return figure

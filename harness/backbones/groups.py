@@ -55,7 +55,9 @@ class Backbone:
         """Device of the network."""
         return next(self.model.parameters()).device
 
-    def train_mode(self, trained: Iterable[int], fixed_statistics: bool = False) -> None:
+    def train_mode(
+        self, trained: Iterable[int], batch_statistics: Iterable[int] | None = None
+    ) -> None:
         """Put modules with a tensor of a trained group in train(), all others in eval().
 
         Frozen batch norms thus keep their statistics, and frozen dropout stays off. Call it before every
@@ -63,12 +65,13 @@ class Backbone:
 
         Args:
             trained: positions of the groups that train.
-            fixed_statistics: keep the batch norms of trained groups in eval() too.
+            batch_statistics: positions of those of them whose batch norms are put in train(); None is all.
         """
         on = frozenset(trained)
+        follow = on if batch_statistics is None else on & frozenset(batch_statistics)
         for module, groups in self.modes:
-            keep = fixed_statistics and isinstance(module, nn.modules.batchnorm._BatchNorm)
-            module.training = bool(groups & on) and not keep
+            norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+            module.training = bool(groups & (follow if norm else on))
 
     def tuned_names(self, kind: Tuned) -> frozenset[str]:
         """Names of the parameters that may train when their group is unfrozen.

@@ -14,6 +14,9 @@ from scipy.special import nctdtr, stdtrit  # scipy.stats takes half a second mor
 
 ALPHA = 0.05
 POWER = 0.80
+WANTED = 2.0
+"""Standard deviations over seeds by which two cells differ: the repeats of a study should suffice to confirm
+that."""
 MOST_SEEDS = 500
 """More seeds than these are not worth a difference."""
 
@@ -34,6 +37,11 @@ def _effect(n: int, pairs: int) -> float:
     guess = float(critical + stdtrit(n - 1, POWER))
     found = brentq(lambda shift: 1 - nctdtr(n - 1, shift, critical) - POWER, guess / 2, 1.3 * guess)
     return float(found) / math.sqrt(n)
+
+
+def pairs_of(cells: int) -> int:
+    """Number of pairs of so many cells."""
+    return cells * (cells - 1) // 2
 
 
 def seeds_needed(sd: float, points: float, pairs: int = 1) -> float:

@@ -40,7 +40,7 @@ RESERVED_FACTORS = frozenset(
     "study cell phase index seed outcome reason run_id attempt chosen owner device threads superseded "
     "start_time optuna_trial size epoch example predicted probability failed tuned n mean sd low high "
     "train_loss val_loss test_loss val_accuracy test_accuracy train_seconds marginal_seconds "
-    "total_seconds prefix trial_key resumed images_per_class kind ranges "
+    "total_seconds prefix trial_key resumed images_per_class unfreezing kind ranges "
     "trained_depth trainable_share study_file group fold folds".split()
 )
 """Names of tags and columns that the harness uses itself; a factor of the same name would hide one of
@@ -101,8 +101,11 @@ class TrialSpec:
         augment: how training images are varied (see harness.data.augment).
         views: number of seeded variants of each image. Each epoch uses the next one, so that the outputs of
             frozen layers can be cached; None draws a new variant at every step.
-        batch_norm: statistics of batch norms: "train" (frozen groups keep those of the source), "frozen" (all
-            groups keep them), or "reestimate" (averaged once over the training images, then fixed).
+        batch_norm: statistics of batch norms. Frozen groups always keep those of the source, and so do all
+            groups with "frozen". With "train", groups that train use those of the batch; "auto" does so for
+            groups that train from the first epoch, and groups that are unfrozen later keep those with which
+            the head was trained (measured in studies/batch_norm.py). "reestimate" averages them once over
+            the training images, then fixes them.
         optimizer: "adamw" or "sgd" (momentum 0.9).
         lr: peak learning rate of a group whose scale is 1; None takes the optimiser's usual rate.
         schedule: "cosine", "constant" or "one_cycle" (see harness.training.optimizer.Schedule).
@@ -131,7 +134,7 @@ class TrialSpec:
     batch_size: int = 32
     augment: Augmentation = "none"
     views: int | None = None
-    batch_norm: Literal["train", "frozen", "reestimate"] = "train"
+    batch_norm: Literal["auto", "train", "frozen", "reestimate"] = "auto"
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = None  # type: ignore[assignment] # replaced by the optimiser's default
     schedule: Literal["cosine", "constant", "one_cycle"] = "cosine"
@@ -180,8 +183,7 @@ class TrialSpec:
                 )
         if self.strategy.classifier != "head" and self.batch_norm == "reestimate":
             raise UserError(
-                "TrialSpec: batch_norm 'reestimate' needs a strategy with gradient steps; use 'train' or "
-                "'frozen'"
+                "TrialSpec: batch_norm 'reestimate' needs a strategy with gradient steps; use 'auto'"
             )
         if self.views is not None and self.augment in ("none", "mixup", "cutmix"):
             raise UserError(

@@ -15,6 +15,7 @@ import numpy as np
 
 from harness.backbones.weights import WHEELS
 from harness.core.errors import UserError
+from harness.core.power import WANTED, pairs_of, seeds_needed
 from harness.data import load_target
 from harness.dataset_report.inspection import LEAST, DataSetReport, given_parts
 
@@ -54,6 +55,9 @@ LONGEST_LIST = 1000
 position."""
 UNEQUAL = 1.25
 """Ratio of the largest to the smallest class from which all test and validation images are used."""
+PROBE_EPOCHS = 30
+"""Epochs of a linear probe, which has to converge to be compared; its images pass the frozen network only
+once."""
 STEPS = 120
 """Number of optimiser steps that a trial should have, within the limits of 4 and 20 epochs."""
 
@@ -123,11 +127,13 @@ def propose(report: DataSetReport, target: str, accelerator: bool) -> Proposal:
     epochs = min(max(round(STEPS * batch_size / count), 4), 20)
     side = report.short_side or 64
     cap = 224 if accelerator else 96
-    installed = tuple(n for n in AT_HAND if WHEELS[n].file())
+    backbones = tuple(n for n in AT_HAND if WHEELS[n].file())[:2]
+    strategies = next(kinds for below, kinds in BY_SHOTS if shots < below)
+    pairs = pairs_of(max(1, len(backbones)) * len(strategies))
     return Proposal(
         target=target,
-        backbones=installed[:2],
-        strategies=next(kinds for below, kinds in BY_SHOTS if shots < below),
+        backbones=backbones,
+        strategies=strategies,
         shots=shots,
         val_shots=val_shots,
         test_shots=test_shots,
@@ -135,7 +141,7 @@ def propose(report: DataSetReport, target: str, accelerator: bool) -> Proposal:
         epochs=epochs,
         batch_size=batch_size,
         trials=6,
-        repeats=5,
+        repeats=int(seeds_needed(1.0, WANTED, pairs)),
         notes=tuple(notes),
     )
 
@@ -262,7 +268,7 @@ def _space(p: Proposal) -> list[str]:
         f"        val_shots={p.val_shots},  # validation images per class, at most; None takes a fifth",
         f"        test_shots={p.test_shots},  # test images per class, at most; None takes all",
         f"        resolution={p.resolution},  # pixels; twice the side takes four times as long",
-        f"        epochs={p.epochs},",
+        f'        epochs={PROBE_EPOCHS} if strategy == "linear probe" else {p.epochs},',
         f"        batch_size={p.batch_size},",
         '        # augment="flip_crop",  # mirrors and shifts; not for letters or digits',
         "        # views=4,  # with augment: variants per image, which can be cached",
@@ -275,7 +281,7 @@ def _space(p: Proposal) -> list[str]:
         '    compare={"backbone": BACKBONES, "strategy": STRATEGIES},',
         "    space=space,",
         f"    trials={p.trials},  # configurations tried per cell; the best on validation is repeated",
-        f"    repeats={p.repeats},  # new seeds per cell; with more, intervals are narrower",
+        f"    repeats={p.repeats},  # new seeds per cell; as many as the comparison of all cells needs",
         '    baseline={"strategy": "linear probe"},',
         ")",
         "",

@@ -11,7 +11,7 @@ from types import FrameType
 
 from harness.backbones import Backbone, build
 from harness.core.errors import UserError, first_line
-from harness.core.power import least_detectable, seeds_needed
+from harness.core.power import WANTED, least_detectable, pairs_of, seeds_needed
 from harness.core.signals import time_limit
 from harness.core.spec import Phase, Study, TrialSpec, cell_label
 from harness.data import (
@@ -27,8 +27,6 @@ from harness.search.space import first_draw
 from harness.training.forecast import forecast
 from harness.training.network import check_network
 
-WANTED = 2.0
-"""Standard deviations over seeds by which two cells differ: the repeats should suffice to confirm that."""
 SECONDS = 10
 """Time limit for drawing the first trial of every cell, and for a strategy's schedule of a trial."""
 
@@ -106,7 +104,7 @@ def check_study(study: Study, cache: Cache = Cache(), memory_is_limited: bool = 
 def _power(study: Study, specs: Mapping[str, TrialSpec]) -> list[str]:
     """What is to be known of a study whose repeats can confirm only large differences between its cells."""
     sizes = Counter(spec.target for spec in specs.values()).values()
-    pairs = sum(size * (size - 1) // 2 for size in sizes)
+    pairs = sum(map(pairs_of, sizes))
     least = least_detectable(1.0, study.repeats, pairs) if pairs else 0.0
     if not least > WANTED:  # NaN: fewer than 2 repeats are for a first look
         return []

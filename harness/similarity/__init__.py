@@ -6,17 +6,19 @@
 A measure returns a `Measurement`: value, interval and direction, or NaN and the reason. Wrong shapes
 raise ValueError. The arguments that a measure may need:
 
-    source, target                  (n, d)  images of both sides in the common embedding, projected
-    source_labels, labels           (n,)    integer classes of `source`, and of the target train images
-    bandwidth                       float   of the RBF kernel, the same for all pairs features
-    (n, d)  features of the target train images from the source model probabilities, predicted        (n, C)
-    class probabilities of the source's head for them; (n,) its top class before, after                   (n,
-    d)  features of the same images from two networks accuracy, images, classes, ...          see `baselines`
+    source, target                  (n, d) images of both sides in the common embedding, projected
+    source_labels, labels           (n,) integer classes of `source`, and of the target's training images
+    bandwidth                       float, of the RBF kernel, the same for all pairs
+    features                        (n, d) features of the target's training images from the source model
+    probabilities                   (n, C) class probabilities of the source's head for these images
+    predicted                       (n,) the top class of the source's head for these images
+    before, after                   (n, d) features of the same images from two networks
+    accuracy, images, classes, ...  see `baselines`
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from harness.similarity.baselines import log_source_size, source_accuracy, static_rank
@@ -32,16 +34,32 @@ from harness.similarity.transferability import (
     probe_accuracy,
 )
 
+GIVEN = frozenset(
+    "source target source_labels labels bandwidth features probabilities predicted before after "
+    "accuracy images classes".split()
+)
+"""Names of the arguments that a measure may need."""
+
 
 @dataclass(frozen=True)
 class Measure:
-    """A function and the names of its required arguments."""
+    """A function and the names of its required arguments.
+
+    Raises:
+        ValueError: if there is no argument of that name.
+    """
 
     compute: Callable[..., Measurement]
     needs: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        if unknown := [need for need in self.needs if need not in GIVEN]:
+            raise ValueError(
+                f"a measure needs {unknown[0]!r}, which is not among {', '.join(sorted(GIVEN))}"
+            )
 
-MEASURES: Mapping[str, Measure] = {
+
+MEASURES: dict[str, Measure] = {
     "frechet": Measure(frechet, ("source", "target")),
     "mmd": Measure(mmd, ("source", "target", "bandwidth")),
     "otdd": Measure(otdd, ("source", "source_labels", "target", "labels")),
@@ -55,7 +73,7 @@ MEASURES: Mapping[str, Measure] = {
 }
 """Name -> measure. All of them also take `seed` and `resamples` (0 for no interval)."""
 
-BASELINES: Mapping[str, Measure] = {
+BASELINES: dict[str, Measure] = {
     "static_rank": Measure(static_rank, ("accuracy", "source", "target")),
     "source_accuracy": Measure(source_accuracy, ("accuracy", "images", "classes")),
     "log_source_size": Measure(log_source_size, ("images",)),

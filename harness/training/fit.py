@@ -69,7 +69,6 @@ class Fit(ABC):
         target = load_target(spec.target)
         self._classes = len(target.classes)
         self._split, self._groups = split_indices(target, spec), target.groups
-        self._images = images_per_class(target, self._split)
         self._backbone = build(
             spec.backbone,
             spec.source,
@@ -85,6 +84,7 @@ class Fit(ABC):
         self._seconds = Seconds()
         self._trained: set[int] = set()
         self._earlier_peaks: dict[str, float] = {}
+        self._notes = {"images_per_class": images_per_class(target, self._split)}
 
     @property
     def backbone(self) -> Backbone:
@@ -125,7 +125,7 @@ class Fit(ABC):
             scores, predictions = self._test()
             metrics |= scores
         metrics["total_seconds"] = time.perf_counter() - self._started
-        notes = {"prefix": self._network.describe_prefix, "images_per_class": self._images}
+        notes = {**self._notes, "prefix": self._network.describe_prefix}
         return TrialResult("complete", metrics, predictions=predictions, notes=notes)
 
     def _test(self) -> tuple[dict[str, float], Predictions]:

@@ -11,7 +11,7 @@ The loop uses neither Optuna nor MLflow, and it does not depend on the strategy:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, isfinite
 from statistics import median
@@ -40,6 +40,9 @@ from harness.training.optimizer import GroupedOptimizer, Schedule, batches
 from harness.training.provenance import located_anywhere, provenance_of
 
 __all__ = ["Diverged", "FeatureTraining", "Fit", "Training", "score", "start"]
+
+FALL = 0.5
+"""If validation accuracy falls below this share of its value when groups are unfrozen, the trial says so."""
 
 
 def start(
@@ -105,6 +108,7 @@ class Training(Fit):
             with clock.pause():
                 audit.check_rates(optimizer.applied(), scales, optimizer.rate(step + per_epoch - 1))
                 going.epochs.append(self._judge(epoch, float(total) / len(train), val))
+                self._note_thaw(going.epochs)
                 self._at_rest = going, clock.seconds
                 yield going.epochs[-1]
                 self._at_rest = None
@@ -183,6 +187,7 @@ class Training(Fit):
         self._network.words = dict.fromkeys(state["words"])
         for epoch in range(len(kept.epochs)):
             scales = self._scales(epoch)
+            self._note_thaw(kept.epochs[: epoch + 1])
         # Even if no epochs are left, the test images use the cached outputs.
         self._network.freeze(scales, fresh.audit.frozen_digest)
         clock = Clock(self.device.synchronize, state["clock"])
@@ -257,6 +262,16 @@ class Training(Fit):
             if scale is not None and self._tuned & self._backbone.groups[g].parameters.keys()
         }
         return scales
+
+    def _note_thaw(self, epochs: Sequence[EpochResult]) -> None:
+        """Note if validation accuracy fell by more than half in the last of these epochs, and groups were
+        unfrozen for it."""
+        accuracies = [epoch.val_accuracy for epoch in epochs[-2:]]
+        if len(accuracies) == 2 and accuracies[1] < FALL * accuracies[0]:
+            rows = (self._scales(epoch.epoch) for epoch in epochs[-2:])
+            if any(old is None and new is not None for old, new in zip(*rows, strict=True)):
+                fall = " to ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies)
+                self._notes["unfreezing"] = f"{fall} % in epoch {epochs[-1].epoch + 1}"
 
     def _predict(self, examples: Examples) -> torch.Tensor:
         return self._network.log_probabilities(examples)

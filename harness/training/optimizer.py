@@ -75,7 +75,7 @@ class GroupedOptimizer:
         self._backbone, self._schedule, self._lr = backbone, schedule, spec.lr
         self._tuned = backbone.tuned_names(spec.strategy.tuned)
         self._l2_sp = spec.strategy.l2_sp
-        self._fixed_statistics = spec.batch_norm != "train"
+        self._batch_norm = spec.batch_norm
         self._scales: Scales = ()
         self._born: dict[int, int] = {}
         self._anchors: dict[torch.nn.Parameter, torch.Tensor] = {}
@@ -118,7 +118,15 @@ class GroupedOptimizer:
                 self._born.pop(g, None)
             else:
                 self._born.setdefault(g, step)
-        self._backbone.train_mode(self._born, self._fixed_statistics)
+        self._backbone.train_mode(self._born, self._follow_the_batch())
+
+    def _follow_the_batch(self) -> list[int]:
+        """Groups whose batch norms use the statistics of the batch, if they train."""
+        if self._batch_norm == "train":
+            return list(self._born)
+        if self._batch_norm == "auto":
+            return [g for g, born in self._born.items() if born == 0]
+        return []
 
     def state_dict(self) -> dict[str, Any]:
         """Moments by the number of the parameter, and the step before which each group was unfrozen."""

@@ -76,6 +76,7 @@ class _Work:
 
     Attributes:
         network: arguments of `fake_backbone`.
+        first: groups that train in the first epoch, where that decides about their batch norms; else none.
         rows: (groups that have trained so far, groups that train) for each relevant row of scales.
         batch: number of images of the largest training step.
         eval_batch: number of images of the largest inference pass.
@@ -83,6 +84,7 @@ class _Work:
     """
 
     network: tuple[str, int, int | None, int]
+    first: frozenset[int]
     rows: tuple[tuple[frozenset[int], frozenset[int]], ...]
     batch: int
     eval_batch: int
@@ -109,15 +111,17 @@ def forecast(spec: TrialSpec) -> Forecast:
     scored = [len(split.val), len(split.test)]
     reads_train = spec.strategy.classifier != "head" or spec.batch_norm == "reestimate"
     strategy = spec.strategy
+    first, *rows = _rows(spec, len(fake_backbone(*network).backbone.groups))
     return _forecast(
         _Work(
             network=network,
-            rows=_rows(spec, len(fake_backbone(*network).backbone.groups)),
+            first=first[1] if spec.batch_norm == "auto" and rows != [first] else frozenset(),
+            rows=tuple(rows),
             batch=min(count, spec.batch_size) + joins,
             eval_batch=min(CHUNK, max([*scored, count] if reads_train else scored)),
             settings=(
                 *(strategy.tuned, strategy.l2_sp > 0, strategy.classifier == "head"),
-                *(spec.optimizer, spec.precision, spec.batch_norm == "train"),
+                *(spec.optimizer, spec.precision, spec.batch_norm),
                 *(spec.label_smoothing > 0, spec.weight_decay > 0),
             ),
             spec=spec,
@@ -125,10 +129,10 @@ def forecast(spec: TrialSpec) -> Forecast:
     )
 
 
-def _rows(spec: TrialSpec, groups: int) -> tuple[tuple[frozenset[int], frozenset[int]], ...]:
-    """The rows of scales of the trial that may have the highest peak, as groups that have trained so far
-    (whose moments remain) and groups that train. A row is left out if another row has at least the same
-    groups in both."""
+def _rows(spec: TrialSpec, groups: int) -> list[tuple[frozenset[int], frozenset[int]]]:
+    """Rows of scales, as groups that have trained so far (whose moments remain) and groups that train: that
+    of the first epoch, then those that may have the highest peak. A row is left out of the latter if another
+    row has at least the same groups in both."""
     found: dict[tuple[frozenset[int], frozenset[int]], None] = {}
     ever: frozenset[int] = frozenset()
     for epoch in range(spec.epochs):
@@ -136,11 +140,14 @@ def _rows(spec: TrialSpec, groups: int) -> tuple[tuple[frozenset[int], frozenset
         trained = frozenset(g for g, scale in enumerate(scales) if scale is not None)
         ever |= trained
         found[ever, trained] = None
-    return tuple(
-        row
-        for row in found
-        if not any(row != o and row[0] <= o[0] and row[1] <= o[1] for o in found)
-    )
+    return [
+        next(iter(found)),
+        *(
+            row
+            for row in found
+            if not any(row != o and row[0] <= o[0] and row[1] <= o[1] for o in found)
+        ),
+    ]
 
 
 @lru_cache(maxsize=256)
@@ -177,6 +184,8 @@ def _measure(work: _Work, fake: Fake, ever: frozenset[int], trained: frozenset[i
         if spec.strategy.classifier == "head":
             optimizer = GroupedOptimizer(backbone, spec, Schedule(3, 0, "constant"))
             rows = [trained, trained] if ever == trained else [ever, trained, trained]
+            if work.first:
+                rows.insert(0, work.first)
             for step, row in enumerate(rows):
                 if step == 0 or row != rows[step - 1]:
                     optimizer.begin_epoch(_scales(row, groups), step)
