@@ -35,7 +35,7 @@ def space(trial: BaseTrial, backbone: str, strategy: str) -> TrialSpec:
         shots=30,
         val_shots=20,
         test_shots=100,
-        resolution=64,
+        resolution=48,
         epochs=30 if strategy == PROBE else 4,  # until it has converged, at little cost
         batch_size=16,
         lr=trial.suggest_float("lr", 3e-4, 3e-2, log=True),

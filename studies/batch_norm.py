@@ -8,7 +8,7 @@ the statistics of the source (as Keras' guide to transfer learning asks for), or
 training images, averaged once before the head is trained (Li et al. 2017, AdaBN).
 
 Three targets (digits, garments, and colour pictures by category: see source_similarity.py for the data) and
-two families of networks with ImageNet weights are adapted with 20 images per class, 6 epochs at 48 px.
+two families of networks with ImageNet weights are adapted with 10 images per class, 6 epochs at 48 px.
 
 Expected before the first run: following the batch loses most, because all features change at once under a
 trained head; averaging first is best on digits, whose statistics are far from those of photographs.
@@ -46,7 +46,7 @@ def space(
         target=TARGETS[target],
         backbone=BACKBONES[backbone],
         strategy=STRATEGIES[strategy](trial),
-        shots=20,
+        shots=10,
         val_shots=15,
         test_shots=20,
         resolution=48,
@@ -65,7 +65,7 @@ study = Study(
         "statistics": STATISTICS,
     },
     space=space,
-    trials=5,
+    trials=4,
     repeats=12,
     baseline={"statistics": "of the source"},
 )

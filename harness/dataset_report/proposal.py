@@ -141,7 +141,7 @@ def propose(report: DataSetReport, target: str, accelerator: bool) -> Proposal:
         epochs=epochs,
         batch_size=batch_size,
         trials=6,
-        repeats=int(seeds_needed(1.0, WANTED, pairs)),
+        repeats=int(seeds_needed(1.0, WANTED, max(1, pairs))),
         notes=tuple(notes),
     )
 
