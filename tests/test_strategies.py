@@ -300,7 +300,12 @@ def test_feature_transfer_is_scikit_learn_on_timms_features(
     parts = {part: features_by_hand(spec, part) for part in ("train", "val", "test")}
     centre = parts["train"][0].mean(axis=0)
     spread = np.sqrt((parts["train"][0] - centre).var(axis=0).mean())
-    scaled = {part: (features - centre) / spread for part, (features, _) in parts.items()}
+    scaled = {
+        part: (features - centre) / spread
+        if classifier == "logistic"
+        else features / np.linalg.norm(features, axis=1, keepdims=True)
+        for part, (features, _) in parts.items()
+    }
     labels, val_labels = parts["train"][1], parts["val"][1]
     scores = []
     for setting in grid:  # best on validation; ties go to the smaller loss, then to the earlier one

@@ -103,14 +103,14 @@ def plain_network(backbone: Backbone, classifier: FittedClassifier | None) -> nn
 
 
 def _fold(head: nn.Module, fitted: FittedClassifier) -> None:
-    """Write standardisation and logistic regression, which together are one affine map, into the linear
-    head."""
-    scaler, classifier = (step for _, step in fitted.model.steps)
-    if not hasattr(classifier, "coef_") or not isinstance(head, (nn.Linear, nn.Conv2d)):
+    """Write scaling and logistic regression, which together are one affine map, into the linear head."""
+    *before, classifier = getattr(fitted.model, "named_steps", {"": fitted.model}).values()
+    if not before or not isinstance(head, (nn.Linear, nn.Conv2d)):
         raise UserError(
             f"a {type(classifier).__name__} on a head of type {type(head).__name__} cannot be exported as a "
             "network; export another cell with --cell"
         )
+    (scaler,) = before
     weight, bias = classifier.coef_, classifier.intercept_
     if len(weight) == 1:  # for two classes, scikit-learn has only the logit of the second
         weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
