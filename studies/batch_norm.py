@@ -66,6 +66,6 @@ study = Study(
     },
     space=space,
     trials=4,
-    repeats=12,
+    repeats=8,
     baseline={"statistics": "of the source"},
 )
