@@ -153,8 +153,8 @@ def _recommend(
     trials = table.trials[table.trials["cell"].isin(compare.cells(factors)["cell"])]
     selection = table.info.selection
     choices = compare.choice(trials, factors, 60 * minutes, limit, selection)
-    pairs = compare.contrasts(trials, factors)
-    rivals = compare.surer(trials, factors, choices)
+    pairs = compare.contrasts(trials, factors, table.info.folds)
+    rivals = compare.surer(trials, factors, choices, table.info.folds)
     behind = compare.most_behind(pairs, str(choices["cell"].iloc[0]))
     kind = compare.memory_kind(trials)
     return recommendation(table, choices, rivals, kind, behind), bool(choices["fits"].any())

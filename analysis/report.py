@@ -104,7 +104,8 @@ def build_comparison(first: StudyTable, second: StudyTable, output: Path) -> Pat
     """
     from analysis import compare, text
 
-    rows = compare.side_by_side(first.trials, second.trials)
+    folds = (first.info.folds, second.info.folds)
+    rows = compare.side_by_side(first.trials, second.trials, folds)
     if not (rows["first"].notna() & rows["second"].notna()).any():
         raise UserError(
             f"{first.info.name} and {second.info.name} have no cell in common that both scored"
@@ -118,6 +119,7 @@ def build_comparison(first: StudyTable, second: StudyTable, output: Path) -> Pat
         rows=rows.to_dict("records"),
         answer=text.changes(first, second, rows),
         metric=first.info.metric,
+        folds=max(folds),
     )
     page.write_text(content, encoding="utf-8")
     return page

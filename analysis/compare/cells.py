@@ -19,9 +19,18 @@ SHARES = ("trained_depth", "trainable_share")
 
 
 def summary(
-    trials: pd.DataFrame, factors: Mapping[str, Sequence[str]], selection: str = "val_accuracy"
+    trials: pd.DataFrame,
+    factors: Mapping[str, Sequence[str]],
+    selection: str = "val_accuracy",
+    folds: int = 1,
 ) -> pd.DataFrame:
     """One row per cell of the study, also for cells without a single complete run.
+
+    Args:
+        trials: as loaded.
+        factors: the cells.
+        selection: the score that configurations are chosen by; see `runs.chosen`.
+        folds: see `mean_interval`.
 
     Returns:
         cell, the factors, tuned and failed (numbers of tuning trials), val_accuracy of the trial chosen by
@@ -44,7 +53,7 @@ def summary(
         own = groups.get(row["cell"], repeats[:0])
         ended = tried.get(row["cell"], tune["outcome"][:0])
         scores = own["test_accuracy"].dropna()
-        mean, sd, low, high = mean_interval(scores, within=(0, 1))
+        mean, sd, low, high = mean_interval(scores, within=(0, 1), folds=folds)
         rows.append(
             row
             | {"tuned": int((ended == "complete").sum())}
@@ -75,7 +84,7 @@ def outcomes(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.D
     table["superseded"] = table.pop("superseded") if "superseded" in table else 0
     order = {cell: i for i, cell in enumerate(cells(factors)["cell"])}
     table = table.rename_axis(columns=None).reset_index()
-    table["phase"] = table["phase"].astype(pd.CategoricalDtype(["tune", "repeat"]))
+    table["phase"] = table["phase"].astype(pd.CategoricalDtype(["tune", "fold", "repeat"]))
     rank = table["cell"].map(lambda cell: order.get(cell, len(order)))
     table = table.assign(_rank=rank).sort_values(["_rank", "phase"]).drop(columns="_rank")
     table["phase"] = table["phase"].astype("str")

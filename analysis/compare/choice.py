@@ -91,7 +91,10 @@ def most_behind(table: pd.DataFrame, cell: str) -> float:
 
 
 def surer(
-    trials: pd.DataFrame, factors: Mapping[str, Sequence[str]], table: pd.DataFrame
+    trials: pd.DataFrame,
+    factors: Mapping[str, Sequence[str]],
+    table: pd.DataFrame,
+    folds: int = 1,
 ) -> pd.DataFrame:
     """What would have to be run to tell the chosen cell from each rival that fits.
 
@@ -99,6 +102,7 @@ def surer(
         trials: as loaded.
         factors: the cells.
         table: from `choice`.
+        folds: see `contrasts`.
 
     Returns:
         rival, n shared seeds, lead (points), verdict, seeds (with which a difference of that size, at least
@@ -114,14 +118,15 @@ def surer(
     repeats = completed(trials, "repeat")
     spent = repeats.groupby("cell")[["total_seconds", "train_seconds"]].median()
     each = spent["total_seconds"].fillna(spent["train_seconds"])
-    pairs = against(contrasts(trials, factors), best).set_index("reference")
+    pairs = against(contrasts(trials, factors, folds), best).set_index("reference")
     scores = repeats.pivot(index="seed", columns="cell", values="test_accuracy")
     rows = []
     for rival in fit["cell"].iloc[1:]:
         row = pairs.loc[rival]
         sd = float((100 * (scores[best] - scores[rival])).std(ddof=1))
         sd = sd if row["n"] >= FEWEST else math.nan
-        needed = seeds_needed(sd, max(abs(row["difference"]), LEAST), max(1, int(row["pairs"])))
+        lead, family = max(abs(row["difference"]), LEAST), max(1, int(row["pairs"]))
+        needed = seeds_needed(sd, lead, family, folds)
         more = max(0.0, needed - row["n"])
         rows.append(
             {"rival": rival, "n": row["n"], "lead": row["difference"], "verdict": row["verdict"]}

@@ -24,6 +24,7 @@ from scipy import stats
 from analysis.compare.contexts import arms
 from analysis.compare.examples import hits, mcnemar_over_seeds
 from analysis.compare.runs import CONFIDENCE, cells, completed
+from harness.core.folds import independent_runs
 from harness.core.power import MOST_SEEDS, least_detectable, seeds_needed
 from harness.core.spec import cell_label
 
@@ -48,9 +49,12 @@ COLUMNS = [
 COLUMNS += ["least_detectable", "worth", "seeds_needed", "verdict"]
 
 
-def contrasts(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+def contrasts(
+    trials: pd.DataFrame, factors: Mapping[str, Sequence[str]], folds: int = 1
+) -> pd.DataFrame:
     """Every pair of scored cells, compared over the seeds that both were repeated on; within each target
-    where targets are compared, whose scores are not of one kind.
+    where targets are compared, whose scores are not of one kind. With `folds` the runs are those of k-fold
+    resampling, and the t test is the corrected one (see `harness.core.folds.independent_runs`).
 
     Returns:
         One row per pair: cell, reference, n shared seeds, pairs (tested in this study), difference (points of
@@ -75,7 +79,7 @@ def contrasts(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.
     family = sum(len(one) > 1 for one in points)
     floor = rounding_error(scores.to_numpy(dtype=float))
     rows = [
-        {"cell": a, "reference": b, "pairs": family} | paired_test(one, family, floor)
+        {"cell": a, "reference": b, "pairs": family} | paired_test(one, family, floor, folds)
         for (a, b), one in zip(names, points, strict=True)
     ]
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -88,7 +92,7 @@ def rounding_error(scores: np.ndarray) -> float:
     return float(steps.min()) / math.sqrt(6) if len(steps) else 0.0
 
 
-def paired_test(points: np.ndarray, family: int, floor: float) -> dict[str, Any]:
+def paired_test(points: np.ndarray, family: int, floor: float, folds: int = 1) -> dict[str, Any]:
     """The paired t test of one pair, of `family` that are tested; see `contrasts`. The standard deviation is
     not taken to be less than `floor`."""
     n = len(points)
@@ -97,10 +101,10 @@ def paired_test(points: np.ndarray, family: int, floor: float) -> dict[str, Any]
     if n < 2:
         return row
     sd = max(float(points.std(ddof=1)), floor)
-    error = sd / math.sqrt(n)
+    error = sd / math.sqrt(independent_runs(n, folds))
     half, alone = error * _critical(n, family), error * _critical(n, 1)
     mean = row["difference"]
-    least = least_detectable(sd, n, family)
+    least = least_detectable(sd, n, family, folds)
     worth = next((w for w in WORTH if least > w), WORTH[-1])
     p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error else 1.0
     verdict = "higher" if mean > half else "lower" if mean < -half else "open"
@@ -113,7 +117,7 @@ def paired_test(points: np.ndarray, family: int, floor: float) -> dict[str, Any]
         "alone_high": min(mean + alone, 100.0),
         "least_detectable": least,
         "worth": worth,
-        "seeds_needed": seeds_needed(sd, worth, family) if n >= FEWEST else math.nan,
+        "seeds_needed": seeds_needed(sd, worth, family, folds) if n >= FEWEST else math.nan,
         "verdict": verdict,
     }
 
@@ -172,17 +176,18 @@ def against_baseline(
 
 
 def with_other_tests(
-    table: pd.DataFrame, trials: pd.DataFrame, predictions: pd.DataFrame
+    table: pd.DataFrame, trials: pd.DataFrame, predictions: pd.DataFrame, folds: int = 1
 ) -> pd.DataFrame:
     """Rows of `contrasts` with two more tests, not adjusted for their number and without a say in the
-    verdict: p_signs (`sign_flip_p`), and from the test predictions only_cell, only_reference and p_images
-    (`mcnemar_over_seeds`, NaN without predictions)."""
+    verdict: p_signs (`sign_flip_p`; NaN with `folds`, since it takes the runs for independent), and from the
+    test predictions only_cell, only_reference and p_images (`mcnemar_over_seeds`, NaN without
+    predictions)."""
     scores = completed(trials, "repeat").pivot(index="seed", columns="cell", values="test_accuracy")
     tables = hits(predictions) if len(predictions) else {}
     rows = []
     for row in table.to_dict("records"):
         points = (scores[row["cell"]] - scores[row["reference"]]).dropna()
-        p = sign_flip_p(list(points)) if len(points) > 1 else math.nan
+        p = sign_flip_p(list(points)) if len(points) > 1 and folds == 1 else math.nan
         images = mcnemar_over_seeds(tables, str(row["cell"]), str(row["reference"]))
         rows.append(row | {"p_signs": p} | images)
     more = ["p_signs", "only_cell", "only_reference", "p_images"]

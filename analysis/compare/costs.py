@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from analysis.compare.runs import cells, completed
+from analysis.compare.runs import cells, completed, recorded
+from harness.core.folds import independent_runs
 
 ACCELERATOR = "peak_accelerator_allocated_mib"
 PROCESS = "peak_process_rss_mib"
@@ -97,7 +98,7 @@ def censored(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.D
         such a run had measured, else its forecast; NaN when neither is known).
     """
     rows = []
-    counted = trials[~trials["superseded"]]
+    counted = recorded(trials[~trials["superseded"]])
     ended = counted[counted["outcome"].isin(CENSORED)]
     done = set(completed(trials, "repeat").dropna(subset="test_accuracy")["cell"])
     for cell in cells(factors)["cell"]:
@@ -137,13 +138,18 @@ def drawn_means(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def front_chance(
-    trials: pd.DataFrame, factors: Mapping[str, Sequence[str]], resamples: int = RESAMPLES
+    trials: pd.DataFrame,
+    factors: Mapping[str, Sequence[str]],
+    resamples: int = RESAMPLES,
+    folds: int = 1,
 ) -> pd.DataFrame:
     """How surely each cell is on the Pareto front of accuracy, time and memory.
 
     Seeds are drawn with replacement, the same for every cell, and the front is taken of the mean of
     each of the three in that resample. A cost that no cell has plays no part; a cell that misses one of
-    the others cannot be on the front. One seed: the share is 0 or 1 and says nothing about chance.
+    the others cannot be on the front. One seed: the share is 0 or 1 and says nothing about chance. With
+    `folds` the deviations of the accuracy are stretched as far as the runs are fewer than they seem, see
+    `harness.core.folds.independent_runs`.
 
     Returns:
         One row per scored cell: cell, n seeds, on_front (now), chance (share of resamples), costs
@@ -159,6 +165,9 @@ def front_chance(
     measured = [table[name][names].to_numpy(dtype=float) for name in ("test_accuracy", *used)]
     weights = np.vstack([np.ones((1, len(table))), seed_weights(len(table), resamples)])
     drawn = [drawn_means(weights, values) for values in measured]
+    if folds > 1:
+        stretch = math.sqrt(len(table) / independent_runs(len(table), folds))
+        drawn[0] = drawn[0][0] + stretch * (drawn[0] - drawn[0][0])
     points = np.stack([drawn[0], *(-cost for cost in drawn[1:])], axis=-1)
     fronts = np.stack([on_front(cloud) for cloud in points])
     return pd.DataFrame(

@@ -16,6 +16,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 
 from analysis.compare.costs import seed_weights
 from analysis.compare.runs import CONFIDENCE
+from harness.core.folds import independent_runs
 
 RESAMPLES = 1000
 CHUNK = 20_000_000
@@ -49,15 +50,18 @@ def are_grouped(predictions: pd.DataFrame) -> bool:
     return "group" in predictions and bool(predictions["group"].notna().any())
 
 
-def over_examples(predictions: pd.DataFrame, resamples: int = RESAMPLES) -> pd.DataFrame:
+def over_examples(
+    predictions: pd.DataFrame, resamples: int = RESAMPLES, folds: int = 1
+) -> pd.DataFrame:
     """Accuracy of each cell with an interval over seeds and test images.
 
     Seeds are drawn with replacement, then images (whole groups of them, where there are groups), once for
     all of the drawn seeds that were scored on them: the seeds of a study share their test images, so an easy
-    draw is easy for all. Deviations over
-    seeds are stretched by sqrt(n / (n - 1)) (Rao and Wu 1988). The interval is the mean -+ t times the
-    standard deviation of the resampled means, since percentiles of few seeds are far too narrow; its
-    degrees of freedom are those of Satterthwaite (1946) for the seeds' n - 1 and the images' many.
+    draw is easy for all. Deviations over seeds are stretched by sqrt(n / (n - 1)) (Rao and Wu 1988), and with
+    `folds` once more, to the standard error of `harness.core.folds.independent_runs`. The interval is the
+    mean -+ t times the standard deviation of the resampled means, since percentiles of few seeds are far too
+    narrow; its degrees of freedom are those of Satterthwaite (1946) for the seeds' n - 1 and the images'
+    many.
 
     Returns:
         One row per cell: cell, n seeds, examples, mean, low, high (95%), se_seeds and se_examples (what
@@ -71,10 +75,11 @@ def over_examples(predictions: pd.DataFrame, resamples: int = RESAMPLES) -> pd.D
         scores = _image_draws(right, table.columns.get_level_values("group"), resamples)
         centre = scores.mean(axis=1)
         weights = seed_weights(seeds, resamples) / seeds
-        stretch = math.sqrt(seeds / (seeds - 1)) if seeds > 1 else 0.0
+        worth = independent_runs(seeds, folds)
+        stretch = math.sqrt(seeds / (seeds - 1)) * math.sqrt(seeds / worth) if seeds > 1 else 0.0
         drawn = centre + stretch * ((weights * scores).sum(axis=1) - centre)
         own = np.nanmean(right, axis=1)
-        of_seeds = float(own.std(ddof=1)) / math.sqrt(seeds) if seeds > 1 else math.nan
+        of_seeds = float(own.std(ddof=1)) / math.sqrt(worth) if seeds > 1 else math.nan
         of_images = float(centre.std(ddof=1))
         half = _quantile(of_seeds, of_images, seeds) * float(drawn.std(ddof=1))
         mean = float(own.mean())

@@ -74,8 +74,9 @@ def find(table: StudyTable, measures: pd.DataFrame | None = None) -> Findings:
     """
     factors = table.info.factors
     trials = table.trials[table.trials["cell"].isin(cells(factors)["cell"])]
-    per_cell = summary(trials, factors, table.info.selection)
-    pairs = contrasts(trials, factors)
+    folds = table.info.folds
+    per_cell = summary(trials, factors, table.info.selection, folds)
+    pairs = contrasts(trials, factors, folds)
     kept = table.predictions
     compared = kept["run_id"].isin(completed(trials, "repeat")["run_id"]) if len(kept) else None
     return Findings(
@@ -87,5 +88,5 @@ def find(table: StudyTable, measures: pd.DataFrame | None = None) -> Findings:
         contrasts=pairs,
         differences=against_baseline(pairs, factors, table.info.baseline),
         ranks=mean_ranks(trials, factors),
-        examples=over_examples(kept if compared is None else kept[compared]),
+        examples=over_examples(kept if compared is None else kept[compared], folds=folds),
     )

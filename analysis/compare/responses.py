@@ -98,11 +98,12 @@ def gains(scores: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*by, "targets", "gain", "low", "high"])
 
 
-def pair_gains(scores: pd.DataFrame) -> pd.DataFrame:
+def pair_gains(scores: pd.DataFrame, folds: int = 1) -> pd.DataFrame:
     """Points of accuracy gained over scratch by each pair, under each strategy and size.
 
     Args:
         scores: source, target, accuracy and scratch, perhaps strategy and size; one row per seed.
+        folds: see `mean_interval`.
 
     Returns:
         source, target, those of strategy and size that there are, seeds, gain (mean of the differences to the
@@ -113,7 +114,7 @@ def pair_gains(scores: pd.DataFrame) -> pd.DataFrame:
     points = scores.assign(gain=100 * (scores["accuracy"] - scores["scratch"]))
     rows = []
     for key, own in points.groupby(keys, sort=False)["gain"]:
-        mean, _, low, high = mean_interval(own)
+        mean, _, low, high = mean_interval(own, folds=folds)
         row = dict(zip(keys, key, strict=True)) | {"seeds": int(own.notna().sum())}
         rows.append(row | {"gain": mean, "low": low, "high": high})
     return pd.DataFrame(rows, columns=[*keys, "seeds", "gain", "low", "high"])

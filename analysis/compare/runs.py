@@ -18,6 +18,7 @@ from scipy import stats
 
 from analysis.load.study import DERIVED
 from harness.core.errors import UserError
+from harness.core.folds import independent_runs
 from harness.core.spec import cell_label
 
 CONFIDENCE = 0.95
@@ -100,15 +101,18 @@ def mean_interval(
     values: Iterable[float],
     confidence: float = CONFIDENCE,
     within: tuple[float, float] = (-math.inf, math.inf),
+    folds: int = 1,
 ) -> tuple[float, float, float, float]:
     """Mean, standard deviation (n - 1) and t interval (95% unless told) of `values`, NaNs left out.
 
     mean -+ t((1 + confidence) / 2, n - 1) sd / sqrt(n) (Student 1908), cut off at the ends of what the mean
-    can be, `within`. With n < 2 all but the mean are NaN."""
+    can be, `within`. With n < 2 all but the mean are NaN. The values of k-fold runs count as fewer than n,
+    see `harness.core.folds.independent_runs`."""
     x = np.asarray(list(values), dtype=float)
     x = x[~np.isnan(x)]
     if len(x) < 2:
         return (float(x[0]) if len(x) else math.nan), math.nan, math.nan, math.nan
     mean, sd = float(x.mean()), float(x.std(ddof=1))
-    half = float(stats.t.ppf((1 + confidence) / 2, len(x) - 1)) * sd / math.sqrt(len(x))
+    error = sd / math.sqrt(independent_runs(len(x), folds))
+    half = float(stats.t.ppf((1 + confidence) / 2, len(x) - 1)) * error
     return mean, sd, max(within[0], mean - half), min(within[1], mean + half)

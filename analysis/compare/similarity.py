@@ -201,7 +201,7 @@ def similarity_effect(table: StudyTable, measures: pd.DataFrame | None = None) -
         return replace(known, note=note)
     known = _effect(_ranked(known, runs, names), runs, names, notes)
     if len(known.gains) and names:
-        known = replace(known, points=_points(runs, known, spoilt))
+        known = replace(known, points=_points(runs, known, spoilt, table.info.folds))
     return replace(known, note=" ".join(notes))
 
 
@@ -266,7 +266,7 @@ def _with_targets(found: pd.DataFrame, means: pd.DataFrame, answered: pd.DataFra
     return rows.assign(sentence=sentences)
 
 
-def _points(runs: pd.DataFrame, known: Similarity, spoilt: set[str]) -> pd.DataFrame:
+def _points(runs: pd.DataFrame, known: Similarity, spoilt: set[str], folds: int) -> pd.DataFrame:
     """Gains of the pairs beside their similarity; see Similarity.points."""
     means = known.means[~known.means["measure"].isin([STATIC, *known.blind])].dropna(subset="tau_w")
     if means.empty:
@@ -274,5 +274,5 @@ def _points(runs: pd.DataFrame, known: Similarity, spoilt: set[str]) -> pd.DataF
     measure = str(means.sort_values("tau_w", kind="stable")["measure"].iloc[-1])
     pairs = runs.groupby(PAIR, sort=False, as_index=False)[[measure]].mean()
     z = standardised(pairs.assign(response=0.0), measure)[[*PAIR, "z"]]
-    table = pair_gains(runs).merge(z.rename(columns={"z": "similarity"}), on=PAIR)
+    table = pair_gains(runs, folds).merge(z.rename(columns={"z": "similarity"}), on=PAIR)
     return table.assign(measure=measure, control=table["source"].isin(spoilt))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pandas as pd
 
 from analysis.load.client import Client
 from analysis.load.database import Database, Experiment
+from analysis.load.folds import by_configuration
 from harness.core.addresses import current_uri, local_folder, sqlite_path, sqlite_url
 from harness.core.caller import undisturbed
 from harness.core.errors import UserError, refusal, without_password
@@ -49,7 +50,7 @@ PRETRAINING = "pretraining"
 ONE_TRIAL = ["cell", "phase", "chosen", "index", "seed", "train_loss", "val_loss", "test_loss"]
 """What two runs that are alike in it are runs of."""
 DERIVED = "row.derived"
-"""Column of a table from elsewhere; no factor of a study file can have a dot in its name."""
+"""True for rows that stand for others; no factor of a study file can have a dot in its name."""
 PREDICTION_TYPES = {"example": int, "label": int, "predicted": int, "probability": float}
 
 
@@ -74,6 +75,8 @@ class Info:
         rows: of the table that it was read from; 0 when it is from MLflow.
         over_seeds: a configuration was chosen by its mean over seeds, which are the repeats.
         notes: what a reader must know of how it was read.
+        folds: folds of k-fold resampling; 1 for a single split. Runs on folds share images, so intervals over
+            them need a correction (`harness.core.folds.independent_runs`).
     """
 
     name: str
@@ -91,6 +94,7 @@ class Info:
     rows: int = 0
     over_seeds: bool = False
     notes: tuple[str, ...] = ()
+    folds: int = 1
 
 
 @dataclass(frozen=True)
@@ -102,15 +106,16 @@ class StudyTable:
         tracking_uri: where it was read from; may hold a password, show `without_password` of it.
         trials: one row per run: run_id, study, cell, one column per factor, phase, index, seed,
             outcome ("unfinished" when the run never ended), reason, superseded (a repeat of an earlier
-            choice, or not run for its forecast and run later), row.derived (only in a table from elsewhere:
-            it stands for other rows and is not counted as a run), attempt, chosen
+            choice, or not run for its forecast and run later), row.derived (only in a table from elsewhere
+            and with k-fold resampling: it stands for other rows and is not counted as a run), attempt, chosen
             (index of the tuning trial that a repeat runs again), device, threads, prefix (what of the
             frozen groups was kept, in words), images_per_class (JSON: what each class contributed to each
             part of the split), unfreezing (validation accuracy before and after groups were unfrozen, if it
             fell by more than half), ranges (JSON: the distribution of each tuned parameter), start_time,
             every metric (float, NaN where not measured), `param.<name>` and `env.<name>`. Accuracies are
             shares in [0, 1], times seconds, memory MiB. train_seconds are cold-equivalent (as if nothing had
-            been kept before), marginal_seconds what the run itself spent.
+            been kept before), marginal_seconds what the run itself spent. With k-fold resampling a row of
+            phase "tune" is a configuration, with means over its folds, and its runs have the phase "fold".
         epochs: one row per run and epoch: run_id, epoch, EPOCH_METRICS.
         predictions: one row per complete repeat and test example: run_id, cell, seed, example,
             label, predicted, probability (of the true class); and group, where images have groups.
@@ -179,6 +184,9 @@ def _read(store: Database | Client, name: str, uri: str) -> StudyTable:
     located = zip(trials["run_id"], _column(raw, "artifact_uri"), strict=True)
     folders = {run_id: current_uri(location, info.name, uri) for run_id, location in located}
     predictions = predictions_frame(trials, folders, uri)
+    if info.folds > 1:
+        trials, notes = by_configuration(trials, info.folds, DERIVED)
+        info = replace(info, notes=(*info.notes, *notes))
     types: dict[str, Any] = {"run_id": "str", "epoch": int, **dict.fromkeys(EPOCH_METRICS, float)}
     return StudyTable(info, uri, trials, epochs.astype(types), predictions, measures)
 
@@ -219,6 +227,7 @@ def read_info(experiment: Experiment) -> Info:
             trials=int(tags.get("trials", 0)),
             repeats=int(tags.get("repeats", 0)),
             sampler=tags.get("sampler", ""),
+            folds=int(tags.get("folds", 1)),
             leaks=tuple(tags.get("leaks", "").splitlines()),
             experiment_id=experiment.id,
         )

@@ -55,8 +55,14 @@ def _choice(table: StudyTable) -> str:
     if len(tried):
         several = f"{span(tried)} configurations{f' of {tuned}' * bool(tuned)}"
         text = f"In each cell {several} were tried{how.get(info.sampler, '')}"
+        text += (
+            f", each on all {info.folds} folds of the images that are not test images (stratified by class, "
+            "images of a group in one fold)"
+        ) * (info.folds > 1)
         text += f"; {rule[info.selection]}" if info.selection else ""
-        text += ", by its mean over seeds" * info.over_seeds
+        text += ", by its mean over seeds" * info.over_seeds + ", by its mean over folds" * (
+            info.folds > 1
+        )
         text += (
             " (ties: lower loss)." if info.selection == "val_accuracy" and not info.rows else "."
         )
@@ -68,6 +74,9 @@ def _choice(table: StudyTable) -> str:
             f" The chosen configuration was run again on {span(seeds)} fresh seeds, the same for every cell "
             f"(one seed fixes images, head initialisation, batch order and augmentation), and each run was "
             f"scored once on the test images."
+        )
+        text += f" Each {info.folds} of these runs are the folds of a fresh division." * (
+            info.folds > 1
         )
     elif len(seeds):
         text += " The test score compared is that of a single run per cell."
@@ -89,6 +98,11 @@ def _statistics(found: Findings) -> str:
         text = "With one score per cell no interval over seeds is given."
     else:
         text = f"Means of test {found.info.metric} come with 95% t intervals over seeds."
+        text += (
+            " Since the runs share images, the variance of means and of paired differences is the corrected "
+            f"one of Nadeau and Bengio (2003), (1/n + 1/{found.info.folds - 1}) s² for n runs on "
+            f"{found.info.folds} folds."
+        ) * (found.info.folds > 1)
     if len(found.examples):
         grouped = compare.are_grouped(found.table.predictions)
         text += (

@@ -45,7 +45,7 @@ def warnings(found: Findings) -> list[str]:
 def _missing_work(table: StudyTable, found: Findings) -> list[str]:
     """Runs that have not ended, tuning trials and repeats that were asked for and are not there."""
     trials, info, text = table.trials, table.info, []
-    open_runs = int((trials["outcome"] == "unfinished").sum())
+    open_runs = int((compare.recorded(trials)["outcome"] == "unfinished").sum())
     if open_runs:
         text.append(f"Unfinished: {open_runs} runs have not ended.")
     settled = trials[(trials["phase"] == "tune") & trials["outcome"].isin(SETTLED)]
@@ -117,7 +117,8 @@ def _mixed_conditions(table: StudyTable, found: Findings) -> list[str]:
 
 def _uneven_times(found: Findings) -> list[str]:
     """Cells in which a run took far longer than the others: a busy machine, or a stall."""
-    runs = found.trials[(found.trials["outcome"] == "complete") & ~found.trials["superseded"]]
+    runs = compare.recorded(found.trials)
+    runs = runs[(runs["outcome"] == "complete") & ~runs["superseded"]]
     seconds = runs.groupby("cell")["train_seconds"].agg(["median", "max"])
     uneven = seconds[(seconds["max"] >= UNEVEN * seconds["median"]) & (seconds["max"] > 1)]
     if uneven.empty:
@@ -150,7 +151,8 @@ def _doubtful_runs(table: StudyTable, found: Findings) -> list[str]:
     if len(dead) > SHOWN:
         text.append(f"No tuning trial of {len(dead)} cells completed (see How the runs ended).")
     for cell in dead[:SHOWN]:
-        counts = trials.loc[trials["cell"] == cell, "outcome"].value_counts()
+        own = compare.recorded(trials[trials["cell"] == cell])
+        counts = own["outcome"].value_counts()
         seen = ", ".join(f"{n} {outcome}" for outcome, n in counts.items())
         text.append(f"No tuning trial of “{cell}” completed: {seen}.")
     strays = sorted(set(trials["cell"].dropna()) - set(found.summary["cell"]))

@@ -14,7 +14,7 @@ from analysis.compare import Findings, describe_contrast
 from analysis.plots import INK, MANY, Style, canvas, escape
 from analysis.text.numbers import intervals, listed, numbers, quoted, span
 from analysis.topics.scores import LONG
-from analysis.topics.section import Columns, Plot, Section, Table, cell_styles
+from analysis.topics.section import Columns, Plot, Section, Table, cell_styles, correction
 
 NARROW = 40
 """Characters in a line of an axis label beside long names."""
@@ -25,17 +25,17 @@ NOTE = (
     "or lower if that interval is clear of 0, and open otherwise; nothing else decides it. Least "
     "detectable: the difference that this rule finds in 80% of such studies. By itself: the 95% t "
     "interval of the pair, and p of an exact sign-flip test (at least 2 / 2ⁿ with n pairs of scores), "
-    "neither adjusted. Intervals: over seeds (training draws, not test images)."
+    "neither adjusted. Intervals: over seeds (training draws, not test images{correction})."
 )
 
 
 def section(found: Findings) -> Section:
     """Differences in points with their verdicts."""
     parts: list[Plot | Table | str | list[str]] = []
-    kept, differences = found.table.predictions, found.differences
+    kept, differences, folds = found.table.predictions, found.differences, found.info.folds
     tables = {"contrasts": found.contrasts}
     pairs = int(found.contrasts["pairs"].max()) if len(found.contrasts) else 0
-    note = NOTE.format(pairs=pairs)
+    note = NOTE.format(pairs=pairs, correction=correction(found))
     if 0 < differences["difference"].notna().sum() <= 2 * MANY:
         base = ", ".join(" ".join(pair) for pair in found.info.baseline.items())
         caption = (
@@ -46,12 +46,12 @@ def section(found: Findings) -> Section:
         figure = plot_differences(differences, cell_styles(found), found.info.metric)
         parts.append(Plot("differences", "Difference from the baseline", figure, caption))
     if len(differences):
-        tables["differences"] = compare.with_other_tests(differences, found.trials, kept)
+        tables["differences"] = compare.with_other_tests(differences, found.trials, kept, folds)
         parts.append(Table(_columns(tables["differences"]), "Against the baseline", note))
         parts.append([describe_contrast(row) for row in differences.to_dict("records")])
     chosen = [compare.against(found.contrasts, cell) for cell in chosen_cells(found)]
     if chosen and len(rivals := pd.concat(chosen, ignore_index=True)):
-        tables["rivals"] = compare.with_other_tests(rivals, found.trials, kept)
+        tables["rivals"] = compare.with_other_tests(rivals, found.trials, kept, folds)
         of_each = " of each target" * bool(len(found.ranks))
         title = f"Chosen cell{of_each} against the others"
         parts.append(Table(_columns(tables["rivals"]), title, "" if len(differences) else note))

@@ -26,12 +26,12 @@ from analysis.plots import (
 from analysis.text.numbers import listed, numbers, quoted, short, shorts
 from analysis.topics.scores import score
 from analysis.topics.section import (
-    OVER_SEEDS,
     Columns,
     Plot,
     Section,
     Table,
     cell_styles,
+    over_seeds,
     repeats_of,
 )
 
@@ -43,7 +43,9 @@ def section(found: Findings) -> Section:
     """Time and memory of every cell, the fronts, and the cells that ran out of either."""
     over_targets = len(found.ranks) > 0  # scores of different targets have no common front
     factors = found.info.factors
-    fronts = compare.front_chance(found.trials[:0] if over_targets else found.trials, factors)
+    fronts = compare.front_chance(
+        found.trials[:0] if over_targets else found.trials, factors, folds=found.info.folds
+    )
     dead = compare.censored(found.trials, factors)
     parts: list[Plot | Table | str | list[str]] = []
     if not over_targets:
@@ -67,7 +69,7 @@ def _plots(found: Findings, dead: pd.DataFrame) -> list[Plot]:
     marks = (
         f"Marks: mean {metric} and median cost of {repeats_of(found)} repeats; upright bars: intervals; "
         "level bars: least and greatest cost. Dotted: the Pareto front, cells that no other beats in "
-        f"both. {OVER_SEEDS}"
+        f"both. {over_seeds(found)}"
     )
     clock = " Evaluation and set-up time are excluded." + (
         " Cold-equivalent: as if nothing had been kept from other trials." * cold

@@ -16,12 +16,13 @@ from analysis.compare import Findings
 from analysis.plots import MANY, Style, annotate, canvas, escape, name_rows, percent
 from analysis.text.numbers import intervals, numbers
 from analysis.topics.section import (
-    OVER_SEEDS,
     Columns,
     Plot,
     Section,
     Table,
     cell_styles,
+    correction,
+    over_seeds,
     repeats_of,
 )
 
@@ -54,7 +55,7 @@ def _plots(found: Findings) -> list[Plot]:
         return []
     caption = (
         f"Small marks: one repeat each ({n} per cell). Large mark and bar: mean and interval. "
-        f"{OVER_SEEDS}"
+        f"{over_seeds(found)}"
     )
     figure = plot_scores(found.summary, found.repeats, cell_styles(found), metric)
     return [Plot("accuracy", f"Test {metric}", figure, caption)]
@@ -94,7 +95,8 @@ def _note(found: Findings) -> str:
     return (
         f"Test {found.info.metric}: mean of the repeats of the chosen configuration, each scored once; "
         "interval: 95% t over seeds (training draws, not test "
-        f"images).{images * bool(len(found.examples))} IQM: mean of the middle half of the seeds. "
+        f"images{correction(found)}).{images * bool(len(found.examples))} IQM: mean of the middle half of "
+        "the seeds. "
         "Validation: mean of the repeats, by which the cell is chosen; that of the best trial is the "
         "best of many, so too high. Depth trained: share of the layer groups trained, from the head "
         "down; it and the share of parameters trained are medians over repeats. – : not measured."
@@ -161,7 +163,7 @@ def _luck(found: Findings) -> str:
     """How much of the choice of its configuration is the luck of few validation images."""
     tuned = compare.completed(found.trials, "tune")
     own = tuned[tuned["cell"] == found.chosen].dropna(subset="val_accuracy")
-    images = compare.split_sizes(own, found.table.predictions).get("val", 0)
+    images = found.info.folds * compare.split_sizes(own, found.table.predictions).get("val", 0)
     if found.info.selection != "val_accuracy" or len(own) < 2 or not images:
         return ""
     first, second = own["val_accuracy"].nlargest(2)

@@ -15,9 +15,6 @@ from analysis.plots import Style, styles
 from analysis.text.links import run_link
 from analysis.text.numbers import span
 
-OVER_SEEDS = "Intervals: 95% t over seeds (training draws, not test images)."
-
-
 Columns = dict[str, Sequence[object]]
 """Columns of a table: head -> text of each row."""
 
@@ -98,6 +95,19 @@ def cell_styles(found: Findings) -> dict[str, Style]:
     lines = size_lines(found.info.factors)
     groups = dict(zip(lines["cell"], lines["line"], strict=True))
     return styles(list(found.summary["cell"]), groups if len(set(groups.values())) > 1 else None)
+
+
+def over_seeds(found: Findings) -> str:
+    """What the intervals of means are, for a caption."""
+    return f"Intervals: 95% t over seeds (training draws, not test images{correction(found)})."
+
+
+def correction(found: Findings) -> str:
+    """What to add to "over seeds" where runs on folds share images; "" elsewhere."""
+    if found.info.folds == 1:
+        return ""
+    what = f"runs on {found.info.folds} folds of the same images"
+    return f"; variance corrected for {what}, Nadeau and Bengio 2003"
 
 
 def repeats_of(found: Findings) -> str:

@@ -23,12 +23,12 @@ from analysis.plots import INK, Style, canvas, name_rows, percent
 from analysis.plots import escape as plain
 from analysis.text.numbers import in_seeds, intervals, listed, number, numbers, quoted, span
 from analysis.topics.section import (
-    OVER_SEEDS,
     Columns,
     Plot,
     Section,
     Table,
     cell_styles,
+    over_seeds,
     repeats_of,
 )
 from harness.core.spec import SHIFTS
@@ -40,15 +40,16 @@ PREFIX = "test_accuracy."
 def section(found: Findings) -> Section:
     """Scores on every test set and what is lost; empty when no repeat was scored on a shifted set."""
     factors, metric = found.info.factors, found.info.metric
-    table = shifted(found.trials, factors)
+    folds = found.info.folds
+    table = shifted(found.trials, factors, folds)
     if table.empty:
         return Section("Shifted test sets")
-    losses = shift_losses(found.trials, factors)
-    pairs = loss_pairs(found.trials, list(losses["cell"]))
+    losses = shift_losses(found.trials, factors, folds)
+    pairs = loss_pairs(found.trials, list(losses["cell"]), folds)
     caption = (
         f"Mark and bar: mean and interval of {repeats_of(found)} repeats on each test set; hollow: the "
         "same cell's mean on the plain set. Each repeat is scored on all sets by the same network. "
-        f"{OVER_SEEDS}"
+        f"{over_seeds(found)}"
     )
     figure = plot_shifted(table, cell_styles(found), metric)
     name = f"{metric[:1].upper() + metric[1:]} on shifted test sets"
@@ -134,7 +135,9 @@ def _scores(trials: pd.DataFrame) -> pd.DataFrame:
     return repeats[["cell", "seed", *names]].rename(columns=names)
 
 
-def shifted(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+def shifted(
+    trials: pd.DataFrame, factors: Mapping[str, Sequence[str]], folds: int = 1
+) -> pd.DataFrame:
     """Accuracy of each cell on each test set and what it loses there.
 
     Returns:
@@ -150,9 +153,9 @@ def shifted(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.Da
         n = int(own[name].notna().sum())
         if not n:
             continue
-        mean, _, low, high = mean_interval(own[name], within=(0, 1))
+        mean, _, low, high = mean_interval(own[name], within=(0, 1), folds=folds)
         lost = [] if name == PLAIN else 100 * (own[PLAIN] - own[name])
-        loss, _, loss_low, loss_high = mean_interval(lost)
+        loss, _, loss_low, loss_high = mean_interval(lost, folds=folds)
         rows.append(
             {"cell": cell, "test_set": name, "n": n, "mean": mean, "low": low, "high": high}
             | {"loss": loss, "loss_low": loss_low, "loss_high": loss_high}
@@ -172,7 +175,9 @@ def _mean_losses(trials: pd.DataFrame) -> pd.DataFrame:
     return scores.assign(lost=lost).pivot(index="seed", columns="cell", values="lost")
 
 
-def shift_losses(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+def shift_losses(
+    trials: pd.DataFrame, factors: Mapping[str, Sequence[str]], folds: int = 1
+) -> pd.DataFrame:
     """What each cell loses from the plain set on average over the shifts, the least first.
 
     Returns:
@@ -181,19 +186,20 @@ def shift_losses(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> 
     lost = _mean_losses(trials)
     rows = []
     for cell in (c for c in cells(factors)["cell"] if c in lost and lost[c].notna().any()):
-        loss, _, low, high = mean_interval(lost[cell])
+        loss, _, low, high = mean_interval(lost[cell], folds=folds)
         n = int(lost[cell].notna().sum())
         rows.append({"cell": cell, "n": n, "loss": loss, "low": low, "high": high})
     table = pd.DataFrame(rows, columns=["cell", "n", "loss", "low", "high"])
     return table.sort_values("loss", kind="stable", ignore_index=True)
 
 
-def loss_pairs(trials: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
+def loss_pairs(trials: pd.DataFrame, order: Sequence[str], folds: int = 1) -> pd.DataFrame:
     """How much more one cell loses on average over the shifts than another, for every pair.
 
     Args:
         trials: as loaded.
         order: cells by their mean loss, the least first.
+        folds: see `compare.mean_interval`.
 
     Returns:
         cell, reference (later in `order`), n shared seeds, difference (points that the reference
@@ -203,10 +209,10 @@ def loss_pairs(trials: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
     """
     lost = _mean_losses(trials)
     pairs = list(itertools.combinations(order, 2))
-    rows = []
+    level, rows = 1 - (1 - CONFIDENCE) / max(1, len(pairs)), []
     for cell, reference in pairs:
         more = (lost[reference] - lost[cell]).dropna()
-        mean, _, low, high = mean_interval(more, 1 - (1 - CONFIDENCE) / len(pairs))
+        mean, _, low, high = mean_interval(more, level, folds=folds)
         apart = not math.isnan(low) and (low > 0 or high < 0)
         rows.append(
             {"cell": cell, "reference": reference, "n": len(more), "difference": mean}

@@ -21,7 +21,8 @@ from analysis.compare import Findings, completed, mean_interval, size_lines
 from analysis.compare.runs import CONFIDENCE
 from analysis.plots import MANY, Style, add_key, canvas, crowded, name_ends, percent, styles
 from analysis.text.numbers import in_seeds, listed, short
-from analysis.topics.section import OVER_SEEDS, Plot, Section, Table, repeats_of
+from analysis.topics.section import Plot, Section, Table, over_seeds, repeats_of
+from harness.core.folds import independent_runs
 
 LINES = 24
 """Lines above which their crossings are not looked for: there would be hundreds."""
@@ -38,10 +39,10 @@ def section(found: Findings) -> Section:
     title = f"By {factor or 'size'}"
     if factor is None:
         return Section(title)
-    table = by_size(found.trials, factors)
+    table = by_size(found.trials, factors, found.info.folds)
     n_lines = lines["line"].nunique()
     few = found.trials if n_lines <= LINES else found.trials[:0]
-    crossed = crossings(few, factors, found.contrasts)
+    crossed = crossings(few, factors, found.contrasts, found.info.folds)
     parts: list[Plot | Table | str | list[str]] = []
     if n_lines <= MANY and table["size"].nunique() > 1:
         scores = found.repeats[["cell", "test_accuracy"]].merge(lines, on="cell")
@@ -49,7 +50,7 @@ def section(found: Findings) -> Section:
         caption = (
             f"Small marks: one repeat each ({repeats_of(found)} per cell). Large marks: means; upright "
             "bars: intervals. Log scale; lines stand a little apart so that bars do not hide each "
-            f"other. {OVER_SEEDS}"
+            f"other. {over_seeds(found)}"
         )
         name = f"{metric[:1].upper() + metric[1:]} by {factor}"
         parts.append(Plot("by_size", name, figure, caption))
@@ -140,7 +141,9 @@ def crossing_interval(row: Mapping[Hashable, Any]) -> str:
     return " to ".join(dict.fromkeys(ends))
 
 
-def by_size(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+def by_size(
+    trials: pd.DataFrame, factors: Mapping[str, Sequence[str]], folds: int = 1
+) -> pd.DataFrame:
     """Test accuracy of each line at each size.
 
     Returns:
@@ -150,14 +153,17 @@ def by_size(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.Da
     rows = []
     for row in size_lines(factors).to_dict("records"):
         scores = repeats.loc[repeats["cell"] == row["cell"], "test_accuracy"].dropna()
-        mean, _, low, high = mean_interval(scores, within=(0, 1))
+        mean, _, low, high = mean_interval(scores, within=(0, 1), folds=folds)
         rows.append({**row, "n": len(scores), "mean": mean, "low": low, "high": high})
     columns = ["cell", "line", "size", "n", "mean", "low", "high"]
     return pd.DataFrame(rows, columns=columns).dropna(subset="mean").reset_index(drop=True)
 
 
 def crossings(
-    trials: pd.DataFrame, factors: Mapping[str, Sequence[str]], pairs: pd.DataFrame | None = None
+    trials: pd.DataFrame,
+    factors: Mapping[str, Sequence[str]],
+    pairs: pd.DataFrame | None = None,
+    folds: int = 1,
 ) -> pd.DataFrame:
     """Where, as the size grows, one line overtakes another: for each pair of lines, the sizes at
     which the mean of their paired differences changes sign, linear in log size in between.
@@ -166,6 +172,7 @@ def crossings(
         trials: as loaded.
         factors: the cells.
         pairs: from `compare.contrasts`; None makes it.
+        folds: see `compare.contrasts`.
 
     Returns:
         One row per pair with at least two shared sizes: line (ahead at the smaller sizes), other,
@@ -176,7 +183,7 @@ def crossings(
         size, and below it at a larger one.
     """
     lines = size_lines(factors)
-    pairs = compare.contrasts(trials, factors) if pairs is None else pairs
+    pairs = compare.contrasts(trials, factors, folds) if pairs is None else pairs
     verdict = dict(
         zip(zip(pairs["cell"], pairs["reference"], strict=True), pairs["verdict"], strict=True)
     )
@@ -193,7 +200,7 @@ def crossings(
         points = points.dropna(axis="columns", how="all").dropna(axis="index", how="all")
         if points.shape[1] < 2:
             continue
-        row = _crossing(a, b, points)
+        row = _crossing(a, b, points, folds)
         ahead, other = str(row["line"]), str(row["other"])
         found = [verdict.get((cell[ahead, s], cell[other, s])) for s in points.columns]
         after = found[found.index("higher") + 1 :] if "higher" in found else []
@@ -202,7 +209,7 @@ def crossings(
     return pd.DataFrame(rows, columns=[*columns, "shown"]).astype({"shown": bool})
 
 
-def _crossing(a: str, b: str, points: pd.DataFrame) -> dict[str, object]:
+def _crossing(a: str, b: str, points: pd.DataFrame, folds: int) -> dict[str, object]:
     """The row of one pair. `points` (seeds x sizes): how far line `a` is above `b`, NaN if unknown."""
     values = points.to_numpy(dtype=float)
     sizes = np.log(points.columns.to_numpy(dtype=float))
@@ -216,11 +223,13 @@ def _crossing(a: str, b: str, points: pd.DataFrame) -> dict[str, object]:
     row |= dict.fromkeys(("size", "low", "high"), math.nan)
     if seen:
         row["size"] = math.exp(seen[0][0])
-        row["low"], row["high"] = zero_interval(sizes, values, seen[0][0])
+        row["low"], row["high"] = zero_interval(sizes, values, seen[0][0], folds)
     return row
 
 
-def zero_interval(sizes: np.ndarray, values: np.ndarray, place: float) -> tuple[float, float]:
+def zero_interval(
+    sizes: np.ndarray, values: np.ndarray, place: float, folds: int = 1
+) -> tuple[float, float]:
     """Ends of the set of sizes at which the paired t test does not reject a difference of 0 (Fieller 1954).
 
     Between two sizes the difference of each seed is linear in log size, so the test is a quadratic inequality
@@ -231,6 +240,7 @@ def zero_interval(sizes: np.ndarray, values: np.ndarray, place: float) -> tuple[
         sizes: their logarithms, rising.
         values: seeds x sizes, NaN where unknown.
         place: where the mean changes sign; always in the set.
+        folds: see `compare.contrasts`.
 
     Returns:
         Sizes; 0 and inf where the set reaches the smallest and the largest size; NaN with fewer than two
@@ -245,7 +255,7 @@ def zero_interval(sizes: np.ndarray, values: np.ndarray, place: float) -> tuple[
             continue
         a, b = both.mean(axis=0)
         (vaa, vab), (_, vbb) = np.cov(both.T)
-        limit = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) ** 2 / n
+        limit = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) ** 2 / independent_runs(n, folds)
         # (a + w (b - a))^2 - limit * variance(w) <= 0, as c0 + c1 w + c2 w^2
         c0 = a * a - limit * vaa
         c1 = 2 * a * (b - a) - 2 * limit * (vab - vaa)

@@ -1,8 +1,7 @@
-"""K-fold resampling: which fold a run validates on, and the standard error of a mean over such runs."""
+"""K-fold resampling: which fold a run validates on, and what the mean of such runs is worth."""
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 
@@ -42,18 +41,17 @@ class Fold:
         return fold
 
 
-def standard_error(sd: float, n: int, folds: int = 1) -> float:
-    """Standard error of the mean of n runs whose scores have the standard deviation `sd`.
+def independent_runs(n: int, folds: int = 1) -> float:
+    """Number of independent runs whose mean has the standard error of the mean of n runs.
 
-    With folds > 1 the runs are those of (repeated) k-fold cross-validation. They share images, so they are
-    correlated, and sd / sqrt(n) is far too small. The corrected variance is (1 / n + n_val / n_train) sd^2
-    (Nadeau and Bengio 2003), where n_val / n_train = 1 / (folds - 1); as in Bouckaert and Frank (2004) n
-    counts the runs of all repetitions.
+    The runs of (repeated) k-fold cross-validation share images, so they are correlated, and sd / sqrt(n) is
+    far too small. The corrected variance of their mean is (1 / n + n_val / n_train) sd^2 (Nadeau and Bengio
+    2003), here written as sd^2 / independent_runs(n, folds), with n_val / n_train = 1 / (folds - 1). As in
+    Bouckaert and Frank (2004) n counts the runs of all repetitions, and t has n - 1 degrees of freedom. It
+    tends to folds - 1: further repetitions do not make new images.
 
     Args:
-        sd: standard deviation of the scores, or of the paired differences.
         n: number of runs.
-        folds: number of folds; 1 if the runs are taken as independent.
+        folds: number of folds; 1 if the runs are independent, of which there are n.
     """
-    shared = 1 / (folds - 1) if folds > 1 else 0.0
-    return sd * math.sqrt(1 / n + shared)
+    return n if folds == 1 else n / (1 + n / (folds - 1))

@@ -1,7 +1,8 @@
 """Power of a study: the differences that its repeats can show, by the rule of its report.
 
 All pairs of k cells are tested as one family of k (k - 1) / 2 contrasts: paired t over seeds at .05 / number
-of contrasts, see `analysis.compare.contrasts`.
+of contrasts, see `analysis.compare.contrasts`. With k-fold resampling the runs are correlated, see
+`harness.core.folds.independent_runs`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from functools import cache
 from scipy.optimize import brentq
 from scipy.special import nctdtr, stdtrit  # scipy.stats takes half a second more at every start
 
+from harness.core.folds import independent_runs
+
 ALPHA = 0.05
 POWER = 0.80
 WANTED = 2.0
@@ -21,22 +24,22 @@ MOST_SEEDS = 500
 """More seeds than these are not worth a difference."""
 
 
-def least_detectable(sd: float, n: int, pairs: int = 1) -> float:
+def least_detectable(sd: float, n: int, pairs: int = 1, folds: int = 1) -> float:
     """The mean paired difference that n seeds show with 80% power when `pairs` contrasts are tested, in
     the unit of `sd`, the standard deviation of the differences (Cohen 1988). NaN for n < 2."""
     if n < 2 or math.isnan(sd):
         return math.nan
-    return _effect(n, pairs) * sd
+    return _effect(n, pairs, folds) * sd
 
 
 @cache
-def _effect(n: int, pairs: int) -> float:
+def _effect(n: int, pairs: int, folds: int) -> float:
     # statsmodels' solve_power leaves the root for some n (73 or 120: a negative effect, in an array); at this
     # power the tail on the wrong side is below 1e-5
     critical = -stdtrit(n - 1, ALPHA / pairs / 2)
     guess = float(critical + stdtrit(n - 1, POWER))
     found = brentq(lambda shift: 1 - nctdtr(n - 1, shift, critical) - POWER, guess / 2, 1.3 * guess)
-    return float(found) / math.sqrt(n)
+    return float(found) / math.sqrt(independent_runs(n, folds))
 
 
 def pairs_of(cells: int) -> int:
@@ -44,17 +47,17 @@ def pairs_of(cells: int) -> int:
     return cells * (cells - 1) // 2
 
 
-def seeds_needed(sd: float, points: float, pairs: int = 1) -> float:
+def seeds_needed(sd: float, points: float, pairs: int = 1, folds: int = 1) -> float:
     """The fewest shared seeds with which a true mean difference of `points` is found 4 times in 5 when
-    `pairs` contrasts are tested, given the standard deviation `sd` of the differences, in points. inf beyond
-    MOST_SEEDS, NaN without `sd`."""
+    `pairs` contrasts are tested, given the standard deviation `sd` of the differences, in points; with k-fold
+    resampling a multiple of `folds`. inf beyond MOST_SEEDS, NaN without `sd`."""
     if math.isnan(sd):
         return math.nan
     low, high = 2, MOST_SEEDS
-    if least_detectable(sd, high, pairs) > points:
+    if least_detectable(sd, high, pairs, folds) > points:
         return math.inf
     while low < high:
         middle = (low + high) // 2
-        enough = least_detectable(sd, middle, pairs) <= points
+        enough = least_detectable(sd, middle, pairs, folds) <= points
         low, high = (low, middle) if enough else (middle + 1, high)
-    return float(low)
+    return float(folds * math.ceil(low / folds))

@@ -105,14 +105,16 @@ def _power(study: Study, specs: Mapping[str, TrialSpec]) -> list[str]:
     """What is to be known of a study whose repeats can confirm only large differences between its cells."""
     sizes = Counter(spec.target for spec in specs.values()).values()
     pairs = sum(map(pairs_of, sizes))
-    least = least_detectable(1.0, study.repeats, pairs) if pairs else 0.0
+    folds = study.fold_count
+    least = least_detectable(1.0, study.repeats, pairs, folds) if pairs else 0.0
     if not least > WANTED:  # NaN: fewer than 2 repeats are for a first look
         return []
-    enough = seeds_needed(1.0, WANTED, pairs)
+    enough = seeds_needed(1.0, WANTED, pairs, folds)
+    more = "no number of" if enough == math.inf else f"{enough:g}"
     return [
-        f"{study.repeats} repeats and {pairs} pair{'s' * (pairs != 1)} of cells: the report can confirm "
-        f"a difference of {least:.1f} standard deviations over seeds; {enough:g} repeats would confirm "
-        f"one of {WANTED:g}"
+        f"{study.repeats} repeats{' on shared images' * (folds > 1)} and {pairs} pair{'s' * (pairs != 1)} of "
+        f"cells: the report can confirm a difference of {least:.1f} standard deviations over seeds; {more} "
+        f"repeats would confirm one of {WANTED:g}"
     ]
 
 
