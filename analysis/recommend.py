@@ -1,6 +1,7 @@
-"""Recommend the cell of a study to use within limits on memory and time.
+"""Recommend the cell of a study to use within limits on its costs.
 
 python -m analysis.recommend --study freeze_depth --max-memory 8GiB --max-minutes 5
+python -m analysis.recommend --study backbones --max-latency-ms 10 --max-size 20MiB
 python -m analysis.recommend --study target_size --where shots=30
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,7 +70,9 @@ def recommendation(
     fit, out = choices[choices["fits"]], choices[~choices["fits"]]
     excluded = [f"left out: “{row['cell']}” ({row['why']})" for row in out.to_dict("records")]
     if fit.empty:
-        return ["No cell fits.", *excluded]
+        near = out.dropna(subset="over").sort_values("over", kind="stable")
+        nearest = [f"“{row['cell']}” comes nearest." for row in near[:1].to_dict("records")]
+        return [" ".join(["No cell fits.", *nearest]), *excluded]
     best = fit.iloc[0]
     text = [
         f"Use “{best['cell']}”: test {table.info.metric} {100 * best['mean']:.1f}% "
@@ -124,27 +127,23 @@ def _to_be_surer(table: StudyTable, row: pd.Series) -> str:
 
 @undisturbed()
 def recommend_cell(
-    table: StudyTable,
-    where: Sequence[str] = (),
-    max_memory_mib: float = math.inf,
-    max_minutes: float = math.inf,
+    table: StudyTable, where: Sequence[str] = (), limits: Mapping[str, float] = {}
 ) -> list[str]:
     """What to use, the runner-up and how to be surer, in sentences.
 
     Args:
         table: from `load_study`.
         where: "FACTOR=VALUE", to look at these cells only.
-        max_memory_mib: median peak of a repeat, in MiB.
-        max_minutes: training time of a repeat.
+        limits: highest medians over repeats: train_seconds, peak_memory_mib, latency_ms, weights_mib.
 
     Raises:
         UserError: if there is no such factor or value, or several targets remain.
     """
-    return _recommend(table, where, max_memory_mib, max_minutes)[0]
+    return _recommend(table, where, limits)[0]
 
 
 def _recommend(
-    table: StudyTable, where: Sequence[str], limit: float, minutes: float
+    table: StudyTable, where: Sequence[str], limits: Mapping[str, float]
 ) -> tuple[list[str], bool]:
     """The sentences, and whether any cell fits."""
     from analysis import compare
@@ -152,7 +151,7 @@ def _recommend(
     factors = within(table, where)
     trials = table.trials[table.trials["cell"].isin(compare.cells(factors)["cell"])]
     selection = table.info.selection
-    choices = compare.choice(trials, factors, 60 * minutes, limit, selection)
+    choices = compare.choice(trials, factors, limits, selection)
     pairs = compare.contrasts(trials, factors, table.info.folds)
     rivals = compare.surer(trials, factors, choices, table.info.folds)
     behind = compare.most_behind(pairs, str(choices["cell"].iloc[0]))
@@ -171,7 +170,9 @@ def run(
     table: Annotated[Path | None, WHAT] = None,
     mapping: Path | None = None,
     max_memory: Annotated[Size | None, SIZE] = None,
-    max_minutes: float = math.inf,
+    max_minutes: float | None = None,
+    max_latency_ms: float | None = None,
+    max_size: Annotated[Size | None, SIZE] = None,
     where: Annotated[tuple[str, ...], Parameter(metavar="FACTOR=VALUE")] = (),
     tracking_uri: str | None = None,
 ) -> int:
@@ -183,19 +184,28 @@ def run(
         mapping: file that says which column of the table is what (.toml, .json).
         max_memory: limit of the median peak memory of a repeat, e.g. 8GiB.
         max_minutes: limit of the training time of a repeat.
+        max_latency_ms: limit of the milliseconds for a single image.
+        max_size: limit of the size of the weights, e.g. 20MiB.
         where: look at these cells only; may be repeated.
         tracking_uri: MLflow tracking URI; the default is sqlite:///mlruns/mlflow.db.
 
     Raises:
         UserError: if the study cannot be read or a limit is not one.
     """
-    if not max_minutes > 0:
-        raise UserError(f"--max-minutes must be above 0, got {max_minutes:g}")
+    for name, value in (("--max-minutes", max_minutes), ("--max-latency-ms", max_latency_ms)):
+        if value is not None and not value > 0:
+            raise UserError(f"{name} must be above 0, got {value:g}")
     from analysis.load.external import open_study
 
     found = open_study(study, table, mapping, tracking_uri)
-    limit = max_memory / MIB if max_memory else math.inf
-    text, any_fits = _recommend(found, where, limit, max_minutes)
+    given = {
+        "train_seconds": max_minutes and 60 * max_minutes,
+        "peak_memory_mib": max_memory and max_memory / MIB,
+        "latency_ms": max_latency_ms,
+        "weights_mib": max_size and max_size / MIB,
+    }
+    limits = {name: float(limit) for name, limit in given.items() if limit}
+    text, any_fits = _recommend(found, where, limits)
     print(*text, sep="\n")
     return 0 if any_fits else 1
 

@@ -341,12 +341,16 @@ def test_limits_leave_out_what_is_over_or_unmeasured_and_name_the_runs_that_woul
     said = recommend.recommend_cell(table)
     assert said[0].startswith("Use “a”: test accuracy 82.4% (5 seeds), 100 s of training, 900 MiB")
     assert "--repeats" in said[-1]
-    tight = compare.choice(table.trials, AB, max_seconds=60)
+    tight = compare.choice(table.trials, AB, {"train_seconds": 60})
     assert tight["cell"].tolist() == ["b", "a"]
     assert tight["why"].tolist() == ["", "100 s is over the limit"]
-    none = compare.choice(table.trials.assign(peak_process_rss_mib=math.nan), AB, max_mib=1e6)
+    none = compare.choice(
+        table.trials.assign(peak_process_rss_mib=math.nan), AB, {"peak_memory_mib": 1e6}
+    )
     assert set(none["why"]) == {"peak memory not measured"}
-    assert recommend.recommend_cell(table, max_memory_mib=1.0)[0] == "No cell fits."
+    assert recommend.recommend_cell(table, limits={"peak_memory_mib": 1.0})[0].startswith(
+        "No cell fits. “"
+    )
 
 
 def test_a_study_of_several_targets_asks_which_one() -> None:

@@ -59,7 +59,7 @@ def outcome(fit: Fit, epochs: list[EpochResult]) -> dict[str, Any]:
     assert isinstance(fit, Training)
     result = fit.finish(test=True)
     assert result.predictions is not None
-    costs = ("seconds", "peak")
+    costs = ("second", "peak", "latency")
     return {
         "epochs": [[e.epoch, e.train_loss, e.val_loss, e.val_accuracy] for e in epochs],
         "network": digest(fit._tensors()),

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from scipy import stats
 
-from analysis.compare.costs import COSTS, FORECAST, pareto_front, priced
+from analysis.compare.costs import COSTS, FORECAST, SIZES, pareto_front, priced
 from analysis.compare.runs import cells, chosen, completed, mean_interval, tuning
 
 SHARES = ("trained_depth", "trainable_share")
@@ -37,9 +37,9 @@ def summary(
         `selection`, n (repeats with a test score), mean, sd, low, high of test_accuracy (interval resamples
         seeds), iqm (mean of the middle half of the seeds, as of Agarwal 2021; NaN under 4 seeds), median over
         repeats of trained_depth (share of the layer groups trained, from the head down) and trainable_share
-        (of the parameters), median, min and max over repeats of train_seconds, marginal_seconds and
-        peak_memory_mib (see `costs`), forecast_mib (median), and time_front and memory_front: on the Pareto
-        front of accuracy against that cost.
+        (of the parameters), median, min and max over repeats of COSTS, and medians of SIZES (see `costs`),
+        forecast_mib (median), and time_front, memory_front and latency_front: on the Pareto front of accuracy
+        against that cost.
     """
     repeats = priced(trials)
     if FORECAST not in repeats:
@@ -67,11 +67,13 @@ def summary(
                 for cost in COSTS
                 for name in ("median", "min", "max")
             }
+            | {size: float(own[size].median()) for size in SIZES}
             | {"forecast_mib": float(own[FORECAST].median())}
         )
     table = pd.DataFrame(rows)
     table["time_front"] = pareto_front(table, "mean", ["train_seconds_median"])
     table["memory_front"] = pareto_front(table, "mean", ["peak_memory_mib_median"])
+    table["latency_front"] = pareto_front(table, "mean", ["latency_ms_median"])
     return table
 
 

@@ -1,7 +1,7 @@
-"""The cell to use: chosen by validation among those that fit limits on memory and time.
+"""The cell to use: chosen by validation among those that fit limits on its costs.
 
     python -c "from analysis import compare, load_study; t = load_study('freeze_depth'); \\
-               print(compare.choice(t.trials, t.info.factors, max_seconds=60))"
+               print(compare.choice(t.trials, t.info.factors, {'train_seconds': 60}))"
 """
 
 from __future__ import annotations
@@ -17,6 +17,13 @@ from analysis.compare.runs import cells, completed
 from harness.core.power import seeds_needed
 from harness.core.selection import preference
 
+LIMITED = {
+    "train_seconds": ("training", "s"),
+    "peak_memory_mib": ("peak memory", "MiB"),
+    "latency_ms": ("an image", "ms"),
+    "weights_mib": ("weights", "MiB"),
+}
+"""Costs that can be limited -> what they are in print, and their unit."""
 LEAST = 0.5
 """Points: a smaller lead is not worth more seeds."""
 
@@ -24,46 +31,43 @@ LEAST = 0.5
 def choice(
     trials: pd.DataFrame,
     factors: Mapping[str, Sequence[str]],
-    max_seconds: float = math.inf,
-    max_mib: float = math.inf,
+    limits: Mapping[str, float] = {},
     selection: str = "val_accuracy",
 ) -> pd.DataFrame:
     """Every cell, those that fit the limits first, by the rule of `harness.core.selection`.
 
-    Costs are medians over repeats of the training seconds and the peak memory; a cell whose cost was not
-    measured does not fit a limit on it.
+    Costs are medians over repeats; a cell whose cost was not measured does not fit a limit on it.
 
     Args:
         trials: as loaded.
         factors: the cells.
-        max_seconds, max_mib: limits.
+        limits: column of LIMITED -> its highest value.
         selection: the validation score: "val_accuracy", "val_loss" (less is better), or "" if there is none.
 
     Returns:
         cell, n (repeats with a test score), validation (mean of `selection` over the repeats), mean (of the
         test scores), seconds, memory_mib, by_test (no cell that fits has a validation score, so test scores
-        rank them), fits, why (why not).
+        rank them), fits, why (why not), over (the highest ratio of a cost to its limit; NaN without limits).
     """
     repeats = priced(trials)
-    limits = (("train_seconds", max_seconds, "s"), ("peak_memory_mib", max_mib, "MiB"))
     rows = []
     for cell in cells(factors)["cell"]:
         own = repeats[repeats["cell"] == cell]
         scores = own["test_accuracy"].dropna()
-        cost = {name: float(own[name].median()) for name, _, _ in limits}
-        why = "no test score" if scores.empty else ""
-        for name, limit, unit in limits:
-            if why or limit == math.inf:
-                continue
-            if math.isnan(cost[name]):
-                why = f"{name.replace('_', ' ').removesuffix(' mib')} not measured"
-            elif cost[name] > limit:
-                why = f"{cost[name]:.3g} {unit} is over the limit"
+        cost = {name: float(own[name].median()) for name in LIMITED}
+        over = {name: cost[name] / limit for name, limit in limits.items()}
+        why = "" if len(scores) else "no test score"
+        for name, limit in limits.items():
+            what, unit = LIMITED[name]
+            if math.isnan(over[name]):
+                why = why or f"{what} not measured"
+            elif over[name] > 1:
+                why = why or f"{what}: {cost[name]:.3g} {unit}, {limit:.3g} are allowed"
         validation = float(own[selection].mean()) if selection else math.nan
         rows.append(
             {"cell": cell, "n": len(scores), "validation": validation, "mean": scores.mean()}
             | {"seconds": cost["train_seconds"], "memory_mib": cost["peak_memory_mib"]}
-            | {"fits": not why, "why": why}
+            | {"fits": not why, "why": why, "over": max(over.values(), default=math.nan)}
         )
     table = pd.DataFrame(rows)
     fit = table[table["fits"]]

@@ -23,7 +23,10 @@ from harness.core.folds import independent_runs
 ACCELERATOR = "peak_accelerator_allocated_mib"
 PROCESS = "peak_process_rss_mib"
 FORECAST = "forecast_peak_mib"
-COSTS = ["train_seconds", "marginal_seconds", "peak_memory_mib"]
+COSTS = ["train_seconds", "marginal_seconds", "peak_memory_mib", "latency_ms", "images_per_second"]
+"""They depend on the device and the number of threads."""
+SIZES = ["parameters", "weights_mib", "multiply_adds"]
+"""They do not."""
 CENSORED = ("oom", "timeout")
 RESAMPLES = 1000
 
@@ -68,11 +71,11 @@ def condition(trials: pd.DataFrame) -> str:
 
 
 def priced(trials: pd.DataFrame) -> pd.DataFrame:
-    """The compared repeats with COSTS, missing for a run under another than the compared condition."""
+    """The compared repeats with COSTS and SIZES; NaN where not measured, and the former also for a run under
+    another than the compared condition."""
     repeats = completed(trials, "repeat")
     repeats = repeats.assign(peak_memory_mib=repeats[memory_column(trials)])
-    if "marginal_seconds" not in repeats:
-        repeats["marginal_seconds"] = math.nan
+    repeats = repeats.assign(**{c: math.nan for c in (*COSTS, *SIZES) if c not in repeats})
     repeats.loc[conditions(repeats) != condition(trials), COSTS] = math.nan
     return repeats
 

@@ -37,6 +37,7 @@ FINAL_METRICS = [
     "forecast_peak_mib",
     "test_accuracy",
     "test_loss",
+    *("parameters", "weights_mib", "multiply_adds", "latency_ms", "images_per_second"),
 ]
 INTEGER_TAGS = ["index", "seed", "attempt", "chosen", "threads"]
 TEXT_TAGS = [

@@ -21,6 +21,7 @@ from analysis.topics import (
     similarity,
     sizes,
     targets,
+    use,
 )
 from analysis.topics.section import Plot, Section, Table
 
@@ -29,6 +30,7 @@ TOPICS: tuple[Callable[[Findings], Section], ...] = (
     scores.section,
     contrasts.section,
     costs.section,
+    use.section,
     sizes.section,
     shifts.section,
     similarity.section,

@@ -30,6 +30,7 @@ from harness.training.audit import Audit
 from harness.training.checkpoint import Checkpoint
 from harness.training.device import Device, Seconds
 from harness.training.features import FittedClassifier
+from harness.training.inference_cost import inference_cost
 from harness.training.network import Network
 from harness.training.provenance import located_anywhere, provenance_of
 
@@ -125,6 +126,9 @@ class Fit(ABC):
             scores, predictions = self._test()
             metrics |= scores
         metrics["total_seconds"] = time.perf_counter() - self._started
+        if test:
+            spec = self.spec
+            metrics |= inference_cost(spec.backbone, self._classes, spec.resolution, self.device)
         notes = {**self._notes, "prefix": self._network.describe_prefix}
         return TrialResult("complete", metrics, predictions=predictions, notes=notes)
 

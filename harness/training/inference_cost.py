@@ -1,0 +1,85 @@
+"""Cost of using a network: parameters, size of its weights, multiply-adds, latency and throughput."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+from statistics import median
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from harness.backbones import Backbone, build
+from harness.training.device import MIB, Device
+
+LEAST, MOST, SECONDS = 5, 20, 1.0
+"""Fewest and most forward passes that are timed, and the time that more than the fewest may take."""
+BATCH = 32
+
+
+def inference_cost(
+    backbone: str, classes: int, resolution: int | None, device: Device
+) -> dict[str, float]:
+    """Cost of using a network on this device, in float32, with the number of threads of this process.
+
+    The cost depends on the architecture only, not on the weights or the strategy: adapters are merged when a
+    model is exported. Each network is measured once in a process.
+
+    Args:
+        backbone: name of the network.
+        classes: size of its head.
+        resolution: side of its input; None is its own.
+        device: where to compute.
+
+    Returns:
+        parameters: number of them.
+        weights_mib: size of parameters and buffers, as they are exported.
+        multiply_adds: of one image, in convolutions, linear layers and attention (torch's FlopCounterMode,
+            which counts each as two operations).
+        latency_ms: median time of a single image, after warming up.
+        images_per_second: median for batches of 32 images, or fewer if these take more than a fifth of a
+            second.
+    """
+    return dict(_measured(backbone, classes, resolution, device, torch.get_num_threads()))
+
+
+@lru_cache(maxsize=64)
+def _measured(
+    name: str, classes: int, resolution: int | None, device: Device, _threads: int
+) -> tuple[tuple[str, float], ...]:
+    backbone = build(name, "scratch", classes, 0, device.torch_device, resolution)
+    model = backbone.model.eval()
+    tensors = [*model.parameters(), *model.buffers()]
+    size = resolution or backbone.input.resolution
+    one = _images(backbone, 1, size)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(one)
+    with torch.inference_mode():
+        latency = _seconds(backbone, one, device)
+        count = max(1, min(BATCH, int(SECONDS / LEAST / latency)))
+        batch = _seconds(backbone, _images(backbone, count, size), device)
+    return (
+        ("parameters", float(sum(p.numel() for p in model.parameters()))),
+        ("weights_mib", sum(t.numel() * t.element_size() for t in tensors) / MIB),
+        ("multiply_adds", counter.get_total_flops() / 2),
+        ("latency_ms", 1000 * latency),
+        ("images_per_second", count / batch),
+    )
+
+
+def _images(backbone: Backbone, count: int, size: int) -> torch.Tensor:
+    images = torch.zeros(count, 3, size, size, device=backbone.device)
+    return images.contiguous(memory_format=backbone.layout)
+
+
+def _seconds(backbone: Backbone, images: torch.Tensor, device: Device) -> float:
+    """Median time of a forward pass; the first two do not count."""
+    spent: list[float] = []
+    while len(spent) < LEAST or (len(spent) < MOST and sum(spent) < SECONDS):
+        device.synchronize()
+        since = time.perf_counter()
+        backbone.model(images)
+        device.synchronize()
+        spent.append(time.perf_counter() - since)
+    return median(spent[2:])
