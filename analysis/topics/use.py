@@ -8,7 +8,7 @@ from analysis import compare
 from analysis.compare import Findings
 from analysis.text.numbers import short, shorts
 from analysis.topics.costs import plot_cost
-from analysis.topics.section import OVER_SEEDS, Plot, Section, Table, cell_styles, repeats_of
+from analysis.topics.section import Plot, Section, Table, cell_styles, over_seeds, repeats_of
 
 SIZE = ["parameters", "multiply_adds"]
 
@@ -27,7 +27,7 @@ def section(found: Findings) -> Section:
         figure = plot_cost(found.summary, "latency_ms", "latency_front", label, style, metric)
         caption = (
             f"Marks: mean {metric} of {repeats_of(found)} repeats and median time for a single image on "
-            f"{where}; level bars: least and greatest. Dotted: the Pareto front. {OVER_SEEDS}"
+            f"{where}; level bars: least and greatest. Dotted: the Pareto front. {over_seeds(found)}"
         )
         title = f"{metric[:1].upper()}{metric[1:]} against latency"
         parts.append(Plot("latency", title, figure, caption))
