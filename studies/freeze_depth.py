@@ -23,13 +23,15 @@ from optuna.trial import BaseTrial
 from harness import Arms, Study, TrialSpec, strategies
 
 SCRATCH = "from scratch"
-PROBE = "linear probe"
+PROBE, GRADUAL = "linear probe", "gradual"
+RATES = 3e-4, 3e-2
+LOWER = 3e-5, 3e-3  # for groups that are unfrozen later: see batch_norm.py
 STRATEGIES: Arms = {
     PROBE: lambda t: strategies.LinearProbe(),
     "last block": lambda t: strategies.LastBlock(),
     "full": lambda t: strategies.FullFineTune(),
     "discriminative": lambda t: strategies.DiscriminativeLR(t.suggest_float("decay", 0.5, 0.95)),
-    "gradual": lambda t: strategies.GradualUnfreezing(every=1),
+    GRADUAL: lambda t: strategies.GradualUnfreezing(every=1),
     SCRATCH: lambda t: strategies.FullFineTune(),
 }
 
@@ -47,7 +49,7 @@ def space(trial: BaseTrial, strategy: str) -> TrialSpec:
         resolution=48,
         epochs=30 if strategy == PROBE else 4,  # until it has converged, at little cost
         batch_size=16,
-        lr=trial.suggest_float("lr", 3e-4, 3e-2, log=True),
+        lr=trial.suggest_float("lr", *LOWER if strategy == GRADUAL else RATES, log=True),
         weight_decay=trial.suggest_float("weight_decay", 1e-4, 1e-1, log=True),
     )
 

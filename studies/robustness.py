@@ -34,22 +34,23 @@ from optuna.trial import BaseTrial
 
 from harness import SHIFTS, Arms, Study, TrialSpec, strategies
 
-PROBE = "linear probe"
+PROBE, FIXED = "linear probe", "full, fixed BN"
+RATES = 3e-4, 3e-2
+LOWER = 3e-5, 3e-3  # without normalisation by the batch, high rates diverge: see batch_norm.py
+LATER = ("LP-FT",)
 STRATEGIES: Arms = {
     PROBE: lambda t: strategies.LinearProbe(),
     "LP-FT": lambda t: strategies.LPFT(head_epochs=2, lower=0.3),
     "first block": lambda t: strategies.Surgical(1),
     "last block": lambda t: strategies.LastBlock(),
     "full": lambda t: strategies.FullFineTune(),
-    "full, fixed BN": lambda t: strategies.FullFineTune(),
+    FIXED: lambda t: strategies.FullFineTune(),
 }
 
 
 def space(trial: BaseTrial, strategy: str) -> TrialSpec:
     """One trial of one cell: the cell is given, Optuna draws the rest."""
-    fixed = (
-        strategy == "full, fixed BN"
-    )  # needs lower rates: without normalisation by batch it diverges
+    fixed = strategy == FIXED
     return TrialSpec(
         target="fashion_mnist",
         backbone="tf_efficientnet_lite0",
@@ -60,7 +61,7 @@ def space(trial: BaseTrial, strategy: str) -> TrialSpec:
         resolution=48,
         epochs=30 if strategy == PROBE else 4,  # until it has converged, at little cost
         batch_size=16,
-        lr=trial.suggest_float("lr", *((3e-5, 3e-3) if fixed else (3e-4, 3e-2)), log=True),
+        lr=trial.suggest_float("lr", *LOWER if fixed or strategy in LATER else RATES, log=True),
         batch_norm="frozen" if fixed else "auto",
         shifts="+".join(SHIFTS),
     )

@@ -38,7 +38,10 @@ from optuna.trial import BaseTrial
 from harness import Arms, Study, TrialSpec, strategies
 
 SCRATCH = "from scratch"
-PROBE = "linear probe"
+PROBE, FIXED = "linear probe", "full, fixed BN"
+RATES = 3e-4, 3e-2
+LOWER = 3e-5, 3e-3  # without normalisation by the batch, high rates diverge: see batch_norm.py
+LATER = ("two-phase", "LP-FT", "gradual")
 STRATEGIES: Arms = {
     "logistic": lambda t: strategies.FeatureTransfer("logistic"),
     "kNN": lambda t: strategies.FeatureTransfer("knn"),
@@ -55,15 +58,13 @@ STRATEGIES: Arms = {
     "bias only": lambda t: strategies.BiasOnly(),
     "full": lambda t: strategies.FullFineTune(),
     SCRATCH: lambda t: strategies.FullFineTune(),
-    "full, fixed BN": lambda t: strategies.FullFineTune(),
+    FIXED: lambda t: strategies.FullFineTune(),
 }
 
 
 def space(trial: BaseTrial, strategy: str) -> TrialSpec:
     """One trial of one cell: the cell is given, Optuna draws the rest."""
-    fixed = (
-        strategy == "full, fixed BN"
-    )  # needs lower rates: without normalisation by batch it diverges
+    fixed = strategy == FIXED
     return TrialSpec(
         target="fashion_mnist",
         backbone="tf_efficientnet_lite0",
@@ -76,7 +77,7 @@ def space(trial: BaseTrial, strategy: str) -> TrialSpec:
         epochs=30 if strategy == PROBE else 4,  # until it has converged, at little cost
         batch_size=16,
         batch_norm="frozen" if fixed else "auto",
-        lr=trial.suggest_float("lr", *((3e-5, 3e-3) if fixed else (3e-4, 3e-2)), log=True),
+        lr=trial.suggest_float("lr", *LOWER if fixed or strategy in LATER else RATES, log=True),
     )
 
 
