@@ -13,7 +13,23 @@ Expected before the first run: training with labels is best, then the autoencode
 discriminator, which has to use details. Under full fine-tuning all are better than random weights; under the
 linear probe only training with labels is.
 
-Answer: not yet run.
+Answer, 2026-11-30 (one CPU thread, 4 trials and 10 seeds per cell; mean test accuracy in %, verdicts by the
+report's simultaneous intervals over 66 pairs of cells):
+
+                             linear probe   full
+    labels                           73.0   84.5
+    autoencoder                      81.2   83.3
+    GAN                              77.6   85.9
+    random weights                   79.3   85.4
+    labels, ResNet                   71.7   80.4
+    random weights, ResNet           64.9   72.5
+
+Against expectation, no source of the small CNN is shown to be better than its random weights, under either
+strategy, and full fine-tuning does not tell the sources apart. Under the probe, labels are worse than the
+autoencoder (-8.1 points, -13.8 to -2.5): what separates the five old garments is not what separates the new
+ones. For the ResNet, whose random features are worse (64.9 %), labels are better than random weights under the
+probe (+6.9, 1.5 to 12.2), and open under full fine-tuning (+7.9, -2.8 to 18.5). 300 steps on 1,500 images are
+little pretraining.
 """
 
 from __future__ import annotations
