@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
 from harness.core.caller import quiet_libraries, undisturbed
 from harness.core.errors import UserError
@@ -79,6 +79,9 @@ def _parse_and_call(app: App, argv: Sequence[str] | None) -> int:
     words = sys.argv[1:] if argv is None else argv
     try:
         return app(words, exit_on_error=False, print_error=False) or 0
+    except UnusedCliTokensError as error:
+        unused = shlex.join(error.unused_tokens or [])
+        raise UserError(f"too many words: {unused}; --help lists what is understood") from error
     except CycloptsError as error:
         raise UserError(str(error)) from error
 
