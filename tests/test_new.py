@@ -16,12 +16,14 @@ from PIL import Image
 from harness.core.errors import UserError
 from harness.core.spec import TrialSpec
 from harness.core.strategies import LinearProbe
+from harness.core.study_file import load_study
 from harness.data import clear_caches, load_target, split_indices
 from harness.dataset_report import proposal
 from harness.dataset_report.inspection import inspect_target
 from harness.dataset_report.new_study import slug
 from harness.dataset_report.text import findings
 from harness.new import main, propose_study
+from harness.search.space import first_draw
 
 CONFIG = Path(__file__).parents[1] / "pyproject.toml"
 
@@ -68,7 +70,7 @@ def test_written_study_is_formatted_and_splits_and_says_its_costs(
     assert "8 times as many" in shown
     assert "Image sizes differ: 20 to 43 pixels wide" in shown
     assert "tf_efficientnet_lite0 | linear probe: " in text
-    assert "1 cells x (6 trials + 5 repeats) = 11 runs" in text
+    assert "1 cells x (6 trials x 5 folds + 10 repeats) = 40 runs" in text
     assert f"harness.study --space {file}" in shown
     with Image.open("report/pets/classes.png") as sheet:
         assert sheet.height == 3 * 102 + 6
@@ -165,3 +167,17 @@ def test_proposed_sizes_can_be_drawn_from_the_smallest_class() -> None:
 def test_study_is_named_after_the_folder() -> None:
     assert slug("folder:/data/My Pets (2019)/[classes=a+b]") == "my_pets_2019"
     assert slug("digits") == "digits"
+
+
+@pytest.mark.parametrize(("target", "folds"), [("digits[part=1/9]", 5), ("digits[part=1/2]", 1)])
+def test_few_images_are_divided_into_folds(target: str, folds: int, tmp_path: Path) -> None:
+    p = proposal.propose(inspect_target(target), target, accelerator=False)
+    path = tmp_path / "few.py"
+    path.write_text(proposal.source(p, path, [], []))
+    study = load_study(path)
+    assert study.fold_count == folds
+    assert any("5 folds" in note for note in p.notes) == (folds > 1)
+    spec = first_draw(study, study.cells()[0])
+    split = split_indices(load_target(target), spec)
+    assert len(split.val) == pytest.approx(len(split.train) / 4, rel=0.25)
+    assert study.repeats % folds == 0

@@ -107,7 +107,7 @@ def forecast_lines(text: str, name: str, device: Device) -> list[str]:
     count = len(study.cells()) * study.runs_per_cell
     lines.append(
         f"{len(study.cells())} cells x ({study.effort}) = {count} runs: "
-        f"{minutes:.0f} minutes of training if nothing were kept between them"
+        f"{minutes:.0f} minutes of training without the cache"
     )
     if minutes > LONG_MINUTES:
         lines.append("that is long: fewer backbones, a lower resolution or fewer epochs shorten it")

@@ -15,8 +15,11 @@ import numpy as np
 
 from harness.backbones.weights import WHEELS
 from harness.core.errors import UserError
+from harness.core.folds import Fold
 from harness.core.power import WANTED, pairs_of, seeds_needed
-from harness.data import load_target
+from harness.core.spec import TrialSpec
+from harness.core.strategies import LinearProbe
+from harness.data import load_target, split_indices
 from harness.dataset_report.inspection import LEAST, DataSetReport, given_parts
 
 AT_HAND = (
@@ -58,13 +61,16 @@ UNEQUAL = 1.25
 PROBE_EPOCHS = 30
 """Epochs of a linear probe, which has to converge to be compared; its images pass the frozen network only
 once."""
+FEW, FOLDS, ROUNDS = 30, 5, 2
+"""Fewer training images of a class than FEW -> k-fold resampling with so many folds and rounds of repeats."""
 STEPS = 120
 """Number of optimiser steps that a trial should have, within the limits of 4 and 20 epochs."""
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """The contents of the study file: fields as in TrialSpec and Study, and `notes` with reasons."""
+    """The contents of the study file: fields as in TrialSpec and Study, and `notes` with reasons; `folds` is
+    1 for a single split."""
 
     target: str
     backbones: tuple[str, ...]
@@ -77,6 +83,7 @@ class Proposal:
     batch_size: int
     trials: int
     repeats: int
+    folds: int
     notes: tuple[str, ...]
 
 
@@ -123,6 +130,13 @@ def propose(report: DataSetReport, target: str, accelerator: bool) -> Proposal:
             f"With {test * classes} test images, a single image is {100 / (test * classes):.1f} points of "
             "accuracy: expect wide intervals, and trust only large differences."
         )
+    folds = 1
+    if rest - val < FEW and _divisible(target, test_shots):
+        folds, val_shots = FOLDS, None
+        notes.append(
+            f"With fewer than {FEW} training images of a class one validation part decides too much: each "
+            f"configuration is scored on {FOLDS} folds (resampling='kfold')."
+        )
     batch_size = 16 if count < 1000 else 32
     epochs = min(max(round(STEPS * batch_size / count), 4), 20)
     side = report.short_side or 64
@@ -130,6 +144,7 @@ def propose(report: DataSetReport, target: str, accelerator: bool) -> Proposal:
     backbones = tuple(n for n in AT_HAND if WHEELS[n].file())[:2]
     strategies = next(kinds for below, kinds in BY_SHOTS if shots < below)
     pairs = pairs_of(max(1, len(backbones)) * len(strategies))
+    enough = seeds_needed(1.0, WANTED, max(1, pairs)) if folds == 1 else ROUNDS * folds
     return Proposal(
         target=target,
         backbones=backbones,
@@ -141,9 +156,21 @@ def propose(report: DataSetReport, target: str, accelerator: bool) -> Proposal:
         epochs=epochs,
         batch_size=batch_size,
         trials=6,
-        repeats=int(seeds_needed(1.0, WANTED, max(1, pairs))),
+        repeats=int(enough),
+        folds=folds,
         notes=tuple(notes),
     )
+
+
+def _divisible(target: str, test_shots: int | None) -> bool:
+    """Whether each class has images, or groups, for every fold."""
+    fold = str(Fold(1, FOLDS, 0))
+    spec = TrialSpec(target, "any", LinearProbe(), test_shots=test_shots, fold=fold)
+    try:
+        split_indices(load_target(target), spec)
+    except UserError:
+        return False
+    return True
 
 
 def _test_shots(report: DataSetReport, large: np.ndarray) -> tuple[int, int | None]:
@@ -257,6 +284,11 @@ def _choices(p: Proposal) -> list[str]:
 
 def _space(p: Proposal) -> list[str]:
     """The `space` function and the study."""
+    part = "a fifth" if p.folds == 1 else "a fold"
+    resampling = [
+        '    resampling="kfold",  # few images: scored on every fold of those that are not test images',
+        f"    folds={p.folds},  # repeats must be a multiple",
+    ]
     return [
         "def space(trial: BaseTrial, backbone: str, strategy: str) -> TrialSpec:",
         '    """One trial of one cell: the cell is given, Optuna draws the rest."""',
@@ -265,7 +297,7 @@ def _space(p: Proposal) -> list[str]:
         "        backbone=BACKBONES[backbone],",
         "        strategy=STRATEGIES[strategy](trial),",
         f"        shots={p.shots},  # training images per class, at most; None takes all others",
-        f"        val_shots={p.val_shots},  # validation images per class, at most; None takes a fifth",
+        f"        val_shots={p.val_shots},  # validation images per class, at most; None takes {part}",
         f"        test_shots={p.test_shots},  # test images per class, at most; None takes all",
         f"        resolution={p.resolution},  # pixels; twice the side takes four times as long",
         f'        epochs={PROBE_EPOCHS} if strategy == "linear probe" else {p.epochs},',
@@ -282,6 +314,7 @@ def _space(p: Proposal) -> list[str]:
         "    space=space,",
         f"    trials={p.trials},  # configurations tried per cell; the best on validation is repeated",
         f"    repeats={p.repeats},  # new seeds per cell; as many as the comparison of all cells needs",
+        *(resampling if p.folds > 1 else []),
         '    baseline={"strategy": "linear probe"},',
         ")",
         "",
