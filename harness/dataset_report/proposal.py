@@ -62,7 +62,8 @@ PROBE_EPOCHS = 30
 """Epochs of a linear probe, which has to converge to be compared; its images pass the frozen network only
 once."""
 FEW, FOLDS, ROUNDS = 30, 5, 2
-"""Fewer training images of a class than FEW -> k-fold resampling with so many folds and rounds of repeats."""
+"""Fewer training images of a typical class than FEW -> k-fold resampling, with so many folds and rounds of
+repeats."""
 STEPS = 120
 """Number of optimiser steps that a trial should have, within the limits of 4 and 20 epochs."""
 
@@ -117,7 +118,8 @@ def propose(report: DataSetReport, target: str, accelerator: bool) -> Proposal:
     rest = pool - (test if report.test_counts is None else 0)
     val = min(max(1, round(0.2 * rest)), MOST_SCORED)
     val_shots: int | None = val
-    shots = min(rest - (val if val_mask is None else 0), MOST_SHOTS)
+    train = rest - (val if val_mask is None else 0)
+    shots, typical = min(train, MOST_SHOTS), train / pool * float(np.median(trainable[large]))
     count = shots * classes
     if trainable[large].max() > UNEQUAL * pool or val_mask is not None or own.groups is not None:
         # No upper bounds: those that suit the smallest class would be too low for the others.
@@ -131,10 +133,10 @@ def propose(report: DataSetReport, target: str, accelerator: bool) -> Proposal:
             "accuracy: expect wide intervals, and trust only large differences."
         )
     folds = 1
-    if rest - val < FEW and _divisible(target, test_shots):
+    if typical < FEW and _divisible(target, test_shots):
         folds, val_shots = FOLDS, None
         notes.append(
-            f"With fewer than {FEW} training images of a class one validation part decides too much: each "
+            f"With about {typical:.0f} training images per class one validation part decides too much: each "
             f"configuration is scored on {FOLDS} folds (resampling='kfold')."
         )
     batch_size = 16 if count < 1000 else 32
