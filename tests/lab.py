@@ -119,7 +119,7 @@ class FakeTraining:
             return TrialResult("complete", {"train_seconds": 1.0})
         self._world.tested.append(self._spec)
         one = np.array([1])
-        found = Predictions(one, one, one, np.array([0.5]))
+        found = Predictions(one, one, one, np.array([0.5]), np.array([0.5]))
         return TrialResult("complete", {"train_seconds": 1.0, "test_accuracy": 0.5}, "", found)
 
 

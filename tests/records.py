@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.core.records import StudyInfo, TrialRecord
-from harness.core.results import Predictions, predictions_csv
+from harness.core.results import Predictions, predictions_parquet
 from harness.tracking.projection import Projection
 
 
@@ -25,7 +25,7 @@ class Kept:
         return self.folder / trial.predictions
 
     def predict(self, name: str, predictions: Predictions) -> None:
-        (self.folder / name).write_text(predictions_csv(predictions))
+        (self.folder / name).write_bytes(predictions_parquet(predictions))
 
 
 def project(uri: str, info: StudyInfo, kept: Kept) -> None:

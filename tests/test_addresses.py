@@ -155,12 +155,12 @@ def test_study_goes_on_where_its_folder_was_moved_to(
     table = load_study("toy", default_tracking_uri(new / "mlruns"))
     assert len(table.predictions) == 4 * 40
     assert set(table.trials["outcome"]) == {"complete"}
-    kept = list((new / "mlruns").resolve().rglob("predictions.csv"))
+    kept = list((new / "mlruns").resolve().rglob("predictions.parquet"))
     assert len(kept) == 4
     assert len(list((new / "mlruns").resolve().rglob("index.html"))) == 1
     client = MlflowClient(default_tracking_uri(new / "mlruns"))  # as the UI shows them
     for run in table.predictions["run_id"].unique():
-        assert [f.path for f in client.list_artifacts(run)] == ["predictions.csv"]
+        assert [f.path for f in client.list_artifacts(run)] == ["predictions.parquet"]
 
 
 def test_database_that_may_not_be_written_keeps_its_report_to_itself(

@@ -107,15 +107,19 @@ def table(uri: str, tmp_path: Path) -> StudyTable:
             attempt("linear probe", "tune", 0, replace(spec, seed=9)),
             attempt(
                 "linear probe", "repeat", 0, probe, outcome="complete", superseded=True,
-                metrics={"test_accuracy": 0.5}, predictions="two.csv",
+                metrics={"test_accuracy": 0.5}, predictions="two.parquet",
             ),
         ],
         tmp_path,
     )  # fmt: skip
     predictions = Predictions(
-        np.arange(2), np.array([1, 4]), np.array([1, 0]), np.array([0.9, 0.25])
+        np.arange(2),
+        np.array([1, 4]),
+        np.array([1, 0]),
+        np.array([0.75, 0.25]),
+        np.array([0.75, 0.5]),
     )
-    kept.predict("two.csv", predictions)
+    kept.predict("two.parquet", predictions)
     project(uri, INFO, kept)
     # The projection leaves out what is not finite; stores of before hold it.
     client = MlflowClient(tracking_uri=uri)
@@ -189,7 +193,24 @@ def test_epochs_are_read_in_full_infinities_included(table: StudyTable) -> None:
 
 def test_predictions_come_back_with_their_cell_and_seed(table: StudyTable) -> None:
     rows = table.predictions.drop(columns="run_id").to_numpy().tolist()
-    assert rows == [["linear probe", 10, 0, 1, 1, 0.9], ["linear probe", 10, 1, 4, 0, 0.25]]
+    assert rows == [
+        ["linear probe", 10, 0, 1, 1, 0.75, 0.75],
+        ["linear probe", 10, 1, 4, 0, 0.25, 0.5],
+    ]
+
+
+def test_predictions_of_earlier_versions_are_read(uri: str, table: StudyTable) -> None:
+    [run] = table.predictions["run_id"].unique()
+    folder = Path(
+        MlflowClient(tracking_uri=uri).get_run(run).info.artifact_uri.removeprefix("file://")
+    )
+    (folder / "predictions.parquet").unlink()
+    (folder / "predictions.csv").write_text("example,label,predicted,probability\n7,1,3,0.25\n")
+    rows = load_study(INFO.name, uri).predictions.drop(columns="run_id")
+    assert rows.drop(columns="confidence").to_numpy().tolist() == [
+        ["linear probe", 10, 7, 1, 3, 0.25]
+    ]
+    assert rows["confidence"].isna().all()
 
 
 def test_a_lost_prediction_file_does_not_stop_the_reading(uri: str, table: StudyTable) -> None:
@@ -291,7 +312,7 @@ def test_run_that_was_deleted_written_again_and_restored_is_counted_once_and_nam
     twice = [
         attempt(
             cell, "repeat", 0, spec, key=f"{INFO.name}/{cell}#{number}", outcome="complete",
-            metrics=metrics, epochs=epochs, predictions="p.csv",
+            metrics=metrics, epochs=epochs, predictions="p.parquet",
             started=datetime(2026, 1, 2, i, number),
         )
         for i, cell in enumerate(INFO.factors["strategy"])
@@ -299,9 +320,9 @@ def test_run_that_was_deleted_written_again_and_restored_is_counted_once_and_nam
     ]  # fmt: skip
     kept = Kept(twice, tmp_path)
     predictions = Predictions(
-        np.arange(2), np.array([1, 4]), np.array([1, 0]), np.array([0.9, 0.2])
+        np.arange(2), np.array([1, 4]), np.array([1, 0]), np.array([0.9, 0.2]), np.array([0.9, 0.5])
     )
-    kept.predict("p.csv", predictions)
+    kept.predict("p.parquet", predictions)
     project(uri, INFO, kept)
     read = load_study(INFO.name, uri)
     found = compare.find(read)

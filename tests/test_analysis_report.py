@@ -527,7 +527,7 @@ def test_the_command_goes_from_store_to_page(
                 outcome="complete",
                 metrics=score,
                 epochs=(EpochResult(0, 1.0, 1.0, 0.6, 2.0, 2.0),),
-                predictions=f"{seed}.csv" if score else "",
+                predictions=f"{seed}.parquet" if score else "",
             )
             for phase, seed, score in PHASES
         ],
@@ -535,7 +535,7 @@ def test_the_command_goes_from_store_to_page(
     )
     for known in kept.known[1:]:
         wrong = np.array([0, known.number % 2])
-        guess = Predictions(np.arange(2), np.zeros(2, int), wrong, np.ones(2))
+        guess = Predictions(np.arange(2), np.zeros(2, int), wrong, np.ones(2), np.ones(2))
         kept.predict(known.predictions, guess)
     project(uri, info, kept)
     code = report.main(["--study", "depth", "--tracking-uri", uri, "--out", str(tmp_path / "out")])

@@ -322,7 +322,7 @@ def test_a_bundle_says_what_is_in_it(shards: Shards) -> None:
         assert (said["study"], said["trials"], said["predictions"]) == ("toy", {"complete": 4}, 1)
         assert archive.read("studies/toy/toy.py").decode() == STUDY_FILE
         [table] = [name for name in archive.namelist() if name.startswith("predictions/")]
-        assert table == f"predictions/toy/{hashlib.sha256(archive.read(table)).hexdigest()}.csv"
+        assert table == f"predictions/toy/{hashlib.sha256(archive.read(table)).hexdigest()}.parquet"
 
 
 def test_other_studies_of_the_record_are_not_packed(machine: Make, into: Path) -> None:
@@ -482,7 +482,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({"format": 3}, "its format is 3, this harness reads up to 2"),
+        ({"format": 4}, "its format is 4, this harness reads up to 3"),
         ({"format": 0}, "its bundle.json is not that of a bundle"),
         ({"format": "1"}, "its bundle.json is not that of a bundle"),
         ({"study": "../toy"}, "its bundle.json is not that of a bundle"),

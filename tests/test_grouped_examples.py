@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from analysis import compare
 from analysis.load.study import predictions_frame
-from harness.core.results import Predictions, predictions_csv
+from harness.core.results import PREDICTIONS_FILE, predictions_parquet
 from harness.core.spec import TrialSpec
 from harness.data import clear_caches, images_per_class, load_target, split_indices, targets
 from harness.data.target import ArrayTarget
@@ -126,7 +126,7 @@ def test_groups_of_test_images_are_kept_with_the_predictions(
         pass
     result = fit.finish(test=True)
     assert result.predictions is not None
-    (tmp_path / "predictions.csv").write_text(predictions_csv(result.predictions))
+    (tmp_path / PREDICTIONS_FILE).write_bytes(predictions_parquet(result.predictions))
     run = {
         "run_id": ["r"],
         "cell": ["c"],
@@ -141,12 +141,6 @@ def test_groups_of_test_images_are_kept_with_the_predictions(
     noted = json.loads(result.notes["images_per_class"])
     counts = np.bincount(clinic.labels[result.predictions.example])
     assert noted["test"] == dict(zip(("ill", "well"), counts.tolist(), strict=True))
-
-
-def test_predictions_without_groups_are_written_as_ever() -> None:
-    one = np.array([1])
-    text = predictions_csv(Predictions(one, one, one, np.array([0.5])))
-    assert text == "example,label,predicted,probability\n1,1,1,0.5\n"
 
 
 def counts_of(labels: NDArray[np.int64], classes: tuple[str, ...], spec: TrialSpec) -> Any:

@@ -174,10 +174,10 @@ def test_slot_is_given_up_when_its_process_dies_without_a_new_epoch(
 
 def test_predictions_are_kept_under_their_hash(place: Place) -> None:
     record = place.record()
-    name = record.keep_predictions("toy", "example\n1\n")
-    assert record.keep_predictions("toy", "example\n1\n") == name
+    name = record.keep_predictions("toy", b"a table")
+    assert record.keep_predictions("toy", b"a table") == name
     [kept] = (place.folder / "predictions" / "toy").iterdir()
-    assert (kept.name, kept.read_text()) == (name, "example\n1\n")
+    assert (kept.name, kept.read_bytes()) == (name, b"a table")
 
 
 def test_study_as_a_whole_is_read_back_and_may_grow(place: Place) -> None:

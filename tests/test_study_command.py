@@ -496,7 +496,9 @@ def test_real_study_leaves_only_databases_and_artifacts(whole: Place) -> None:
 def test_repeats_of_the_real_study_have_test_scores_and_predictions(whole: Place) -> None:
     for (_, phase, _), run in whole.complete().items():
         assert ("test_accuracy" in run.data.metrics) == (phase == "repeat")
-        kept = (Path(run.info.artifact_uri.removeprefix("file://")) / "predictions.csv").exists()
+        kept = (
+            Path(run.info.artifact_uri.removeprefix("file://")) / "predictions.parquet"
+        ).exists()
         assert kept == (phase == "repeat")
 
 

@@ -83,7 +83,7 @@ class Client:
         """
         from mlflow.exceptions import MlflowException
 
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         try:
             self._client.download_artifacts(run_id, file, str(folder))
         except MlflowException as error:

@@ -9,6 +9,7 @@ The writer, and so the contract, is `harness.tracking.projection`. A SQLite file
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pyarrow import parquet
 
 from analysis.load.client import Client
 from analysis.load.database import Database, Experiment
@@ -24,7 +26,12 @@ from harness.core.addresses import current_uri, local_folder, sqlite_path, sqlit
 from harness.core.caller import undisturbed
 from harness.core.errors import UserError, refusal, without_password
 from harness.core.html import as_table
-from harness.core.results import NOT_RUN
+from harness.core.results import (
+    CLASS_COLUMN,
+    EARLIER_PREDICTIONS_FILE,
+    NOT_RUN,
+    PREDICTIONS_FILE,
+)
 
 EPOCH_METRICS = ["train_loss", "val_loss", "val_accuracy", "train_seconds", "marginal_seconds"]
 FINAL_METRICS = [
@@ -52,7 +59,13 @@ ONE_TRIAL = ["cell", "phase", "chosen", "index", "seed", "train_loss", "val_loss
 """What two runs that are alike in it are runs of."""
 DERIVED = "row.derived"
 """True for rows that stand for others; no factor of a study file can have a dot in its name."""
-PREDICTION_TYPES = {"example": int, "label": int, "predicted": int, "probability": float}
+PREDICTION_TYPES = {
+    "example": int,
+    "label": int,
+    "predicted": int,
+    "probability": float,
+    "confidence": float,
+}
 
 
 @dataclass(frozen=True)
@@ -119,7 +132,8 @@ class StudyTable:
             phase "tune" is a configuration, with means over its folds, and its runs have the phase "fold".
         epochs: one row per run and epoch: run_id, epoch, EPOCH_METRICS.
         predictions: one row per complete repeat and test example: run_id, cell, seed, example,
-            label, predicted, probability (of the true class); and group, where images have groups.
+            label, predicted, probability (of the true class), confidence (probability of the predicted
+            class; NaN in studies of earlier versions); and group, where images have groups.
         measures: how alike sources and targets are, one row per pair and measure: MEASURE_COLUMNS. `value` is
             as measured, NaN where it was refused for `reason`; `better` ("higher" or "lower") is what
             promises more transfer; low and high are the 95% interval; n the images; source_data what the
@@ -355,10 +369,9 @@ def predictions_frame(trials: pd.DataFrame, folders: dict[str, str], uri: str) -
         ):
             folder = local_folder(folders[run_id])
             try:
-                path = folder or Client(uri).download(
-                    run_id, "predictions.csv", Path(temporary, run_id)
+                table = _read_predictions(
+                    folder or _download_predictions(uri, run_id, Path(temporary, run_id))
                 )
-                table = pd.read_csv(path / "predictions.csv", dtype=PREDICTION_TYPES)
             except (OSError, ValueError):
                 continue
             table.insert(0, "run_id", run_id)
@@ -370,4 +383,23 @@ def predictions_frame(trials: pd.DataFrame, folders: dict[str, str], uri: str) -
         return pd.DataFrame(columns=columns)
     if any("group" in frame for frame in frames):
         columns.append("group")
-    return pd.concat(frames, ignore_index=True)[columns]
+    return pd.concat(frames, ignore_index=True).reindex(columns=columns)
+
+
+def _download_predictions(uri: str, run_id: str, folder: Path) -> Path:
+    try:
+        return Client(uri).download(run_id, PREDICTIONS_FILE, folder)
+    except OSError:
+        return Client(uri).download(run_id, EARLIER_PREDICTIONS_FILE, folder)
+
+
+def _read_predictions(folder: Path) -> pd.DataFrame:
+    """The predictions of one run, without the probability of every class."""
+    file = folder / PREDICTIONS_FILE
+    if not file.exists():
+        table = pd.read_csv(folder / EARLIER_PREDICTIONS_FILE, dtype=PREDICTION_TYPES)
+        return table.assign(confidence=math.nan)
+    names = parquet.read_schema(file).names
+    kept = [name for name in names if not name.startswith(CLASS_COLUMN)]
+    read: pd.DataFrame = parquet.read_table(file, columns=kept).to_pandas()
+    return read.astype(PREDICTION_TYPES)

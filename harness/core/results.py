@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import nan
@@ -43,6 +44,16 @@ class EpochResult:
         return cls(epoch, nan, nan, val_accuracy, nan, nan)
 
 
+PREDICTIONS_FILE = "predictions.parquet"
+"""Name of the artifact with the test predictions of a run."""
+EARLIER_PREDICTIONS_FILE = "predictions.csv"
+"""Its name in studies of earlier versions, which kept only the first four columns and the group."""
+CLASS_COLUMN = "p."
+"""A column with the probability of one class has this name and the number of the class."""
+MOST_PROBABILITIES = 5_000_000
+"""Largest number of class probabilities that are kept of one repeat; 10,000 images of 500 classes."""
+
+
 @dataclass(frozen=True)
 class Predictions:
     """Test predictions of one repeat, one entry per test example.
@@ -52,6 +63,9 @@ class Predictions:
         label: (n,) true class.
         predicted: (n,) class of highest probability.
         probability: (n,) probability given to the true class.
+        confidence: (n,) probability given to the predicted class.
+        probabilities: (n, classes) probability given to each class; None if there are more than
+            `MOST_PROBABILITIES` numbers.
         group: (n,) group (patient, sequence, product) of the example; None if examples stand alone.
     """
 
@@ -59,6 +73,8 @@ class Predictions:
     label: np.ndarray
     predicted: np.ndarray
     probability: np.ndarray
+    confidence: np.ndarray
+    probabilities: np.ndarray | None = None
     group: np.ndarray | None = None
 
 
@@ -74,21 +90,24 @@ class TrialResult:
     """Further information by name, e.g. "prefix": which frozen outputs were cached."""
 
 
-def predictions_csv(predictions: Predictions) -> str:
-    """One line per test example: example, label, predicted class, probability of the true class, and the
-    group if there are groups."""
-    lines = ["example,label,predicted,probability"]
-    lines += [
-        f"{e},{y},{p},{q:.6g}"
-        for e, y, p, q in zip(
-            predictions.example,
-            predictions.label,
-            predictions.predicted,
-            predictions.probability,
-            strict=True,
-        )
-    ]
+def predictions_parquet(predictions: Predictions) -> bytes:
+    """The predictions as a Parquet file with one row per test example.
+
+    Its columns are example, label, predicted, probability, confidence, group if there are groups, and a
+    column per class, "p.0", "p.1" and so on, if all probabilities are kept. Probabilities are float32.
+    """
+    import pyarrow as pa  # only for repeats
+    from pyarrow import parquet
+
+    columns = {name: getattr(predictions, name) for name in ("example", "label", "predicted")}
+    columns |= {
+        name: getattr(predictions, name).astype("float32") for name in ("probability", "confidence")
+    }
     if predictions.group is not None:
-        groups = ("group", *predictions.group)
-        lines = [f"{line},{group}" for line, group in zip(lines, groups, strict=True)]
-    return "\n".join(lines) + "\n"
+        columns["group"] = predictions.group
+    if predictions.probabilities is not None:
+        by_class = predictions.probabilities.astype("float32").T
+        columns |= {f"{CLASS_COLUMN}{k}": values for k, values in enumerate(by_class)}
+    buffer = io.BytesIO()
+    parquet.write_table(pa.table(columns), buffer, compression="zstd")
+    return buffer.getvalue()

@@ -4,7 +4,7 @@ Unpacked into an empty folder, a bundle is a record like the one in mlruns:
 
     bundle.json                      format, name of the study, how its trials ended
     optuna.db                        the record
-    predictions/STUDY/SHA256.csv     test predictions
+    predictions/STUDY/SHA256.parquet test predictions (.csv in studies of earlier versions)
     studies/STUDY/FILE.py            the study file, if it was found
 
 A bundle may come from an untrusted source: a bundle with any other member is refused, and no code in it is
@@ -38,9 +38,9 @@ from harness.data.safe_extraction import safe_extraction
 from harness.search.record import Attempts, Record
 from harness.search.storage import read_storage
 
-FORMAT = 2
-"""Format 1 had hashes of all members in bundle.json; it is read like format 2, because zip archives and the
-names of predictions have checksums of their own."""
+FORMAT = 3
+"""Formats 1 and 2 had predictions as CSV files, and format 1 had hashes of all members in bundle.json. Both
+are read like format 3, because zip archives and the names of predictions have checksums of their own."""
 MANIFEST, DATABASE = "bundle.json", "optuna.db"
 LARGEST_MANIFEST = 2**26
 
@@ -223,7 +223,7 @@ def _require_predictions(record: Record, trials: Iterable[TrialRecord]) -> None:
         file = record.predictions(trial)
         if trial.predictions and not file.is_file():
             raise UserError(f"{trial.slot}: its test predictions are missing ({file})")
-        if trial.predictions and f"{sha256_of(file)}.csv" != trial.predictions:
+        if trial.predictions and f"{sha256_of(file)}{file.suffix}" != trial.predictions:
             raise UserError(f"{trial.slot}: its test predictions were changed ({file})")
 
 
@@ -318,13 +318,17 @@ def _check_members(archive: zipfile.ZipFile) -> str:
         raise UserError(
             f"its format is {number}, this harness reads up to {FORMAT}: install the version that packed it"
         )
-    if number not in (1, FORMAT) or not isinstance(study, str) or not SAFE_NAME.fullmatch(study):
+    if (
+        number not in range(1, FORMAT + 1)
+        or not isinstance(study, str)
+        or not SAFE_NAME.fullmatch(study)
+    ):
         raise UserError(f"its {MANIFEST} is not that of a bundle")
     # Neither a folder nor ".." fits, so nothing is written outside; zipfile writes a link as a plain file.
     kinds = (
         MANIFEST,
         DATABASE,
-        rf"predictions/{study}/[0-9a-f]{{64}}\.csv",
+        rf"predictions/{study}/[0-9a-f]{{64}}\.(parquet|csv)",
         rf"studies/{study}/[^/\\:]+\.py",
     )
     counts = Counter(names)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.core.records import Slot, StudyInfo, TrialRecord
-from harness.core.results import RETRIED, EpochResult, TrialResult, predictions_csv
+from harness.core.results import RETRIED, EpochResult, TrialResult, predictions_parquet
 from harness.core.signals import Terminated, stop_requested
 from harness.core.spec import Study
 from harness.data.cached import Cache
@@ -254,8 +254,8 @@ class Coordinator:
         search, trial = self._running[number]
         file = ""
         if result.predictions is not None:
-            table = predictions_csv(result.predictions)
-            file = self._record.keep_predictions(self._study.name, table)
+            content = predictions_parquet(result.predictions)
+            file = self._record.keep_predictions(self._study.name, content)
         ended = search.finish(trial, result, file, died)
         del self._running[number]
         self._projection.show(ended)

@@ -166,8 +166,8 @@ def write_merge(merge: Merge, record: Record) -> None:
     for part, trials in merge.additions:
         for trial in trials:
             if trial.predictions:
-                table = part.record.predictions(trial).read_text()
-                record.keep_predictions(merge.info.name, table)
+                file = part.record.predictions(trial)
+                record.keep_predictions(merge.info.name, file.read_bytes(), file.suffix)
         if part.study_file is not None and kept_study_file(record, merge.info) is None:
             kept = study_file_path(record, merge.info)
             kept.parent.mkdir(parents=True, exist_ok=True)

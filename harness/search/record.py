@@ -133,10 +133,9 @@ class Record:
         """The file of a trial's test predictions."""
         return self.folder / "predictions" / trial.study / trial.predictions
 
-    def keep_predictions(self, study: str, text: str) -> str:
-        """Save a table of predictions; returns the name of its file, which contains its hash."""
-        content = text.encode()
-        name = f"{hashlib.sha256(content).hexdigest()}.csv"
+    def keep_predictions(self, study: str, content: bytes, kind: str = ".parquet") -> str:
+        """Save a file of predictions; returns its name, which is its hash and kind."""
+        name = f"{hashlib.sha256(content).hexdigest()}{kind}"
         path = self.folder / "predictions" / study / name
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{name}.{os.getpid()}")

@@ -113,13 +113,17 @@ class Experiment:
             now = int(time.time() * 1000)
             points = [Metric(k, v, now, 0) for k, v in finite(metrics).items()]
             self.write(run_id, points, params)
-            with tempfile.TemporaryDirectory() as folder:
-                for kept_as, path in (artifacts or {}).items():
-                    shutil.copy(path, Path(folder, kept_as))
-                    self.client.log_artifact(run_id, str(Path(folder, kept_as)))
+            for kept_as, path in (artifacts or {}).items():
+                self.attach(run_id, kept_as, path)
             status = "FINISHED"
         finally:  # also after Ctrl-C or with a full disk, because nothing else would end the run
             self.client.set_terminated(run_id, status=status)
+
+    def attach(self, run_id: str, name: str, path: Path) -> None:
+        """Copy a file into the artifacts of a run, under that name."""
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copy(path, Path(folder, name))
+            self.client.log_artifact(run_id, str(Path(folder, name)))
 
     def kept(self, phase: str) -> list[dict[str, str]]:
         """Tags of the finished runs of that phase."""

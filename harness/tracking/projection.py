@@ -292,8 +292,8 @@ class Projection:
             ended = milliseconds(trial, over=True)
             metrics += [Metric(k, v, ended, 0) for k, v in final_metrics(trial).items()]
             if trial.predictions:
-                text = self._source.predictions(trial).read_text()
-                experiment.client.log_text(shown.run_id, text, "predictions.csv")
+                file = self._source.predictions(trial)
+                experiment.attach(shown.run_id, f"predictions{file.suffix}", file)
             reason = {"reason": trial.reason} if trial.reason else {}
             again = {} if fresh else run_tags(trial)
             drawn = {"ranges": json.dumps(trial.ranges)} if trial.ranges else {}

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from harness.backbones import Backbone, build
-from harness.core.results import EpochResult, Predictions, TrialResult
+from harness.core.results import MOST_PROBABILITIES, EpochResult, Predictions, TrialResult
 from harness.core.spec import TrialSpec
 from harness.data import (
     Examples,
@@ -140,11 +140,14 @@ class Fit(ABC):
         for name in self.spec.shift_names():
             moved = shifted(examples, name)
             metrics[f"test_accuracy.{name}"] = score(self._predict(moved), moved.labels)[1]
+        predicted = log_p.argmax(1)
         predictions = Predictions(
             example=examples.index,
             label=examples.labels.numpy(),
-            predicted=log_p.argmax(1).numpy(),
-            probability=log_p.gather(1, examples.labels[:, None])[:, 0].exp().numpy(),
+            predicted=predicted.numpy(),
+            probability=_of_class(log_p, examples.labels),
+            confidence=_of_class(log_p, predicted),
+            probabilities=log_p.exp().numpy() if log_p.numel() <= MOST_PROBABILITIES else None,
             group=None if self._groups is None else self._groups[examples.index],
         )
         return metrics, predictions
@@ -184,6 +187,12 @@ class Fit(ABC):
             self._backbone.input.interpolation,
             self.cache,
         )
+
+
+def _of_class(log_probabilities: torch.Tensor, classes: torch.Tensor) -> np.ndarray:
+    """Probability of one class per example."""
+    chosen: np.ndarray = log_probabilities.gather(1, classes[:, None])[:, 0].exp().numpy()
+    return chosen
 
 
 def score(log_probabilities: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
