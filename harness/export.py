@@ -42,7 +42,7 @@ def export_model(
 
     Args:
         study: name of a study that was run.
-        cell: label of a cell, e.g. 'linear probe'; the default has the highest mean validation accuracy.
+        cell: label of a cell, e.g. 'linear probe'; the default has the best mean validation score.
         space: study file (its code is run), needed where it defines the strategy, backbone or target.
         out: folder to write, by default models/STUDY; a model that is there is not overwritten.
         onnx: also write model.onnx (extra onnx).
@@ -65,7 +65,7 @@ def export_model(
     from harness.deploy.model import require_free
     from harness.deploy.onnx import require_onnx
     from harness.tracking.results import cell_records
-    from harness.tracking.runs import runs_of
+    from harness.tracking.runs import metric_of, runs_of
     from harness.training.provenance import clear_caches
 
     clear_caches()
@@ -73,7 +73,8 @@ def export_model(
     require_free(folder)
     if onnx:
         require_onnx()
-    chosen, why = choose(cell_records(runs_of(study, "repeat", tracking_uri)), cell)
+    repeats = runs_of(study, "repeat", tracking_uri)
+    chosen, why = choose(cell_records(repeats, metric_of(study, tracking_uri)), cell)
     file = None if space is None else study_path(str(space))
     with names_of(file, chosen.repeats[0].run.tags):
         done, model, pixels = train_and_write(study, chosen, why, folder, onnx, device, target)

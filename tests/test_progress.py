@@ -52,7 +52,7 @@ def trial(
         spec={"epochs": 10} if epochs else {},
         outcome=outcome,
         metrics={"val_loss": 1.0, "val_accuracy": accuracy, **metrics} if outcome else {},
-        epochs=tuple(EpochResult.of_accuracy(e, a) for e, a in enumerate(epochs)),
+        epochs=tuple(EpochResult.of_merit(e, "accuracy", a) for e, a in enumerate(epochs)),
         started=START,
         ended=START + timedelta(seconds=seconds) if outcome else None,
     )
@@ -93,9 +93,9 @@ def test_outcomes_are_of_all_attempts_but_not_of_earlier_choices(known: list[Tri
 def test_trials_at_work_say_how_far_they_are(known: list[TrialRecord]) -> None:
     first, second = overview(PLAN, known).working
     assert (first.slot, first.since) == ("probe, trial 1", START)
-    assert (first.epochs_done, first.epochs, first.accuracy) == (3, 10, 0.61)
+    assert (first.epochs_done, first.epochs, first.validation) == (3, 10, "61.0%")
     assert second.slot == "probe, trial 2"
-    assert (second.epochs_done, second.epochs, second.accuracy) == (0, None, None)
+    assert (second.epochs_done, second.epochs, second.validation) == (0, None, "")
 
 
 def test_time_left_is_what_each_part_took_shared_by_those_at_work(
@@ -284,7 +284,7 @@ def stores(optuna_template: Path, tmp_path: Path) -> Path:
     complete = TrialResult("complete", {"val_accuracy": 0.8, "val_loss": 0.5})
     for index, end in enumerate((complete, None, TrialResult("diverged"))):
         running = search.begin(index, inline=False)
-        search.report(running, EpochResult.of_accuracy(0, 0.61))
+        search.report(running, EpochResult.of_merit(0, "accuracy", 0.61))
         if end is not None:
             search.finish(running, end)
     return tmp_path

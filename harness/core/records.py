@@ -71,6 +71,7 @@ class StudyInfo:
         study_file: name of the study file, without its folder.
         space_sha256: hash of the study file.
         folds: folds of k-fold resampling, on each of which a configuration is run; 1 for a single split.
+        metric: name of the metric that is chosen by.
     """
 
     name: str
@@ -86,6 +87,7 @@ class StudyInfo:
     study_file: str
     space_sha256: str
     folds: int = 1
+    metric: str = "accuracy"
 
     def cells(self) -> list[Cell]:
         """Every combination of one value per factor, in the order written."""

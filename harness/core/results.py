@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from math import nan
 from typing import TYPE_CHECKING, Literal, get_args
 
+from harness.core.selection import METRICS
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -38,10 +40,23 @@ class EpochResult:
     marginal_seconds: float
     """The same, but counting only the time that this trial itself spent."""
 
+    val_scores: Mapping[str, float] = field(default_factory=dict)
+    """Further metrics on the validation images, by name; what is not defined for them is absent."""
+
+    @property
+    def validation(self) -> dict[str, float]:
+        """Every metric on the validation images, under the names by which they are recorded."""
+        further = {METRICS[name].validation: value for name, value in self.val_scores.items()}
+        return {"val_loss": self.val_loss, "val_accuracy": self.val_accuracy, **further}
+
     @classmethod
-    def of_accuracy(cls, epoch: int, val_accuracy: float) -> EpochResult:
-        """An epoch of which only the accuracy is known, because the process died; other values are NaN."""
-        return cls(epoch, nan, nan, val_accuracy, nan, nan)
+    def of_merit(cls, epoch: int, metric: str, merit: float) -> EpochResult:
+        """An epoch of which only the merit of one metric is known, because the process died; other values are
+        NaN."""
+        value = -merit if METRICS[metric].less_is_better else merit
+        known = {"val_loss": nan, "val_accuracy": nan, METRICS[metric].validation: value}
+        further = {} if metric in ("accuracy", "log_loss") else {metric: value}
+        return cls(epoch, nan, known["val_loss"], known["val_accuracy"], nan, nan, further)
 
 
 PREDICTIONS_FILE = "predictions.parquet"

@@ -1,8 +1,68 @@
-"""The rule by which one cell of a study is chosen."""
+"""The metrics by which a study chooses, and the rule by which one of its cells is chosen."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Selectable = Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc", "log_loss"]
+"""Names of the metrics by which a study can choose."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a metric is called, and which of its values is better.
+
+    Attributes:
+        name: name in study files.
+        label: name in text.
+        less_is_better: whether the least value is the best. Such metrics are numbers of their own kind; all
+            others are shares in [0, 1].
+    """
+
+    name: str
+    label: str
+    less_is_better: bool = False
+
+    @property
+    def validation(self) -> str:
+        """Name of its recorded value on the validation images."""
+        return self._on("val")
+
+    @property
+    def test(self) -> str:
+        """Name of its recorded value on the test images."""
+        return self._on("test")
+
+    def _on(self, part: str) -> str:
+        return f"{part}_loss" if self.name == "log_loss" else f"{part}_{self.name}"
+
+    def merit(self, values: Mapping[str, float]) -> float:
+        """Its validation value, turned so that more is better; NaN if it is not among the recorded values."""
+        value = values.get(self.validation, math.nan)
+        return -value if self.less_is_better else value
+
+    def text(self, value: float) -> str:
+        """A value in print."""
+        return f"{value:.4f}" if self.less_is_better else f"{value:.1%}"
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", "accuracy"),
+        Metric("balanced_accuracy", "balanced accuracy"),
+        Metric("macro_f1", "macro F1"),
+        Metric("auroc", "AUROC"),
+        Metric("log_loss", "log loss", less_is_better=True),
+        Metric("brier", "Brier score", less_is_better=True),
+        Metric("ece", "expected calibration error", less_is_better=True),
+    )
+}
+"""By name; they are computed in `harness.core.metrics`."""
+assert set(get_args(Selectable)) <= METRICS.keys()
 
 
 def preference(validation: float, seconds: float = math.nan) -> tuple[float, float]:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 from harness.core.errors import UnknownName, UserError, message_of
 from harness.core.folds import Fold
 from harness.core.html import as_table
+from harness.core.selection import Selectable
 from harness.core.strategies import Scalar, Strategy, names, to_flat
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ Arms = Mapping[str, "Callable[[optuna.trial.BaseTrial], Strategy]"]
 RESERVED_FACTORS = frozenset(
     "study cell phase index seed outcome reason run_id attempt chosen owner device threads superseded "
     "start_time optuna_trial size epoch example predicted probability failed tuned n mean sd low high "
-    "train_loss val_loss test_loss val_accuracy test_accuracy train_seconds marginal_seconds "
+    "train_loss val_loss test_loss val_accuracy test_accuracy val_score test_score "
+    "train_seconds marginal_seconds "
     "total_seconds prefix trial_key resumed images_per_class unfreezing kind ranges "
     "trained_depth trainable_share study_file group fold folds".split()
 )
@@ -322,6 +324,9 @@ class Study:
         sampler: "random" (i.i.d., needed for budget curves), "qmc" (scrambled Sobol points, spread evenly) or
             "tpe" (uses finished trials, so that its results depend on their order).
         pruner: "none" or "median" (a pruned trial has no comparable cost).
+        metric: what configurations and cells are chosen by, on validation: "accuracy", "balanced_accuracy"
+            (mean recall of the classes), "macro_f1", "auroc" (of each class against the others, mean over the
+            classes) or "log_loss". The report compares its test values; with "log_loss" those of accuracy.
         seed: seed from which every random stream of the study is derived.
         name: name of the study; if empty, that of its file.
         resampling: "split" (a run has one validation part, drawn by its seed) or "kfold", for few images:
@@ -338,6 +343,7 @@ class Study:
     baseline: Cell = field(default_factory=dict)
     sampler: Literal["random", "qmc", "tpe"] = "random"
     pruner: Literal["none", "median"] = "none"
+    metric: Selectable = "accuracy"
     seed: int = 0
     name: str = ""
     resampling: Literal["split", "kfold"] = "split"

@@ -1,4 +1,4 @@
-"""Choose the best recorded cell by validation accuracy, so that its test accuracy remains an unbiased
+"""Choose the best recorded cell by its validation scores, so that its test score remains an unbiased
 estimate."""
 
 from __future__ import annotations
@@ -37,19 +37,17 @@ def choose(records: Sequence[CellRecord], cell: str | None = None) -> tuple[Cell
     ranked = sorted(records, key=_preference)
     best = ranked[0]
     why = (
-        f"highest mean validation accuracy, {best.mean('val_accuracy') or 0:.1%} over "
-        f"{len(best.repeats)} repeats"
+        f"{'lowest' if best.metric.less_is_better else 'highest'} mean validation {best.metric.label}, "
+        f"{best.validation} over {len(best.repeats)} repeats"
     )
     if len(ranked) > 1:
         second = ranked[1]
-        why += f"; next “{second.cell}”, {second.mean('val_accuracy') or 0:.1%}"
-        if second.mean("val_accuracy") == best.mean("val_accuracy"):
+        why += f"; next “{second.cell}”, {second.validation}"
+        if second.merit == best.merit:
             why += ", equal but slower"
     return best, why
 
 
 def _preference(record: CellRecord) -> tuple[float, float]:
-    validation, seconds = record.mean("val_accuracy"), record.mean("train_seconds")
-    return preference(
-        math.nan if validation is None else validation, math.nan if seconds is None else seconds
-    )
+    seconds = record.mean("train_seconds")
+    return preference(record.merit, math.nan if seconds is None else seconds)

@@ -288,7 +288,9 @@ def read_bundle(path: Path, folder: Path) -> Part:
             raise UserError(
                 f"its record is of study {part.info.name!r}, its {MANIFEST} of {study!r}"
             )
-        Attempts(part.trials).best()  # fails for odd values now, and not in the middle of the merge
+        Attempts(part.trials).best(
+            part.info.metric
+        )  # fails for odd values now, and not in the middle of the merge
         _require_predictions(record, part.trials)
     except UserError as error:
         raise UserError(f"bundle {path}: {error}") from error

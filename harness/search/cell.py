@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from harness.core.errors import UserError
 from harness.core.records import Slot, TrialRecord
 from harness.core.results import BROKEN, EpochResult, TrialResult
+from harness.core.selection import METRICS
 from harness.core.signals import TrialTimeout, time_limit
 from harness.core.spec import Cell, Phase, Study, TrialSpec, cell_label
 from harness.search.plan import trial_seed
@@ -89,6 +90,7 @@ class CellSearch:
         self.record, self.study, self.cell, self.chosen = record, study, cell, chosen
         self.phase: Phase = "tune" if chosen is None else "repeat"
         self.memory = memory
+        self._metric = METRICS[study.metric]
         self._number = None if chosen is None else chosen.slot.round
         self.name = study_name(study.name, cell_label(cell), self._number)
         self._optuna = optuna.create_study(
@@ -174,13 +176,15 @@ class CellSearch:
 
     def _about(self, slot: Slot, seed: int | None) -> dict[str, object]:
         """What the record says of a trial when it is created."""
-        attempt = len(self.attempts.at(slot.index)) + 1
-        return {"index": slot.index, "folds": slot.folds, "attempt": attempt, "seed": seed}
+        attempt, metric = len(self.attempts.at(slot.index)) + 1, self.study.metric
+        place = {"index": slot.index, "folds": slot.folds}
+        return {**place, "attempt": attempt, "seed": seed, "metric": metric}
 
     def report(self, open_trial: OpenTrial, epoch: EpochResult) -> None:
         """Record an epoch."""
         open_trial.epochs.append(epoch)
-        patiently(lambda: open_trial.trial.report(epoch.val_accuracy, epoch.epoch))
+        merit = self._metric.merit(epoch.validation)
+        patiently(lambda: open_trial.trial.report(merit, epoch.epoch))
 
     def finish(
         self,
@@ -212,8 +216,8 @@ class CellSearch:
     ) -> FrozenTrial:
         """Set Optuna's own final state of a trial whose result is written."""
         if outcome == "complete":
-            value = float(metrics["val_accuracy"])
-            return self._optuna.tell(trial, value, skip_if_finished=True)
+            merit = float(self._metric.merit(metrics))
+            return self._optuna.tell(trial, merit, skip_if_finished=True)
         state = TrialState.PRUNED if outcome == "pruned" else TrialState.FAIL
         return self._optuna.tell(trial, state=state, skip_if_finished=True)
 
@@ -243,7 +247,7 @@ class CellSearch:
 
     def choose(self) -> TrialRecord | None:
         """A trial of the configuration that is best on validation; see `Attempts.best`."""
-        return self.attempts.best(self.study.trials * self.study.fold_count)
+        return self.attempts.best(self.study.metric, self.study.trials * self.study.fold_count)
 
 
 def _needed(trial: TrialRecord) -> float:

@@ -204,6 +204,7 @@ def study_info(
         study_file=path.name,
         space_sha256=study_sha256(path),
         folds=study.fold_count,
+        metric=study.metric,
     )
 
 

@@ -43,6 +43,7 @@ SAME = {
     "sampler": "sampler",
     "seed": "seed",
     "folds": "folds",
+    "metric": "metric",
 }
 """Fields that must be equal for two records to be of one study -> their names in messages."""
 

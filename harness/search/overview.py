@@ -1,4 +1,4 @@
-"""Progress of a study: counts, best validation accuracy and forecasts per cell, from its record."""
+"""Progress of a study: counts, best validation score and forecasts per cell, from its record."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from statistics import median
 
 from harness.core.html import as_table
 from harness.core.records import TrialRecord
+from harness.core.selection import METRICS, Metric
 from harness.core.spec import Phase, cell_label
 from harness.search.lock import Holder
 from harness.search.plan import Plan
@@ -27,7 +28,7 @@ class CellProgress:
     Attributes:
         cell: label of the cell.
         trials, repeats: how many of the requested ones are done.
-        best: validation accuracy of the best trial so far, from 0 to 1; None without a complete trial.
+        best: validation score of the best trial so far, by the study's metric; None without a complete trial.
         seconds: median training time of a complete trial or repeat, cold-equivalent.
         peak_mib: highest peak memory of any trial.
     """
@@ -49,14 +50,14 @@ class Working:
         since: start time.
         epochs_done: completed epochs.
         epochs: total number of epochs; None before the configuration is drawn.
-        accuracy: validation accuracy after the last completed epoch, from 0 to 1; None before the first.
+        validation: score after the last completed epoch in print, by the study's metric; "" before the first.
     """
 
     slot: str
     since: datetime | None
     epochs_done: int = 0
     epochs: int | None = None
-    accuracy: float | None = None
+    validation: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Overview:
                 c.cell,
                 f"{c.trials}/{self.plan.trials}",
                 f"{c.repeats}/{self.plan.repeats}",
-                "" if c.best is None else f"{c.best:.1%}",
+                "" if c.best is None else METRICS[self.plan.metric].text(c.best),
                 "" if c.seconds is None else f"{c.seconds:.1f} s",
                 "" if c.peak_mib is None else f"{c.peak_mib:.0f} MiB",
             )
@@ -133,48 +134,50 @@ def overview(plan: Plan, trials: Iterable[TrialRecord]) -> Overview:
     pairs: list[tuple[_Part, _Part]] = []
     for cell in plan.cells:
         tune = _Part(Attempts(by_cell[cell, "tune"]), plan.trials)
-        best = tune.attempts.best(plan.trials)
+        best = tune.attempts.best(plan.metric, plan.trials)
         repeats = plan.repeats if best or len(tune.done) < plan.trials else 0  # nothing to repeat
         chosen = None if best is None else best.slot.round
         mine = [t for t in by_cell[cell, "repeat"] if t.chosen == chosen]
         pairs.append((tune, _Part(Attempts(mine), repeats)))
+    metric = METRICS[plan.metric]
     every = [trial for pair in pairs for part in pair for trial in part.attempts]
     working = sorted(
-        (_working(t) for t in every if not t.outcome), key=lambda w: w.since or datetime.min
+        (_working(t, metric) for t in every if not t.outcome), key=lambda w: w.since or datetime.min
     )
     return Overview(
         plan,
-        tuple(_progress(cell, *pair) for cell, pair in zip(plan.cells, pairs, strict=True)),
+        tuple(_progress(cell, metric, *pair) for cell, pair in zip(plan.cells, pairs, strict=True)),
         Counter(t.outcome for t in every if t.outcome),
         tuple(working),
         _seconds_left(pairs, max(1, len(working))),
     )
 
 
-def _progress(cell: str, tune: _Part, repeats: _Part) -> CellProgress:
+def _progress(cell: str, metric: Metric, tune: _Part, repeats: _Part) -> CellProgress:
     complete = [t.metrics for t in (*tune.done, *repeats.done) if t.outcome == "complete"]
     seconds = [m["train_seconds"] for m in complete if "train_seconds" in m]
     ended = [t.metrics for t in (*tune.attempts, *repeats.attempts)]
     peaks = [next((m[name] for name in PEAKS if name in m), 0.0) for m in ended]
-    best = tune.attempts.best(tune.asked)
+    best = tune.attempts.best(metric.name, tune.asked)
     return CellProgress(
         cell,
         len(tune.done),
         len(repeats.done),
-        best.metrics["val_accuracy"] if best else None,
+        best.metrics.get(metric.validation) if best else None,
         median(seconds) if seconds else None,
         max(peaks, default=0.0) or None,
     )
 
 
-def _working(trial: TrialRecord) -> Working:
+def _working(trial: TrialRecord, metric: Metric) -> Working:
+    validation = trial.epochs[-1].validation.get(metric.validation) if trial.epochs else None
     epochs = trial.spec.get("epochs")
     return Working(
         str(trial.slot),
         trial.started,
         len(trial.epochs),
         epochs if isinstance(epochs, int) else None,
-        trial.epochs[-1].val_accuracy if trial.epochs else None,
+        "" if validation is None else metric.text(validation),
     )
 
 

@@ -57,24 +57,28 @@ class Plan:
         study: name of the study.
         cells: labels of the cells.
         trials, repeats: numbers of runs per cell.
+        metric: name of the metric that is chosen by.
     """
 
     study: str
     cells: tuple[str, ...]
     trials: int
     repeats: int
+    metric: str = "accuracy"
 
     @classmethod
     def of(cls, study: Study, cells: list[Cell] | None = None) -> Plan:
         """The plan of a study, or of some of its cells."""
         labels = map(cell_label, study.cells() if cells is None else cells)
-        return cls(study.name, tuple(labels), study.trials * study.fold_count, study.repeats)
+        runs = study.trials * study.fold_count
+        return cls(study.name, tuple(labels), runs, study.repeats, study.metric)
 
     @classmethod
     def recorded(cls, info: StudyInfo) -> Plan:
         """The plan of a recorded study."""
         labels = map(cell_label, info.cells())
-        return cls(info.name, tuple(labels), info.trials * info.folds, info.repeats)
+        runs = info.trials * info.folds
+        return cls(info.name, tuple(labels), runs, info.repeats, info.metric)
 
     @property
     def slots(self) -> int:

@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from types import FrameType
 
+import numpy as np
+
 from harness.backbones import Backbone, build
 from harness.core.errors import UserError, first_line
 from harness.core.power import WANTED, least_detectable, pairs_of, seeds_needed
@@ -171,6 +173,12 @@ def _try_images(study: Study, spec: TrialSpec, network: Backbone, cache: Cache) 
         )
         for at in places
     ]
+    one_class = any(len(np.unique(target.labels[split.val])) < 2 for split in splits)
+    if study.metric == "auroc" and one_class:
+        raise UserError(
+            f"study {study.name!r}: metric 'auroc' needs validation images of at least two classes; those of "
+            f"target {spec.target} are of one"
+        )
     to_read = splits if ":" in spec.target else splits[:1]  # the user's own files may be broken
     read = [
         {

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.core.results import BROKEN
+from harness.core.selection import METRICS, Metric
 from harness.search.coordinator import SlotDone
 from harness.search.overview import COLUMNS, Overview, Working
 
@@ -36,7 +37,7 @@ def show(
     """Show the progress until the events end.
 
     A terminal or a notebook shows a table that is kept up to date, and above it the failed trials
-    (verbose: all trials). In a pipe there is one line per trial. Verbose adds the accuracy after each
+    (verbose: all trials). In a pipe there is one line per trial. Verbose adds the score after each
     epoch; quiet prints only the last lines.
 
     Args:
@@ -66,7 +67,8 @@ def show(
             tuning = tuning and not chosen
             failed = event.trial.outcome not in ("complete", "pruned")
             if detail == "verbose" or (detail == "normal" and (not live or failed)):
-                for line in _lines(f"[{done:>3}/{slots}] ", event, detail == "verbose"):
+                head, metric = f"[{done:>3}/{slots}] ", METRICS[found.plan.metric]
+                for line in _lines(head, event, metric, detail == "verbose"):
                     _say(console, line)
     # If more trials change a cell's choice, earlier repeats no longer count.
     if kept := min(before, resumed):
@@ -87,19 +89,23 @@ def _say(console: Console, line: str) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
 
-def _lines(counted: str, event: SlotDone, with_curve: bool) -> Iterator[str]:
+def _lines(counted: str, event: SlotDone, metric: Metric, with_curve: bool) -> Iterator[str]:
     assert event.trial is not None
+    of = "" if metric.name == "accuracy" else f" {metric.label}"
     metrics, outcome = event.trial.metrics, event.trial.outcome
     if outcome != "complete":
         yield f"{counted}{event.slot}: {outcome.upper()} {event.trial.reason}".rstrip()
     else:
-        names = {"val_accuracy": "validation", "test_accuracy": "test"}
-        scores = [f"{words} {metrics[k]:.1%}" for k, words in names.items() if k in metrics]
+        names = {metric.validation: f"validation{of}", metric.test: f"test{of}"}
+        scores = [
+            f"{words} {metric.text(metrics[k])}" for k, words in names.items() if k in metrics
+        ]
         seconds = f"trained {metrics['train_seconds']:.1f} s"
         yield f"{counted}{event.slot}: {', '.join(scores)}, {seconds}"
     if with_curve and event.trial.epochs:
-        curve = ", ".join(f"{epoch.val_accuracy:.1%}" for epoch in event.trial.epochs)
-        yield f"{' ' * len(counted)}validation after each epoch: {curve}"
+        values = [epoch.validation.get(metric.validation) for epoch in event.trial.epochs]
+        curve = ", ".join(metric.text(value) for value in values if value is not None)
+        yield f"{' ' * len(counted)}validation{of} after each epoch: {curve}"
 
 
 @contextmanager
@@ -194,7 +200,7 @@ def describe_outcomes(found: Overview) -> str:
 def describe_epochs(work: Working) -> str:
     """Progress of a trial."""
     of = "" if work.epochs is None else f" of {work.epochs}"
-    after = "" if work.accuracy is None else f", validation {work.accuracy:.1%}"
+    after = f", validation {work.validation}" if work.validation else ""
     return f"{work.epochs_done}{of} epochs{after}"
 
 

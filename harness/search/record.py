@@ -3,13 +3,14 @@
 A study is recorded in several Optuna studies. "NAME" describes it as a whole, "NAME/CELL" holds the trials of
 one cell, "NAME/CELL/repeats of I" the repeats of the configuration that its trial I drew. Every trial has
 
-    slot      user attribute, set when the trial is created: index, folds, attempt, seed, whether it runs in
-              the coordinator's process
+    slot      user attribute, set when the trial is created: index, folds, attempt, seed, metric, whether it
+              runs in the coordinator's process
     task      user attribute, set when it is drawn: the complete flat TrialSpec, hashes of images and weights
     result    user attribute, set at the end: outcome, reason, metrics, epochs, notes, provenance, predictions
 
-and a reported value per epoch. Test predictions are files beside the storage. Only the coordinator writes;
-if a trial is still open when the next coordinator starts, its process has died.
+and a reported value per epoch: the study's metric, turned so that more is better. Test predictions are files
+beside the storage. Only the coordinator writes; if a trial is still open when the next coordinator starts,
+its process has died.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from harness.core.errors import UserError, first_line
 from harness.core.records import Slot, StudyInfo, TrialRecord
 from harness.core.results import EpochResult
+from harness.core.selection import METRICS
 from harness.core.spec import Cell, Phase, cell_label
 
 FORMAT = 2
@@ -119,7 +121,7 @@ class Record:
             if name not in names:
                 continue
             tuned = read_trials(self.storage, name, cell)
-            best = Attempts(tuned).best(info.trials * info.folds)
+            best = Attempts(tuned).best(info.metric, info.trials * info.folds)
             found += tuned
             for other in (n for n in names if n.startswith(f"{name}{REPEATS}")):
                 chosen = int(other.removeprefix(f"{name}{REPEATS}"))
@@ -196,8 +198,9 @@ def trial_record(name: str, trial: FrozenTrial, slot: Slot, chosen: int | None) 
     result: Mapping[str, Any] = trial.user_attrs.get("result", {})
     epochs = [EpochResult(*values) for values in result.get("epochs", ())]
     if not epochs:
+        metric = trial.user_attrs["slot"].get("metric", "accuracy")
         values = sorted(trial.intermediate_values.items())
-        epochs = [EpochResult.of_accuracy(epoch, value) for epoch, value in values]
+        epochs = [EpochResult.of_merit(epoch, metric, value) for epoch, value in values]
     opened = opened_record(name, trial, slot, chosen).but(epochs=tuple(epochs))
     # The process may die between writing the result and ending the trial: it counts only when the
     # trial ended.
@@ -242,8 +245,8 @@ class Attempts:
         """Completed slots among the first `count`: index -> the attempt that counts."""
         return {index: trial for index, trial in self._done.items() if index < count}
 
-    def best(self, count: int = sys.maxsize) -> TrialRecord | None:
-        """The complete trial that is best on validation: accuracy, then loss, then the earlier one.
+    def best(self, metric: str, count: int = sys.maxsize) -> TrialRecord | None:
+        """The complete trial that is best on validation: by that metric, then loss, then the earlier one.
 
         With k-fold resampling it is the first complete trial of the best configuration, by means over its
         complete folds, and those means are its validation metrics. A configuration is eligible if no other
@@ -257,12 +260,15 @@ class Attempts:
         whole = [_mean_of(trials) for trials in rounds.values() if len(trials) == most]
 
         def preference(trial: TrialRecord) -> tuple[float, float, int]:
-            return trial.metrics["val_accuracy"], -trial.metrics["val_loss"], -trial.slot.round
+            merit = METRICS[metric].merit(trial.metrics)
+            return merit, -trial.metrics["val_loss"], -trial.slot.round
 
         return max(whole, key=preference, default=None)
 
 
 def _mean_of(trials: Sequence[TrialRecord]) -> TrialRecord:
     """The first of the trials, with the mean of their validation metrics."""
-    means = {name: fmean(t.metrics[name] for t in trials) for name in ("val_accuracy", "val_loss")}
+    shared = set.intersection(*(set(t.metrics) for t in trials))
+    names = [n for n in shared if n.startswith("val_")]
+    means = {n: fmean(t.metrics[n] for t in trials) for n in names}
     return trials[0].but(metrics={**trials[0].metrics, **means})

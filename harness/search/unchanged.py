@@ -8,9 +8,10 @@ from collections.abc import Mapping
 import optuna
 
 from harness.core.errors import UserError, first_line
-from harness.core.records import TrialRecord
+from harness.core.records import StudyInfo, TrialRecord
 from harness.core.spec import TrialSpec
 from harness.search.cell import CellSearch
+from harness.search.record import Record
 from harness.search.space import draw
 from harness.training.provenance import IMAGES, WEIGHTS, inputs_of
 
@@ -52,6 +53,22 @@ def check_unchanged(search: CellSearch) -> None:
         raise UserError(
             f"the space of study {search.study.name!r} changed since it was recorded: "
             f"{'; '.join(changes[:3])}; give the study another name"
+        )
+
+
+def check_same_metric(record: Record, info: StudyInfo) -> None:
+    """Refuse to resume a study with another metric, by which other configurations would have been chosen.
+
+    Raises:
+        UserError: naming both.
+    """
+    if not record.has(info.name):
+        return
+    recorded = record.info(info.name).metric
+    if recorded != info.metric:
+        raise UserError(
+            f"study {info.name!r} chooses by {recorded} in its record, now by {info.metric}; give the study "
+            "another name"
         )
 
 

@@ -14,12 +14,19 @@ from mlflow.entities import Metric, Run
 
 from harness.core.records import StudyInfo, TrialRecord
 from harness.core.results import EpochResult
+from harness.core.selection import METRICS
 from harness.core.spec import cell_label
 from harness.tracking.experiment import finite, storable
 from harness.training.provenance import input_tags
 
-PER_EPOCH = ("train_loss", "val_loss", "val_accuracy", "train_seconds", "marginal_seconds")
-"""Metrics with one value per epoch; MLflow shows the last value, which is that of the trial."""
+PER_EPOCH = ("train_loss", "train_seconds", "marginal_seconds")
+"""Metrics with one value per epoch, besides those on the validation images. MLflow shows the last value,
+which is that of the trial."""
+SUMMARISED = (
+    *(m for metric in METRICS.values() for m in (metric.validation, metric.test)),
+    "train_seconds",
+)
+"""Metrics of which a cell has the mean over its repeats."""
 STATUS = {"": "RUNNING", "complete": "FINISHED", "pruned": "FINISHED", "killed": "KILLED"}
 """MLflow's run status for an outcome; all other outcomes are FAILED."""
 KEY = "trial_key"
@@ -46,6 +53,7 @@ def experiment_tags(info: StudyInfo) -> dict[str, str]:
         "leaks": "\n".join(info.leaks),
         "study_file": info.study_file,
         "space_sha256": info.space_sha256,
+        "metric": info.metric,
     }
 
 
@@ -82,30 +90,39 @@ def cell_summary(trials: Iterable[TrialRecord]) -> dict[str, float]:
     if not repeats:
         return {}
     chosen = repeats[0].chosen
-    best = [
-        t.metrics["val_accuracy"]
+    tuned = [
+        t.metrics
         for t in every
         if t.slot.phase == "tune" and t.slot.round == chosen and t.outcome == "complete"
     ]
+    best = {
+        f"best_{name}": fmean(metrics[name] for metrics in tuned)
+        for name in (tuned[0] if tuned else {})
+        if name.startswith("val_") and all(name in metrics for metrics in tuned)
+    }
     means = {
         f"mean_{name}": fmean(t.metrics[name] for t in repeats)
-        for name in ("val_accuracy", "test_accuracy", "train_seconds")
+        for name in SUMMARISED
         if all(name in t.metrics for t in repeats)
     }
-    return {**({"best_val_accuracy": fmean(best)} if best else {}), **means}
+    return {**best, **means}
 
 
 def epoch_metrics(trial: TrialRecord, epoch: EpochResult) -> list[Metric]:
     """One point per metric, with a timestamp that does not depend on the time of writing, so that writing
     it again changes nothing."""
-    values = finite({name: getattr(epoch, name) for name in PER_EPOCH})
+    values = finite({name: getattr(epoch, name) for name in PER_EPOCH} | epoch.validation)
     at = milliseconds(trial) + int(1000 * values.get("train_seconds", 0.0)) + epoch.epoch
     return [Metric(k, v, at, epoch.epoch) for k, v in values.items()]
 
 
 def final_metrics(trial: TrialRecord) -> dict[str, float]:
     """The metrics of a trial that have no value per epoch."""
-    return {k: v for k, v in finite(trial.metrics).items() if k not in PER_EPOCH}
+    return {
+        k: v
+        for k, v in finite(trial.metrics).items()
+        if k not in PER_EPOCH and not k.startswith("val_")
+    }
 
 
 def status_of(trial: TrialRecord) -> str:

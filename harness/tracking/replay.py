@@ -12,6 +12,7 @@ import torch
 
 from harness.core.errors import UnknownName, UserError, first_line
 from harness.core.html import as_table
+from harness.core.selection import METRICS
 from harness.core.spec import TrialSpec
 from harness.core.study_file import study_sha256
 from harness.core.versions import COMPUTING
@@ -36,6 +37,12 @@ READ = ("sha256.images", "sha256.weights")
 STUDY_FILE = "sha256.study_file"
 """Of the file that defines strategy, backbone or target; its words, such as its answer, may change."""
 PER_EPOCH = ("train_loss", "val_loss", "val_accuracy")
+FURTHER = {n for m in METRICS.values() for n in (m.validation, m.test)} - {
+    *PER_EPOCH,
+    "test_accuracy",
+    "test_loss",
+}
+"""Metrics that earlier versions did not record."""
 
 
 @dataclass(frozen=True)
@@ -219,8 +226,8 @@ def run_again(fit: Fit, test: bool) -> tuple[Values, Mapping[str, str]] | str:
     found: Values = {}
     try:
         for epoch in fit:
-            for name in PER_EPOCH:
-                found.setdefault(name, {})[epoch.epoch] = getattr(epoch, name)
+            for name, value in {"train_loss": epoch.train_loss, **epoch.validation}.items():
+                found.setdefault(name, {})[epoch.epoch] = value
         result = fit.finish(test)
     except UserError:
         raise
@@ -233,9 +240,11 @@ def run_again(fit: Fit, test: bool) -> tuple[Values, Mapping[str, str]] | str:
 def compared(
     recorded: RecordedRun, replayed: Mapping[str, Mapping[int, float]]
 ) -> Iterator[Comparison]:
-    """Every value that was recorded or replayed; NaN where one of the two lacks it."""
-    names = [n for n in recorded.metrics if n in PER_EPOCH or n.startswith("test_")]
-    for name in dict.fromkeys((*PER_EPOCH, *names, *replayed)):
+    """Every value that was recorded or replayed; NaN where one of the two lacks it. Metrics that are missing
+    because an earlier version recorded the run are left out."""
+    names = [n for n in recorded.metrics if n.startswith(("val_", "test_"))]
+    known = [n for n in replayed if n in recorded.metrics or n not in FURTHER]
+    for name in dict.fromkeys((*PER_EPOCH, *names, *known)):
         then, now = recorded.metrics.get(name, {}), replayed.get(name, {})
         for epoch in sorted({*then, *now}):
             yield Comparison(name, epoch, then.get(epoch, math.nan), now.get(epoch, math.nan))
@@ -256,7 +265,8 @@ def _verdict(found: list[Comparison], elsewhere: bool, other: list[str]) -> bool
         if len(values) > 1 and same < len(values):
             worst = min(values, key=lambda c: c.digits)
             line += f"; epoch {worst.epoch}: {worst.description}"
-        print(f"{line} ({same} of {len(values)} epochs bitwise)" if name in PER_EPOCH else line)
+        by_epoch = not name.startswith("test_")
+        print(f"{line} ({same} of {len(values)} epochs bitwise)" if by_epoch else line)
     equal, close = all(c.equal for c in found), all(c.error <= TOLERANCE for c in found)
     near = "bitwise equal" if equal else f"within {TOLERANCE:g}" if close else ""
     if set(READ) & set(other) or (other and not equal and not (elsewhere and close)):

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from harness.core.caller import undisturbed
 from harness.core.html import as_table
-from harness.tracking.runs import Kept, runs_of
-
-COLUMNS = ("cell", "repeats", "validation, %", "test, %", "range", "seconds")
+from harness.core.selection import METRICS, Metric
+from harness.tracking.runs import Kept, metric_of, runs_of
 
 
 @dataclass(frozen=True)
 class CellRecord:
-    """A cell's complete repeats, one per seed, by rising index."""
+    """A cell's complete repeats, one per seed, by rising index, and the metric that its study chooses by."""
 
     cell: str
     repeats: tuple[Kept, ...]
+    metric: Metric = METRICS["accuracy"]
+
+    @property
+    def merit(self) -> float:
+        """Mean validation score over the repeats, turned so that more is better; NaN if they have none."""
+        name = self.metric.validation
+        mean = self.mean(name)
+        return math.nan if mean is None else self.metric.merit({name: mean})
+
+    @property
+    def validation(self) -> str:
+        """Mean validation score over the repeats in print."""
+        mean = self.mean(self.metric.validation)
+        return "not known" if mean is None else self.metric.text(mean)
 
     def mean(self, metric: str) -> float | None:
         """Of a metric over the repeats that have it; None if none has."""
@@ -31,12 +45,14 @@ class CellRecord:
         return (min(values), max(values)) if values else None
 
 
-def cell_records(repeats: Sequence[Kept]) -> list[CellRecord]:
+def cell_records(repeats: Sequence[Kept], metric: Metric = METRICS["accuracy"]) -> list[CellRecord]:
     """The cells that have repeats, in the order of their first one; a seed that ran twice counts once."""
     cells: dict[str, dict[int, Kept]] = {}
     for kept in repeats:
         cells.setdefault(kept.run.tags["cell"], {})[int(kept.run.tags["index"])] = kept
-    return [CellRecord(c, tuple(found[i] for i in sorted(found))) for c, found in cells.items()]
+    return [
+        CellRecord(c, tuple(found[i] for i in sorted(found)), metric) for c, found in cells.items()
+    ]
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,27 +62,36 @@ class StudyResult:
     Attributes:
         study: name.
         cells: those with complete repeats.
+        metric: what it chooses by.
     """
 
     study: str
     cells: tuple[CellRecord, ...]
+    metric: Metric = METRICS["accuracy"]
+
+    def columns(self) -> tuple[str, ...]:
+        """Heads of the rows."""
+        of = "" if self.metric.name == "accuracy" else f" {self.metric.label}"
+        unit = "" if self.metric.less_is_better else ", %"
+        return "cell", "repeats", f"validation{of}{unit}", f"test{of}{unit}", "range", "seconds"
 
     def rows(self) -> list[tuple[str, ...]]:
-        """One per cell, as in COLUMNS: means over the repeats, and the range of test accuracy."""
+        """One per cell: means over the repeats, and the range of the test score."""
+        test = self.metric.test
         return [
             (
                 record.cell,
                 str(len(record.repeats)),
-                _percent(record.mean("val_accuracy")),
-                _percent(record.mean("test_accuracy")),
-                " to ".join(map(_percent, record.worst_and_best("test_accuracy") or ())),
+                self._text(record.mean(self.metric.validation)),
+                self._text(record.mean(test)),
+                " to ".join(map(self._text, record.worst_and_best(test) or ())),
                 "" if (s := record.mean("train_seconds")) is None else f"{s:.1f}",
             )
             for record in self.cells
         ]
 
     def __repr__(self) -> str:
-        table = [COLUMNS, *self.rows()]
+        table = [self.columns(), *self.rows()]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [
             "  ".join(value.ljust(w) for value, w in zip(row, widths, strict=True)).rstrip()
@@ -75,11 +100,10 @@ class StudyResult:
         return "\n".join([f"study {self.study}", *lines])
 
     def _repr_html_(self) -> str:
-        return as_table(f"study {self.study}", COLUMNS, self.rows())
+        return as_table(f"study {self.study}", self.columns(), self.rows())
 
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f}"
+    def _text(self, value: float | None) -> str:
+        return "" if value is None else self.metric.text(value).removesuffix("%")
 
 
 @undisturbed()
@@ -93,4 +117,5 @@ def load_result(study: str, tracking_uri: str | None = None) -> StudyResult:
     Raises:
         UserError: if there is no such study.
     """
-    return StudyResult(study, tuple(cell_records(runs_of(study, "repeat", tracking_uri))))
+    repeats, metric = runs_of(study, "repeat", tracking_uri), metric_of(study, tracking_uri)
+    return StudyResult(study, tuple(cell_records(repeats, metric)), metric)

@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from harness.core.addresses import remove_stray_folder
 from harness.core.errors import UserError, one_line, without_password
+from harness.core.selection import METRICS, Metric
 from harness.core.stores import default_tracking_uri, require_sqlite, sqlite_path
 from harness.tracking.experiment import search
 
@@ -57,6 +58,20 @@ def runs_of(study: str, phase: str, tracking_uri: str | None = None) -> list[Kep
             for r in search(client, experiments[study], condition)
             if r.data.tags.get("superseded") != "true"
         ]
+
+
+def metric_of(study: str, tracking_uri: str | None = None) -> Metric:
+    """The metric by which a study chooses.
+
+    Raises:
+        UserError: if the store cannot be read or knows no such study.
+    """
+    uri = tracking_uri or default_tracking_uri()
+    with _reading(uri) as client:
+        found = client.get_experiment_by_name(study)
+        if found is None:
+            raise UserError(f"no study {study!r} in {without_password(uri)}")
+        return METRICS[found.tags.get("metric", "accuracy")]
 
 
 def read_runs(tracking_uri: str, phases: Sequence[str]) -> list[Recorded]:

@@ -9,13 +9,16 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from math import isfinite
+from typing import get_args
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from harness.backbones import Backbone, build
+from harness.core.metrics import scores
 from harness.core.results import MOST_PROBABILITIES, EpochResult, Predictions, TrialResult
+from harness.core.selection import METRICS, Selectable
 from harness.core.spec import TrialSpec
 from harness.data import (
     Examples,
@@ -136,11 +139,14 @@ class Fit(ABC):
         examples = self._read(self._split.test)
         log_p = self._predict(examples)
         loss, accuracy = score(log_p, examples.labels)
+        predicted = log_p.argmax(1)
         metrics = {"test_loss": loss, "test_accuracy": accuracy}
+        metrics |= {
+            METRICS[name].test: value for name, value in _further(log_p, examples.labels).items()
+        }
         for name in self.spec.shift_names():
             moved = shifted(examples, name)
             metrics[f"test_accuracy.{name}"] = score(self._predict(moved), moved.labels)[1]
-        predicted = log_p.argmax(1)
         predictions = Predictions(
             example=examples.index,
             label=examples.labels.numpy(),
@@ -153,12 +159,16 @@ class Fit(ABC):
         return metrics, predictions
 
     def _judge(self, epoch: int, train_loss: float, val: Examples) -> EpochResult:
-        val_loss, val_accuracy = score(self._predict(val), val.labels)
+        log_p = self._predict(val)
+        val_loss, val_accuracy = score(log_p, val.labels)
         for name, loss in (("training", train_loss), ("validation", val_loss)):
             if not isfinite(loss):
                 raise Diverged(f"{name} loss {loss} in epoch {epoch}")
         seconds = (self._seconds.cold, self._seconds.marginal)
-        return EpochResult(epoch, train_loss, val_loss, val_accuracy, *seconds)
+        further = {
+            k: v for k, v in _further(log_p, val.labels).items() if k in get_args(Selectable)
+        }
+        return EpochResult(epoch, train_loss, val_loss, val_accuracy, *seconds, further)
 
     def _shares(self) -> dict[str, float]:
         """Share of all parameters that were trained, and depth of training: the share of the groups from the
@@ -187,6 +197,12 @@ class Fit(ABC):
             self._backbone.input.interpolation,
             self.cache,
         )
+
+
+def _further(log_probabilities: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """Metrics beyond accuracy and log loss, of the probabilities as they are kept (float32)."""
+    probabilities = log_probabilities.exp().float().numpy()
+    return scores(probabilities, labels.numpy(), log_probabilities.argmax(1).numpy())
 
 
 def _of_class(log_probabilities: torch.Tensor, classes: torch.Tensor) -> np.ndarray:

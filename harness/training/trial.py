@@ -247,8 +247,7 @@ class _Trial:
                 return TrialResult("killed", reason=f"stopped on request after epoch {last.epoch}")
         result = fit.finish(test=self.task.test)
         assert last is not None  # a spec has at least one epoch
-        final = {"val_loss": last.val_loss, "val_accuracy": last.val_accuracy}
-        return replace(result, metrics={**result.metrics, **final})
+        return replace(result, metrics={**result.metrics, **last.validation})
 
     def _forecast(self) -> dict[str, float]:
         """Forecast of the peak accelerator memory as a metric; empty if the network cannot be forecast.
