@@ -62,7 +62,7 @@ def info_of(study: Study, **changes: Any) -> StudyInfo:
         "name": study.name, "question": "Does it?", "command": "run it", "baseline": {}, "leaks": (),
         "factors": {k: list(v) for k, v in study.compare.items()}, "trials": study.trials,
         "repeats": study.repeats, "sampler": study.sampler, "seed": study.seed, "study_file": "toy.py",
-        "space_sha256": "ab12", "folds": study.fold_count,
+        "space_sha256": "ab12", "folds": study.fold_count, "metric": study.metric,
     }  # fmt: skip
     return StudyInfo(**{**fields, **changes})
 
@@ -80,6 +80,7 @@ class World:
         self.specs: list[TrialSpec] = []
         self.tested: list[TrialSpec] = []
         self.truth: Callable[[TrialSpec], tuple[float, float]] = truth
+        self.further: Callable[[TrialSpec], dict[str, float]] = lambda spec: {}
         self.disturb: Callable[[TrialSpec, int], object] = lambda spec, epoch: None
 
     @property
@@ -109,7 +110,8 @@ class FakeTraining:
         for epoch in range(self._spec.epochs):
             self._world.disturb(self._spec, epoch)
             seconds = 0.5 * (epoch + 1)
-            yield EpochResult(epoch, 1.0, *self._world.truth(self._spec), seconds, seconds)
+            scores, further = self._world.truth(self._spec), self._world.further(self._spec)
+            yield EpochResult(epoch, 1.0, *scores, seconds, seconds, further)
 
     def checkpoint(self) -> None:
         return None
@@ -120,7 +122,9 @@ class FakeTraining:
         self._world.tested.append(self._spec)
         one = np.array([1])
         found = Predictions(one, one, one, np.array([0.5]), np.array([0.5]))
-        return TrialResult("complete", {"train_seconds": 1.0, "test_accuracy": 0.5}, "", found)
+        metrics = {"train_seconds": 1.0, "test_accuracy": 0.5}
+        metrics |= {f"test_{name}": v for name, v in self._world.further(self._spec).items()}
+        return TrialResult("complete", metrics, "", found)
 
 
 class Unshown(Projection):

@@ -24,8 +24,9 @@ def trial(
     cell: str, phase: str, index: int, accuracy: float | None, **more: object
 ) -> dict[str, object]:
     """One run as analysis.load gives it; `accuracy` None is a trial that gave no score."""
-    scored = {} if accuracy is None else {"val_accuracy": accuracy, "val_loss": 1 - accuracy}
-    scored |= {"test_accuracy": accuracy} if phase == "repeat" and accuracy is not None else {}
+    scored = {} if accuracy is None else {"val_score": accuracy, "val_loss": 1 - accuracy}
+    if phase == "repeat" and accuracy is not None:
+        scored |= {"test_score": accuracy, "test_accuracy": accuracy}
     return (
         {"run_id": f"{cell}-{phase}-{index}", "cell": cell, "phase": phase, "index": index}
         | {
@@ -59,8 +60,8 @@ def table(
     frame["start_time"] = pd.Timestamp("2026-01-02 03:04", tz="UTC")
     epochs = pd.DataFrame(
         [
-            {"run_id": run, "epoch": e, "val_accuracy": a * (e + 1) / 3}
-            for run, a in zip(frame["run_id"], frame["val_accuracy"], strict=True)
+            {"run_id": run, "epoch": e, "val_score": a * (e + 1) / 3}
+            for run, a in zip(frame["run_id"], frame["val_score"], strict=True)
             for e in range(3)
         ],
         columns=["run_id", "epoch", *load.EPOCH_METRICS],

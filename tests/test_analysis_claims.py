@@ -50,7 +50,7 @@ def repeats(accuracy: np.ndarray) -> pd.DataFrame:
     rows = [
         {"run_id": f"{cell}{seed}", "cell": chr(97 + cell), "phase": "repeat", "index": seed}
         | {"seed": seed, "outcome": "complete", "superseded": False}
-        | {"test_accuracy": value, "val_accuracy": value, "val_loss": 1 - value}
+        | {"test_score": value, "val_score": value, "val_loss": 1 - value}
         for (seed, cell), value in np.ndenumerate(accuracy)
     ]
     return pd.DataFrame(rows)
@@ -204,8 +204,8 @@ def test_report_and_recommend_choose_the_same_cell_by_validation_and_name_the_be
     None
 ):
     """b is ahead on validation, a on test."""
-    rows = [row | {"val_accuracy": 0.7} for row in scored("a", 0.9)] + [
-        row | {"val_accuracy": 0.75} for row in scored("b", 0.8)
+    rows = [row | {"val_score": 0.7} for row in scored("a", 0.9)] + [
+        row | {"val_score": 0.75} for row in scored("b", 0.8)
     ]
     made = table(rows)
     found = compare.find(made)
@@ -395,7 +395,7 @@ def test_of_a_grid_with_seeds_the_best_mean_over_seeds_is_chosen_and_its_seeds_c
     row = found.summary.iloc[0]
     assert (row["n"], row["tuned"]) == (3, 3)
     assert row["mean"] == pytest.approx(0.52)
-    assert row["val_accuracy"] == pytest.approx(0.82)
+    assert row["val_score"] == pytest.approx(0.82)
     [best] = compare.chosen(made.trials)["param.lr"]
     assert best == 0.2
     said = methods(found)
@@ -443,7 +443,7 @@ def test_two_seeds_leave_no_more_open_than_100_points() -> None:
     trials = pd.DataFrame(
         [
             {"run_id": f"{c}{s}", "cell": c, "phase": "repeat", "seed": s, "outcome": "complete",
-             "superseded": False, "test_accuracy": a / 100, "val_accuracy": a / 100}
+             "superseded": False, "test_score": a / 100, "val_score": a / 100}
             for c, s, a in rows
         ]
     )  # fmt: skip

@@ -35,9 +35,9 @@ def make(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
         "superseded": False,
     } | dict.fromkeys(
         [
-            "val_accuracy",
+            "val_score",
             "val_loss",
-            "test_accuracy",
+            "test_score",
             "train_seconds",
             "peak_process_rss_mib",
             "peak_accelerator_allocated_mib",
@@ -54,14 +54,14 @@ def make(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
 
 def repeats(cell: str, scores: Sequence[float], **more: object) -> list[dict[str, object]]:
     return [
-        {"cell": cell, "phase": "repeat", "index": i, "seed": 100 + i, "test_accuracy": s} | more
+        {"cell": cell, "phase": "repeat", "index": i, "seed": 100 + i, "test_score": s} | more
         for i, s in enumerate(scores)
     ]
 
 
 def tune(cell: str, scores: Sequence[float], **more: object) -> list[dict[str, object]]:
     return [
-        {"cell": cell, "index": i, "val_accuracy": s, "val_loss": 1.0} | more
+        {"cell": cell, "index": i, "val_score": s, "val_loss": 1.0} | more
         for i, s in enumerate(scores)
     ]
 
@@ -69,11 +69,11 @@ def tune(cell: str, scores: Sequence[float], **more: object) -> list[dict[str, o
 def test_chosen_is_the_best_on_validation_with_ties_by_loss_then_index() -> None:
     trials = make(
         [
-            {"index": 0, "val_accuracy": 0.8, "val_loss": 0.5},
-            {"index": 3, "val_accuracy": 0.9, "val_loss": 0.3},
-            {"index": 2, "val_accuracy": 0.9, "val_loss": 0.3},
-            {"index": 1, "val_accuracy": 0.9, "val_loss": 0.4, "test_accuracy": 1.0},
-            {"index": 4, "val_accuracy": 0.99, "outcome": "pruned"},
+            {"index": 0, "val_score": 0.8, "val_loss": 0.5},
+            {"index": 3, "val_score": 0.9, "val_loss": 0.3},
+            {"index": 2, "val_score": 0.9, "val_loss": 0.3},
+            {"index": 1, "val_score": 0.9, "val_loss": 0.4, "test_score": 1.0},
+            {"index": 4, "val_score": 0.99, "outcome": "pruned"},
         ]
     )
     assert list(compare.chosen(trials)["index"]) == [2]
@@ -93,7 +93,7 @@ def test_superseded_and_killed_runs_are_not_compared() -> None:
             *repeats("probe", [0.9], outcome="killed"),
         ]
     )
-    assert list(compare.completed(trials, "repeat")["test_accuracy"]) == [0.5]
+    assert list(compare.completed(trials, "repeat")["test_score"]) == [0.5]
 
 
 def test_the_interval_is_that_of_scipy() -> None:
@@ -121,12 +121,10 @@ def test_summary_lists_every_cell_and_leaves_missing_missing() -> None:
     assert list(table.index) == STRATEGIES["strategy"]
     assert list(table["n"]) == [2, 0, 0]
     assert list(table["failed"]) == [0, 1, 0]
-    assert table.loc["probe", "val_accuracy"] == 0.7
+    assert table.loc["probe", "val_score"] == 0.7
     assert table.loc["probe", "train_seconds_median"] == 3.0
     assert table["peak_memory_mib_median"].isna()["probe"]
-    assert (
-        table.loc["full":, ["mean", "train_seconds_median", "val_accuracy"]].isna().all(axis=None)
-    )
+    assert table.loc["full":, ["mean", "train_seconds_median", "val_score"]].isna().all(axis=None)
     assert table["time_front"].tolist() == [True, False, False]
     assert not table["memory_front"].any()
 
@@ -280,7 +278,7 @@ def test_wasted_trials_use_up_budget_and_faulty_ones_do_not() -> None:
         ]
     )
     curve = budget.budget_curve(trials)
-    own = curve.loc[curve["cell"] == "probe", "val_accuracy"]
+    own = curve.loc[curve["cell"] == "probe", "val_score"]
     assert list(own) == pytest.approx([(0.6 + 0.8 + 0.2) / 3, (0.8 + 0.8 + 0.6) / 3, 0.8])
 
 
@@ -303,7 +301,7 @@ def test_outcomes_count_every_run_once_and_name_only_what_was_seen() -> None:
 
 
 def test_predictions_that_do_not_bear_out_the_score_are_found() -> None:
-    trials = make([*repeats("probe", [0.5, 0.5, 0.5])])
+    trials = make(repeats("probe", [0.5, 0.5, 0.5])).assign(test_accuracy=0.5)
     predictions = pd.DataFrame(
         {"run_id": ["run0"] * 2 + ["run1"] * 2, "label": [1, 1, 1, 1], "predicted": [1, 0, 1, 1]}
     )

@@ -51,14 +51,13 @@ def frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
 
 def repeats(cell: str, scores: Sequence[float], **more: object) -> list[dict[str, object]]:
     return [
-        {"cell": cell, "seed": i, "index": i, "test_accuracy": s} | more
-        for i, s in enumerate(scores)
+        {"cell": cell, "seed": i, "index": i, "test_score": s} | more for i, s in enumerate(scores)
     ]
 
 
 def tuned(cell: str, scores: Sequence[float], **more: object) -> list[dict[str, object]]:
     return [
-        {"cell": cell, "phase": "tune", "index": i, "val_accuracy": s, "val_loss": 1 - s} | more
+        {"cell": cell, "phase": "tune", "index": i, "val_score": s, "val_loss": 1 - s} | more
         for i, s in enumerate(scores)
     ]
 
@@ -139,8 +138,8 @@ def test_times_of_another_device_or_number_of_threads_are_not_pooled() -> None:
         [
             *repeats("a", [0.5, 0.6, 0.7], train_seconds=10.0, peak_process_rss_mib=100.0),
             *repeats("b", [0.5, 0.6], train_seconds=1.0, device="cuda"),
-            {"cell": "b", "seed": 7, "test_accuracy": 0.5, "train_seconds": 20.0, "threads": 2},
-            {"cell": "b", "seed": 8, "test_accuracy": 0.5, "train_seconds": 5.0, "threads": 1},
+            {"cell": "b", "seed": 7, "test_score": 0.5, "train_seconds": 20.0, "threads": 2},
+            {"cell": "b", "seed": 8, "test_score": 0.5, "train_seconds": 5.0, "threads": 1},
         ]
     )
     table = compare.summary(trials, AB).set_index("cell")
@@ -222,8 +221,8 @@ def test_a_budget_in_seconds_is_that_of_its_trials() -> None:
     trials = frame(tuned("a", [0.5, 0.7, 0.9], train_seconds=2.0))
     curve = budget.budget_curve(trials)
     assert curve["seconds"].tolist() == [2.0, 4.0, 6.0]
-    assert (curve["spread_low"] <= curve["val_accuracy"] + 1e-12).all()
-    assert (curve["val_accuracy"] <= curve["spread_high"] + 1e-12).all()
+    assert (curve["spread_low"] <= curve["val_score"] + 1e-12).all()
+    assert (curve["val_score"] <= curve["spread_high"] + 1e-12).all()
 
 
 def test_the_spread_of_a_budget_curve_at_one_trial_is_that_of_a_mean() -> None:

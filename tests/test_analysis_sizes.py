@@ -24,7 +24,7 @@ def repeats(scores: Mapping[str, Sequence[float]], **more: Sequence[float]) -> p
     """Complete repeats of each cell on seeds 0, 1, ...; `more` are further metrics of every cell."""
     rows = [
         {"run_id": f"{cell}-{seed}", "cell": cell, "phase": "repeat", "index": seed, "seed": seed}
-        | {"outcome": "complete", "superseded": False, "test_accuracy": score}
+        | {"outcome": "complete", "superseded": False, "test_score": score, "test_accuracy": score}
         | {name: values[seed] for name, values in more.items()}
         for cell, values_of in scores.items()
         for seed, score in enumerate(values_of)
@@ -204,7 +204,7 @@ def test_mean_losses_are_paired_on_seeds_and_widened_for_every_pair() -> None:
     table = shifts.loss_pairs(trials, list(losses["cell"]))
     assert len(table) == 3
     moved = ["test_accuracy.noise", "test_accuracy.blur"]
-    lost = 100 * (trials["test_accuracy"] - trials[moved].mean(axis=1))
+    lost = 100 * (trials["test_score"] - trials[moved].mean(axis=1))
     by_cell = {name: lost[trials["cell"] == name].to_numpy() for name in "abc"}
     for row in table.to_dict("records"):
         test = stats.ttest_rel(by_cell[row["reference"]], by_cell[row["cell"]])

@@ -17,6 +17,18 @@ from analysis.compare.agreement import (
 )
 from analysis.compare.cells import outcomes, prediction_mismatches, summary
 from analysis.compare.choice import best_by_test, choice, most_behind, surer
+from analysis.compare.classes import (
+    are_unequal,
+    by_metric,
+    chosen_by,
+    class_names,
+    class_sizes,
+    confident_mistakes,
+    confused_pairs,
+    confusions,
+    per_class,
+    reliability,
+)
 from analysis.compare.contexts import arms, mean_ranks
 from analysis.compare.contrasts import (
     against,
@@ -56,13 +68,15 @@ from analysis.compare.variance import variance_shares, variance_table
 from analysis.compare.verdicts import interaction_verdicts, verdicts
 
 __all__ = [
-    "Findings", "Similarity", "against", "against_baseline", "are_grouped", "arms", "best_by_test",
-    "cells", "censored", "choice", "chosen", "completed", "condition", "contrasts", "describe_contrast",
-    "describe_power", "find", "front_chance", "gains", "hits", "interaction_verdicts", "interactions",
-    "left_out", "mcnemar_over_seeds", "mean_agreement", "mean_interval", "mean_ranks", "memory_column",
-    "memory_kind", "most_behind", "outcomes", "over_examples", "pair_gains", "pair_scores",
-    "pareto_front", "prediction_mismatches", "priced", "rank_agreement", "recorded", "regret",
-    "responses", "side_by_side", "sign_flip_p", "similarity_effect", "size_factor", "size_lines",
-    "slopes", "split_sizes", "static_ranking", "summary", "surer", "variance_shares", "variance_table",
-    "verdicts", "with_other_tests", "with_scratch",
+    "Findings", "Similarity", "against", "against_baseline", "are_grouped", "are_unequal", "arms",
+    "best_by_test", "by_metric", "cells", "censored", "choice", "chosen", "chosen_by", "class_names",
+    "class_sizes", "completed", "condition", "confident_mistakes", "confused_pairs", "confusions",
+    "contrasts", "describe_contrast", "describe_power", "find", "front_chance", "gains", "hits",
+    "interaction_verdicts", "interactions", "left_out", "mcnemar_over_seeds", "mean_agreement",
+    "mean_interval", "mean_ranks", "memory_column", "memory_kind", "most_behind", "outcomes",
+    "over_examples", "pair_gains", "pair_scores", "pareto_front", "per_class", "prediction_mismatches",
+    "priced", "rank_agreement", "recorded", "regret", "reliability", "responses", "side_by_side",
+    "sign_flip_p", "similarity_effect", "size_factor", "size_lines", "slopes", "split_sizes",
+    "static_ranking", "summary", "surer", "variance_shares", "variance_table", "verdicts",
+    "with_other_tests", "with_scratch",
 ]  # fmt: skip

@@ -21,7 +21,7 @@ SHARES = ("trained_depth", "trainable_share")
 def summary(
     trials: pd.DataFrame,
     factors: Mapping[str, Sequence[str]],
-    selection: str = "val_accuracy",
+    selection: str = "val_score",
     folds: int = 1,
 ) -> pd.DataFrame:
     """One row per cell of the study, also for cells without a single complete run.
@@ -33,8 +33,8 @@ def summary(
         folds: see `mean_interval`.
 
     Returns:
-        cell, the factors, tuned and failed (numbers of tuning trials), val_accuracy of the trial chosen by
-        `selection`, n (repeats with a test score), mean, sd, low, high of test_accuracy (interval resamples
+        cell, the factors, tuned and failed (numbers of tuning trials), val_score of the trial chosen by
+        `selection`, n (repeats with a test score), mean, sd, low, high of test_score (interval resamples
         seeds), iqm (mean of the middle half of the seeds, as of Agarwal 2021; NaN under 4 seeds), median over
         repeats of trained_depth (share of the layer groups trained, from the head down) and trainable_share
         (of the parameters), median, min and max over repeats of COSTS, and medians of SIZES (see `costs`),
@@ -44,7 +44,7 @@ def summary(
     repeats = priced(trials)
     if FORECAST not in repeats:
         repeats[FORECAST] = math.nan
-    best = chosen(trials, selection).set_index("cell")["val_accuracy"]
+    best = chosen(trials, selection).set_index("cell")["val_score"]
     groups = dict(iter(repeats.groupby("cell")))
     tune = tuning(trials)
     tried = dict(iter(tune.groupby("cell")["outcome"]))
@@ -52,13 +52,13 @@ def summary(
     for row in cells(factors).to_dict("records"):
         own = groups.get(row["cell"], repeats[:0])
         ended = tried.get(row["cell"], tune["outcome"][:0])
-        scores = own["test_accuracy"].dropna()
+        scores = own["test_score"].dropna()
         mean, sd, low, high = mean_interval(scores, within=(0, 1), folds=folds)
         rows.append(
             row
             | {"tuned": int((ended == "complete").sum())}
             | {"failed": int((~ended.isin(["complete", "pruned", "unfinished"])).sum())}
-            | {"val_accuracy": best.get(row["cell"], math.nan), "n": len(scores)}
+            | {"val_score": best.get(row["cell"], math.nan), "n": len(scores)}
             | {"mean": mean, "sd": sd, "low": low, "high": high}
             | {"iqm": float(stats.trim_mean(scores, 0.25)) if len(scores) > 3 else math.nan}
             | {share: float(own[share].median()) for share in SHARES}

@@ -32,7 +32,7 @@ def choice(
     trials: pd.DataFrame,
     factors: Mapping[str, Sequence[str]],
     limits: Mapping[str, float] = {},
-    selection: str = "val_accuracy",
+    selection: str = "val_score",
 ) -> pd.DataFrame:
     """Every cell, those that fit the limits first, by the rule of `harness.core.selection`.
 
@@ -42,7 +42,7 @@ def choice(
         trials: as loaded.
         factors: the cells.
         limits: column of LIMITED -> its highest value.
-        selection: the validation score: "val_accuracy", "val_loss" (less is better), or "" if there is none.
+        selection: the validation score: "val_score", "val_loss" (less is better), or "" if there is none.
 
     Returns:
         cell, n (repeats with a test score), validation (mean of `selection` over the repeats), mean (of the
@@ -53,7 +53,7 @@ def choice(
     rows = []
     for cell in cells(factors)["cell"]:
         own = repeats[repeats["cell"] == cell]
-        scores = own["test_accuracy"].dropna()
+        scores = own["test_score"].dropna()
         cost = {name: float(own[name].median()) for name in LIMITED}
         over = {name: cost[name] / limit for name, limit in limits.items()}
         why = "" if len(scores) else "no test score"
@@ -123,7 +123,7 @@ def surer(
     spent = repeats.groupby("cell")[["total_seconds", "train_seconds"]].median()
     each = spent["total_seconds"].fillna(spent["train_seconds"])
     pairs = against(contrasts(trials, factors, folds), best).set_index("reference")
-    scores = repeats.pivot(index="seed", columns="cell", values="test_accuracy")
+    scores = repeats.pivot(index="seed", columns="cell", values="test_score")
     rows = []
     for rival in fit["cell"].iloc[1:]:
         row = pairs.loc[rival]

@@ -42,7 +42,7 @@ def mean_ranks(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd
     columns = ["arm", "targets", "mean_rank", "low", "high", "wins", "behind"]
     if not table["context"].any():
         return pd.DataFrame(columns=columns)
-    scores = completed(trials, "repeat").groupby("cell")["test_accuracy"].mean()
+    scores = completed(trials, "repeat").groupby("cell")["test_score"].mean()
     table = table.assign(mean=table["cell"].map(scores)).dropna(subset="mean")
     groups = table.groupby("context")["mean"]
     table = table.assign(

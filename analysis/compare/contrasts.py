@@ -64,7 +64,7 @@ def contrasts(
         seeds_needed (to find so much; NaN with fewer than FEWEST), and verdict: "higher" or "lower" (the
         simultaneous interval is clear of 0), "open" (it is not) or "untested" (fewer than two shared seeds).
     """
-    scores = completed(trials, "repeat").pivot(index="seed", columns="cell", values="test_accuracy")
+    scores = completed(trials, "repeat").pivot(index="seed", columns="cell", values="test_score")
     scores = 100 * scores.dropna(axis="columns", how="all")
     table = arms(factors)
     table = table[table["cell"].isin(scores.columns)]
@@ -182,7 +182,7 @@ def with_other_tests(
     verdict: p_signs (`sign_flip_p`; NaN with `folds`, since it takes the runs for independent), and from the
     test predictions only_cell, only_reference and p_images (`mcnemar_over_seeds`, NaN without
     predictions)."""
-    scores = completed(trials, "repeat").pivot(index="seed", columns="cell", values="test_accuracy")
+    scores = completed(trials, "repeat").pivot(index="seed", columns="cell", values="test_score")
     tables = hits(predictions) if len(predictions) else {}
     rows = []
     for row in table.to_dict("records"):

@@ -103,7 +103,7 @@ def censored(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.D
     rows = []
     counted = recorded(trials[~trials["superseded"]])
     ended = counted[counted["outcome"].isin(CENSORED)]
-    done = set(completed(trials, "repeat").dropna(subset="test_accuracy")["cell"])
+    done = set(completed(trials, "repeat").dropna(subset="test_score")["cell"])
     for cell in cells(factors)["cell"]:
         for outcome, own in ended[ended["cell"] == cell].groupby("outcome"):
             memory = own[memory_column(trials)]
@@ -158,14 +158,14 @@ def front_chance(
         One row per scored cell: cell, n seeds, on_front (now), chance (share of resamples), costs
         (which ones).
     """
-    repeats = priced(trials).dropna(subset="test_accuracy")
+    repeats = priced(trials).dropna(subset="test_score")
     names = [cell for cell in cells(factors)["cell"] if cell in set(repeats["cell"])]
     used = [c for c in ("train_seconds", "peak_memory_mib") if repeats[c].notna().any()]
     columns = ["cell", "n", "on_front", "chance", "costs"]
     if not names or not used:
         return pd.DataFrame(columns=columns)
-    table = repeats.pivot(index="seed", columns="cell", values=["test_accuracy", *used])
-    measured = [table[name][names].to_numpy(dtype=float) for name in ("test_accuracy", *used)]
+    table = repeats.pivot(index="seed", columns="cell", values=["test_score", *used])
+    measured = [table[name][names].to_numpy(dtype=float) for name in ("test_score", *used)]
     weights = np.vstack([np.ones((1, len(table))), seed_weights(len(table), resamples)])
     drawn = [drawn_means(weights, values) for values in measured]
     if folds > 1:

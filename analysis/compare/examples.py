@@ -23,13 +23,20 @@ CHUNK = 20_000_000
 """Numbers held at once."""
 
 
-def hits(predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def hits(predictions: pd.DataFrame, balanced: bool = False) -> dict[str, pd.DataFrame]:
     """Cell -> seeds x test examples: 1 right, 0 wrong, NaN where that seed was not scored on it.
+
+    With `balanced`, right ones are weighted so that the mean of a seed is its balanced accuracy: by the
+    number of images over the number of classes and of images of the class.
 
     A column is named by (group, example): images of one group (patient, sequence, product) are not
     independent. Where there are no groups, each image is one of its own.
     """
     right = (predictions["label"] == predictions["predicted"]).astype(float)
+    if balanced:
+        runs = predictions.groupby("run_id")["label"]
+        of_class = predictions.groupby(["run_id", "label"])["label"].transform("size")
+        right *= runs.transform("size") / runs.transform("nunique") / of_class
     known = predictions[["cell", "seed", "example"]].assign(right=right, group=_groups(predictions))
     return {
         str(cell): own.pivot_table(index="seed", columns=["group", "example"], values="right")
@@ -51,9 +58,13 @@ def are_grouped(predictions: pd.DataFrame) -> bool:
 
 
 def over_examples(
-    predictions: pd.DataFrame, resamples: int = RESAMPLES, folds: int = 1
+    predictions: pd.DataFrame,
+    resamples: int = RESAMPLES,
+    folds: int = 1,
+    score: str = "accuracy",
 ) -> pd.DataFrame:
-    """Accuracy of each cell with an interval over seeds and test images.
+    """Accuracy of each cell with an interval over seeds and test images; or its balanced accuracy. There are
+    no rows for other scores, which are no means over images.
 
     Seeds are drawn with replacement, then images (whole groups of them, where there are groups), once for
     all of the drawn seeds that were scored on them: the seeds of a study share their test images, so an easy
@@ -69,7 +80,9 @@ def over_examples(
         is that of the images).
     """
     rows = []
-    for cell, table in hits(predictions).items():
+    means = ("accuracy", "balanced_accuracy")
+    tables = hits(predictions, score == "balanced_accuracy") if score in means else {}
+    for cell, table in tables.items():
         right = table.to_numpy(dtype=float)
         seeds, count = right.shape
         scores = _image_draws(right, table.columns.get_level_values("group"), resamples)

@@ -88,5 +88,7 @@ def find(table: StudyTable, measures: pd.DataFrame | None = None) -> Findings:
         contrasts=pairs,
         differences=against_baseline(pairs, factors, table.info.baseline),
         ranks=mean_ranks(trials, factors),
-        examples=over_examples(kept if compared is None else kept[compared], folds=folds),
+        examples=over_examples(
+            kept if compared is None else kept[compared], folds=folds, score=table.info.score
+        ),
     )

@@ -61,20 +61,20 @@ def completed(trials: pd.DataFrame, phase: str) -> pd.DataFrame:
     return kept.reset_index(drop=True)
 
 
-def chosen(trials: pd.DataFrame, selection: str = "val_accuracy") -> pd.DataFrame:
+def chosen(trials: pd.DataFrame, selection: str = "val_score") -> pd.DataFrame:
     """The chosen configuration of each cell; one row per cell with a validation score.
 
     Args:
         trials: as loaded.
-        selection: the greatest "val_accuracy" (ties go to the lower val_loss, then to the lower index) or the
+        selection: the greatest "val_score" (ties go to the lower val_loss, then to the lower index) or the
             least "val_loss" (ties to the lower index); "" chooses nothing. Test scores play no part.
     """
     if not selection:
         return trials[:0].reset_index(drop=True)
     tuned = completed(trials, "tune").dropna(subset=selection)
-    by = {"val_accuracy": ["val_accuracy", "val_loss", "index"], "val_loss": ["val_loss", "index"]}
+    by = {"val_score": ["val_score", "val_loss", "index"], "val_loss": ["val_loss", "index"]}
     order = by[selection]
-    ranked = tuned.sort_values(order, ascending=[column != "val_accuracy" for column in order])
+    ranked = tuned.sort_values(order, ascending=[column != "val_score" for column in order])
     return ranked.drop_duplicates("cell").reset_index(drop=True)
 
 

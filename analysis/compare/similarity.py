@@ -133,8 +133,8 @@ def pair_scores(table: StudyTable, measures: pd.DataFrame | None = None) -> pd.D
     itself are left out: their score is no transfer.
     """
     factors = table.info.factors
-    repeats = completed(table.trials, "repeat").dropna(subset="test_accuracy")
-    scores = repeats[[*PAIR, "seed"]].assign(accuracy=repeats["test_accuracy"])
+    repeats = completed(table.trials, "repeat").dropna(subset="test_score")
+    scores = repeats[[*PAIR, "seed"]].assign(accuracy=repeats["test_score"])
     if "param.source" in repeats:
         random = (repeats["param.source"] == SCRATCH).groupby(repeats["source"]).transform("all")
         scores["source"] = scores["source"].mask(random.astype(bool), SCRATCH)

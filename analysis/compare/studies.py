@@ -34,19 +34,16 @@ def side_by_side(
         (points, second minus first), low, high (simultaneous 95%), p (times the number of cells compared),
         changed (the interval is clear of 0).
     """
-    scores = [
-        completed(trials, "repeat").dropna(subset="test_accuracy") for trials in (first, second)
-    ]
+    scores = [completed(trials, "repeat").dropna(subset="test_score") for trials in (first, second)]
     names = list(dict.fromkeys([*scores[0]["cell"], *scores[1]["cell"]]))
     both = {
         cell: tuple(
-            own[own["cell"] == cell].set_index("seed")["test_accuracy"].astype(float)
-            for own in scores
+            own[own["cell"] == cell].set_index("seed")["test_score"].astype(float) for own in scores
         )
         for cell in names
     }
     family = max(1, sum(len(a) > 1 and len(b) > 1 for a, b in both.values()))
-    every = pd.concat(scores)["test_accuracy"].to_numpy(dtype=float)
+    every = pd.concat(scores)["test_score"].to_numpy(dtype=float)
     floor, rows = rounding_error(100 * every), []
     for cell, (a, b) in both.items():
         row = {"cell": cell, "n_first": len(a), "first": float(a.mean())}

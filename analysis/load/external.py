@@ -8,7 +8,7 @@ CSV, TSV (both also as .gz) and Parquet; one row per run. `analysis.load.mapping
 What is assumed, since no table says it:
 
 - Scores are shares in [0, 1], more is better (`percent = true`: in [0, 100]). The frame keeps them in its
-  columns val_accuracy and test_accuracy whatever they are; `Info.metric` is their name.
+  columns val_score and test_score whatever they are; `Info.metric` is their name.
 - Without a phase column every row with a validation score is a tuning trial. The best of each cell (and
   seed, where a seed column is mapped) on validation is copied as the repeat of that cell: its test
   score is the only one compared, and it was not run again. So map the seed only if each seed was a
@@ -93,6 +93,7 @@ def load_table(path: str | Path, mapping: TableMapping) -> StudyTable:
         repeats=0,
         sampler=mapping.sampler,
         metric=mapping.metric,
+        score="",
         selection=mapping.selection,
         rows=len(frame),
         over_seeds=mapping.over_seeds,
@@ -186,7 +187,7 @@ def _typed(raw: pd.DataFrame, mapping: TableMapping) -> pd.DataFrame:
             frame[ours] = _number_or_text(text)
         else:
             frame[ours] = _numbers(text, theirs)
-    for score in ("test_accuracy", "val_accuracy"):
+    for score in ("test_score", "val_score"):
         if score in frame:
             frame[score] = _shares(frame[score], mapping.columns()[score], mapping.percent)
     if mapping.time:
@@ -318,7 +319,7 @@ def _with_phases(frame: pd.DataFrame, mapping: TableMapping) -> pd.DataFrame:
     scored = frame[frame["outcome"] == "complete"].dropna(subset=mapping.selection)
     if scored.empty:
         raise UserError("no complete trial has a validation score: nothing can be chosen")
-    ascending = {"val_accuracy": False, "val_loss": True, "index": True}
+    ascending = {"val_score": False, "val_loss": True, "index": True}
     ties = [c for c in ("val_loss", "index") if c in scored and c != mapping.selection]
     order = [mapping.selection, *ties]
     best = scored.sort_values(order, ascending=[ascending[column] for column in order])
@@ -351,7 +352,7 @@ def _chosen_over_seeds(
     done = frame[frame["outcome"] == "complete"].dropna(subset=mapping.selection)
     if done.empty:
         raise UserError("no complete trial has a validation score: nothing can be chosen")
-    scores = [c for c in ("val_accuracy", "val_loss", "train_seconds") if c in frame]
+    scores = [c for c in ("val_score", "val_loss", "train_seconds") if c in frame]
     groups = done.groupby(["cell", "chosen"], sort=False)
     tuned = groups.first().assign(**groups[scores].mean(), seeds=groups.size()).reset_index()
     whole = tuned["seeds"] == tuned.groupby("cell")["seeds"].transform("max")
@@ -366,7 +367,7 @@ def _chosen_over_seeds(
         run_id=tuned["cell"] + ", configuration " + number,
         seed=0.0,
         chosen=None,
-        test_accuracy=float("nan"),
+        test_score=float("nan"),
         **{DERIVED: True},
     )
     left_out = int((~whole).sum())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pandas as pd
 
-MEANS = ("train_loss", "val_loss", "val_accuracy")
 SUMS = ("train_seconds", "marginal_seconds", "total_seconds")
 
 
@@ -57,8 +56,9 @@ def _configuration(own: pd.DataFrame, eligible: bool, folds: int) -> pd.Series:
     complete = own[own["done"]]
     row = (complete if eligible else own[~own["done"]] if len(own) == folds else own).iloc[0].copy()
     known = complete if len(complete) else own
-    for name in MEANS:
-        row[name] = known[name].mean()
+    for name in map(str, own):
+        if name == "train_loss" or name.startswith("val_"):
+            row[name] = known[name].mean()
     for name in SUMS:
         if name in own:
             row[name] = own[name].sum(min_count=1)

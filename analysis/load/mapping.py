@@ -34,7 +34,7 @@ from harness.core.units import UNITS
 SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 MIB = {unit: UNITS[unit.lower()] / 2**20 for unit in ("B", "KiB", "MB", "MiB", "GB", "GiB")}
 MEMORY = {"accelerator": "peak_accelerator_allocated_mib", "process": "peak_process_rss_mib"}
-SELECT = {"val": "val_accuracy", "val_loss": "val_loss"}
+SELECT = {"val": "val_score", "val_loss": "val_loss"}
 STATUS: dict[str, str] = {
     **{outcome: outcome for outcome in (*OUTCOMES, "unfinished")},
     **dict.fromkeys(("finished", "completed", "success", "succeeded", "done", "ok"), "complete"),
@@ -138,8 +138,8 @@ class TableMapping:
     def columns(self) -> dict[str, str]:
         """Column of the frame -> column of the table, for all that is mapped."""
         fixed = {
-            "test_accuracy": self.test,
-            "val_accuracy": self.val,
+            "test_score": self.test,
+            "val_score": self.val,
             "val_loss": self.val_loss,
             "test_loss": self.test_loss,
             "trial": self.trial,

@@ -32,8 +32,10 @@ from harness.core.results import (
     NOT_RUN,
     PREDICTIONS_FILE,
 )
+from harness.core.selection import METRICS
 
-EPOCH_METRICS = ["train_loss", "val_loss", "val_accuracy", "train_seconds", "marginal_seconds"]
+RECORDED_BY_EPOCH = ["train_loss", "val_loss", "val_accuracy", "train_seconds", "marginal_seconds"]
+EPOCH_METRICS = [*RECORDED_BY_EPOCH, "val_score"]
 FINAL_METRICS = [
     "total_seconds",
     "trainable_share",
@@ -45,11 +47,12 @@ FINAL_METRICS = [
     "test_accuracy",
     "test_loss",
     *("parameters", "weights_mib", "multiply_adds", "latency_ms", "images_per_second"),
+    "test_score",
 ]
 INTEGER_TAGS = ["index", "seed", "attempt", "chosen", "threads"]
 TEXT_TAGS = [
     *("study", "cell", "phase", "outcome", "reason", "device", "prefix"),
-    *("images_per_class", "unfreezing", "ranges"),
+    *("images_per_class", "class_names", "unfreezing", "ranges"),
 ]
 MEASURE_COLUMNS = ["source", "target", "backbone", "source_data", "measure", "value", "low", "high", "n",
                    "better", "reason"]  # fmt: skip
@@ -82,8 +85,10 @@ class Info:
         repeats: seeds asked for per cell.
         sampler: "random", "tpe" or "" when it was not recorded.
         leaks: one line per target whose train, validation and test images overlap.
-        metric: what val_accuracy and test_accuracy are, in print: "AUC" in a table from elsewhere, say.
-        selection: the column a cell's trial is chosen by: the greatest "val_accuracy", the least "val_loss",
+        metric: what val_score and test_score are, in print, e.g. "balanced accuracy"; "AUC" in a table from
+            elsewhere, say.
+        score: name of that metric in `harness.core.selection`; "" in a table from elsewhere.
+        selection: the column a cell's trial is chosen by: the greatest "val_score", the least "val_loss",
             or "" where nothing was chosen.
         experiment_id: MLflow's number of the study; "" when it is not from MLflow.
         rows: of the table that it was read from; 0 when it is from MLflow.
@@ -103,7 +108,8 @@ class Info:
     sampler: str = ""
     leaks: tuple[str, ...] = ()
     metric: str = "accuracy"
-    selection: str = "val_accuracy"
+    score: str = "accuracy"
+    selection: str = "val_score"
     experiment_id: str = ""
     rows: int = 0
     over_seeds: bool = False
@@ -124,11 +130,12 @@ class StudyTable:
             and with k-fold resampling: it stands for other rows and is not counted as a run), attempt, chosen
             (index of the tuning trial that a repeat runs again), device, threads, prefix (what of the
             frozen groups was kept, in words), images_per_class (JSON: what each class contributed to each
-            part of the split), unfreezing (validation accuracy before and after groups were unfrozen, if it
-            fell by more than half), ranges (JSON: the distribution of each tuned parameter), start_time,
-            every metric (float, NaN where not measured), `param.<name>` and `env.<name>`. Accuracies are
-            shares in [0, 1], times seconds, memory MiB. train_seconds are cold-equivalent (as if nothing had
-            been kept before), marginal_seconds what the run itself spent. With k-fold resampling a row of
+            part of the split), class_names (JSON: a list), unfreezing (validation accuracy before and after
+            groups were unfrozen, if it fell by more than half), ranges (JSON: the distribution of each tuned
+            parameter), start_time, every metric (float, NaN where not measured), val_score and test_score
+            (those of the metric that is compared, `info.metric`), `param.<name>` and `env.<name>`. Scores
+            are shares in [0, 1], times seconds, memory MiB. train_seconds are cold-equivalent (as if nothing
+            had been kept before), marginal_seconds what the run itself spent. With k-fold resampling a row of
             phase "tune" is a configuration, with means over its folds, and its runs have the phase "fold".
         epochs: one row per run and epoch: run_id, epoch, EPOCH_METRICS.
         predictions: one row per complete repeat and test example: run_id, cell, seed, example,
@@ -195,7 +202,10 @@ def _read(store: Database | Client, name: str, uri: str) -> StudyTable:
         raw = every[~similarity].dropna(axis="columns", how="all").reset_index(drop=True)
         measures = measures_frame(every[similarity], _learned_from(store, experiments))
     trials = trials_frame(raw, info)
-    epochs = store.history(list(trials["run_id"]), EPOCH_METRICS)
+    score = METRICS[info.score].validation
+    epochs = store.history(list(trials["run_id"]), list(dict.fromkeys([*RECORDED_BY_EPOCH, score])))
+    epochs["val_score"] = epochs[score]
+    epochs = epochs[["run_id", "epoch", *EPOCH_METRICS]]
     located = zip(trials["run_id"], _column(raw, "artifact_uri"), strict=True)
     folders = {run_id: current_uri(location, info.name, uri) for run_id, location in located}
     predictions = predictions_frame(trials, folders, uri)
@@ -232,6 +242,9 @@ def find_experiment(experiments: Sequence[Experiment], name: str, uri: str) -> E
 def read_info(experiment: Experiment) -> Info:
     """The study as a whole, from the tags of its experiment."""
     tags = experiment.tags
+    metric = METRICS.get(tags.get("metric", "accuracy"), METRICS["accuracy"])
+    by_loss = metric.less_is_better  # the test scores that are compared are then accuracies
+    compared = METRICS["accuracy"] if by_loss else metric
     try:
         return Info(
             name=experiment.name,
@@ -244,6 +257,9 @@ def read_info(experiment: Experiment) -> Info:
             sampler=tags.get("sampler", ""),
             folds=int(tags.get("folds", 1)),
             leaks=tuple(tags.get("leaks", "").splitlines()),
+            metric=compared.label,
+            score=compared.name,
+            selection="val_loss" if by_loss else "val_score",
             experiment_id=experiment.id,
         )
     except (ValueError, AttributeError, TypeError) as error:
@@ -271,6 +287,9 @@ def trials_frame(raw: pd.DataFrame, info: Info) -> pd.DataFrame:
     named = {c.partition(".")[2]: c for c in raw.columns if c.startswith("metrics.")}
     for name in dict.fromkeys([*metrics, *named]):
         columns[name] = _column(raw, f"metrics.{name}").astype(float)
+    if score := METRICS.get(info.score):
+        for ours, theirs in (("val_score", score.validation), ("test_score", score.test)):
+            columns[ours] = _column(raw, f"metrics.{theirs}").astype(float)
     for column in (c for c in raw.columns if c.startswith("params.")):
         columns[f"param.{column.removeprefix('params.')}"] = _number_or_text(raw[column])
     if "param.target" in columns and "tags.sha256.images" in raw:

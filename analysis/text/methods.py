@@ -49,7 +49,7 @@ def _choice(table: StudyTable) -> str:
     how = {"random": ", drawn independently at random", "tpe": ", proposed by Optuna's TPE"}
     tuned, text = tuned_names(trials), ""
     rule = {
-        "val_accuracy": f"the one with the highest validation {info.metric} was chosen",
+        "val_score": f"the one with the highest validation {info.metric} was chosen",
         "val_loss": "the one with the lowest validation loss was chosen",
     }
     if len(tried):
@@ -63,9 +63,7 @@ def _choice(table: StudyTable) -> str:
         text += ", by its mean over seeds" * info.over_seeds + ", by its mean over folds" * (
             info.folds > 1
         )
-        text += (
-            " (ties: lower loss)." if info.selection == "val_accuracy" and not info.rows else "."
-        )
+        text += " (ties: lower loss)." if info.selection == "val_score" and not info.rows else "."
     seeds = compare.completed(trials, "repeat").groupby("cell")["seed"].nunique()
     if len(seeds) and seeds.max() > 1 and info.rows:
         text += f" Its test scores on {span(seeds)} seeds are compared."

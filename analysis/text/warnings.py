@@ -169,7 +169,7 @@ def _doubtful_runs(table: StudyTable, found: Findings) -> list[str]:
     strays = sorted(set(trials["cell"].dropna()) - set(found.summary["cell"]))
     if strays:
         text.append(f"Left out, no longer in the study file: {', '.join(strays)}.")
-    repeats = compare.completed(trials, "repeat").dropna(subset="test_accuracy")
+    repeats = compare.completed(trials, "repeat").dropna(subset="test_score")
     if len({tuple(sorted(own)) for _, own in repeats.groupby("cell")["seed"]}) > 1:
         text.append("The cells were not repeated on the same seeds: only shared seeds are paired.")
     best = compare.chosen(found.trials, found.info.selection).set_index("cell")["index"]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from analysis.compare import Findings
 from analysis.topics import (
     budget,
+    classes,
     contrasts,
     costs,
     importance,
@@ -29,6 +30,7 @@ TOPICS: tuple[Callable[[Findings], Section], ...] = (
     targets.section,
     scores.section,
     contrasts.section,
+    classes.section,
     costs.section,
     use.section,
     sizes.section,

@@ -141,15 +141,15 @@ class _Spent:
 
 
 def _spent(trials: pd.DataFrame) -> dict[str, _Spent]:
-    tuned = completed(trials, "tune").dropna(subset="val_accuracy")
+    tuned = completed(trials, "tune").dropna(subset="val_score")
     wasted = tuning(trials).query("outcome in @WORTHLESS")
     wasted = wasted.drop_duplicates(["cell", "index"])
-    worst = float(tuned["val_accuracy"].min()) if len(tuned) else math.nan
+    worst = float(tuned["val_score"].min()) if len(tuned) else math.nan
     lost = wasted["cell"].value_counts()
     seconds = pd.concat([tuned, wasted])[["cell", "train_seconds"]].groupby("cell").median()
     return {
         str(cell): _Spent(
-            np.array([*own["val_accuracy"], *[worst] * int(lost.get(cell, 0))], dtype=float),
+            np.array([*own["val_score"], *[worst] * int(lost.get(cell, 0))], dtype=float),
             float(seconds["train_seconds"].get(cell, math.nan)),
         )
         for cell, own in tuned.groupby("cell", sort=False)
@@ -164,7 +164,7 @@ def budget_curve(trials: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         cell, trials (n), seconds (n times the median training seconds of the cell's trials),
-        val_accuracy, spread_low, spread_high (the middle 95% of resamples of the cell's trials; no confidence
+        val_score, spread_low, spread_high (the middle 95% of resamples of the cell's trials; no confidence
         interval, as no resample can be better than the best trial); cells without a complete trial have no
         rows.
     """
@@ -176,11 +176,11 @@ def budget_curve(trials: pd.DataFrame) -> pd.DataFrame:
         drawn = spent.draws(budgets)
         low, high = np.quantile(drawn[1:], TAILS, axis=0)
         rows += [
-            {"cell": cell, "trials": n, "seconds": n * spent.seconds, "val_accuracy": v}
+            {"cell": cell, "trials": n, "seconds": n * spent.seconds, "val_score": v}
             | {"spread_low": a, "spread_high": b}
             for n, v, a, b in zip(budgets, drawn[0], low, high, strict=True)
         ]
-    columns = ["cell", "trials", "seconds", "val_accuracy", "spread_low", "spread_high"]
+    columns = ["cell", "trials", "seconds", "val_score", "spread_low", "spread_high"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -189,7 +189,7 @@ def budget_ranks(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> 
 
     Returns:
         One row per unit ("trials", "seconds"), budget and cell that can run a trial in it: unit, budget,
-        cell, context (its target; ranked within), trials (that fit), val_accuracy, rank (1 is the best),
+        cell, context (its target; ranked within), trials (that fit), val_score, rank (1 is the best),
         spread_low, spread_high (the middle 95% over resamples of each cell's trials), first (share of
         resamples in which it is first). A cell that has fewer trials than fit is ranked with all it has.
     """
@@ -212,9 +212,7 @@ def budget_ranks(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> 
             fit = {c: min(len(s.scores), int(budget / s.seconds + 1e-9)) for c, s in group.items()}
             head = {"unit": "seconds", "budget": float(budget), "context": context}
             rows += _ranked({c: group[c] for c in group if fit[c]}, fit, head)
-    columns = (
-        "unit budget context cell trials val_accuracy rank spread_low spread_high first".split()
-    )
+    columns = "unit budget context cell trials val_score rank spread_low spread_high first".split()
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -230,7 +228,7 @@ def _ranked(
             **head,
             "cell": cell,
             "trials": fit[cell],
-            "val_accuracy": drawn[0, i],
+            "val_score": drawn[0, i],
             "rank": ranks[0, i],
         }
         | {"spread_low": low[i], "spread_high": high[i], "first": first[i]}
@@ -249,9 +247,9 @@ def plot_budget(
         own, look = curve[curve["cell"] == name].sort_values("trials"), style[name]
         band = own["spread_low"], own["spread_high"]
         axes.fill_between(own[unit], *band, color=look.color, alpha=0.12, lw=0)
-        axes.plot(own[unit], own["val_accuracy"], color=look.color, lw=2,
+        axes.plot(own[unit], own["val_score"], color=look.color, lw=2,
                   marker=look.marker, ms=4)  # fmt: skip
-        ends.append((float(own[unit].iloc[-1]), float(own["val_accuracy"].iloc[-1]), name))
+        ends.append((float(own[unit].iloc[-1]), float(own["val_score"].iloc[-1]), name))
     if unit == "trials":
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=ROUND))
         axes.set_xlabel("Tuning trials per cell")
@@ -269,8 +267,8 @@ def plot_budget(
 
 def plot_budget_of_many(curve: pd.DataFrame, metric: str = "accuracy") -> Figure:
     """How far below its own best each of many cells still is after n trials: median and quartiles."""
-    top = curve.groupby("cell")["val_accuracy"].transform("max")
-    behind = curve.assign(behind=100 * (top - curve["val_accuracy"])).groupby("trials")["behind"]
+    top = curve.groupby("cell")["val_score"].transform("max")
+    behind = curve.assign(behind=100 * (top - curve["val_score"])).groupby("trials")["behind"]
     enough = behind.size() >= curve["cell"].nunique() / 2
     low, middle, high = (behind.quantile(q)[enough] for q in (0.25, 0.5, 0.75))
     figure, (axes,) = canvas(3.6)

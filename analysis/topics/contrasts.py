@@ -33,6 +33,8 @@ def section(found: Findings) -> Section:
     """Differences in points with their verdicts."""
     parts: list[Plot | Table | str | list[str]] = []
     kept, differences, folds = found.table.predictions, found.differences, found.info.folds
+    if found.info.score != "accuracy":  # McNemar's test counts right images
+        kept = kept[:0]
     tables = {"contrasts": found.contrasts}
     pairs = int(found.contrasts["pairs"].max()) if len(found.contrasts) else 0
     note = NOTE.format(pairs=pairs, correction=correction(found))
@@ -133,7 +135,7 @@ def _methods(found: Findings, pairs: int) -> str:
         f"that of a paired t interval at 1 - .05 / {pairs} (Bonferroni), which keeps the chance of any "
         "wrong verdict at 5%."
     )
-    if len(found.examples):
+    if len(found.examples) and found.info.score == "accuracy":
         grouped = compare.are_grouped(found.table.predictions)
         text += (
             " Pairs of networks were also compared image by image with McNemar's exact test"

@@ -51,7 +51,7 @@ def importances(trials: pd.DataFrame, fewest: int = FEWEST) -> pd.DataFrame:
         cell, parameter, trials, importance (in [0, 1], adds up to 1 in a cell). Cells with fewer than
         `fewest` complete tuning trials, or fewer than two tuned parameters, have no rows.
     """
-    tuned = completed(trials, "tune").dropna(subset="val_accuracy")
+    tuned = completed(trials, "tune").dropna(subset="val_score")
     names = [c for c in tuned.columns if c.startswith("param.") and c != "param.seed"]
     rows: list[dict[str, object]] = []
     for cell, own in tuned.groupby("cell", sort=False):
@@ -90,9 +90,9 @@ def _importances(own: pd.DataFrame, space: dict[str, BaseDistribution]) -> dict[
                     for c, d in space.items()
                 },
                 distributions=space,
-                value=row["val_accuracy"],
+                value=row["val_score"],
             )
-            for row in own[[*space, "val_accuracy"]].to_dict("records")
+            for row in own[[*space, "val_score"]].to_dict("records")
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "experimental", and ties in the best tenth

@@ -30,19 +30,19 @@ def section(found: Findings) -> Section:
 
 
 def learning_curves(
-    trials: pd.DataFrame, epochs: pd.DataFrame, selection: str = "val_accuracy"
+    trials: pd.DataFrame, epochs: pd.DataFrame, selection: str = "val_score"
 ) -> pd.DataFrame:
     """Validation accuracy by epoch of the compared repeats; without any, of the chosen trials.
 
     Returns:
-        run_id, cell, epoch, val_accuracy, and mean: over the runs of the cell at that epoch.
+        run_id, cell, epoch, val_score, and mean: over the runs of the cell at that epoch.
     """
     runs = completed(trials, "repeat")
     runs = runs if len(runs) else chosen(trials, selection)
     curves = epochs.merge(runs[["run_id", "cell"]], on="run_id", validate="many_to_one")
-    curves = curves.dropna(subset="val_accuracy")
-    mean = curves.groupby(["cell", "epoch"])["val_accuracy"].transform("mean")
-    return curves[["run_id", "cell", "epoch", "val_accuracy"]].assign(mean=mean)
+    curves = curves.dropna(subset="val_score")
+    mean = curves.groupby(["cell", "epoch"])["val_score"].transform("mean")
+    return curves[["run_id", "cell", "epoch", "val_score"]].assign(mean=mean)
 
 
 def plot_curves(
@@ -62,7 +62,7 @@ def plot_curves(
                        marker="o" if len(line) == 1 else "")  # fmt: skip
         for _, run in curves[curves["cell"] == name].groupby("run_id"):
             run = run.sort_values("epoch")
-            panel.plot(run["epoch"] + 1, run["val_accuracy"], color=style[name].color, lw=0.7,
+            panel.plot(run["epoch"] + 1, run["val_score"], color=style[name].color, lw=0.7,
                        alpha=0.6, zorder=2)  # fmt: skip
         percent(panel, "y", "")
         panel.set_ylabel("")

@@ -37,7 +37,7 @@ def section(found: Findings) -> Section:
     best, ranges = chosen(found.trials, found.info.selection), rate_ranges(found.trials)
     tuned = completed(found.trials, "tune")
     parts: list[Plot | Table | str | list[str]] = []
-    if LR in tuned and len(tuned.dropna(subset=[LR, "val_accuracy"])):
+    if LR in tuned and len(tuned.dropna(subset=[LR, "val_score"])):
         if tuned["cell"].nunique() <= MANY:
             caption = (
                 "One mark per complete tuning trial; grey: those of the other cells. A best score at "
@@ -72,7 +72,7 @@ def _chosen(found: Findings, best: pd.DataFrame) -> Table:
     }
     for name in tuned_parameters(best):
         shown[name.removeprefix("param.")] = [plain(value) for value in best[name]]
-    shown["Validation, %"] = numbers(best["val_accuracy"], ".1f", 100)
+    shown["Validation, %"] = numbers(best["val_score"], ".1f", 100)
     rule = (
         f"Highest validation {found.info.metric} of the cell; ties go to the lower validation loss."
     )
@@ -137,12 +137,12 @@ def rate_ranges(trials: pd.DataFrame, near: float = NEAR) -> pd.DataFrame:
     tried = tried[(tried[LR] > 0) & ~tried["outcome"].isin(["unfinished", "killed", "crashed"])]
     rows = []
     for cell, own in tried.groupby("cell", sort=False):
-        scored = own[(own["outcome"] == "complete") & own["val_accuracy"].notna()]
+        scored = own[(own["outcome"] == "complete") & own["val_score"].notna()]
         if own[LR].nunique() < 2 or scored.empty:
             continue
-        top = float(scored["val_accuracy"].max())
-        good = scored.loc[100 * (top - scored["val_accuracy"]) <= near, LR]
-        best = float(scored[LR].to_numpy()[scored["val_accuracy"].to_numpy().argmax()])
+        top = float(scored["val_score"].max())
+        good = scored.loc[100 * (top - scored["val_score"]) <= near, LR]
+        best = float(scored[LR].to_numpy()[scored["val_score"].to_numpy().argmax()])
         low, high = declared_range(own, "lr")
         place = np.log(best / low) / np.log(high / low) if 0 < low < high else np.nan
         edge = "" if np.isnan(place) else "yes" if place < 0.1 or place > 0.9 else "no"
@@ -171,15 +171,13 @@ def declared_range(runs: pd.DataFrame, name: str) -> tuple[float, float]:
 
 def plot_rates(tuned: pd.DataFrame, style: Mapping[str, Style], metric: str = "accuracy") -> Figure:
     """Validation accuracy of each complete tuning trial by its learning rate, a panel per cell."""
-    tuned = tuned.dropna(subset=["param.lr", "val_accuracy"])
+    tuned = tuned.dropna(subset=["param.lr", "val_score"])
     names = [name for name in style if name in set(tuned["cell"])]
     figure, panels = panel_grid(names)
     for name, panel in panels.items():
         own, rest = tuned[tuned["cell"] == name], tuned[tuned["cell"] != name]
-        panel.plot(
-            rest["param.lr"], rest["val_accuracy"], ls="", marker="o", ms=2.5, color="#cccccc"
-        )
-        panel.plot(own["param.lr"], own["val_accuracy"], ls="", marker=style[name].marker, ms=6,
+        panel.plot(rest["param.lr"], rest["val_score"], ls="", marker="o", ms=2.5, color="#cccccc")
+        panel.plot(own["param.lr"], own["val_score"], ls="", marker=style[name].marker, ms=6,
                    color=style[name].color, mec="white")  # fmt: skip
         panel.set_xscale("log")
         percent(panel, "y", "")

@@ -65,7 +65,7 @@ def _columns(found: Findings) -> Columns:
     """The table of cells: head -> text of each row."""
     rows, metric = found.summary, found.info.metric
     images = found.examples.set_index("cell").reindex(rows["cell"])
-    validation = found.repeats.groupby("cell")["val_accuracy"].mean().reindex(rows["cell"])
+    validation = found.repeats.groupby("cell")["val_score"].mean().reindex(rows["cell"])
     shown: Columns = {
         "Cell": list(rows["cell"]),
         f"Test {metric}, %": numbers(rows["mean"], ".1f", 100),
@@ -78,7 +78,7 @@ def _columns(found: Findings) -> Columns:
         "IQM, %": numbers(rows["iqm"], ".1f", 100),
         "Repeats": list(rows["n"]),
         "Validation, %": numbers(validation, ".1f", 100),
-        "Best trial's validation, %": numbers(rows["val_accuracy"], ".1f", 100),
+        "Best trial's validation, %": numbers(rows["val_score"], ".1f", 100),
         "Trials complete / failed": [
             f"{a} / {b}" for a, b in zip(rows["tuned"], rows["failed"], strict=True)
         ],
@@ -162,11 +162,12 @@ def _chosen_by(found: Findings, fit: pd.DataFrame) -> str:
 def _luck(found: Findings) -> str:
     """How much of the choice of its configuration is the luck of few validation images."""
     tuned = compare.completed(found.trials, "tune")
-    own = tuned[tuned["cell"] == found.chosen].dropna(subset="val_accuracy")
+    own = tuned[tuned["cell"] == found.chosen].dropna(subset="val_score")
     images = found.info.folds * compare.split_sizes(own, found.table.predictions).get("val", 0)
-    if found.info.selection != "val_accuracy" or len(own) < 2 or not images:
+    by_accuracy = found.info.selection == "val_score" and found.info.score == "accuracy"
+    if not by_accuracy or len(own) < 2 or not images:
         return ""
-    first, second = own["val_accuracy"].nlargest(2)
+    first, second = own["val_score"].nlargest(2)
     error = 100 * math.sqrt(2 * max(first * (1 - first), 1 / (4 * images)) / images)
     lead = 100 * (first - second)
     if lead > 2 * error:
@@ -180,7 +181,7 @@ def _luck(found: Findings) -> str:
 
 def _untested(found: Findings) -> list[str]:
     """What can be said when no repeat has a test score."""
-    tuned = found.summary.dropna(subset="val_accuracy").sort_values("val_accuracy", ascending=False)
+    tuned = found.summary.dropna(subset="val_score").sort_values("val_score", ascending=False)
     counts = found.table.trials["outcome"].value_counts()
     if tuned.empty:
         seen = ", ".join(f"{n} {outcome}" for outcome, n in counts.items()) or "no runs at all"
@@ -193,8 +194,8 @@ def _untested(found: Findings) -> list[str]:
     best = tuned.iloc[0]
     return [
         f"{why}, so nothing was scored on test and no cell can be called better than another.",
-        f"The highest validation accuracy in tuning was that of “{best['cell']}”: "
-        f"{100 * best['val_accuracy']:.1f}%, the best of {best['tuned']} trials. A best-of-many "
+        f"The highest validation {found.info.metric} in tuning was that of “{best['cell']}”: "
+        f"{100 * best['val_score']:.1f}%, the best of {best['tuned']} trials. A best-of-many "
         f"validation score is optimistic and has no interval.",
     ]
 
@@ -210,7 +211,7 @@ def plot_scores(
     figure, (axes,) = canvas(1.1 + (0.5 if len(table) <= LONG else 0.36) * len(table))
     for i, row in enumerate(table.to_dict("records")):
         look = style[row["cell"]]
-        scores = repeats.loc[repeats["cell"] == row["cell"], "test_accuracy"].dropna()
+        scores = repeats.loc[repeats["cell"] == row["cell"], "test_score"].dropna()
         spread = np.linspace(-0.09, 0.09, len(scores)) if len(scores) > 1 else [0.0]
         axes.plot(scores, i + 0.2 + np.asarray(spread), ls="", marker=look.marker, ms=4,
                   color=look.color, alpha=0.55, mew=0)  # fmt: skip

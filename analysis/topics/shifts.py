@@ -39,7 +39,7 @@ PREFIX = "test_accuracy."
 
 def section(found: Findings) -> Section:
     """Scores on every test set and what is lost; empty when no repeat was scored on a shifted set."""
-    factors, metric = found.info.factors, found.info.metric
+    factors, metric = found.info.factors, "accuracy"
     folds = found.info.folds
     table = shifted(found.trials, factors, folds)
     if table.empty:

@@ -45,7 +45,7 @@ def section(found: Findings) -> Section:
     crossed = crossings(few, factors, found.contrasts, found.info.folds)
     parts: list[Plot | Table | str | list[str]] = []
     if n_lines <= MANY and table["size"].nunique() > 1:
-        scores = found.repeats[["cell", "test_accuracy"]].merge(lines, on="cell")
+        scores = found.repeats[["cell", "test_score"]].merge(lines, on="cell")
         figure = plot_by_size(table, scores, factor, styles(list(lines["line"].unique())), metric)
         caption = (
             f"Small marks: one repeat each ({repeats_of(found)} per cell). Large marks: means; upright "
@@ -152,7 +152,7 @@ def by_size(
     repeats = completed(trials, "repeat")
     rows = []
     for row in size_lines(factors).to_dict("records"):
-        scores = repeats.loc[repeats["cell"] == row["cell"], "test_accuracy"].dropna()
+        scores = repeats.loc[repeats["cell"] == row["cell"], "test_score"].dropna()
         mean, _, low, high = mean_interval(scores, within=(0, 1), folds=folds)
         rows.append({**row, "n": len(scores), "mean": mean, "low": low, "high": high})
     columns = ["cell", "line", "size", "n", "mean", "low", "high"]
@@ -189,9 +189,9 @@ def crossings(
     )
     turned = {"higher": "lower", "lower": "higher"}
     verdict |= {(b, a): turned.get(v, v) for (a, b), v in verdict.items()}
-    scored = completed(trials, "repeat")[["cell", "seed", "test_accuracy"]]
+    scored = completed(trials, "repeat")[["cell", "seed", "test_score"]]
     scored = scored.merge(lines, on="cell", validate="many_to_one")
-    table = scored.pivot(index="seed", columns=["line", "size"], values="test_accuracy")
+    table = scored.pivot(index="seed", columns=["line", "size"], values="test_score")
     cell = {(row["line"], row["size"]): row["cell"] for row in lines.to_dict("records")}
     names = [n for n in lines["line"].unique() if n in table.columns.get_level_values("line")]
     rows = []
@@ -302,7 +302,7 @@ def plot_by_size(
     metric: str = "accuracy",
 ) -> Figure:
     """Mean test accuracy with its interval against size, a line per combination of the other
-    factors, and a dot per repeat (`repeats`: line, size, test_accuracy). Lines stand a little apart."""
+    factors, and a dot per repeat (`repeats`: line, size, test_score). Lines stand a little apart."""
     figure, (axes,) = canvas(4.6)
     names = [name for name in style if name in set(table["line"])]
     sizes = sorted(table["size"].unique())
@@ -313,7 +313,7 @@ def plot_by_size(
         look, aside = style[name], float(np.exp(step * (i - (len(names) - 1) / 2)))
         own = table[table["line"] == name].sort_values("size")
         dots = repeats[repeats["line"] == name]
-        axes.plot(dots["size"] * aside * beside, dots["test_accuracy"], ls="", marker=look.marker, ms=3,
+        axes.plot(dots["size"] * aside * beside, dots["test_score"], ls="", marker=look.marker, ms=3,
                   color=look.color, alpha=0.45, mew=0)  # fmt: skip
         at = own["size"] * aside
         axes.vlines(at, own["low"], own["high"], color=look.color, lw=2)

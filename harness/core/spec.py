@@ -42,7 +42,7 @@ RESERVED_FACTORS = frozenset(
     "start_time optuna_trial size epoch example predicted probability failed tuned n mean sd low high "
     "train_loss val_loss test_loss val_accuracy test_accuracy val_score test_score "
     "train_seconds marginal_seconds "
-    "total_seconds prefix trial_key resumed images_per_class unfreezing kind ranges "
+    "total_seconds prefix trial_key resumed images_per_class class_names unfreezing kind ranges "
     "trained_depth trainable_share study_file group fold folds".split()
 )
 """Names of tags and columns that the harness uses itself; a factor of the same name would hide one of

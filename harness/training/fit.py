@@ -5,6 +5,7 @@ The two kinds of trials are in `harness.training.loop`.
 
 from __future__ import annotations
 
+import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from harness.data import (
     split_indices,
 )
 from harness.data.cached import Cache
+from harness.data.splits import LONGEST_TAG
 from harness.training.audit import Audit
 from harness.training.checkpoint import Checkpoint
 from harness.training.device import Device, Seconds
@@ -71,7 +73,7 @@ class Fit(ABC):
         self._started = time.perf_counter()
         device.reset_peak()
         target = load_target(spec.target)
-        self._classes = len(target.classes)
+        self._names, self._classes = target.classes, len(target.classes)
         self._split, self._groups = split_indices(target, spec), target.groups
         self._backbone = build(
             spec.backbone,
@@ -133,6 +135,9 @@ class Fit(ABC):
             spec = self.spec
             metrics |= inference_cost(spec.backbone, self._classes, spec.resolution, self.device)
         notes = {**self._notes, "prefix": self._network.describe_prefix}
+        names = json.dumps(self._names, ensure_ascii=False)
+        if len(names) <= LONGEST_TAG:
+            notes["class_names"] = names
         return TrialResult("complete", metrics, predictions=predictions, notes=notes)
 
     def _test(self) -> tuple[dict[str, float], Predictions]:

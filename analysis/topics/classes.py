@@ -1,0 +1,257 @@
+"""Test results class by class, calibration, and every metric of every cell."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from analysis import compare
+from analysis.compare import Findings
+from analysis.plots import GREY, Style, add_key, annotate, canvas, escape, name_rows, percent
+from analysis.text.numbers import number, numbers
+from analysis.topics.section import Columns, Plot, Section, Table, cell_styles, over_seeds
+from harness.core.selection import METRICS, Metric
+
+Row = Mapping[Hashable, Any]
+
+MOST_CLASSES = 20
+"""Classes that a figure shows: of more, those with the lowest recall."""
+SHOWN = 10
+"""Rows of the tables of confusions and mistakes."""
+
+
+def section(found: Findings) -> Section:
+    """What the kept predictions say beyond the compared score; empty for a table from elsewhere."""
+    values = compare.by_metric(found.trials, found.info.factors, found.info.folds)
+    kept = found.table.predictions
+    shown = compared_cells(found)
+    mine = kept[kept["run_id"].isin(found.repeats["run_id"]) & kept["cell"].isin(shown)]
+    parts: list[Plot | Table | str | list[str]] = []
+    tables = {"metrics": values}
+    if len(mine):
+        per_class = compare.per_class(mine, found.info.folds)
+        tables["classes"] = per_class
+        names = compare.class_names(found.trials, int(per_class["label"].max()) + 1)
+        parts += [_recall_plot(found, per_class, names, shown), *_confusion(mine, shown[0], names)]
+        bins = compare.reliability(mine)
+        if len(bins):
+            parts.append(_reliability_plot(found, bins, values))
+            tables["reliability"] = bins
+        mistakes = compare.confident_mistakes(mine[mine["cell"] == shown[0]])
+        if len(mistakes):
+            parts.append(_mistakes(mistakes, shown[0], names))
+            tables["mistakes"] = mistakes
+    if values["metric"].nunique() > 2:  # else the table of cells says it already
+        parts.append(_every_metric(values))
+    return Section("Classes and calibration", parts, answer(found), tables=tables)
+
+
+def compared_cells(found: Findings) -> list[str]:
+    """The chosen cell and the next one; none where targets are compared, which have other classes."""
+    fit = found.ranking.loc[found.ranking["fits"], "cell"]
+    return list(fit[:2]) if found.chosen else []
+
+
+def answer(found: Findings) -> list[str]:
+    """Where the test classes are unequal: the weakest class, and which cell another metric would choose."""
+    cell, kept = found.chosen, found.table.predictions
+    own = kept[(kept["cell"] == cell) & kept["run_id"].isin(found.repeats["run_id"])]
+    if not cell or own.empty or not compare.are_unequal(own):
+        return []
+    sizes = compare.class_sizes(own)
+    rows = compare.per_class(own, found.info.folds)
+    names = compare.class_names(found.trials, int(rows["label"].max()) + 1)
+    worst = rows.nsmallest(1, "recall").to_dict("records")[0]
+    text = (
+        f"The test classes are unequal ({sizes.min():.0f} to {sizes.max():.0f} images). The lowest recall of "
+        f"“{cell}” is that of {names[int(worst['label'])]}: {_recall(worst)}."
+    )
+    values = compare.by_metric(found.trials, found.info.factors, found.info.folds)
+    by_loss = found.info.selection == "val_loss"
+    used = "log_loss" if by_loss else found.info.score
+    for name in ("accuracy", "balanced_accuracy"):
+        other = compare.chosen_by(values, name) if name != used else ""
+        if other:
+            text += _other_choice(values, METRICS[name], cell, other)
+    return [text]
+
+
+def _recall(row: Row) -> str:
+    interval = f" ({100 * row['recall_low']:.1f} to {100 * row['recall_high']:.1f})"
+    return f"{100 * row['recall']:.1f}%{interval if row['recall_low'] == row['recall_low'] else ''}"
+
+
+def _other_choice(values: pd.DataFrame, metric: Metric, cell: str, other: str) -> str:
+    if other == cell:
+        return f" Validation {metric.label} would choose the same cell."
+    known = _by_cell(values, metric.name)
+    ahead, behind = (metric.text(known[name]["validation"]) for name in (other, cell))
+    return (
+        f" Validation {metric.label} would choose “{other}” instead ({ahead} against {behind}); on test "
+        f"it has {_value(known[other], metric)}, “{cell}” {_value(known[cell], metric)}."
+    )
+
+
+def _by_cell(rows: pd.DataFrame, metric: str) -> dict[str, Row]:
+    """Cell -> its row of a metric."""
+    return {row["cell"]: row for row in rows[rows["metric"] == metric].to_dict("records")}
+
+
+def _value(row: Row, metric: Metric) -> str:
+    """A test value with its interval."""
+    ends = f" ({metric.text(row['low'])} to {metric.text(row['high'])})"
+    return f"{metric.text(row['mean'])}{ends if row['low'] == row['low'] else ''}"
+
+
+def _recall_plot(
+    found: Findings, rows: pd.DataFrame, names: Sequence[str], cells: Sequence[str]
+) -> Plot:
+    lowest = rows[rows["cell"] == cells[0]].nsmallest(MOST_CLASSES, "recall")["label"]
+    shown = [label for label in range(len(names)) if label in set(lowest)]
+    some = f" The {len(shown)} classes of the lowest recall." if len(shown) < len(names) else ""
+    figure = plot_recall(rows, shown, names, {cell: cell_styles(found)[cell] for cell in cells})
+    caption = (
+        "Share of the test images of each class that are recognised: mean of the repeats and interval, of "
+        f"the chosen cell{' and the next one' * (len(cells) > 1)}.{some} {over_seeds(found)}"
+    )
+    return Plot("recall", "Recall by class", figure, caption)
+
+
+def plot_recall(
+    rows: pd.DataFrame, labels: Sequence[int], names: Sequence[str], style: Mapping[str, Style]
+) -> Figure:
+    """Mean recall with its interval, a row per class and a mark per cell."""
+    figure, (axes,) = canvas(1.0 + 0.36 * len(labels))
+    sizes = rows.groupby("label")["examples"].mean()
+    for at, (cell, look) in enumerate(style.items()):
+        own = {row["label"]: row for row in rows[rows["cell"] == cell].to_dict("records")}
+        aside = 0.12 * (2 * at - 1) if len(style) > 1 else 0.0
+        for i, label in enumerate(labels):
+            row = own[label]
+            axes.plot(
+                [row["recall_low"], row["recall_high"]], [i + aside] * 2, color=look.color, lw=2
+            )
+            mark = axes.plot(
+                row["recall"], i + aside, marker=look.marker, ms=6, color=look.color, mec="white"
+            )
+            annotate(mark[0], f"{cell}, {names[label]}: {_recall(row)}")
+    name_rows(axes, [f"{names[label]} ({sizes[label]:.0f})" for label in labels])
+    percent(axes, "x", "Recall; in brackets: test images")
+    add_key(figure, style, style)
+    return figure
+
+
+def _confusion(kept: pd.DataFrame, cell: str, names: Sequence[str]) -> list[Plot | Table]:
+    own = kept[kept["cell"] == cell]
+    title = f"What “{cell}” takes for what"
+    if len(names) <= MOST_CLASSES:
+        caption = (
+            "Share of the images of a class (row) that are predicted as each class (column), in %, mean of "
+            "the repeats; no interval. White: none."
+        )
+        return [Plot("confusion", title, plot_confusion(own, names), caption)]
+    pairs = compare.confused_pairs(own).head(SHOWN)
+    columns: Columns = {
+        "Class": [names[label] for label in pairs["label"]],
+        "Taken for": [names[label] for label in pairs["predicted"]],
+        "Of its images, %": numbers(pairs["share"], ".1f", 100),
+        "Images": numbers(pairs["images"], ".1f"),
+    }
+    return [Table(columns, title, "Means of the repeats, largest shares first.")]
+
+
+def plot_confusion(predictions: pd.DataFrame, names: Sequence[str]) -> Figure:
+    """Confusion matrix of one cell: shares of each row in percent, the mean of its repeats."""
+    tables = compare.confusions(predictions).astype(float)
+    sizes = tables.sum(axis=2, keepdims=True)
+    shares = 100 * np.divide(tables, sizes, out=np.zeros_like(tables), where=sizes > 0).mean(axis=0)
+    k = len(shares)
+    figure, (axes,) = canvas(1.2 + 0.36 * k)
+    text = np.array([[f"{v:.0f}" if v >= 0.5 else "" for v in row] for row in shares])
+    sns.heatmap(
+        shares, ax=axes, annot=text, fmt="", cmap="Blues", vmin=0, vmax=100, mask=shares == 0,
+        linewidths=0.5, annot_kws={"fontsize": 9 if k <= 12 else 7}, cbar=False,
+    )  # fmt: skip
+    shown = [escape(name if len(name) <= 18 else f"{name[:17]}…") for name in names[:k]]
+    axes.set_xticklabels(shown, rotation=45, ha="right", fontsize=8)
+    axes.set_yticklabels(shown, rotation=0, fontsize=8)
+    axes.set_xlabel("Predicted class")
+    axes.set_ylabel("True class")
+    return figure
+
+
+def _reliability_plot(found: Findings, bins: pd.DataFrame, values: pd.DataFrame) -> Plot:
+    errors = _by_cell(values, "ece")
+    cells = list(bins["cell"].unique())
+    said = [f"“{c}” {_value(errors[c], METRICS['ece'])}" for c in cells if c in errors]
+    caption = (
+        "Share of predictions that are right, against their confidence (15 equal bins, all repeats "
+        "together); the larger a mark, the more images. Below the line: too sure of itself."
+    )
+    if said:
+        caption += f" Expected calibration error: {'; '.join(said)}. {over_seeds(found)}"
+    style = cell_styles(found)
+    figure = plot_reliability(bins, {cell: style[cell] for cell in cells})
+    return Plot("reliability", "Are confidences to be trusted?", figure, caption)
+
+
+def plot_reliability(bins: pd.DataFrame, style: Mapping[str, Style]) -> Figure:
+    """Reliability diagram (Guo et al. 2017): accuracy against confidence, a line per cell."""
+    figure, (axes,) = canvas(4.0)
+    axes.plot([0, 1], [0, 1], color=GREY, lw=1, zorder=1)
+    for cell, look in style.items():
+        own = bins[bins["cell"] == cell]
+        axes.plot(own["confidence"], own["accuracy"], color=look.color, lw=1, alpha=0.6)
+        axes.scatter(own["confidence"], own["accuracy"], s=12 + 300 * own["share"], color=[look.color],
+                     marker=look.marker, edgecolors="white", zorder=3)  # fmt: skip
+    percent(axes, "x", "Confidence")
+    percent(axes, "y", "Right")
+    add_key(figure, style, style)
+    return figure
+
+
+def _mistakes(mistakes: pd.DataFrame, cell: str, names: Sequence[str]) -> Table:
+    top = mistakes.head(SHOWN)
+    columns: Columns = {
+        "Image": list(top["example"]),
+        "Class": [names[label] for label in top["label"]],
+        "Taken for": [names[label] for label in top["predicted"]],
+        "Wrong in repeats": [
+            f"{a} of {b}" for a, b in zip(top["wrong"], top["repeats"], strict=True)
+        ],
+        "Confidence, %": numbers(top["confidence"], ".1f", 100),
+    }
+    note = (
+        "Test images that are wrong with the highest mean confidence over the repeats (right ones count as "
+        "0): wrong labels and hard cases are found here first. Image: its position in the target."
+    )
+    return Table(columns, f"Surest mistakes of “{cell}”", note)
+
+
+def _every_metric(values: pd.DataFrame) -> Table:
+    cells = list(values["cell"].unique())
+    columns: Columns = {"Cell": cells}
+    for metric in METRICS.values():
+        own = _by_cell(values, metric.name)
+        if not own:
+            continue
+        unit = "" if metric.less_is_better else ", %"
+        head = f"{metric.label[:1].upper()}{metric.label[1:]}{unit}"
+        columns[head] = [_cell(own[c], metric) if c in own else "–" for c in cells]
+    note = (
+        "On test: mean of the repeats and 95% t interval over seeds. Macro F1 and balanced accuracy are "
+        "means over the classes; AUROC is that of each class against the others, mean over the classes. "
+        "Less is better for log loss (nats), Brier score (0 to 2) and expected calibration error (15 bins)."
+    )
+    return Table(columns, "Every metric", note)
+
+
+def _cell(row: Row, metric: Metric) -> str:
+    form, scale = (".3f", 1) if metric.less_is_better else (".1f", 100)
+    mean, low, high = (number(row[name], form, scale) for name in ("mean", "low", "high"))
+    return mean if low == "–" else f"{mean} ({low} to {high})"
