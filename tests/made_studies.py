@@ -77,6 +77,7 @@ def table(
             "predicted": np.concatenate(
                 [[], *((np.arange(1000) < round(1000 * a)) for a in tested["test_accuracy"])]
             ).astype(int),
+            "confidence": 0.9,
         }
     )
     return StudyTable(info, "sqlite:////data/mlflow.db", frame, epochs, predictions)

@@ -89,6 +89,9 @@ def test_the_page_needs_no_network_and_keeps_figures_and_tables_beside_it(tmp_pa
     assert figures == {
         "accuracy",
         "differences",
+        "recall",
+        "confusion",
+        "reliability",
         "train_seconds",
         "peak_memory_mib",
         "learning_curves",

@@ -114,6 +114,10 @@ class TrialSpec:
         weight_decay: decoupled for AdamW; never on norms, biases and other 1-D parameters.
         warmup: share of all steps in which a group's rate rises linearly after it is unfrozen.
         label_smoothing: share of the target distribution spread over all classes.
+        class_weights: weights of the classes in the loss, "none" or "balanced" (n / (k n_c) for a class with
+            n_c of the n training images of k classes, as in scikit-learn).
+        sampling: "none" (each epoch takes each training image once) or "balanced" (it draws as many images
+            with replacement, so that each class is equally likely).
         precision: of activations, "float32" or "bfloat16" (torch.autocast; parameters stay float32).
         compile: run the network through torch.compile.
         shifts: names of additional, shifted test sets to score, joined by "+" (see harness.data.shift).
@@ -143,6 +147,8 @@ class TrialSpec:
     weight_decay: float = 0.01
     warmup: float = 0.1
     label_smoothing: float = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
+    sampling: Literal["none", "balanced"] = "none"
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     shifts: str = ""
@@ -186,6 +192,16 @@ class TrialSpec:
         if self.strategy.classifier != "head" and self.batch_norm == "reestimate":
             raise UserError(
                 "TrialSpec: batch_norm 'reestimate' needs a strategy with gradient steps; use 'auto'"
+            )
+        if self.strategy.classifier != "head" and self.sampling != "none":
+            raise UserError(
+                "TrialSpec: sampling 'balanced' needs a strategy with gradient steps; with FeatureTransfer "
+                "use class_weights='balanced'"
+            )
+        if self.strategy.classifier == "knn" and self.class_weights != "none":
+            raise UserError(
+                "TrialSpec: class_weights 'balanced' needs a strategy with a loss; nearest neighbours have "
+                "none"
             )
         if self.views is not None and self.augment in ("none", "mixup", "cutmix"):
             raise UserError(

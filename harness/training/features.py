@@ -8,6 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.core.metrics import by_class, confusion
+
 Array = NDArray[np.float32]
 C_GRID = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 K_GRID = (1, 3, 5, 9, 15)
@@ -47,6 +49,7 @@ def fit_classifier(
     train: tuple[Array, NDArray[np.int64]],
     val: tuple[Array, NDArray[np.int64]],
     classes: int,
+    balanced: bool = False,
 ) -> FittedClassifier:
     """The classifier with the C (or k) that is best on validation: by accuracy, then loss, then simplicity.
 
@@ -61,6 +64,7 @@ def fit_classifier(
         kind: multinomial logistic regression with an L2 penalty, or k nearest neighbours.
         train, val: (n, d) features and (n,) labels.
         classes: number of classes.
+        balanced: weigh the classes of logistic regression by n / (k n_c), and choose C by balanced accuracy.
     """
     # Imported here, because most trials need none of it and scikit-learn takes seconds to import.
     from sklearn.linear_model import LogisticRegression
@@ -76,14 +80,19 @@ def fit_classifier(
     best: tuple[tuple[float, float], FittedClassifier] | None = None
     for setting in C_GRID if kind == "logistic" else [k for k in K_GRID if k <= len(labels)]:
         if kind == "logistic":
-            logistic = LogisticRegression(C=setting, max_iter=2000).fit(scaled, labels)
-            model = make_pipeline(scaler, logistic)
+            weights = "balanced" if balanced else None
+            logistic = LogisticRegression(C=setting, max_iter=2000, class_weight=weights)
+            model = make_pipeline(scaler, logistic.fit(scaled, labels))
         else:
             neighbours = KNeighborsClassifier(n_neighbors=int(setting), metric="cosine")
             model = neighbours.fit(features, labels)
         fitted = FittedClassifier(model, float(setting), 1.0 if kind == "knn" else 0.0, classes)
         logs = fitted.log_probabilities(val[0])
         accuracy = float((logs.argmax(1) == val[1]).mean())
+        if balanced:
+            accuracy = float(
+                np.nanmean(by_class(confusion(val[1], logs.argmax(1), classes)).recall)
+            )
         loss = float(log_loss(val[1], np.exp(logs), labels=np.arange(classes)))
         if best is None or (accuracy, -loss) > best[0]:
             best = ((accuracy, -loss), fitted)

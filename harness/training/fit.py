@@ -32,6 +32,7 @@ from harness.data import (
 from harness.data.cached import Cache
 from harness.data.splits import LONGEST_TAG
 from harness.training.audit import Audit
+from harness.training.balance import class_weights
 from harness.training.checkpoint import Checkpoint
 from harness.training.device import Device, Seconds
 from harness.training.features import FittedClassifier
@@ -73,7 +74,7 @@ class Fit(ABC):
         self._started = time.perf_counter()
         device.reset_peak()
         target = load_target(spec.target)
-        self._names, self._classes = target.classes, len(target.classes)
+        self._classes = len(target.classes)
         self._split, self._groups = split_indices(target, spec), target.groups
         self._backbone = build(
             spec.backbone,
@@ -84,13 +85,19 @@ class Fit(ABC):
             spec.resolution,
             spec.strategy.lora_rank,
         )
-        self._network = Network(self._backbone, spec, device, cache)
+        weights = None
+        if spec.class_weights == "balanced":
+            weights = class_weights(target.labels[self._split.train], target.classes)
+        self._network = Network(self._backbone, spec, device, cache, weights)
         self._tuned = self._backbone.tuned_names(spec.strategy.tuned)
         self._audit: Audit | None = None
         self._seconds = Seconds()
         self._trained: set[int] = set()
         self._earlier_peaks: dict[str, float] = {}
         self._notes = {"images_per_class": images_per_class(target, self._split)}
+        names = json.dumps(target.classes, ensure_ascii=False)
+        if len(names) <= LONGEST_TAG:
+            self._notes["class_names"] = names
 
     @property
     def backbone(self) -> Backbone:
@@ -135,9 +142,6 @@ class Fit(ABC):
             spec = self.spec
             metrics |= inference_cost(spec.backbone, self._classes, spec.resolution, self.device)
         notes = {**self._notes, "prefix": self._network.describe_prefix}
-        names = json.dumps(self._names, ensure_ascii=False)
-        if len(names) <= LONGEST_TAG:
-            notes["class_names"] = names
         return TrialResult("complete", metrics, predictions=predictions, notes=notes)
 
     def _test(self) -> tuple[dict[str, float], Predictions]:

@@ -31,6 +31,7 @@ from harness.data import (
 )
 from harness.data.cached import Cache
 from harness.training.audit import Audit
+from harness.training.balance import balanced_batches
 from harness.training.checkpoint import Checkpoint, copied, trial_key
 from harness.training.device import Clock, Device
 from harness.training.features import FittedClassifier, fit_classifier
@@ -138,13 +139,19 @@ class Training(Fit):
         """Train one epoch that begins with the given step; returns the sum of the losses of all images, a
         scalar."""
         total = torch.zeros((), device=self.device.torch_device)
-        for rows in batches(len(feed.labels), self.spec.batch_size, going.order):
+        for rows in self._order(feed.labels, going.order):
             images, labels = vary(feed.values[rows], feed.labels[rows], going.variation)
             loss = self._network.loss(feed.run(images), labels)
             going.optimizer.step(loss, step)
             total += loss.detach() * len(rows)
             step += 1
         return total
+
+    def _order(self, labels: torch.Tensor, generator: torch.Generator) -> Sequence[torch.Tensor]:
+        """Positions of the images of one epoch, batch by batch."""
+        if self.spec.sampling == "balanced":
+            return balanced_batches(labels, self.spec.batch_size, generator)
+        return batches(len(labels), self.spec.batch_size, generator)
 
     def checkpoint(self) -> Checkpoint:
         """The state after the epoch that was just yielded; call this while handling its result.
@@ -213,7 +220,7 @@ class Training(Fit):
         queue: list[torch.Tensor] = []
         feed, lowest = self._network.feed(train), inf
         for step in range(steps):
-            queue = queue or list(batches(len(train), self.spec.batch_size, order))
+            queue = queue or list(self._order(train.labels, order))
             rows = queue.pop(0)
             loss = self._network.loss(feed.run(feed.values[rows]), feed.labels[rows])
             value = float(loss.detach())
@@ -305,7 +312,9 @@ class FeatureTraining(Fit):
                 feed = self._network.feed(part)
                 self._seconds.add(name, feed.key, feed.paid_seconds, feed.cold_seconds)
         parts = [(self._features(part), part.labels.numpy()) for part in (train, val)]
-        self._fitted = fit_classifier(kind, parts[0], parts[1], self._classes)
+        self._fitted = fit_classifier(
+            kind, parts[0], parts[1], self._classes, self.spec.class_weights == "balanced"
+        )
         self._seconds.counted = clock.seconds
         with clock.pause():
             train_loss, _ = score(self._predict(train), train.labels)

@@ -94,16 +94,25 @@ class Network:
         spec: the trial.
         device: where to compute.
         cache: where outputs of the frozen part are stored.
+        class_weights: (classes,) weights of the classes in the loss; None weighs all equally.
 
     Attributes:
         words: descriptions of what was cached of the frozen part, or why nothing was: one key per cut, in
             order.
     """
 
-    def __init__(self, backbone: Backbone, spec: TrialSpec, device: Device, cache: Cache) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        spec: TrialSpec,
+        device: Device,
+        cache: Cache,
+        class_weights: torch.Tensor | None = None,
+    ) -> None:
         self._backbone, self._spec, self._device, self._cache = backbone, spec, device, cache
         self.size = spec.resolution or backbone.input.resolution
         where = device.torch_device
+        self._class_weights = None if class_weights is None else class_weights.to(where)
         self._mean = torch.tensor(backbone.input.mean, device=where).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(backbone.input.std, device=where).view(1, 3, 1, 1) * 255
         self._train_model = torch.compile(backbone.model) if spec.compile else backbone.model
@@ -228,9 +237,14 @@ class Network:
         torch.optim.swa_utils.update_bn(inputs, self._backbone.model)
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy in nats."""
+        """Mean cross-entropy in nats, weighted by class if there are class weights."""
         wanted = labels.to(self._device.torch_device, non_blocking=True)
-        return F.cross_entropy(logits.float(), wanted, label_smoothing=self._spec.label_smoothing)
+        return F.cross_entropy(
+            logits.float(),
+            wanted,
+            weight=self._class_weights,
+            label_smoothing=self._spec.label_smoothing,
+        )
 
     def _chunks(self, values: torch.Tensor | CachedView) -> Iterator[torch.Tensor]:
         for start in range(0, len(values), self._chunk):

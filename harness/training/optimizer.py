@@ -180,7 +180,12 @@ class GroupedOptimizer:
 def batches(count: int, size: int, generator: torch.Generator) -> Sequence[torch.Tensor]:
     """Shuffled positions 0..count-1 in batches of `size`. A last batch of one image is merged with the one
     before, because batch norm cannot train on a single image."""
-    parts = list(torch.randperm(count, generator=generator).split(size))
+    return in_batches(torch.randperm(count, generator=generator), size)
+
+
+def in_batches(positions: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
+    """Positions in batches of `size`, the last one merged with the one before if it is a single image."""
+    parts = list(positions.split(size))
     if len(parts) > 1 and len(parts[-1]) == 1:
         parts[-2:] = [torch.cat(parts[-2:])]
     return parts
