@@ -26,17 +26,21 @@ CHUNK = 20_000_000
 def hits(predictions: pd.DataFrame, balanced: bool = False) -> dict[str, pd.DataFrame]:
     """Cell -> seeds x test examples: 1 right, 0 wrong, NaN where that seed was not scored on it.
 
-    With `balanced`, right ones are weighted so that the mean of a seed is its balanced accuracy: by the
-    number of images over the number of classes and of images of the class.
+    With `balanced`, an image has its balanced accuracy's linear approximation instead, whose mean over the
+    images of a seed is the balanced accuracy b: b + n / (k n_c) (x - r_c) for x in {0, 1}, where r_c is the
+    recall of its class, n_c the size of the class, n the number of images and k that of classes.
 
     A column is named by (group, example): images of one group (patient, sequence, product) are not
     independent. Where there are no groups, each image is one of its own.
     """
     right = (predictions["label"] == predictions["predicted"]).astype(float)
     if balanced:
-        runs = predictions.groupby("run_id")["label"]
-        of_class = predictions.groupby(["run_id", "label"])["label"].transform("size")
-        right *= runs.transform("size") / runs.transform("nunique") / of_class
+        run, images = predictions["run_id"], predictions.groupby("run_id")["label"]
+        of_class = right.groupby([run, predictions["label"]])
+        recall, size = of_class.transform("mean"), of_class.transform("size")
+        weight = images.transform("size") / images.transform("nunique") / size
+        balanced_accuracy = of_class.mean().groupby(level=0).mean()
+        right = run.map(balanced_accuracy) + weight * (right - recall)
     known = predictions[["cell", "seed", "example"]].assign(right=right, group=_groups(predictions))
     return {
         str(cell): own.pivot_table(index="seed", columns=["group", "example"], values="right")

@@ -25,6 +25,7 @@ from analysis.topics.section import (
     over_seeds,
     repeats_of,
 )
+from harness.core.selection import METRICS
 
 LONG = 10
 """Rows above which they are set closer, to keep the whole figure in sight."""
@@ -112,15 +113,19 @@ def answer(found: Findings) -> list[str]:
         return []
     best, metric = fit.iloc[0], found.info.metric
     row = found.summary.set_index("cell").loc[best["cell"]]
-    score = f"{100 * row['mean']:.1f}% ({_interval(found, best['cell'], row)})"
+    shown = f"{100 * row['mean']:.1f}% ({_interval(found, best['cell'], row)})"
     if best["by_test"]:
         among = f" among {len(fit)} cells" if len(fit) > 1 else ""
         return [
-            f"“{best['cell']}” has the highest mean test {metric}{among}: {score}. There are no "
+            f"“{best['cell']}” has the highest mean test {metric}{among}: {shown}. There are no "
             "validation scores to choose by: it was picked by the very scores that are shown, so its "
             "own is too high."
         ]
-    text = [f"“{best['cell']}” is the choice: test {metric} {score}.", _chosen_by(found, fit)]
+    beside = _beside(found, best["cell"])
+    text = [
+        f"“{best['cell']}” is the choice: test {metric} {shown}{beside}.",
+        _chosen_by(found, fit),
+    ]
     leader = compare.best_by_test(fit)
     if leader != best["cell"]:
         lead = 100 * (fit["mean"].max() - best["mean"])
@@ -129,6 +134,17 @@ def answer(found: Findings) -> list[str]:
             "several test scores is too high, by selection."
         )
     return text
+
+
+def _beside(found: Findings, cell: str) -> str:
+    """Where the test classes are unequal: the balanced accuracy beside accuracy, or the other way round."""
+    kept = found.table.predictions
+    other = {"accuracy": "balanced_accuracy", "balanced_accuracy": "accuracy"}.get(found.info.score)
+    if other is None or kept.empty or not compare.are_unequal(kept[kept["cell"] == cell]):
+        return ""
+    values = compare.by_metric(found.trials, found.info.factors)
+    own = values[(values["cell"] == cell) & (values["metric"] == other)].to_dict("records")
+    return f"; {METRICS[other].label} {score(own[0])}" if own else ""
 
 
 def _interval(found: Findings, cell: str, row: pd.Series) -> str:
