@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from analysis import compare
@@ -187,7 +188,7 @@ def plot_confusion(predictions: pd.DataFrame, names: Sequence[str]) -> Figure:
 
 def _reliability_plot(found: Findings, bins: pd.DataFrame, values: pd.DataFrame) -> Plot:
     errors = _by_cell(values, "ece")
-    cells = list(bins["cell"].unique())
+    cells = [cell for cell in compared_cells(found) if cell in set(bins["cell"])]
     said = [f"“{c}” {_value(errors[c], METRICS['ece'])}" for c in cells if c in errors]
     caption = (
         "Share of predictions that are right, against their confidence (15 equal bins, all repeats "
@@ -251,7 +252,9 @@ def _every_metric(values: pd.DataFrame) -> Table:
     return Table(columns, "Every metric", note)
 
 
-def _cell(row: Row, metric: Metric) -> str:
+def _cell(row: Row, metric: Metric) -> object:
+    """A value with its interval in a line of its own."""
     form, scale = (".3f", 1) if metric.less_is_better else (".1f", 100)
     mean, low, high = (number(row[name], form, scale) for name in ("mean", "low", "high"))
-    return mean if low == "–" else f"{mean} ({low} to {high})"
+    ends = "" if low == "–" else f"{low} to {high}"
+    return Markup("{}<br><small>{}</small>").format(mean, ends) if ends else mean

@@ -166,7 +166,8 @@ def answer(found: Findings, fronts: pd.DataFrame) -> list[str]:
     if len(cheap):
         other = cheap.iloc[int(cheap["train_seconds_median"].argmin())]
         text += (
-            f" “{other['cell']}”, not told apart from it in accuracy, costs {_costs(other, found)}."
+            f" “{other['cell']}”, not told apart from it in {found.info.metric}, costs "
+            f"{_costs(other, found)}."
         )
     sure = fronts[fronts["chance"] >= SURE]
     if len(fronts) > 1 and fronts["n"].max() > 1:

@@ -46,7 +46,7 @@ class Metric:
 
     def text(self, value: float) -> str:
         """A value in print."""
-        return f"{value:.4f}" if self.less_is_better else f"{value:.1%}"
+        return f"{value:.3f}" if self.less_is_better else f"{value:.1%}"
 
 
 METRICS: dict[str, Metric] = {
