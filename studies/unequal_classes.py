@@ -10,6 +10,19 @@ remedy, with weights in the loss, or with balanced batches.
 Expected before the first run: accuracy is best without a remedy and balanced accuracy with one, because a
 remedy gives up images of the large classes for those of the small ones; between the two remedies there is no
 difference that 8 seeds can show.
+
+Answer, 2026-11-30 (one CPU thread, 4 trials and 8 seeds per cell; on test, in %, 95 % t interval over seeds):
+
+                 accuracy             balanced accuracy    recall of shirt
+    none         89.0  88.6 to 89.4   59.6  58.4 to 60.8    3.8   0.8 to  6.7
+    sampling     87.4  86.5 to 88.3   60.2  58.9 to 61.4   12.5   9.3 to 15.6
+    weights      82.8  81.7 to 83.9   61.4  59.7 to 63.0   25.0  21.1 to 28.9
+
+The choice depends on the metric: validation balanced accuracy chooses the weights, validation accuracy would
+choose no remedy. The price is as expected, 6 points of accuracy for the weights. What they gain in balanced
+accuracy was not shown with 8 seeds (1.7 points, -0.03 to 3.5 simultaneously): shirts are recognised six times
+as often, t-shirts and pullovers less often. Against expectation the remedies differ, in accuracy: sampling
+costs 2 points.
 """
 
 from __future__ import annotations

@@ -112,6 +112,16 @@ def test_surest_mistakes_are_those_of_most_repeats(unequal: StudyTable) -> None:
     assert got["repeats"].eq(6).all()
 
 
+def test_mistakes_are_named_by_their_files(unequal: StudyTable) -> None:
+    kept = unequal.predictions
+    kept = kept.assign(file="/data/pets/" + kept["example"].astype(str) + ".png")
+    named = StudyTable(unequal.info, "", unequal.trials, unequal.epochs, kept)
+    section = classes.section(compare.find(named))
+    [shown] = [p for p in section.parts if getattr(p, "title", "").startswith("Surest mistakes")]
+    first = section.tables["mistakes"]["example"].iloc[0]
+    assert next(iter(shown.columns["Image"])) == f"pets/{first}.png"  # type: ignore[union-attr]
+
+
 def test_image_intervals_of_balanced_accuracy_are_around_its_mean(unequal: StudyTable) -> None:
     got = compare.over_examples(unequal.predictions, score="balanced_accuracy").set_index("cell")
     values = compare.by_metric(unequal.trials, unequal.info.factors)

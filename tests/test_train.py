@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import gc
+import io
 import math
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 from timm.data.config import resolve_model_data_config
 from torch import nn
@@ -21,7 +25,7 @@ from torch.optim import lr_scheduler
 
 from harness import strategies
 from harness.backbones import Backbone, build
-from harness.core.results import EpochResult
+from harness.core.results import EpochResult, predictions_parquet
 from harness.core.spec import TrialSpec, derive_seed
 from harness.data import load_target, read_examples, split_indices
 from harness.data.cached import Cache
@@ -463,6 +467,31 @@ def test_predictions_agree_with_the_test_scores(make_spec: MakeSpec) -> None:
     assert result.metrics["test_accuracy"] == pytest.approx(accuracy)
     assert result.metrics["test_loss"] == pytest.approx(-np.log(found.probability).mean(), rel=1e-5)
     assert ((found.probability > 0.5) <= (found.predicted == found.label)).all()
+
+
+def test_predictions_of_files_name_them(tmp_path: Path) -> None:
+    """And give the probability of each class."""
+    random = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(8):
+            pixels = random.integers(0, 255, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    spec = TrialSpec(
+        f"folder:{tmp_path}", "small_cnn", strategies.LinearProbe(), source="scratch", resolution=8,
+        epochs=1,
+    )  # fmt: skip
+    fit, _ = run(spec)
+    found = fit.finish(test=True).predictions
+    assert found is not None
+    assert found.file is not None
+    assert [Path(file).parent.name for file in found.file] == ["cat"] * 2 + ["dog"] * 2
+    table = pd.read_parquet(io.BytesIO(predictions_parquet(found)))
+    assert list(table["file"]) == list(found.file)
+    probabilities = table[["p.0", "p.1"]].to_numpy()
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(probabilities.max(axis=1), table["confidence"])
+    np.testing.assert_array_equal(probabilities[np.arange(4), found.label], table["probability"])
 
 
 def test_without_the_test_nothing_of_it_is_reported(make_spec: MakeSpec) -> None:

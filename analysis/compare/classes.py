@@ -164,7 +164,8 @@ def confident_mistakes(predictions: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         example, label, predicted (most often), wrong (number of repeats that get it wrong), repeats,
-        confidence (mean over the repeats, right ones as 0). Empty without confidences.
+        confidence (mean over the repeats, right ones as 0), and file, where images are files. Empty without
+        confidences.
     """
     known = predictions.dropna(subset="confidence")
     missed = known["label"] != known["predicted"]
@@ -178,6 +179,8 @@ def confident_mistakes(predictions: pd.DataFrame) -> pd.DataFrame:
         }
     )
     table["confidence"] = wrong["confidence"].sum() / table["repeats"]
+    if "file" in known:
+        table["file"] = wrong["file"].first()
     return table.sort_values("confidence", ascending=False).rename_axis("example").reset_index()
 
 

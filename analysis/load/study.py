@@ -30,6 +30,7 @@ from harness.core.results import (
     CLASS_COLUMN,
     EARLIER_PREDICTIONS_FILE,
     NOT_RUN,
+    OPTIONAL_COLUMNS,
     PREDICTIONS_FILE,
 )
 from harness.core.selection import METRICS
@@ -140,7 +141,8 @@ class StudyTable:
         epochs: one row per run and epoch: run_id, epoch, EPOCH_METRICS.
         predictions: one row per complete repeat and test example: run_id, cell, seed, example,
             label, predicted, probability (of the true class), confidence (probability of the predicted
-            class; NaN in studies of earlier versions); and group, where images have groups.
+            class; NaN in studies of earlier versions); group, where images have groups; and file, where
+            they are files.
         measures: how alike sources and targets are, one row per pair and measure: MEASURE_COLUMNS. `value` is
             as measured, NaN where it was refused for `reason`; `better` ("higher" or "lower") is what
             promises more transfer; low and high are the 95% interval; n the images; source_data what the
@@ -400,8 +402,7 @@ def predictions_frame(trials: pd.DataFrame, folders: dict[str, str], uri: str) -
     columns = ["run_id", "cell", "seed", *PREDICTION_TYPES]
     if not frames:
         return pd.DataFrame(columns=columns)
-    if any("group" in frame for frame in frames):
-        columns.append("group")
+    columns += [name for name in OPTIONAL_COLUMNS if any(name in frame for frame in frames)]
     return pd.concat(frames, ignore_index=True).reindex(columns=columns)
 
 

@@ -219,7 +219,7 @@ def plot_reliability(bins: pd.DataFrame, style: Mapping[str, Style]) -> Figure:
 def _mistakes(mistakes: pd.DataFrame, cell: str, names: Sequence[str]) -> Table:
     top = mistakes.head(SHOWN)
     columns: Columns = {
-        "Image": list(top["example"]),
+        "Image": list(_images(top)),
         "Class": [names[label] for label in top["label"]],
         "Taken for": [names[label] for label in top["predicted"]],
         "Wrong in repeats": [
@@ -229,9 +229,17 @@ def _mistakes(mistakes: pd.DataFrame, cell: str, names: Sequence[str]) -> Table:
     }
     note = (
         "Test images that are wrong with the highest mean confidence over the repeats (right ones count as "
-        "0): wrong labels and hard cases are found here first. Image: its position in the target."
+        "0): wrong labels and hard cases are found here first. Image: the end of its path, or its position "
+        "in the target."
     )
     return Table(columns, f"Surest mistakes of “{cell}”", note)
+
+
+def _images(rows: pd.DataFrame) -> pd.Series:
+    """File and folder of each image, or its position in the target."""
+    if "file" not in rows or rows["file"].isna().any():
+        return rows["example"]
+    return rows["file"].str.replace("\\", "/").str.split("/").str[-2:].str.join("/")
 
 
 def _every_metric(values: pd.DataFrame) -> Table:

@@ -142,7 +142,7 @@ def _beside(found: Findings, cell: str) -> str:
     other = {"accuracy": "balanced_accuracy", "balanced_accuracy": "accuracy"}.get(found.info.score)
     if other is None or kept.empty or not compare.are_unequal(kept[kept["cell"] == cell]):
         return ""
-    values = compare.by_metric(found.trials, found.info.factors)
+    values = compare.by_metric(found.trials, found.info.factors, found.info.folds)
     own = values[(values["cell"] == cell) & (values["metric"] == other)].to_dict("records")
     return f"; {METRICS[other].label} {score(own[0])}" if own else ""
 

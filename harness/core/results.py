@@ -65,6 +65,7 @@ EARLIER_PREDICTIONS_FILE = "predictions.csv"
 """Its name in studies of earlier versions, which kept only the first four columns and the group."""
 CLASS_COLUMN = "p."
 """A column with the probability of one class has this name and the number of the class."""
+OPTIONAL_COLUMNS = ("group", "file")
 MOST_PROBABILITIES = 5_000_000
 """Largest number of class probabilities that are kept of one repeat; 10,000 images of 500 classes."""
 
@@ -82,6 +83,7 @@ class Predictions:
         probabilities: (n, classes) probability given to each class; None if there are more than
             `MOST_PROBABILITIES` numbers.
         group: (n,) group (patient, sequence, product) of the example; None if examples stand alone.
+        file: (n,) path of the example's file; None if examples are not in files of their own.
     """
 
     example: np.ndarray
@@ -91,6 +93,7 @@ class Predictions:
     confidence: np.ndarray
     probabilities: np.ndarray | None = None
     group: np.ndarray | None = None
+    file: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,8 @@ class TrialResult:
 def predictions_parquet(predictions: Predictions) -> bytes:
     """The predictions as a Parquet file with one row per test example.
 
-    Its columns are example, label, predicted, probability, confidence, group if there are groups, and a
-    column per class, "p.0", "p.1" and so on, if all probabilities are kept. Probabilities are float32.
+    Its columns are example, label, predicted, probability, confidence, group and file if there are any, and
+    a column per class, "p.0", "p.1" and so on, if all probabilities are kept. Probabilities are float32.
     """
     import pyarrow as pa  # only for repeats
     from pyarrow import parquet
@@ -118,11 +121,12 @@ def predictions_parquet(predictions: Predictions) -> bytes:
     columns |= {
         name: getattr(predictions, name).astype("float32") for name in ("probability", "confidence")
     }
-    if predictions.group is not None:
-        columns["group"] = predictions.group
+    for name in OPTIONAL_COLUMNS:
+        if (values := getattr(predictions, name)) is not None:
+            columns[name] = values
     if predictions.probabilities is not None:
         by_class = predictions.probabilities.astype("float32").T
-        columns |= {f"{CLASS_COLUMN}{k}": values for k, values in enumerate(by_class)}
+        columns |= {f"{CLASS_COLUMN}{k}": column for k, column in enumerate(by_class)}
     buffer = io.BytesIO()
     parquet.write_table(pa.table(columns), buffer, compression="zstd")
     return buffer.getvalue()

@@ -164,8 +164,13 @@ class Fit(ABC):
             confidence=_of_class(log_p, predicted),
             probabilities=log_p.exp().numpy() if log_p.numel() <= MOST_PROBABILITIES else None,
             group=None if self._groups is None else self._groups[examples.index],
+            file=self._file_names(examples.index),
         )
         return metrics, predictions
+
+    def _file_names(self, index: np.ndarray) -> np.ndarray | None:
+        target = load_target(self.spec.target)
+        return np.array([target.describe(int(i)) for i in index]) if target.files() else None
 
     def _judge(self, epoch: int, train_loss: float, val: Examples) -> EpochResult:
         log_p = self._predict(val)
