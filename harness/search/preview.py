@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from harness.core.selection import METRICS
 from harness.core.spec import Study, TrialSpec
 from harness.search.costs import CellCost, study_seconds
 from harness.training.device import Device
@@ -19,7 +20,8 @@ def print_plan(study: Study, specs: Mapping[str, TrialSpec], device: Device) -> 
     print(f"study {study.name} on {device.name} ({device.describe()})")
     print(
         f"{len(cells)} cells x ({study.effort}) = "
-        f"{trials} trials + {repeats} repeats, {study.sampler} sampling, pruner {study.pruner}"
+        f"{trials} trials + {repeats} repeats, {study.sampler} sampling, pruner {study.pruner}, "
+        f"chosen by {METRICS[study.metric].label}"
     )
     flats = {label: _shown(spec) for label, spec in specs.items()}
     first = next(iter(flats.values()))
