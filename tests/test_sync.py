@@ -18,6 +18,7 @@ from mlflow.entities import Metric, Param
 from optuna.distributions import json_to_distribution
 from optuna.trial import TrialState
 
+from harness.search.bundles import Part, pack, read_bundle
 from harness.search.lock import sole_runner
 from harness.sync import Synced, main, sync_study
 from tests.lab import info_of
@@ -302,6 +303,12 @@ def test_study_that_was_recorded_earlier_needs_nothing_and_resumes(
     kept.write_bytes(table)
     found = sync(place, check=True)
     assert (found.trials, found.differences) == (7, ()), "one is open, and has no run yet"
+    part = Part.of(place.record(), "toy", "here")
+    pack(part, tmp_path / "toy.zip", None)  # with its predictions in CSV files
+    unpacked = read_bundle(tmp_path / "toy.zip", tmp_path / "unpacked")
+    assert [t.predictions for t in unpacked.trials] == [
+        t.predictions for t in part.trials if t.outcome
+    ]
     place.run(make_study(trials=3))
     # The open trial was killed after an epoch and is run again, like the third trial of the other cell.
     assert [s.epochs for s in place.world.tuned] == [2, 2]
