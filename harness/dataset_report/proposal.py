@@ -286,7 +286,9 @@ def _choices(p: Proposal) -> list[str]:
 
 def _space(p: Proposal) -> list[str]:
     """The `space` function and the study."""
-    part = "a fifth" if p.folds == 1 else "a fold"
+    part, enough = "a fifth", "as many as the comparison of all cells needs"
+    if p.folds > 1:
+        part, enough = "a fold", f"{ROUNDS} rounds of all folds, more would tell little"
     resampling = [
         '    resampling="kfold",  # few images: scored on every fold of those that are not test images',
         f"    folds={p.folds},  # repeats must be a multiple",
@@ -315,7 +317,7 @@ def _space(p: Proposal) -> list[str]:
         '    compare={"backbone": BACKBONES, "strategy": STRATEGIES},',
         "    space=space,",
         f"    trials={p.trials},  # configurations tried per cell; the best on validation is repeated",
-        f"    repeats={p.repeats},  # new seeds per cell; as many as the comparison of all cells needs",
+        f"    repeats={p.repeats},  # new seeds per cell; {enough}",
         *(resampling if p.folds > 1 else []),
         '    baseline={"strategy": "linear probe"},',
         ")",
