@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from analysis import compare
-from analysis.load.study import predictions_frame
+from analysis.load.study import predictions_frames
 from harness.core.results import PREDICTIONS_FILE, predictions_parquet
 from harness.core.spec import TrialSpec
 from harness.data import clear_caches, images_per_class, load_target, split_indices, targets
@@ -133,8 +133,9 @@ def test_groups_of_test_images_are_kept_with_the_predictions(
         "seed": [0],
         "phase": ["repeat"],
         "outcome": ["complete"],
+        "superseded": [False],
     }
-    frame = predictions_frame(pd.DataFrame(run), {"r": tmp_path.as_uri()}, "")
+    frame, _ = predictions_frames(pd.DataFrame(run), {"r": tmp_path.as_uri()}, "")
     assert clinic.groups is not None
     assert frame["group"].tolist() == clinic.groups[frame["example"]].tolist()
     assert len(compare.over_examples(frame)) == 1

@@ -21,6 +21,7 @@ from pyarrow import parquet
 
 from analysis.load.client import Client
 from analysis.load.database import Database, Experiment
+from analysis.load.ensembles import ENSEMBLE_COLUMNS, Votes
 from analysis.load.folds import by_configuration
 from harness.core.addresses import current_uri, local_folder, sqlite_path, sqlite_url
 from harness.core.caller import undisturbed
@@ -147,6 +148,8 @@ class StudyTable:
             as measured, NaN where it was refused for `reason`; `better` ("higher" or "lower") is what
             promises more transfer; low and high are the 95% interval; n the images; source_data what the
             source learned from, "" if it is not known. Of a pair measured twice the later counts.
+        ensembles: one row per cell and test example that all of its repeats were scored on, if they kept the
+            probability of every class: ENSEMBLE_COLUMNS.
     """
 
     info: Info
@@ -155,6 +158,7 @@ class StudyTable:
     epochs: pd.DataFrame
     predictions: pd.DataFrame
     measures: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=MEASURE_COLUMNS))
+    ensembles: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=ENSEMBLE_COLUMNS))
 
     def _repr_html_(self) -> str:
         counts = self.trials.groupby(["cell", "phase", "outcome"], sort=False).size()
@@ -210,12 +214,14 @@ def _read(store: Database | Client, name: str, uri: str) -> StudyTable:
     epochs = epochs[["run_id", "epoch", *EPOCH_METRICS]]
     located = zip(trials["run_id"], _column(raw, "artifact_uri"), strict=True)
     folders = {run_id: current_uri(location, info.name, uri) for run_id, location in located}
-    predictions = predictions_frame(trials, folders, uri)
+    predictions, ensembles = predictions_frames(trials, folders, uri)
     if info.folds > 1:
         trials, notes = by_configuration(trials, info.folds, DERIVED)
         info = replace(info, notes=(*info.notes, *notes))
     types: dict[str, Any] = {"run_id": "str", "epoch": int, **dict.fromkeys(EPOCH_METRICS, float)}
-    return StudyTable(info, uri, trials, epochs.astype(types), predictions, measures)
+    return StudyTable(
+        info, uri, trials, epochs.astype(types), predictions, measures, ensembles=ensembles
+    )
 
 
 def _learned_from(store: Database | Client, experiments: Sequence[Experiment]) -> dict[str, str]:
@@ -374,8 +380,11 @@ def measures_frame(raw: pd.DataFrame, learned_from: Mapping[str, str]) -> pd.Dat
     return long.drop_duplicates(keys, keep="last").reset_index(drop=True)
 
 
-def predictions_frame(trials: pd.DataFrame, folders: dict[str, str], uri: str) -> pd.DataFrame:
-    """Test predictions of every complete repeat; a repeat whose file is missing has no rows.
+def predictions_frames(
+    trials: pd.DataFrame, folders: dict[str, str], uri: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Test predictions of every complete repeat, and those of the ensemble of each cell's repeats; a repeat
+    whose file is missing has no rows.
 
     Args:
         trials: from `trials_frame`.
@@ -383,27 +392,32 @@ def predictions_frame(trials: pd.DataFrame, folders: dict[str, str], uri: str) -
         uri: the store, which is asked for files that are not on this machine.
     """
     repeats = trials[(trials["phase"] == "repeat") & (trials["outcome"] == "complete")]
-    frames = []
+    frames, together = [], [pd.DataFrame(columns=ENSEMBLE_COLUMNS)]
     with tempfile.TemporaryDirectory() as temporary:
-        for run_id, cell, seed in zip(
-            repeats["run_id"], repeats["cell"], repeats["seed"], strict=True
-        ):
-            folder = local_folder(folders[run_id])
-            try:
-                table = _read_predictions(
-                    folder or _download_predictions(uri, run_id, Path(temporary, run_id))
-                )
-            except (OSError, ValueError):
-                continue
-            table.insert(0, "run_id", run_id)
-            table.insert(1, "cell", cell)
-            table.insert(2, "seed", seed)
-            frames.append(table)
+        for cell, own in repeats.groupby("cell", sort=False):
+            votes = (
+                Votes()
+            )  # of one cell at a time: the probabilities of all classes take much room
+            for run in own.to_dict("records"):
+                run_id, folder = run["run_id"], local_folder(folders[run["run_id"]])
+                try:
+                    table, by_class = _read_predictions(
+                        folder or _download_predictions(uri, run_id, Path(temporary, run_id))
+                    )
+                except (OSError, ValueError):
+                    continue
+                if not run["superseded"]:
+                    votes.add(table, by_class)
+                for position, name in enumerate(("run_id", "cell", "seed")):
+                    table.insert(position, name, run[name])
+                frames.append(table)
+            together.append(votes.ensemble().assign(cell=cell))
     columns = ["run_id", "cell", "seed", *PREDICTION_TYPES]
+    ensembles = pd.concat([t for t in together if len(t)] or together, ignore_index=True)
     if not frames:
-        return pd.DataFrame(columns=columns)
+        return pd.DataFrame(columns=columns), ensembles
     columns += [name for name in OPTIONAL_COLUMNS if any(name in frame for frame in frames)]
-    return pd.concat(frames, ignore_index=True).reindex(columns=columns)
+    return pd.concat(frames, ignore_index=True).reindex(columns=columns), ensembles
 
 
 def _download_predictions(uri: str, run_id: str, folder: Path) -> Path:
@@ -413,13 +427,12 @@ def _download_predictions(uri: str, run_id: str, folder: Path) -> Path:
         return Client(uri).download(run_id, EARLIER_PREDICTIONS_FILE, folder)
 
 
-def _read_predictions(folder: Path) -> pd.DataFrame:
-    """The predictions of one run, without the probability of every class."""
+def _read_predictions(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The predictions of one run, and the probability of every class; without columns if it was not kept."""
     file = folder / PREDICTIONS_FILE
     if not file.exists():
         table = pd.read_csv(folder / EARLIER_PREDICTIONS_FILE, dtype=PREDICTION_TYPES)
-        return table.assign(confidence=math.nan)
-    names = parquet.read_schema(file).names
-    kept = [name for name in names if not name.startswith(CLASS_COLUMN)]
-    read: pd.DataFrame = parquet.read_table(file, columns=kept).to_pandas()
-    return read.astype(PREDICTION_TYPES)
+        return table.assign(confidence=math.nan), table[[]]
+    read: pd.DataFrame = parquet.read_table(file).to_pandas()
+    by_class = [name for name in read if str(name).startswith(CLASS_COLUMN)]
+    return read.drop(columns=by_class).astype(PREDICTION_TYPES), read[by_class]

@@ -1,0 +1,88 @@
+"""The ensemble of a cell's repeats, against means by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import compare, topics
+from analysis.load import StudyTable
+from analysis.load.ensembles import Votes
+from analysis.load.study import predictions_frames
+from harness.core.results import Predictions, predictions_parquet
+from tests.made_studies import scored, table
+
+LABELS = np.array([0, 1, 2, 1])
+# The first two networks are wrong on one example each, the third on two; together they are right on three.
+NETWORKS = [
+    [[0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.1, 0.1, 0.8], [0.1, 0.8, 0.1]],
+    [[0.3, 0.6, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6], [0.1, 0.7, 0.2]],
+    [[0.9, 0.0, 0.1], [0.1, 0.9, 0.0], [0.9, 0.05, 0.05], [0.6, 0.1, 0.3]],
+]
+
+
+def predictions(network: list[list[float]]) -> Predictions:
+    shares = np.array(network)
+    rows = np.arange(len(LABELS))
+    predicted = shares.argmax(1)
+    return Predictions(
+        rows + 10, LABELS, predicted, shares[rows, LABELS], shares.max(1), probabilities=shares
+    )
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The frames of three repeats of one cell, read from their files."""
+    runs, folders = [], {}
+    for i, network in enumerate(NETWORKS):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        (folder / "predictions.parquet").write_bytes(predictions_parquet(predictions(network)))
+        folders[f"r{i}"] = folder.as_uri()
+        runs.append({"run_id": f"r{i}", "cell": "full", "phase": "repeat", "seed": i})
+    trials = pd.DataFrame(runs).assign(outcome="complete", superseded=False)
+    return predictions_frames(trials, folders, "")
+
+
+def test_an_ensemble_predicts_by_the_mean_of_the_probabilities(
+    loaded: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
+    _, together = loaded
+    mean = np.mean(NETWORKS, axis=0)
+    assert list(together["example"]) == [10, 11, 12, 13]
+    assert list(together["predicted"]) == list(mean.argmax(1))
+    np.testing.assert_allclose(together["probability"], mean[np.arange(4), LABELS], rtol=1e-6)
+    assert set(together["networks"]) == {3}
+
+
+def test_the_gain_is_over_the_mean_of_the_single_networks(
+    loaded: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
+    each, together = loaded
+    rows = [row | {"latency_ms": 2.0} for row in scored("full", 0.7)]
+    study: StudyTable = replace(table(rows), predictions=each, ensembles=together)
+    gain = topics.ensembles.gains(compare.find(study)).iloc[0]
+    right = np.array([np.argmax(n, axis=1) == LABELS for n in NETWORKS])
+    ensemble = np.mean(NETWORKS, axis=0).argmax(1) == LABELS
+    assert gain["single"] == pytest.approx(right.mean())
+    assert gain["ensemble"] == pytest.approx(ensemble.mean())
+    assert gain["gain"] == pytest.approx(ensemble.mean() - right.mean())
+    assert gain["low"] <= gain["gain"] <= gain["high"]
+    assert gain["latency_ms"] == 6.0
+    section = topics.ensembles.section(compare.find(study))
+    assert section.title == "Ensembles"
+    assert len(section.parts) == 1
+
+
+def test_without_the_probabilities_of_one_network_there_is_no_ensemble() -> None:
+    votes = Votes()
+    for kept in (True, False):
+        rows = pd.DataFrame({"example": [1, 2], "label": [0, 1]})
+        shares = pd.DataFrame({"p.0": [0.9, 0.2], "p.1": [0.1, 0.8]})
+        votes.add(rows, shares if kept else shares[[]])
+    assert votes.ensemble().empty
+    assert Votes().ensemble().empty
