@@ -3,7 +3,8 @@
     python -m harness.export --study freeze_depth
 
 model.safetensors loads into the plain network of timm or torchvision; model.json says which, the classes,
-and how an image is prepared. `python -m harness.predict` uses the folder.
+how an image is prepared, and what using it costs; README.md is a model card. `python -m harness.predict` uses
+the folder.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ def export_model(
     space: File | None = None,
     out: File | None = None,
     onnx: bool = False,
+    int8: bool = False,
+    max_loss: float = 1.0,
     log_model: bool = False,
     register: str | None = None,
     device: str = "auto",
@@ -38,7 +41,10 @@ def export_model(
     target: str | None = None,
 ) -> Exported:
     """Train the configuration of a study's best cell again, with the seed of its first repeat, and write it
-    as plain files.
+    as plain files, with a model card.
+
+    Probabilities are calibrated by a temperature that is fitted on the validation images. Size and speed of
+    each file are measured on this machine.
 
     Args:
         study: name of a study that was run.
@@ -46,6 +52,10 @@ def export_model(
         space: study file (its code is run), needed where it defines the strategy, backbone or target.
         out: folder to write, by default models/STUDY; a model that is there is not overwritten.
         onnx: also write model.onnx (extra onnx).
+        int8: also write model.onnx and model.int8.onnx, whose weights and activations have 8 bits, with
+            scales from training images.
+        max_loss: percentage points of validation accuracy that model.int8.onnx may lose; if it loses more, it
+            is not written, and the exit code is 2.
         log_model: also log the network as a model of MLflow, with its signature.
         register: and register it as a new version of this name in MLflow's model registry.
         device: auto, cpu, cuda or mps.
@@ -60,33 +70,41 @@ def export_model(
     if register is not None and (not register or set("/:") & set(register)):
         raise UserError(f"--register {register!r}: a name in MLflow's registry holds no '/' or ':'")
 
+    if not 0 <= max_loss <= 100:
+        raise UserError(f"--max-loss must be from 0 to 100 percentage points, got {max_loss:g}")
+
     from harness.deploy.choice import choose
-    from harness.deploy.export import log_to_mlflow, train_and_write
+    from harness.deploy.export import Formats, log_to_mlflow, train_and_write
     from harness.deploy.model import require_free
     from harness.deploy.onnx import require_onnx
-    from harness.tracking.results import cell_records
-    from harness.tracking.runs import metric_of, runs_of
+    from harness.tracking.results import load_result
     from harness.training.provenance import clear_caches
 
     clear_caches()
     folder = Path(out or Path("models", study))
     require_free(folder)
-    if onnx:
+    formats = Formats(onnx or int8, int8, max_loss)
+    if formats.onnx:
         require_onnx()
-    repeats = runs_of(study, "repeat", tracking_uri)
-    chosen, why = choose(cell_records(repeats, metric_of(study, tracking_uri)), cell)
+    recorded = load_result(study, tracking_uri)
+    chosen, why = choose(recorded.cells, cell)
     file = None if space is None else study_path(str(space))
     with names_of(file, chosen.repeats[0].run.tags):
-        done, model, pixels = train_and_write(study, chosen, why, folder, onnx, device, target)
+        done, model, pixels = train_and_write(
+            recorded, chosen, why, folder, formats, device, target
+        )
     if log_model or register:
         print(log_to_mlflow(done, study, model, pixels, tracking_uri, register))
     return done
 
 
-def show(done: Exported) -> None:
-    """Print how to use it."""
+def show(done: Exported) -> int:
+    """Print how to use it; the exit code."""
     predict = f"{program('python')} -m harness.predict {shlex.quote(str(done.folder))} IMAGES..."
     print(f"wrote {done.folder}; to use it:\n    {predict}")
+    if done.problem:
+        print(f"error: {done.problem}", file=sys.stderr)
+    return 2 if done.problem else 0
 
 
 main = command("harness.export", export_model, show)

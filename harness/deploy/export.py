@@ -2,30 +2,50 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from harness.core.errors import UserError
 from harness.core.html import as_table
+from harness.core.metrics import scores
 from harness.core.results import Predictions
-from harness.core.spec import TrialSpec
+from harness.core.spec import TrialSpec, derive_seed
 from harness.core.stores import default_tracking_uri
-from harness.data import find_again, load_target, read_examples
+from harness.data import (
+    Examples,
+    SplitIndices,
+    find_again,
+    images_per_class,
+    load_target,
+    read_examples,
+    split_indices,
+)
 from harness.data.cached import Cache, default_folder
+from harness.deploy.card import card
+from harness.deploy.int8 import CALIBRATED_ON, INT8, write_int8
 from harness.deploy.model import (
     ABOUT,
+    CARD,
     Model,
     describe,
     open_model,
     plain_network,
     staging,
     write,
+    write_about,
 )
 from harness.deploy.onnx import write_onnx
+from harness.deploy.temperature import calibrate
+from harness.deploy.temperature import in_words as temperature_in_words
+from harness.deploy.use import cost_in_use
+from harness.deploy.use import in_words as use_in_words
 from harness.tracking.models import log_model
-from harness.tracking.results import CellRecord
+from harness.tracking.results import CellRecord, StudyResult
 from harness.tracking.runs import Kept
 from harness.training.device import resolve_device
 from harness.training.fit import Fit
@@ -37,6 +57,21 @@ SHOWN_TO_ONNX = 32
 
 
 @dataclass(frozen=True)
+class Formats:
+    """What is written beyond the weights.
+
+    Attributes:
+        onnx: model.onnx.
+        int8: model.int8.onnx.
+        max_loss: largest fall of validation accuracy by it, in percentage points.
+    """
+
+    onnx: bool = False
+    int8: bool = False
+    max_loss: float = 1.0
+
+
+@dataclass(frozen=True)
 class Exported:
     """What was written.
 
@@ -45,6 +80,7 @@ class Exported:
         cell: label of the cell.
         why: it was chosen.
         val_accuracy, test_accuracy: of the network in the folder, as trained now.
+        problem: why model.int8.onnx, which was asked for, is not in the folder; "" otherwise.
     """
 
     folder: Path
@@ -52,23 +88,25 @@ class Exported:
     why: str
     val_accuracy: float
     test_accuracy: float
+    problem: str = ""
 
     def _repr_html_(self) -> str:
         row = (self.cell, f"{self.val_accuracy:.1%}", f"{self.test_accuracy:.1%}", self.why)
         columns = ("cell", "validation", "test", "why")
-        return as_table(f"model in {self.folder}", columns, [row])
+        note = f"; {self.problem}" if self.problem else ""
+        return as_table(f"model in {self.folder}{note}", columns, [row])
 
 
 def train_and_write(
-    study: str,
+    study: StudyResult,
     chosen: CellRecord,
     why: str,
     folder: Path,
-    onnx: bool,
+    formats: Formats,
     device: str,
     target: str | None,
 ) -> tuple[Exported, Model, torch.Tensor]:
-    """The folder, the model read back from it, and images as it takes them."""
+    """The folder, the model read back from it, and test images as it takes them."""
     kept = chosen.repeats[0]
     spec = TrialSpec.from_flat(kept.run.params)
     spec = replace(
@@ -88,32 +126,103 @@ def train_and_write(
     print(_agreement(kept, val_accuracy, test_accuracy))
     assert result.predictions is not None
     with staging(folder) as there:  # read back before it is where anyone would use it
-        _write_folder(there, study, chosen.cell, kept, fit, (val_accuracy, test_accuracy))
+        about = _about(study.study, chosen.cell, why, kept, fit, (val_accuracy, test_accuracy))
+        write(there, plain_network(fit.backbone, fit.classifier), about)
         model = open_model(there)
-        pixels = _pixels(spec, model, result.predictions)
-        print(_read_back(model, pixels, result.predictions, spec))
-        if onnx:
-            worst = write_onnx(model, there, pixels[:SHOWN_TO_ONNX])
-            shown = len(pixels[:SHOWN_TO_ONNX])
-            print(f"model.onnx: logits of {shown} images differ by at most {worst:.1e}")
-    return Exported(folder, chosen.cell, why, val_accuracy, test_accuracy), model, pixels
+        split = split_indices(load_target(spec.target), spec)
+        test, val = (_examples(spec, model, part) for part in (split.test, split.val))
+        logits = model.logits(test.images)
+        print(_read_back(logits, result.predictions, spec))
+        model, val_logits = _calibrated(model, val, test, logits)
+        if formats.onnx:
+            shown = test.images[:SHOWN_TO_ONNX]
+            worst = write_onnx(model, there, shown)
+            print(f"model.onnx: logits of {len(shown)} images differ by at most {worst:.1e}")
+        more: dict[str, Any] = {}
+        problem = ""
+        if formats.int8:
+            before = float((val_logits.argmax(1) == val.labels).double().mean())
+            more, problem = _quantised(model, there, split, spec, val, before, formats.max_loss)
+        model = _finish(model, there, more, study)
+    return (
+        Exported(folder, chosen.cell, why, val_accuracy, test_accuracy, problem),
+        model,
+        test.images,
+    )
 
 
-def _write_folder(
-    folder: Path, study: str, cell: str, kept: Kept, fit: Fit, accuracies: tuple[float, float]
-) -> None:
+def _about(
+    study: str, cell: str, why: str, kept: Kept, fit: Fit, accuracies: tuple[float, float]
+) -> dict[str, Any]:
+    """What model.json says of the network, its training and its images."""
     spec, names = fit.spec, ("val_accuracy", "test_accuracy")
     size = spec.resolution or fit.backbone.input.resolution
-    about = {
-        **describe(fit.backbone, spec.backbone, load_target(spec.target).classes, size),
+    target = load_target(spec.target)
+    split = split_indices(target, spec)
+    return {
+        **describe(fit.backbone, spec.backbone, target.classes, size),
         "study": study,
         "cell": cell,
+        "why": why,
         "run_id": kept.run_id,
         "recorded": {name: kept.run.metrics.get(name) for name in names},
         "exported": dict(zip(names, accuracies, strict=True)),
         "trial": spec.flat(),
+        "images": {name: len(part) for name, part in vars(split).items()},
+        "images_per_class": json.loads(images_per_class(target, split)),
+        "grouped": target.groups is not None,
     }
-    write(folder, plain_network(fit.backbone, fit.classifier), about)
+
+
+def _calibrated(
+    model: Model, val: Examples, test: Examples, test_logits: torch.Tensor
+) -> tuple[Model, torch.Tensor]:
+    """The model with a fitted temperature and its test scores, and the validation logits."""
+    val_logits = model.logits(val.images)
+    labels = test.labels.numpy()
+    found = calibrate(
+        (val_logits.double().numpy(), val.labels.numpy()), (test_logits.double().numpy(), labels)
+    )
+    print(temperature_in_words(found))
+    probabilities = (test_logits / found["temperature"]).softmax(1).numpy()
+    accuracy = {"accuracy": float((test_logits.argmax(1) == test.labels).double().mean())}
+    measured = accuracy | scores(probabilities, labels, probabilities.argmax(1))
+    about = {**model.about, "calibration": found, "test": measured}
+    return replace(model, about=about), val_logits
+
+
+def _quantised(
+    model: Model,
+    folder: Path,
+    split: SplitIndices,
+    spec: TrialSpec,
+    val: Examples,
+    before: float,
+    max_loss: float,
+) -> tuple[dict[str, Any], str]:
+    """What model.json says of model.int8.onnx, and why there is none, if there is none."""
+    drawn = np.random.default_rng(derive_seed("int8", spec.seed)).permutation(split.train)
+    images = _examples(spec, model, np.sort(drawn[:CALIBRATED_ON])).images
+    try:
+        about = write_int8(model, folder, images, val, before, max_loss)
+    except UserError as error:
+        return {"int8": {"refused": str(error)}}, str(error)
+    accuracy = about["val_accuracy"]
+    print(
+        f"{INT8}: validation accuracy {accuracy['int8']:.1%}, in float32 {accuracy['float32']:.1%}; scales "
+        f"from {about['calibration_images']} training images"
+    )
+    return {"int8": about}, ""
+
+
+def _finish(model: Model, folder: Path, more: dict[str, Any], study: StudyResult) -> Model:
+    """Measure the files and write what is known of the model, as model.json and as a card."""
+    use = cost_in_use(model, folder)
+    print(*use_in_words(use), sep="\n")
+    about = {**model.about, **more, "use": use}
+    write_about(folder, about)
+    (folder / CARD).write_text(card(about, study), encoding="utf-8")
+    return replace(model, about=about)
 
 
 def log_to_mlflow(
@@ -128,7 +237,7 @@ def log_to_mlflow(
     logged = log_model(
         model.network,
         model.prepare(pixels[:2]),
-        [done.folder / ABOUT],
+        [done.folder / ABOUT, done.folder / CARD],
         {"study": study, "cell": done.cell},
         {"val_accuracy": done.val_accuracy, "test_accuracy": done.test_accuracy},
         tracking_uri or default_tracking_uri(),
@@ -153,24 +262,26 @@ def _agreement(kept: Kept, val_accuracy: float, test_accuracy: float) -> str:
     )
 
 
-def _pixels(spec: TrialSpec, model: Model, predictions: Predictions) -> torch.Tensor:
-    """The test images, as the model takes them."""
+def _examples(spec: TrialSpec, model: Model, part: np.ndarray) -> Examples:
+    """Images of the target, as the model takes them."""
     prepared = model.about["preprocessing"]
-    part = tuple(predictions.example.tolist())
     return read_examples(
-        spec.target, part, prepared["resolution"], prepared["interpolation"]
-    ).images
+        spec.target, tuple(part.tolist()), prepared["resolution"], prepared["interpolation"]
+    )
 
 
-def _read_back(
-    model: Model, pixels: torch.Tensor, predictions: Predictions, spec: TrialSpec
-) -> str:
+def _read_back(logits: torch.Tensor, predictions: Predictions, spec: TrialSpec) -> str:
     """Whether the files predict what the network did, in words.
+
+    Args:
+        logits: of the files, for the test images.
+        predictions: of the network.
+        spec: the trial.
 
     Raises:
         UserError: if they do not.
     """
-    found = model.probabilities(pixels)
+    found = logits.softmax(1)
     labels = torch.from_numpy(predictions.label)
     given = found.gather(1, labels[:, None])[:, 0]
     worst = float((given - torch.from_numpy(predictions.probability)).abs().max())

@@ -2,7 +2,7 @@
 them.
 
 model.safetensors   state dict of the plain network of timm or torchvision
-model.json          name, classes, preparation of images, and provenance
+model.json          name, classes, preparation of images, temperature, cost in use, and provenance
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from harness.core.errors import UserError, first_line
 from harness.data.target import FileTarget
 from harness.training.features import FittedClassifier
 
-WEIGHTS, ABOUT = "model.safetensors", "model.json"
+WEIGHTS, ABOUT, CARD = "model.safetensors", "model.json", "README.md"
 CHUNK = 32
 
 
@@ -57,21 +57,30 @@ class Model:
         """Class names; position = label."""
         return list(self.about["classes"])
 
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by for calibrated probabilities; 1 if none was fitted."""
+        return float(self.about.get("calibration", {}).get("temperature", 1.0))
+
     def prepare(self, pixels: torch.Tensor) -> torch.Tensor:
         """(n, 3, s, s) uint8 -> normalised float."""
         prepared = self.about["preprocessing"]
         mean, std = (torch.tensor(prepared[k]).view(1, 3, 1, 1) * 255 for k in ("mean", "std"))
         return (pixels.float() - mean) / std
 
-    @torch.inference_mode()
     def probabilities(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(n, classes) for (n, 3, s, s) uint8 images of the model's resolution."""
+        """(n, classes) for (n, 3, s, s) uint8 images of the model's resolution, calibrated."""
+        return (self.logits(pixels) / self.temperature).softmax(1)
+
+    @torch.inference_mode()
+    def logits(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(n, classes) outputs of the network for (n, 3, s, s) uint8 images of the model's resolution."""
         order = memory_format(self.network, torch.device("cpu"))
         parts = [
             self.network(self.prepare(some).contiguous(memory_format=order))
             for some in pixels.split(CHUNK)
         ]
-        return torch.cat(parts).float().softmax(1)
+        return torch.cat(parts).float()
 
     def read(self, path: Path) -> torch.Tensor:
         """Read an image file, (3, s, s) uint8, as in training: the shorter side resized, then a centre crop.
@@ -136,6 +145,10 @@ def describe(backbone: Backbone, name: str, classes: tuple[str, ...], size: int)
     arguments: dict[str, Any] = {"num_classes": len(classes)}
     if hasattr(backbone.model, "set_input_size") and size != backbone.input.resolution:
         arguments["img_size"] = size
+    if (
+        getattr(backbone.model, "aux_logits", True) is False
+    ):  # torchvision's GoogLeNet and Inception
+        arguments |= {"aux_logits": False, "init_weights": False}
     prepared = {k: v for k, v in asdict(backbone.input).items() if k != "resolution"}
     return {
         "backbone": name,
@@ -150,24 +163,29 @@ def write(folder: Path, network: nn.Module, about: Mapping[str, Any]) -> None:
     """Write both files, model.json last, so that a folder with model.json is complete.
 
     Raises:
-        UserError: if the folder contains a model already, or cannot be written to.
+        UserError: if the folder contains a model or a README.md already, or cannot be written to.
     """
     require_free(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         weights = save(separate(network.state_dict()))
         (folder / WEIGHTS).write_bytes(weights)
-        digest = hashlib.sha256(weights).hexdigest()
-        text = json.dumps({**about, "sha256": digest}, indent=2, ensure_ascii=False)
-        (folder / ABOUT).write_text(text + "\n", encoding="utf-8")
+        write_about(folder, {**about, "sha256": hashlib.sha256(weights).hexdigest()})
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {first_line(error)}") from error
 
 
+def write_about(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write model.json."""
+    text = json.dumps(about, indent=2, ensure_ascii=False)
+    (folder / ABOUT).write_text(text + "\n", encoding="utf-8")
+
+
 def require_free(folder: Path) -> None:
-    """Raise UserError if the folder contains a model already, or cannot be created."""
-    if (folder / ABOUT).exists():
-        raise UserError(f"{folder} already contains a model; choose another folder with --out")
+    """Raise UserError if the folder contains a model or a README.md already, or cannot be created."""
+    for name, what in ((ABOUT, "a model"), (CARD, f"a {CARD}")):
+        if (folder / name).exists():
+            raise UserError(f"{folder} already contains {what}; choose another folder with --out")
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise UserError(f"cannot write to {folder}: {there} is not a writable folder")

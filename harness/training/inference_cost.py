@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import lru_cache
 from statistics import median
 
@@ -37,9 +38,7 @@ def inference_cost(
         weights_mib: size of parameters and buffers, as they are exported.
         multiply_adds: of one image, in convolutions, linear layers and attention (torch's FlopCounterMode,
             which counts each as two operations).
-        latency_ms: median time of a single image, after warming up.
-        images_per_second: median for batches of 32 images, or fewer if these take more than a fifth of a
-            second.
+        latency_ms, images_per_second: as `speed` measures them.
     """
     return dict(_measured(backbone, classes, resolution, device, torch.get_num_threads()))
 
@@ -56,15 +55,12 @@ def _measured(
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(one)
     with torch.inference_mode():
-        latency = _seconds(backbone, one, device)
-        count = max(1, min(BATCH, int(SECONDS / LEAST / latency)))
-        batch = _seconds(backbone, _images(backbone, count, size), device)
+        measured = speed(model, lambda count: _images(backbone, count, size), device.synchronize)
     return (
         ("parameters", float(sum(p.numel() for p in model.parameters()))),
         ("weights_mib", sum(t.numel() * t.element_size() for t in tensors) / MIB),
         ("multiply_adds", counter.get_total_flops() / 2),
-        ("latency_ms", 1000 * latency),
-        ("images_per_second", count / batch),
+        *measured.items(),
     )
 
 
@@ -73,13 +69,40 @@ def _images(backbone: Backbone, count: int, size: int) -> torch.Tensor:
     return images.contiguous(memory_format=backbone.layout)
 
 
-def _seconds(backbone: Backbone, images: torch.Tensor, device: Device) -> float:
-    """Median time of a forward pass; the first two do not count."""
+def speed(
+    classify: Callable[[torch.Tensor], object],
+    images: Callable[[int], torch.Tensor],
+    synchronize: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Latency and throughput of anything that classifies images.
+
+    Args:
+        classify: classifies a batch.
+        images: makes a batch of so many images.
+        synchronize: waits until the device has finished all queued work.
+
+    Returns:
+        latency_ms: median time of a single image, after warming up.
+        images_per_second: median for batches of 32 images, or fewer if these take more than a fifth of a
+            second.
+    """
+    latency = _seconds(classify, images(1), synchronize)
+    count = max(1, min(BATCH, int(SECONDS / LEAST / latency)))
+    batch = _seconds(classify, images(count), synchronize)
+    return {"latency_ms": 1000 * latency, "images_per_second": count / batch}
+
+
+def _seconds(
+    classify: Callable[[torch.Tensor], object],
+    images: torch.Tensor,
+    synchronize: Callable[[], None],
+) -> float:
+    """Median time of a batch; the first two do not count."""
     spent: list[float] = []
     while len(spent) < LEAST or (len(spent) < MOST and sum(spent) < SECONDS):
-        device.synchronize()
+        synchronize()
         since = time.perf_counter()
-        backbone.model(images)
-        device.synchronize()
+        classify(images)
+        synchronize()
         spent.append(time.perf_counter() - since)
     return median(spent[2:])

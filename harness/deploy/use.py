@@ -1,0 +1,59 @@
+"""Cost of using an exported model on this machine: file size, latency and throughput of each file."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.backbones import memory_format
+from harness.deploy.int8 import INT8
+from harness.deploy.model import WEIGHTS, Model
+from harness.deploy.onnx import FILE, logits_of, session
+from harness.training.device import MIB, Cpu
+from harness.training.inference_cost import speed
+
+RUNTIMES = {WEIGHTS: "torch", FILE: "onnxruntime", INT8: "onnxruntime, 8 bits"}
+"""Files that are measured, and by what they are run."""
+
+
+def cost_in_use(model: Model, folder: Path) -> dict[str, Any]:
+    """Measure the files of a model on the CPU.
+
+    Returns:
+        hardware: the processor.
+        threads: number of them.
+        files: name -> size (mib), time of a single image (latency_ms) and throughput (images_per_second).
+    """
+    return {
+        "hardware": Cpu().describe(),
+        "threads": torch.get_num_threads(),
+        "files": {
+            name: {"mib": (folder / name).stat().st_size / MIB, **_speed(model, folder / name)}
+            for name in RUNTIMES
+            if (folder / name).exists()
+        },
+    }
+
+
+def _speed(model: Model, path: Path) -> dict[str, float]:
+    size = model.about["preprocessing"]["resolution"]
+    if path.name != WEIGHTS:
+        return speed(partial(logits_of, session(path)), lambda n: torch.zeros(n, 3, size, size))
+    order = memory_format(model.network, torch.device("cpu"))
+    with torch.inference_mode():
+        return speed(
+            model.network, lambda n: torch.zeros(n, 3, size, size).contiguous(memory_format=order)
+        )
+
+
+def in_words(use: dict[str, Any]) -> list[str]:
+    """One line per file."""
+    return [
+        f"{name} ({RUNTIMES[name]}): {cost['mib']:.2f} MiB, {cost['latency_ms']:.2f} ms for a single image, "
+        f"{cost['images_per_second']:.0f} images per second with {use['threads']} "
+        f"thread{'s' if use['threads'] > 1 else ''} of {use['hardware']}"
+        for name, cost in use["files"].items()
+    ]
