@@ -46,7 +46,11 @@ def test_the_wheel_holds_the_packages_the_studies_the_templates_and_the_licence(
 ) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     kept = [*ROOT.glob("harness/**/*.py"), *ROOT.glob("analysis/**/*.py")]
-    kept += [*ROOT.glob("studies/*.py"), *ROOT.glob("analysis/page/*.j2")]
+    kept += [
+        *ROOT.glob("studies/*.py"),
+        *ROOT.glob("analysis/page/*.j2"),
+        *ROOT.glob("harness/**/*.j2"),
+    ]
     assert {p.relative_to(ROOT).as_posix() for p in kept} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

@@ -102,7 +102,7 @@ def _values(about: Mapping[str, Any], study: StudyResult) -> dict[str, Any]:
         "settings": _rows(about["trial"].items()),
         "columns": study.columns(),
         "rows": _rows(study.rows()),
-        "repeats": f"{len(chosen.repeats)} seed{'s' if len(chosen.repeats) > 1 else ''} of each cell",
+        "repeats": f"{len(chosen.repeats)} repeat{'s' if len(chosen.repeats) > 1 else ''} of this cell",
         "interval": binomtest(right, tested).proportion_ci(method="wilson"),
         "scores": [
             (METRICS[name].label, METRICS[name].text(value))
