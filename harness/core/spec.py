@@ -340,9 +340,6 @@ class Study:
         sampler: "random" (i.i.d., needed for budget curves), "qmc" (scrambled Sobol points, spread evenly) or
             "tpe" (uses finished trials, so that its results depend on their order).
         pruner: "none" or "median" (a pruned trial has no comparable cost).
-        metric: what configurations and cells are chosen by, on validation: "accuracy", "balanced_accuracy"
-            (mean recall of the classes), "macro_f1", "auroc" (of each class against the others, mean over the
-            classes) or "log_loss". The report compares its test values; with "log_loss" those of accuracy.
         seed: seed from which every random stream of the study is derived.
         name: name of the study; if empty, that of its file.
         resampling: "split" (a run has one validation part, drawn by its seed) or "kfold", for few images:
@@ -350,6 +347,9 @@ class Study:
             and chosen by the mean; the repeats are runs on the folds of fresh divisions, so that cells are
             chosen by repeated k-fold validation. Intervals then know that the runs share images.
         folds: number of folds; of no effect with "split".
+        metric: what configurations and cells are chosen by, on validation: "accuracy", "balanced_accuracy"
+            (mean recall of the classes), "macro_f1", "auroc" (of each class against the others, mean over the
+            classes) or "log_loss". The report compares its test values; with "log_loss" those of accuracy.
     """
 
     compare: Mapping[str, Iterable[str]]
@@ -359,11 +359,11 @@ class Study:
     baseline: Cell = field(default_factory=dict)
     sampler: Literal["random", "qmc", "tpe"] = "random"
     pruner: Literal["none", "median"] = "none"
-    metric: Selectable = "accuracy"
     seed: int = 0
     name: str = ""
     resampling: Literal["split", "kfold"] = "split"
     folds: int = 5
+    metric: Selectable = "accuracy"
 
     @property
     def fold_count(self) -> int:
