@@ -342,7 +342,7 @@ def test_limits_leave_out_what_is_over_or_unmeasured_and_name_the_runs_that_woul
     assert "--repeats" in said[-1]
     tight = compare.choice(table.trials, AB, {"train_seconds": 60})
     assert tight["cell"].tolist() == ["b", "a"]
-    assert tight["why"].tolist() == ["", "100 s is over the limit"]
+    assert tight["why"].tolist() == ["", "training: 100 s, 60 are allowed"]
     none = compare.choice(
         table.trials.assign(peak_process_rss_mib=math.nan), AB, {"peak_memory_mib": 1e6}
     )

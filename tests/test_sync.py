@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -16,12 +17,13 @@ import optuna
 import pytest
 from mlflow.entities import Metric, Param
 from optuna.distributions import json_to_distribution
-from optuna.trial import TrialState
+from optuna.trial import BaseTrial, TrialState
 
+from harness.core.spec import TrialSpec
 from harness.search.bundles import Part, pack, read_bundle
 from harness.search.lock import sole_runner
 from harness.sync import Synced, main, sync_study
-from tests.lab import info_of
+from tests.lab import info_of, space
 from tests.toy import Place, make_study
 
 STUDY = make_study(compare={"strategy": ["probe"]})
@@ -292,6 +294,11 @@ def recorded_earlier(place: Place) -> None:
         place.client.set_terminated(made_run.info.run_id, run["status"], run["end"])
 
 
+def as_recorded(trial: BaseTrial, strategy: str) -> TrialSpec:
+    """The study's space with the default of `batch_norm` of that time."""
+    return replace(space(trial, strategy), batch_norm="train")
+
+
 def test_study_that_was_recorded_earlier_needs_nothing_and_resumes(
     tmp_path: Path, with_stores: Callable[[Path], Path]
 ) -> None:
@@ -309,7 +316,7 @@ def test_study_that_was_recorded_earlier_needs_nothing_and_resumes(
     assert [t.predictions for t in unpacked.trials] == [
         t.predictions for t in part.trials if t.outcome
     ]
-    place.run(make_study(trials=3))
+    place.run(make_study(trials=3, space=as_recorded))
     # The open trial was killed after an epoch and is run again, like the third trial of the other cell.
     assert [s.epochs for s in place.world.tuned] == [2, 2]
     assert place.outcomes() == {"complete": 8, "killed": 1}
