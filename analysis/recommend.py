@@ -87,7 +87,7 @@ def recommendation(
         text.append(f"It has the best mean validation score of the {len(fit)} cells that fit.")
         leader = compare.best_by_test(choices)
         if leader != best["cell"]:
-            text.append(f"By test “{leader}” is ahead, which a choice must not go by.")
+            text.append(f"On test “{leader}” is ahead, but cells are not chosen by test scores.")
     for verdict, words in (
         ("higher", "Shown to be better than"),
         ("lower", "Shown to be worse than"),

@@ -215,7 +215,7 @@ def test_report_and_recommend_choose_the_same_cell_by_validation_and_name_the_be
     assert "By test accuracy “a” is 10.0 points higher." in said
     recommended = recommend.recommend_cell(made)
     assert recommended[0].startswith("Use “b”: test accuracy 80.0%")
-    assert any("By test “a” is ahead" in line for line in recommended)
+    assert any("On test “a” is ahead" in line for line in recommended)
 
 
 def test_of_equal_cells_the_faster_is_preferred_and_an_unscored_one_is_last() -> None:

@@ -102,7 +102,7 @@ def test_reliability_has_a_bin_for_each_confidence(unequal: StudyTable) -> None:
     assert got["share"].iloc[1] == pytest.approx((own["label"] == own["predicted"]).mean())
 
 
-def test_surest_mistakes_are_those_of_most_repeats(unequal: StudyTable) -> None:
+def test_most_confident_mistakes_are_those_of_most_repeats(unequal: StudyTable) -> None:
     own = unequal.predictions[unequal.predictions["cell"] == "large"]
     got = compare.confident_mistakes(own)
     missed = own[own["label"] != own["predicted"]].groupby("example").size()
@@ -117,7 +117,9 @@ def test_mistakes_are_named_by_their_files(unequal: StudyTable) -> None:
     kept = kept.assign(file="/data/pets/" + kept["example"].astype(str) + ".png")
     named = StudyTable(unequal.info, "", unequal.trials, unequal.epochs, kept)
     section = classes.section(compare.find(named))
-    [shown] = [p for p in section.parts if getattr(p, "title", "").startswith("Surest mistakes")]
+    [shown] = [
+        p for p in section.parts if getattr(p, "title", "").startswith("Most confident mistakes")
+    ]
     first = section.tables["mistakes"]["example"].iloc[0]
     assert next(iter(shown.columns["Image"])) == f"pets/{first}.png"  # type: ignore[union-attr]
 
@@ -159,8 +161,8 @@ def test_page_shows_classes_by_name_and_every_metric(unequal: StudyTable, tmp_pa
     text = page.read_text()
     for head in (
         "Recall by class",
-        "What “large” takes for what",
-        "Surest mistakes",
+        "Confusion matrix of “large”",
+        "Most confident mistakes",
         "Macro F1, %",
     ):
         assert head in text

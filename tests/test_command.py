@@ -123,7 +123,7 @@ def test_missing_argument_is_named(command: str, capsys: pytest.CaptureFixture[s
         ("study", ["--max-memory", "lots"], "Invalid value for --max-memory: size 'lots' is not valid"),
         ("study", ["--cache-budget", "-1"], "Invalid value for --cache-budget: size '-1' is not"),
         ("study", ["--trials"], "Parameter --trials requires an argument"),
-        ("study", ["y.py"], "too many words: y.py; --help"),
+        ("study", ["y.py"], "unexpected arguments: y.py; --help"),
         ("replay", ["--cache-budget", "8 gigs"], "Invalid value for --cache-budget: size '8 gigs' is not"),
         ("predict", ["--top=0"], "--top must be at least 1, got 0"),
         ("export", ["--register", "a/b"], "--register 'a/b': a name in MLflow's registry holds no"),

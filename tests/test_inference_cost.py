@@ -118,4 +118,4 @@ def test_a_limit_must_be_above_zero(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_report_shows_accuracy_against_latency_where_networks_differ(tmp_path: Path) -> None:
     text = (report.build(two_networks(), tmp_path)).read_text(encoding="utf-8")
     assert "Accuracy against latency" in text
-    assert "In use it takes 20 ms for a single image, or 100 images per second" in text
+    assert "Inference takes 20 ms for a single image, or 100 images per second" in text

@@ -188,9 +188,7 @@ def test_report_chooses_the_configuration_that_the_study_repeated(tmp_path: Path
     assert best["index"].tolist() == [1]
     assert best["val_accuracy"].tolist() == pytest.approx([0.3])
     assert set(table.trials.loc[table.trials["phase"] == "repeat", "chosen"]) == {1}
-    assert table.info.notes == (
-        "1 configurations failed on a fold or more: they were not eligible.",
-    )
+    assert table.info.notes == ("Not eligible: 1 configuration that failed on at least one fold.",)
     row = compare.summary(table.trials, table.info.factors).iloc[0]
     assert (row["tuned"], row["failed"], row["n"]) == (2, 1, 6)
     counts = compare.outcomes(compare.recorded(table.trials), table.info.factors)

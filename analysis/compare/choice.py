@@ -42,7 +42,7 @@ def choice(
         trials: as loaded.
         factors: the cells.
         limits: column of LIMITED -> its highest value.
-        selection: the validation score: "val_score", "val_loss" (less is better), or "" if there is none.
+        selection: the validation score: "val_score", "val_loss" (lower is better), or "" if there is none.
 
     Returns:
         cell, n (repeats with a test score), validation (mean of `selection` over the repeats), mean (of the

@@ -19,7 +19,7 @@ from harness.core.metrics import by_class, calibration, confusion
 from harness.core.selection import METRICS, preference
 
 UNEQUAL = 1.5
-"""Classes are called unequal when the largest has more than so many times the test images of the smallest."""
+"""Classes are unequal if the largest has more than this many times the test images of the smallest."""
 
 
 def by_metric(
@@ -117,7 +117,7 @@ def per_class(predictions: pd.DataFrame, folds: int = 1) -> pd.DataFrame:
 
 
 def confused_pairs(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Which class is taken for which, most often first.
+    """Pairs of classes that are confused, most often first.
 
     Args:
         predictions: of one cell.
@@ -157,15 +157,15 @@ def reliability(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def confident_mistakes(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Test images that a cell gets wrong, those that it is surest of first.
+    """Test images that a cell misclassifies, most confident mistakes first.
 
     Args:
         predictions: of one cell.
 
     Returns:
-        example, label, predicted (most often), wrong (number of repeats that get it wrong), repeats,
-        confidence (mean over the repeats, right ones as 0), and file, where images are files. Empty without
-        confidences.
+        example, label, predicted (most often), wrong (number of repeats that misclassify it), repeats,
+        confidence (mean over the repeats, 0 where it is correct), and file, where images are files. Empty
+        without confidences.
     """
     known = predictions.dropna(subset="confidence")
     missed = known["label"] != known["predicted"]

@@ -179,7 +179,7 @@ def with_other_tests(
     table: pd.DataFrame, trials: pd.DataFrame, predictions: pd.DataFrame, folds: int = 1
 ) -> pd.DataFrame:
     """Rows of `contrasts` with two more tests, not adjusted for their number and without a say in the
-    verdict: p_signs (`sign_flip_p`; NaN with `folds`, since it takes the runs for independent), and from the
+    verdict: p_signs (`sign_flip_p`; NaN with `folds`, since it assumes independent runs), and from the
     test predictions only_cell, only_reference and p_images (`mcnemar_over_seeds`, NaN without
     predictions)."""
     scores = completed(trials, "repeat").pivot(index="seed", columns="cell", values="test_score")

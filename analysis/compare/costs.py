@@ -24,9 +24,9 @@ ACCELERATOR = "peak_accelerator_allocated_mib"
 PROCESS = "peak_process_rss_mib"
 FORECAST = "forecast_peak_mib"
 COSTS = ["train_seconds", "marginal_seconds", "peak_memory_mib", "latency_ms", "images_per_second"]
-"""They depend on the device and the number of threads."""
+"""Costs that depend on the device and the number of threads."""
 SIZES = ["parameters", "weights_mib", "multiply_adds"]
-"""They do not."""
+"""Costs that do not."""
 CENSORED = ("oom", "timeout")
 RESAMPLES = 1000
 
@@ -71,8 +71,8 @@ def condition(trials: pd.DataFrame) -> str:
 
 
 def priced(trials: pd.DataFrame) -> pd.DataFrame:
-    """The compared repeats with COSTS and SIZES; NaN where not measured, and the former also for a run under
-    another than the compared condition."""
+    """The compared repeats with COSTS and SIZES; NaN where not measured. COSTS are also NaN for runs under
+    another condition than the compared one."""
     repeats = completed(trials, "repeat")
     repeats = repeats.assign(peak_memory_mib=repeats[memory_column(trials)])
     repeats = repeats.assign(**{c: math.nan for c in (*COSTS, *SIZES) if c not in repeats})
@@ -151,7 +151,7 @@ def front_chance(
     Seeds are drawn with replacement, the same for every cell, and the front is taken of the mean of
     each of the three in that resample. A cost that no cell has plays no part; a cell that misses one of
     the others cannot be on the front. One seed: the share is 0 or 1 and says nothing about chance. With
-    `folds` the deviations of the accuracy are stretched as far as the runs are fewer than they seem, see
+    `folds` the deviations of the accuracy are scaled up, as the runs count as fewer independent ones, see
     `harness.core.folds.independent_runs`.
 
     Returns:

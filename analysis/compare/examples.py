@@ -72,7 +72,7 @@ def over_examples(
 
     Seeds are drawn with replacement, then images (whole groups of them, where there are groups), once for
     all of the drawn seeds that were scored on them: the seeds of a study share their test images, so an easy
-    draw is easy for all. Deviations over seeds are stretched by sqrt(n / (n - 1)) (Rao and Wu 1988), and with
+    draw is easy for all. Deviations over seeds are scaled by sqrt(n / (n - 1)) (Rao and Wu 1988), and with
     `folds` once more, to the standard error of `harness.core.folds.independent_runs`. The interval is the
     mean -+ t times the standard deviation of the resampled means, since percentiles of few seeds are far too
     narrow; its degrees of freedom are those of Satterthwaite (1946) for the seeds' n - 1 and the images'

@@ -47,7 +47,9 @@ def by_configuration(
     )
     made["param.fold"] = None
     failed = int((~made["outcome"].isin(["complete", "unfinished"])).sum())
-    note = (f"{failed} configurations failed on a fold or more: they were not eligible.",)
+    note = (
+        f"Not eligible: {failed} configuration{'s' * (failed != 1)} that failed on at least one fold.",
+    )
     return pd.concat([made, runs], ignore_index=True), note * bool(failed)
 
 

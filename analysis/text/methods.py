@@ -73,7 +73,7 @@ def _choice(table: StudyTable) -> str:
             f"(one seed fixes images, head initialisation, batch order and augmentation), and each run was "
             f"scored once on the test images."
         )
-        text += f" Each {info.folds} of these runs are the folds of a fresh division." * (
+        text += f" Each {info.folds} of these runs use the folds of a new division." * (
             info.folds > 1
         )
     elif len(seeds):

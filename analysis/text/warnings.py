@@ -72,12 +72,12 @@ def _missing_work(table: StudyTable, found: Findings) -> list[str]:
 
 
 def _shared_images(table: StudyTable) -> list[str]:
-    """What the correction for folds does not reach; simulated in docs/pages/statistics.md."""
+    """What the correction for folds does not cover; simulated in docs/pages/statistics.md."""
     if table.info.folds == 1:
         return []
     return [
         "Runs on folds share images. The intervals are corrected for that, but those of test scores may "
-        "still be too narrow: they are if other images would change a score more than other seeds do."
+        "still be too narrow, if other images would change a score more than other seeds do."
     ]
 
 

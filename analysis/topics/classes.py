@@ -1,4 +1,4 @@
-"""Test results class by class, calibration, and every metric of every cell."""
+"""Test results class by class, calibration, and all metrics of all cells."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def compared_cells(found: Findings) -> list[str]:
 
 
 def answer(found: Findings) -> list[str]:
-    """Where the test classes are unequal: the weakest class, and which cell another metric would choose."""
+    """If the test classes are unequal: the class with the lowest recall, and which cell another metric would
+    choose."""
     cell, kept = found.chosen, found.table.predictions
     own = kept[(kept["cell"] == cell) & kept["run_id"].isin(found.repeats["run_id"])]
     if not cell or own.empty or not compare.are_unequal(own):
@@ -114,11 +115,11 @@ def _recall_plot(
 ) -> Plot:
     lowest = rows[rows["cell"] == cells[0]].nsmallest(MOST_CLASSES, "recall")["label"]
     shown = [label for label in range(len(names)) if label in set(lowest)]
-    some = f" The {len(shown)} classes of the lowest recall." if len(shown) < len(names) else ""
+    some = f" The {len(shown)} classes with the lowest recall." if len(shown) < len(names) else ""
     figure = plot_recall(rows, shown, names, {cell: cell_styles(found)[cell] for cell in cells})
     caption = (
-        "Share of the test images of each class that are recognised: mean of the repeats and interval, of "
-        f"the chosen cell{' and the next one' * (len(cells) > 1)}.{some} {over_seeds(found)}"
+        "Share of the test images of each class that are predicted correctly: mean of the repeats and "
+        f"interval, of the chosen cell{' and the next one' * (len(cells) > 1)}.{some} {over_seeds(found)}"
     )
     return Plot("recall", "Recall by class", figure, caption)
 
@@ -149,20 +150,21 @@ def plot_recall(
 
 def _confusion(kept: pd.DataFrame, cell: str, names: Sequence[str]) -> list[Plot | Table]:
     own = kept[kept["cell"] == cell]
-    title = f"What “{cell}” takes for what"
+    title = f"Confusion matrix of “{cell}”"
     if len(names) <= MOST_CLASSES:
         caption = (
             "Share of the images of a class (row) that are predicted as each class (column), in %, mean of "
-            "the repeats; no interval. White: none."
+            "the repeats; no interval. White: 0."
         )
         return [Plot("confusion", title, plot_confusion(own, names), caption)]
     pairs = compare.confused_pairs(own).head(SHOWN)
     columns: Columns = {
         "Class": [names[label] for label in pairs["label"]],
-        "Taken for": [names[label] for label in pairs["predicted"]],
+        "Predicted as": [names[label] for label in pairs["predicted"]],
         "Of its images, %": numbers(pairs["share"], ".1f", 100),
         "Images": numbers(pairs["images"], ".1f"),
     }
+    title = f"Most confused classes of “{cell}”"
     return [Table(columns, title, "Means of the repeats, largest shares first.")]
 
 
@@ -191,14 +193,14 @@ def _reliability_plot(found: Findings, bins: pd.DataFrame, values: pd.DataFrame)
     cells = [cell for cell in compared_cells(found) if cell in set(bins["cell"])]
     said = [f"“{c}” {_value(errors[c], METRICS['ece'])}" for c in cells if c in errors]
     caption = (
-        "Share of predictions that are right, against their confidence (15 equal bins, all repeats "
-        "together); the larger a mark, the more images. Below the line: too sure of itself."
+        "Share of correct predictions against their confidence (15 equal bins, all repeats together); the "
+        "larger a mark, the more images. Below the line: overconfident."
     )
     if said:
         caption += f" Expected calibration error: {'; '.join(said)}. {over_seeds(found)}"
     style = cell_styles(found)
     figure = plot_reliability(bins, {cell: style[cell] for cell in cells})
-    return Plot("reliability", "Are confidences to be trusted?", figure, caption)
+    return Plot("reliability", "Reliability diagram", figure, caption)
 
 
 def plot_reliability(bins: pd.DataFrame, style: Mapping[str, Style]) -> Figure:
@@ -211,7 +213,7 @@ def plot_reliability(bins: pd.DataFrame, style: Mapping[str, Style]) -> Figure:
         axes.scatter(own["confidence"], own["accuracy"], s=12 + 300 * own["share"], color=[look.color],
                      marker=look.marker, edgecolors="white", zorder=3)  # fmt: skip
     percent(axes, "x", "Confidence")
-    percent(axes, "y", "Right")
+    percent(axes, "y", "Accuracy")
     add_key(figure, style, style)
     return figure
 
@@ -221,18 +223,18 @@ def _mistakes(mistakes: pd.DataFrame, cell: str, names: Sequence[str]) -> Table:
     columns: Columns = {
         "Image": list(_images(top)),
         "Class": [names[label] for label in top["label"]],
-        "Taken for": [names[label] for label in top["predicted"]],
+        "Predicted as": [names[label] for label in top["predicted"]],
         "Wrong in repeats": [
             f"{a} of {b}" for a, b in zip(top["wrong"], top["repeats"], strict=True)
         ],
         "Confidence, %": numbers(top["confidence"], ".1f", 100),
     }
     note = (
-        "Test images that are wrong with the highest mean confidence over the repeats (right ones count as "
-        "0): wrong labels and hard cases are found here first. Image: the end of its path, or its position "
-        "in the target."
+        "Misclassified test images, highest mean confidence over the repeats first (correct predictions "
+        "count as 0): wrong labels and hard cases are often among them. Image: the end of its path, or its "
+        "position in the target."
     )
-    return Table(columns, f"Surest mistakes of “{cell}”", note)
+    return Table(columns, f"Most confident mistakes of “{cell}”", note)
 
 
 def _images(rows: pd.DataFrame) -> pd.Series:
@@ -255,9 +257,9 @@ def _every_metric(values: pd.DataFrame) -> Table:
     note = (
         "On test: mean of the repeats and 95% t interval over seeds. Macro F1 and balanced accuracy are "
         "means over the classes; AUROC is that of each class against the others, mean over the classes. "
-        "Less is better for log loss (nats), Brier score (0 to 2) and expected calibration error (15 bins)."
+        "Lower is better for log loss (nats), Brier score (0 to 2) and expected calibration error (15 bins)."
     )
-    return Table(columns, "Every metric", note)
+    return Table(columns, "All metrics", note)
 
 
 def _cell(row: Row, metric: Metric) -> object:

@@ -1,4 +1,4 @@
-"""What the repeats of a cell give together: an ensemble that averages their class probabilities."""
+"""Ensembles of the repeats of each cell, which average their class probabilities."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def section(found: Findings) -> Section:
     shown = {
         "Cell": list(rows["cell"]),
         "Networks": list(rows["networks"]),
-        "A single one, %": numbers(rows["single"], ".1f", 100),
-        "Together, %": numbers(rows["ensemble"], ".1f", 100),
+        "Single network, %": numbers(rows["single"], ".1f", 100),
+        "Ensemble, %": numbers(rows["ensemble"], ".1f", 100),
         "Gain, points": numbers(rows["gain"], "+.1f", 100),
         "95% interval": intervals(100 * rows["low"], 100 * rows["high"], "+.1f"),
-        "A single image, ms": shorts(rows["latency_ms"]),
+        "Latency of a single image, ms": shorts(rows["latency_ms"]),
     }
     note = (
         "The mean of the class probabilities of all repeats of a cell (a deep ensemble, Lakshminarayanan et "
         "al. 2017) against the mean test accuracy of the single networks, on the same test images. Interval: "
         "bootstrap over test images (whole groups of them), for these networks; not adjusted for the number "
-        "of cells. In use all networks are computed. Nothing is chosen by these scores."
+        "of cells. Latency: of all networks, one after the other. Nothing is chosen by these scores."
     )
-    table = Table(shown, "The repeats of a cell as one classifier", note)
+    table = Table(shown, "The repeats of each cell as an ensemble", note)
     return Section("Ensembles", [table], tables={"ensembles": rows})
 
 

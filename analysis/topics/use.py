@@ -1,4 +1,4 @@
-"""What the networks of the cells cost to use: size, multiply-adds, latency and throughput."""
+"""Cost of inference with the networks of the cells: size, multiply-adds, latency and throughput."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ SIZE = ["parameters", "multiply_adds"]
 
 
 def section(found: Findings) -> Section:
-    """The costs of use by cell, and accuracy against latency where the networks differ."""
+    """The costs of each cell, and accuracy against latency where the networks differ."""
     measured = found.summary.dropna(subset="latency_ms_median")
     if measured.empty:
-        return Section("Use")
+        return Section("Inference")
     where = compare.condition(found.trials) or "the device of the study"
     parts: list[Plot | Table | str | list[str]] = []
     if len(measured[SIZE].drop_duplicates()) > 1 and not len(found.ranks):
         metric = found.info.metric
-        label = f"A single image on {where.partition(',')[0]} (ms)"
+        label = f"Latency of a single image on {where.partition(',')[0]} (ms)"
         style = cell_styles(found)
         figure = plot_cost(found.summary, "latency_ms", "latency_front", label, style, metric)
         caption = (
@@ -32,7 +32,7 @@ def section(found: Findings) -> Section:
         title = f"{metric[:1].upper()}{metric[1:]} against latency"
         parts.append(Plot("latency", title, figure, caption))
     parts.append(_table(measured, where))
-    return Section("Use", parts, answer(found, where))
+    return Section("Inference", parts, answer(found, where))
 
 
 def _table(rows: pd.DataFrame, where: str) -> Table:
@@ -41,21 +41,21 @@ def _table(rows: pd.DataFrame, where: str) -> Table:
             "Cell": list(rows["cell"]),
             "Parameters, million": shorts(rows["parameters"] / 1e6),
             "Weights, MiB": shorts(rows["weights_mib"]),
-            "Multiply-adds of an image, million": shorts(rows["multiply_adds"] / 1e6),
-            "A single image, ms": shorts(rows["latency_ms_median"]),
+            "Multiply-adds per image, million": shorts(rows["multiply_adds"] / 1e6),
+            "Latency of a single image, ms": shorts(rows["latency_ms_median"]),
             "Images per second": shorts(rows["images_per_second_median"]),
         },
-        note=f"Of the network in float32 on {where}: medians over repeats, each of warm forward passes. "
-        "Images are decoded and resized already. Multiply-adds: in convolutions, linear layers and "
-        "attention. Adapters are merged before use; a nearest-neighbour classifier is not included.",
+        note=f"Of the network in float32 on {where}: medians over repeats, each a median of warm forward "
+        "passes on images that are already decoded and resized. Multiply-adds: in convolutions, linear "
+        "layers and attention. Adapters are merged first; a nearest-neighbour classifier is not included.",
     )
 
 
 def answer(found: Findings, where: str) -> list[str]:
-    """What the chosen cell costs to use."""
+    """Cost of inference with the chosen cell."""
     rows = found.summary[found.summary["cell"] == found.chosen].dropna(subset="latency_ms_median")
     return [
-        f"In use it takes {short(row['latency_ms_median'])} ms for a single image, or "
+        f"Inference takes {short(row['latency_ms_median'])} ms for a single image, or "
         f"{short(row['images_per_second_median'])} images per second, on {where}; its weights have "
         f"{short(row['weights_mib'])} MiB."
         for row in rows.to_dict("records")

@@ -81,7 +81,9 @@ def _parse_and_call(app: App, argv: Sequence[str] | None) -> int:
         return app(words, exit_on_error=False, print_error=False) or 0
     except UnusedCliTokensError as error:
         unused = shlex.join(error.unused_tokens or [])
-        raise UserError(f"too many words: {unused}; --help lists what is understood") from error
+        raise UserError(
+            f"unexpected arguments: {unused}; --help lists the expected ones"
+        ) from error
     except CycloptsError as error:
         raise UserError(str(error)) from error
 

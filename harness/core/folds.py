@@ -1,4 +1,4 @@
-"""K-fold resampling: which fold a run validates on, and what the mean of such runs is worth."""
+"""K-fold resampling: the fold that a run is validated on, and the variance of the mean of such runs."""
 
 from __future__ import annotations
 

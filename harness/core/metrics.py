@@ -102,7 +102,7 @@ class Calibration:
     Attributes:
         examples: number of examples.
         confidence: their mean confidence; NaN for an empty bin.
-        accuracy: share of them that are right; NaN for an empty bin.
+        accuracy: share of them that are correct; NaN for an empty bin.
     """
 
     examples: NDArray[np.int64]
@@ -117,7 +117,7 @@ class Calibration:
 
 
 def calibration(confidence: np.ndarray, hit: np.ndarray, bins: int = BINS) -> Calibration:
-    """How often predictions of each confidence are right.
+    """How often predictions of each confidence are correct.
 
     Args:
         confidence: (n,) probability of the predicted class.

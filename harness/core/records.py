@@ -71,7 +71,7 @@ class StudyInfo:
         study_file: name of the study file, without its folder.
         space_sha256: hash of the study file.
         folds: folds of k-fold resampling, on each of which a configuration is run; 1 for a single split.
-        metric: name of the metric that is chosen by.
+        metric: name of the metric by which configurations and cells are chosen.
     """
 
     name: str

@@ -13,13 +13,13 @@ Selectable = Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc", "log_
 
 @dataclass(frozen=True)
 class Metric:
-    """What a metric is called, and which of its values is better.
+    """The names of a metric, and whether higher or lower values are better.
 
     Attributes:
         name: name in study files.
         label: name in text.
-        less_is_better: whether the least value is the best. Such metrics are numbers of their own kind; all
-            others are shares in [0, 1].
+        less_is_better: whether lower values are better. Such metrics are losses or errors; all others are
+            shares in [0, 1].
     """
 
     name: str
@@ -40,7 +40,7 @@ class Metric:
         return f"{part}_loss" if self.name == "log_loss" else f"{part}_{self.name}"
 
     def merit(self, values: Mapping[str, float]) -> float:
-        """Its validation value, turned so that more is better; NaN if it is not among the recorded values."""
+        """Its validation value, negated if lower is better; NaN if it is not among the recorded values."""
         value = values.get(self.validation, math.nan)
         return -value if self.less_is_better else value
 
@@ -69,10 +69,10 @@ def preference(validation: float, seconds: float = math.nan) -> tuple[float, flo
     """Sort key of a cell; the chosen cell is the one with the least key.
 
     The cell with the highest mean validation score over its repeats is chosen; of equals the one that trains
-    faster. Test scores play no part, so that the test score of the chosen cell is an honest estimate.
+    faster. Test scores play no part, so that the test score of the chosen cell is not biased by the choice.
 
     Args:
-        validation: mean validation score over the repeats, more is better; NaN if it has none.
+        validation: mean validation score over the repeats, higher is better; NaN if it has none.
         seconds: mean training time of a repeat; NaN if unknown.
     """
     return (

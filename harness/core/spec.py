@@ -344,12 +344,13 @@ class Study:
         name: name of the study; if empty, that of its file.
         resampling: "split" (a run has one validation part, drawn by its seed) or "kfold", for few images:
             each configuration is scored on every one of `folds` folds of all images that are not test images,
-            and chosen by the mean; the repeats are runs on the folds of fresh divisions, so that cells are
-            chosen by repeated k-fold validation. Intervals then know that the runs share images.
+            and chosen by the mean; the repeats are runs on the folds of new divisions, so that cells are
+            chosen by repeated k-fold cross-validation. Intervals then allow for runs that share images.
         folds: number of folds; of no effect with "split".
-        metric: what configurations and cells are chosen by, on validation: "accuracy", "balanced_accuracy"
-            (mean recall of the classes), "macro_f1", "auroc" (of each class against the others, mean over the
-            classes) or "log_loss". The report compares its test values; with "log_loss" those of accuracy.
+        metric: metric on validation by which configurations and cells are chosen: "accuracy",
+            "balanced_accuracy" (mean recall of the classes), "macro_f1", "auroc" (of each class against the
+            others, mean over the classes) or "log_loss". The report compares its test values; with "log_loss"
+            those of accuracy.
     """
 
     compare: Mapping[str, Iterable[str]]
@@ -442,7 +443,7 @@ def _require_folds(study: Study) -> None:
     if study.sampler == "tpe" or study.pruner != "none":
         raise UserError(
             f"Study: resampling 'kfold' works with sampler 'random' or 'qmc' and pruner 'none', got "
-            f"{study.sampler!r} and {study.pruner!r}, which would take one fold's score for a configuration's"
+            f"{study.sampler!r} and {study.pruner!r}, which would judge a configuration by one fold"
         )
     if repeats % folds:
         more = folds * math.ceil(repeats / folds)

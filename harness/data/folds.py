@@ -36,7 +36,7 @@ def validation_fold(target: Target, pool: Indices, fold: Fold) -> NDArray[np.boo
     if division is None:
         raise UserError(
             f"target {target.name}: its groups cannot be divided into {fold.count} folds so that every class "
-            "is in every fold; lower folds, or add groups"
+            "is in every fold; use fewer folds, or add groups"
         )
     mask = np.zeros(len(target.labels), np.bool_)
     mask[pool[division == fold.number - 1]] = True
@@ -45,7 +45,7 @@ def validation_fold(target: Target, pool: Indices, fold: Fold) -> NDArray[np.boo
 
 @lru_cache(maxsize=64)
 def _division(labels: bytes, groups: bytes, count: int, seed: int) -> Indices | None:
-    """(n,) fold of each image, from 0; None if no fold division was found in which each has every class."""
+    """(n,) fold of each image, from 0; None if no division was found in which each fold has every class."""
     y, g = np.frombuffer(labels, np.int64), np.frombuffer(groups, np.int64)
     for attempt in range(ATTEMPTS):
         found = folds(y, g, count, seed + attempt)
@@ -69,6 +69,6 @@ def _require_enough(target: Target, labels: Indices, groups: Indices, count: int
     if small:
         more = f" (and {len(small) - 5} more classes)" if len(small) > 5 else ""
         raise UserError(
-            f"target {target.name}: {'; '.join(small[:5])}{more}, fewer than the {count} folds: lower folds, "
-            f"add {what.partition(' ')[0]}, or leave the class out with [classes=...]"
+            f"target {target.name}: {'; '.join(small[:5])}{more}, fewer than the {count} folds: use fewer "
+            f"folds, add {what.partition(' ')[0]}, or leave the class out with [classes=...]"
         )

@@ -136,8 +136,8 @@ def propose(report: DataSetReport, target: str, accelerator: bool) -> Proposal:
     if typical < FEW and _divisible(target, test_shots):
         folds, val_shots = FOLDS, None
         notes.append(
-            f"With about {typical:.0f} training images per class one validation part decides too much: each "
-            f"configuration is scored on {FOLDS} folds (resampling='kfold')."
+            f"With about {typical:.0f} training images per class, the choice depends too much on a single "
+            f"validation part: each configuration is scored on {FOLDS} folds (resampling='kfold')."
         )
     batch_size = 16 if count < 1000 else 32
     epochs = min(max(round(STEPS * batch_size / count), 4), 20)
@@ -288,10 +288,10 @@ def _space(p: Proposal) -> list[str]:
     """The `space` function and the study."""
     part, enough = "a fifth", "as many as the comparison of all cells needs"
     if p.folds > 1:
-        part, enough = "a fold", f"{ROUNDS} rounds of all folds, more would tell little"
+        part, enough = "a fold", f"{ROUNDS} rounds of all folds, more add little"
     resampling = [
         '    resampling="kfold",  # few images: scored on every fold of those that are not test images',
-        f"    folds={p.folds},  # repeats must be a multiple",
+        f"    folds={p.folds},  # repeats must be a multiple of it",
     ]
     return [
         "def space(trial: BaseTrial, backbone: str, strategy: str) -> TrialSpec:",

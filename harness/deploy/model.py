@@ -2,7 +2,7 @@
 them.
 
 model.safetensors   state dict of the plain network of timm or torchvision
-model.json          name, classes, preparation of images, temperature, cost in use, and provenance
+model.json          name, classes, preparation of images, temperature, cost of inference, and provenance
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class Plan:
         study: name of the study.
         cells: labels of the cells.
         trials, repeats: numbers of runs per cell.
-        metric: name of the metric that is chosen by.
+        metric: name of the metric by which configurations and cells are chosen.
     """
 
     study: str
@@ -96,7 +96,7 @@ def trial_seed(study: Study, phase: Phase, index: int) -> int:
 
 def trial_fold(study: Study, phase: Phase, index: int) -> str:
     """Fold of a trial; "" with a single split. All configurations are scored on the folds of one division,
-    each round of repeats on those of a fresh one.
+    each round of repeats on those of a new one.
 
     Each run still has a seed of its own: runs on the folds of one division share their images, and nothing
     else.

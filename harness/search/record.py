@@ -8,7 +8,7 @@ one cell, "NAME/CELL/repeats of I" the repeats of the configuration that its tri
     task      user attribute, set when it is drawn: the complete flat TrialSpec, hashes of images and weights
     result    user attribute, set at the end: outcome, reason, metrics, epochs, notes, provenance, predictions
 
-and a reported value per epoch: the study's metric, turned so that more is better. Test predictions are files
+and a reported value per epoch: the study's metric, negated if lower is better. Test predictions are files
 beside the storage. Only the coordinator writes; if a trial is still open when the next coordinator starts,
 its process has died.
 """

@@ -23,7 +23,7 @@ class CellRecord:
 
     @property
     def merit(self) -> float:
-        """Mean validation score over the repeats, turned so that more is better; NaN if they have none."""
+        """Mean validation score over the repeats, negated if lower is better; NaN if they have none."""
         name = self.metric.validation
         mean = self.mean(name)
         return math.nan if mean is None else self.metric.merit({name: mean})

@@ -1,4 +1,4 @@
-"""Cost of using a network: parameters, size of its weights, multiply-adds, latency and throughput."""
+"""Cost of inference: parameters, size of its weights, multiply-adds, latency and throughput."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BATCH = 32
 def inference_cost(
     backbone: str, classes: int, resolution: int | None, device: Device
 ) -> dict[str, float]:
-    """Cost of using a network on this device, in float32, with the number of threads of this process.
+    """Cost of inference on this device, in float32, with the number of threads of this process.
 
     The cost depends on the architecture only, not on the weights or the strategy: adapters are merged when a
     model is exported. Each network is measured once in a process.
