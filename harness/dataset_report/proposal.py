@@ -39,12 +39,12 @@ STRATEGIES = {
     "linear probe": "strategies.LinearProbe()",
     "norms": "strategies.NormOnly()",
     "last block": "strategies.LastBlock()",
-    "pulled": 'strategies.L2SP(t.suggest_float("pull", 1e-2, 10, log=True))',
+    "L2-SP": 'strategies.L2SP(t.suggest_float("l2_sp", 1e-2, 10, log=True))',
     "discriminative": 'strategies.DiscriminativeLR(t.suggest_float("decay", 0.5, 0.95))',
     "full": "strategies.FullFineTune()",
 }
 BY_SHOTS = (
-    (10, ("features", "linear probe", "last block", "pulled")),
+    (10, ("features", "linear probe", "last block", "L2-SP")),
     (50, ("linear probe", "last block", "discriminative", "full")),
     (10**9, ("linear probe", "last block", "discriminative", "full")),
 )
