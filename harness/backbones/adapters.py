@@ -1,15 +1,49 @@
-"""Low-rank adapters (LoRA) in attention layers, through the PEFT library."""
+"""Low-rank adapters (LoRA) in attention layers.
+
+In timm's networks through the PEFT library, which adapts layers that are called. Torchvision's attention uses
+the weights of its layers without calling them; there the weights themselves are parametrised by torch.
+"""
 
 from __future__ import annotations
 
+import math
+
+import torch
 from timm.layers.attention import Attention
 from timm.models.swin_transformer import WindowAttention
 from torch import nn
+from torch.nn.utils import parametrize
+from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from harness.core.errors import UserError
 
 ATTENTION = ("qkv", "proj")
 """Linear layers of timm's attention blocks that get an adapter (W_q to W_o in Hu et al. 2022)."""
+WEIGHTS = {
+    nn.MultiheadAttention: ("in_proj_weight", "out_proj.weight"),
+    ShiftedWindowAttention: ("qkv.weight", "proj.weight"),
+}
+"""The same weights in torchvision's ViT and Swin."""
+ALPHA = 2
+"""Scale of the adapters' outputs: alpha / rank."""
+
+
+class LowRank(nn.Module):
+    """A weight plus the product of two matrices of low rank, as PEFT initialises them.
+
+    Args:
+        weight: (out, in) matrix.
+        rank: of the product.
+    """
+
+    def __init__(self, weight: torch.Tensor, rank: int) -> None:
+        super().__init__()
+        self.lora_A = nn.Parameter(weight.new_empty(rank, weight.shape[1]))
+        self.lora_B = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight + ALPHA * self.lora_B @ self.lora_A
 
 
 def add_lora(model: nn.Module, name: str, rank: int) -> nn.Module:
@@ -19,6 +53,13 @@ def add_lora(model: nn.Module, name: str, rank: int) -> nn.Module:
     Raises:
         UserError: if PEFT is not installed, or the network has no attention layers with the usual names.
     """
+    weights = _weights(model)
+    for module, weight in weights:
+        parametrize.register_parametrization(
+            module, weight, LowRank(getattr(module, weight).detach(), rank)
+        )
+    if weights:
+        return model
     layers = [
         f"{path}.{n}"
         for path, attention in model.named_modules()
@@ -29,22 +70,47 @@ def add_lora(model: nn.Module, name: str, rank: int) -> nn.Module:
     if not layers:
         raise UserError(
             f"LoRA needs attention layers (qkv, proj), which {name} does not have; use a vit_*, deit_* or "
-            "swin_* backbone of timm"
+            "swin_* backbone of timm, or torchvision's vit_* or swin_*"
         )
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise UserError("LoRA needs the PEFT library: pip install -e '.[lora]'") from None
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers)
+    config = LoraConfig(r=rank, lora_alpha=ALPHA * rank, target_modules=layers)
     adapted: nn.Module = inject_adapter_in_model(config, model)
     return adapted
+
+
+def _weights(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """The weights of torchvision's attention layers: module and name of each."""
+    found = [
+        (f"{path}.{weight}".rpartition("."))
+        for path, module in model.named_modules()
+        for kind, own in WEIGHTS.items()
+        if isinstance(module, kind)
+        for weight in own
+    ]
+    return [(model.get_submodule(path), weight) for path, _, weight in found]
 
 
 def merge_adapters(model: nn.Module) -> nn.Module:
     """The model with its adapters merged into the layers that they adapt; unchanged if it has none."""
     for path, module in list(model.named_modules()):
-        if hasattr(module, "lora_A"):
+        if parametrize.is_parametrized(module):
+            _merge(module)
+        elif hasattr(module, "lora_A") and not isinstance(module, LowRank):
             module.merge()
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, module.get_base_layer())
     return model
+
+
+def _merge(module: nn.Module) -> None:
+    """Turn parametrised weights into plain ones. `remove_parametrizations` of torch would change the class
+    of the module, which copies of it share."""
+    names = [n for n, _ in module.get_submodule("parametrizations").named_children()]
+    values = {name: getattr(module, name).detach() for name in names}
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value))

@@ -243,9 +243,9 @@ class L2SP(Strategy):
 @final
 @dataclass(frozen=True)
 class LoRA(Strategy):
-    """Train low-rank adapters in the attention layers of a ViT, and the head (Hu et al. 2022), with the PEFT
-    library (extra `lora`). Optimiser state for about 1 % of the parameters; activations as in full
-    fine-tuning."""
+    """Train low-rank adapters in the attention layers of a ViT, and the head (Hu et al. 2022). Networks of
+    timm need the PEFT library (extra `lora`). Optimiser state for about 1 % of the parameters; activations as
+    in full fine-tuning."""
 
     tuned: ClassVar[Tuned] = "lora"
     rank: int = 8
