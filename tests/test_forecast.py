@@ -408,3 +408,14 @@ def test_network_that_computes_by_values_has_no_forecast(monkeypatch: pytest.Mon
 
 
 # --- sizes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("least", "most"), [(-2.0, 2.0), (-0.001, 0.001)])
+def test_weights_that_are_not_drawn_are_in_the_range_of_a_truncated_normal(
+    least: float, most: float
+) -> None:
+    """torch draws such weights again until they are, so building the network would not end."""
+    weights = torch.full((10,), 5.0)
+    with fake.Undrawn():  # type: ignore[no-untyped-call]
+        nn.init.trunc_normal_(weights, std=0.02, a=least, b=most)
+    assert weights.tolist() == [0.0] * 10

@@ -31,7 +31,7 @@ class Fake:
 def fake_backbone(name: str, num_classes: int, resolution: int | None, lora_rank: int) -> Fake:
     """The backbone with fake parameters and buffers. It is first built with real ones, because some networks
     compute settings from tensors when they are created; from scratch, because weights do not matter."""
-    with _Uninitialised():  # type: ignore[no-untyped-call]
+    with Undrawn():  # type: ignore[no-untyped-call]
         backbone = build(
             name, "scratch", num_classes, 0, resolution=resolution, lora_rank=lora_rank
         )
@@ -60,8 +60,9 @@ def fake_backbone(name: str, num_classes: int, resolution: int | None, lora_rank
     return Fake(mode, dataclasses.replace(backbone, groups=groups), size)
 
 
-class _Uninitialised(TorchDispatchMode):
-    """Skips the drawing of random weights, which takes most of the time of building a network."""
+class Undrawn(TorchDispatchMode):
+    """Sets weights to zero instead of drawing them, which takes most of the time of building a network. They
+    cannot stay as they are in memory: `trunc_normal_` of torch 2.14 draws again until all are in range."""
 
     def __torch_dispatch__(
         self,
@@ -71,7 +72,7 @@ class _Uninitialised(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         drawn = (torch.ops.aten.uniform_, torch.ops.aten.normal_, torch.ops.aten.erfinv_)
-        return args[0] if func.overloadpacket in drawn else func(*args, **(kwargs or {}))
+        return args[0].zero_() if func.overloadpacket in drawn else func(*args, **(kwargs or {}))
 
 
 class AcceleratorNorms(TorchFunctionMode):
