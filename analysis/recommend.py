@@ -38,9 +38,15 @@ def within(table: StudyTable, where: Sequence[str]) -> dict[str, list[str]]:
     """
     factors = {name: list(values) for name, values in table.info.factors.items()}
     for text in where:
-        name, _, value = text.partition("=")
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--where must be FACTOR=VALUE, got {text!r}")
         if name not in factors:
             raise UserError(f"no factor {name!r}; factors: {', '.join(factors)}")
+        if value in table.info.factors[name] and value not in factors[name]:
+            raise UserError(
+                f"--where gives {name} twice, as {factors[name][0]!r} and {value!r}; no cell has both"
+            )
         if value not in factors[name]:
             raise UserError(f"{name} has no value {value!r}; values: {', '.join(factors[name])}")
         factors[name] = [value]
@@ -110,7 +116,8 @@ def _to_be_surer(table: StudyTable, row: pd.Series) -> str:
     rival = f"“{row['rival']}”"
     lead = f"a difference of {max(abs(row['lead']), 0.5):.1f} points from {rival}"
     if row["seeds"] != row["seeds"]:
-        return "To be surer: run every cell on at least 8 seeds."
+        folds = table.info.folds
+        return f"To be surer: run every cell on at least {folds * math.ceil(8 / folds)} seeds."
     if row["seeds"] == math.inf:
         return f"To be surer: not worth it, {lead} would take more than 500 seeds; take the cheaper one."
     if row["more"] == 0:

@@ -32,6 +32,9 @@ from analysis.topics import TOPICS, budget, learning_rates, scores, sizes
 from harness.core.errors import UserError
 from harness.core.power import least_detectable
 from harness.core.selection import preference
+from harness.deploy.choice import choose
+from harness.tracking.results import cell_records
+from harness.tracking.runs import Kept, Recorded
 from tests.made_studies import scored, table, trial
 
 FEW, MANY = 40, 500
@@ -453,3 +456,60 @@ def test_two_seeds_leave_no_more_open_than_100_points() -> None:
     uneven = table[table["least_detectable"] > 100].iloc[0].to_dict()
     assert "With 2 seeds no difference can be shown" in compare.describe_contrast(uneven)
     assert all(compare.describe_contrast(row) for _, row in table.iterrows())  # as a notebook would
+
+
+def test_of_equal_means_the_cell_that_is_faster_on_average_is_chosen_as_by_export() -> None:
+    """The sums of these scores differ in the last bit if they are added in this order; and the slower cell
+    has the lower median of seconds."""
+    cells = {"fast": ((0.3, 0.2, 0.1), (2.0, 2.0, 0.1)), "slow": ((0.1, 0.2, 0.3), (1.0, 9.0, 1.0))}
+    made = table(
+        [
+            trial(cell, "repeat", i, score, train_seconds=seconds)
+            for cell, both in cells.items()
+            for i, (score, seconds) in enumerate(zip(*both, strict=True))
+        ]
+    )
+    made.trials["val_accuracy"] = made.trials["val_score"]
+    kept = [
+        Kept(
+            "",
+            Recorded(
+                "", {"cell": row["cell"], "index": str(row["index"])}, {"target": ""},
+                {name: row[name] for name in ("val_accuracy", "train_seconds")},
+            ),
+        )
+        for row in made.trials.to_dict("records")
+    ]  # fmt: skip
+    assert choose(cell_records(kept))[0].cell == "fast"
+    assert compare.find(made).chosen == "fast"
+    assert recommend.recommend_cell(made)[0].startswith("Use “fast”")
+    assert compare.chosen_by(made.trials, made.info.factors, "accuracy") == "fast"
+    assert compare.chosen_by(made.trials, made.info.factors, "macro_f1") == ""
+
+
+def test_identical_scores_are_not_taken_for_exact_differences() -> None:
+    """As in the verdicts, where a difference has at least the rounding error of single images."""
+    rows = [
+        trial(cell, "repeat", seed, 0.8 - 0.1 * (seed % 2))
+        for cell in ("a", "b")
+        for seed in range(6)
+    ]
+    made = table(rows)
+    choices = compare.choice(made.trials, made.info.factors)
+    (row,) = compare.surer(made.trials, made.info.factors, choices).to_dict("records")
+    (pair,) = compare.contrasts(made.trials, made.info.factors).to_dict("records")
+    assert pair["least_detectable"] > 2  # points; one image of ten is 10
+    assert row["lead"] == 0
+    assert row["seeds"] > row["n"]
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        (["strategy"], "must be FACTOR=VALUE, got 'strategy'"),
+        (["strategy=a", "strategy=b"], "gives strategy twice, as 'a' and 'b'"),
+    ],
+)
+def test_conditions_that_no_cell_can_meet_are_refused(where: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        recommend.recommend_cell(table([*scored("a", 0.8), *scored("b", 0.7)]), where)

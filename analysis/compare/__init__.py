@@ -16,11 +16,10 @@ from analysis.compare.agreement import (
     static_ranking,
 )
 from analysis.compare.cells import outcomes, prediction_mismatches, summary
-from analysis.compare.choice import best_by_test, choice, most_behind, surer
+from analysis.compare.choice import best_by_test, choice, chosen_by, most_behind, surer
 from analysis.compare.classes import (
     are_unequal,
     by_metric,
-    chosen_by,
     class_names,
     class_sizes,
     confident_mistakes,

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 import pandas as pd
 
-from analysis.compare.contrasts import FEWEST, against, contrasts
+from analysis.compare.contrasts import FEWEST, against, contrasts, rounding_error
 from analysis.compare.costs import priced
 from analysis.compare.runs import cells, completed
 from harness.core.power import seeds_needed
-from harness.core.selection import preference
+from harness.core.selection import METRICS, preference
 
 LIMITED = {
     "train_seconds": ("training", "s"),
@@ -49,7 +50,7 @@ def choice(
         test scores), seconds, memory_mib, by_test (no cell that fits has a validation score, so test scores
         rank them), fits, why (why not), over (the highest ratio of a cost to its limit; NaN without limits).
     """
-    repeats = priced(trials)
+    repeats, trained = priced(trials), completed(trials, "repeat").groupby("cell")["train_seconds"]
     rows = []
     for cell in cells(factors)["cell"]:
         own = repeats[repeats["cell"] == cell]
@@ -63,7 +64,7 @@ def choice(
                 why = why or f"{what} not measured"
             elif over[name] > 1:
                 why = why or f"{what}: {cost[name]:.3g} {unit}, {limit:.3g} are allowed"
-        validation = float(own[selection].mean()) if selection else math.nan
+        validation = _mean(own[selection]) if selection else math.nan
         rows.append(
             {"cell": cell, "n": len(scores), "validation": validation, "mean": scores.mean()}
             | {"seconds": cost["train_seconds"], "memory_mib": cost["peak_memory_mib"]}
@@ -74,9 +75,26 @@ def choice(
     table["by_test"] = bool(fit["validation"].isna().all())
     score = table["mean"] if table["by_test"].any() else table["validation"]
     turned = -score if selection == "val_loss" and not table["by_test"].any() else score
-    keys = [preference(v, s) for v, s in zip(turned, table["seconds"], strict=True)]
+    seconds = table["cell"].map({cell: _mean(own) for cell, own in trained})
+    keys = [preference(v, s) for v, s in zip(turned, seconds, strict=True)]
     order = sorted(range(len(table)), key=lambda i: (not table["fits"][i], keys[i]))
     return table.iloc[order].reset_index(drop=True)
+
+
+def _mean(values: pd.Series) -> float:
+    """Mean without NaNs, correctly rounded whatever their order, so that equal means are ties here and in
+    `harness.deploy.choice`."""
+    known = values.dropna().tolist()
+    return fmean(known) if known else math.nan
+
+
+def chosen_by(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]], metric: str) -> str:
+    """The cell that the validation values of a metric would choose; "" if none were recorded."""
+    selection = METRICS[metric].validation
+    if selection not in trials:
+        return ""
+    table = choice(trials, factors, selection=selection)
+    return "" if table["by_test"].any() else str(table["cell"].iloc[0])
 
 
 def best_by_test(table: pd.DataFrame) -> str:
@@ -123,11 +141,12 @@ def surer(
     spent = repeats.groupby("cell")[["total_seconds", "train_seconds"]].median()
     each = spent["total_seconds"].fillna(spent["train_seconds"])
     pairs = against(contrasts(trials, factors, folds), best).set_index("reference")
-    scores = repeats.pivot(index="seed", columns="cell", values="test_score")
+    scores = 100 * repeats.pivot(index="seed", columns="cell", values="test_score")
+    floor = rounding_error(scores.to_numpy(dtype=float))
     rows = []
     for rival in fit["cell"].iloc[1:]:
         row = pairs.loc[rival]
-        sd = float((100 * (scores[best] - scores[rival])).std(ddof=1))
+        sd = max(float((scores[best] - scores[rival]).std(ddof=1)), floor)
         sd = sd if row["n"] >= FEWEST else math.nan
         lead, family = max(abs(row["difference"]), LEAST), max(1, int(row["pairs"]))
         needed = seeds_needed(sd, lead, family, folds)

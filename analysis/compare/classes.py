@@ -16,7 +16,7 @@ import pandas as pd
 
 from analysis.compare.runs import cells, completed, mean_interval
 from harness.core.metrics import by_class, calibration, confusion
-from harness.core.selection import METRICS, preference
+from harness.core.selection import METRICS
 
 UNEQUAL = 1.5
 """Classes are unequal if the largest has more than this many times the test images of the smallest."""
@@ -50,21 +50,6 @@ def by_metric(
                 | {"validation": float(known.mean()), "mean": mean, "low": low, "high": high}
             )
     return pd.DataFrame(rows, columns=["cell", "metric", "n", "validation", "mean", "low", "high"])
-
-
-def chosen_by(values: pd.DataFrame, metric: str) -> str:
-    """The cell with the best mean validation value of a metric; "" if it was not recorded.
-
-    Args:
-        values: from `by_metric`.
-        metric: its name.
-    """
-    own = values[values["metric"] == metric].dropna(subset="validation")
-    if own.empty:
-        return ""
-    sign = -1 if METRICS[metric].less_is_better else 1
-    keys = [preference(sign * value) for value in own["validation"]]
-    return str(own["cell"].iloc[keys.index(min(keys))])
 
 
 def class_sizes(predictions: pd.DataFrame) -> pd.Series:

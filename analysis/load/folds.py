@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 import pandas as pd
 
 SUMS = ("train_seconds", "marginal_seconds", "total_seconds")
@@ -60,7 +62,8 @@ def _configuration(own: pd.DataFrame, eligible: bool, folds: int) -> pd.Series:
     known = complete if len(complete) else own
     for name in map(str, own):
         if name == "train_loss" or name.startswith("val_"):
-            row[name] = known[name].mean()
+            values = known[name].dropna().tolist()
+            row[name] = fmean(values) if values else None  # as in harness.search.record
     for name in SUMS:
         if name in own:
             row[name] = own[name].sum(min_count=1)

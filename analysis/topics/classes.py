@@ -29,9 +29,8 @@ SHOWN = 10
 def section(found: Findings) -> Section:
     """What the kept predictions say beyond the compared score; empty for a table from elsewhere."""
     values = compare.by_metric(found.trials, found.info.factors, found.info.folds)
-    kept = found.table.predictions
-    shown = compared_cells(found)
-    mine = kept[kept["run_id"].isin(found.repeats["run_id"]) & kept["cell"].isin(shown)]
+    kept, shown = found.predictions, compared_cells(found)
+    mine = kept[kept["cell"].isin(shown)]
     parts: list[Plot | Table | str | list[str]] = []
     tables = {"metrics": values}
     if len(mine):
@@ -61,8 +60,8 @@ def compared_cells(found: Findings) -> list[str]:
 def answer(found: Findings) -> list[str]:
     """If the test classes are unequal: the class with the lowest recall, and which cell another metric would
     choose."""
-    cell, kept = found.chosen, found.table.predictions
-    own = kept[(kept["cell"] == cell) & kept["run_id"].isin(found.repeats["run_id"])]
+    cell, kept = found.chosen, found.predictions
+    own = kept[kept["cell"] == cell]
     if not cell or own.empty or not compare.are_unequal(own):
         return []
     sizes = compare.class_sizes(own)
@@ -77,7 +76,7 @@ def answer(found: Findings) -> list[str]:
     by_loss = found.info.selection == "val_loss"
     used = "log_loss" if by_loss else found.info.score
     for name in ("accuracy", "balanced_accuracy"):
-        other = compare.chosen_by(values, name) if name != used else ""
+        other = compare.chosen_by(found.trials, found.info.factors, name) if name != used else ""
         if other:
             text += _other_choice(values, METRICS[name], cell, other)
     return [text]
