@@ -153,7 +153,7 @@ def _render(
     from analysis.text.links import viewer_command
     from analysis.text.numbers import condition_rows
 
-    table = found.table
+    table, runs = found.table, recorded(found.table.trials)
     question, _, notes = table.info.question.strip().partition("\n")
     times = table.trials["start_time"].dropna()
     return _template("report.html.j2").render(
@@ -165,9 +165,9 @@ def _render(
         pictures=pictures,
         sections=[section for section in sections if section.parts],
         methods=methods,
-        parameters=condition_rows(table.trials, ("param.", "prefix")),
-        environment=condition_rows(table.trials, ("device", "threads", "env.")),
-        runs=len(recorded(table.trials)),
+        parameters=condition_rows(runs, ("param.", "prefix")),
+        environment=condition_rows(runs, ("device", "threads", "env.")),
+        runs=len(runs),
         period=f"{times.min():%Y-%m-%d %H:%M} to {times.max():%Y-%m-%d %H:%M} UTC"
         if len(times)
         else "",

@@ -14,7 +14,7 @@ from analysis.load import StudyTable
 from analysis.load.ensembles import Votes
 from analysis.load.study import predictions_frames
 from harness.core.results import Predictions, predictions_parquet
-from tests.made_studies import scored, table
+from tests.made_studies import table, trial
 
 LABELS = np.array([0, 1, 2, 1])
 # The first two networks are wrong on one example each, the third on two; together they are right on three.
@@ -63,7 +63,9 @@ def test_the_gain_is_over_the_mean_of_the_single_networks(
     loaded: tuple[pd.DataFrame, pd.DataFrame],
 ) -> None:
     each, together = loaded
-    rows = [row | {"latency_ms": 2.0} for row in scored("full", 0.7)]
+    rows = [
+        trial("full", "repeat", i, 0.7) | {"run_id": f"r{i}", "latency_ms": 2.0} for i in range(3)
+    ]
     study: StudyTable = replace(table(rows), predictions=each, ensembles=together)
     gain = topics.ensembles.gains(compare.find(study)).iloc[0]
     right = np.array([np.argmax(n, axis=1) == LABELS for n in NETWORKS])
@@ -86,3 +88,17 @@ def test_without_the_probabilities_of_one_network_there_is_no_ensemble() -> None
         votes.add(rows, shares if kept else shares[[]])
     assert votes.ensemble().empty
     assert Votes().ensemble().empty
+
+
+def test_the_gain_is_not_over_repeats_of_another_configuration(
+    loaded: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
+    each, together = loaded
+    rows = [trial("full", "repeat", i, 0.7) | {"run_id": f"r{i}"} for i in range(3)]
+    rows.append(trial("full", "repeat", 0, 0.1, superseded=True) | {"run_id": "stale"})
+    wrong = each[each["run_id"] == "r0"].assign(run_id="stale", predicted=-1)
+    both = pd.concat([each, wrong], ignore_index=True)
+    study = replace(table(rows), predictions=both, ensembles=together)
+    right = np.array([np.argmax(n, axis=1) == LABELS for n in NETWORKS])
+    single = topics.ensembles.gains(compare.find(study))["single"][0]
+    assert single == pytest.approx(right.mean())

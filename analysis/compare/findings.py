@@ -61,6 +61,12 @@ class Findings:
         """The repeats that are compared."""
         return completed(self.trials, "repeat")
 
+    @property
+    def predictions(self) -> pd.DataFrame:
+        """Their test predictions."""
+        kept = self.table.predictions
+        return kept[kept["run_id"].isin(self.repeats["run_id"])]
+
 
 def find(table: StudyTable, measures: pd.DataFrame | None = None) -> Findings:
     """Compare the cells that the study declares.

@@ -32,7 +32,7 @@ NOTE = (
 def section(found: Findings) -> Section:
     """Differences in points with their verdicts."""
     parts: list[Plot | Table | str | list[str]] = []
-    kept, differences, folds = found.table.predictions, found.differences, found.info.folds
+    kept, differences, folds = found.predictions, found.differences, found.info.folds
     if found.info.score != "accuracy":  # McNemar's test counts right images
         kept = kept[:0]
     tables = {"contrasts": found.contrasts}

@@ -46,7 +46,7 @@ def gains(found: Findings, resamples: int = 1000) -> pd.DataFrame:
         cell, networks, single (mean accuracy of the networks), ensemble (its accuracy), gain, low, high (95%
         bootstrap over test images), latency_ms (of all networks, one after the other; NaN if not measured).
     """
-    each = compare.hits(found.table.predictions)
+    each = compare.hits(found.predictions)
     latency = found.summary.set_index("cell")["latency_ms_median"]
     rows = []
     for cell, own in found.table.ensembles.groupby("cell", sort=False):
