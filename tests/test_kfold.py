@@ -254,11 +254,16 @@ def test_interrupted_study_on_folds_tries_what_an_uninterrupted_one_tries(
     assert len(wanted) == 2 * (3 * 3 + 6)
 
 
-@pytest.mark.parametrize("changes", [{"folds": 2}, {"resampling": "split"}])
-def test_other_folds_are_another_study(changes: dict[str, Any], lab: Lab) -> None:
+@pytest.mark.parametrize(
+    ("changes", "now"), [({"folds": 2}, "2 folds"), ({"resampling": "split"}, "a single split")]
+)
+def test_other_folds_are_another_study(changes: dict[str, Any], now: str, lab: Lab) -> None:
+    """And the record stays that of the first one."""
     lab.run(kfold(**ONE_CELL, trials=1, repeats=0))
-    with pytest.raises(UserError, match="changed since it was recorded: fold was 1/3 of shuffle"):
+    before = lab.record().info("toy")
+    with pytest.raises(UserError, match=f"has 3 folds in its record, now {now}"):
         lab.run(kfold(**ONE_CELL, trials=1, **{"repeats": 0, **changes}))
+    assert lab.record().info("toy") == before
 
 
 def test_progress_names_configuration_and_fold() -> None:

@@ -22,7 +22,7 @@ from harness.search.cell import CellSearch, OpenTrial
 from harness.search.executors import Died, Executor
 from harness.search.plan import Shard
 from harness.search.record import Record, StorageFailed, storage_failures
-from harness.search.unchanged import Inputs, check_same_metric, check_unchanged
+from harness.search.unchanged import Inputs, check_same_choice, check_unchanged
 from harness.tracking.projection import Projection
 from harness.training.outcomes import FailureStreak
 from harness.training.trial import Limits, Message, Started, TrialTask
@@ -110,7 +110,7 @@ class Coordinator:
         self._ends: dict[tuple[str, str, int], Counter[str]] = {}
         memory = math.inf if context.limits.memory is None else context.limits.memory
         with storage_failures():
-            check_same_metric(self._record, info)
+            check_same_choice(self._record, info)
             self._record.describe(info)
             self._tune = [
                 CellSearch(self._record, study, cell, memory=memory)

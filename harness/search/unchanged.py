@@ -56,20 +56,25 @@ def check_unchanged(search: CellSearch) -> None:
         )
 
 
-def check_same_metric(record: Record, info: StudyInfo) -> None:
-    """Refuse to resume a study with another metric, by which other configurations would have been chosen.
+def check_same_choice(record: Record, info: StudyInfo) -> None:
+    """Refuse to resume a study with another metric, or another number of folds, by which other configurations
+    would have been chosen.
 
     Raises:
         UserError: naming both.
     """
     if not record.has(info.name):
         return
-    recorded = record.info(info.name).metric
-    if recorded != info.metric:
-        raise UserError(
-            f"study {info.name!r} chooses by {recorded} in its record, now by {info.metric}; give the study "
-            "another name"
+    recorded, other = record.info(info.name), ""
+    if recorded.metric != info.metric:
+        other = f"chooses by {recorded.metric} in its record, now by {info.metric}"
+    elif recorded.folds != info.folds:
+        then, now = (
+            "a single split" if n == 1 else f"{n} folds" for n in (recorded.folds, info.folds)
         )
+        other = f"has {then} in its record, now {now}"
+    if other:
+        raise UserError(f"study {info.name!r} {other}; give the study another name")
 
 
 class Inputs:
