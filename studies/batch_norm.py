@@ -14,7 +14,7 @@ Expected before the first run: following the batch loses most, because all featu
 trained head; averaging first is best on digits, whose statistics are far from those of photographs.
 
 Answer, 2026-11-30 (one CPU thread, 4 trials and 8 seeds per cell; mean test accuracy in %, verdicts by the
-report's simultaneous intervals over the 198 pairs of cells of one target):
+report's simultaneous intervals over all 198 pairs of cells of the same target):
 
                                      batch   source   averaged
     digits    Lite0        gradual    77.4     85.3       51.1
