@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -79,13 +80,16 @@ def fit_classifier(
     scaled = scaler.transform(features)
     best: tuple[tuple[float, float], FittedClassifier] | None = None
     for setting in C_GRID if kind == "logistic" else [k for k in K_GRID if k <= len(labels)]:
-        if kind == "logistic":
-            weights = "balanced" if balanced else None
-            logistic = LogisticRegression(C=setting, max_iter=2000, class_weight=weights)
-            model = make_pipeline(scaler, logistic.fit(scaled, labels))
-        else:
-            neighbours = KNeighborsClassifier(n_neighbors=int(setting), metric="cosine")
-            model = neighbours.fit(features, labels)
+        with warnings.catch_warnings():
+            # Of one image per class it suspects that they are no classes.
+            warnings.filterwarnings("ignore", "The number of unique classes is greater than")
+            if kind == "logistic":
+                weights = "balanced" if balanced else None
+                logistic = LogisticRegression(C=setting, max_iter=2000, class_weight=weights)
+                model = make_pipeline(scaler, logistic.fit(scaled, labels))
+            else:
+                neighbours = KNeighborsClassifier(n_neighbors=int(setting), metric="cosine")
+                model = neighbours.fit(features, labels)
         fitted = FittedClassifier(model, float(setting), 1.0 if kind == "knn" else 0.0, classes)
         logs = fitted.log_probabilities(val[0])
         accuracy = float((logs.argmax(1) == val[1]).mean())
