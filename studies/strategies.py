@@ -7,28 +7,34 @@ or torchvision's download), with 30 training images per class at 32 px and 4 epo
 it needs a ViT, and no ViT weights come in a wheel.
 
 Expected before the first run: full fine-tuning and its gentler forms (discriminative, LP-FT, L2-SP) are best,
-and 6 seeds cannot distinguish between them; the last block follows; norm-only and bias-only come close to it
+and the seeds cannot distinguish between them; the last block follows; norm-only and bias-only come close to it
 with a tenth of its parameters; frozen features (probe, logistic, kNN) are worse; training from scratch comes
 last.
 
-Answer, 2026-11-22 (one CPU thread, 4 trials and 6 seeds per cell; mean test accuracy in %, 95 % t interval):
+Answer, 2026-11-30 (one CPU thread, 4 trials and 11 seeds per cell; mean test accuracy in %, 95 % t interval;
+verdicts by the report's simultaneous intervals over 120 pairs of cells):
 
-    last 3           78.8  76.4 to 81.3      first block   74.6  73.5 to 75.8
-    L2-SP            77.6  75.8 to 79.4      logistic      74.4  73.4 to 75.4
-    LP-FT, fixed BN  77.4  76.0 to 78.8      linear probe  72.7  70.6 to 74.8
-    last block       77.3  76.1 to 78.4      gradual       71.6  70.2 to 73.0
-    full, fixed BN   76.9  75.5 to 78.3      LP-FT         70.7  65.7 to 75.7
-    discriminative   76.1  74.7 to 77.6      kNN           65.9  64.3 to 67.4
-    full             74.6  73.0 to 76.2      norm only     65.0  64.3 to 65.8
-    two-phase        74.6  72.9 to 76.2      bias only     60.8  59.6 to 62.0
-                                             from scratch  53.3  50.8 to 55.7
+    LP-FT            75.9  75.0 to 76.8      gradual         68.4  66.9 to 69.9
+    full, fixed BN   75.9  74.8 to 76.9      linear probe    68.2  67.4 to 69.1
+    last 3           73.3  72.0 to 74.7      discriminative  67.1  65.3 to 68.8
+    last block       71.0  70.1 to 71.9      logistic        66.5  65.2 to 67.8
+    L2-SP            70.5  69.4 to 71.6      two-phase       64.6  62.5 to 66.7
+    full             70.3  68.1 to 72.5      kNN             60.8  60.3 to 61.3
+    first block      70.0  69.1 to 71.0      norm only       52.4  51.0 to 53.7
+                                             bias only       50.1  48.7 to 51.4
+                                             from scratch    48.3  46.6 to 50.0
 
-As expected, training from scratch comes last, and the gentler forms of full fine-tuning are close together.
-Against expectation, the last three blocks have the best mean, not full fine-tuning; norm-only and bias-only
-are worse than frozen features after 4 epochs; and logistic regression on frozen features, without any
-gradient step, is as good as full fine-tuning. With 4 trials per cell, part of the order is due to chance. The
-rates of the cells with fixed batch norm were drawn from a range ten times lower, because training diverges at
-the rates of the others.
+As expected, training from scratch comes last. LP-FT, which Kumar et al. recommend for this case, is the
+choice and is shown to be better than 13 of the 15 other cells, among them full fine-tuning (+5.6 points,
+0.3 to 11.0); it is not told apart from full fine-tuning with the batch norm statistics of the source, which
+LP-FT also keeps (0.0, -2.6 to 2.7), nor from the last three blocks (+2.6, -0.9 to 6.0). In the first
+version of this study, LP-FT let batch norms follow the batch when groups were unfrozen, and had 70.7 %,
+below the last block. Against expectation, discriminative rates and L2-SP are not told apart from full
+fine-tuning, and norm-only and bias-only are worse than frozen features after 4 epochs. A converged linear
+probe is not told apart from full fine-tuning (-2.1, -7.1 to 2.9), at an eighth of its time. The two-phase
+recipe trains its head for two epochs at rates that are low for a head. With 4 trials per cell, part of the
+order is due to chance. (Images have 32 px; the first version had 48 px and 6 seeds, so that its numbers are
+higher.)
 """
 
 from __future__ import annotations
