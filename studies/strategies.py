@@ -7,7 +7,7 @@ or torchvision's download), with 30 training images per class at 32 px and 4 epo
 it needs a ViT, and no ViT weights come in a wheel.
 
 Expected before the first run: full fine-tuning and its gentler forms (discriminative, LP-FT, L2-SP) are best,
-and the seeds cannot distinguish between them; the last block follows; norm-only and bias-only come close to it
+and 6 seeds cannot distinguish between them; the last block follows; norm-only and bias-only come close to it
 with a tenth of its parameters; frozen features (probe, logistic, kNN) are worse; training from scratch comes
 last.
 
