@@ -80,11 +80,12 @@ def recommendation(
         nearest = [f"“{row['cell']}” comes nearest." for row in near[:1].to_dict("records")]
         return [" ".join(["No cell fits.", *nearest]), *excluded]
     best = fit.iloc[0]
-    text = [
-        f"Use “{best['cell']}”: test {table.info.metric} {100 * best['mean']:.1f}% "
-        f"({in_seeds(best['n'])}), {short(best['seconds'])} s of training, "
-        f"{short(best['memory_mib'])} MiB ({memory_kind})."
-    ]
+    what = [f"test {table.info.metric} {100 * best['mean']:.1f}% ({in_seeds(best['n'])})"]
+    if not math.isnan(best["seconds"]):
+        what.append(f"{short(best['seconds'])} s of training")
+    if not math.isnan(best["memory_mib"]):
+        what.append(f"{short(best['memory_mib'])} MiB ({memory_kind})")
+    text = [f"Use “{best['cell']}”: {', '.join(what)}."]
     if len(fit) == 1:
         return [*text, "No other cell fits.", *excluded]
     if best["by_test"]:

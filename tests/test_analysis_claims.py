@@ -513,3 +513,14 @@ def test_identical_scores_are_not_taken_for_exact_differences() -> None:
 def test_conditions_that_no_cell_can_meet_are_refused(where: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         recommend.recommend_cell(table([*scored("a", 0.8), *scored("b", 0.7)]), where)
+
+
+def test_costs_that_were_not_measured_are_not_named() -> None:
+    made = table(
+        [
+            trial(cell, "repeat", s, score)
+            for cell, score in (("a", 0.8), ("b", 0.7))
+            for s in (0, 1)
+        ]
+    )
+    assert recommend.recommend_cell(made)[0] == "Use “a”: test accuracy 80.0% (2 seeds)."
