@@ -192,7 +192,7 @@ def test_many_classes_get_a_table_of_the_most_confused_pairs(tmp_path: Path) -> 
     study = StudyTable(made.info, "", made.trials, made.epochs, pd.concat(kept, ignore_index=True))
     section = classes.section(compare.find(study))
     assert [plot.name for plot in section.plots] == ["recall", "reliability"]
-    [pairs] = [p for p in section.parts if getattr(p, "title", "").startswith("What “probe” takes")]
+    [pairs] = [p for p in section.parts if getattr(p, "title", "").startswith("Most confused")]
     assert [list(column) for column in list(pairs.columns.values())[:3]] == [["7"], ["9"], ["50.0"]]  # type: ignore[union-attr]
 
 
