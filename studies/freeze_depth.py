@@ -7,13 +7,14 @@ class. Digits are far from ImageNet: grey strokes of 8 x 8 pixels instead of col
 before the first run: frozen features are not as good as features with a trained last block; full
 fine-tuning gains little more, at several times the cost; training from scratch comes last.
 
-Answer, 2026-11-29 (2 cores, 5 trials and 8 seeds per cell; test accuracy with 95 % t interval, verdicts by
-the report's simultaneous intervals): discriminative rates (94.7, 94.2 to 95.2) are the choice; they are
-above the last block (93.5, 93.0 to 94.0) by 1.2 points (0.4 to 2.0) at six times its training time, and not
-told apart from full fine-tuning (94.5). As expected, the last block is above the linear probe (86.3) by 7.2
-points (5.6 to 8.7), and the probe above training from scratch (80.2). Against expectation, gradual
-unfreezing (80.3) is not told apart from scratch: when a group is unfrozen, its batch norm begins to follow
-the new images. The linear probe was trained for 4 epochs only, which may be too few.
+Answer, 2026-11-30 (one CPU thread, 5 trials and 8 seeds per cell; test accuracy with 95 % t interval,
+verdicts by the report's simultaneous intervals): full fine-tuning (94.2, 92.5 to 95.9) is the choice by
+validation, and not told apart from discriminative rates (94.1) and the last block (93.4), which trains in a
+quarter of its time. As expected, the last block is above the linear probe (89.6) by 3.8 points (1.5 to
+6.2), full fine-tuning gains little more, and training from scratch (79.6) comes last. Gradual unfreezing
+(88.9), which unfreezes 4 of 9 groups in 4 epochs, is below the last block by 4.5 points (2.0 to 7.1), and
+not told apart from the probe. In versions before this date, the probe was compared after 4 epochs (86.3)
+and gradual unfreezing let batch norms follow the batch (80.3).
 """
 
 from __future__ import annotations
