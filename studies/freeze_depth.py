@@ -11,7 +11,7 @@ Answer, 2026-11-30 (one CPU thread, 5 trials and 8 seeds per cell; test accuracy
 verdicts by the report's simultaneous intervals): full fine-tuning (94.2, 92.5 to 95.9) is the choice by
 validation, and not told apart from discriminative rates (94.1) and the last block (93.4), which trains in a
 quarter of its time. As expected, the last block is above the linear probe (89.6) by 3.8 points (1.5 to
-6.2), full fine-tuning gains little more, and training from scratch (79.6) comes last. Gradual unfreezing
+6.2), full fine-tuning gains little more, and training from scratch (79.7) comes last. Gradual unfreezing
 (88.9), which unfreezes 4 of 9 groups in 4 epochs, is below the last block by 4.5 points (2.0 to 7.1), and
 not told apart from the probe. In versions before this date, the probe was compared after 4 epochs (86.3)
 and gradual unfreezing let batch norms follow the batch (80.3).
