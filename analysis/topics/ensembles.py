@@ -31,8 +31,10 @@ def section(found: Findings) -> Section:
     }
     note = (
         "The mean of the class probabilities of all repeats of a cell (a deep ensemble, Lakshminarayanan et "
-        "al. 2017) against the mean test accuracy of the single networks, on the same test images. Interval: "
-        "bootstrap over test images (whole groups of them), for these networks; not adjusted for the number "
+        "al. 2017) against the mean test accuracy of the single networks, on the same test images. Each "
+        "repeat draws its own training images, so together they have learned from more images than a single "
+        "one: part of the gain is due to these, and one network trained on all of them may be as good. "
+        "Interval: bootstrap over test images (whole groups of them), for these networks; not adjusted for the number "
         "of cells. Latency: of all networks, one after the other. Nothing is chosen by these scores."
     )
     table = Table(shown, "The repeats of each cell as an ensemble", note)
