@@ -35,7 +35,7 @@ def section(found: Findings) -> Section:
         "repeat draws its own training images, so together they have learned from more images than a single "
         "one: part of the gain is due to these, and one network trained on all of them may be as good. "
         "Interval: bootstrap over test images (whole groups of them), for these networks; not adjusted for "
-        "the number of cells. Latency: of all networks, one after the other. Nothing is chosen by these scores."
+        "the number of cells. Latency: of all networks in turn. Nothing is chosen by these scores."
     )
     table = Table(shown, "The repeats of each cell as an ensemble", note)
     return Section("Ensembles", [table], tables={"ensembles": rows})
