@@ -7,8 +7,9 @@ a group is unfrozen, its batch norms can follow the batch (as torch does by defa
 the statistics of the source (as Keras' guide to transfer learning asks for), or use those of the target's
 training images, averaged once before the head is trained (Li et al. 2017, AdaBN).
 
-Three targets (digits, garments, and colour pictures by category: see source_similarity.py for the data) and
-two families of networks with ImageNet weights are adapted with 10 images per class, 6 epochs at 48 px.
+Three targets (scikit-learn's digits, Fashion-MNIST, and the colour pictures of Debian's package
+tuxpaint-stamps-default by category, which must be installed) and two families of networks with ImageNet
+weights (extra `backbones`) are adapted with 10 images per class, 6 epochs at 48 px.
 
 Expected before the first run: following the batch loses most, because all features change at once under a
 trained head; averaging first is best on digits, whose statistics are far from those of photographs.

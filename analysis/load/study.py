@@ -395,9 +395,8 @@ def predictions_frames(
     frames, together = [], [pd.DataFrame(columns=ENSEMBLE_COLUMNS)]
     with tempfile.TemporaryDirectory() as temporary:
         for cell, own in repeats.groupby("cell", sort=False):
-            votes = (
-                Votes()
-            )  # of one cell at a time: the probabilities of all classes take much room
+            # Of one cell at a time: the probabilities of all classes take much memory.
+            votes = Votes()
             for run in own.to_dict("records"):
                 run_id, folder = run["run_id"], local_folder(folders[run["run_id"]])
                 try:

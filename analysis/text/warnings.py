@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from analysis import compare
 from analysis.compare import Findings
+from analysis.compare.classes import UNEQUAL
 from analysis.load import StudyTable
 from analysis.load.study import ONE_TRIAL
 from analysis.text.numbers import listed, quoted, short
@@ -18,8 +19,6 @@ from analysis.text.numbers import listed, quoted, short
 SETTLED = ["complete", "pruned", "diverged", "oom", "timeout", "audit_failed", "crashed"]
 SHOWN = 4
 """Names in one sentence."""
-UNEQUAL = 1.5
-"""Classes are unequal if the largest has so many times the images of the smallest."""
 UNEVEN = 10
 """A run that took so many times the median of its cell is worth a warning."""
 

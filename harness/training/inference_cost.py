@@ -1,4 +1,4 @@
-"""Cost of inference: parameters, size of its weights, multiply-adds, latency and throughput."""
+"""Cost of inference: parameters, size of the weights, multiply-adds, latency and throughput."""
 
 from __future__ import annotations
 
