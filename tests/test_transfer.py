@@ -80,7 +80,9 @@ def test_strategy_gives_this_row_of_scales(
 
 
 def test_every_strategy_is_in_the_table() -> None:
-    assert {type(row[0]) for row in TABLE} == set(names().values())
+    # Other tests define strategies of their own.
+    ours = {cls for cls in names().values() if cls.__module__ == strategies.__name__}
+    assert {type(row[0]) for row in TABLE} == ours
 
 
 @pytest.mark.parametrize("kind", names().values())
