@@ -21,7 +21,7 @@ from cyclopts.validators import LimitedChoice
 from harness.core.caller import undisturbed
 from harness.core.command_line import command, program
 from harness.core.errors import UserError
-from harness.core.spec import SAFE_NAME
+from harness.core.study import SAFE_NAME
 
 if TYPE_CHECKING:  # imported where used: --help must not wait for them
     import jinja2

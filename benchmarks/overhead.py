@@ -19,7 +19,8 @@ from pathlib import Path
 from statistics import mean, median
 
 from harness.core.results import EpochResult, TrialResult
-from harness.core.spec import Study, TrialSpec
+from harness.core.spec import TrialSpec
+from harness.core.study import Study
 from harness.core.study_file import load_study, study_file_tags
 from harness.search.coordinator import Coordinator, RunContext
 from harness.search.executors.inline import Inline

@@ -13,7 +13,8 @@ from optuna.trial import BaseTrial
 
 from benchmarks import recipe
 from harness import strategies
-from harness.core.spec import Study, TrialSpec
+from harness.core.spec import TrialSpec
+from harness.core.study import Study
 
 STRATEGIES = {
     "linear_probe": strategies.LinearProbe(),

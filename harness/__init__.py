@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from harness.cache import CacheContents, empty_cache, list_cache
     from harness.core import strategies
     from harness.core.errors import UserError
-    from harness.core.spec import SHIFTS, Arms, Study, TrialSpec
+    from harness.core.spec import SHIFTS, TrialSpec
+    from harness.core.study import Arms, Study
     from harness.core.study_file import load_study as load_study_file
     from harness.deploy.export import Exported
     from harness.deploy.prediction import Prediction
@@ -94,7 +95,8 @@ _HOME = {
     "bundle": ("merge_bundles", "pack_study"),
     "cache": ("CacheContents", "empty_cache", "list_cache"),
     "core.errors": ("UserError",),
-    "core.spec": ("SHIFTS", "Arms", "Study", "TrialSpec"),
+    "core.spec": ("SHIFTS", "TrialSpec"),
+    "core.study": ("Arms", "Study"),
     "deploy.export": ("Exported",),
     "deploy.prediction": ("Prediction",),
     "export": ("export_model",),

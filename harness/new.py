@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from harness.core.caller import undisturbed
 from harness.core.command_line import File, command
-from harness.core.spec import Study
+from harness.core.study import Study
 
 if TYPE_CHECKING:
     from harness.dataset_report.inspection import DataSetReport

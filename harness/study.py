@@ -25,7 +25,7 @@ from cyclopts import Parameter
 from harness.core.caller import undisturbed
 from harness.core.command_line import command, escaped_output
 from harness.core.errors import UserError, without_password
-from harness.core.spec import Study
+from harness.core.study import Study
 from harness.core.study_file import load_study, study_path
 from harness.search.options import OUTPUT, STUDY, StudyOptions
 

@@ -22,7 +22,8 @@ from optuna.trial import BaseTrial, FrozenTrial
 from harness import strategies
 from harness.core.records import StudyInfo, TrialRecord
 from harness.core.results import EpochResult, Predictions, TrialResult
-from harness.core.spec import Arms, Study, TrialSpec
+from harness.core.spec import TrialSpec
+from harness.core.study import Arms, Study
 from harness.search.cell import CellSearch
 from harness.search.coordinator import Coordinator, RunContext, SlotDone
 from harness.search.executors.inline import Inline

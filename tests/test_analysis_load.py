@@ -30,8 +30,9 @@ from analysis.text import warnings
 from harness.core.errors import UserError, without_password
 from harness.core.records import Slot, StudyInfo, TrialRecord
 from harness.core.results import EpochResult, Predictions
-from harness.core.spec import Phase, TrialSpec
+from harness.core.spec import TrialSpec
 from harness.core.strategies import DiscriminativeLR, LinearProbe
+from harness.core.study import Phase
 from harness.tracking.contents import experiment_tags
 from harness.tracking.experiment import Experiment
 from harness.tracking.runs import runs_of

@@ -32,8 +32,9 @@ from analysis.topics.sizes import crossing, crossing_interval
 from harness.core.errors import UserError
 from harness.core.records import Slot, StudyInfo, TrialRecord
 from harness.core.results import EpochResult, Predictions
-from harness.core.spec import Phase, TrialSpec
+from harness.core.spec import TrialSpec
 from harness.core.strategies import LinearProbe
+from harness.core.study import Phase
 from tests.made_studies import SEEDS, scored, table, trial
 from tests.records import Kept, project
 

@@ -42,8 +42,9 @@ from harness.backbones.weights import Wheel, read_weights
 from harness.core import stores
 from harness.core.command_line import run_command
 from harness.core.errors import UserError
-from harness.core.spec import Study, TrialSpec
+from harness.core.spec import TrialSpec
 from harness.core.stores import default_tracking_uri
+from harness.core.study import Study
 from harness.core.study_file import load_study
 from harness.data import clear_caches, load_target, open_image
 from harness.data.cached import default_folder
@@ -106,7 +107,7 @@ def forget_targets() -> Iterator[None]:
 
 # --- the study file --------------------------------------------------------------------------------
 
-GOOD = """from harness.core.spec import Study
+GOOD = """from harness import Study
 study = Study(compare={"strategy": ["a"]}, space=print)
 """
 
@@ -774,8 +775,7 @@ def test_74_error_is_told_where_its_letters_are_unknown(
 def test_71_73_74_75_study_runs_in_an_odd_environment(tmp_path: Path) -> None:
     """No threads, no home, locale C, an odd time zone, inside another run of another MLflow."""
     study = """
-from harness import strategies
-from harness.core.spec import Study, TrialSpec
+from harness import Study, TrialSpec, strategies
 def space(trial, strategy):
     return TrialSpec("digits", "test_resnet", strategies.LinearProbe(), source="scratch", shots=3,
                      val_shots=3, test_shots=3, resolution=32, epochs=1)

@@ -19,7 +19,8 @@ from analysis.load import load_study
 ROOT = Path(__file__).parents[1]
 STUDY = '''"""Toy."""
 from harness import strategies
-from harness.core.spec import Study, TrialSpec
+from harness.core.spec import TrialSpec
+from harness.core.study import Study
 
 def space(trial, strategy):
     return TrialSpec("digits", "small_cnn", strategies.LinearProbe(), source="scratch", shots=4,

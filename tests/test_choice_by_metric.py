@@ -16,8 +16,9 @@ from analysis.topics import scores
 from harness.core.errors import UserError
 from harness.core.results import EpochResult
 from harness.core.selection import METRICS
-from harness.core.spec import Study, TrialSpec
+from harness.core.spec import TrialSpec
 from harness.core.strategies import LinearProbe
+from harness.core.study import Study
 from harness.data import targets
 from harness.data.cached import Cache
 from harness.data.target import ArrayTarget

@@ -17,7 +17,8 @@ import pytest
 
 from analysis import report
 from analysis.topics import TOPICS
-from harness.core.spec import Study, TrialSpec
+from harness.core.spec import TrialSpec
+from harness.core.study import Study
 from harness.core.study_file import study_path
 from harness.data import load_target
 from harness.data.targets import LOADERS

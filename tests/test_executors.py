@@ -22,7 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness import strategies
-from harness.core.spec import Study, TrialSpec
+from harness.core.spec import TrialSpec
+from harness.core.study import Study
 
 @dataclass(frozen=True)
 class Mine(strategies.Strategy):

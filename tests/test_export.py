@@ -238,7 +238,7 @@ def test_cell_is_chosen_by_mean_validation_then_by_time() -> None:
 HALVING = '''"""Its own strategy."""
 from dataclasses import dataclass
 from harness import strategies
-from harness.core.spec import Study
+from harness.core.study import Study
 
 @dataclass(frozen=True)
 class Halves(strategies.Strategy):

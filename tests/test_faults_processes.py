@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.core.spec import Study
+from harness.core.study import Study
 from tests.toy import (
     RUN,
     SYNC,

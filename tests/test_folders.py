@@ -246,7 +246,7 @@ def test_a_path_that_is_too_long_is_refused_in_one_line(
     assert new.main(["--target", f"folder:{long}"]) == 2
     (tmp_path / "toy.py").write_text(
         "from harness import strategies\n"
-        "from harness.core.spec import Study, TrialSpec\n"
+        "from harness import Study, TrialSpec\n"
         "def space(trial, arm):\n"
         f"    return TrialSpec('digits', 'test_resnet', strategies.LinearProbe(), 'file:{long}')\n"
         "study = Study(compare={'arm': ['probe']}, space=space, trials=1, repeats=0)\n"
@@ -407,7 +407,7 @@ def test_a_study_says_what_was_understood(
     (tmp_path / "pets" / ".DS_Store").write_bytes(b"Bud1")
     (tmp_path / "toy.py").write_text(
         "from harness import strategies\n"
-        "from harness.core.spec import Study, TrialSpec\n"
+        "from harness import Study, TrialSpec\n"
         "def space(trial, arm):\n"
         f"    return TrialSpec({target!r}, 'test_resnet', strategies.LinearProbe(),\n"
         "                     source='scratch', shots=3, val_shots=1, resolution=32, epochs=1)\n"

@@ -14,7 +14,8 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from harness.core.errors import UserError
 from harness.core.folds import Fold
 from harness.core.records import Slot
-from harness.core.spec import Study, TrialSpec, derive_seed
+from harness.core.spec import TrialSpec, derive_seed
+from harness.core.study import Study
 from harness.data import Target, load_target, split_indices
 from harness.training.fit import Diverged
 from tests.lab import Lab, World, make_study

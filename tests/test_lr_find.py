@@ -32,7 +32,7 @@ def test_command_prints_a_range_per_cell_and_refuses_too_few_steps(
 ) -> None:
     file = tmp_path / "tiny.py"
     file.write_text(
-        "from harness.core.spec import Study, TrialSpec\n"
+        "from harness import Study, TrialSpec\n"
         "from harness import strategies\n"
         "ARMS = {'probe': strategies.LinearProbe(), 'features': strategies.FeatureTransfer()}\n"
         "def space(trial, strategy):\n"

@@ -18,7 +18,8 @@ from harness.backbones import build
 from harness.backbones.recorded import write_model
 from harness.core import study_file
 from harness.core.errors import UserError
-from harness.core.spec import Cell, Study, TrialSpec
+from harness.core.spec import TrialSpec
+from harness.core.study import Cell, Study
 from harness.data import load_target, split_indices
 from harness.data.cached import Cache
 from harness.pretrain import main as pretrain_main

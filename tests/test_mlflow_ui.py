@@ -17,7 +17,8 @@ CHROMIUM = Path("/usr/bin/chromium")
 PATIENCE_MS = 120_000
 STUDY = '''"""Is a probe enough?"""
 from harness import strategies
-from harness.core.spec import Study, TrialSpec
+from harness.core.spec import TrialSpec
+from harness.core.study import Study
 
 ARMS = {"probe": strategies.LinearProbe(), "full": strategies.FullFineTune()}
 

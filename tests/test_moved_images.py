@@ -20,7 +20,8 @@ from harness.training.provenance import clear_caches, inputs_of
 
 SPACE = '''"""Does it come out again?"""
 from harness import strategies
-from harness.core.spec import Study, TrialSpec
+from harness.core.spec import TrialSpec
+from harness.core.study import Study
 
 def space(trial, strategy):
     return TrialSpec(

@@ -12,8 +12,9 @@ from torch import nn
 from harness.backbones import Backbone, build, check_size, restore
 from harness.backbones.library import depth_by_features, depth_by_order
 from harness.core.errors import UserError
-from harness.core.spec import Study, TrialSpec
+from harness.core.spec import TrialSpec
 from harness.core.strategies import FeatureTransfer, LinearProbe, LoRA, Strategy
+from harness.core.study import Study
 from harness.deploy.model import describe, open_model, plain_network, staging, write
 from harness.search.preflight import check_study
 from harness.training.network import check_network

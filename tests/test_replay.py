@@ -27,8 +27,7 @@ from harness.tracking.replay import Comparison
 from harness.training.provenance import input_tags, inputs_of
 
 SPACE = '''"""Does a toy come out again?"""
-from harness import strategies
-from harness.core.spec import Study, TrialSpec
+from harness import Study, TrialSpec, strategies
 
 def space(trial, strategy):
     return TrialSpec(

@@ -25,7 +25,8 @@ SOURCES = [
     for p in (ROOT / part).rglob("*.py")
 ]
 STUDY = """from harness import strategies
-from harness.core.spec import Study, TrialSpec
+from harness.core.spec import TrialSpec
+from harness.core.study import Study
 
 def space(trial, strategy):
     return TrialSpec("digits", "test_resnet", strategies.LinearProbe(), source="scratch", shots=3,

@@ -13,8 +13,9 @@ import pytest
 from harness import strategies
 from harness.core.errors import UserError
 from harness.core.results import OUTCOMES
-from harness.core.spec import SAFE_NAME, Study, TrialSpec, cell_label, derive_seed
+from harness.core.spec import TrialSpec, derive_seed
 from harness.core.strategies import Scales, Strategy
+from harness.core.study import SAFE_NAME, Study, cell_label
 
 MakeSpec = Callable[..., TrialSpec]
 BAD_SPEC: list[tuple[str, Any]] = [

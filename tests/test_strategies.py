@@ -488,7 +488,7 @@ def test_surgery_on_a_block_that_is_not_there_is_refused_before_the_study_starts
     file = tmp_path / "surgery.py"
     file.write_text(
         "from harness import strategies\n"
-        "from harness.core.spec import Study, TrialSpec\n"
+        "from harness import Study, TrialSpec\n"
         "def space(trial, arm):\n"
         "    return TrialSpec('digits', 'test_resnet', strategies.Surgical(BLOCK), source='scratch',\n"
         "                     shots=2, val_shots=1, test_shots=1, resolution=32, epochs=1)\n"

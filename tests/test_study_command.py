@@ -35,7 +35,8 @@ from harness.study import main
 
 STUDY = '''"""Does a toy learn?"""
 from harness import strategies
-from harness.core.spec import Study, TrialSpec
+from harness.core.spec import TrialSpec
+from harness.core.study import Study
 
 ARMS = {"probe": strategies.LinearProbe(), "full": strategies.FullFineTune()}
 

@@ -18,7 +18,8 @@ from harness.core.study_file import clear_caches, load_study, run_file
 ROOT = Path(__file__).parents[1]
 STUDY = '''"""Toy."""
 from my_parts import probe
-from harness.core.spec import Study, TrialSpec
+from harness.core.spec import TrialSpec
+from harness.core.study import Study
 
 def space(trial, strategy):
     return TrialSpec("digits", "test_resnet", probe(), source="scratch", shots=3,

@@ -329,7 +329,7 @@ def command(
     (tmp_path / "album.py").write_text(
         '"""Does the album leak?"""\n'
         "from harness import strategies\n"
-        "from harness.core.spec import Study, TrialSpec\n"
+        "from harness import Study, TrialSpec\n"
         "def space(trial, arm):\n"
         f"    return TrialSpec({f'csv:{album}/table.csv'!r}, 'test_resnet', strategies.LinearProbe(),\n"
         "                     source='scratch', val_shots=1, resolution=32, epochs=1)\n"

@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 
 from harness.backbones import build, read_weights, restore
 from harness.core.errors import UserError
-from harness.core.spec import Study, TrialSpec
+from harness.core.spec import TrialSpec
 from harness.core.strategies import FeatureTransfer, LinearProbe
+from harness.core.study import Study
 from harness.deploy.model import describe, open_model, plain_network, write
 from harness.search.preflight import check_study
 

@@ -18,7 +18,7 @@ import pandas as pd
 
 from analysis.load import load_study
 from harness.core.records import StudyInfo
-from harness.core.spec import Study
+from harness.core.study import Study
 from harness.search.coordinator import SlotDone
 from harness.search.sampling import sampler_of
 from harness.search.storage import open_storage
@@ -98,8 +98,7 @@ import os, signal, time
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import strategies
-from harness.core.spec import Study, TrialSpec
+from harness import Study, TrialSpec, strategies
 
 
 def once(name):

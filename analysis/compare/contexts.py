@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from analysis.compare.runs import cells, completed, mean_interval
-from harness.core.spec import cell_label
+from harness.core.study import cell_label
 
 CONTEXT = "target"
 

@@ -26,7 +26,7 @@ from analysis.compare.examples import hits, mcnemar_over_seeds
 from analysis.compare.runs import CONFIDENCE, cells, completed
 from harness.core.folds import independent_runs
 from harness.core.power import MOST_SEEDS, least_detectable, seeds_needed
-from harness.core.spec import cell_label
+from harness.core.study import cell_label
 
 ALPHA = 1 - CONFIDENCE
 MAX_FLIPS = 2**15

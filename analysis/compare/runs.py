@@ -19,7 +19,7 @@ from scipy import stats
 from analysis.load.study import DERIVED
 from harness.core.errors import UserError
 from harness.core.folds import independent_runs
-from harness.core.spec import cell_label
+from harness.core.study import cell_label
 
 CONFIDENCE = 0.95
 

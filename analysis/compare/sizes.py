@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from analysis.compare.runs import cells
-from harness.core.spec import cell_label
+from harness.core.study import cell_label
 
 
 def size_factor(factors: Mapping[str, Sequence[str]]) -> str | None:

@@ -44,7 +44,7 @@ from analysis.load.study import (
 )
 from harness.core.caller import undisturbed
 from harness.core.errors import UserError, first_line
-from harness.core.spec import cell_label
+from harness.core.study import cell_label
 
 BLANK = ("", "-", "na", "n/a", "none", "null", "nan")
 

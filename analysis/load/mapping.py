@@ -28,7 +28,7 @@ from typing import Any
 
 from harness.core.errors import UserError, first_line
 from harness.core.results import OUTCOMES
-from harness.core.spec import RESERVED_FACTORS
+from harness.core.study import RESERVED_FACTORS
 from harness.core.units import UNITS
 
 SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from harness.core.results import NOT_RUN, RETRIED, EpochResult
-from harness.core.spec import Cell, Phase, cell_label, cells_of
+from harness.core.study import Cell, Phase, cell_label, cells_of
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 from harness.core.caller import undisturbed
 from harness.core.errors import UnknownName, UserError
-from harness.core.spec import SAFE_NAME, Study, unknown_argument
+from harness.core.study import SAFE_NAME, Study, unknown_argument
 from harness.core.versions import IMPORTED
 
 OURS = tuple(Path(__file__).parents[2] / name for name in ("harness", "analysis"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness.core.command_line import program
 from harness.core.errors import UserError
-from harness.core.spec import SAFE_NAME, Study
+from harness.core.study import SAFE_NAME, Study
 from harness.core.study_file import load_study
 from harness.data.cached import Cache, default_folder
 from harness.dataset_report.contact_sheet import draw, page

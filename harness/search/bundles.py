@@ -32,7 +32,7 @@ import optuna
 
 from harness.core.errors import UserError, first_line
 from harness.core.records import StudyInfo, TrialRecord
-from harness.core.spec import SAFE_NAME
+from harness.core.study import SAFE_NAME
 from harness.core.study_file import study_path, study_sha256
 from harness.data.safe_extraction import safe_extraction
 from harness.search.record import Attempts, Record

@@ -13,7 +13,8 @@ from harness.core.records import Slot, TrialRecord
 from harness.core.results import BROKEN, EpochResult, TrialResult
 from harness.core.selection import METRICS
 from harness.core.signals import TrialTimeout, time_limit
-from harness.core.spec import Cell, Phase, Study, TrialSpec, cell_label
+from harness.core.spec import TrialSpec
+from harness.core.study import Cell, Phase, Study, cell_label
 from harness.search.plan import trial_seed
 from harness.search.record import (
     Attempts,

@@ -16,7 +16,7 @@ from pathlib import Path
 from harness.core.records import Slot, StudyInfo, TrialRecord
 from harness.core.results import RETRIED, EpochResult, TrialResult, predictions_parquet
 from harness.core.signals import Terminated, stop_requested
-from harness.core.spec import Study
+from harness.core.study import Study
 from harness.data.cached import Cache
 from harness.search.cell import CellSearch, OpenTrial
 from harness.search.executors import Died, Executor

@@ -17,8 +17,8 @@ from harness.core.signals import (
     raise_on_terminate,
     request_stop_on_signal,
 )
-from harness.core.spec import Study
 from harness.core.stores import default_tracking_uri, record_home, record_url
+from harness.core.study import Study
 from harness.core.study_file import load_study, study_docstring, study_file_tags, study_sha256
 from harness.data.cached import Cache, default_folder
 from harness.search.coordinator import Coordinator, RunContext, StudyStopped

@@ -11,7 +11,7 @@ from statistics import median
 from harness.core.html import as_table
 from harness.core.records import TrialRecord
 from harness.core.selection import METRICS, Metric
-from harness.core.spec import Phase, cell_label
+from harness.core.study import Phase, cell_label
 from harness.search.lock import Holder
 from harness.search.plan import Plan
 from harness.search.record import Attempts

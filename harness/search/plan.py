@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from harness.core.errors import UserError
 from harness.core.folds import Fold
 from harness.core.records import StudyInfo
-from harness.core.spec import Cell, Phase, Study, cell_label, derive_seed
+from harness.core.spec import derive_seed
+from harness.core.study import Cell, Phase, Study, cell_label
 
 
 @dataclass(frozen=True)

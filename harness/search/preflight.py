@@ -15,7 +15,8 @@ from harness.backbones import Backbone, build
 from harness.core.errors import UserError, first_line
 from harness.core.power import WANTED, least_detectable, pairs_of, seeds_needed
 from harness.core.signals import time_limit
-from harness.core.spec import Phase, Study, TrialSpec, cell_label
+from harness.core.spec import TrialSpec
+from harness.core.study import Phase, Study, cell_label
 from harness.data import (
     describe_leaks,
     find_leaks,

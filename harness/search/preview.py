@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from harness.core.selection import METRICS
-from harness.core.spec import Study, TrialSpec
+from harness.core.spec import TrialSpec
+from harness.core.study import Study
 from harness.search.costs import CellCost, study_seconds
 from harness.training.device import Device
 

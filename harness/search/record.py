@@ -33,7 +33,7 @@ from harness.core.errors import UserError, first_line
 from harness.core.records import Slot, StudyInfo, TrialRecord
 from harness.core.results import EpochResult
 from harness.core.selection import METRICS
-from harness.core.spec import Cell, Phase, cell_label
+from harness.core.study import Cell, Phase, cell_label
 
 FORMAT = 2
 """Format of the record; in the first edition no Optuna study described the study as a whole."""

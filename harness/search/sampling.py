@@ -15,7 +15,8 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial
 
-from harness.core.spec import Cell, Study, cell_label, derive_seed
+from harness.core.spec import derive_seed
+from harness.core.study import Cell, Study, cell_label
 
 DIMENSIONS = 64
 

@@ -23,15 +23,8 @@ from optuna.distributions import (
 
 from harness.core.errors import UserError, first_line
 from harness.core.signals import Terminated, TrialTimeout
-from harness.core.spec import (
-    SAFE_NAME,
-    Cell,
-    Phase,
-    Study,
-    TrialSpec,
-    cell_label,
-    unknown_argument,
-)
+from harness.core.spec import TrialSpec
+from harness.core.study import SAFE_NAME, Cell, Phase, Study, cell_label, unknown_argument
 from harness.search.plan import trial_fold, trial_seed
 from harness.search.sampling import sampler_of
 

@@ -15,7 +15,7 @@ from mlflow.entities import Metric, Run
 from harness.core.records import StudyInfo, TrialRecord
 from harness.core.results import EpochResult
 from harness.core.selection import METRICS
-from harness.core.spec import cell_label
+from harness.core.study import cell_label
 from harness.tracking.experiment import finite, storable
 from harness.training.provenance import input_tags
 

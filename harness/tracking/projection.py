@@ -25,8 +25,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from harness.core.errors import REFUSALS, UserError, first_line
 from harness.core.records import StudyInfo, TrialRecord
-from harness.core.spec import Cell, cell_label
 from harness.core.stores import sqlite_path
+from harness.core.study import Cell, cell_label
 from harness.tracking.contents import (
     KEY,
     cell_summary,

@@ -18,8 +18,9 @@ import numpy as np
 
 from harness.backbones import Backbone, build, weights_sha256
 from harness.backbones.recorded import PREFIX, Model, find_models
-from harness.core.spec import Cell, TrialSpec
+from harness.core.spec import TrialSpec
 from harness.core.strategies import FeatureTransfer, LinearProbe
+from harness.core.study import Cell
 from harness.data import Examples, load_target, read_examples, split_indices
 from harness.data.cached import Cache
 from harness.data.expressions import roots

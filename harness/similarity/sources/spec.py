@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from harness.core.errors import UserError
-from harness.core.spec import SAFE_NAME, derive_seed, require_short
+from harness.core.spec import derive_seed, require_short
 from harness.core.strategies import Scalar
+from harness.core.study import SAFE_NAME
 
 Objective = Literal["supervised", "autoencoder", "gan"]
 
