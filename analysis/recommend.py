@@ -205,7 +205,7 @@ def run(
             raise UserError(f"{name} must be above 0, got {value:g}")
     from analysis.load.external import open_study
 
-    found = open_study(study, table, mapping, tracking_uri)
+    found = open_study(study, table, mapping, tracking_uri, predictions=False)
     given = {
         "train_seconds": max_minutes and 60 * max_minutes,
         "peak_memory_mib": max_memory and max_memory / MIB,

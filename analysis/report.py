@@ -210,7 +210,9 @@ def run(
 
     try:
         if compare:
-            found, second = (open_study(name, None, None, tracking_uri) for name in compare)
+            found, second = (
+                open_study(name, None, None, tracking_uri, predictions=False) for name in compare
+            )
             page = build_comparison(found, second, out)
         else:
             known = load_measures(measures) if measures else None

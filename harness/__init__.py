@@ -21,6 +21,7 @@ if sys.argv[:1] == ["-m"]:  # a command, whose process is ours
     set_variables()  # before anything imports MLflow, which looks at once
 
 if TYPE_CHECKING:
+    from harness.average import average_networks
     from harness.bundle import merge_bundles, pack_study
     from harness.cache import CacheContents, empty_cache, list_cache
     from harness.core import strategies
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from harness.core.spec import SHIFTS, TrialSpec
     from harness.core.study import Arms, Study
     from harness.core.study_file import load_study as load_study_file
+    from harness.deploy.averages import RepeatAverages
     from harness.deploy.export import Exported
     from harness.deploy.prediction import Prediction
     from harness.export import export_model
@@ -62,6 +64,7 @@ __all__ = [
     "Prediction",
     "Pretrained",
     "Ranking",
+    "RepeatAverages",
     "Replayed",
     "SourceSpec",
     "Study",
@@ -69,6 +72,7 @@ __all__ = [
     "StudyResult",
     "TrialSpec",
     "UserError",
+    "average_networks",
     "dry_run",
     "empty_cache",
     "export_model",
@@ -92,11 +96,13 @@ __all__ = [
 ]
 
 _HOME = {
+    "average": ("average_networks",),
     "bundle": ("merge_bundles", "pack_study"),
     "cache": ("CacheContents", "empty_cache", "list_cache"),
     "core.errors": ("UserError",),
     "core.spec": ("SHIFTS", "TrialSpec"),
     "core.study": ("Arms", "Study"),
+    "deploy.averages": ("RepeatAverages",),
     "deploy.export": ("Exported",),
     "deploy.prediction": ("Prediction",),
     "export": ("export_model",),

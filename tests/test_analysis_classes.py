@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from sklearn import metrics as sklearn
 
 from analysis import compare, report
@@ -122,6 +125,35 @@ def test_mistakes_are_named_by_their_files(unequal: StudyTable) -> None:
     ]
     first = section.tables["mistakes"]["example"].iloc[0]
     assert next(iter(shown.columns["Image"])) == f"pets/{first}.png"  # type: ignore[union-attr]
+
+
+def test_the_sheet_of_mistakes_shows_the_images_that_repeats_kept(unequal: StudyTable) -> None:
+    kept = unequal.predictions.copy()
+    shades = {example: i for i, example in enumerate(kept["example"].unique())}
+    first = kept["run_id"] == f"{compare.find(unequal).chosen}-repeat-0"
+    wrong = first & (kept["label"] != kept["predicted"])
+    kept["image"] = [
+        jpeg(shades[example] % 200) if seen else None
+        for example, seen in zip(kept["example"], wrong, strict=True)
+    ]
+    found = compare.find(dataclasses.replace(unequal, predictions=kept))
+    section = classes.section(found)
+    (plot,) = (p for p in section.plots if p.name == "mistakes")
+    panels = [axes for axes in plot.figure.axes if axes.images]
+    rows = compare.confident_mistakes(found.predictions[found.predictions["cell"] == found.chosen])
+    wanted = rows.dropna(subset="image").head(12)
+    assert len(panels) == len(wanted) == 12
+    for axes, row in zip(panels, wanted.to_dict("records"), strict=True):
+        shown = np.asarray(axes.images[0].get_array())
+        assert abs(int(shown[0, 0, 0]) - shades[row["example"]] % 200) <= 2
+        assert axes.get_title() == f"{NAMES[row['label']]}\nas {NAMES[row['predicted']]}"
+    assert "image" not in section.tables["mistakes"]
+
+
+def jpeg(shade: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16), (shade,) * 3).save(buffer, "JPEG")
+    return buffer.getvalue()
 
 
 def test_image_intervals_of_balanced_accuracy_are_around_its_mean(unequal: StudyTable) -> None:

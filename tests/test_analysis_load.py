@@ -200,6 +200,14 @@ def test_predictions_come_back_with_their_cell_and_seed(table: StudyTable) -> No
     ]
 
 
+def test_a_study_can_be_read_without_its_predictions(uri: str, table: StudyTable) -> None:
+    read = load_study(INFO.name, uri, predictions=False)
+    pd.testing.assert_frame_equal(read.trials, table.trials)
+    assert len(table.predictions) > 0
+    assert read.predictions.empty
+    assert read.ensembles.empty
+
+
 def test_predictions_of_earlier_versions_are_read(uri: str, table: StudyTable) -> None:
     [run] = table.predictions["run_id"].unique()
     folder = Path(

@@ -48,6 +48,7 @@ def test_import_is_light_and_every_offered_name_is_there() -> None:
 FUNCTIONS: Mapping[str, Callable[..., object]] = {
     "analysis.recommend": analysis.recommend_cell,
     "analysis.report": analysis.build_report,
+    "harness.average": harness.average_networks,
     "harness.bundle": harness.merge_bundles,
     "harness.cache": harness.list_cache,
     "harness.export": harness.export_model,

@@ -121,6 +121,18 @@ def test_cell_is_chosen_by_the_metric_everywhere(tmp_path: Path, tracking_uri: s
     assert picked == {"accuracy": "probe", "balanced_accuracy": "full"}
 
 
+def test_without_repeats_the_lowest_loss_is_named_not_the_highest_accuracy(
+    tmp_path: Path, tracking_uri: str
+) -> None:
+    Lab(opposed(), tmp_path, tracking_uri).run(make_study(metric="log_loss", repeats=0))
+    table = load_study("toy", tracking_uri)
+    best = table.trials.dropna(subset="val_loss").sort_values("val_loss").iloc[0]
+    text = " ".join(scores.answer(compare.find(table)))
+    assert f"lowest validation loss in tuning was that of “{best['cell']}”: " in text
+    assert f"{best['val_loss']:.3g}, the best of 3 trials" in text
+    assert "highest" not in text
+
+
 def test_study_chosen_by_log_loss_compares_accuracies(tmp_path: Path, tracking_uri: str) -> None:
     uri, lab = tracking_uri, Lab(opposed(), tmp_path, tracking_uri)
     lab.run(make_study(metric="log_loss"))

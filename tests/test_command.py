@@ -20,6 +20,7 @@ from harness.core.units import format_bytes, parse_size
 NEEDED: Mapping[str, tuple[str, ...]] = {
     "analysis.recommend": ("--study", "x"),
     "analysis.report": ("--study", "x"),
+    "harness.average": ("--study", "x"),
     "harness.bundle": ("--study", "x", "--out", "x.zip"),
     "harness.cache": (),
     "harness.export": ("--study", "x"),
@@ -126,6 +127,7 @@ def test_missing_argument_is_named(command: str, capsys: pytest.CaptureFixture[s
         ("study", ["y.py"], "unexpected arguments: y.py; --help"),
         ("replay", ["--cache-budget", "8 gigs"], "Invalid value for --cache-budget: size '8 gigs' is not"),
         ("predict", ["--top=0"], "--top must be at least 1, got 0"),
+        ("average", ["--members=0"], "--members must be at least 1, got 0"),
         ("export", ["--register", "a/b"], "--register 'a/b': a name in MLflow's registry holds no"),
         ("lr_find", ["--steps", "9"], "--steps must be at least 10 and --highest above 0"),
         ("rank", ["--images", "9"], "--images must be at least 10, got 9"),

@@ -12,7 +12,7 @@ import pytest
 from analysis import compare, topics
 from analysis.load import StudyTable
 from analysis.load.ensembles import Votes
-from analysis.load.study import predictions_frames
+from analysis.load.predictions import predictions_frames
 from harness.core.results import Predictions, predictions_parquet
 from tests.made_studies import table, trial
 

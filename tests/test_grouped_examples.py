@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from analysis import compare
-from analysis.load.study import predictions_frames
+from analysis.load.predictions import predictions_frames
 from harness.core.results import PREDICTIONS_FILE, predictions_parquet
 from harness.core.spec import TrialSpec
 from harness.data import clear_caches, images_per_class, load_target, split_indices, targets

@@ -469,6 +469,23 @@ def test_predictions_agree_with_the_test_scores(make_spec: MakeSpec) -> None:
     assert ((found.probability > 0.5) <= (found.predicted == found.label)).all()
 
 
+def test_images_of_the_most_confident_mistakes_are_kept(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.training.fit.MOST_MISTAKES", 3)
+    fit, _ = run(make_spec())
+    found = fit.finish(test=True).predictions
+    assert found is not None
+    table = pd.read_parquet(io.BytesIO(predictions_parquet(found)))
+    wrong, how = table[table["label"] != table["predicted"]], fit.backbone.input.interpolation
+    assert len(wrong) > 3
+    assert set(table.index[table["image"].notna()]) == set(wrong["confidence"].nlargest(3).index)
+    for row in table[table["image"].notna()].to_dict("records"):
+        shown = np.asarray(Image.open(io.BytesIO(row["image"])), dtype=float)
+        pixels = load_target("digits").read(np.array([row["example"]]), 32, how)[0]
+        assert np.abs(shown - pixels.permute(1, 2, 0).numpy()).mean() < 5
+
+
 def test_predictions_of_files_name_them(tmp_path: Path) -> None:
     """And give the probability of each class."""
     random = np.random.default_rng(0)

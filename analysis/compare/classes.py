@@ -149,8 +149,8 @@ def confident_mistakes(predictions: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         example, label, predicted (most often), wrong (number of repeats that misclassify it), repeats,
-        confidence (mean over the repeats, 0 where it is correct), and file, where images are files. Empty
-        without confidences.
+        confidence (mean over the repeats, 0 where it is correct), file, where images are files, and image (a
+        small JPEG file, or None), where any was kept. Empty without confidences.
     """
     known = predictions.dropna(subset="confidence")
     missed = known["label"] != known["predicted"]
@@ -164,8 +164,9 @@ def confident_mistakes(predictions: pd.DataFrame) -> pd.DataFrame:
         }
     )
     table["confidence"] = wrong["confidence"].sum() / table["repeats"]
-    if "file" in known:
-        table["file"] = wrong["file"].first()
+    for column in ("file", "image"):
+        if column in known:
+            table[column] = wrong[column].first()
     return table.sort_values("confidence", ascending=False).rename_axis("example").reset_index()
 
 

@@ -33,10 +33,10 @@ import pandas as pd
 from pyarrow import parquet
 
 from analysis.load.mapping import MEMORY, MIB, SECONDS, STATUS, TableMapping, near, read_mapping
+from analysis.load.predictions import PREDICTION_TYPES
 from analysis.load.study import (
     DERIVED,
     EPOCH_METRICS,
-    PREDICTION_TYPES,
     Info,
     StudyTable,
     load_study,
@@ -50,16 +50,20 @@ BLANK = ("", "-", "na", "n/a", "none", "null", "nan")
 
 
 def open_study(
-    study: str | None, table: Path | None, mapping: Path | None, uri: str | None
+    study: str | None,
+    table: Path | None,
+    mapping: Path | None,
+    uri: str | None,
+    predictions: bool = True,
 ) -> StudyTable:
-    """A study by its name, or a table by its file and mapping.
+    """A study by its name, or a table by its file and mapping; `predictions` as for `load_study`.
 
     Raises:
         UserError: if it cannot be read.
     """
     if table is None:
         assert study is not None
-        return load_study(study, uri)
+        return load_study(study, uri, predictions)
     if mapping is None:
         raise UserError("--table needs --mapping FILE, which says what its columns are")
     return load_table(table, read_mapping(mapping))

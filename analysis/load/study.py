@@ -9,31 +9,24 @@ The writer, and so the contract, is `harness.tracking.projection`. A SQLite file
 from __future__ import annotations
 
 import json
-import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pyarrow import parquet
 
+from analysis.load.averages import AVERAGE_COLUMNS, PHASE, averages_frame
 from analysis.load.client import Client
 from analysis.load.database import Database, Experiment
-from analysis.load.ensembles import ENSEMBLE_COLUMNS, Votes
+from analysis.load.ensembles import ENSEMBLE_COLUMNS
 from analysis.load.folds import by_configuration
-from harness.core.addresses import current_uri, local_folder, sqlite_path, sqlite_url
+from analysis.load.predictions import predictions_frames
+from harness.core.addresses import current_uri, sqlite_path, sqlite_url
 from harness.core.caller import undisturbed
 from harness.core.errors import UserError, refusal, without_password
 from harness.core.html import as_table
-from harness.core.results import (
-    CLASS_COLUMN,
-    EARLIER_PREDICTIONS_FILE,
-    NOT_RUN,
-    OPTIONAL_COLUMNS,
-    PREDICTIONS_FILE,
-)
+from harness.core.results import NOT_RUN
 from harness.core.selection import METRICS
 
 RECORDED_BY_EPOCH = ["train_loss", "val_loss", "val_accuracy", "train_seconds", "marginal_seconds"]
@@ -64,13 +57,6 @@ ONE_TRIAL = ["cell", "phase", "chosen", "index", "seed", "train_loss", "val_loss
 """What two runs that are alike in it are runs of."""
 DERIVED = "row.derived"
 """True for rows that stand for others; no factor of a study file can have a dot in its name."""
-PREDICTION_TYPES = {
-    "example": int,
-    "label": int,
-    "predicted": int,
-    "probability": float,
-    "confidence": float,
-}
 
 
 @dataclass(frozen=True)
@@ -150,6 +136,7 @@ class StudyTable:
             source learned from, "" if it is not known. Of a pair measured twice the later counts.
         ensembles: one row per cell and test example that all of its repeats were scored on, if they kept the
             probability of every class: ENSEMBLE_COLUMNS.
+        averages: one row per repeat and average of weights that `harness.average` recorded: AVERAGE_COLUMNS.
     """
 
     info: Info
@@ -159,6 +146,7 @@ class StudyTable:
     predictions: pd.DataFrame
     measures: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=MEASURE_COLUMNS))
     ensembles: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=ENSEMBLE_COLUMNS))
+    averages: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=AVERAGE_COLUMNS))
 
     def _repr_html_(self) -> str:
         counts = self.trials.groupby(["cell", "phase", "outcome"], sort=False).size()
@@ -173,12 +161,13 @@ def default_tracking_uri(root: Path = Path("mlruns")) -> str:
 
 
 @undisturbed()
-def load_study(name: str, tracking_uri: str | None = None) -> StudyTable:
+def load_study(name: str, tracking_uri: str | None = None, predictions: bool = True) -> StudyTable:
     """Read one study.
 
     Args:
         name: study name.
         tracking_uri: MLflow tracking URI; None is the database under ./mlruns.
+        predictions: read the test predictions too; without them, they and the ensembles are empty.
 
     Raises:
         UserError: if there is no such store or study, or the store cannot be read.
@@ -188,39 +177,45 @@ def load_study(name: str, tracking_uri: str | None = None) -> StudyTable:
         if (path := sqlite_path(uri)) is not None:
             with Database(path) as database:
                 if database.known():
-                    return _read(database, name, uri)
-        return _read(Client(uri), name, uri)
+                    return _read(database, name, uri, predictions)
+        return _read(Client(uri), name, uri, predictions)
     except UserError:
         raise
     except Exception as error:  # MLflow, SQLAlchemy, sqlite3 and requests raise many kinds here
         raise _unreadable(uri, error) from error
 
 
-def _read(store: Database | Client, name: str, uri: str) -> StudyTable:
+def _read(store: Database | Client, name: str, uri: str, with_predictions: bool) -> StudyTable:
     experiments = store.experiments()
     experiment = find_experiment(experiments, name, uri)
     info = read_info(experiment)
     every = store.runs(experiment.id)
-    similarity = _column(every, "tags.phase") == "similarity"
-    raw = every
+    phase, raw = _column(every, "tags.phase"), every
+    others = phase.isin(["similarity", PHASE])
+    if others.any():  # no trials: neither their rows nor the columns that only they have
+        raw = every[~others].dropna(axis="columns", how="all").reset_index(drop=True)
     measures = pd.DataFrame(columns=MEASURE_COLUMNS)
-    if similarity.any():  # no trials: neither their rows nor the columns that only they have
-        raw = every[~similarity].dropna(axis="columns", how="all").reset_index(drop=True)
-        measures = measures_frame(every[similarity], _learned_from(store, experiments))
+    if (measured := every[phase == "similarity"]).size:
+        measures = measures_frame(measured, _learned_from(store, experiments))
+    compared = METRICS[info.score]
+    choosing = METRICS["log_loss"] if info.selection == "val_loss" else compared
+    averages = averages_frame(every[phase == PHASE], compared, choosing)
     trials = trials_frame(raw, info)
-    score = METRICS[info.score].validation
+    score = compared.validation
     epochs = store.history(list(trials["run_id"]), list(dict.fromkeys([*RECORDED_BY_EPOCH, score])))
     epochs["val_score"] = epochs[score]
     epochs = epochs[["run_id", "epoch", *EPOCH_METRICS]]
     located = zip(trials["run_id"], _column(raw, "artifact_uri"), strict=True)
     folders = {run_id: current_uri(location, info.name, uri) for run_id, location in located}
-    predictions, ensembles = predictions_frames(trials, folders, uri)
+    predictions, ensembles = predictions_frames(
+        trials if with_predictions else trials[:0], folders, uri
+    )
     if info.folds > 1:
         trials, notes = by_configuration(trials, info.folds, DERIVED)
         info = replace(info, notes=(*info.notes, *notes))
     types: dict[str, Any] = {"run_id": "str", "epoch": int, **dict.fromkeys(EPOCH_METRICS, float)}
     return StudyTable(
-        info, uri, trials, epochs.astype(types), predictions, measures, ensembles=ensembles
+        info, uri, trials, epochs.astype(types), predictions, measures, ensembles, averages
     )
 
 
@@ -378,60 +373,3 @@ def measures_frame(raw: pd.DataFrame, learned_from: Mapping[str, str]) -> pd.Dat
     long = pd.concat(parts)[MEASURE_COLUMNS]
     keys = ["source", "target", "backbone", "measure"]
     return long.drop_duplicates(keys, keep="last").reset_index(drop=True)
-
-
-def predictions_frames(
-    trials: pd.DataFrame, folders: dict[str, str], uri: str
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Test predictions of every complete repeat, and those of the ensemble of each cell's repeats; a repeat
-    whose file is missing has no rows.
-
-    Args:
-        trials: from `trials_frame`.
-        folders: run_id -> artifact URI.
-        uri: the store, which is asked for files that are not on this machine.
-    """
-    repeats = trials[(trials["phase"] == "repeat") & (trials["outcome"] == "complete")]
-    frames, together = [], [pd.DataFrame(columns=ENSEMBLE_COLUMNS)]
-    with tempfile.TemporaryDirectory() as temporary:
-        for cell, own in repeats.groupby("cell", sort=False):
-            # Of one cell at a time: the probabilities of all classes take much memory.
-            votes = Votes()
-            for run in own.to_dict("records"):
-                run_id, folder = run["run_id"], local_folder(folders[run["run_id"]])
-                try:
-                    table, by_class = _read_predictions(
-                        folder or _download_predictions(uri, run_id, Path(temporary, run_id))
-                    )
-                except (OSError, ValueError):
-                    continue
-                if not run["superseded"]:
-                    votes.add(table, by_class)
-                for position, name in enumerate(("run_id", "cell", "seed")):
-                    table.insert(position, name, run[name])
-                frames.append(table)
-            together.append(votes.ensemble().assign(cell=cell))
-    columns = ["run_id", "cell", "seed", *PREDICTION_TYPES]
-    ensembles = pd.concat([t for t in together if len(t)] or together, ignore_index=True)
-    if not frames:
-        return pd.DataFrame(columns=columns), ensembles
-    columns += [name for name in OPTIONAL_COLUMNS if any(name in frame for frame in frames)]
-    return pd.concat(frames, ignore_index=True).reindex(columns=columns), ensembles
-
-
-def _download_predictions(uri: str, run_id: str, folder: Path) -> Path:
-    try:
-        return Client(uri).download(run_id, PREDICTIONS_FILE, folder)
-    except OSError:
-        return Client(uri).download(run_id, EARLIER_PREDICTIONS_FILE, folder)
-
-
-def _read_predictions(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The predictions of one run, and the probability of every class; without columns if it was not kept."""
-    file = folder / PREDICTIONS_FILE
-    if not file.exists():
-        table = pd.read_csv(folder / EARLIER_PREDICTIONS_FILE, dtype=PREDICTION_TYPES)
-        return table.assign(confidence=math.nan), table[[]]
-    read: pd.DataFrame = parquet.read_table(file).to_pandas()
-    by_class = [name for name in read if str(name).startswith(CLASS_COLUMN)]
-    return read.drop(columns=by_class).astype(PREDICTION_TYPES), read[by_class]

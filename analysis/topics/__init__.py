@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from analysis.compare import Findings
 from analysis.topics import (
+    averages,
     budget,
     classes,
     contrasts,
@@ -35,6 +36,7 @@ TOPICS: tuple[Callable[[Findings], Section], ...] = (
     costs.section,
     use.section,
     ensembles.section,
+    averages.section,
     sizes.section,
     shifts.section,
     similarity.section,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 import seaborn as sns
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from PIL import Image
 
 from analysis import compare
 from analysis.compare import Findings
@@ -22,6 +24,8 @@ Row = Mapping[Hashable, Any]
 
 MOST_CLASSES = 20
 """Classes that a figure shows: of more, those with the lowest recall."""
+IN_A_ROW = 6
+"""Images of mistakes in a row of their figure."""
 SHOWN = 10
 """Rows of the tables of confusions and mistakes."""
 
@@ -44,8 +48,8 @@ def section(found: Findings) -> Section:
             tables["reliability"] = bins
         mistakes = compare.confident_mistakes(mine[mine["cell"] == shown[0]])
         if len(mistakes):
-            parts.append(_mistakes(mistakes, shown[0], names))
-            tables["mistakes"] = mistakes
+            parts += [*_sheet(mistakes, names), _mistakes(mistakes, shown[0], names)]
+            tables["mistakes"] = mistakes.drop(columns="image", errors="ignore")
     if values["metric"].nunique() > 2:  # else the table of cells says it already
         parts.append(_every_metric(values))
     return Section("Classes and calibration", parts, answer(found), tables=tables)
@@ -179,7 +183,7 @@ def plot_confusion(predictions: pd.DataFrame, names: Sequence[str]) -> Figure:
         shares, ax=axes, annot=text, fmt="", cmap="Blues", vmin=0, vmax=100, mask=shares == 0,
         linewidths=0.5, annot_kws={"fontsize": 9 if k <= 12 else 7}, cbar=False,
     )  # fmt: skip
-    shown = [escape(name if len(name) <= 18 else f"{name[:17]}…") for name in names[:k]]
+    shown = [_fitting(name) for name in names[:k]]
     axes.set_xticklabels(shown, rotation=45, ha="right", fontsize=8)
     axes.set_yticklabels(shown, rotation=0, fontsize=8)
     axes.set_xlabel("Predicted class")
@@ -234,6 +238,35 @@ def _mistakes(mistakes: pd.DataFrame, cell: str, names: Sequence[str]) -> Table:
         "position in the target."
     )
     return Table(columns, f"Most confident mistakes of “{cell}”", note)
+
+
+def _sheet(mistakes: pd.DataFrame, names: Sequence[str]) -> list[Plot]:
+    """The most confident mistakes of which a repeat kept the image."""
+    if "image" not in mistakes:
+        return []
+    shown = mistakes.dropna(subset="image").head(2 * IN_A_ROW)
+    caption = (
+        "Misclassified test images, highest mean confidence over the repeats first: the true class, and what "
+        "it is taken for. Of each repeat the most confident mistakes are kept, at the network's resolution."
+    )
+    return [Plot("mistakes", "Most confident mistakes", plot_mistakes(shown, names), caption)]
+
+
+def plot_mistakes(mistakes: pd.DataFrame, names: Sequence[str]) -> Figure:
+    """Images in rows, each with its class and what it is taken for."""
+    rows = -(-len(mistakes) // IN_A_ROW)
+    figure, panels = canvas(1.5 * rows, rows, IN_A_ROW)
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, row in zip(panels, mistakes.to_dict("records"), strict=False):
+        axes.imshow(Image.open(io.BytesIO(row["image"])))
+        classes = [_fitting(names[row[column]]) for column in ("label", "predicted")]
+        axes.set_title(f"{classes[0]}\nas {classes[1]}", fontsize=6.5, pad=3)
+    return figure
+
+
+def _fitting(name: str) -> str:
+    return escape(name if len(name) <= 18 else f"{name[:17]}…")
 
 
 def _images(rows: pd.DataFrame) -> pd.Series:

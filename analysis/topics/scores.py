@@ -197,7 +197,8 @@ def _luck(found: Findings) -> str:
 
 def _untested(found: Findings) -> list[str]:
     """What can be said when no repeat has a test score."""
-    tuned = found.summary.dropna(subset="val_score").sort_values("val_score", ascending=False)
+    by_loss = found.info.selection == "val_loss"
+    tuned = compare.chosen(found.trials, found.info.selection)
     counts = found.table.trials["outcome"].value_counts()
     if tuned.empty:
         seen = ", ".join(f"{n} {outcome}" for outcome, n in counts.items()) or "no runs at all"
@@ -207,12 +208,17 @@ def _untested(found: Findings) -> list[str]:
         if found.info.repeats == 0
         else f"None of the {found.info.repeats} repeats per cell has a test score yet"
     )
-    best = tuned.iloc[0]
+    if by_loss:
+        best = tuned.sort_values("val_loss", kind="stable").iloc[0]
+        what, value = "lowest validation loss", f"{best['val_loss']:.3g}"
+    else:
+        best = tuned.sort_values("val_score", ascending=False, kind="stable").iloc[0]
+        what, value = f"highest validation {found.info.metric}", f"{100 * best['val_score']:.1f}%"
+    trials = found.summary.loc[found.summary["cell"] == best["cell"], "tuned"].iloc[0]
     return [
         f"{why}, so nothing was scored on test and no cell can be called better than another.",
-        f"The highest validation {found.info.metric} in tuning was that of “{best['cell']}”: "
-        f"{100 * best['val_score']:.1f}%, the best of {best['tuned']} trials. A best-of-many "
-        f"validation score is optimistic and has no interval.",
+        f"The {what} in tuning was that of “{best['cell']}”: {value}, the best of {trials} trials. A "
+        "best-of-many validation score is optimistic and has no interval.",
     ]
 
 

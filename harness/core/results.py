@@ -65,9 +65,12 @@ EARLIER_PREDICTIONS_FILE = "predictions.csv"
 """Its name in studies of earlier versions, which kept only the first four columns and the group."""
 CLASS_COLUMN = "p."
 """A column with the probability of one class has this name and the number of the class."""
-OPTIONAL_COLUMNS = ("group", "file")
+OPTIONAL_COLUMNS = ("group", "file", "image")
 MOST_PROBABILITIES = 5_000_000
 """Largest number of class probabilities that are kept of one repeat; 10,000 images of 500 classes."""
+
+MOST_MISTAKES = 24
+"""Largest number of misclassified images that are kept of one repeat."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class Predictions:
             `MOST_PROBABILITIES` numbers.
         group: (n,) group (patient, sequence, product) of the example; None if examples stand alone.
         file: (n,) path of the example's file; None if examples are not in files of their own.
+        image: (n,) the example as a small JPEG file for the `MOST_MISTAKES` most confident mistakes, None for
+            all others; None without mistakes.
     """
 
     example: np.ndarray
@@ -94,6 +99,7 @@ class Predictions:
     probabilities: np.ndarray | None = None
     group: np.ndarray | None = None
     file: np.ndarray | None = None
+    image: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -111,8 +117,9 @@ class TrialResult:
 def predictions_parquet(predictions: Predictions) -> bytes:
     """The predictions as a Parquet file with one row per test example.
 
-    Its columns are example, label, predicted, probability, confidence, group and file if there are any, and
-    a column per class, "p.0", "p.1" and so on, if all probabilities are kept. Probabilities are float32.
+    Its columns are example, label, predicted, probability, confidence, group, file and image if there are
+    any, and a column per class, "p.0", "p.1" and so on, if all probabilities are kept. Probabilities are
+    float32.
     """
     import pyarrow as pa  # only for repeats
     from pyarrow import parquet

@@ -7,7 +7,7 @@ torchvision's data sets and transforms.
 
 from harness.data import cached
 from harness.data.augment import Augment, augmentation, seeded_view
-from harness.data.images import open_image
+from harness.data.images import as_jpeg, open_image
 from harness.data.leakage import Leak, describe_leaks, find_leaks
 from harness.data.places import find_again, remember_place
 from harness.data.shift import shifted
@@ -29,6 +29,7 @@ __all__ = [
     "Leak",
     "SplitIndices",
     "Target",
+    "as_jpeg",
     "augmentation",
     "clear_caches",
     "describe_leaks",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -34,6 +35,7 @@ reads only a thumbnail, and partial downloads and backups are not separate image
 DECODING = "2"
 """Change this whenever this module gives different pixels for the same file, so that older cached pixels are
 not used."""
+THUMBNAIL = 96
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 100
 LEAST_COLOUR = 16
@@ -183,3 +185,12 @@ def is_folder(path: Path) -> bool:
         return path.is_dir()
     except (OSError, ValueError):
         return False
+
+
+def as_jpeg(pixels: torch.Tensor) -> bytes:
+    """A (3, s, s) uint8 image as a JPEG file of at most THUMBNAIL pixels a side."""
+    picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=90, subsampling=0)
+    return buffer.getvalue()

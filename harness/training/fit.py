@@ -18,11 +18,18 @@ from torch.nn import functional as F
 
 from harness.backbones import Backbone, build
 from harness.core.metrics import scores
-from harness.core.results import MOST_PROBABILITIES, EpochResult, Predictions, TrialResult
+from harness.core.results import (
+    MOST_MISTAKES,
+    MOST_PROBABILITIES,
+    EpochResult,
+    Predictions,
+    TrialResult,
+)
 from harness.core.selection import METRICS, Selectable
 from harness.core.spec import TrialSpec
 from harness.data import (
     Examples,
+    as_jpeg,
     images_per_class,
     load_target,
     read_examples,
@@ -165,6 +172,7 @@ class Fit(ABC):
             probabilities=log_p.exp().numpy() if log_p.numel() <= MOST_PROBABILITIES else None,
             group=None if self._groups is None else self._groups[examples.index],
             file=self._file_names(examples.index),
+            image=_worst_mistakes(examples, log_p),
         )
         return metrics, predictions
 
@@ -217,6 +225,18 @@ def _further(log_probabilities: torch.Tensor, labels: torch.Tensor) -> dict[str,
     """Metrics beyond accuracy and log loss, of the probabilities as they are kept (float32)."""
     probabilities = log_probabilities.exp().float().numpy()
     return scores(probabilities, labels.numpy(), log_probabilities.argmax(1).numpy())
+
+
+def _worst_mistakes(examples: Examples, log_probabilities: torch.Tensor) -> np.ndarray | None:
+    """JPEG files of the most confident mistakes, None for all other examples; None without mistakes."""
+    confidence, predicted = log_probabilities.max(1)
+    wrong = (predicted != examples.labels).nonzero()[:, 0]
+    if not len(wrong):
+        return None
+    worst = wrong[confidence[wrong].argsort(descending=True, stable=True)[:MOST_MISTAKES]]
+    images = np.full(len(examples), None, dtype=object)
+    images[worst.numpy()] = [as_jpeg(pixels) for pixels in examples.pixels[worst]]
+    return images
 
 
 def _of_class(log_probabilities: torch.Tensor, classes: torch.Tensor) -> np.ndarray:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from harness.backbones import Backbone, check_gradients, check_size
 from harness.core.errors import UserError
@@ -229,12 +230,29 @@ class Network:
 
     def reestimate_statistics(self, examples: Examples) -> None:
         """Batch norm statistics as plain averages over the images (Li et al. 2017, AdaBN)."""
-        # Chunks of nearly equal size, because each has the same weight in the average.
+        torch.optim.swa_utils.update_bn(self._even_batches(examples), self._backbone.model)
+
+    @torch.no_grad()
+    def estimate_statistics(self, examples: Examples, norms: Sequence[_BatchNorm]) -> None:
+        """The same for some batch norms only; the rest of the network is in eval()."""
+        momenta = [norm.momentum for norm in norms]
+        self._backbone.model.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        for images in self._even_batches(examples):
+            self._backbone.model(images)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.eval()
+
+    def _even_batches(self, examples: Examples) -> Iterator[torch.Tensor]:
+        """Inputs in batches of nearly equal size, because each has the same weight in an average."""
         edges = (
             np.linspace(0, len(examples), math.ceil(len(examples) / 256) + 1).round().astype(int)
         )
-        inputs = (self._input(examples.pixels[a:b]) for a, b in itertools.pairwise(edges.tolist()))
-        torch.optim.swa_utils.update_bn(inputs, self._backbone.model)
+        return (self._input(examples.pixels[a:b]) for a, b in itertools.pairwise(edges.tolist()))
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy in nats, weighted by class if there are class weights."""

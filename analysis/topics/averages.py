@@ -1,0 +1,116 @@
+"""Averages of weights, which cost as much to use as a single network: soups and WiSE-FT."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from analysis import compare
+from analysis.compare import Findings
+from analysis.text.numbers import intervals, numbers, shorts
+from analysis.topics.section import Section, Table, correction
+
+NAMES = {"soup": "Soup", "wise_ft": "WiSE-FT"}
+NOTE = (
+    "Soup: mean of the weights of networks with different configurations, added one by one, best first, "
+    "unless the validation score falls (Wortsman et al. 2022, model soups). WiSE-FT: alpha times the weights "
+    "of the fine-tuned network plus 1 - alpha times those of a linear probe (Wortsman et al. 2022, robust "
+    "fine-tuning). The networks of an average have the seed of one repeat, so they share images and start, "
+    "head included. Batch norm statistics that differ between them are estimated again from the training "
+    "images. Members and alpha are chosen on validation, where an average is therefore never behind; each "
+    "is scored once on test."
+)
+COLUMNS = [
+    *("cell", "kind", "n", "least", "most", "validation", "test", "gain", "low", "high"),
+    "latency_ms",
+]
+
+
+def section(found: Findings) -> Section:
+    """Scores of the averages beside those of the single networks; empty where `harness.average` was not
+    run."""
+    rows = gains(found)
+    if rows.empty:
+        return Section("Averages of weights")
+    by_loss = found.info.selection == "val_loss"
+    unit, form, scale = ("loss", ".3f", 1) if by_loss else (f"{found.info.metric}, %", ".1f", 100)
+    shown = {
+        "Cell": list(rows["cell"]),
+        "Network": [_name(row) for row in rows.to_dict("records")],
+        f"Validation {unit}": numbers(rows["validation"], form, scale),
+        f"Test {found.info.metric}, %": numbers(rows["test"], ".1f", 100),
+        "Gain on test, points": numbers(rows["gain"], "+.1f", 100),
+        "95% interval": intervals(100 * rows["low"], 100 * rows["high"], "+.1f"),
+        "Latency of a single image, ms": shorts(rows["latency_ms"]),
+    }
+    note = f"{NOTE} Interval: paired t over the repeats{correction(found)}; not adjusted for several rows."
+    table = Table(shown, "Averages of weights", note)
+    return Section("Averages of weights", [table], answer(found, rows), tables={"averages": rows})
+
+
+def gains(found: Findings) -> pd.DataFrame:
+    """The single network and each kind of average of each cell, and the gain over the single network.
+
+    Returns:
+        cell, kind ("single", "soup", "wise_ft"), n (repeats), least and most (of the number of networks of a
+        soup, or of alpha), validation, test (means), gain (mean of the paired differences on test), low, high
+        (95% t interval over seeds), latency_ms. NaN where it says nothing.
+    """
+    single = found.repeats.set_index("run_id")
+    latency = found.summary.set_index("cell")["latency_ms_median"]
+    choosing = found.info.selection or "val_score"
+    own = found.table.averages[found.table.averages["run_id"].isin(single.index)]
+    rows: list[dict[str, object]] = []
+    for cell, averages in own.groupby("cell", sort=False):
+        about: dict[str, object] = {
+            "cell": cell,
+            "latency_ms": float(latency.get(cell, float("nan"))),
+        }
+        alone = single.loc[averages["run_id"].unique()]
+        rows.append(
+            {**about, "kind": "single", "n": len(alone)}
+            | {"validation": alone[choosing].mean(), "test": alone["test_score"].mean()}
+        )
+        for kind, each in averages.groupby("kind", sort=False):
+            before = single["test_score"].reindex(each["run_id"]).to_numpy()
+            gain, _, low, high = compare.mean_interval(
+                each["test_score"].to_numpy() - before, folds=found.info.folds
+            )
+            rows.append(
+                {**about, "kind": kind, "n": len(each), "gain": gain, "low": low, "high": high}
+                | {"least": each["amount"].min(), "most": each["amount"].max()}
+                | {"validation": each["val_score"].mean(), "test": each["test_score"].mean()}
+            )
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _name(row: Mapping[Hashable, Any]) -> str:
+    if row["kind"] == "single":
+        return f"Single ({row['n']} repeats)"
+    ends = dict.fromkeys(f"{row[end]:g}" for end in ("least", "most"))
+    amount = (
+        f"{' to '.join(ends)} networks" if row["kind"] == "soup" else f"alpha {' to '.join(ends)}"
+    )
+    return f"{NAMES[row['kind']]} ({amount})"
+
+
+def answer(found: Findings, rows: pd.DataFrame) -> list[str]:
+    """What the average that is best on validation gains for the chosen cell."""
+    own = rows[(rows["cell"] == found.chosen) & (rows["kind"] != "single")]
+    if own.empty:
+        return []
+    by_loss = found.info.selection == "val_loss"
+    best = own.sort_values("validation", ascending=by_loss, kind="stable").iloc[0].to_dict()
+    ends = f" ({100 * best['low']:+.1f} to {100 * best['high']:+.1f})" * (
+        best["low"] == best["low"]
+    )
+    what = {
+        "soup": "a soup of its networks",
+        "wise_ft": "its mixture with a linear probe (WiSE-FT)",
+    }
+    return [
+        f"For “{found.chosen}”, {what[best['kind']]} has {100 * best['gain']:+.1f} points{ends} of test "
+        f"{found.info.metric} more than a single network, at the same cost of inference."
+    ]
