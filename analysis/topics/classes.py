@@ -24,7 +24,7 @@ Row = Mapping[Hashable, Any]
 
 MOST_CLASSES = 20
 """Classes that a figure shows: of more, those with the lowest recall."""
-IN_A_ROW = 6
+IN_A_ROW = 4
 """Images of mistakes in a row of their figure."""
 SHOWN = 10
 """Rows of the tables of confusions and mistakes."""
@@ -48,7 +48,7 @@ def section(found: Findings) -> Section:
             tables["reliability"] = bins
         mistakes = compare.confident_mistakes(mine[mine["cell"] == shown[0]])
         if len(mistakes):
-            parts += [*_sheet(mistakes, names), _mistakes(mistakes, shown[0], names)]
+            parts += _mistakes(mistakes, f"Most confident mistakes of “{shown[0]}”", names)
             tables["mistakes"] = mistakes.drop(columns="image", errors="ignore")
     if values["metric"].nunique() > 2:  # else the table of cells says it already
         parts.append(_every_metric(values))
@@ -221,7 +221,8 @@ def plot_reliability(bins: pd.DataFrame, style: Mapping[str, Style]) -> Figure:
     return figure
 
 
-def _mistakes(mistakes: pd.DataFrame, cell: str, names: Sequence[str]) -> Table:
+def _mistakes(mistakes: pd.DataFrame, title: str, names: Sequence[str]) -> list[Plot | Table]:
+    """The images that repeats kept, if any, and a table."""
     top = mistakes.head(SHOWN)
     columns: Columns = {
         "Image": list(_images(top)),
@@ -237,31 +238,26 @@ def _mistakes(mistakes: pd.DataFrame, cell: str, names: Sequence[str]) -> Table:
         "count as 0): wrong labels and hard cases are often among them. Image: the end of its path, or its "
         "position in the target."
     )
-    return Table(columns, f"Most confident mistakes of “{cell}”", note)
-
-
-def _sheet(mistakes: pd.DataFrame, names: Sequence[str]) -> list[Plot]:
-    """The most confident mistakes of which a repeat kept the image."""
     if "image" not in mistakes:
-        return []
-    shown = mistakes.dropna(subset="image").head(2 * IN_A_ROW)
+        return [Table(columns, title, note)]
+    kept = mistakes.dropna(subset="image").head(3 * IN_A_ROW)
     caption = (
-        "Misclassified test images, highest mean confidence over the repeats first: the true class, and what "
-        "it is taken for. Of each repeat the most confident mistakes are kept, at the network's resolution."
+        "True class, and what it is taken for, in the order of the table. Of each repeat the most confident "
+        "mistakes are kept, at the resolution of the network."
     )
-    return [Plot("mistakes", "Most confident mistakes", plot_mistakes(shown, names), caption)]
+    return [Plot("mistakes", title, plot_mistakes(kept, names), caption), Table(columns, note=note)]
 
 
 def plot_mistakes(mistakes: pd.DataFrame, names: Sequence[str]) -> Figure:
     """Images in rows, each with its class and what it is taken for."""
     rows = -(-len(mistakes) // IN_A_ROW)
-    figure, panels = canvas(1.5 * rows, rows, IN_A_ROW)
+    figure, panels = canvas(1.75 * rows, rows, IN_A_ROW)
     for axes in panels:
         axes.set_axis_off()
     for axes, row in zip(panels, mistakes.to_dict("records"), strict=False):
         axes.imshow(Image.open(io.BytesIO(row["image"])))
         classes = [_fitting(names[row[column]]) for column in ("label", "predicted")]
-        axes.set_title(f"{classes[0]}\nas {classes[1]}", fontsize=6.5, pad=3)
+        axes.set_title(f"{classes[0]}\nas {classes[1]}", fontsize=8.5, pad=3)
     return figure
 
 

@@ -44,7 +44,8 @@ def _counts(report: DataSetReport) -> Iterator[str]:
         yield (
             f"The classes are imbalanced: the largest has {counts[high] / counts[low]:.0f} times as many "
             "images as the smallest. All images are used, so accuracy depends mostly on the large classes "
-            "(exact_shots=True takes the same number from each class, X[classes=A+B] selects classes)."
+            "(metric='balanced_accuracy' counts all classes equally, exact_shots=True takes the same number "
+            "from each class, X[classes=A+B] selects classes)."
         )
     if small := [names[i] for i in np.flatnonzero(counts < LEAST)]:
         yield f"Classes with fewer than {LEAST} images: {', '.join(small)}."
