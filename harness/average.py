@@ -73,7 +73,7 @@ def average_networks(
     clear_caches()
     where, cache = resolve_device(device), Cache(default_folder())
     chosen, why = choose(load_result(study, tracking_uri).cells, cell)
-    tuned = [k for k in runs_of(study, "tune", tracking_uri) if k.run.tags["cell"] == chosen.cell]
+    tuned = runs_of(study, "tune", tracking_uri)
     file = None if space is None else study_path(str(space))
     done = []
     with names_of(file, chosen.repeats[0].run.tags):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from harness.core.caller import undisturbed
 from harness.core.command_line import File, command, escaped_output, program
@@ -34,6 +34,8 @@ def export_model(
     onnx: bool = False,
     int8: bool = False,
     max_loss: float = 1.0,
+    average: Literal["soup", "wise_ft"] | None = None,
+    members: int = 4,
     log_model: bool = False,
     register: str | None = None,
     device: str = "auto",
@@ -56,6 +58,9 @@ def export_model(
             scales from training images.
         max_loss: percentage points of validation accuracy that model.int8.onnx may lose; if it loses more, it
             is not written, and the exit code is 2.
+        average: export an average of weights instead, made with the seed of the first repeat; see
+            harness.average.
+        members: largest number of networks in a soup.
         log_model: also log the network as a model of MLflow, with its signature.
         register: and register it as a new version of this name in MLflow's model registry.
         device: auto, cpu, cuda or mps.
@@ -73,11 +78,16 @@ def export_model(
     if not 0 <= max_loss <= 100:
         raise UserError(f"--max-loss must be from 0 to 100 percentage points, got {max_loss:g}")
 
+    if members < 1:
+        raise UserError(f"--members must be at least 1, got {members}")
+
+    from harness.deploy.averages import plan_of_kind
     from harness.deploy.choice import choose
     from harness.deploy.export import Formats, log_to_mlflow, train_and_write
     from harness.deploy.model import require_free
     from harness.deploy.onnx import require_onnx
     from harness.tracking.results import load_result
+    from harness.tracking.runs import runs_of
     from harness.training.provenance import clear_caches
 
     clear_caches()
@@ -89,9 +99,11 @@ def export_model(
     recorded = load_result(study, tracking_uri)
     chosen, why = choose(recorded.cells, cell)
     file = None if space is None else study_path(str(space))
+    tuned = runs_of(study, "tune", tracking_uri) if average else []
     with names_of(file, chosen.repeats[0].run.tags):
+        plan = plan_of_kind(average, chosen, tuned, members, target) if average else None
         done, model, pixels = train_and_write(
-            recorded, chosen, why, folder, formats, device, target
+            recorded, chosen, why, folder, formats, device, target, plan
         )
     if log_model or register:
         print(log_to_mlflow(done, study, model, pixels, tracking_uri, register))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from harness.data import load_target, split_indices
 from harness.data.cached import Cache
 from harness.deploy.averages import Plan, configurations, no_average, no_path, no_soup, plans
 from harness.deploy.soup import Judge, State, soup, trained, wise_ft
+from harness.export import export_model
 from harness.sync import main as sync
 from harness.tracking.results import CellRecord
 from harness.tracking.runs import Kept, Recorded
@@ -305,6 +307,21 @@ def test_averages_are_recorded_once_and_in_the_report(
     assert section.answer[0].startswith("For “full”, ")
     with pytest.raises(UserError, match="no cell 'x'"):
         average_networks("toy", cell="x", tracking_uri=tracking_uri)
+
+    out = tmp_path / "model"
+    export_model("toy", average="wise_ft", out=out, device="cpu", tracking_uri=tracking_uri)
+    about = json.loads((out / "model.json").read_text())
+    first = repeats.set_index("index")["run_id"].loc[0]
+    (row,) = found[(found["run_id"] == first) & (found["kind"] == "wise_ft")].to_dict("records")
+    assert about["exported"]["test_accuracy"] == pytest.approx(row["test_score"])
+    assert f"WiSE-FT at {row['amount']:g}" in about["made"]
+    assert "This model is an average of weights (WiSE-FT" in (out / "README.md").read_text()
+    with pytest.raises(
+        UserError, match="cell “full”: no soup: it needs at least two configurations"
+    ):
+        export_model(
+            "toy", average="soup", members=1, out=tmp_path / "x", tracking_uri=tracking_uri
+        )
 
 
 def test_gain_is_the_paired_difference_with_its_t_interval() -> None:

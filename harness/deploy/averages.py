@@ -23,7 +23,7 @@ from harness.core.spec import TrialSpec
 from harness.core.strategies import LinearProbe
 from harness.data import find_again
 from harness.data.cached import Cache
-from harness.deploy.soup import Average, Judge, soup, trained, wise_ft
+from harness.deploy.soup import Average, Judge, Kind, soup, trained, wise_ft
 from harness.tracking.results import CellRecord
 from harness.tracking.runs import Kept
 from harness.training.device import Device
@@ -118,6 +118,19 @@ class Plan:
         own = {"phase": PHASE, "repeat": self.kept.run_id, "identity": self.identity}
         return {"study": self.kept.run.experiment, **same, **own}
 
+    def average(self, kind: Kind, device: Device, cache: Cache) -> Average:
+        """One kind of average.
+
+        Raises:
+            UserError: if there is none of that kind, or as `carry_out`.
+        """
+        for average in self.carry_out(device, cache).averages:
+            if average.kind == kind:
+                return average
+        raise UserError(
+            f"“{self.name}” has no average of the kind {kind}: its other networks diverged"
+        )
+
     def carry_out(self, device: Device, cache: Cache) -> RepeatAverages:
         """Train the networks and average their weights.
 
@@ -144,14 +157,14 @@ def plans(
 
     Args:
         record: the cell.
-        tuned: its tuning trials.
+        tuned: tuning trials of the study.
         members: largest number of configurations in a soup.
         target: where its images are now; None looks for them.
 
     Raises:
         UserError: if nothing can be averaged.
     """
-    tried = list(tuned)
+    tried = [kept for kept in tuned if kept.run.tags["cell"] == record.cell]
     found, why = list[Plan](), list[str]()
     for kept in record.repeats:
         spec = TrialSpec.from_flat(kept.run.params)
@@ -170,6 +183,20 @@ def plans(
         moved = tuple(replace(s, target=place) for s in specs)
         found.append(Plan(kept, record.metric, moved, not reasons[1]))
     return found, why
+
+
+def plan_of_kind(
+    kind: Kind, record: CellRecord, tuned: Iterable[Kept], members: int, target: str | None = None
+) -> tuple[Plan, Kind]:
+    """What is averaged with the seed of a cell's first repeat.
+
+    Raises:
+        UserError: if there is no average of that kind.
+    """
+    found, why = plans(replace(record, repeats=record.repeats[:1]), tuned, members, target)
+    if (kind == "soup" and len(found[0].specs) < 2) or (kind == "wise_ft" and not found[0].path):
+        raise UserError(f"cell “{record.cell}”: {why[0]}")
+    return found[0], kind
 
 
 def configurations(tuned: Iterable[Kept], chosen: TrialSpec, metric: Metric) -> list[TrialSpec]:

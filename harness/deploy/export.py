@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from harness.core.errors import UserError
 from harness.core.html import as_table
@@ -26,6 +27,7 @@ from harness.data import (
     split_indices,
 )
 from harness.data.cached import Cache, default_folder
+from harness.deploy.averages import Plan
 from harness.deploy.card import card
 from harness.deploy.int8 import CALIBRATED_ON, INT8, write_int8
 from harness.deploy.model import (
@@ -40,6 +42,7 @@ from harness.deploy.model import (
     write_about,
 )
 from harness.deploy.onnx import write_onnx
+from harness.deploy.soup import Kind, load
 from harness.deploy.temperature import calibrate
 from harness.deploy.temperature import in_words as temperature_in_words
 from harness.deploy.use import cost_in_use
@@ -97,16 +100,27 @@ class Exported:
         return as_table(f"model in {self.folder}{note}", columns, [row])
 
 
-def train_and_write(
-    study: StudyResult,
-    chosen: CellRecord,
-    why: str,
-    folder: Path,
-    formats: Formats,
-    device: str,
-    target: str | None,
-) -> tuple[Exported, Model, torch.Tensor]:
-    """The folder, the model read back from it, and test images as it takes them."""
+@dataclass(frozen=True)
+class _Made:
+    """A network that is to be written.
+
+    Attributes:
+        fit: the trial of its repeat.
+        network: the network, in the form of its library.
+        what: description of it.
+        accuracies: on validation and on test.
+        predictions: on test; None for an average of weights.
+    """
+
+    fit: Fit
+    network: nn.Module
+    what: str
+    accuracies: tuple[float, float]
+    predictions: Predictions | None
+
+
+def _trained(chosen: CellRecord, why: str, device: str, target: str | None) -> _Made:
+    """The network of the cell's first repeat, trained again."""
     kept = chosen.repeats[0]
     spec = TrialSpec.from_flat(kept.run.params)
     spec = replace(
@@ -122,17 +136,46 @@ def train_and_write(
     print(f"cell “{chosen.cell}”: {why}")
     val_accuracy = [epoch.val_accuracy for epoch in fit][-1]
     result = fit.finish(test=True)
-    test_accuracy = result.metrics["test_accuracy"]
-    print(_agreement(kept, val_accuracy, test_accuracy))
-    assert result.predictions is not None
+    accuracies = val_accuracy, result.metrics["test_accuracy"]
+    print(_agreement(kept, *accuracies))
+    network = plain_network(fit.backbone, fit.classifier)
+    what = "the first of the cell's repeats, trained again"
+    return _Made(fit, network, what, accuracies, result.predictions)
+
+
+def _averaged(made: _Made, plan: Plan, kind: Kind) -> _Made:
+    """An average of networks with the seed of the cell's first repeat."""
+    average = plan.average(kind, made.fit.device, made.fit.cache)
+    load(made.network, average.state)
+    accuracies = average.metrics["val_accuracy"], average.metrics["test_accuracy"]
+    print(f"{average}: validation {accuracies[0]:.1%}, test {accuracies[1]:.1%}")
+    what = f"an average of weights ({average}), made with the seed of the cell's first repeat"
+    return _Made(made.fit, made.network, what, accuracies, None)
+
+
+def train_and_write(
+    study: StudyResult,
+    chosen: CellRecord,
+    why: str,
+    folder: Path,
+    formats: Formats,
+    device: str,
+    target: str | None,
+    average: tuple[Plan, Kind] | None = None,
+) -> tuple[Exported, Model, torch.Tensor]:
+    """The folder, the model read back from it, and test images as it takes them; of the cell's first repeat,
+    or of an average."""
+    kept, made = chosen.repeats[0], _trained(chosen, why, device, target)
+    if average is not None:
+        made = _averaged(made, *average)
+    spec = made.fit.spec
     with staging(folder) as there:  # read back before it is where anyone would use it
-        about = _about(study.study, chosen.cell, why, kept, fit, (val_accuracy, test_accuracy))
-        write(there, plain_network(fit.backbone, fit.classifier), about)
+        write(there, made.network, _about(study.study, chosen.cell, why, kept, made))
         model = open_model(there)
         split = split_indices(load_target(spec.target), spec)
         test, val = (_examples(spec, model, part) for part in (split.test, split.val))
         logits = model.logits(test.images)
-        print(_read_back(logits, result.predictions, spec))
+        print(_read_back(logits, test.labels, made))
         model, val_logits = _calibrated(model, val, test, logits)
         if formats.onnx:
             shown = test.images[:SHOWN_TO_ONNX]
@@ -144,18 +187,13 @@ def train_and_write(
             before = float((val_logits.argmax(1) == val.labels).double().mean())
             more, problem = _quantised(model, there, split, spec, val, before, formats.max_loss)
         model = _finish(model, there, more, study)
-    return (
-        Exported(folder, chosen.cell, why, val_accuracy, test_accuracy, problem),
-        model,
-        test.images,
-    )
+    return Exported(folder, chosen.cell, why, *made.accuracies, problem), model, test.images
 
 
-def _about(
-    study: str, cell: str, why: str, kept: Kept, fit: Fit, accuracies: tuple[float, float]
-) -> dict[str, Any]:
+def _about(study: str, cell: str, why: str, kept: Kept, made: _Made) -> dict[str, Any]:
     """What model.json says of the network, its training and its images."""
-    spec, names = fit.spec, ("val_accuracy", "test_accuracy")
+    fit, names = made.fit, ("val_accuracy", "test_accuracy")
+    spec = fit.spec
     size = spec.resolution or fit.backbone.input.resolution
     target = load_target(spec.target)
     split = split_indices(target, spec)
@@ -164,9 +202,10 @@ def _about(
         "study": study,
         "cell": cell,
         "why": why,
+        "made": made.what,
         "run_id": kept.run_id,
         "recorded": {name: kept.run.metrics.get(name) for name in names},
-        "exported": dict(zip(names, accuracies, strict=True)),
+        "exported": dict(zip(names, made.accuracies, strict=True)),
         "trial": spec.flat(),
         "images": {name: len(part) for name, part in vars(split).items()},
         "images_per_class": json.loads(images_per_class(target, split)),
@@ -270,28 +309,33 @@ def _examples(spec: TrialSpec, model: Model, part: np.ndarray) -> Examples:
     )
 
 
-def _read_back(logits: torch.Tensor, predictions: Predictions, spec: TrialSpec) -> str:
+def _read_back(logits: torch.Tensor, labels: torch.Tensor, made: _Made) -> str:
     """Whether the files predict what the network did, in words.
 
     Args:
         logits: of the files, for the test images.
-        predictions: of the network.
-        spec: the trial.
+        labels: of the test images.
+        made: the network.
 
     Raises:
         UserError: if they do not.
     """
-    found = logits.softmax(1)
-    labels = torch.from_numpy(predictions.label)
-    given = found.gather(1, labels[:, None])[:, 0]
-    worst = float((given - torch.from_numpy(predictions.probability)).abs().max())
-    agree = int((found.argmax(1).numpy() == predictions.predicted).sum())
-    said = (
-        f"read back: {agree} of {len(labels)} test predictions are the same, probabilities differ by at "
-        f"most {worst:.1e}"
-    )
-    if spec.precision == "bfloat16":
+    found, predictions = logits.softmax(1), made.predictions
+    if predictions is None:
+        accuracy = float((found.argmax(1) == labels).double().mean())
+        said = f"read back: test accuracy {accuracy:.1%}"
+        same = abs(accuracy - made.accuracies[1]) <= 1 / len(labels)  # one tie
+    else:
+        given = found.gather(1, labels[:, None])[:, 0]
+        worst = float((given - torch.from_numpy(predictions.probability)).abs().max())
+        agree = int((found.argmax(1).numpy() == predictions.predicted).sum())
+        said = (
+            f"read back: {agree} of {len(labels)} test predictions are the same, probabilities differ by at "
+            f"most {worst:.1e}"
+        )
+        same = worst <= ALLOWED
+    if made.fit.spec.precision == "bfloat16":
         return f"{said} (the network was trained in bfloat16 and is written in float32)"
-    if not worst <= ALLOWED:
+    if not same:
         raise UserError(f"the files are not the network that was trained: {said}")
     return said

@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from harness.backbones import build
@@ -28,6 +29,7 @@ from harness.training.fit import Diverged, score
 from harness.training.loop import start
 from harness.training.network import Network
 
+Kind = Literal["soup", "wise_ft"]
 State = Mapping[str, torch.Tensor]
 """The state dict of a plain network, on the CPU."""
 ALPHAS = tuple(tenth / 10 for tenth in range(10, -1, -1))
@@ -45,14 +47,14 @@ class Average:
         state: the averaged weights.
     """
 
-    kind: Literal["soup", "wise_ft"]
+    kind: Kind
     amount: float
     metrics: Mapping[str, float]
     state: State
 
     def __str__(self) -> str:
         if self.kind == "soup":
-            return f"soup of {self.amount:g}"
+            return f"soup of {self.amount:g} network{'s' * (self.amount > 1)}"
         return f"WiSE-FT at {self.amount:g}"
 
 
@@ -106,14 +108,14 @@ class Judge:
             if isinstance(module, _BatchNorm) and _differ(states, f"{name}.running_mean")
         ]
         if norms:
-            self._load(mean)
+            load(self._model, mean)
             self._network.estimate_statistics(self._read(self._split.train), norms)
             mean = {k: v.detach().cpu().clone() for k, v in self._model.state_dict().items()}
         return mean
 
     def _scores(self, state: State, part: np.ndarray) -> dict[str, float]:
         examples = self._read(part)
-        self._load(state)
+        load(self._model, state)
         log_p = self._network.log_probabilities(examples)
         loss, accuracy = score(log_p, examples.labels)
         labels, predicted = examples.labels.numpy(), log_p.argmax(1).numpy()
@@ -124,10 +126,12 @@ class Judge:
         target, size = self._spec.target, self._network.size
         return read_examples(target, tuple(part.tolist()), size, self._interpolation, self._cache)
 
-    def _load(self, state: State) -> None:
-        with torch.no_grad():
-            for name, tensor in self._model.state_dict().items():
-                tensor.copy_(state[name])
+
+@torch.no_grad()
+def load(model: nn.Module, state: State) -> None:
+    """Set all weights and buffers of a plain network."""
+    for name, tensor in model.state_dict().items():
+        tensor.copy_(state[name])
 
 
 def _differ(states: Sequence[State], name: str) -> bool:
