@@ -576,15 +576,21 @@ def test_help_answers_at_once() -> None:
     assert loaded.stdout.strip() == "set()"
 
 
-def test_unequal_classes_are_said_first(tmp_path: Path) -> None:
+def test_unequal_classes_are_said_with_what_they_do_to_the_metric() -> None:
     counts = {"train": {"cat": 120, "owl": 5, "dog": 60}, "val": 3, "test": {"cat": 40, "owl": 2}}
     named = json.dumps(counts)
     rows = scored("full", 0.9, images_per_class=named)
     seeds = {"train": {"cat": 118, "owl": 4, "dog": 61}, "val": 3, "test": {"cat": 40, "owl": 2}}
     rows[-1]["images_per_class"] = json.dumps(seeds)
-    text = read(report.build(table(rows), tmp_path))
-    assert text.count("The classes are unequal") == 1
-    assert "training 4 (“owl”) to 120 (“cat”); test 2 (“owl”) to 40 (“cat”)" in text
+    study = table(rows)
+    (said,) = (line for line in warnings(compare.find(study)) if "unequal" in line)
+    assert "training 4 (“owl”) to 120 (“cat”); test 2 (“owl”) to 40 (“cat”)" in said
+    assert said.endswith("Accuracy is mostly that of the large classes.")
+    info = replace(study.info, metric="balanced accuracy", score="balanced_accuracy")
+    (said,) = (
+        line for line in warnings(compare.find(replace(study, info=info))) if "unequal" in line
+    )
+    assert "All count equally in balanced accuracy, so it depends much on the few images" in said
 
 
 def test_equal_classes_are_not_mentioned(tmp_path: Path) -> None:

@@ -189,7 +189,10 @@ def _unequal_classes(table: StudyTable) -> list[str]:
     """What each class contributed, where that is not the same for all: over all seeds, target by target."""
     runs = table.trials[table.trials["outcome"] == "complete"].dropna(subset="images_per_class")
     targets = runs["param.target"] if "param.target" in runs else runs["study"]
-    text = []
+    text, metric = [], table.info.metric
+    meaning = "Accuracy is mostly that of the large classes."
+    if table.info.score not in ("", "accuracy"):
+        meaning = f"All count equally in {metric}, so it depends much on the few images of the small ones."
     for target, own in runs.groupby(targets, sort=False, dropna=False)["images_per_class"]:
         ends: dict[str, list[tuple[int, str]]] = {}
         for recorded in own.unique():
@@ -203,8 +206,7 @@ def _unequal_classes(table: StudyTable) -> list[str]:
         if shown:
             where = f" of {target}" if targets.nunique() > 1 else ""
             text.append(
-                f"The classes{where} are unequal: images per class, {'; '.join(shown)}. Accuracy is mostly "
-                "that of the large classes."
+                f"The classes{where} are unequal: images per class, {'; '.join(shown)}. {meaning}"
             )
     return text[:SHOWN]
 
