@@ -14,7 +14,7 @@ from harness.core.caller import undisturbed
 from harness.core.command_line import command
 
 if TYPE_CHECKING:
-    from harness.tracking.projection import Difference
+    from harness.tracking.study_runs import Difference
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,15 @@ def sync_study(
     from harness.search.lock import sole_runner
     from harness.search.record import Record
     from harness.search.storage import read_storage
-    from harness.tracking.projection import Projection
+    from harness.tracking.study_runs import StudyRuns
 
     home = record_home(storage, tracking_uri)
     record = Record(read_storage(record_url(storage, tracking_uri)), home)
     info = record.info(study)
     with nullcontext() if check else sole_runner(home, study):
-        projection = Projection(tracking_uri or default_tracking_uri(), info, record)
+        runs = StudyRuns(tracking_uri or default_tracking_uri(), info, record)
         try:
-            found = projection.sync(check, restore)
+            found = runs.sync(check, restore)
         except UserError:
             raise
         except Exception as error:  # MLflow, SQLAlchemy and the operating system raise many kinds

@@ -28,7 +28,8 @@ from harness.search.cell import CellSearch
 from harness.search.coordinator import Coordinator, RunContext, SlotDone
 from harness.search.executors.inline import Inline
 from harness.search.record import Record
-from harness.tracking.projection import Difference, Projection
+from harness.tracking.projection import Projection
+from harness.tracking.study_runs import Difference, StudyRuns
 from harness.training.trial import run_trial
 
 ARMS: Arms = {
@@ -163,7 +164,7 @@ class Lab:
     def differences(self) -> list[Difference]:
         """Where MLflow does not show what the record says."""
         record = self.record()
-        return Projection(self.uri, record.info("toy"), record).sync(check=True)
+        return StudyRuns(self.uri, record.info("toy"), record).sync(check=True)
 
     def coordinator(self, study: Study, **options: Any) -> Coordinator:
         """Ready to run the study, as in the command."""

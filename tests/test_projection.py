@@ -51,6 +51,7 @@ class World:
     def projection(self, info: StudyInfo = INFO) -> Projection:
         made = Projection(self.uri, info, self, lambda: self.now)
         made.open()
+        made.runs().experiment()  # a new store is opened at the first write
         return made
 
     def trial(self, cell: str = "full", index: int = 0, **changes: Any) -> TrialRecord:
@@ -173,7 +174,7 @@ def test_what_no_database_takes_is_cut_or_replaced_and_differs_from_nothing(worl
     projection.show(trial)
     tags = world.shown(trial).data.tags
     assert (1000 < len(tags["reason"]) <= 5000, tags["path"]) == (True, "a??")
-    assert projection.sync() == []
+    assert projection.runs().sync() == []
 
 
 def test_trials_lie_under_their_cell_and_cells_under_the_study(world: World) -> None:
@@ -209,9 +210,9 @@ def test_of_two_runs_of_one_cell_the_first_counts(world: World) -> None:
 def test_repeats_of_another_choice_are_superseded(world: World) -> None:
     tuned = world.trial(metrics={"val_accuracy": 0.5})
     world.recorded = [tuned, world.trial(chosen=0), world.trial(chosen=2, superseded=True)]
-    world.projection().sync()
+    world.projection().runs().sync()
     world.recorded = [t.but(superseded=t.chosen == 0) for t in world.recorded]
-    world.projection().sync()
+    world.projection().runs().sync()
     found = [world.shown(t).data.tags.get("superseded") for t in world.recorded]
     assert found == [None, "true", "false"]
 
@@ -228,7 +229,7 @@ def test_summary_of_a_cell_is_on_its_run(world: World) -> None:
         world.trial(index=0, chosen=0, metrics=metrics(0.0), superseded=True),
         world.trial("linear probe", metrics=metrics(1.0)),
     ]
-    world.projection().sync()
+    world.projection().runs().sync()
     found = {run.info.run_name: run.data.metrics for run in world.runs("tags.kind = 'cell'")}
     assert found["linear probe"] == {}, "there are no repeats yet"
     assert found["full"] == {
@@ -240,7 +241,7 @@ def test_summary_of_a_cell_is_on_its_run(world: World) -> None:
 def test_runs_of_another_study_are_not_looked_at(world: World) -> None:
     other = dataclasses.replace(INFO, name="width")
     world.projection(other).show(world.trial())
-    assert world.projection().sync() == []
+    assert world.projection().runs().sync() == []
 
 
 def test_deleted_experiment_is_refused_with_the_way_out(world: World) -> None:

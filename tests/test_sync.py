@@ -85,7 +85,7 @@ def lag(place: Place) -> None:
     with closing(sqlite3.connect(place.mlflow)) as database, database:
         run = (first(place),)
         database.execute("DELETE FROM tags WHERE key = 'outcome' AND run_uuid = ?", run)
-        last = "(step = 1 OR key = 'forecast_peak_mib')"
+        last = "(step = 1 OR key IN ('forecast_peak_mib', 'waited_share'))"
         database.execute(f"DELETE FROM metrics WHERE {last} AND run_uuid = ?", run)
         database.execute("DELETE FROM latest_metrics WHERE run_uuid = ?", run)
     place.client.update_run(first(place), status="RUNNING")

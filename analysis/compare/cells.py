@@ -14,6 +14,7 @@ from scipy import stats
 
 from analysis.compare.costs import COSTS, FORECAST, SIZES, pareto_front, priced
 from analysis.compare.runs import cells, chosen, completed, mean_interval, tuning
+from harness.core.results import WAITED
 
 SHARES = ("trained_depth", "trainable_share")
 
@@ -38,12 +39,11 @@ def summary(
         seeds), iqm (mean of the middle half of the seeds, as of Agarwal 2021; NaN under 4 seeds), median over
         repeats of trained_depth (share of the layer groups trained, from the head down) and trainable_share
         (of the parameters), median, min and max over repeats of COSTS, and medians of SIZES (see `costs`),
-        forecast_mib (median), and time_front, memory_front and latency_front: on the Pareto front of accuracy
-        against that cost.
+        forecast_mib and waited_share (medians), and time_front, memory_front and latency_front: on the Pareto
+        front of accuracy against that cost.
     """
     repeats = priced(trials)
-    if FORECAST not in repeats:
-        repeats[FORECAST] = math.nan
+    repeats = repeats.assign(**{c: math.nan for c in (FORECAST, WAITED) if c not in repeats})
     best = chosen(trials, selection).set_index("cell")["val_score"]
     groups = dict(iter(repeats.groupby("cell")))
     tune = tuning(trials)
@@ -69,6 +69,7 @@ def summary(
             }
             | {size: float(own[size].median()) for size in SIZES}
             | {"forecast_mib": float(own[FORECAST].median())}
+            | {WAITED: float(own[WAITED].median())}
         )
     table = pd.DataFrame(rows)
     table["time_front"] = pareto_front(table, "mean", ["train_seconds_median"])

@@ -26,7 +26,7 @@ from harness.core.addresses import current_uri, sqlite_path, sqlite_url
 from harness.core.caller import undisturbed
 from harness.core.errors import UserError, refusal, without_password
 from harness.core.html import as_table
-from harness.core.results import NOT_RUN
+from harness.core.results import NOT_RUN, WAITED
 from harness.core.selection import METRICS
 
 RECORDED_BY_EPOCH = ["train_loss", "val_loss", "val_accuracy", "train_seconds", "marginal_seconds"]
@@ -39,6 +39,7 @@ FINAL_METRICS = [
     "peak_accelerator_allocated_mib",
     "peak_accelerator_reserved_mib",
     "forecast_peak_mib",
+    WAITED,
     "test_accuracy",
     "test_loss",
     *("parameters", "weights_mib", "multiply_adds", "latency_ms", "images_per_second"),

@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 
+import pandas as pd
+
 from analysis import compare
 from analysis.compare import Findings
 from analysis.compare.classes import UNEQUAL
 from analysis.load import StudyTable
 from analysis.load.study import ONE_TRIAL
 from analysis.text.numbers import listed, quoted, short
+from harness.core.results import BUSY, WAITED
 
 SETTLED = ["complete", "pruned", "diverged", "oom", "timeout", "audit_failed", "crashed"]
 SHOWN = 4
@@ -35,6 +38,7 @@ def warnings(found: Findings) -> list[str]:
         *_recorded_twice(table),
         *_unequal_classes(table),
         *_lost_by_unfreezing(found),
+        *_busy(found),
         *_uneven_times(found),
         *_shared_images(table),
         *leaks,
@@ -123,6 +127,20 @@ def _mixed_conditions(table: StudyTable, found: Findings) -> list[str]:
     if "env.dirty" in runs and runs["env.dirty"].str.lower().isin(["true", "1", "yes"]).any():
         text.append("Some runs used uncommitted code: their revision does not tell all of it.")
     return text
+
+
+def _busy(found: Findings) -> list[str]:
+    """Runs that another program slowed down."""
+    runs = compare.completed(found.trials, "repeat")
+    waited = runs[WAITED] if WAITED in runs else pd.Series(dtype=float)
+    busy = int((waited > BUSY).sum())
+    if not busy:
+        return []
+    return [
+        f"Times are of a busy machine: in {busy} of {len(runs)} repeats the threads waited for a processor "
+        f"more than {BUSY:.0%} of their time (at most {waited.max():.0%}), because other programs, or more "
+        "workers than it has cores, used it."
+    ]
 
 
 def _uneven_times(found: Findings) -> list[str]:

@@ -34,6 +34,7 @@ from analysis.topics.section import (
     over_seeds,
     repeats_of,
 )
+from harness.core.results import BUSY, WAITED
 
 SURE = 0.95
 """Share of resamples for a place on the front to be taken as there."""
@@ -104,11 +105,14 @@ def _table(found: Findings, fronts: pd.DataFrame) -> Table:
     shown["Peak memory, MiB"] = _spread(rows, "peak_memory_mib")
     if rows["forecast_mib"].notna().any() and "forecast" not in kind:
         shown["Forecast, MiB"] = shorts(rows["forecast_mib"])
+    if busy := bool((rows[WAITED] > BUSY).any()):
+        shown["Waited for the processor, %"] = numbers(rows[WAITED], ".0f", 100)
     note = "Median (least–greatest) over repeats." + (
         " Training is cold-equivalent, as if nothing had been kept from other trials; “spent here” is "
         "what the run itself took."
     ) * bool(cold)
     note += f" Memory: {kind}."
+    note += f" Times of cells that waited more than {BUSY:.0%} are of a busy machine." * busy
     if len(fronts):
         chance = fronts.set_index("cell")["chance"].reindex(rows["cell"])
         shown["On the front, % of resamples"] = numbers(chance, ".0f", 100)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from functools import cache
 
-from scipy.optimize import brentq
-from scipy.special import nctdtr, stdtrit  # scipy.stats takes half a second more at every start
+# scipy.stats and scipy.optimize take half a second more at every start
+from scipy.special import nctdtrinc, stdtrit
 
 from harness.core.folds import independent_runs
 
@@ -37,9 +37,7 @@ def _effect(n: int, pairs: int, folds: int) -> float:
     # statsmodels' solve_power leaves the root for some n (73 or 120: a negative effect, in an array); at this
     # power the tail on the wrong side is below 1e-5
     critical = -stdtrit(n - 1, ALPHA / pairs / 2)
-    guess = float(critical + stdtrit(n - 1, POWER))
-    found = brentq(lambda shift: 1 - nctdtr(n - 1, shift, critical) - POWER, guess / 2, 1.3 * guess)
-    return float(found) / math.sqrt(independent_runs(n, folds))
+    return float(nctdtrinc(n - 1, 1 - POWER, critical) / math.sqrt(independent_runs(n, folds)))
 
 
 def pairs_of(cells: int) -> int:

@@ -20,6 +20,10 @@ OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 BROKEN: frozenset[str] = frozenset({"crashed", "audit_failed"})
 RETRIED: frozenset[str] = BROKEN | {"killed"}
 """Outcomes that say nothing about the configuration; the next run of the command tries the slot again."""
+WAITED = "waited_share"
+"""Metric of a run: share of its time that it waited for a processor."""
+BUSY = 0.1
+"""Above this share other programs slowed a run down: alone on a machine it is below 1 %."""
 NOT_RUN = "not run: "
 """The reason of a trial that was not run because of its memory forecast begins with this. Such trials do not
 count as failures in a row, and their slots are run if the limit is raised."""

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from harness.core.errors import UserError, first_line
 from harness.data.columns import choose, group_notes, missing, simplified
@@ -225,14 +224,17 @@ def _without_end(row: list[str]) -> list[str]:
 
 
 def _parquet(content: bytes) -> Columns:
+    import pandas as pd  # takes half a second, and most targets need none
+
     table = pd.read_parquet(io.BytesIO(content)).reset_index()
+    table = table.astype(object).where(table.notna(), None)  # null is None in every column
     table = table.drop(columns=[name for name in ("index", "level_0") if name in table])
     return {str(name): [_as_text(value) for value in table[name]] for name in table.columns}
 
 
 def _as_text(value: object) -> str:
     """A value of a Parquet table as text; "" for null."""
-    if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
+    if value is None or (isinstance(value, float) and np.isnan(value)):
         return ""
     if isinstance(value, dict):
         raise ValueError("it contains the images themselves; use hf: with a folder of such files")

@@ -106,6 +106,7 @@ class Coordinator:
         self._record, self._projection = context.record, context.projection
         self._running: dict[int, tuple[CellSearch, OpenTrial]] = {}
         self._submitted = 0
+        self._unshown: list[TrialRecord] = []
         self._streak, self._inputs = FailureStreak(), Inputs()
         self._ends: dict[tuple[str, str, int], Counter[str]] = {}
         memory = math.inf if context.limits.memory is None else context.limits.memory
@@ -173,6 +174,7 @@ class Coordinator:
                 if done is not None:
                     yield done
                     self._check_streak(done)
+            self._show_ended()
             if not self._running:
                 if stop_requested():
                     raise Terminated
@@ -187,8 +189,14 @@ class Coordinator:
                 continue
             yield done
             self._check_streak(done)
+        self._show_ended()
         if stop_requested():
             raise Terminated
+
+    def _show_ended(self) -> None:
+        """Show in MLflow what ended, when the caller knows it and the workers have something to do."""
+        while self._unshown:
+            self._projection.show(self._unshown.pop(0))
 
     def _begin(self, search: CellSearch, index: int) -> SlotDone | None:
         """Submit the slot's trial; returns a SlotDone if there is nothing to run."""
@@ -197,7 +205,7 @@ class Coordinator:
             return SlotDone(slot)
         if search.kills_its_process(index):
             ended = search.give_up(index)
-            self._projection.show(ended)
+            self._unshown.append(ended)
             return SlotDone(slot, ended)
         trial = search.begin(index, self._executor.inline)
         self._submitted += 1
@@ -246,7 +254,7 @@ class Coordinator:
         done = self._finish(number, result, died=not timeout)
         if message.final:
             ended = search.give_up(trial.record.slot.index)
-            self._projection.show(ended)
+            self._unshown.append(ended)
             return SlotDone(done.slot, ended)
         return done
 
@@ -259,7 +267,7 @@ class Coordinator:
             file = self._record.keep_predictions(self._study.name, content)
         ended = search.finish(trial, result, file, died)
         del self._running[number]
-        self._projection.show(ended)
+        self._unshown.append(ended)
         self._ends.setdefault(ended.slot.key, Counter())[ended.outcome] += 1
         if result.outcome == "killed" and stop_requested():
             return SlotDone(ended.slot)
@@ -286,6 +294,7 @@ class Coordinator:
     def _end_all(self, error: BaseException) -> None:
         """Record all running trials as killed, because the study ends now."""
         what = "SIGTERM" if isinstance(error, Terminated) else type(error).__name__
+        self._show_ended()
         for number in list(self._running):
             try:
                 self._finish(
@@ -297,6 +306,7 @@ class Coordinator:
                 if not isinstance(error, (StorageFailed, type(failure))):
                     print(f"warning: {failure}", file=sys.stderr)
                 return
+            self._show_ended()
 
     def _end_hung(self) -> None:
         """Record why this process is about to be ended: the trial of an inline executor hangs."""
@@ -306,4 +316,5 @@ class Coordinator:
         for number, (_, trial) in list(self._running.items()):
             slot = trial.record.slot
             self._finish(number, TrialResult("timeout", reason=reason))
+            self._show_ended()
             print(f"{slot} {reason}; run the same command again to go on", file=sys.stderr)

@@ -35,20 +35,23 @@ from harness.search.progress import show
 from harness.search.record import Record, StorageFailed
 from harness.search.space import quiet_optuna
 from harness.search.storage import check_storage_url, open_storage
-from harness.tracking.experiment import check_tracking_uri
+from harness.tracking.new_store import NewStore
 from harness.tracking.projection import Projection
 from harness.training.device import resolve_device
 from harness.training.provenance import clear_caches
 from harness.training.trial import Limits
 
 
-def launch(path: Path, options: StudyOptions, dry_run: bool = False) -> int:
+def launch(
+    path: Path, options: StudyOptions, dry_run: bool = False, new: NewStore | None = None
+) -> int:
     """Check a study, then run or resume it; returns the exit code of the command.
 
     Args:
         path: the study file.
         options: how it is run.
         dry_run: print what would run, and run nothing.
+        new: an empty MLflow database, for a tracking store that does not exist yet.
 
     Raises:
         UserError: on bad input, if another command runs the study, or if it differs from the recorded one.
@@ -64,6 +67,8 @@ def launch(path: Path, options: StudyOptions, dry_run: bool = False) -> int:
     if options.storage:
         check_storage_url(options.storage)
     if options.tracking_uri:
+        from harness.tracking.experiment import check_tracking_uri  # MLflow takes seconds to import
+
         check_tracking_uri(options.tracking_uri)
     with quiet_optuna():
         device = resolve_device(options.device)
@@ -78,7 +83,7 @@ def launch(path: Path, options: StudyOptions, dry_run: bool = False) -> int:
         info = study_info(study, path, options, checked.leaks)
         forget_request()
         with handlers_put_back():
-            return _carry_out(study, info, path, options, shard, cache)
+            return _carry_out(study, info, path, options, shard, cache, new)
 
 
 def print_notes(checked: Preflight, options: StudyOptions) -> None:
@@ -110,7 +115,13 @@ def open_cache(options: StudyOptions) -> Cache:
 
 
 def _carry_out(
-    study: Study, info: StudyInfo, path: Path, options: StudyOptions, shard: Shard, cache: Cache
+    study: Study,
+    info: StudyInfo,
+    path: Path,
+    options: StudyOptions,
+    shard: Shard,
+    cache: Cache,
+    new: NewStore | None,
 ) -> int:
     # If there is no cluster, this fails before a store is created.
     executor = executor_of(path, options)
@@ -124,7 +135,7 @@ def _carry_out(
     try:
         with sole_runner(home, study.name):
             uri = options.tracking_uri or default_tracking_uri()
-            projection = Projection(uri, info, record)
+            projection = Projection(uri, info, record, new=new)
             projection.open()
             context = RunContext(
                 record=record,

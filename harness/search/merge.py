@@ -31,7 +31,7 @@ from harness.search.record import Attempts, Record, StorageFailed, storage_failu
 from harness.search.space import quiet_optuna
 from harness.search.storage import check_storage_url, open_storage
 from harness.tracking.experiment import check_tracking_uri
-from harness.tracking.projection import Projection
+from harness.tracking.study_runs import StudyRuns
 from harness.training.provenance import IMAGES, WEIGHTS
 
 SAME = {
@@ -138,9 +138,9 @@ def merge_into(bundles: Sequence[Path], root: Path, url: str, uri: str) -> Merge
                 if record.has(study):
                     where = f"the record in {home}"
                     merge = plan_merge(parts, Part.of(record, study, where))
-                projection = Projection(uri, merge.info, record)
+                runs = StudyRuns(uri, merge.info, record)
                 write_merge(merge, record)
-                behind = _sync(projection)
+                behind = _sync(runs)
                 trials = len(record.trials(merge.info))
         except StorageFailed as error:
             raise UserError(f"{error}; merge again") from error
@@ -153,10 +153,10 @@ def merge_into(bundles: Sequence[Path], root: Path, url: str, uri: str) -> Merge
     return Merged(study, new, old, trials, behind)
 
 
-def _sync(projection: Projection) -> str:
+def _sync(runs: StudyRuns) -> str:
     """Show the record in MLflow; why that failed, or ""."""
     try:
-        projection.sync()
+        runs.sync()
     except Exception as error:  # MLflow, SQLAlchemy and the operating system raise many kinds
         return first_line(error) if isinstance(error, UserError) else refusal(error)
     return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from harness.core.results import BROKEN
+from harness.core.results import BROKEN, BUSY, WAITED
 from harness.core.selection import METRICS, Metric
 from harness.search.coordinator import SlotDone
 from harness.search.overview import COLUMNS, Overview, Working
@@ -29,6 +30,10 @@ PAUSE = 50
 EVERY_SECONDS = 1.0
 """Shortest time between two drawings of the table."""
 MOST_AT_WORK = 8
+BUSY_MACHINE = (
+    "warning: other programs use the processor, or there are more workers than cores: a trial waited for it "
+    "{:.0%} of its time, so times of this study are not comparable"
+)
 
 
 def show(
@@ -52,12 +57,17 @@ def show(
     found = read()
     slots, before, done = found.plan.slots, found.done, found.done
     resumed, own, broken, tuning = 0, 0, 0, True
+    told = False
     live = (console.is_terminal or console.is_jupyter) and detail != "quiet"
     with _table(console, read) if live else nullcontext():
         for event in events:
             if event.trial is None:
                 resumed += 1
                 continue
+            waited = event.trial.metrics.get(WAITED, 0.0)
+            if waited > BUSY and not told:
+                told = True
+                print(BUSY_MACHINE.format(waited), file=sys.stderr)
             own += event.counts
             broken += event.trial.outcome in BROKEN and not event.trial.lasting
             # When all is tuned, repeats of what is not chosen any more no longer count. A slot that its

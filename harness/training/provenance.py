@@ -17,6 +17,7 @@ import torch
 
 from harness import backbones, data
 from harness.backbones import file_of, weights_sha256
+from harness.core.caller import WAITING
 from harness.core.spec import TrialSpec
 from harness.core.versions import COMPUTING, versions
 from harness.data import load_target
@@ -47,6 +48,7 @@ def environment(device: Device) -> dict[str, str]:
         "env.platform": platform.platform(),
         "env.python": platform.python_version(),
         "env.variables": _listed({v: os.environ[v] for v in VARIABLES if v in os.environ}),
+        "env.waiting": _listed({v: os.environ[v] for v in WAITING if v in os.environ}),
         "env.arithmetic": _listed(_arithmetic()),
     }
     if device.torch_device.type == "cuda":

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from harness.core.errors import UserError, first_line
-from harness.core.results import NOT_RUN, EpochResult, TrialResult
+from harness.core.results import NOT_RUN, WAITED, EpochResult, TrialResult
 from harness.core.signals import Terminated, stop_requested, time_limit
 from harness.core.spec import TrialSpec
 from harness.core.units import format_bytes
@@ -36,6 +36,7 @@ from harness.training.forecast import forecast
 from harness.training.loop import start
 from harness.training.outcomes import classify, reason_of
 from harness.training.provenance import environment, inputs_of, located_anywhere, provenance_of
+from harness.training.waiting import Waiting
 
 CHECKPOINT_SECONDS = 30.0
 """Interval between checkpoints; a shorter trial leaves none."""
@@ -110,13 +111,15 @@ def run_trial(task: TrialTask, begin: Callable[..., Fit] = start) -> Messages:
     device = resolve_device(task.device)
     yield Started(_provenance(device, torch.get_num_threads()), os.getpid())
     clock = _Clock(task.limits.seconds)
-    peaks = device.peaks
+    peaks, waiting = device.peaks, Waiting()
     try:
         messages = _Trial(task, device, begin).messages()
         answer: bool | None = None
         while True:
             with clock:
                 message = messages.send(answer)
+            if isinstance(message, TrialResult) and (share := waiting.share()) is not None:
+                message = replace(message, metrics={**message.metrics, WAITED: share})
             answer = yield message
     except StopIteration:
         return

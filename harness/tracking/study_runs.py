@@ -1,0 +1,263 @@
+"""Write the MLflow runs of a study, one per trial; compare them with the record and correct them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from mlflow.entities import Metric, Run
+
+from harness.core.records import StudyInfo, TrialRecord
+from harness.core.stores import sqlite_path
+from harness.core.study import Cell, cell_label
+from harness.tracking.contents import (
+    KEY,
+    cell_summary,
+    contradicts,
+    difference,
+    epoch_metrics,
+    experiment_tags,
+    final_metrics,
+    is_closed,
+    milliseconds,
+    run_tags,
+    status_of,
+    wholeness,
+)
+from harness.tracking.experiment import Experiment
+from harness.tracking.runs import every_run
+
+
+class Source(Protocol):
+    """The record that is written to MLflow."""
+
+    def trials(self, info: StudyInfo) -> list[TrialRecord]:
+        """Every attempt at every slot of the study."""
+
+    def predictions(self, trial: TrialRecord) -> Path:
+        """The file of a trial's test predictions."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference between MLflow and the record.
+
+    Attributes:
+        what: description in one sentence.
+        mended: whether it has been corrected.
+    """
+
+    what: str
+    mended: bool
+
+
+@dataclass
+class _Written:
+    """How many epochs of a trial its run has."""
+
+    run_id: str
+    epochs: int
+
+
+class StudyRuns:
+    """The runs of one study.
+
+    Args:
+        tracking_uri: address of the MLflow store; a SQLite file is created if absent, when it is first used.
+        info: the study as a whole.
+        source: its record.
+    """
+
+    def __init__(self, tracking_uri: str, info: StudyInfo, source: Source) -> None:
+        self._uri, self._info, self._source = tracking_uri, info, source
+        self._written: dict[str, _Written] = {}
+        self._parents: dict[str, str] = {}
+        self._opened: Experiment | None = None
+        self._file: tuple[int, int] | None = None
+
+    def experiment(self) -> Experiment:
+        """The opened experiment.
+
+        Raises:
+            UserError: if the store cannot be used.
+            OSError: if the store's file was deleted; MLflow would keep writing to the open deleted file.
+        """
+        if self._opened is None:
+            self._opened = Experiment(self._uri, self._info.name, experiment_tags(self._info))
+            self._file = _identity(self._uri)
+        elif self._file != _identity(self._uri):
+            raise OSError("its file was deleted or replaced")
+        return self._opened
+
+    def sync(self, check: bool = False, restore: bool = False) -> list[Difference]:
+        """Compare every trial with its run, and write what is missing or wrong.
+
+        Args:
+            check: only compare.
+            restore: bring back runs that were deleted in MLflow's UI.
+
+        Returns:
+            What was found.
+
+        Raises:
+            UserError, MlflowException: if the store cannot be read or written.
+        """
+        trials = self._source.trials(self._info)
+        stored = every_run(self._info.name, self._uri) if check else self._every_run()
+        runs, deleted, others = _by_trial(stored)
+        if not check:
+            self._parent()
+        found: list[Difference] = []
+        for trial in trials:
+            mine, gone = runs.pop(trial.key, []), deleted.get(trial.key)
+            name = f"{trial.slot}, attempt {trial.attempt}"
+            if not mine and gone is not None and trial.outcome:
+                mended = restore and not check
+                hint = "" if restore else "; --restore brings it back"
+                found.append(Difference(f"{name} was deleted in MLflow{hint}", mended))
+                if not mended:
+                    continue
+                self.experiment().client.restore_run(gone.info.run_id)
+                mine = [gone]
+            found += [
+                Difference(f"{name} {what}", not check)
+                for what in self._compare(trial, mine, check)
+            ]
+        for key, unknown in runs.items():
+            found += [
+                Difference(f"run {run.info.run_id} ({key}) is of no trial in the record", False)
+                for run in unknown
+                if not is_closed(run)
+            ]
+        if others:
+            found.append(Difference(f"{others} runs say of no trial which it is", False))
+        if not check:
+            self._summarise(trials)
+        return found
+
+    def _every_run(self) -> Iterable[Run]:
+        return self.experiment().search(deleted=True)
+
+    def _compare(self, trial: TrialRecord, runs: list[Run], check: bool) -> Iterator[str]:
+        """Describe the differences between a trial and its runs; unless `check`, correct them."""
+        own = [run for run in runs if not contradicts(trial, run)]
+        best = max(own, key=wholeness, default=None)
+        for run in runs:
+            if run is not best and not is_closed(run):
+                which = "a second run" if run in own else "a run with other values,"
+                yield f"has {which} {run.info.run_id}"
+                if not check:
+                    self._close(run)
+        if best is None and trial.outcome:
+            yield f"({trial.outcome}) has no run"
+            if not check:
+                self.write(trial)
+        elif best is not None and (wrong := difference(trial, best)):
+            yield wrong
+            if not check:
+                client, run_id = self.experiment().client, best.info.run_id
+                known = client.get_metric_history(run_id, "val_accuracy")
+                self._written[trial.key] = _Written(run_id, len(known))
+                self.write(trial)
+        if best is not None:
+            self._written.pop(trial.key, None)
+
+    def _close(self, run: Run) -> None:
+        """Mark a run as superfluous because another run shows the same trial."""
+        experiment, reason = self.experiment(), "another run shows the same trial"
+        experiment.write(run.info.run_id, [], tags={"outcome": "killed", "reason": reason})
+        experiment.client.set_terminated(run.info.run_id, status="KILLED")
+
+    def write(self, trial: TrialRecord) -> None:
+        """Write everything that the record has of a trial to its run, which is made if there is none."""
+        experiment, written = self.experiment(), self._written.get(trial.key)
+        fresh = written is None
+        if written is None:
+            parent = self._parent(trial.slot.cell)
+            tags = {"mlflow.parentRunId": parent, **run_tags(trial)}
+            name = f"{cell_label(trial.slot.cell)} {trial.slot.name}"
+            run_id = experiment.create(name, tags, milliseconds(trial))
+            written = self._written[trial.key] = _Written(run_id, 0)
+        metrics = [m for e in trial.epochs[written.epochs :] for m in epoch_metrics(trial, e)]
+        params = (trial.spec or trial.params) if trial.outcome or not written.epochs else {}
+        tags = {}
+        if trial.outcome:
+            ended = milliseconds(trial, over=True)
+            metrics += [Metric(k, v, ended, 0) for k, v in final_metrics(trial).items()]
+            if trial.predictions:
+                file = self._source.predictions(trial)
+                experiment.attach(written.run_id, f"predictions{file.suffix}", file)
+            reason = {"reason": trial.reason} if trial.reason else {}
+            again = {} if fresh else run_tags(trial)
+            drawn = {"ranges": json.dumps(trial.ranges)} if trial.ranges else {}
+            tags = {**again, **drawn, **trial.notes, **reason, "outcome": trial.outcome}
+        experiment.write(written.run_id, metrics, params, tags)
+        written.epochs = len(trial.epochs)
+        if trial.outcome:
+            experiment.client.set_terminated(written.run_id, status_of(trial), ended)
+            del self._written[trial.key]
+
+    def _parent(self, cell: Cell | None = None) -> str:
+        """The run of a cell, or of the study. The UI groups trials under them, and the report becomes an
+        artifact of the study's run. Their status is finished from the start."""
+        experiment = self.experiment()
+        if not self._parents:
+            for kind in ("study", "cell"):
+                for run in experiment.search(f"tags.kind = '{kind}'"):
+                    self._parents.setdefault(run.data.tags.get("cell", ""), run.info.run_id)
+                    if run.info.status == "RUNNING":  # its process died before it could finish it
+                        experiment.client.set_terminated(run.info.run_id)
+        label, study = "" if cell is None else cell_label(cell), self._info.name
+        if label not in self._parents:
+            if cell is None:
+                tags = {"kind": "study", "mlflow.note.content": self._info.question}
+            else:
+                tags = {"kind": "cell", "cell": label, **cell}
+                tags["mlflow.parentRunId"] = self._parent()
+            run_id = experiment.create(label or f"study {study}", {"study": study, **tags})
+            experiment.client.set_terminated(run_id)
+            self._parents[label] = run_id
+        return self._parents[label]
+
+    def _summarise(self, trials: Iterable[TrialRecord]) -> None:
+        """Write the metrics of each cell as a whole to its own run, so that cells can be compared."""
+        by_cell: defaultdict[str, list[TrialRecord]] = defaultdict(list)
+        for trial in trials:
+            by_cell[self._parent(trial.slot.cell)].append(trial)
+        experiment, now = self.experiment(), int(time.time() * 1000)
+        known = {r.info.run_id: r.data.metrics for r in experiment.search("tags.kind = 'cell'")}
+        for run_id, mine in by_cell.items():
+            new = cell_summary(mine).items() - known.get(run_id, {}).items()
+            if new:
+                experiment.write(run_id, [Metric(k, v, now, 0) for k, v in new])
+
+
+def _identity(uri: str) -> tuple[int, int] | None:
+    """Identity of a SQLite store's file; None for other stores, and for a deleted file."""
+    path = sqlite_path(uri)
+    if path is None or not path.exists():
+        return None
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
+def _by_trial(stored: Iterable[Run]) -> tuple[dict[str, list[Run]], dict[str, Run], int]:
+    """Runs of trials by key, those that were deleted, and how many have no key."""
+    runs: defaultdict[str, list[Run]] = defaultdict(list)
+    deleted: dict[str, Run] = {}
+    others = 0
+    for run in stored:
+        key = run.data.tags.get(KEY)
+        gone = run.info.lifecycle_stage == "deleted"
+        if key is None:
+            others += "index" in run.data.tags and not gone
+        elif gone:
+            deleted[key] = run
+        else:
+            runs[key].append(run)
+    return dict(runs), deleted, others

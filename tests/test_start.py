@@ -1,0 +1,86 @@
+"""What a command does before its first trial: variables, imports, an empty MLflow database."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from harness.core.caller import SPINS, WAITING, importing
+from harness.data import load_target
+from harness.tracking.new_store import NewStore
+
+SET = "import os; from harness.core.caller import set_variables; set_variables(); "
+ASK = SET + "print(os.environ.get('GOMP_SPINCOUNT'))"
+
+
+def said(script: str, **variables: str) -> str:
+    known = {k: v for k, v in os.environ.items() if k not in WAITING}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**known, **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_threads_sleep_soon_unless_the_user_has_decided_how_they_wait() -> None:
+    assert said(ASK) == SPINS
+    assert said(ASK, GOMP_SPINCOUNT="7") == "7"
+    assert said(ASK, OMP_WAIT_POLICY="active") == "None"
+    assert said("import torch; " + ASK) == "None", "OpenMP has looked already"
+
+
+def test_running_a_study_needs_no_library_that_its_first_trial_does_not() -> None:
+    late = "mlflow", "pandas", "sklearn", "matplotlib", "scipy.stats", "scipy.optimize"
+    found = said(
+        "import sys, harness.search.launch; from harness.data import load_target; load_target('digits'); "
+        f"print([name for name in {late} if name in sys.modules])"
+    )
+    assert found == "[]"
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    images, labels = load_digits(return_X_y=True)
+    target = load_target("digits")
+    read = target.read(np.arange(len(labels)), 8, "bilinear").numpy()  # their own size
+    assert np.array_equal(read[:, 0].reshape(-1, 64), np.round(images * (255 / 16)))
+    assert np.array_equal(target.labels, labels)
+
+
+def test_nothing_is_collected_while_libraries_are_imported() -> None:
+    assert gc.isenabled()
+    with importing():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+
+
+def schema(path: Path) -> list[tuple[str, str]]:
+    with closing(sqlite3.connect(path)) as connection:
+        return sorted(connection.execute("SELECT name, sql FROM sqlite_master"), key=str)
+
+
+def test_new_store_is_the_one_that_mlflow_makes(tmp_path: Path, mlflow_template: Path) -> None:
+    with NewStore() as new:
+        new.put(tmp_path / "mlflow.db")
+    assert schema(tmp_path / "mlflow.db") == schema(mlflow_template)
+    assert [file.name for file in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def test_store_that_could_not_be_made_is_left_to_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with NewStore() as new:
+        new.put(tmp_path / "mlflow.db")
+    assert not list(tmp_path.iterdir())
