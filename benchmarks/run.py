@@ -27,7 +27,14 @@ from benchmarks import recipe, tables
 from benchmarks.data import FULL, SMALL, make_folders, scratch
 
 ROOT = Path(__file__).parents[1]
-WORKS = (*recipe.WORKS, "default_study", "overhead", "large_folder")
+WORKS = (
+    *recipe.WORKS,
+    "default_study",
+    "overhead",
+    "first_result",
+    "busy_neighbour",
+    "large_folder",
+)
 NEEDS = {
     "lightning": ("lightning",),
     "fastai": ("fastai",),
@@ -82,6 +89,11 @@ def jobs(arguments: argparse.Namespace, work: str) -> list[Job]:
         ]
     if work == "overhead":
         command = ("benchmarks.overhead", "--trials", "110" if small else "5000")
+        return [Job(work, tables.OURS, command, 0, 0, 1)]
+    if work == "first_result":
+        return [Job(work, tables.OURS, ("benchmarks.first_result",), 0, 0, arguments.rounds)]
+    if work == "busy_neighbour":
+        command = ("benchmarks.neighbour", "--rounds", "1" if small else str(arguments.rounds))
         return [Job(work, tables.OURS, command, 0, 0, 1)]
     if work == "large_folder":
         command = ("benchmarks.large_folder", "--images", "20000" if small else "200000")

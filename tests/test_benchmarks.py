@@ -98,6 +98,26 @@ def test_overhead_must_be_small_early_and_late_and_not_grow() -> None:
     assert goal(slow, "under 60 ms", "overhead").reached is False
 
 
+def test_first_result_is_compared_with_the_imports_alone() -> None:
+    for seconds, reached in ((7.0, True), (8.0, False)):
+        found = goal([line("ours", seconds, "first_result", imports=4.0)], "within", "first_result")
+        assert found.reached is reached
+        assert f"{seconds / 4:.2f}x" in found.measured
+
+
+def test_busy_program_may_cost_three_times_the_quiet_time_and_a_quiet_machine_nothing() -> None:
+    measured = {
+        "threads_busy": 2.5,
+        "threads_quiet": 1.1,
+        "workers_busy": 3.5,
+        "workers_quiet": 1.0,
+    }
+    lines = [line("ours", 1.0, "busy_neighbour", threads_busy_before=9.0, **measured)]
+    found = [g for g in tables.goals(lines) if g.work == "busy_neighbour"]
+    assert [g.reached for g in found] == [True, False, False, True]
+    assert "9.00x" in found[0].measured
+
+
 def test_reading_pixels_fails_the_large_folder() -> None:
     lines = [
         line("ours", 5.0, "large_folder", images=200_000, read_mib=20.0, grown_mib=100.0),
