@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STUDY ?= freeze_depth
 
-.PHONY: study test slow check format docs bench clean
+.PHONY: study test slow check format docs bench gpu clean
 
 study: .venv/installed
 	$(BIN)/python -m harness.study --space studies/$(STUDY).py
@@ -32,6 +32,10 @@ docs: .venv/installed-docs
 
 bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks.run $(if $(ONLY),--only $(ONLY))
+
+gpu: .venv/installed-dev .venv/installed-bench
+	$(BIN)/python -m pytest tests/test_gpu.py
+	$(BIN)/python -m benchmarks.gpu
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
