@@ -20,6 +20,7 @@ from PIL import Image
 from benchmarks import recipe
 from benchmarks.study import make_study
 from harness.data import load_target, split_indices
+from harness.inputs import Pixels
 from harness.search.plan import trial_seed
 from harness.search.space import first_draw
 
@@ -58,7 +59,7 @@ def _write_images(folder: Path, per_class: int) -> None:
     target = load_target("fashion_mnist")
     for label, name in enumerate(target.classes):
         chosen = np.flatnonzero(target.labels == label)[:per_class]
-        images = target.read(chosen, recipe.SIZE, "bilinear").permute(0, 2, 3, 1).numpy()
+        images = target.read(chosen, Pixels(recipe.SIZE)).permute(0, 2, 3, 1).numpy()
         into = folder / name.replace("/", " or ")
         into.mkdir(parents=True)
         for number, image in enumerate(images):

@@ -157,7 +157,7 @@ def _check(backbone: Backbone, name: str, size: int) -> None:
         plans += [(LastBlock(), 0), (GradualUnfreezing(), count // 2)]
     for strategy, epoch in plans:
         _step(backbone, _spec(name, size, strategy), strategy.lr_scales(count, epoch), images)
-    _check_file(backbone, name, size, images)
+    _check_file(backbone, name, images)
     with torch.no_grad():
         for tensor in backbone.groups[-1].parameters.values():
             tensor.zero_()
@@ -181,12 +181,12 @@ def _step(backbone: Backbone, spec: TrialSpec, scales: Scales, images: torch.Ten
     audit.finish()
 
 
-def _check_file(backbone: Backbone, name: str, size: int, images: torch.Tensor) -> None:
+def _check_file(backbone: Backbone, name: str, images: torch.Tensor) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.safetensors")
         save_file(separate(backbone.model.state_dict()), file)
         # Not in inference mode: torch multiplies by weights that were created there in another order.
-        again = restore(name, read_weights(file), CLASSES, size).eval()
+        again = restore(name, read_weights(file), CLASSES, backbone.input).eval()
     with torch.inference_mode():
         found, wanted = again(images), backbone.model.eval()(images)
     # Logits may not be finite after a step.

@@ -16,7 +16,9 @@ from torchvision.transforms.v2 import functional as tvf
 
 from harness import strategies
 from harness.core.spec import SHIFTS, Augmentation, TrialSpec
-from harness.data import Examples, augmentation, load_target, read_examples, shifted, split_indices
+from harness.data import Examples, load_target, read_examples, shifted, split_indices
+from harness.inputs import Pixels
+from harness.inputs.augment import image_augmentation
 from harness.training.device import Cpu
 from harness.training.loop import Training
 
@@ -36,7 +38,7 @@ def vary(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if labels is None:
         labels = torch.arange(len(images)) % CLASSES
-    policy = augmentation(name, images.shape[-1], CLASSES)
+    policy = image_augmentation(name, CLASSES)
     return policy(images, labels, torch.Generator().manual_seed(seed))
 
 
@@ -78,7 +80,7 @@ def test_varying_leaves_the_global_generator_alone(name: str) -> None:
 def test_every_image_and_every_batch_gets_a_variation_of_its_own(name: str) -> None:
     same = random_images(1).expand(16, -1, -1, -1)
     generator = torch.Generator().manual_seed(0)
-    policy = augmentation(name, SIZE, CLASSES)
+    policy = image_augmentation(name, CLASSES)
     first, second = (policy(same, torch.zeros(16).long(), generator)[0] for _ in range(2))
     assert len({image.numpy().tobytes() for image in first}) >= 8
     assert not torch.equal(first, second)
@@ -192,7 +194,7 @@ def test_training_with_each_policy_is_repeatable_and_differs_from_training_witho
 def examples(per_class: int = 20, size: int = SIZE) -> Examples:
     count = per_class * CLASSES
     labels = torch.arange(count) % CLASSES
-    return Examples(random_images(count, size), labels, np.arange(100, 100 + count))
+    return Examples(random_images(count, size), labels, np.arange(100, 100 + count), Pixels(size))
 
 
 @pytest.mark.parametrize("name", SHIFTS)
@@ -202,10 +204,10 @@ def test_shift_is_the_same_in_every_trial(name: str) -> None:
     first = shifted(original, name)
     torch.manual_seed(2)
     again = shifted(original, name)
-    assert torch.equal(first.images, again.images)
+    assert torch.equal(first.tensor, again.tensor)
     assert torch.equal(first.labels, again.labels)
     np.testing.assert_array_equal(first.index, again.index)
-    assert torch.equal(original.images, examples().images), "the caller's images are left alone"
+    assert torch.equal(original.tensor, examples().tensor), "the caller's images are left alone"
 
 
 @pytest.mark.parametrize("name", [s for s in SHIFTS if s != "label_shift"])
@@ -213,28 +215,28 @@ def test_shift_of_pixels_keeps_labels_and_examples(name: str) -> None:
     original, moved = examples(), shifted(examples(), name)
     assert torch.equal(moved.labels, original.labels)
     np.testing.assert_array_equal(moved.index, original.index)
-    assert moved.images.shape == original.images.shape
-    assert moved.images.dtype == torch.uint8
-    assert all((a != b).any() for a, b in zip(moved.images, original.images, strict=True))
+    assert moved.tensor.shape == original.tensor.shape
+    assert moved.tensor.dtype == torch.uint8
+    assert all((a != b).any() for a, b in zip(moved.tensor, original.tensor, strict=True))
 
 
 def test_noise_has_the_stated_spread_around_no_bias() -> None:
     grey = torch.full((8, 3, SIZE, SIZE), 128, dtype=torch.uint8)
-    moved = shifted(Examples(grey, torch.zeros(8).long(), np.arange(8)), "noise")
-    noise = moved.images.double() - 128
+    moved = shifted(Examples(grey, torch.zeros(8).long(), np.arange(8), Pixels(SIZE)), "noise")
+    noise = moved.tensor.double() - 128
     # Rounding adds 1/12 to the variance and clipping at 3.3 sd takes 0.3 % of the sd. The standard
     # error of the sd of 24,576 values is 0.45 %, of their mean 0.24; four of each.
     assert float(noise.std()) == pytest.approx(0.15 * 255, rel=0.02)
     assert float(noise.mean()) == pytest.approx(0, abs=1.0)
-    assert len({image.numpy().tobytes() for image in moved.images}) == 8
+    assert len({image.numpy().tobytes() for image in moved.tensor}) == 8
 
 
 def test_blur_is_the_gaussian_filter_of_scipy() -> None:
     original = examples(1)
-    moved = shifted(original, "blur").images.double().numpy()
+    moved = shifted(original, "blur").tensor.double().numpy()
     sigma = 0.04 * SIZE
     wanted = gaussian_filter(
-        original.images.double().numpy(), (0, 0, sigma, sigma), mode="mirror", radius=(0, 0, 3, 3)
+        original.tensor.double().numpy(), (0, 0, sigma, sigma), mode="mirror", radius=(0, 0, 3, 3)
     )
     # The same kernel of 7 x 7; one side rounds to whole numbers.
     assert np.abs(moved - wanted).max() <= 0.51
@@ -242,9 +244,9 @@ def test_blur_is_the_gaussian_filter_of_scipy() -> None:
 
 def test_contrast_is_that_of_pillow_and_of_torchvision() -> None:
     original = examples(1)
-    moved = shifted(original, "contrast").images
-    assert torch.equal(moved, tvf.adjust_contrast(original.images, 0.3))
-    for before, after in zip(original.images, moved, strict=True):
+    moved = shifted(original, "contrast").tensor
+    assert torch.equal(moved, tvf.adjust_contrast(original.tensor, 0.3))
+    for before, after in zip(original.tensor, moved, strict=True):
         picture = Image.fromarray(before.permute(1, 2, 0).numpy())
         faded = np.asarray(ImageEnhance.Contrast(picture).enhance(0.3)).astype(int)
         # Pillow rounds the mean grey to a whole number, then each pixel.
@@ -266,9 +268,9 @@ def tiles(image: torch.Tensor) -> list[bytes]:
 @pytest.mark.parametrize("size", [32, 35])
 def test_patch_shuffle_permutes_sixteen_tiles_of_each_image_in_its_own_way(size: int) -> None:
     original = examples(2, size)
-    moved = shifted(original, "patch_shuffle").images
+    moved = shifted(original, "patch_shuffle").tensor
     orders = []
-    for before, after in zip(original.images, moved, strict=True):
+    for before, after in zip(original.tensor, moved, strict=True):
         old, new = tiles(before), tiles(after)
         assert sorted(old) == sorted(new)
         orders.append(tuple(old.index(tile) for tile in new))
@@ -285,7 +287,7 @@ def test_label_shift_is_a_subset_with_geometric_class_frequencies() -> None:
     assert torch.bincount(moved.labels).tolist() == [100, 56, 32, 18, 10]
     assert len(set(moved.index.tolist())) == len(moved.index)
     rows = moved.index - 100
-    assert torch.equal(moved.images, original.images[rows])
+    assert torch.equal(moved.tensor, original.tensor[rows])
     assert torch.equal(moved.labels, original.labels[rows])
 
 
@@ -304,13 +306,14 @@ def test_scores_under_shift_are_those_of_the_shifted_images(make_spec: MakeSpec)
     }
     network = fit._backbone
     test = split_indices(load_target("digits"), spec).test
-    clean = read_examples("digits", tuple(test.tolist()), 32, network.input.interpolation)
+    clean = read_examples("digits", tuple(test.tolist()), network.input)
+    assert isinstance(network.input, Pixels)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (network.input.mean, network.input.std))
     network.model.eval()
     for name in names:
         moved = shifted(clean, name)
         with torch.no_grad():
-            logits = network.model((moved.images / 255 - mean) / std)
+            logits = network.model((moved.tensor / 255 - mean) / std)
         by_hand = (logits.argmax(1) == moved.labels).double().mean()
         # A tie of two classes may fall otherwise by rounding: one image of about 80 to 200.
         assert metrics[f"test_accuracy.{name}"] == pytest.approx(float(by_hand), abs=0.013)

@@ -48,6 +48,7 @@ from harness.core.study import Study
 from harness.core.study_file import load_study
 from harness.data import clear_caches, load_target, open_image
 from harness.data.cached import default_folder
+from harness.inputs import Pixels
 from harness.search import preflight
 from harness.search.cell import CellSearch
 from harness.search.record import Record
@@ -482,7 +483,7 @@ def pets(photographs: Path, tmp_path: Path) -> Path:
 def look(root: Path) -> torch.Tensor:
     """Every image of a folder."""
     target = load_target(f"folder:{root}")
-    return target.read(np.arange(len(target.labels)), 8, "bilinear")
+    return target.read(np.arange(len(target.labels)), Pixels(8))
 
 
 def test_39_files_without_a_byte_are_counted_and_five_are_named(pets: Path) -> None:

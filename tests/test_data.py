@@ -31,6 +31,7 @@ from harness.data import (
     split_indices,
 )
 from harness.data.target import ArrayTarget
+from harness.inputs import Pixels
 
 MakeSpec = Callable[..., TrialSpec]
 
@@ -155,7 +156,7 @@ def test_only_the_small_class_is_blamed(make_spec: MakeSpec) -> None:
 
 def test_digits_are_those_of_scikit_learn() -> None:
     truth, target = load_digits(), load_target("digits")
-    images = target.read(np.arange(1797), 8, "bicubic")
+    images = target.read(np.arange(1797), Pixels(8, "bicubic"))
     assert images.shape == (1797, 3, 8, 8)
     np.testing.assert_array_equal(target.labels, truth.target)
     assert target.classes == tuple("0123456789")
@@ -165,7 +166,7 @@ def test_digits_are_those_of_scikit_learn() -> None:
 
 def test_reading_fetches_the_images_asked_for_in_their_order() -> None:
     index = (7, 3, 1000)
-    examples = read_examples("digits", index, 8, "nearest")
+    examples = read_examples("digits", index, Pixels(8, "nearest"))
     truth = load_digits()
     assert examples.labels.tolist() == truth.target[list(index)].tolist()
     assert examples.index.tolist() == list(index)
@@ -233,7 +234,7 @@ def test_torchvision_set_keeps_its_own_test_split(monkeypatch: pytest.MonkeyPatc
     assert target.labels.tolist() == [0, 1, 0, 1, 0, 1]
     assert target.official_test is not None
     assert target.official_test.tolist() == [False] * 4 + [True] * 2
-    pixels = target.read(np.array([5, 0, 3]), 5, "nearest")
+    pixels = target.read(np.array([5, 0, 3]), Pixels(5, "nearest"))
     assert pixels.shape == (3, 3, 5, 5)
     assert pixels[:, 2, 2, 2].tolist() == [101, 0, 3]
 
@@ -276,7 +277,7 @@ def test_folder_names_are_classes_and_their_images_the_examples(pets: Path) -> N
     assert target.classes == ("cat", "dog")
     assert target.labels.tolist() == [0, 0, 0, 1, 1]
     assert target.official_test is None
-    greys = target.read(np.arange(5), 4, "nearest")[:, 0, 0, 0].tolist()
+    greys = target.read(np.arange(5), Pixels(4, "nearest"))[:, 0, 0, 0].tolist()
     assert sorted(greys[:3]) == [0, 1, 2]
     assert sorted(greys[3:]) == [10, 11]
 
@@ -298,7 +299,7 @@ def test_longer_side_is_cropped_around_the_centre(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         Image.fromarray(np.tile(columns, (4, 1))).save(tmp_path / name / "x.png")
-    pixels = load_target(f"folder:{tmp_path}").read(np.array([0]), 4, "bilinear")
+    pixels = load_target(f"folder:{tmp_path}").read(np.array([0]), Pixels(4))
     assert pixels[0, 0, 0].tolist() == [2, 3, 4, 5]
 
 
@@ -329,7 +330,7 @@ def test_corrupt_image_is_named_when_it_is_read(pets: Path) -> None:
     (pets / "cat" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n then nothing")
     target = load_target(f"folder:{pets}")
     with pytest.raises(UserError, match=r"cat/0\.png cannot be read"):
-        target.read(np.arange(5), 4, "nearest")
+        target.read(np.arange(5), Pixels(4, "nearest"))
 
 
 # --- open_image ------------------------------------------------------------------------------------

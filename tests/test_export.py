@@ -33,6 +33,7 @@ from harness.deploy import onnx as onnx_file
 from harness.deploy.choice import choose
 from harness.deploy.model import Model, describe, open_model, plain_network
 from harness.export import export_model, main
+from harness.inputs import described
 from harness.predict import main as predict
 from harness.predict import predict_images
 from harness.tracking.results import cell_records
@@ -113,7 +114,7 @@ def test_exported_model_is_the_recorded_one(
     assert about["run_id"] == run_id
     assert about["exported"] == about["recorded"] == trained[0]
     assert TrialSpec.from_flat(about["trial"]) == SPEC
-    pixels = load_target("digits").read(trained[1], 32, about["preprocessing"]["interpolation"])
+    pixels = load_target("digits").read(trained[1], described(about["preprocessing"]))
     found = open_model(folder).probabilities(pixels).argmax(1)
     assert found.tolist() == trained[2].tolist()
     assert len(set(trained[2].tolist())) > 2  # else equality would mean little
@@ -289,8 +290,8 @@ def test_readout_on_features_becomes_the_head(
     list(fit)
     test = fit._read(fit._split.test)
     expected = fit._predict(test).exp()
-    about = describe(fit.backbone, "test_resnet", tuple(map(str, range(classes))), 32)
-    found = Model(plain_network(fit.backbone, fit.classifier), about).probabilities(test.images)
+    about = describe(fit.backbone, "test_resnet", tuple(map(str, range(classes))))
+    found = Model(plain_network(fit.backbone, fit.classifier), about).probabilities(test.tensor)
     assert torch.allclose(found, expected.float(), atol=1e-4)
 
 
@@ -310,7 +311,7 @@ def test_adapters_are_merged_into_the_layers_they_adapt(
     fit = start(make_spec(backbone="test_vit", strategy=LoRA(rank=2)), Cpu(), Cache(None, 0))
     list(fit)
     network = plain_network(fit.backbone, None)
-    about = describe(fit.backbone, "test_vit", tuple("0123456789"), 32)
+    about = describe(fit.backbone, "test_vit", tuple("0123456789"))
     plain = timm.create_model(about["timm"], **about["arguments"]).eval()
     plain.load_state_dict(network.state_dict())
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))

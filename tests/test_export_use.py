@@ -28,6 +28,7 @@ from harness.deploy.card import loading
 from harness.deploy.model import describe, open_model
 from harness.deploy.temperature import LOWEST, fit_temperature
 from harness.export import main
+from harness.inputs import Pixels
 from harness.predict import predict_images
 from tests.test_export import SPEC, record
 
@@ -71,9 +72,9 @@ def images_and_labels(folder: Path, part: str) -> tuple[np.ndarray, torch.Tensor
     see = json.loads((folder / "model.json").read_text())["preprocessing"]
     split = split_indices(load_target("digits"), BRIEF)
     at = tuple(getattr(split, part).tolist())
-    found = read_examples("digits", at, see["resolution"], see["interpolation"])
+    found = read_examples("digits", at, Pixels(see["resolution"], see["interpolation"]))
     mean, std = (np.array(see[k], np.float32).reshape(1, 3, 1, 1) * 255 for k in ("mean", "std"))
-    return (found.images.numpy().astype(np.float32) - mean) / std, found.labels
+    return (found.tensor.numpy().astype(np.float32) - mean) / std, found.labels
 
 
 def test_files_in_8_bits_and_in_float_are_what_is_said_of_them(
@@ -190,7 +191,7 @@ def test_networks_of_torchvision_load_by_three_lines_too(
     backbone = build(name, "scratch", 7, 0, torch.device("cpu"), 32)
     state = {key: value.contiguous() for key, value in backbone.model.state_dict().items()}
     save_file(state, "model.safetensors")
-    lines = loading(describe(backbone, name, tuple("abcdefg"), 32))
+    lines = loading(describe(backbone, name, tuple("abcdefg")))
     assert len(lines.splitlines()) == 3
     assert_same_network(lines, backbone.model)
 
@@ -221,9 +222,10 @@ def test_8_bits_that_lose_more_than_is_allowed_are_not_kept(
     shutil.copy(exported[0] / "model.onnx", tmp_path)
     split = split_indices(load_target("digits"), BRIEF)
     train, val = (
-        read_examples("digits", tuple(p.tolist()), 32, "bicubic") for p in (split.train, split.val)
+        read_examples("digits", tuple(p.tolist()), Pixels(32, "bicubic"))
+        for p in (split.train, split.val)
     )
-    arguments = (model, tmp_path, train.images[:5], val)
+    arguments = (model, tmp_path, train.tensor[:5], val)
     with pytest.raises(UserError, match=r"loses .* \(101.0% to .*more than --max-loss 1, so there"):
         int8.write_int8(*arguments, before=1.01, max_loss=1)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]

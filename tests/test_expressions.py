@@ -16,6 +16,7 @@ from harness.data.cached import Cache, _open
 from harness.data.expressions import DerivedTarget, Permute, Shuffle, evaluate, roots
 from harness.data.options import split_options
 from harness.data.target import ArrayTarget, Target
+from harness.inputs import Pixels
 
 LOW, HIGH = "digits[classes=0-4]", "digits[classes=5-9]"
 MIXTURE = f"mix({LOW},{HIGH},0.25)"
@@ -35,7 +36,7 @@ def pets(tmp_path: Path) -> str:
 def pixels(name: str, rows: list[int] | None = None, size: int = 8) -> torch.Tensor:
     target = load_target(name)
     at = np.arange(len(target.labels)) if rows is None else np.array(rows)
-    return target.read(at, size, "bilinear")
+    return target.read(at, Pixels(size))
 
 
 def test_some_classes_are_those_images_counted_from_zero() -> None:
@@ -90,7 +91,7 @@ def test_more_of_a_data_set_in_a_mixture_keeps_what_was_there() -> None:
 
 def test_a_data_set_can_be_mixed_with_itself() -> None:
     made = load_target(f"mix({LOW},{LOW},0.5)")
-    assert made.read(np.arange(len(made.labels)), 8, "bilinear").float().std() > 0
+    assert made.read(np.arange(len(made.labels)), Pixels(8)).float().std() > 0
 
 
 def test_shuffled_tiles_are_the_same_tiles_in_another_order() -> None:
@@ -137,14 +138,14 @@ def test_kept_pixels_of_two_expressions_never_mix() -> None:
     assert len({load_target(name).fingerprint() for name in names}) == len(names)
     cache = Cache()
     for name in names[:-2]:
-        read = read_examples(name, (3, 60), 8, "bilinear", cache)
-        assert torch.equal(read.images, pixels(name, [3, 60])), name
+        read = read_examples(name, (3, 60), Pixels(8), cache)
+        assert torch.equal(read.tensor, pixels(name, [3, 60])), name
 
 
 def test_a_changed_file_is_noticed_through_an_expression(pets: str, tmp_path: Path) -> None:
     name = f"shuffle(2,{pets}[classes=bee+cat])"
     cache = Cache(tmp_path / "kept")
-    before = read_examples(name, (0, 1), 8, "bilinear", cache).images
+    before = read_examples(name, (0, 1), Pixels(8), cache).tensor
     changed = Path(load_target(name).describe(1))
     fingerprints = load_target(name).fingerprints(np.array([0, 1]))
     Image.new("RGB", (8, 8), "white").save(changed)
@@ -153,7 +154,7 @@ def test_a_changed_file_is_noticed_through_an_expression(pets: str, tmp_path: Pa
     assert (fingerprints[1] != again[1]).any()
     read_examples.cache_clear()  # as in another process
     _open.cache_clear()
-    after = read_examples(name, (0, 1), 8, "bilinear", cache).images
+    after = read_examples(name, (0, 1), Pixels(8), cache).tensor
     assert torch.equal(before[0], after[0])
     assert (after[1] == 255).all()
 

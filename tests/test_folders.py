@@ -21,6 +21,7 @@ from harness.data import Target, clear_caches, load_target, open_image
 from harness.dataset_report.inspection import inspect_target
 from harness.dataset_report.text import findings
 from harness.deploy.prediction import image_files
+from harness.inputs import Pixels
 
 
 @pytest.fixture(autouse=True)
@@ -341,7 +342,7 @@ def test_images_are_told_by_their_content(suffix: str, kind: str, tmp_path: Path
     images(tmp_path / "dog", 2, suffix, kind)
     target = load_target(f"folder:{tmp_path}")
     assert np.bincount(target.labels).tolist() == [2, 2]
-    assert target.read(np.arange(4), 8, "nearest").shape == (4, 3, 8, 8)
+    assert target.read(np.arange(4), Pixels(8, "nearest")).shape == (4, 3, 8, 8)
 
 
 @pytest.mark.parametrize(("suffix", "kind"), [(".eps", "EPS"), (".pdf", "PDF"), (".nef", "TIFF")])

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from harness.backbones import Backbone, Group, build
-from harness.backbones.library import Input
 from harness.core.errors import UserError
 from harness.core.spec import TrialSpec
 from harness.core.strategies import (
@@ -36,6 +35,7 @@ from harness.core.strategies import (
     Surgical,
     TwoPhase,
 )
+from harness.inputs import Pixels
 from harness.training import forecast as module
 from harness.training.forecast import Forecast, fake, forecast
 from harness.training.forecast.storages import StorageMeter
@@ -272,10 +272,7 @@ def tiny(*_: object, **__: object) -> Backbone:
         for name, start in parts.items()
     )
     modes = ((model[1], frozenset({0})), (model[3], frozenset({1})))
-    half = (0.5, 0.5, 0.5)
-    return Backbone(
-        model, (model[3],), groups, modes, frozenset(), Input(half, half, SIDE, "bilinear")
-    )
+    return Backbone(model, (model[3],), groups, modes, frozenset(), Pixels(SIDE))
 
 
 @pytest.fixture

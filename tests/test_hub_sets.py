@@ -13,6 +13,7 @@ from PIL import Image
 from harness.core.errors import UserError
 from harness.data import clear_caches, load_target
 from harness.dataset_report.inspection import inspect_target
+from harness.inputs import Pixels
 
 datasets = pytest.importorskip("datasets")
 
@@ -84,8 +85,8 @@ def test_images_are_the_same_in_every_container(stored: str, tmp_path: Path) -> 
     )
     every = np.arange(len(files))
     table, target = load_target(f"csv:{tmp_path}/files/t.csv"), load_target(f"hf:{tmp_path}/hub")
-    expected = table.read(every, 8, "bilinear")
-    np.testing.assert_array_equal(target.read(every, 8, "bilinear"), expected)
+    expected = table.read(every, Pixels(8))
+    np.testing.assert_array_equal(target.read(every, Pixels(8)), expected)
     assert len({image.numpy().tobytes() for image in expected}) > 4
 
 
@@ -96,7 +97,7 @@ def test_broken_images_are_named_by_row(tmp_path: Path) -> None:
     data = rows({"image": values, "label": [0, 1] * 2}, label=datasets.ClassLabel(names=["a", "b"]))
     name = save(tmp_path, train=data)
     with pytest.raises(UserError, match="image hf:pets: row 2 of train cannot be read"):
-        load_target(name).read(np.arange(4), 8, "bilinear")
+        load_target(name).read(np.arange(4), Pixels(8))
     report = inspect_target(name)
     assert list(report.broken) == ["hf:pets: row 2 of train"]
     assert sum(report.shapes.values()) == 3
@@ -129,7 +130,7 @@ def test_two_label_or_image_columns_are_refused_unless_one_is_named(tmp_path: Pa
     assert load_target(f"{name}[image=image,label=fine_label]").classes == tuple("abcdef")
     target = load_target(f"{name}[image=second,label=coarse_label][classes=y+x]")
     assert target.classes == ("y", "x")
-    assert (target.read(np.arange(6), 8, "bilinear") == 7).all()
+    assert (target.read(np.arange(6), Pixels(8)) == 7).all()
 
 
 @pytest.mark.parametrize(
@@ -213,7 +214,7 @@ def test_the_validation_part_is_the_test_part_where_that_has_no_labels(tmp_path:
     assert target.official_test is not None
     assert target.official_test.tolist() == [False, False, True, True]
     assert target.official_val is None
-    assert (target.read(np.array([2]), 8, "nearest") == 0).all()  # the first of validation
+    assert (target.read(np.array([2]), Pixels(8, "nearest")) == 0).all()  # the first of validation
 
 
 def test_other_parts_are_passed_over_and_named(tmp_path: Path) -> None:

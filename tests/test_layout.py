@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from harness.backbones import Backbone, Group, build, check_gradients, memory_format
-from harness.backbones.library import Input
 from harness.core.errors import UserError
+from harness.inputs import Pixels
 
 CPU = torch.device("cpu")
 LITE0 = "tf_efficientnet_lite0"
@@ -107,26 +107,25 @@ class Toy(nn.Module):
 
 def toy(between: Callable[[torch.Tensor], torch.Tensor]) -> Backbone:
     torch.manual_seed(0)
-    model, half = Toy(between), (0.5, 0.5, 0.5)
+    model = Toy(between)
     groups = tuple(
         Group(n, {f"{n}.{k}": p for k, p in model.get_submodule(n).named_parameters()}, {})
         for n in ("stem", "head")
     )
-    expected = Input(half, half, 16, "bilinear")
-    return Backbone(model, (model.head,), groups, (), frozenset(), expected)
+    return Backbone(model, (model.head,), groups, (), frozenset(), Pixels(16))
 
 
 def test_a_gradient_that_depends_on_the_order_is_refused_by_name() -> None:
-    said = r"backbone toy at 16 px: torch \S+ computes wrong gradients .*stem\.\w+ is wrong by 14%"
+    said = r"backbone toy on 16 x 16 pixels: torch \S+ computes wrong gradients .*stem\.\w+ is wrong by 14%"
     with pytest.raises(UserError, match=said):
-        check_gradients(toy(lambda x: Treacherous.apply(x)), "toy", 16)
+        check_gradients(toy(lambda x: Treacherous.apply(x)), "toy")
 
 
 @pytest.mark.parametrize("between", [torch.relu, torch.sign, lambda x: (x * 1e4).sin()])
 def test_kinks_rounding_and_gradients_that_are_zero_are_let_pass(
     between: Callable[[torch.Tensor], torch.Tensor],
 ) -> None:
-    check_gradients(toy(between), "toy", 16)
+    check_gradients(toy(between), "toy")
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "dla46x_c", LITE0])
@@ -136,7 +135,7 @@ def test_the_check_leaves_the_network_as_it_was(name: str) -> None:
     network.train_mode({0})
     before = {n: t.clone() for n, t in network.model.state_dict().items()}
     modes = [m.training for m in network.model.modules()]
-    check_gradients(network, name, 96)
+    check_gradients(network, name)
     assert all(torch.equal(t, before[n]) for n, t in network.model.state_dict().items())
     assert [m.training for m in network.model.modules()] == modes
     assert all(p.grad is None for p in network.model.parameters())

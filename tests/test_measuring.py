@@ -22,6 +22,7 @@ from harness.core.spec import TrialSpec
 from harness.core.study import Cell, Study
 from harness.data import load_target, split_indices
 from harness.data.cached import Cache
+from harness.inputs import Pixels
 from harness.pretrain import main as pretrain_main
 from harness.search.space import first_draw
 from harness.similarity import MEASURES, Measure, logme, static_rank
@@ -109,7 +110,7 @@ def test_features_are_the_inputs_of_the_head_with_the_targets_statistics() -> No
     found = features(pair.spec, pair.target_data, Cpu(), Cache())
     model = build("small_cnn", "recorded:low.0", 2, pair.spec.seed).model
     target = load_target(HIGH)
-    pixels = target.read(np.array(pair.target_data[1]), 12, "bilinear").float() / 127.5 - 1
+    pixels = target.read(np.array(pair.target_data[1]), Pixels(12)).float() / 127.5 - 1
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
@@ -125,7 +126,7 @@ def test_probabilities_are_those_of_the_sources_own_head() -> None:
     assert pair.model is not None
     model = build("small_cnn", "scratch", 5, seed=9).model
     model.load_state_dict(pair.model.read())
-    pixels = load_target(HIGH).read(np.array(pair.target_data[1]), 12, "bilinear").float()
+    pixels = load_target(HIGH).read(np.array(pair.target_data[1]), Pixels(12)).float()
     with torch.no_grad():
         want = model.eval()(pixels / 127.5 - 1).softmax(1).numpy()
     assert np.allclose(probabilities(pair, Cpu(), Cache()), want, atol=1e-4)

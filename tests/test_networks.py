@@ -125,7 +125,7 @@ def test_a_size_that_a_network_does_not_take_is_refused_with_those_that_it_takes
 def test_the_sizes_that_are_named_do_work() -> None:
     for size in (256, 512):
         network = build("halonet26t", "scratch", 7, 0, resolution=size)
-        assert check_size(network, "halonet26t", size).shape == (1, 7)
+        assert check_size(network, "halonet26t").shape == (1, 7)
 
 
 def test_the_same_refusal_comes_before_a_study_begins() -> None:
@@ -160,7 +160,7 @@ def test_all_classifiers_are_fresh_and_in_the_last_group(name: str, tmp_path: Pa
     """Weights of another seed in a file: the whole body is theirs and no tensor of the head is. And the
     logits hang on nothing but the head's tensors, once those are zero."""
     other = build(name, "scratch", 7, seed=5)
-    write(tmp_path, plain_network(other, None), describe(other, name, tuple("abcdefg"), 224))
+    write(tmp_path, plain_network(other, None), describe(other, name, tuple("abcdefg")))
     network = build(name, f"file:{tmp_path / 'model.safetensors'}", 7, seed=0)
     theirs = dict(other.model.named_parameters())
     for group in network.groups[:-1]:
@@ -168,7 +168,7 @@ def test_all_classifiers_are_fresh_and_in_the_last_group(name: str, tmp_path: Pa
     for n, p in network.groups[-1].parameters.items():
         assert p.ndim < 2 or not torch.equal(p, theirs[n]), n
         p.data.zero_()
-    size = network.input.resolution
+    size = network.input.shape[-1]
     with torch.no_grad():
         logits = network.model.eval()(torch.randn(2, 3, size, size))
     assert torch.equal(logits, torch.zeros(2, 7))
@@ -208,8 +208,8 @@ def test_features_of_a_network_with_one_linear_classifier_are_taken(name: str) -
 )
 def test_an_export_of_an_unusual_network_gives_its_logits(name: str, tmp_path: Path) -> None:
     network = build(name, "scratch", 3, seed=0)
-    size = network.input.resolution
-    write(tmp_path, plain_network(network, None), describe(network, name, ("a", "b", "c"), size))
+    size = network.input.shape[-1]
+    write(tmp_path, plain_network(network, None), describe(network, name, ("a", "b", "c")))
     pixels = torch.randint(0, 255, (2, 3, size, size), dtype=torch.uint8)
     model = open_model(tmp_path)
     with torch.no_grad():
@@ -242,4 +242,4 @@ def test_adapters_are_merged_in_a_network_with_two_classifiers() -> None:
     network: Backbone = build(DEIT, "scratch", 3, seed=0, resolution=64, lora_rank=2)
     check_network(network, spec_of(DEIT, 64, LoRA(rank=2)))
     plain = plain_network(network, None)
-    restore(DEIT, dict(plain.state_dict()), 3, 64)
+    restore(DEIT, dict(plain.state_dict()), 3, network.input)

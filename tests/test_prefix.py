@@ -14,13 +14,14 @@ from torch import nn
 
 from harness import strategies
 from harness.backbones import Backbone, Group, build
-from harness.backbones.library import Input
 from harness.core.errors import UserError
 from harness.core.results import EpochResult, TrialResult
 from harness.core.spec import TrialSpec
 from harness.core.strategies import Scales, Strategy
-from harness.data import augmentation, cached, read_examples, seeded_view
+from harness.data import cached, read_examples, seeded_view
 from harness.data.cached import Cache, CachedView
+from harness.inputs import Pixels
+from harness.inputs.augment import image_augmentation
 from harness.training import network as network_module
 from harness.training.device import Cpu
 from harness.training.loop import Fit, start
@@ -277,10 +278,7 @@ def toy(kind: type[Toy]) -> Backbone:
         for n in ("a", "b", "head")
     )
     modes = tuple((getattr(model, g.name), frozenset({i})) for i, g in enumerate(groups))
-    half = (0.5, 0.5, 0.5)
-    return Backbone(
-        model, (model.head,), groups, modes, frozenset(), Input(half, half, 8, "bilinear")
-    )
+    return Backbone(model, (model.head,), groups, modes, frozenset(), Pixels(8))
 
 
 def test_a_chain_is_divided_after_its_pooling() -> None:
@@ -364,17 +362,17 @@ def test_views_are_kept_and_train_as_without_keeping(make_spec: MakeSpec, cache:
 @pytest.mark.parametrize("policy", ["flip_crop", "rotation", "trivial", "rand"])
 def test_a_view_depends_on_its_image_number_and_seed_alone(policy: str) -> None:
     def view(part: tuple[int, ...], number: int, seed: int = 0) -> torch.Tensor:
-        examples = read_examples("digits", part, 16, "bilinear")
-        made = seeded_view(examples, augmentation(policy, 16, 10), number, seed)
-        assert isinstance(made.pixels, CachedView)
+        examples = read_examples("digits", part, Pixels(16))
+        made = seeded_view(examples, image_augmentation(policy, 10), number, seed)
+        assert isinstance(made.values, CachedView)
         assert torch.equal(made.labels, examples.labels)
         assert made.index.tolist() == list(part)
         unkept = seeded_view(
-            dataclasses.replace(examples, pixels=examples.images),
-            *(augmentation(policy, 16, 10), number, seed),
+            dataclasses.replace(examples, values=examples.tensor),
+            *(image_augmentation(policy, 10), number, seed),
         )
-        assert torch.equal(unkept.images, made.images)
-        return made.images
+        assert torch.equal(unkept.tensor, made.tensor)
+        return made.tensor
 
     assert view((3, 8), 0).shape == (2, 3, 16, 16)
     assert torch.equal(view((3, 8), 0)[1:], view((8,), 0))

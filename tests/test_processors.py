@@ -37,7 +37,7 @@ def beginnings(specs: list[TrialSpec]) -> list[dict[str, Any]]:
     for spec in specs:
         fit = Training(spec, Cpu())
         val = fit._read(fit._split.val)
-        pixels, before = val.images.flatten().tolist(), fit._predict(val).tolist()
+        pixels, before = val.tensor.flatten().tolist(), fit._predict(val).tolist()
         [epoch] = fit
         found.append({"pixels": pixels, "before": before, "loss": epoch.train_loss})
     return found

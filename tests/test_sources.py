@@ -22,6 +22,7 @@ from harness.core.strategies import FullFineTune, LinearProbe
 from harness.data import load_target
 from harness.data.expressions import roots
 from harness.data.target import ArrayTarget
+from harness.inputs import Pixels
 from harness.pretrain import main
 from harness.similarity.sources import SourceSpec
 from harness.similarity.sources.objectives import OBJECTIVES
@@ -105,7 +106,7 @@ def test_an_autoencoder_learns_to_draw_its_pictures_again() -> None:
 
 def test_both_players_of_a_gan_learn() -> None:
     target = load_target(LOW)
-    pixels = target.read(np.arange(64), 12, "bilinear").float() / 127.5 - 1
+    pixels = target.read(np.arange(64), Pixels(12)).float() / 127.5 - 1
     found = build("small_cnn", "scratch", 1, 0, resolution=12)
     torch.manual_seed(0)
     gan = OBJECTIVES["gan"](found.model, found.input, 12, torch.Generator().manual_seed(0))

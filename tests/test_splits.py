@@ -29,6 +29,7 @@ from harness.data import (
 from harness.data.cached import Cache
 from harness.data.groups import shared_groups
 from harness.data.target import ArrayTarget, FileTarget
+from harness.inputs import Pixels
 
 MakeSpec = Callable[..., TrialSpec]
 EVERYTHING: dict[str, Any] = {"shots": None, "val_shots": None, "test_shots": None}
@@ -457,7 +458,7 @@ def start(root: Path, spec: TrialSpec) -> None:
     split = split_indices(target, spec)
     cache = Cache(root.parent / "cache")
     for part in (split.train, split.val, split.test):
-        read_examples(f"folder:{root}", tuple(part.tolist()), 8, "bilinear", cache)
+        read_examples(f"folder:{root}", tuple(part.tolist()), Pixels(8), cache)
 
 
 def test_each_file_is_hashed_once_and_not_again_by_the_next_commands(

@@ -29,6 +29,7 @@ from harness.core.errors import UserError
 from harness.core.results import EpochResult
 from harness.core.spec import TrialSpec, derive_seed
 from harness.data import load_target, read_examples, split_indices
+from harness.inputs import Pixels
 from harness.training.device import Cpu
 from harness.training.loop import Fit, Training, start
 from harness.training.optimizer import GroupedOptimizer, Schedule
@@ -99,11 +100,10 @@ def images_by_hand(spec: TrialSpec, part: str) -> tuple[torch.Tensor, torch.Tens
     positions = getattr(split_indices(load_target(spec.target), spec), part)
     config = resolve_model_data_config(timm.create_model(spec.backbone))
     assert spec.resolution is not None
-    read = read_examples(
-        spec.target, tuple(positions.tolist()), spec.resolution, config["interpolation"]
-    )
+    form = Pixels(spec.resolution, config["interpolation"])
+    read = read_examples(spec.target, tuple(positions.tolist()), form)
     mean, std = (torch.tensor(config[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
-    images = ((read.images / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+    images = ((read.tensor / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
     return images, read.labels
 
 

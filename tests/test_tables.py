@@ -17,6 +17,7 @@ from PIL import Image
 
 from harness.core.errors import UserError
 from harness.data import Target, clear_caches, load_target
+from harness.inputs import Pixels
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +51,9 @@ def write(
 
 
 def greys(target: Target) -> list[int]:
-    read: list[int] = target.read(np.arange(len(target.labels)), 8, "nearest")[:, 0, 0, 0].tolist()
+    read: list[int] = target.read(np.arange(len(target.labels)), Pixels(8, "nearest"))[
+        :, 0, 0, 0
+    ].tolist()
     return [grey // 10 for grey in read]
 
 

@@ -27,6 +27,7 @@ from harness.data import (
     read_examples,
     split_indices,
 )
+from harness.inputs import Pixels
 
 MakeSpec = Callable[..., TrialSpec]
 
@@ -81,7 +82,7 @@ def test_table_gives_labels_and_pictures_relative_to_itself(
     assert target.labels.tolist() == [0, 1, 0, 2]
     assert target.labels.dtype == np.int64
     assert target.official_test is None
-    got = target.read(np.array([2, 0]), 64, "bilinear")
+    got = target.read(np.array([2, 0]), Pixels(64))
     for image, seed in zip(got, (2, 0), strict=True):
         np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), np.asarray(picture(seed)))
     assert target.describe(1).endswith("images/1.png")
@@ -182,7 +183,7 @@ def test_hub_set_on_disk_gives_its_pictures_and_classes(tmp_path: Path) -> None:
     assert target.classes == ("cat", "dog")
     assert target.labels.tolist() == [0, 1, 0]
     assert target.official_test is None
-    got = target.read(np.array([2, 1]), 64, "bilinear")
+    got = target.read(np.array([2, 1]), Pixels(64))
     for image, seed in zip(got, (2, 1), strict=True):
         np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), np.asarray(picture(seed)))
 
@@ -195,7 +196,7 @@ def test_test_part_of_a_hub_set_is_its_official_test_set(tmp_path: Path) -> None
     assert target.official_test is not None
     assert target.official_test.tolist() == [False] * 3 + [True] * 2
     assert target.labels.tolist() == [0, 1, 0, 0, 1]
-    (image,) = target.read(np.array([4]), 64, "bilinear")
+    (image,) = target.read(np.array([4]), Pixels(64))
     np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), np.asarray(picture(5)))
 
 
@@ -270,7 +271,7 @@ def read_parts(target: str, spec: TrialSpec) -> tuple[Target, dict[str, Examples
     loaded = load_target(target)
     split = split_indices(loaded, spec)
     return loaded, {
-        name: read_examples(target, tuple(part.tolist()), 32, "bilinear")
+        name: read_examples(target, tuple(part.tolist()), Pixels(32))
         for name, part in (("train", split.train), ("validation", split.val), ("test", split.test))
     }
 
@@ -314,7 +315,7 @@ def test_two_copies_in_one_part_are_no_leak(album: Path, all_images: TrialSpec) 
 
 def test_flat_images_are_near_to_nothing() -> None:
     flat = torch.full((2, 3, 16, 16), 7, dtype=torch.uint8)
-    part = Examples(flat, torch.tensor([0, 1]), np.arange(2))
+    part = Examples(flat, torch.tensor([0, 1]), np.arange(2), Pixels(flat.shape[-1]))
     assert find_leaks({"train": part, "test": part}) == []
 
 

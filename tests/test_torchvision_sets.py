@@ -28,6 +28,7 @@ from PIL import Image
 from harness.core.spec import TrialSpec
 from harness.data import clear_caches, load_target, split_indices, torchvision_sets
 from harness.data.torchvision_sets import TORCHVISION
+from harness.inputs import Pixels
 
 TRAIN, VAL, TEST = [0, 1, 2, 2, 1, 0, 0, 1], [1, 0, 2], [2, 2, 0, 1]
 PARTS = {"train": TRAIN, "val": VAL, "test": TEST}
@@ -504,7 +505,7 @@ def test_parts_classes_and_labels_are_those_of_the_files(name: str, downloads: P
     assert (int((~test & ~val).sum()), int(val.sum()), int(test.sum())) == sizes
     assert not (test & val).any()
     every = np.arange(len(target.labels))
-    seen = target.read(every, 16, "bilinear").float().mean((1, 2, 3)).numpy()
+    seen = target.read(every, Pixels(16)).float().mean((1, 2, 3)).numpy()
     truth = np.array([grey(label) for label in target.labels])
     assert np.abs(seen - truth).max() < 5
     truth_sizes = sorted(np.bincount(target.labels[~test & ~val]).tolist())

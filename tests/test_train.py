@@ -29,6 +29,7 @@ from harness.core.results import EpochResult, predictions_parquet
 from harness.core.spec import TrialSpec, derive_seed
 from harness.data import load_target, read_examples, split_indices
 from harness.data.cached import Cache
+from harness.inputs import Pixels
 from harness.training.audit import AuditFailed
 from harness.training.device import Cpu
 from harness.training.loop import Diverged, Training, start
@@ -69,12 +70,11 @@ def images_by_hand(spec: TrialSpec, part: str) -> tuple[torch.Tensor, torch.Tens
     network = timm.create_model(spec.backbone)
     config = resolve_model_data_config(network)
     assert spec.resolution is not None
-    read = read_examples(
-        spec.target, tuple(positions.tolist()), spec.resolution, config["interpolation"]
-    )
+    form = Pixels(spec.resolution, config["interpolation"])
+    read = read_examples(spec.target, tuple(positions.tolist()), form)
     mean, std = (torch.tensor(config[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
     # In the memory order of the harness, or rounding errors alone would differ visibly after 8 steps.
-    images = ((read.images / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+    images = ((read.tensor / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
     return images, torch.from_numpy(load_digits().target[positions])
 
 

@@ -23,6 +23,7 @@ from harness.core.spec import TrialSpec
 from harness.core.strategies import FeatureTransfer, LinearProbe
 from harness.core.study import Study
 from harness.deploy.model import describe, open_model, plain_network, write
+from harness.inputs import Pixels
 from harness.search.preflight import check_study
 
 State = dict[str, torch.Tensor]
@@ -150,7 +151,7 @@ def test_a_study_says_once_what_was_dropped(state: State, tmp_path: Path) -> Non
 def test_an_export_is_a_source_for_another_head(tmp_path: Path) -> None:
     trained = build("test_resnet", "scratch", 7, seed=1)
     names = tuple("abcdefg")
-    write(tmp_path, plain_network(trained, None), describe(trained, "test_resnet", names, 64))
+    write(tmp_path, plain_network(trained, None), describe(trained, "test_resnet", names))
     network = build("test_resnet", f"file:{tmp_path / 'model.safetensors'}", 3, seed=0)
     wanted = trained.model.state_dict()
     head = set(network.groups[-1].parameters)
@@ -165,7 +166,7 @@ def test_an_export_of_another_input_size_gets_its_positions_from_timm(
     name: str, trained_at: int, wanted_at: int | None, tmp_path: Path
 ) -> None:
     trained = build(name, "scratch", 7, seed=1, resolution=trained_at)
-    about = describe(trained, name, tuple("abcdefg"), trained_at)
+    about = describe(trained, name, tuple("abcdefg"))
     write(tmp_path, plain_network(trained, None), about)
     file = tmp_path / "model.safetensors"
     network = build(name, f"file:{file}", 3, seed=0, resolution=wanted_at)
@@ -184,7 +185,7 @@ def test_an_export_without_its_page_is_loaded_by_the_library_alone(tmp_path: Pat
     """And with it, by us, to the same logits."""
     trained = build("repvgg_a0", "scratch", 3, seed=1)
     write(
-        tmp_path, plain_network(trained, None), describe(trained, "repvgg_a0", ("a", "b", "c"), 32)
+        tmp_path, plain_network(trained, None), describe(trained, "repvgg_a0", ("a", "b", "c"))
     )
     pixels = torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8)
     model = open_model(tmp_path)
@@ -260,4 +261,4 @@ def test_weights_that_lack_a_layer_are_refused_whatever_wraps_them(
 
 def test_a_model_is_restored_only_from_its_own_weights(state: State) -> None:
     with pytest.raises(UserError, match="the weights do not belong to test_resnet"):
-        restore("test_resnet", prefixed(state, "model."), 7, 64)
+        restore("test_resnet", prefixed(state, "model."), 7, Pixels(64))

@@ -38,6 +38,7 @@ from harness.backbones.weights import (
 )
 from harness.core.errors import UserError, first_line
 from harness.core.spec import derive_seed
+from harness.inputs import Input, Pixels
 
 __all__ = [
     "Backbone",
@@ -50,6 +51,7 @@ __all__ = [
     "forget",
     "memory_format",
     "merge_adapters",
+    "own_input",
     "read_weights",
     "restore",
     "separate",
@@ -187,8 +189,8 @@ def build(
         else:
             loaded = _pretrained(name, source, resolution if source.startswith("file:") else None)
             model, notes = copy.deepcopy(loaded.model), loaded.notes
-        expected = library.input_of(model)
-        if resolution is not None and resolution != expected.resolution:
+        expected = wanted = library.input_of(model)
+        if resolution is not None and (wanted := expected.at(resolution)) != expected:
             _set_resolution(model, name, resolution)
         torch.manual_seed(derive_seed(seed, "head"))
         library.reset_head(model, num_classes)
@@ -206,10 +208,15 @@ def build(
         groups=_groups(model, index),
         modes=module_groups(model, index),
         no_decay=library.no_weight_decay(model),
-        input=expected,
+        input=wanted,
         layout=layout,
         notes=notes,
     )
+
+
+def own_input(backbone: Backbone, name: str) -> Input:
+    """The input that the weights expect, in the network's own resolution."""
+    return library_of(name).input_of(backbone.model)
 
 
 def _set_resolution(model: nn.Module, name: str, size: int) -> None:
@@ -219,39 +226,41 @@ def _set_resolution(model: nn.Module, name: str, size: int) -> None:
     except UserError:
         raise
     except Exception as error:  # each architecture has its own kind
-        own = library.input_of(model).resolution
-        raise size_refusal(
-            library.create(name), name, size, own, library.set_resolution, error
-        ) from error
+        own = library.input_of(model)
+        raise _refusal(name, own.at(size), error) from error
 
 
-def check_size(backbone: Backbone, name: str, size: int) -> torch.Tensor:
-    """Pass one blank image through the network and return its logits, (1, classes).
+def _refusal(name: str, given: Input, error: Exception) -> UserError:
+    """The error for a network that does not accept an input."""
+    library = library_of(name)
+    model = library.create(name)
+    own = library.input_of(model)
+    if isinstance(own, Pixels) and isinstance(given, Pixels):
+        return size_refusal(model, name, given, own.resolution, library.set_resolution, error)
+    return UserError(
+        f"backbone {name} does not take {given}: {type(error).__name__}: {first_line(error)}"
+    )
+
+
+def check_size(backbone: Backbone, name: str) -> torch.Tensor:
+    """Pass one blank example through the network and return its logits, (1, classes).
 
     Raises:
-        UserError: if the network does not accept images of that size, listing accepted sizes.
+        UserError: if the network does not accept its input; for images of another size, listing accepted
+            sizes.
     """
-    images = torch.zeros(1, 3, size, size, device=backbone.device)
     try:
         with torch.inference_mode():
-            logits = backbone.model.eval()(images.contiguous(memory_format=backbone.layout))
+            logits = backbone.model.eval()(backbone.prepared(backbone.input.blank(1)))
     except Exception as error:  # each architecture has its own kind
-        library = library_of(name)
-        raise size_refusal(
-            library.create(name),
-            name,
-            size,
-            backbone.input.resolution,
-            library.set_resolution,
-            error,
-        ) from error
+        raise _refusal(name, backbone.input, error) from error
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-        raise UserError(f"backbone {name} does not give one row of logits per image")
+        raise UserError(f"backbone {name} does not give one row of logits per example")
     return logits
 
 
 def restore(
-    name: str, state: Mapping[str, torch.Tensor], num_classes: int, resolution: int
+    name: str, state: Mapping[str, torch.Tensor], num_classes: int, expected: Input
 ) -> nn.Module:
     """A network with all its weights, including the head, restored from its state dict.
 
@@ -259,7 +268,7 @@ def restore(
         name: name of the backbone.
         state: one tensor per parameter and buffer.
         num_classes: size of the head.
-        resolution: side of the input.
+        expected: input of the network, which may be in another resolution than its own.
 
     Raises:
         UserError: on an unknown name, or weights that do not fit.
@@ -268,8 +277,8 @@ def restore(
     library.check(name)
     with torch.random.fork_rng(devices=[]):
         model = library.create(name)
-        if resolution != library.input_of(model).resolution:
-            library.set_resolution(model, resolution)
+        if isinstance(expected, Pixels) and expected.shape != library.input_of(model).shape:
+            library.set_resolution(model, expected.resolution)
         library.reset_head(model, num_classes)
     try:
         model.load_state_dict(with_versions(model, state))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from harness.backbones.library import Input
 from harness.core.strategies import Tuned
+from harness.inputs import Input
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Backbone:
         groups: layer groups, stem first, head last.
         modes: every module, with the groups of the tensors in it.
         no_decay: names of parameters without weight decay, as the model declares them.
-        input: the input that the weights expect.
+        input: the input that the weights expect, in the resolution that was asked for.
         layout: memory order in which the model computes.
         notes: how the weights were adapted, one line each.
     """
@@ -54,6 +54,10 @@ class Backbone:
     def device(self) -> torch.device:
         """Device of the network."""
         return next(self.model.parameters()).device
+
+    def prepared(self, rows: torch.Tensor) -> torch.Tensor:
+        """A batch of rows of its input as the argument of the network, on its device."""
+        return self.input.preparation(self.device, self.layout)(rows.to(self.device))
 
     def train_mode(
         self, trained: Iterable[int], batch_statistics: Iterable[int] | None = None

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from harness.core.errors import UserError, first_line
+from harness.inputs import Pixels
 
 USUAL = (32, 48, 64, 75, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 448, 512)
 SHOWN = 6
@@ -17,7 +18,7 @@ SHOWN = 6
 def size_refusal(
     model: nn.Module,
     name: str,
-    size: int,
+    given: Pixels,
     own: int,
     resize: Callable[[nn.Module, int], None],
     error: Exception,
@@ -27,14 +28,14 @@ def size_refusal(
     Args:
         model: the network.
         name: name of the network.
-        size: the refused size.
+        given: the refused input.
         own: the size that its weights expect.
         resize: function that sets a network to another size, if it supports that.
         error: the exception that the network raised.
     """
-    shapes = copy.deepcopy(model).to(
-        "meta"
-    )  # tensors with shapes but no data, on which trials are cheap
+    size = given.resolution
+    # Tensors with shapes but no data, on which trials are cheap.
+    shapes = copy.deepcopy(model).to("meta")
     fits = [s for s in sorted({*USUAL, own}) if s != size and _takes(shapes, s, resize)]
     if not fits and size != own and _takes(model, own, resize):
         fits = [own]  # the network needs tensors with data, so other sizes are not tried

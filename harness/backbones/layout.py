@@ -52,9 +52,9 @@ def _is_at_risk(module: nn.Module) -> bool:
     )
 
 
-def check_gradients(backbone: Backbone, name: str, size: int) -> None:
-    """Compare the gradients of one step with those in contiguous order, on two images; the network does not
-    change.
+def check_gradients(backbone: Backbone, name: str) -> None:
+    """Compare the gradients of one step with those in contiguous order, on two random examples; the network
+    does not change.
 
     The network is in eval(), so that nothing is random. Rounding may move a value across the kink of a
     ReLU, which in a deep network with few pixels can change a gradient by one per cent; with other images,
@@ -63,7 +63,6 @@ def check_gradients(backbone: Backbone, name: str, size: int) -> None:
     Args:
         backbone: the network.
         name: name of the network, for the message.
-        size: side of the images.
 
     Raises:
         UserError: if this machine computes wrong gradients.
@@ -71,7 +70,7 @@ def check_gradients(backbone: Backbone, name: str, size: int) -> None:
     if backbone.layout != torch.channels_last:
         return
     for draw in range(DRAWS):
-        images = _images(draw, size)
+        images = _images(backbone, draw)
         wanted = _gradients(backbone.model, images, torch.contiguous_format)
         found = _gradients(backbone.model, images, torch.channels_last)
         worst, where = _difference(found, wanted)
@@ -80,14 +79,14 @@ def check_gradients(backbone: Backbone, name: str, size: int) -> None:
     truth = _gradients(backbone.model, images, torch.contiguous_format, torch.float64)
     if _difference(wanted, truth)[0] <= ALLOWED:  # otherwise both orders differ by rounding
         raise UserError(
-            f"backbone {name} at {size} px: torch {torch.__version__} computes wrong gradients on this "
-            f"{'CPU' if backbone.device.type == 'cpu' else 'device'} (in channels-last order, that of "
+            f"backbone {name} on {backbone.input}: torch {torch.__version__} computes wrong gradients on "
+            f"this {'CPU' if backbone.device.type == 'cpu' else 'device'} (in channels-last order, that of "
             f"{where} is wrong by {worst:.0%}); use another backbone, device or version of torch"
         )
 
 
-def _images(seed: int, size: int) -> torch.Tensor:
-    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(seed))
+def _images(backbone: Backbone, seed: int) -> torch.Tensor:
+    return backbone.prepared(backbone.input.random(2, torch.Generator().manual_seed(seed)))
 
 
 def _gradients(

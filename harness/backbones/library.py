@@ -3,27 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import nn
 
-
-@dataclass(frozen=True)
-class Input:
-    """The input that a network's weights expect.
-
-    Attributes:
-        mean, std: mean and standard deviation of each channel, for pixels in [0, 1].
-        resolution: side of the square input in pixels.
-        interpolation: how images are resized to that resolution.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    resolution: int
-    interpolation: str
+from harness.inputs import Input
 
 
 class Library(Protocol):

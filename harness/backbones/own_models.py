@@ -8,12 +8,13 @@ from typing import cast
 import torch
 from torch import nn
 
-from harness.backbones.library import Input, tensor_names
+from harness.backbones.library import tensor_names
 from harness.core.errors import UserError
+from harness.inputs import Pixels
 
 NAMES = ("small_cnn",)
 WIDTHS = (16, 32, 64, 64)
-INPUT = Input(mean=(0.5,) * 3, std=(0.5,) * 3, resolution=28, interpolation="bilinear")
+INPUT = Pixels(resolution=28)
 
 
 class SmallCNN(nn.Module):
@@ -84,7 +85,7 @@ def depths(model: nn.Module) -> dict[str, int]:
     }
 
 
-def input_of(model: nn.Module) -> Input:
+def input_of(model: nn.Module) -> Pixels:
     """28 px, the size of MNIST and Fashion-MNIST, in [-1, 1]; any size from 8 px works."""
     return INPUT
 

@@ -14,9 +14,10 @@ from timm.data.config import resolve_model_data_config
 from timm.models._manipulate import group_with_matcher
 from torch import nn
 
-from harness.backbones.library import Input, depth_by_features, depth_by_order, depth_by_pooling
+from harness.backbones.library import depth_by_features, depth_by_order, depth_by_pooling
 from harness.backbones.weights import WHEELS, load_by_order
 from harness.core.errors import UnknownName, UserError, first_line
+from harness.inputs import Pixels
 
 
 def check(name: str) -> None:
@@ -116,10 +117,10 @@ def _features(model: nn.Module) -> list[dict[str, Any]]:
     return [f for f in listed if f.get("module") in names]
 
 
-def input_of(model: nn.Module) -> Input:
+def input_of(model: nn.Module) -> Pixels:
     """The input that the weights expect."""
     config = resolve_model_data_config(model)
-    return Input(
+    return Pixels(
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         resolution=config["input_size"][-1],

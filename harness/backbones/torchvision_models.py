@@ -12,11 +12,12 @@ import torch
 import torchvision.models as zoo
 from torch import nn
 
-from harness.backbones.library import Input, depth_by_order, depth_by_pooling, tensor_names
+from harness.backbones.library import depth_by_order, depth_by_pooling, tensor_names
 from harness.core.errors import UserError, first_line
+from harness.inputs import Pixels
 
 PREFIX = "torchvision:"
-IMAGENET = Input((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224, "bilinear")
+IMAGENET = Pixels(224, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 STAGES: dict[str, list[tuple[str, int, int]]] = {
     # class name -> (pattern, depth of its first match, depth per unit of its number)
@@ -86,12 +87,12 @@ def _make(name: str, weights: Any) -> nn.Module:
     return model
 
 
-def _input(weights: Any, name: str) -> Input:
+def _input(weights: Any, name: str) -> Pixels:
     if weights is None:
         return replace(IMAGENET, resolution=299) if name == "inception_v3" else IMAGENET
     preset = weights.transforms()
-    return Input(
-        tuple(preset.mean), tuple(preset.std), preset.crop_size[0], preset.interpolation.value
+    return Pixels(
+        preset.crop_size[0], preset.interpolation.value, tuple(preset.mean), tuple(preset.std)
     )
 
 
@@ -156,10 +157,10 @@ def _by_child(model: nn.Module, names: list[str]) -> dict[str, int]:
     return {n: order[n.split(".")[0]] for n in names}
 
 
-def input_of(model: nn.Module) -> Input:
+def input_of(model: nn.Module) -> Pixels:
     """The input that the weights expect."""
     found = model.input_of_weights
-    assert isinstance(found, Input)
+    assert isinstance(found, Pixels)
     return found
 
 

@@ -1,12 +1,11 @@
-"""The images of a trial: targets (data sets by name), splits, augmentation, shifts, and the search for
+"""The images of a trial: targets (data sets by name), splits, seeded variants, shifts, and the search for
 leakage.
 
 The name of a target and a seed determine the training, validation and test images. Only this package uses
-torchvision's data sets and transforms.
+torchvision's data sets.
 """
 
 from harness.data import cached
-from harness.data.augment import Augment, augmentation, seeded_view
 from harness.data.images import as_jpeg, open_image
 from harness.data.leakage import Leak, describe_leaks, find_leaks
 from harness.data.places import find_again, remember_place
@@ -20,17 +19,16 @@ from harness.data.splits import (
 )
 from harness.data.target import ArrayTarget, Target
 from harness.data.targets import LOADERS, load_target
+from harness.data.views import seeded_view
 
 __all__ = [
     "LOADERS",
     "ArrayTarget",
-    "Augment",
     "Examples",
     "Leak",
     "SplitIndices",
     "Target",
     "as_jpeg",
-    "augmentation",
     "clear_caches",
     "describe_leaks",
     "find_again",

@@ -29,6 +29,7 @@ from harness.core.spec import derive_seed
 from harness.data.groups import folds
 from harness.data.options import OPTIONS
 from harness.data.target import Indices, Target
+from harness.inputs import Input
 
 Load = Callable[[str], Target]
 T = TypeVar("T", int, float)
@@ -127,10 +128,10 @@ class DerivedTarget(Target):
         for part in self.parts:
             yield part.fingerprint().encode()
 
-    def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
-        out = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
+    def read(self, indices: Indices, form: Input) -> torch.Tensor:
+        out = form.blank(len(indices))
         for part, at, where in self._by_part(indices):
-            out[torch.from_numpy(at)] = part.read(where, size, interpolation)
+            out[torch.from_numpy(at)] = part.read(where, form)
         return out if self.change is None else self.change(out, indices)
 
     def _by_part(self, indices: Indices) -> Iterator[tuple[Target, Indices, Indices]]:

@@ -26,6 +26,7 @@ from harness.data.images import decode_image, read_header
 from harness.data.labels import normalized, numbered_classes, numbered_groups
 from harness.data.parts import PARTS, TRAIN, differences, official_parts, part_named
 from harness.data.target import Indices, Target, read_each
+from harness.inputs import Input
 
 BATCH = 256
 """Number of rows whose encoded images are in memory at a time."""
@@ -73,14 +74,14 @@ class HubTarget(Target):
                         name = f"{self.name}: row {i} of {part}"
                         yield _content(value, name), _suffix(value)
 
-    def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
+    def read(self, indices: Indices, form: Input) -> torch.Tensor:
         def image(position: int) -> Any:
             name = self.describe(position)
             _, rows = self.parts[self.which[position]]
             value = rows[int(self.where[position])][self.column]
             return decode_image(_content(value, name), name, _suffix(value))
 
-        return read_each(image, indices, size, interpolation)
+        return read_each(image, indices, form)
 
 
 def _content(value: Mapping[str, Any], name: str) -> bytes:

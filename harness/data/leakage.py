@@ -46,7 +46,7 @@ def find_leaks(parts: Mapping[str, Examples]) -> list[Leak]:
         for second in names[i + 1 :]:
             a, b = parts[first], parts[second]
             for row, column in _close(thumbnails[first], thumbnails[second]):
-                exact = torch.equal(a.pixels[row : row + 1], b.pixels[column : column + 1])
+                exact = torch.equal(a.values[row : row + 1], b.values[column : column + 1])
                 found.append(
                     Leak((first, second), (int(a.index[row]), int(b.index[column])), exact)
                 )
@@ -86,9 +86,7 @@ def describe_groups(target: Target) -> str:
 
 
 def _thumbnails(examples: Examples) -> torch.Tensor:
-    """(n, 256) standardised grey thumbnails; a uniform image gives zeros, so that it correlates with no
-    other."""
-    parts = (examples.pixels[start : start + 1024] for start in range(0, len(examples), 1024))
-    grey = (part.float().mean(1, keepdim=True) for part in parts)
-    small = torch.cat([F.interpolate(part, (16, 16), mode="area").flatten(1) for part in grey])
+    """(n, d) standardised thumbnails; a uniform image gives zeros, so that it correlates with no other."""
+    parts = (examples.values[start : start + 1024] for start in range(0, len(examples), 1024))
+    small = torch.cat([examples.form.thumbnails(part) for part in parts])
     return F.normalize(small - small.mean(1, keepdim=True), dim=1)

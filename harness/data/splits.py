@@ -21,6 +21,7 @@ from harness.data.groups import grouped_parts, grouped_test
 from harness.data.images import DECODING
 from harness.data.target import Indices, Target
 from harness.data.targets import load_target
+from harness.inputs import Input
 
 Mask = NDArray[np.bool_]
 Parts = tuple[Indices, Indices, Indices]
@@ -31,35 +32,37 @@ LONGEST_TAG = 4500
 
 @dataclass(frozen=True)
 class Examples:
-    """Decoded images.
+    """Examples in the form in which a network takes them.
 
     Attributes:
-        pixels: n images, (3, size, size) uint8 each: a tensor, or a view of cached rows.
+        values: n rows of that form: a tensor, or a view of cached rows.
         labels: (n,) int64 labels.
         index: (n,) positions in the target.
+        form: kind of input.
     """
 
-    pixels: torch.Tensor | CachedView
+    values: torch.Tensor | CachedView
     labels: torch.Tensor
     index: Indices
+    form: Input
 
     @property
-    def images(self) -> torch.Tensor:
-        """(n, 3, size, size) uint8, all loaded into memory."""
-        return self.pixels[:]
+    def tensor(self) -> torch.Tensor:
+        """(n, *form.shape), all loaded into memory."""
+        return self.values[:]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def part(self, at: torch.Tensor) -> Examples:
         """The examples at these positions."""
-        if isinstance(self.pixels, CachedView):
-            pixels: torch.Tensor | CachedView = CachedView(
-                self.pixels.rows, self.pixels.index[at.numpy()]
+        if isinstance(self.values, CachedView):
+            values: torch.Tensor | CachedView = CachedView(
+                self.values.rows, self.values.index[at.numpy()]
             )
         else:
-            pixels = self.pixels[at]
-        return Examples(pixels, self.labels[at], self.index[at.numpy()])
+            values = self.values[at]
+        return Examples(values, self.labels[at], self.index[at.numpy()], self.form)
 
 
 @dataclass(frozen=True)
@@ -278,32 +281,29 @@ def _sizes(free: int, draws_test: bool, draws_val: bool, spec: TrialSpec) -> _Si
 
 @lru_cache(maxsize=24)
 def read_examples(
-    target: str, part: tuple[int, ...], size: int, interpolation: str, cache: Cache = Cache()
+    target: str, part: tuple[int, ...], form: Input, cache: Cache = Cache()
 ) -> Examples:
-    """The images of a target at the given positions; with a cache, each is decoded only once.
+    """The examples of a target at the given positions; with a cache, each is decoded only once.
 
     Args:
         target: name of the target.
         part: positions in the target.
-        size: side of the images in pixels.
-        interpolation: how the images are resized.
-        cache: where decoded images are stored; if they do not fit, they stay in the memory of this process.
+        form: the form in which the network takes them.
+        cache: where the rows are stored; if they do not fit, they stay in the memory of this process.
     """
     source = load_target(target)
     index = np.array(part, np.int64)
     labels = torch.from_numpy(source.labels[index])
     key = {
-        "what": f"pixels of {source.name} at {size} x {size}",
+        "what": f"{source.name} as {form}",
         "target": source.key,
-        "interpolation": interpolation,
         "decoding": DECODING,
-        **versions("torch", "torchvision", "pillow"),
+        **form.key(),
+        **versions("pillow"),
     }
     try:
-        rows = cache.array(key, len(source.labels), (3, size, size))
-        rows.fill(
-            index, source.fingerprints(index), lambda at: source.read(at, size, interpolation)
-        )
+        rows = cache.array(key, len(source.labels), form.shape, form.dtype)
+        rows.fill(index, source.fingerprints(index), lambda at: source.read(at, form))
     except CacheFull:
-        return Examples(source.read(index, size, interpolation), labels, index)
-    return Examples(CachedView(rows, index), labels, index)
+        return Examples(source.read(index, form), labels, index, form)
+    return Examples(CachedView(rows, index), labels, index, form)

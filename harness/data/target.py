@@ -1,4 +1,4 @@
-"""Labelled image data sets: labels are loaded at once, pixels on demand."""
+"""Labelled image data sets: labels are loaded at once, images on demand."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from typing import Any, final
 
 import numpy as np
 import torch
-import torchvision
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision.transforms.v2 import functional as tvf
 
 from harness.core.errors import UserError
 from harness.data.checksums import checksums
 from harness.data.images import open_image, shown, to_rgb
+from harness.inputs import Input, Pixels
 
 Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Target(ABC):
-    """A labelled image data set whose pixels are read on demand.
+    """A labelled image data set whose images are read on demand.
 
     Attributes:
         name: short name for people; the split depends on `identity`.
@@ -71,7 +70,7 @@ class Target(ABC):
 
     @property
     def key(self) -> str:
-        """Cache key of the images, which determines their pixels together with `fingerprints`."""
+        """Cache key of the images, which determines them together with `fingerprints`."""
         return self._fingerprint
 
     def fingerprints(self, indices: Indices) -> NDArray[np.uint8]:
@@ -91,8 +90,19 @@ class Target(ABC):
         """Further content, besides labels and class names, that identifies the data set."""
 
     @abstractmethod
-    def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
-        """(len(indices), 3, size, size) uint8 RGB: the shorter side resized to `size`, then a centre crop."""
+    def read(self, indices: Indices, form: Input) -> torch.Tensor:
+        """(len(indices), *form.shape): the examples at these positions, in that form."""
+
+
+def as_pixels(form: Input) -> Pixels:
+    """The form in which images are read, which must be pixels.
+
+    Raises:
+        UserError: if it is another kind of input.
+    """
+    if not isinstance(form, Pixels):
+        raise UserError(f"images cannot be read as {form}; use a backbone that takes images")
+    return form
 
 
 @final
@@ -105,10 +115,10 @@ class ArrayTarget(Target):
     def _identity(self) -> Iterable[bytes]:
         return [self.images.tobytes()]
 
-    def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
+    def read(self, indices: Indices, form: Input) -> torch.Tensor:
         images = torch.from_numpy(self.images[indices])
         images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
-        return _square(images, size, interpolation).expand(-1, 3, -1, -1).contiguous()
+        return as_pixels(form).square(images).expand(-1, 3, -1, -1).contiguous()
 
 
 @final
@@ -134,8 +144,8 @@ class FileTarget(Target):
         found = checksums([self.paths[i] for i in indices])
         return np.frombuffer(b"".join(found), np.uint8).reshape(len(indices), 32)
 
-    def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
-        return read_each(lambda i: open_image(self.paths[i]), indices, size, interpolation)
+    def read(self, indices: Indices, form: Input) -> torch.Tensor:
+        return read_each(lambda i: open_image(self.paths[i]), indices, form)
 
 
 @final
@@ -149,11 +159,11 @@ class TorchvisionTarget(Target):
         """A hash of only a few images, because torchvision checks its downloads."""
         return [np.asarray(self._image(i)).tobytes() for i in range(0, len(self.labels), 997)]
 
-    def read(self, indices: Indices, size: int, interpolation: str) -> torch.Tensor:
-        images = (
-            tvf.pil_to_tensor(to_rgb(self._image(int(i)), f"{self.name}[{i}]")) for i in indices
-        )
-        return _stack(images, len(indices), size, interpolation)
+    def read(self, indices: Indices, form: Input) -> torch.Tensor:
+        pixels, out = as_pixels(form), form.blank(len(indices))
+        for row, i in enumerate(indices):
+            out[row] = pixels.row(to_rgb(self._image(int(i)), f"{self.name}[{i}]"))
+        return out
 
     def _image(self, index: int) -> Image.Image:
         for part in self.parts:
@@ -164,24 +174,22 @@ class TorchvisionTarget(Target):
         raise IndexError(index)
 
 
-def read_each(
-    image: Callable[[int], Image.Image], indices: Indices, size: int, interpolation: str
-) -> torch.Tensor:
+def read_each(image: Callable[[int], Image.Image], indices: Indices, form: Input) -> torch.Tensor:
     """Read images one by one, in threads; see `Target.read`.
 
     Args:
         image: returns the RGB image at a position.
         indices: positions of the images.
-        size: side in pixels.
-        interpolation: how the images are resized.
+        form: the form in which they are read.
 
     Raises:
         UserError: naming the first images that cannot be read.
     """
+    pixels = as_pixels(form)
 
     def one(i: int) -> torch.Tensor | UserError:
         try:
-            return _square(tvf.pil_to_tensor(image(i)), size, interpolation)
+            return pixels.row(image(i))
         except UserError as error:
             return error
 
@@ -192,19 +200,3 @@ def read_each(
         more = f" (and {len(broken) - 5} more)" if len(broken) > 5 else ""
         raise UserError("; ".join(map(str, broken[:5])) + more)
     return torch.stack([found for found in read if isinstance(found, torch.Tensor)])
-
-
-def _stack(
-    images: Iterable[torch.Tensor], count: int, size: int, interpolation: str
-) -> torch.Tensor:
-    out = torch.empty(count, 3, size, size, dtype=torch.uint8)
-    for i, image in enumerate(images):
-        out[i] = _square(image, size, interpolation)
-    return out
-
-
-def _square(images: torch.Tensor, size: int, interpolation: str) -> torch.Tensor:
-    mode = torchvision.transforms.InterpolationMode(interpolation)
-    resized = tvf.resize(images, [size], interpolation=mode, antialias=True)
-    cropped: torch.Tensor = tvf.center_crop(resized, [size, size])
-    return cropped

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 
-from harness.dataset_report.inspection import THUMBNAIL, DataSetReport
+from harness.dataset_report.inspection import SIDE, DataSetReport
 
 PER_CLASS = 8
 MOST_CLASSES = 40
@@ -23,7 +23,7 @@ LABEL, GAP = 190, 6
 def draw(report: DataSetReport) -> Image.Image:
     """One row for each of the first 40 classes: its name, its number of images, and up to 8 of its images."""
     shown = min(len(report.counts), MOST_CLASSES)
-    step = THUMBNAIL + GAP
+    step = SIDE + GAP
     sheet = Image.new("RGB", (LABEL + PER_CLASS * step + GAP, shown * step + GAP), "white")
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 15)
@@ -39,7 +39,7 @@ def draw(report: DataSetReport) -> Image.Image:
             picture = Image.fromarray(report.thumbnails[at].permute(1, 2, 0).numpy())
             left = LABEL + column * step
             sheet.paste(picture, (left, top))
-            pen.rectangle((left - 1, top - 1, left + THUMBNAIL, top + THUMBNAIL), None, "#dddddd")
+            pen.rectangle((left - 1, top - 1, left + SIDE, top + SIDE), None, "#dddddd")
     return sheet
 
 

@@ -19,11 +19,13 @@ from harness.data.checksums import checksums
 from harness.data.huggingface import HubTarget
 from harness.data.images import image_suffixes, open_header
 from harness.data.target import ArrayTarget, FileTarget, Indices
+from harness.inputs import Pixels
 
 MOST_DECODED = 3000
 """Largest number of images that are decoded to find broken images and duplicates. Headers are read, and files
 compared, for all images."""
-THUMBNAIL = 96
+SIDE = 96
+THUMBNAIL = Pixels(SIDE)
 LEAST = 5
 """Smallest number of images of a class with which a study is possible: 3 for training, 1 for validation and 1
 for the test."""
@@ -135,7 +137,9 @@ def inspect_target(name: str) -> DataSetReport:
     same = _same_files(files)
     duplicates = [
         leak
-        for leak in _duplicates(Examples(pixels, torch.from_numpy(labels[seen]), seen), same)
+        for leak in _duplicates(
+            Examples(pixels, torch.from_numpy(labels[seen]), seen, THUMBNAIL), same
+        )
         if target.groups is None or len({*target.groups[list(leak.positions)]}) > 1
     ]
     leaks = tuple(_across(duplicates, given_parts(target)))
@@ -205,11 +209,11 @@ def _thumbnails(
     for start in range(0, len(positions), 64):
         some = positions[start : start + 64]
         try:
-            yield from zip(some.tolist(), target.read(some, THUMBNAIL, "bilinear"), strict=True)
+            yield from zip(some.tolist(), target.read(some, THUMBNAIL), strict=True)
         except UserError:  # at least one is broken: read them one by one
             for i in some:
                 try:
-                    yield int(i), target.read(np.array([i]), THUMBNAIL, "bilinear")[0]
+                    yield int(i), target.read(np.array([i]), THUMBNAIL)[0]
                 except UserError as error:
                     broken[target.describe(int(i))] = str(error)
 

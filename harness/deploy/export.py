@@ -174,11 +174,11 @@ def train_and_write(
         model = open_model(there)
         split = split_indices(load_target(spec.target), spec)
         test, val = (_examples(spec, model, part) for part in (split.test, split.val))
-        logits = model.logits(test.images)
+        logits = model.logits(test.tensor)
         print(_read_back(logits, test.labels, made))
         model, val_logits = _calibrated(model, val, test, logits)
         if formats.onnx:
-            shown = test.images[:SHOWN_TO_ONNX]
+            shown = test.tensor[:SHOWN_TO_ONNX]
             worst = write_onnx(model, there, shown)
             print(f"model.onnx: logits of {len(shown)} images differ by at most {worst:.1e}")
         more: dict[str, Any] = {}
@@ -187,18 +187,17 @@ def train_and_write(
             before = float((val_logits.argmax(1) == val.labels).double().mean())
             more, problem = _quantised(model, there, split, spec, val, before, formats.max_loss)
         model = _finish(model, there, more, study)
-    return Exported(folder, chosen.cell, why, *made.accuracies, problem), model, test.images
+    return Exported(folder, chosen.cell, why, *made.accuracies, problem), model, test.tensor
 
 
 def _about(study: str, cell: str, why: str, kept: Kept, made: _Made) -> dict[str, Any]:
     """What model.json says of the network, its training and its images."""
     fit, names = made.fit, ("val_accuracy", "test_accuracy")
     spec = fit.spec
-    size = spec.resolution or fit.backbone.input.resolution
     target = load_target(spec.target)
     split = split_indices(target, spec)
     return {
-        **describe(fit.backbone, spec.backbone, target.classes, size),
+        **describe(fit.backbone, spec.backbone, target.classes),
         "study": study,
         "cell": cell,
         "why": why,
@@ -217,7 +216,7 @@ def _calibrated(
     model: Model, val: Examples, test: Examples, test_logits: torch.Tensor
 ) -> tuple[Model, torch.Tensor]:
     """The model with a fitted temperature and its test scores, and the validation logits."""
-    val_logits = model.logits(val.images)
+    val_logits = model.logits(val.tensor)
     labels = test.labels.numpy()
     found = calibrate(
         (val_logits.double().numpy(), val.labels.numpy()), (test_logits.double().numpy(), labels)
@@ -241,7 +240,7 @@ def _quantised(
 ) -> tuple[dict[str, Any], str]:
     """What model.json says of model.int8.onnx, and why there is none, if there is none."""
     drawn = np.random.default_rng(derive_seed("int8", spec.seed)).permutation(split.train)
-    images = _examples(spec, model, np.sort(drawn[:CALIBRATED_ON])).images
+    images = _examples(spec, model, np.sort(drawn[:CALIBRATED_ON])).tensor
     try:
         about = write_int8(model, folder, images, val, before, max_loss)
     except UserError as error:
@@ -303,10 +302,7 @@ def _agreement(kept: Kept, val_accuracy: float, test_accuracy: float) -> str:
 
 def _examples(spec: TrialSpec, model: Model, part: np.ndarray) -> Examples:
     """Images of the target, as the model takes them."""
-    prepared = model.about["preprocessing"]
-    return read_examples(
-        spec.target, tuple(part.tolist()), prepared["resolution"], prepared["interpolation"]
-    )
+    return read_examples(spec.target, tuple(part.tolist()), model.form)
 
 
 def _read_back(logits: torch.Tensor, labels: torch.Tensor, made: _Made) -> str:

@@ -69,7 +69,7 @@ def write_int8(
     path = folder / INT8
     try:
         _quantise(folder / FILE, path, model.prepare(calibration))
-        logits = logits_of(session(path), model.prepare(val.images))
+        logits = logits_of(session(path), model.prepare(val.tensor))
     except Exception as error:  # onnx and onnxruntime raise many kinds
         path.unlink(missing_ok=True)
         raise UserError(

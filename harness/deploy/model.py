@@ -2,7 +2,7 @@
 them.
 
 model.safetensors   state dict of the plain network of timm or torchvision
-model.json          name, classes, preparation of images, temperature, cost of inference, and provenance
+model.json          name, classes, preparation of examples, temperature, cost of inference, and provenance
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,19 @@ from harness.backbones import (
     Backbone,
     memory_format,
     merge_adapters,
+    own_input,
     read_weights,
     restore,
     separate,
 )
 from harness.core.errors import UserError, first_line
 from harness.data.target import FileTarget
+from harness.inputs import Input, described
 from harness.training.features import FittedClassifier
 
 WEIGHTS, ABOUT, CARD = "model.safetensors", "model.json", "README.md"
 CHUNK = 32
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Model:
     """A network with everything that is needed to use it.
 
     Attributes:
-        network: normalised (n, 3, s, s) images -> (n, classes) logits; in eval(), on the CPU.
+        network: n prepared examples -> (n, classes) logits; in eval(), on the CPU.
         about: contents of model.json.
     """
 
@@ -62,35 +65,33 @@ class Model:
         """What logits are divided by for calibrated probabilities; 1 if none was fitted."""
         return float(self.about.get("calibration", {}).get("temperature", 1.0))
 
-    def prepare(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(n, 3, s, s) uint8 -> normalised float."""
-        prepared = self.about["preprocessing"]
-        mean, std = (torch.tensor(prepared[k]).view(1, 3, 1, 1) * 255 for k in ("mean", "std"))
-        return (pixels.float() - mean) / std
+    @property
+    def form(self) -> Input:
+        """The kind of input of the network."""
+        return described(self.about["preprocessing"])
 
-    def probabilities(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(n, classes) for (n, 3, s, s) uint8 images of the model's resolution, calibrated."""
-        return (self.logits(pixels) / self.temperature).softmax(1)
+    def prepare(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of the network's input -> its argument, in contiguous memory order."""
+        return self.form.preparation(CPU, torch.contiguous_format)(rows)
+
+    def probabilities(self, rows: torch.Tensor) -> torch.Tensor:
+        """(n, classes) for n rows of the network's input, calibrated."""
+        return (self.logits(rows) / self.temperature).softmax(1)
 
     @torch.inference_mode()
-    def logits(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(n, classes) outputs of the network for (n, 3, s, s) uint8 images of the model's resolution."""
-        order = memory_format(self.network, torch.device("cpu"))
-        parts = [
-            self.network(self.prepare(some).contiguous(memory_format=order))
-            for some in pixels.split(CHUNK)
-        ]
-        return torch.cat(parts).float()
+    def logits(self, rows: torch.Tensor) -> torch.Tensor:
+        """(n, classes) outputs of the network for n rows of its input."""
+        prepare = self.form.preparation(CPU, memory_format(self.network, CPU))
+        return torch.cat([self.network(prepare(some)) for some in rows.split(CHUNK)]).float()
 
     def read(self, path: Path) -> torch.Tensor:
-        """Read an image file, (3, s, s) uint8, as in training: the shorter side resized, then a centre crop.
+        """Read a file as a row of the network's input, as in training.
 
         Raises:
             UserError: naming the file, if it cannot be read.
         """
-        prepared = self.about["preprocessing"]
         one = FileTarget(path.name, ("",), np.zeros(1, np.int64), None, (path,))
-        return one.read(np.zeros(1, np.int64), prepared["resolution"], prepared["interpolation"])[0]
+        return one.read(np.zeros(1, np.int64), self.form)[0]
 
 
 def plain_network(backbone: Backbone, classifier: FittedClassifier | None) -> nn.Module:
@@ -131,31 +132,29 @@ def _fold(head: nn.Module, fitted: FittedClassifier) -> None:
         head.bias.copy_(torch.from_numpy(bias))
 
 
-def describe(backbone: Backbone, name: str, classes: tuple[str, ...], size: int) -> dict[str, Any]:
-    """The part of model.json with the settings for building the network and preparing an image.
+def describe(backbone: Backbone, name: str, classes: tuple[str, ...]) -> dict[str, Any]:
+    """The part of model.json with the settings for building the network and preparing an example.
 
     Args:
         backbone: the network.
         name: name of the backbone, as in TrialSpec.
         classes: class names; position = label.
-        size: side of the images in pixels.
     """
     library, _, plain = name.rpartition(":")
     library = library or ("harness" if name == "small_cnn" else "timm")
     arguments: dict[str, Any] = {"num_classes": len(classes)}
-    if hasattr(backbone.model, "set_input_size") and size != backbone.input.resolution:
-        arguments["img_size"] = size
+    if hasattr(backbone.model, "set_input_size") and backbone.input != own_input(backbone, name):
+        arguments["img_size"] = backbone.input.shape[-1]
     if (
         getattr(backbone.model, "aux_logits", True) is False
     ):  # torchvision's GoogLeNet and Inception
         arguments |= {"aux_logits": False, "init_weights": False}
-    prepared = {k: v for k, v in asdict(backbone.input).items() if k != "resolution"}
     return {
         "backbone": name,
         library: plain,
         "arguments": arguments,
         "classes": list(classes),
-        "preprocessing": {"resolution": size, **prepared},
+        "preprocessing": backbone.input.describe(),
     }
 
 
@@ -220,7 +219,7 @@ def open_model(folder: Path) -> Model:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
         wanted, name, classes = about["sha256"], about["backbone"], about["classes"]
-        size = about["preprocessing"]["resolution"]
+        form = described(about["preprocessing"])
     except OSError as error:
         raise UserError(
             f"no model in {folder}: {first_line(error)}; create one with python -m harness.export"
@@ -232,5 +231,5 @@ def open_model(folder: Path) -> Model:
             f"the SHA-256 of {folder / WEIGHTS} differs from that in {ABOUT}: the file is damaged or belongs "
             "to another model; export the model again"
         )
-    network = restore(name, read_weights(folder / WEIGHTS), len(classes), size)
+    network = restore(name, read_weights(folder / WEIGHTS), len(classes), form)
     return Model(network.eval(), about)

@@ -10,7 +10,7 @@ import torch
 
 from harness.backbones import memory_format
 from harness.deploy.int8 import INT8
-from harness.deploy.model import WEIGHTS, Model
+from harness.deploy.model import CPU, WEIGHTS, Model
 from harness.deploy.onnx import FILE, logits_of, session
 from harness.training.device import MIB, Cpu
 from harness.training.inference_cost import speed
@@ -39,14 +39,13 @@ def cost_in_use(model: Model, folder: Path) -> dict[str, Any]:
 
 
 def _speed(model: Model, path: Path) -> dict[str, float]:
-    size = model.about["preprocessing"]["resolution"]
+    form = model.form
     if path.name != WEIGHTS:
-        return speed(partial(logits_of, session(path)), lambda n: torch.zeros(n, 3, size, size))
-    order = memory_format(model.network, torch.device("cpu"))
+        network = partial(logits_of, session(path))
+        return speed(network, lambda n: model.prepare(form.blank(n)))
+    prepare = form.preparation(CPU, memory_format(model.network, CPU))
     with torch.inference_mode():
-        return speed(
-            model.network, lambda n: torch.zeros(n, 3, size, size).contiguous(memory_format=order)
-        )
+        return speed(model.network, lambda n: prepare(form.blank(n)))
 
 
 def in_words(use: dict[str, Any]) -> list[str]:

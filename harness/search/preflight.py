@@ -165,7 +165,6 @@ def _try_images(study: Study, spec: TrialSpec, network: Backbone, cache: Cache) 
     """Split for every seed and fold, and read the images that will be used; describes the leaks of the first
     split."""
     target = load_target(spec.target)
-    size = spec.resolution or network.input.resolution
     places: list[tuple[Phase, int]] = [("tune", i) for i in range(study.fold_count)]
     places += [("repeat", i) for i in range(study.repeats)]
     splits = [
@@ -183,9 +182,7 @@ def _try_images(study: Study, spec: TrialSpec, network: Backbone, cache: Cache) 
     to_read = splits if ":" in spec.target else splits[:1]  # the user's own files may be broken
     read = [
         {
-            name: read_examples(
-                spec.target, tuple(part.tolist()), size, network.input.interpolation, cache
-            )
+            name: read_examples(spec.target, tuple(part.tolist()), network.input, cache)
             for name, part in (("train", s.train), ("validation", s.val), ("test", s.test))
         }
         for s in to_read

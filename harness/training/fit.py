@@ -215,8 +215,7 @@ class Fit(ABC):
         return read_examples(
             self.spec.target,
             tuple(part.tolist()),
-            self._network.size,
-            self._backbone.input.interpolation,
+            self._backbone.input,
             self.cache,
         )
 

@@ -11,7 +11,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.backbones import Backbone, build
+from harness.backbones import build
 from harness.training.device import MIB, Device
 
 LEAST, MOST, SECONDS = 5, 20, 1.0
@@ -50,23 +50,20 @@ def _measured(
     backbone = build(name, "scratch", classes, 0, device.torch_device, resolution)
     model = backbone.model.eval()
     tensors = [*model.parameters(), *model.buffers()]
-    size = resolution or backbone.input.resolution
-    one = _images(backbone, 1, size)
+
+    def blank(count: int) -> torch.Tensor:
+        return backbone.prepared(backbone.input.blank(count))
+
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(one)
+        model(blank(1))
     with torch.inference_mode():
-        measured = speed(model, lambda count: _images(backbone, count, size), device.synchronize)
+        measured = speed(model, blank, device.synchronize)
     return (
         ("parameters", float(sum(p.numel() for p in model.parameters()))),
         ("weights_mib", sum(t.numel() * t.element_size() for t in tensors) / MIB),
         ("multiply_adds", counter.get_total_flops() / 2),
         *measured.items(),
     )
-
-
-def _images(backbone: Backbone, count: int, size: int) -> torch.Tensor:
-    images = torch.zeros(count, 3, size, size, device=backbone.device)
-    return images.contiguous(memory_format=backbone.layout)
 
 
 def speed(

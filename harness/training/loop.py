@@ -23,13 +23,9 @@ import torch
 from harness.core.results import EpochResult
 from harness.core.spec import TrialSpec, derive_seed
 from harness.core.strategies import Scales
-from harness.data import (
-    Augment,
-    Examples,
-    augmentation,
-    seeded_view,
-)
+from harness.data import Examples, seeded_view
 from harness.data.cached import Cache
+from harness.inputs import Augment
 from harness.training.audit import Audit
 from harness.training.balance import balanced_batches
 from harness.training.checkpoint import Checkpoint, copied, trial_key
@@ -83,7 +79,7 @@ class Training(Fit):
             BadCheckpoint: if the trial cannot continue from its checkpoint.
         """
         spec, train, val = self.spec, self._read(self._split.train), self._read(self._split.val)
-        vary = augmentation(spec.augment, self._network.size, self._classes)
+        vary = train.form.augmentation(spec.augment, self._classes)
         per_epoch = len(batches(len(train), spec.batch_size, torch.Generator()))
         going = self._begin(train, per_epoch * spec.epochs)
         clock, audit, optimizer = going.clock, going.audit, going.optimizer
@@ -96,7 +92,7 @@ class Training(Fit):
                 if spec.views is not None:
                     view = epoch % spec.views
                     seen = seeded_view(train, vary, view, spec.seed, self.cache)
-                    varied = augmentation("none", self._network.size, self._classes)
+                    varied = Augment("none")
                 feed = self._network.feed(seen)
                 self._seconds.add("train", feed.key, feed.paid_seconds, feed.cold_seconds)
             step = epoch * per_epoch

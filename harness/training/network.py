@@ -1,4 +1,4 @@
-"""Compute logits from images: normalise them, and pass them through the whole network in the trial's
+"""Compute logits from examples: prepare them, and pass them through the whole network in the trial's
 precision, or start from cached outputs of its frozen leading groups.
 """
 
@@ -40,15 +40,14 @@ def check_network(backbone: Backbone, spec: TrialSpec) -> None:
     Raises:
         UserError: naming what does not work, and what would.
     """
-    size = spec.resolution or backbone.input.resolution
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     hook = backbone.head.register_forward_hook(lambda _, x, y: seen.append((x[0], y)))
     try:
-        logits = check_size(backbone, spec.backbone, size)
+        logits = check_size(backbone, spec.backbone)
     finally:
         hook.remove()
     if spec.strategy.classifier == "head":
-        check_gradients(backbone, spec.backbone, size)
+        check_gradients(backbone, spec.backbone)
         return
     vector = len(seen) == 1 and seen[0][0][0].numel() == seen[0][0].shape[1]
     linear = (
@@ -71,10 +70,10 @@ class Feed:
     """Examples in the form that the network takes with the current frozen part.
 
     Attributes:
-        values: pixels, or outputs of the frozen part; `values[rows]` is a batch.
+        values: rows of the network's input, or outputs of the frozen part; `values[rows]` is a batch.
         labels: (n,) int64 labels.
         run: function from a batch to (n, classes) logits.
-        key: key of the cached outputs; "" for pixels.
+        key: key of the cached outputs; "" for rows of the input.
         paid_seconds: time spent now on outputs of the frozen part.
         cold_seconds: time for these outputs with an empty cache, as measured when each was computed.
     """
@@ -111,11 +110,9 @@ class Network:
         class_weights: torch.Tensor | None = None,
     ) -> None:
         self._backbone, self._spec, self._device, self._cache = backbone, spec, device, cache
-        self.size = spec.resolution or backbone.input.resolution
         where = device.torch_device
         self._class_weights = None if class_weights is None else class_weights.to(where)
-        self._mean = torch.tensor(backbone.input.mean, device=where).view(1, 3, 1, 1) * 255
-        self._std = torch.tensor(backbone.input.std, device=where).view(1, 3, 1, 1) * 255
+        self._prepare = backbone.input.preparation(where, backbone.layout)
         self._train_model = torch.compile(backbone.model) if spec.compile else backbone.model
         self._prefix: Prefix | None = None
         self._chunk = CHUNK // 2 if where.type == "cpu" else CHUNK
@@ -145,14 +142,14 @@ class Network:
         key = {
             "backbone": spec.backbone,
             "weights": weights(depth),
-            "normalisation": f"{self._backbone.input.mean} {self._backbone.input.std}",
-            "resolution": str(self.size),
+            "input": repr(self._backbone.input),
             "precision": spec.precision,
             "device": self._device.describe(),
             "instructions": torch.backends.cpu.get_cpu_capability(),
             "threads": str(torch.get_num_threads()),
         }
-        tail = Tail(self._backbone, cut, (1, 3, self.size, self.size))
+        blank = self._input(self._backbone.input.blank(1))
+        tail = Tail(self._backbone, cut, blank.shape)
         self._prefix = Prefix(cut, tail, key, self._cache, self._chunk)
 
     def _cut(self, depth: int) -> Cut:
@@ -170,15 +167,13 @@ class Network:
                 type(self._backbone.model),
                 spec.backbone,
                 spec.source,
-                self.size,
+                self._backbone.input,
                 spec.strategy.lora_rank,
             ),
             *(depth, spec.precision, self._device.name),
         )
         if key not in _cuts:
-            probe = torch.randint(
-                0, 256, (PROBES, 3, self.size, self.size), generator=torch.Generator()
-            )
+            probe = self._backbone.input.random(PROBES, torch.Generator())
             try:
                 _cuts[key] = self._in_precision(
                     lambda x: find_cut(self._backbone, depth, x), self._input(probe)
@@ -193,13 +188,13 @@ class Network:
     def feed(self, examples: Examples) -> Feed:
         """Examples, through the frozen part if there is one and its outputs can be kept."""
         prefix = self._prefix
-        if prefix is not None and isinstance(examples.pixels, torch.Tensor):
-            if not self.words:  # otherwise these are shifted images, which are not cached
+        if prefix is not None and isinstance(examples.values, torch.Tensor):
+            if not self.words:  # otherwise these are a shifted test set, which is not cached
                 self.words["whole network: its images do not fit the cache"] = None
         elif prefix is not None:
-            assert isinstance(examples.pixels, CachedView)
+            assert isinstance(examples.values, CachedView)
             try:
-                kept, paid = prefix.of(examples.pixels, self._before)
+                kept, paid = prefix.of(examples.values, self._before)
             except CacheFull as reason:
                 self.words[f"whole network: {reason}"] = None
             else:
@@ -207,7 +202,7 @@ class Network:
                 self.words[f"kept after {prefix.cut.gate}, {size} an image"] = None
                 cold = kept.rows.seconds(kept.index)
                 return Feed(kept, examples.labels, self._after, kept.rows.key, paid, cold)
-        return Feed(examples.pixels, examples.labels, self._whole)
+        return Feed(examples.values, examples.labels, self._whole)
 
     @torch.inference_mode()
     def log_probabilities(self, examples: Examples) -> torch.Tensor:
@@ -252,7 +247,7 @@ class Network:
         edges = (
             np.linspace(0, len(examples), math.ceil(len(examples) / 256) + 1).round().astype(int)
         )
-        return (self._input(examples.pixels[a:b]) for a, b in itertools.pairwise(edges.tolist()))
+        return (self._input(examples.values[a:b]) for a, b in itertools.pairwise(edges.tolist()))
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy in nats, weighted by class if there are class weights."""
@@ -268,27 +263,25 @@ class Network:
         for start in range(0, len(values), self._chunk):
             yield values[start : start + self._chunk]
 
-    def _whole(self, pixels: torch.Tensor) -> torch.Tensor:
+    def _whole(self, rows: torch.Tensor) -> torch.Tensor:
         model = self._train_model if torch.is_grad_enabled() else self._backbone.model
-        logits: torch.Tensor = self._in_precision(model, self._input(pixels))
+        logits: torch.Tensor = self._in_precision(model, self._input(rows))
         return logits
 
-    def _before(self, pixels: torch.Tensor) -> torch.Tensor:
+    def _before(self, rows: torch.Tensor) -> torch.Tensor:
         assert self._prefix is not None
-        return self._in_precision(self._prefix.tail.before, self._input(pixels))
+        return self._in_precision(self._prefix.tail.before, self._input(rows))
 
     def _after(self, kept: torch.Tensor) -> torch.Tensor:
         assert self._prefix is not None
         return self._in_precision(self._prefix.tail.after, kept.to(self._device.torch_device))
 
-    def _in_precision(self, run: Callable[[torch.Tensor], T], images: torch.Tensor) -> T:
+    def _in_precision(self, run: Callable[[torch.Tensor], T], batch: torch.Tensor) -> T:
         with torch.autocast(
             self._device.torch_device.type, torch.bfloat16, self._spec.precision == "bfloat16"
         ):
-            return run(images)
+            return run(batch)
 
-    def _input(self, images: torch.Tensor) -> torch.Tensor:
-        """(n, 3, s, s) in [0, 255] -> normalised float on the device, in the network's memory order."""
-        moved = images.to(self._device.torch_device, non_blocking=True)
-        normalised = (moved.float() - self._mean) / self._std
-        return normalised.contiguous(memory_format=self._backbone.layout)
+    def _input(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of the input -> the argument of the network, on the device."""
+        return self._prepare(rows.to(self._device.torch_device, non_blocking=True))

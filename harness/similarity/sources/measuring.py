@@ -268,7 +268,7 @@ def _frozen(
 ) -> tuple[Network, Examples]:
     """The network with all groups frozen, so that their outputs are cached, and the images."""
     network = Network(backbone, spec, device, cache)
-    examples = read_examples(*(data[0], data[1], network.size, backbone.input.interpolation, cache))
+    examples = read_examples(*data, backbone.input, cache)
     if spec.batch_norm == "reestimate":
         network.reestimate_statistics(examples)
     audit = Audit(backbone.groups, frozenset())

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from harness.backbones.library import Input
+from harness.inputs import Pixels
 
 CODE = 64
 """Dimension of an autoencoder's code and of a GAN's noise."""
@@ -38,18 +38,15 @@ class Objective(ABC):
     Args:
         model: the backbone with a head of `outputs` numbers.
         expects: the input that its weights will expect.
-        size: side of the images in pixels.
         generator: random number generator for the noise.
     """
 
-    def __init__(
-        self, model: nn.Module, expects: Input, size: int, generator: torch.Generator
-    ) -> None:
+    def __init__(self, model: nn.Module, expects: Pixels, generator: torch.Generator) -> None:
         self.model, self.generator = model, generator
         device = next(model.parameters()).device
         self.mean = torch.tensor(expects.mean, device=device).view(1, 3, 1, 1) * 2 - 1
         self.std = torch.tensor(expects.std, device=device).view(1, 3, 1, 1) * 2
-        self.players = self.make_players(size)
+        self.players = self.make_players(expects.resolution)
 
     @staticmethod
     @abstractmethod

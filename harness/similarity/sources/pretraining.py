@@ -17,6 +17,7 @@ from harness.core.spec import derive_seed
 from harness.data import Examples, Target, load_target, read_examples
 from harness.data.cached import Cache
 from harness.data.groups import held_out
+from harness.data.target import as_pixels
 from harness.similarity.sources.objectives import OBJECTIVES, Objective
 from harness.similarity.sources.spec import SourceSpec
 from harness.training.device import Clock, Device
@@ -117,15 +118,14 @@ def pretrain(spec: SourceSpec, number: int, device: Device, cache: Cache = Cache
         device.torch_device,
         spec.resolution,
     )
-    size = spec.resolution or backbone.input.resolution
     train, val = (
-        read_examples(spec.data, tuple(part.tolist()), size, backbone.input.interpolation, cache)
+        read_examples(spec.data, tuple(part.tolist()), backbone.input, cache)
         for part in (split.train, split.val)
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "objective"))
         noise = torch.Generator().manual_seed(derive_seed(seed, "noise"))
-        objective = kind(backbone.model, backbone.input, size, noise)
+        objective = kind(backbone.model, as_pixels(backbone.input), noise)
     clock = Clock(device.synchronize)
     losses = _fit(objective, train, spec, seed, device)
     seconds = clock.seconds
@@ -144,7 +144,7 @@ def _fit(
     schedule = Schedule(spec.steps, round(WARMUP * spec.steps))
     values = [math.nan] * len(optimizers)
     for step, rows in enumerate(itertools.islice(_endless(len(train), spec, seed), spec.steps)):
-        pixels = _pixels(train.pixels[rows], device)
+        pixels = _pixels(train.values[rows], device)
         labels = train.labels[rows].to(device.torch_device)
         for i, (player, optimizer) in enumerate(zip(objective.players, optimizers, strict=True)):
             for entry in optimizer.param_groups:
@@ -188,7 +188,7 @@ def _validate(
         player.module.eval()
     total: dict[str, float] = {}
     for start in range(0, len(val), 64):
-        pixels = _pixels(val.pixels[start : start + 64], device)
+        pixels = _pixels(val.values[start : start + 64], device)
         labels = val.labels[start : start + 64].to(device.torch_device)
         for name, value in objective.scores(pixels, labels).items():
             total[name] = total.get(name, 0.0) + value

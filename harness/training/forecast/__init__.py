@@ -29,6 +29,7 @@ from harness.core.spec import TrialSpec
 from harness.core.strategies import Scales
 from harness.data import Examples, load_target, split_indices
 from harness.data.cached import Cache
+from harness.inputs import Input
 from harness.training.device import MIB, Cpu
 from harness.training.forecast.fake import AcceleratorNorms, Fake, fake_backbone
 from harness.training.forecast.storages import StorageMeter
@@ -175,11 +176,11 @@ def _measure(work: _Work, fake: Fake, ever: frozenset[int], trained: frozenset[i
     gradients: set[int] = set()
     with fake.mode:
         network = Network(backbone, spec, Cpu(), Cache(budget=0))
-        batch, scored = (_blank(n, network.size) for n in (work.batch, work.eval_batch))
+        batch, scored = (_blank(n, backbone.input) for n in (work.batch, work.eval_batch))
     with fake.mode, StorageMeter() as meter, _seeing_gradients(model, meter, gradients):
         own = meter.follow([*model.parameters(), *model.buffers()])
         # These are in the memory of the host.
-        host = meter.follow([batch.images, batch.labels, scored.images, scored.labels])
+        host = meter.follow([batch.tensor, batch.labels, scored.tensor, scored.labels])
         train: dict[int, int] | None = None
         if spec.strategy.classifier == "head":
             optimizer = GroupedOptimizer(backbone, spec, Schedule(3, 0, "constant"))
@@ -239,15 +240,15 @@ def _seeing_gradients(model: nn.Module, meter: StorageMeter, seen: set[int]) -> 
             hook.remove()
 
 
-def _blank(count: int, size: int) -> Examples:
-    images = torch.empty(count, 3, size, size, dtype=torch.uint8)
-    return Examples(images, torch.zeros(count, dtype=torch.int64), np.arange(count))
+def _blank(count: int, form: Input) -> Examples:
+    labels = torch.zeros(count, dtype=torch.int64)
+    return Examples(form.blank(count), labels, np.arange(count), form)
 
 
 def _logits(network: Network, examples: Examples) -> torch.Tensor:
-    assert isinstance(examples.pixels, torch.Tensor)
+    assert isinstance(examples.values, torch.Tensor)
     with AcceleratorNorms():
-        return network.feed(examples).run(examples.pixels)
+        return network.feed(examples).run(examples.values)
 
 
 def _loss(network: Network, batch: Examples) -> torch.Tensor:

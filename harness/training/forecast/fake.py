@@ -24,7 +24,6 @@ class Fake:
 
     mode: FakeTensorMode
     backbone: Backbone
-    size: int
 
 
 @lru_cache(maxsize=4)
@@ -56,8 +55,7 @@ def fake_backbone(name: str, num_classes: int, resolution: int | None, lora_rank
             n: parameters[id(p)] for n, p in module._parameters.items() if p is not None
         }
         module._buffers |= {n: buffers[id(b)] for n, b in module._buffers.items() if b is not None}
-    size = resolution or backbone.input.resolution
-    return Fake(mode, dataclasses.replace(backbone, groups=groups), size)
+    return Fake(mode, dataclasses.replace(backbone, groups=groups))
 
 
 class Undrawn(TorchDispatchMode):

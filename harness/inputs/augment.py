@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from harness.core.spec import derive_seed
-from harness.core.versions import versions
-from harness.data.cached import Cache, CachedView, CacheFull
-from harness.data.splits import Examples
-from harness.data.target import Indices
-
 T = TypeVar("T")
 Vary = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
-"""(n, 3, s, s) uint8 images -> the same number of varied images, each independent of the others."""
+"""n rows -> the same number of varied rows, each independent of the others."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +20,7 @@ class Augment:
     """One augmentation policy.
 
     Attributes:
-        name: as in `augmentation`.
+        name: as in TrialSpec.
         per_image: function that varies each image by itself, or None.
         per_batch: one of torchvision's v2 transforms that mixes images and labels of a batch, or None.
     """
@@ -56,14 +50,13 @@ class Augment:
         return images, labels
 
 
-def augmentation(name: str, size: int, num_classes: int) -> Augment:
-    """The policy of that name.
+def image_augmentation(name: str, num_classes: int) -> Augment:
+    """The policy of that name for images.
 
     Args:
         name: "none"; "flip_crop" (mirror, and crop after padding by an eighth); "rotation" (up to 15
             degrees); "trivial" (TrivialAugment, Mueller & Hutter 2021); "rand" (RandAugment, Cubuk et
             al. 2020); "mixup" (Zhang et al. 2018, alpha 0.2); "cutmix" (Yun et al. 2019, alpha 1).
-        size: side of the images in pixels.
         num_classes: number of classes, needed to mix labels.
 
     Raises:
@@ -80,47 +73,6 @@ def augmentation(name: str, size: int, num_classes: int) -> Augment:
         "cutmix": Augment(name, per_batch=v2.CutMix(alpha=1.0, num_classes=num_classes)),
     }
     return policies[name]
-
-
-def seeded_view(
-    examples: Examples, policy: Augment, number: int, seed: int, cache: Cache = Cache()
-) -> Examples:
-    """One variant of every image, which depends only on (seed, image, number).
-
-    Args:
-        examples: n images.
-        policy: policy that varies each image by itself.
-        number: number of the variant.
-        seed: seed of the trial.
-        cache: where the variants are stored; if they do not fit, they are kept in memory.
-
-    Returns:
-        n examples in the same order.
-    """
-    vary, pixels = policy.per_image, examples.pixels
-    assert vary is not None
-
-    def varied(images: torch.Tensor, which: Indices) -> torch.Tensor:
-        seeds = (derive_seed(seed, "view", number, image) for image in which)
-        generators = (torch.Generator().manual_seed(s) for s in seeds)
-        return torch.cat([vary(x[None], g) for x, g in zip(images, generators, strict=True)])
-
-    if isinstance(pixels, CachedView):
-        key = {
-            "what": f"view {number} by {policy.name}",
-            "seed": str(seed),
-            "images": pixels.rows.key,
-            **versions("torch", "torchvision"),
-        }
-        source = pixels.rows
-        try:
-            rows = cache.array(key, source.count, source.shape)
-            checksums = source.checksums(pixels.index)
-            rows.fill(pixels.index, checksums, lambda at: varied(source.take(at), at))
-            return replace(examples, pixels=CachedView(rows, pixels.index))
-        except CacheFull:
-            pass
-    return replace(examples, pixels=varied(examples.images, examples.index))
 
 
 def _flip_crop(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -1,0 +1,28 @@
+"""Kinds of network input: the form in which an example is cached, varied, and passed to a network.
+
+    from harness.inputs import Pixels
+    load_target("digits").read(indices, Pixels(resolution=32))      # (n, 3, 32, 32) uint8
+
+A backbone declares the input that it takes, and a target turns its examples into rows of it. Training,
+caching of frozen layers, the memory forecast and the cost of inference work with any `Input`. To add a kind,
+implement its methods; besides this package, only `harness.data` (which reads examples) and
+`harness.backbones` (which builds networks) have to know it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from harness.inputs.augment import Augment
+from harness.inputs.base import Input
+from harness.inputs.pixels import Pixels
+
+__all__ = ["Augment", "Input", "Pixels", "described"]
+
+
+def described(settings: Mapping[str, Any]) -> Input:
+    """The input that `Input.describe` has described.
+
+    Raises:
+        KeyError, TypeError: if the settings are not complete.
+    """
+    return Pixels(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})

@@ -1,0 +1,89 @@
+"""Interface of a kind of network input."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from harness.inputs.augment import Augment
+
+Prepare = Callable[[torch.Tensor], torch.Tensor]
+"""(n, *shape) rows on the device -> the argument of the network, with n as its first axis."""
+
+
+@dataclass(frozen=True)
+class Input(ABC):
+    """The form in which a network takes an example.
+
+    Each example of a target becomes one row, a tensor of fixed shape and type, which is cached. Batches of
+    rows are varied (augmentation), then prepared on the device. Everything that a network needs of an example
+    must be in its row: rows of texts, for instance, would hold both the ids and the mask.
+
+    Attributes:
+        dtype: type of the rows.
+    """
+
+    dtype: ClassVar[torch.dtype] = torch.uint8
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """A short description for messages, e.g. "32 x 32 pixels"."""
+
+    @abstractmethod
+    def key(self) -> dict[str, str]:
+        """Everything that determines the row of a given example."""
+
+    @abstractmethod
+    def preparation(self, device: torch.device, layout: torch.memory_format) -> Prepare:
+        """The function that turns rows on a device into the argument of a network.
+
+        Args:
+            device: device of the network.
+            layout: memory order in which the network computes, where that matters.
+        """
+
+    def blank(self, count: int) -> torch.Tensor:
+        """(count, *shape) zeros."""
+        return torch.zeros(count, *self.shape, dtype=self.dtype)
+
+    @abstractmethod
+    def random(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """(count, *shape) random rows, no two of them equal, on which a network is tested."""
+
+    @abstractmethod
+    def at(self, resolution: int) -> Input:
+        """The same input in another resolution.
+
+        Raises:
+            UserError: if this kind has no resolution.
+        """
+
+    @abstractmethod
+    def augmentation(self, name: str, num_classes: int) -> Augment:
+        """The augmentation policy of that name, as in TrialSpec.
+
+        Args:
+            name: name of the policy.
+            num_classes: number of classes, needed to mix labels.
+        """
+
+    @abstractmethod
+    def corrupted(self, rows: torch.Tensor, name: str, generator: torch.Generator) -> torch.Tensor:
+        """Rows of examples altered by the corruption of that name, as in TrialSpec.shifts."""
+
+    @abstractmethod
+    def thumbnails(self, rows: torch.Tensor) -> torch.Tensor:
+        """(n, d) coarse copies as floats, by whose correlation near duplicates are found."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Settings as they are written to model.json."""

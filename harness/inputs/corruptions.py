@@ -1,0 +1,62 @@
+"""Corruptions of images, by name."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torchvision.transforms.v2 import functional as tvf
+
+NOISE_SD = 0.15
+CONTRAST = 0.3
+PATCHES = 4
+
+
+def corrupt_images(images: torch.Tensor, name: str, generator: torch.Generator) -> torch.Tensor:
+    """Images under one corruption.
+
+    Args:
+        images: (n, 3, s, s) uint8.
+        name: "noise" (Gaussian, sd 15 % of the range), "blur" (Gaussian, sd 4 % of the side), "contrast" (to
+            30 %), or "patch_shuffle" (a 4 x 4 grid of tiles in random order). Noise and contrast follow
+            ImageNet-C (Hendrycks & Dietterich 2019) at a medium severity.
+        generator: source of all random numbers.
+
+    Raises:
+        KeyError: on an unknown name, which a TrialSpec refuses beforehand.
+    """
+    corruptions = {"noise": _noise, "blur": _blur, "contrast": _contrast, "patch_shuffle": _shuffle}
+    return corruptions[name](images, generator)
+
+
+def _noise(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    noise = torch.randn(images.shape, generator=generator) * NOISE_SD * 255
+    return (images + noise).round().clamp(0, 255).to(torch.uint8)
+
+
+def _blur(images: torch.Tensor, _: torch.Generator) -> torch.Tensor:
+    sigma = 0.04 * images.shape[-1]
+    kernel = 2 * int(np.ceil(2 * sigma)) + 1
+    blurred: torch.Tensor = tvf.gaussian_blur(images, [kernel, kernel], [sigma, sigma])
+    return blurred
+
+
+def _contrast(images: torch.Tensor, _: torch.Generator) -> torch.Tensor:
+    faded: torch.Tensor = tvf.adjust_contrast(images, CONTRAST)
+    return faded
+
+
+def _shuffle(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """The tiles of each image in a random order of its own; remaining pixels at the edges are unchanged."""
+    side = images.shape[-1] // PATCHES
+    out = images.clone()
+    for image in out:
+        order = torch.randperm(PATCHES * PATCHES, generator=generator).tolist()
+        tiles = [
+            image[:, r * side : (r + 1) * side, c * side : (c + 1) * side].clone()
+            for r in range(PATCHES)
+            for c in range(PATCHES)
+        ]
+        for place, take in enumerate(order):
+            r, c = divmod(place, PATCHES)
+            image[:, r * side : (r + 1) * side, c * side : (c + 1) * side] = tiles[take]
+    return out
