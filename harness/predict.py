@@ -36,16 +36,17 @@ def predict_images(
         UserError: if there is no model, its weights are not those that were written, or there is no image.
     """
     from harness.deploy.model import open_model
-    from harness.deploy.prediction import image_files, predict
+    from harness.deploy.prediction import example_files, predict
 
     if top < 1:
         raise UserError(f"--top must be at least 1, got {top}")
     opened = open_model(Path(model))
-    paths, notes = image_files(map(Path, images))
+    kind = type(opened.medium)
+    paths, notes = example_files(map(Path, images), kind)
     for line in notes:
         print(f"note: {line}", file=sys.stderr)
     if not paths:
-        raise UserError(f"no images in {', '.join(map(str, images))}")
+        raise UserError(f"no {kind.noun}s in {', '.join(map(str, images))}")
     return predict(opened, paths, top)
 
 

@@ -27,6 +27,7 @@ from harness.backbones import (
     weights_sha256,
 )
 from harness.core.errors import UserError
+from harness.inputs import Pixels
 
 NAMES = [
     "resnet18",
@@ -103,8 +104,7 @@ def test_network_computes_what_timm_computes_with_the_same_weights(backbone: Bac
 
 def test_input_is_that_of_the_models_own_configuration() -> None:
     found = build("vit_tiny_patch16_224", "scratch", 2, seed=0).input
-    assert (found.mean, found.std) == ((0.5,) * 3, (0.5,) * 3)
-    assert (found.resolution, found.interpolation) == (224, "bicubic")
+    assert found == Pixels(224, "bicubic", (0.5,) * 3, (0.5,) * 3)
 
 
 # --- seeds -----------------------------------------------------------------------------------------

@@ -171,7 +171,7 @@ def test_reading_fetches_the_images_asked_for_in_their_order() -> None:
     assert examples.labels.tolist() == truth.target[list(index)].tolist()
     assert examples.index.tolist() == list(index)
     np.testing.assert_allclose(
-        examples.images[:, 0].numpy(), truth.images[list(index)] * 255 / 16, atol=0.5
+        examples.tensor[:, 0].numpy(), truth.images[list(index)] * 255 / 16, atol=0.5
     )
 
 

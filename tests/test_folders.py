@@ -18,9 +18,10 @@ from PIL import Image
 from harness import new, study
 from harness.core.errors import UserError
 from harness.data import Target, clear_caches, load_target, open_image
+from harness.data.media import Images
 from harness.dataset_report.inspection import inspect_target
 from harness.dataset_report.text import findings
-from harness.deploy.prediction import image_files
+from harness.deploy.prediction import example_files
 from harness.inputs import Pixels
 
 
@@ -396,7 +397,7 @@ def test_predictions_pass_over_the_same_files(tmp_path: Path) -> None:
     images(tmp_path / "pets", 1, "", "JPEG")
     images(tmp_path / "pets" / ".ipynb_checkpoints", 2)
     (tmp_path / "pets" / "notes.txt").write_text("bought in 2019")
-    found, notes = image_files([tmp_path / "pets", tmp_path / "any.png"])
+    found, notes = example_files([tmp_path / "pets", tmp_path / "any.png"], Images)
     assert found == [tmp_path / "pets" / "0", tmp_path / "any.png"]
     assert len(notes) == 2
 

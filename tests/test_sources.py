@@ -109,7 +109,7 @@ def test_both_players_of_a_gan_learn() -> None:
     pixels = target.read(np.arange(64), Pixels(12)).float() / 127.5 - 1
     found = build("small_cnn", "scratch", 1, 0, resolution=12)
     torch.manual_seed(0)
-    gan = OBJECTIVES["gan"](found.model, found.input, 12, torch.Generator().manual_seed(0))
+    gan = OBJECTIVES["gan"](found.model, Pixels(12), torch.Generator().manual_seed(0))
     labels = torch.zeros(64)
     for player in gan.players:
         optimizer = torch.optim.AdamW(player.module.parameters(), lr=1e-2)

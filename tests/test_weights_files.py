@@ -184,9 +184,7 @@ def test_an_export_of_another_input_size_gets_its_positions_from_timm(
 def test_an_export_without_its_page_is_loaded_by_the_library_alone(tmp_path: Path) -> None:
     """And with it, by us, to the same logits."""
     trained = build("repvgg_a0", "scratch", 3, seed=1)
-    write(
-        tmp_path, plain_network(trained, None), describe(trained, "repvgg_a0", ("a", "b", "c"))
-    )
+    write(tmp_path, plain_network(trained, None), describe(trained, "repvgg_a0", ("a", "b", "c")))
     pixels = torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8)
     model = open_model(tmp_path)
     theirs = timm.create_model("repvgg_a0", num_classes=3).eval()

@@ -20,7 +20,17 @@ from harness.core.errors import UnknownName, UserError
 from harness.core.folds import Fold
 from harness.core.strategies import Scalar, Strategy, names, to_flat
 
-Augmentation = Literal["none", "flip_crop", "rotation", "trivial", "rand", "mixup", "cutmix"]
+Augmentation = Literal[
+    "none",
+    "flip_crop",
+    "rotation",
+    "trivial",
+    "rand",
+    "mixup",
+    "cutmix",
+    "time_shift",
+    "spec_augment",
+]
 LONGEST_PARAMETER = 6000
 """Largest number of characters of a parameter that MLflow stores."""
 
@@ -32,6 +42,9 @@ def derive_seed(*parts: object) -> int:
 
 
 SHIFTS = ("noise", "blur", "contrast", "patch_shuffle", "label_shift")
+"""Shifted test sets of images."""
+SOUND_SHIFTS = ("snr20", "snr10", "snr0", "band_limit", "label_shift")
+"""Shifted test sets of sounds."""
 DEFAULT_LR = {"adamw": 1e-3, "sgd": 1e-2}
 """Usual learning rates for fine-tuning: torch's default for AdamW, ten times that for SGD with momentum."""
 
@@ -56,7 +69,8 @@ class TrialSpec:
         resolution: side of the square input in pixels; None takes the backbone's own.
         epochs: passes over the training images.
         batch_size: images per step.
-        augment: how training images are varied (see harness.data.augment).
+        augment: how training images are varied (see harness.inputs.augment), or sounds (see
+            harness.inputs.sound_augment).
         views: number of seeded variants of each image. Each epoch uses the next one, so that the outputs of
             frozen layers can be cached; None draws a new variant at every step.
         batch_norm: statistics of batch norms. Frozen groups always keep those of the source, and so do all
@@ -134,9 +148,10 @@ class TrialSpec:
                 _require_count(name, getattr(self, name))
         require_choices(self)
         for name in self.shift_names():
-            if name not in SHIFTS:
+            if name not in (*SHIFTS, *SOUND_SHIFTS):
+                known = ", ".join(dict.fromkeys((*SHIFTS, *SOUND_SHIFTS)))
                 raise UserError(
-                    f"TrialSpec: shifts must be joined by '+' from {', '.join(SHIFTS)}, got {name!r}"
+                    f"TrialSpec: shifts must be joined by '+' from {known}, got {name!r}"
                 )
         if self.fold:
             Fold.parse(self.fold)

@@ -8,12 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.core.errors import UserError
-from harness.data.images import image_suffixes
+from harness.data.media import suffixes
 
 USUAL = {
     "image": (
         "image images img imgs file filename filepath path imagefile imagefilename imagename imagepath "
         "imageid imageindex imgfile imgname imgpath imgid picture pic photo"
+    ).split(),
+    "audio": (
+        "audio audiofile audiofilename audiopath sound soundfile wav wavfile clip recording utterance"
     ).split(),
     "label": (
         "label labels class classes classname classlabel category categoryname target species diagnosis "
@@ -26,7 +29,7 @@ USUAL = {
 LIKE_GROUPS = (
     "patient patientid subject subjectid participant participantid case caseid person personid individual "
     "individualid animal animalid sequence sequenceid video videoid session sessionid scene slide slideid "
-    "lesion lesionid product productid series seriesid study studyid specimen specimenid"
+    "speaker speakerid lesion lesionid product productid series seriesid study studyid specimen specimenid"
 ).split()
 """Names of columns that may contain groups; such columns are mentioned in a note and not used."""
 
@@ -42,7 +45,7 @@ def choose(
     """The column for a role, and notes on it; None if there is no such column.
 
     Args:
-        role: "image", "label", "split" or "group".
+        role: "image", "audio", "label", "split" or "group".
         there: candidate columns.
         options: options of the target; the option `role` names a column.
         what: the target, for messages.
@@ -79,7 +82,7 @@ def named(wanted: str, there: Sequence[str], what: str) -> str:
 
 def missing(role: str, there: Sequence[str], what: str) -> UserError:
     """The error for a table in which no column has a usual name for the role."""
-    headless = any(Path(name).suffix.lower() in image_suffixes() for name in there)
+    headless = any(Path(name).suffix.lower() in suffixes() for name in there)
     why = "the first line must name the columns" if headless else f"name one with [{role}=COLUMN]"
     return UserError(
         f"{what}: no column for the {role}s is recognised; the columns are {quoted(there)}; {why}"

@@ -227,6 +227,7 @@ def _subset(target: Target, rows: Indices, name: str) -> DerivedTarget:
         official_val=None if target.official_val is None else target.official_val[rows],
         groups=None if target.groups is None else target.groups[rows],
         notes=target.notes,
+        medium=target.medium,
     )
 
 
@@ -295,6 +296,10 @@ def _mix(first: Target, second: Target, share: float, name: str) -> Target:
             f"target {name!r}: mix needs equal numbers of classes, got {len(first.classes)} and "
             f"{len(second.classes)}; select classes with [classes=...]"
         )
+    if type(first.medium) is not type(second.medium):
+        raise UserError(
+            f"target {name!r}: {first.medium.noun}s and {second.medium.noun}s cannot be mixed"
+        )
     if not 0 <= share <= 1:
         raise UserError(f"target {name!r}: the share must be in [0, 1], got {share}")
     which, where, labels = [], [], []
@@ -321,6 +326,7 @@ def _mix(first: Target, second: Target, share: float, name: str) -> Target:
         places,
         groups=_mixed_groups((first, second), parts, places),
         notes=tuple(dict.fromkeys(first.notes + second.notes)),
+        medium=first.medium,
     )
 
 

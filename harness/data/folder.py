@@ -1,30 +1,32 @@
-"""Images in folders: one folder per class, or parts (train, val, test) that contain one folder per class."""
+"""Images or sounds in folders: one folder per class, or parts (train, val, test) that contain one folder per
+class."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from harness.core.errors import UserError
 from harness.data.groups import groups_from_names
-from harness.data.images import is_folder, is_image, shown
+from harness.data.images import is_folder, shown
 from harness.data.labels import normalized
+from harness.data.media import MEDIA, Images, Medium
 from harness.data.parts import PARTS, TEST, TRAIN, differences, official_parts, part_named
 from harness.data.target import FileTarget, Target
-from harness.data.tree import NO_IMAGE, SkippedFiles, contains_images, images_below, list_folder
+from harness.data.tree import SkippedFiles, contains, files_below, list_folder
 
 _ClassFolder = tuple[str, str, Path]
 """Part, class name, and the folder with the images of that class in that part."""
 LAYOUTS = ("classes", "parts")
-OUTSIDE = "images outside the class folders"
 BESIDE = "folders beside the parts"
 
 
 def folder_target(path: str, options: Mapping[str, str]) -> Target:
-    """The images below a folder.
+    """The images below a folder, or the sounds if there are no images.
 
     Args:
         path: path of the folder.
@@ -42,16 +44,20 @@ def folder_target(path: str, options: Mapping[str, str]) -> Target:
     layout = options.get("layout")
     if layout is not None and layout not in LAYOUTS:
         raise UserError(f"{what}: layout must be classes or parts, got {layout!r}")
-    tree = _Tree(root, what)
+    medium = next((medium for medium in MEDIA if contains(root, medium)), Images)
+    tree = _Tree(root, what, medium)
     if layout is None:
         layout = _layout(tree)
     found = _read(tree, _parts(tree) if layout == "parts" else _classes(tree))
     classes = sorted({name for _, name, _ in found})
     if len(classes) < 2:
-        raise UserError(f"{what}: needs at least 2 class folders with images, found {len(classes)}")
+        raise UserError(
+            f"{what}: needs at least 2 class folders with {tree.nouns}, found {len(classes)}"
+        )
     paths = tuple(path for _, _, images in found for path in images)
     labels = [classes.index(name) for _, name, images in found for _ in images]
     own = official_parts([part for part, _, images in found for _ in images], what)
+    presented, more = medium.of(paths, options, what)
     groups, grouping = None, ""
     if pattern := options.get("group"):
         below = [path.relative_to(root).as_posix() for path in paths]
@@ -64,7 +70,14 @@ def folder_target(path: str, options: Mapping[str, str]) -> Target:
         paths,
         official_val=own.val,
         groups=groups,
-        notes=(*tree.notes, *own.notes, *filter(None, [grouping]), *tree.skipped.notes(root)),
+        notes=(
+            *tree.notes,
+            *own.notes,
+            *filter(None, [grouping]),
+            *more,
+            *tree.skipped.notes(root),
+        ),
+        medium=presented,
     )
 
 
@@ -74,15 +87,31 @@ class _Tree:
 
     root: Path
     what: str
+    medium: type[Medium]
     notes: list[str] = field(default_factory=list)
-    skipped: SkippedFiles = field(default_factory=SkippedFiles)
+
+    @cached_property
+    def skipped(self) -> SkippedFiles:
+        """The files that are no examples."""
+        return SkippedFiles(self.medium)
+
+    @property
+    def nouns(self) -> str:
+        """What the examples are called in messages."""
+        return f"{self.medium.noun}s"
 
     def folders(self, folder: Path) -> list[Path]:
         """The sub-folders of a folder that should contain only folders; files are skipped."""
         folders, files = list_folder(folder, self.skipped)
         for path in files:
-            self.skipped.add(OUTSIDE if is_image(path) else NO_IMAGE, path)
+            outside = f"{self.nouns} outside the class folders"
+            known = self.medium.recognises(path)
+            self.skipped.add(outside if known else self.skipped.unread, path)
         return folders
+
+    def full(self, folder: Path) -> list[Path]:
+        """Sub-folders that contain examples."""
+        return [path for path in _folders(folder) if contains(path, self.medium)]
 
     def below(self, path: Path) -> str:
         """A path relative to the folder, for messages."""
@@ -95,21 +124,16 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(folders)
 
 
-def _full(folder: Path) -> list[Path]:
-    """Sub-folders that contain images."""
-    return [path for path in _folders(folder) if contains_images(path)]
-
-
 def _layout(tree: _Tree) -> str:
     """ "classes" or "parts", by the names and contents of the folders.
 
     Raises:
         UserError: if both are possible, with the option for each.
     """
-    top = _full(tree.root)
+    top = tree.full(tree.root)
     parts = [folder for folder in top if part_named(folder.name)]
     others = [folder for folder in top if folder not in parts]
-    with_classes = [folder for folder in parts if _full(folder)]
+    with_classes = [folder for folder in parts if tree.full(folder)]
     if with_classes and others:
         raise _two_readings(
             tree,
@@ -122,8 +146,8 @@ def _layout(tree: _Tree) -> str:
     if parts and not others:
         raise _two_readings(
             tree,
-            f"{_listed(parts)} contain images, but no class folders",
-            f"is for class folders inside {_listed(parts)} (or list the images in a table: csv:FILE)",
+            f"{_listed(parts)} contain {tree.nouns}, but no class folders",
+            f"is for class folders inside {_listed(parts)} (or list the {tree.nouns} in a table: csv:FILE)",
             f"takes {_listed(parts)} as the classes",
         )
     _refuse_nested(tree, top)
@@ -132,12 +156,12 @@ def _layout(tree: _Tree) -> str:
 
 def _refuse_nested(tree: _Tree, top: Sequence[Path]) -> None:
     """Refuse folders that seem to contain parts, or the same classes again."""
-    inner = {folder: _full(folder) for folder in top}
+    inner = {folder: tree.full(folder) for folder in top}
     if not top:
         return
     if len(top) == 1 and inner[top[0]]:
         raise UserError(
-            f"{tree.what}: needs at least 2 class folders with images, found 1 ({_listed(top)}); "
+            f"{tree.what}: needs at least 2 class folders with {tree.nouns}, found 1 ({_listed(top)}); "
             f"did you mean folder:{shown(top[0])}?"
         )
     named = {normalized(f.name) for found in inner.values() for f in found if part_named(f.name)}
@@ -146,10 +170,14 @@ def _refuse_nested(tree: _Tree, top: Sequence[Path]) -> None:
             tree,
             f"{' and '.join(sorted(named))} are inside {_listed(top)}",
             "takes them as parts of the data set",
-            f"takes each of {_listed(top)} as one class with all images below it",
+            f"takes each of {_listed(top)} as one class with all {tree.nouns} below it",
         )
     common = set.intersection(*({normalized(f.name) for f in found} for found in inner.values()))
-    if len(top) > 1 and len(common) > 1 and not any(map(_direct_images, top)):
+    if (
+        len(top) > 1
+        and len(common) > 1
+        and not any(_has_files(folder, tree.medium) for folder in top)
+    ):
         again = _listed(sorted(common))
         raise _two_readings(
             tree,
@@ -178,8 +206,8 @@ def _classes(tree: _Tree) -> Iterator[_ClassFolder]:
         yield TRAIN, path.name, path
     if nested:
         tree.notes.append(
-            f"Sub-folders of the class folders ({nested}) are not classes of their own: all images below a "
-            "class folder belong to that class."
+            f"Sub-folders of the class folders ({nested}) are not classes of their own: all {tree.nouns} "
+            "below a class folder belong to that class."
         )
 
 
@@ -190,7 +218,7 @@ def _parts(tree: _Tree) -> Iterator[_ClassFolder]:
         UserError: if there is no training part, a part occurs twice, or it has no class folders.
     """
     here = tree.folders(tree.root)
-    found = [path for path in here if part_named(path.name) and contains_images(path)]
+    found = [path for path in here if part_named(path.name) and contains(path, tree.medium)]
     if not found:
         yield from _parts_inside(tree, here)
         return
@@ -220,16 +248,18 @@ def _class_folders(tree: _Tree, part: str, folder: Path) -> Iterator[Path]:
     """The class folders of a part; a test part without any has no labels and is skipped."""
     classes = _folders(folder)
     if not classes and part == TEST:
-        images = images_below(folder, tree.skipped)
+        images = files_below(folder, tree.skipped)
         tree.notes.append(
-            f"{tree.below(folder)} contains {len(images)} images without class folders: they have no labels "
-            "and are skipped."
+            f"{tree.below(folder)} contains {len(images)} {tree.nouns} without class folders: they have no "
+            "labels and are skipped."
         )
         return
     if not classes:
-        raise UserError(f"{tree.what}: {tree.below(folder)} contains images, but no class folders")
+        raise UserError(
+            f"{tree.what}: {tree.below(folder)} contains {tree.nouns}, but no class folders"
+        )
     for path in tree.folders(folder):
-        if part == TRAIN or contains_images(path):
+        if part == TRAIN or contains(path, tree.medium):
             yield path
 
 
@@ -260,13 +290,13 @@ def _read(tree: _Tree, found: Iterator[_ClassFolder]) -> list[tuple[str, str, li
             raise UserError(
                 f"{tree.what}: the name of class folder {shown(Path(name))!r} is not printable; rename it"
             )
-        before = len(tree.skipped.by_kind.get(NO_IMAGE, ()))
-        images = images_below(folder, tree.skipped)
+        before = len(tree.skipped.by_kind.get(tree.skipped.unread, ()))
+        images = files_below(folder, tree.skipped)
         if not images:
-            none = tree.skipped.by_kind.get(NO_IMAGE, [])[before:]
+            none = tree.skipped.by_kind.get(tree.skipped.unread, [])[before:]
             files = f", only {len(none)} files such as {shown(Path(none[0].name))}" if none else ""
             raise UserError(
-                f"{tree.what}: class folder {tree.below(folder)!r} contains no images{files}"
+                f"{tree.what}: class folder {tree.below(folder)!r} contains no {tree.nouns}{files}"
             )
         by_part.setdefault(part, {}).setdefault(normalized(name), []).extend(images)
     if len(by_part) > 1:
@@ -279,9 +309,10 @@ def _read(tree: _Tree, found: Iterator[_ClassFolder]) -> list[tuple[str, str, li
     ]
 
 
-def _direct_images(folder: Path) -> bool:
+def _has_files(folder: Path, medium: type[Medium]) -> bool:
+    """Whether there is an example in the folder itself."""
     _, files = list_folder(folder, SkippedFiles())
-    return any(map(is_image, files))
+    return any(map(medium.recognises, files))
 
 
 def _listed(names: Sequence[Path | str]) -> str:

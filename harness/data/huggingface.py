@@ -1,4 +1,4 @@
-"""Read image classification data sets of Hugging Face `datasets`."""
+"""Read classification data sets of images or sounds of Hugging Face `datasets`."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ from harness.data.columns import (
     named,
     quoted,
 )
-from harness.data.images import decode_image, read_header
+from harness.data.images import read_header
 from harness.data.labels import normalized, numbered_classes, numbered_groups
+from harness.data.media import Images, Medium, Sounds
 from harness.data.parts import PARTS, TRAIN, differences, official_parts, part_named
 from harness.data.target import Indices, Target, read_each
 from harness.inputs import Input
 
+FEATURES: dict[str, type[Medium]] = {"Image": Images, "Audio": Sounds}
+"""Types of columns with examples, by name."""
 BATCH = 256
 """Number of rows whose encoded images are in memory at a time."""
 
@@ -35,7 +38,7 @@ BATCH = 256
 @final
 @dataclass(frozen=True)
 class HubTarget(Target):
-    """Images in the columns of data sets, decoded in the same way as files.
+    """Examples in the columns of data sets, decoded in the same way as files.
 
     Attributes:
         parts: name and data set, with the encoded bytes of the images, of each part.
@@ -75,13 +78,13 @@ class HubTarget(Target):
                         yield _content(value, name), _suffix(value)
 
     def read(self, indices: Indices, form: Input) -> torch.Tensor:
-        def image(position: int) -> Any:
+        def example(position: int) -> Any:
             name = self.describe(position)
             _, rows = self.parts[self.which[position]]
             value = rows[int(self.where[position])][self.column]
-            return decode_image(_content(value, name), name, _suffix(value))
+            return self.medium.decode(_content(value, name), name, _suffix(value))
 
-        return read_each(image, indices, form)
+        return read_each(example, indices, form)
 
 
 def _content(value: Mapping[str, Any], name: str) -> bytes:
@@ -99,12 +102,13 @@ def _suffix(value: Mapping[str, Any]) -> str:
 
 
 def huggingface_target(path: str, options: Mapping[str, str]) -> Target:
-    """An image classification data set: a folder made by save_to_disk, a folder of Parquet files, or a name
-    on the hub.
+    """A data set of labelled images or sounds: a folder made by save_to_disk, a folder of Parquet files, or a
+    name on the hub.
 
     Args:
         path: path of the folder, or name on the hub.
-        options: "image", "label", "group": names of columns, needed if there are several candidates.
+        options: "image" or "audio", "label", "group": names of columns, needed if there are several
+            candidates. For sounds: "seconds", which is needed, and "rate" (see harness.data.media.Sounds).
 
     Raises:
         UserError: if it cannot be loaded, a column is ambiguous, or an image is missing.
@@ -112,7 +116,7 @@ def huggingface_target(path: str, options: Mapping[str, str]) -> Target:
     what = f"target hf:{path}"
     parts, notes = _parts(_loaded(path, what), what)
     features = next(iter(parts.values())).features
-    image = _image_column(features, options, what)
+    image, medium = _example_column(features, options, what)
     label, more = _label_column(features, [n for n in features if n != image], options, what)
     notes += more
     others = [name for name in features if name not in (image, label)]
@@ -143,6 +147,8 @@ def huggingface_target(path: str, options: Mapping[str, str]) -> Target:
         for part in set(part_of)
     }
     notes += [*own.notes, *(differences(by_part, what) if len(by_part) > 1 else ())]
+    presented, more = medium.of((), options, what)
+    notes += more
     values = _values(parts, others, part_of, where, group)
     notes += group_notes(values, [group])
     return HubTarget(
@@ -157,6 +163,7 @@ def huggingface_target(path: str, options: Mapping[str, str]) -> Target:
         official_val=own.val,
         groups=None if group is None else numbered_groups(values[group]),
         notes=tuple(notes),
+        medium=presented,
     )
 
 
@@ -198,17 +205,30 @@ def _parts(found: Any, what: str) -> tuple[dict[str, Any], list[str]]:
     return parts, notes
 
 
-def _image_column(features: Mapping[str, Any], options: Mapping[str, str], what: str) -> str:
-    columns = [name for name, kind in features.items() if type(kind).__name__ == "Image"]
-    if not columns:
-        raise UserError(f"{what}: needs an Image column; the columns are {quoted(list(features))}")
-    if "image" in options:
-        return named(options["image"], columns, what)
+def _example_column(
+    features: Mapping[str, Any], options: Mapping[str, str], what: str
+) -> tuple[str, type[Medium]]:
+    """The column of the examples, and their medium: images if there are any, else sounds."""
+    by_kind = {
+        kind: [name for name, found in features.items() if type(found).__name__ == kind]
+        for kind in FEATURES
+    }
+    kind = next((kind for kind in FEATURES if by_kind[kind]), "")
+    if "audio" in options and by_kind["Audio"]:
+        kind = "Audio"
+    if not kind:
+        raise UserError(
+            f"{what}: needs an Image or Audio column; the columns are {quoted(list(features))}"
+        )
+    columns, medium = by_kind[kind], FEATURES[kind]
+    option = {"Image": "image", "Audio": "audio"}[kind]
+    if option in options:
+        return named(options[option], columns, what), medium
     if len(columns) > 1:
         raise UserError(
-            f"{what}: any of {quoted(columns)} could be the image; name one, e.g. [image={columns[0]}]"
+            f"{what}: any of {quoted(columns)} could be the {option}; name one, e.g. [{option}={columns[0]}]"
         )
-    return columns[0]
+    return columns[0], medium
 
 
 def _label_column(
@@ -283,7 +303,6 @@ def _refuse_absent(rows: Any, column: str, kept: NDArray[np.bool_], what: str) -
 
 
 def _encoded(rows: Any, column: str) -> Any:
-    """The images as encoded bytes, without the other columns."""
-    import datasets
-
-    return rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    """The examples as encoded bytes, without the other columns."""
+    kind = type(rows.features[column])
+    return rows.select_columns([column]).cast_column(column, kind(decode=False))

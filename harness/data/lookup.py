@@ -13,7 +13,8 @@ from functools import cached_property
 from pathlib import Path
 
 from harness.core.errors import UserError
-from harness.data.images import image_suffixes, is_file, shown
+from harness.data.images import is_file, shown
+from harness.data.media import suffixes
 from harness.data.tree import is_hidden
 
 MOST_FILES = 500_000
@@ -126,7 +127,7 @@ class _Files:
         found: defaultdict[str, list[tuple[Path, list[str], int]]] = defaultdict(list)
         above = len(self.folder.absolute().parts)
         entered: set[str] = set()
-        count = 0
+        known, count = suffixes(), 0
         for root, folders, files in os.walk(self.folder, followlinks=True):
             folders[:] = sorted(name for name in folders if not is_hidden(name))
             if (real := os.path.realpath(root)) in entered or count > MOST_FILES:
@@ -141,7 +142,7 @@ class _Files:
                 key, (stem, suffix) = _key(name), os.path.splitext(name)
                 entry = (Path(root, name), [*keys, key], len(keys) + 1 - above)
                 found[key].append(entry)
-                if suffix.lower() in image_suffixes():
+                if suffix.lower() in known:
                     found[_key(stem)].append(entry)
         return found
 

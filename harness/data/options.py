@@ -13,9 +13,9 @@ from pathlib import Path
 from harness.core.errors import UserError
 
 OPTIONS = {
-    "folder": ("layout", "group"),
-    "csv": ("image", "label", "split", "group"),
-    "hf": ("image", "label", "group"),
+    "folder": ("layout", "group", "seconds", "rate"),
+    "csv": ("image", "audio", "label", "split", "group", "seconds", "rate"),
+    "hf": ("image", "audio", "label", "group", "seconds", "rate"),
 }
 """Options by kind of target."""
 

@@ -8,23 +8,27 @@ import torch
 
 from harness.core.spec import derive_seed
 from harness.data.splits import Examples
+from harness.data.target import Target
 
 IMBALANCE = 10.0
 
 
-def shifted(examples: Examples, name: str) -> Examples:
+def shifted(examples: Examples, name: str, target: Target) -> Examples:
     """The test examples under one shift; the result is the same in every trial.
 
     Args:
         examples: n test examples.
         name: "label_shift" (a subset in which the first class is ten times as frequent as the last, the
             others in between on a geometric scale), or a corruption of their kind of input (see
-            harness.inputs.corruptions).
+            harness.inputs).
+        target: the target that they are from.
     """
     generator = torch.Generator().manual_seed(derive_seed("shift", name, len(examples.labels)))
     if name == "label_shift":
         return _label_shift(examples, generator)
-    corrupted = examples.form.corrupted(examples.tensor, name, generator)
+    corrupted = examples.form.corrupted(
+        examples.tensor, name, generator, lambda form: target.read(examples.index, form)
+    )
     return replace(examples, values=corrupted)
 
 

@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 from harness.core.errors import UserError
 from harness.core.folds import Fold
 from harness.core.spec import TrialSpec, derive_seed
-from harness.core.versions import versions
 from harness.data.cached import Cache, CachedView, CacheFull
 from harness.data.folds import validation_fold
 from harness.data.groups import grouped_parts, grouped_test
-from harness.data.images import DECODING
 from harness.data.target import Indices, Target
 from harness.data.targets import load_target
 from harness.inputs import Input
@@ -110,8 +108,9 @@ def split_indices(target: Target, spec: TrialSpec) -> SplitIndices:
         found = _fold_parts(members, is_test, is_val, target, spec, streams)
     else:
         found = [_split_class(own, is_test, is_val, spec, streams) for own in members]
+    noun = target.medium.noun
     too_small = [
-        f"class {name!r} has {len(own)} images, too few for {part}"
+        f"class {name!r} has {len(own)} {noun}s, too few for {part}"
         for name, own, part in zip(target.classes, members, found, strict=True)
         if isinstance(part, str)
     ]
@@ -119,7 +118,7 @@ def split_indices(target: Target, spec: TrialSpec) -> SplitIndices:
         more = f" (and {len(too_small) - 5} more classes)" if len(too_small) > 5 else ""
         advice = "lower shots, val_shots or test_shots, or " if spec.exact_shots else ""
         raise UserError(
-            f"target {spec.target}: {'; '.join(too_small[:5])}{more} ({advice}add images, or leave the "
+            f"target {spec.target}: {'; '.join(too_small[:5])}{more} ({advice}add {noun}s, or leave the "
             "class out with [classes=...])"
         )
     chosen = [part for part in found if not isinstance(part, str)]
@@ -297,9 +296,8 @@ def read_examples(
     key = {
         "what": f"{source.name} as {form}",
         "target": source.key,
-        "decoding": DECODING,
+        **source.medium.key(),
         **form.key(),
-        **versions("pillow"),
     }
     try:
         rows = cache.array(key, len(source.labels), form.shape, form.dtype)

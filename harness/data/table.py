@@ -1,4 +1,4 @@
-"""Read a table with one row per image: CSV with any usual separator and encoding, or Parquet."""
+"""Read a table with one row per image or sound: CSV with any usual separator and encoding, or Parquet."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from harness.data.columns import choose, group_notes, missing, simplified
 from harness.data.images import is_file, shown
 from harness.data.labels import normalized, numbered_classes, numbered_groups
 from harness.data.lookup import find_images
+from harness.data.media import kind_of
 from harness.data.parts import TEST, TRAIN, differences, official_parts, part_named
 from harness.data.target import FileTarget, Target
 
@@ -35,11 +36,12 @@ Columns = dict[str, list[str]]
 
 
 def table_target(path: str, options: Mapping[str, str]) -> Target:
-    """The images of a table.
+    """The images or sounds of a table.
 
     Args:
         path: path of the table.
-        options: "image", "label", "split", "group": names of columns, if they are not the usual ones.
+        options: "image" or "audio", "label", "split", "group": names of columns, if they are not the usual
+            ones. For sounds: "seconds", "rate" (see harness.data.media.Sounds).
 
     Raises:
         UserError: if the table cannot be read, a column is ambiguous, an image is missing, or two rows have
@@ -56,6 +58,9 @@ def table_target(path: str, options: Mapping[str, str]) -> Target:
         chosen[role], more = choose(role, there, options, what)
         notes += more
     image, label = chosen["image"], chosen["label"]
+    if image is None or "audio" in options:
+        image, more = choose("audio", there, options, what)
+        notes += more
     if image is None or label is None:
         raise missing("image" if image is None else "label", there, what)
     images, labels = columns[image], columns[label]
@@ -72,6 +77,7 @@ def table_target(path: str, options: Mapping[str, str]) -> Target:
     paths, more = find_images(images, hints, file.parent, what)
     notes += more
     _refuse_double(paths, what)
+    medium, presented = kind_of(paths).of(paths, options, what)
     names = np.array(classes, dtype=object)[positions]
     own = official_parts(parts, what)
     by_part = {part: names[np.array(parts) == part] for part in dict.fromkeys(parts)}
@@ -85,7 +91,8 @@ def table_target(path: str, options: Mapping[str, str]) -> Target:
         paths,
         official_val=own.val,
         groups=None if group is None else numbered_groups([columns[group][i] for i in kept]),
-        notes=(*notes, *group_notes(columns, list(chosen.values()))),
+        notes=(*notes, *presented, *group_notes(columns, list(chosen.values()))),
+        medium=medium,
     )
 
 

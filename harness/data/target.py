@@ -1,4 +1,4 @@
-"""Labelled image data sets: labels are loaded at once, images on demand."""
+"""Labelled data sets: labels are loaded at once, examples on demand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from PIL import Image
 
 from harness.core.errors import UserError
 from harness.data.checksums import checksums
-from harness.data.images import open_image, shown, to_rgb
+from harness.data.images import shown, to_rgb
+from harness.data.media import IMAGES, Medium
 from harness.inputs import Input, Pixels
 
 Indices = NDArray[np.int64]
@@ -26,7 +27,7 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Target(ABC):
-    """A labelled image data set whose images are read on demand.
+    """A labelled data set whose examples are read on demand.
 
     Attributes:
         name: short name for people; the split depends on `identity`.
@@ -37,6 +38,7 @@ class Target(ABC):
         groups: (n,) number of each image's group (patient, sequence, product); images of one group stay in
             one part of every split. None if there are no groups.
         notes: how the files were read and which were skipped, one sentence each.
+        medium: what the examples are.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Target(ABC):
     official_val: NDArray[np.bool_] | None = field(default=None, kw_only=True)
     groups: Indices | None = field(default=None, kw_only=True)
     notes: tuple[str, ...] = field(default=(), kw_only=True)
+    medium: Medium = field(default=IMAGES, kw_only=True)
 
     def describe(self, position: int) -> str:
         """A name of an image for messages: its file if there is one."""
@@ -94,17 +97,6 @@ class Target(ABC):
         """(len(indices), *form.shape): the examples at these positions, in that form."""
 
 
-def as_pixels(form: Input) -> Pixels:
-    """The form in which images are read, which must be pixels.
-
-    Raises:
-        UserError: if it is another kind of input.
-    """
-    if not isinstance(form, Pixels):
-        raise UserError(f"images cannot be read as {form}; use a backbone that takes images")
-    return form
-
-
 @final
 @dataclass(frozen=True)
 class ArrayTarget(Target):
@@ -118,13 +110,14 @@ class ArrayTarget(Target):
     def read(self, indices: Indices, form: Input) -> torch.Tensor:
         images = torch.from_numpy(self.images[indices])
         images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
-        return as_pixels(form).square(images).expand(-1, 3, -1, -1).contiguous()
+        assert isinstance(form, Pixels)
+        return form.square(images).expand(-1, 3, -1, -1).contiguous()
 
 
 @final
 @dataclass(frozen=True)
 class FileTarget(Target):
-    """Images in files, decoded on demand."""
+    """Examples in files, decoded on demand."""
 
     paths: tuple[Path, ...]
 
@@ -145,7 +138,7 @@ class FileTarget(Target):
         return np.frombuffer(b"".join(found), np.uint8).reshape(len(indices), 32)
 
     def read(self, indices: Indices, form: Input) -> torch.Tensor:
-        return read_each(lambda i: open_image(self.paths[i]), indices, form)
+        return read_each(lambda i: self.medium.open(self.paths[i]), indices, form)
 
 
 @final
@@ -160,9 +153,9 @@ class TorchvisionTarget(Target):
         return [np.asarray(self._image(i)).tobytes() for i in range(0, len(self.labels), 997)]
 
     def read(self, indices: Indices, form: Input) -> torch.Tensor:
-        pixels, out = as_pixels(form), form.blank(len(indices))
+        out = form.blank(len(indices))
         for row, i in enumerate(indices):
-            out[row] = pixels.row(to_rgb(self._image(int(i)), f"{self.name}[{i}]"))
+            out[row] = form.row(to_rgb(self._image(int(i)), f"{self.name}[{i}]"))
         return out
 
     def _image(self, index: int) -> Image.Image:
@@ -174,26 +167,25 @@ class TorchvisionTarget(Target):
         raise IndexError(index)
 
 
-def read_each(image: Callable[[int], Image.Image], indices: Indices, form: Input) -> torch.Tensor:
-    """Read images one by one, in threads; see `Target.read`.
+def read_each(example: Callable[[int], Any], indices: Indices, form: Input) -> torch.Tensor:
+    """Read examples one by one, in threads; see `Target.read`.
 
     Args:
-        image: returns the RGB image at a position.
-        indices: positions of the images.
+        example: returns the decoded example at a position.
+        indices: positions of the examples.
         form: the form in which they are read.
 
     Raises:
-        UserError: naming the first images that cannot be read.
+        UserError: naming the first ones that cannot be read.
     """
-    pixels = as_pixels(form)
 
     def one(i: int) -> torch.Tensor | UserError:
         try:
-            return pixels.row(image(i))
+            return form.row(example(i))
         except UserError as error:
             return error
 
-    # Pillow and torch release the GIL while they decode and resize.
+    # The libraries release the GIL while they decode and resize.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         read = list(pool.map(one, indices))
     if broken := [found for found in read if isinstance(found, UserError)]:

@@ -1,4 +1,4 @@
-"""Find the images below a folder, and report the files that are skipped."""
+"""Find the examples below a folder, and report the files that are skipped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.core.errors import UserError, first_line
-from harness.data.images import is_image, shown
+from harness.data.images import shown
+from harness.data.media import Images, Medium
 
 SYSTEM = frozenset(
     (
@@ -23,9 +24,15 @@ SHOWN = 3
 
 @dataclass
 class SkippedFiles:
-    """Skipped files and folders by kind."""
+    """Skipped files and folders by kind, where the others are examples of a medium."""
 
+    medium: type[Medium] = Images
     by_kind: dict[str, list[Path]] = field(default_factory=dict)
+
+    @property
+    def unread(self) -> str:
+        """The kind of the files that are no examples."""
+        return f"not readable as {self.medium.noun}s"
 
     def add(self, kind: str, path: Path) -> None:
         """Add one of that kind."""
@@ -36,44 +43,43 @@ class SkippedFiles:
         for kind, paths in self.by_kind.items():
             more = ", ..." if len(paths) > SHOWN else ""
             names = ", ".join(shown(_below(path, root)) for path in sorted(paths)[:SHOWN])
-            count = _suffixes(paths) if kind == NO_IMAGE else len(paths)
+            count = _suffixes(paths) if kind == self.unread else len(paths)
             yield f"Skipped, {kind}: {count} ({names}{more})."
 
 
 HIDDEN = "hidden or created by the operating system"
-NO_IMAGE = "not readable as images"
 NOT_A_FILE = "broken or circular links, pipes and devices"
 
 
-def images_below(folder: Path, skipped: SkippedFiles) -> list[Path]:
-    """The images in a folder and its sub-folders, sorted.
+def files_below(folder: Path, skipped: SkippedFiles) -> list[Path]:
+    """The examples in a folder and its sub-folders, sorted.
 
     Links to files and folders are followed, but no folder is entered twice.
 
     Raises:
         UserError: if a folder cannot be read.
     """
-    return sorted(_images(folder, skipped, {_real(folder)}))
+    return sorted(_files(folder, skipped, {_real(folder)}))
 
 
-def contains_images(folder: Path) -> bool:
-    """Whether there is an image in a folder or below it."""
-    return next(_images(folder, SkippedFiles(), {_real(folder)}), None) is not None
+def contains(folder: Path, medium: type[Medium]) -> bool:
+    """Whether there is an example of that medium in a folder or below it."""
+    return next(_files(folder, SkippedFiles(medium), {_real(folder)}), None) is not None
 
 
-def _images(folder: Path, skipped: SkippedFiles, entered: set[Path]) -> Iterator[Path]:
+def _files(folder: Path, skipped: SkippedFiles, entered: set[Path]) -> Iterator[Path]:
     folders, files = list_folder(folder, skipped)
     for path in files:
-        if is_image(path):
+        if skipped.medium.recognises(path):
             yield path
         else:
-            skipped.add(NO_IMAGE, path)
+            skipped.add(skipped.unread, path)
     for path in folders:
         if (real := _real(path)) in entered:
             skipped.add(NOT_A_FILE, path)
         else:
             entered.add(real)
-            yield from _images(path, skipped, entered)
+            yield from _files(path, skipped, entered)
 
 
 def list_folder(folder: Path, skipped: SkippedFiles) -> tuple[list[Path], list[Path]]:

@@ -32,7 +32,7 @@ def draw(report: DataSetReport) -> Image.Image:
         top = GAP + label * step
         name = _shortened(report.target.classes[label], pen, font)
         pen.text((GAP, top + 26), name, "black", font)
-        pen.text((GAP, top + 48), f"{report.counts[label]} images", "#555555", font)
+        pen.text((GAP, top + 48), f"{report.counts[label]} {report.nouns}", "#555555", font)
         members = np.flatnonzero(labels == label)
         spread = np.unique(np.linspace(0, len(members) - 1, PER_CLASS).round().astype(int))
         for column, at in enumerate(members[spread] if len(members) else ()):
@@ -74,7 +74,8 @@ def page(
     """
     title = html.escape(report.target.name)
     has_test = report.test_counts is not None
-    head = "<tr><th>class<th>images" + ("<th>official test images" if has_test else "")
+    head = f"<tr><th>class<th>{report.nouns}"
+    head += f"<th>official test {report.nouns}" if has_test else ""
     rows = [
         f"<tr><td>{html.escape(name)}<td>{report.counts[i]}"
         + (f"<td>{report.test_counts[i]}" if report.test_counts is not None else "")

@@ -18,8 +18,10 @@ from harness.data import Examples, Leak, Target, find_leaks, load_target
 from harness.data.checksums import checksums
 from harness.data.huggingface import HubTarget
 from harness.data.images import image_suffixes, open_header
+from harness.data.media import Images
+from harness.data.sounds import read_header
 from harness.data.target import ArrayTarget, FileTarget, Indices
-from harness.inputs import Pixels
+from harness.inputs import Input, Pixels
 
 MOST_DECODED = 3000
 """Largest number of images that are decoded to find broken images and duplicates. Headers are read, and files
@@ -109,6 +111,11 @@ class DataSetReport:
         return names
 
     @property
+    def nouns(self) -> str:
+        """What the examples are called."""
+        return f"{self.target.medium.noun}s"
+
+    @property
     def short_side(self) -> int | None:
         """Median of the shorter sides in pixels."""
         sides = [min(w, h) for (w, h, _), n in self.shapes.items() for _ in range(n)]
@@ -126,20 +133,21 @@ def inspect_target(name: str) -> DataSetReport:
     classes = len(target.classes)
     test = None if official is None else np.bincount(labels[official], minlength=classes)
     files = {i: path for i in range(len(labels)) if (path := _file(target, i)) is not None}
-    shapes, misnamed, broken = _headers(files)
+    images = isinstance(target.medium, Images)
+    shapes, misnamed, broken = _headers(files) if images else (Counter(), {}, _unreadable(files))
     whole = np.array([i for i in _some(target) if str(files.get(int(i))) not in broken], np.int64)
-    thumbnails = list(_thumbnails(target, whole, broken))
+    form = target.medium.form(THUMBNAIL)
+    thumbnails = list(_thumbnails(target, whole, form, broken))
     if not thumbnails:
         file, why = next(iter(broken.items()))
-        raise UserError(f"target {name}: no image can be read, the first is {file}: {why}")
+        noun = target.medium.noun
+        raise UserError(f"target {name}: no {noun} can be read, the first is {file}: {why}")
     seen = np.array([i for i, _ in thumbnails], np.int64)
     pixels = torch.stack([p for _, p in thumbnails])
     same = _same_files(files)
     duplicates = [
         leak
-        for leak in _duplicates(
-            Examples(pixels, torch.from_numpy(labels[seen]), seen, THUMBNAIL), same
-        )
+        for leak in _duplicates(Examples(pixels, torch.from_numpy(labels[seen]), seen, form), same)
         if target.groups is None or len({*target.groups[list(leak.positions)]}) > 1
     ]
     leaks = tuple(_across(duplicates, given_parts(target)))
@@ -147,7 +155,7 @@ def inspect_target(name: str) -> DataSetReport:
         height, width = target.images.shape[1:3]
         mode = "L" if target.images.ndim == 3 else "RGB"
         shapes[width, height, mode] = len(labels)
-    if isinstance(target, HubTarget):
+    if images and isinstance(target, HubTarget):
         shapes = target.shapes()
     return DataSetReport(
         name=name,
@@ -191,6 +199,16 @@ def _headers(
     return shapes, misnamed, broken
 
 
+def _unreadable(files: dict[int, Path]) -> dict[str, str]:
+    """The files without a header of a sound, or without samples."""
+    found = {path: read_header(path) for path in files.values()}
+    return {
+        str(path): "not readable as a sound" if header is None else "no samples"
+        for path, header in found.items()
+        if header is None or not header.seconds
+    }
+
+
 def _some(target: Target) -> Indices:
     """At most MOST_DECODED positions: the same share of every class, evenly spaced."""
     share = min(1.0, MOST_DECODED / len(target.labels))
@@ -203,17 +221,17 @@ def _some(target: Target) -> Indices:
 
 
 def _thumbnails(
-    target: Target, positions: Indices, broken: dict[str, str]
+    target: Target, positions: Indices, form: Input, broken: dict[str, str]
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """The images that can be read; the others are added to `broken`."""
     for start in range(0, len(positions), 64):
         some = positions[start : start + 64]
         try:
-            yield from zip(some.tolist(), target.read(some, THUMBNAIL), strict=True)
+            yield from zip(some.tolist(), target.read(some, form), strict=True)
         except UserError:  # at least one is broken: read them one by one
             for i in some:
                 try:
-                    yield int(i), target.read(np.array([i]), THUMBNAIL)[0]
+                    yield int(i), target.read(np.array([i]), form)[0]
                 except UserError as error:
                     broken[target.describe(int(i))] = str(error)
 

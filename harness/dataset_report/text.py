@@ -39,18 +39,18 @@ def _counts(report: DataSetReport) -> Iterator[str]:
         official += f" and {report.target.official_val.sum()} a validation set"
     spread = f"{counts[low]} ({names[low]}) to {counts[high]} ({names[high]})"
     spread = spread if counts[low] < counts[high] else str(counts[low])
-    yield f"{len(names)} classes, {counts.sum()} images{official}: {spread} per class."
+    yield f"{len(names)} classes, {counts.sum()} {report.nouns}{official}: {spread} per class."
     if counts[high] >= IMBALANCED * counts[low]:
         yield (
             f"The classes are imbalanced: the largest has {counts[high] / counts[low]:.0f} times as many "
-            "images as the smallest. All images are used, so accuracy depends mostly on the large classes "
+            f"{report.nouns} as the smallest. All are used, so accuracy depends mostly on the large classes "
             "(metric='balanced_accuracy' counts all classes equally, exact_shots=True takes the same number "
             "from each class, X[classes=A+B] selects classes)."
         )
     if small := [names[i] for i in np.flatnonzero(counts < LEAST)]:
-        yield f"Classes with fewer than {LEAST} images: {', '.join(small)}."
+        yield f"Classes with fewer than {LEAST} {report.nouns}: {', '.join(small)}."
     if report.test_counts is not None and (empty := np.flatnonzero(report.test_counts == 0)).size:
-        yield f"Classes without official test images: {', '.join(names[i] for i in empty)}."
+        yield f"Classes without official test {report.nouns}: {', '.join(names[i] for i in empty)}."
 
 
 def _groups(report: DataSetReport) -> Iterator[str]:
@@ -58,7 +58,7 @@ def _groups(report: DataSetReport) -> Iterator[str]:
     if target.groups is not None:
         sizes = np.unique(target.groups, return_counts=True)[1]
         yield (
-            f"{len(sizes)} groups of {span(sizes)} images: all images of a group are in the same part of a "
+            f"{len(sizes)} groups of {span(sizes)} {report.nouns}: all of a group are in the same part of a "
             "split."
         )
         if torn := describe_groups(target):
@@ -72,14 +72,14 @@ def _groups(report: DataSetReport) -> Iterator[str]:
                 else f"names such as {PurePosixPath(names[0]).name}"
             )
             yield (
-                f"The {like} suggest groups (patients, sequences, products). To put all images of a group "
-                f"into the same part of a split, write {_with_option(report.name, 'group', pattern)}."
+                f"The {like} suggest groups (patients, sequences, products). To put all {report.nouns} of a "
+                f"group into the same part of a split, write {_with_option(report.name, 'group', pattern)}."
             )
     own = target.groups is None and ":" in report.name
     if own and (alike := _alike(report)) >= ALIKE * len(report.decoded):
         yield (
-            f"{alike} images are near duplicates of another image of their class. If they show the same "
-            "object or are frames of one sequence, define groups (folder:PATH[group=REGEX] or a column "
+            f"{alike} {report.nouns} are near duplicates of another one of their class. If they show the "
+            "same object or are frames of one sequence, define groups (folder:PATH[group=REGEX] or a column "
             "`group`); otherwise test accuracy is too high."
         )
 
@@ -133,11 +133,13 @@ def _shapes(report: DataSetReport) -> Iterator[str]:
 
 def _files(report: DataSetReport) -> Iterator[str]:
     if report.broken:
-        yield f"Images that cannot be read: {_few([report.short(p) for p in report.broken])}."
+        broken = [report.short(path) for path in report.broken]
+        yield f"{report.nouns.capitalize()} that cannot be read: {_few(broken)}."
     flat = report.thumbnails.flatten(1)
     if len(blank := np.flatnonzero((flat.amin(1) == flat.amax(1)).numpy())):
         shown = [report.at(int(i)) for i in report.decoded[blank]]
-        yield f"Images that are uniformly black, white or grey: {_few(shown)}."
+        uniform = "silent" if report.nouns == "sounds" else "uniformly black, white or grey"
+        yield f"{report.nouns.capitalize()} that are {uniform}: {_few(shown)}."
     if report.misnamed:
         shown = [f"{report.short(path)} is {kind}" for path, kind in report.misnamed.items()]
         yield f"Images whose format differs from their suffix: {_few(shown)}."
@@ -151,8 +153,8 @@ def _duplicates(report: DataSetReport) -> Iterator[str]:
     near = [leak for leak in report.duplicates if not _same(report, leak)]
     if near:
         yield (
-            "Pairs of images that are identical (=) or near duplicates (~; correlation of small grey copies "
-            f"at least 0.99): {_few([_pair(report, leak) for leak in near])}."
+            f"Pairs of {report.nouns} that are identical (=) or near duplicates (~; correlation of small "
+            f"grey copies at least 0.99): {_few([_pair(report, leak) for leak in near])}."
         )
     crossing = [
         leak for leak in report.duplicates if len(set(target.labels[list(leak.positions)])) > 1
@@ -164,14 +166,14 @@ def _duplicates(report: DataSetReport) -> Iterator[str]:
         )
     if report.leaks:
         yield (
-            "LEAKAGE: identical images or near duplicates in different official parts: "
+            f"LEAKAGE: identical {report.nouns} or near duplicates in different official parts: "
             f"{_few([_pair(report, leak) for leak in report.leaks])}; remove them from one part, otherwise "
             "test accuracy is too high."
         )
     if len(report.decoded) < len(target.labels) and len(target.labels) > MOST_DECODED:
         yield (
-            f"{len(report.decoded)} of {len(target.labels)} images were decoded to look for broken images "
-            "and duplicates."
+            f"{len(report.decoded)} of {len(target.labels)} {report.nouns} were decoded to look for broken "
+            "ones and duplicates."
         )
 
 

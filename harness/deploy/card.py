@@ -10,10 +10,12 @@ from huggingface_hub import EvalResult, ModelCardData
 from scipy.stats import binomtest
 
 from harness.core.selection import METRICS
+from harness.data.media import medium_of
 from harness.deploy.int8 import INT8
 from harness.deploy.model import WEIGHTS
 from harness.deploy.onnx import FILE
 from harness.deploy.use import RUNTIMES
+from harness.inputs import described
 from harness.tracking.results import StudyResult
 
 SHOWN = 20
@@ -60,8 +62,9 @@ def loading(about: Mapping[str, Any]) -> str:
 def _metadata(about: Mapping[str, Any]) -> ModelCardData:
     library = next((name for name in ("timm", "torchvision") if name in about), "pytorch")
     target = about["trial"]["target"]
+    task = medium_of(described(about["preprocessing"])).task
     accuracy = EvalResult(
-        task_type="image-classification",
+        task_type=task,
         dataset_type=target,
         dataset_name=target,
         dataset_split="test",
@@ -70,8 +73,8 @@ def _metadata(about: Mapping[str, Any]) -> ModelCardData:
     )
     return ModelCardData(
         library_name=library,
-        pipeline_tag="image-classification",
-        tags=["image-classification", "transfer-learning", library],
+        pipeline_tag=task,
+        tags=[task, "transfer-learning", library],
         metrics=["accuracy"],
         model_name=about["study"],
         eval_results=[accuracy],
@@ -87,14 +90,15 @@ def _values(about: Mapping[str, Any], study: StudyResult) -> dict[str, Any]:
         for name in chosen.repeats[0].run.metrics
         if name.startswith("test_accuracy.")
     }
-    names = about["classes"]
+    names, form = about["classes"], described(about["preprocessing"])
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return {
         "about": about,
         "calibration": about["calibration"],
         "classes": _cell(", ".join(names[:SHOWN]) + more),
         "loading": loading(about),
-        "size": about["preprocessing"]["resolution"],
+        "preparation": form.in_words(),
+        "noun": medium_of(form).noun,
         "parts": [
             (part, count, _per_class(about["images_per_class"][part]))
             for part, count in about["images"].items()

@@ -34,7 +34,7 @@ from harness.backbones import (
     separate,
 )
 from harness.core.errors import UserError, first_line
-from harness.data.target import FileTarget
+from harness.data.media import Medium, medium_of
 from harness.inputs import Input, described
 from harness.training.features import FittedClassifier
 
@@ -70,6 +70,11 @@ class Model:
         """The kind of input of the network."""
         return described(self.about["preprocessing"])
 
+    @property
+    def medium(self) -> Medium:
+        """What the model classifies."""
+        return medium_of(self.form)
+
     def prepare(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows of the network's input -> its argument, in contiguous memory order."""
         return self.form.preparation(CPU, torch.contiguous_format)(rows)
@@ -90,8 +95,7 @@ class Model:
         Raises:
             UserError: naming the file, if it cannot be read.
         """
-        one = FileTarget(path.name, ("",), np.zeros(1, np.int64), None, (path,))
-        return one.read(np.zeros(1, np.int64), self.form)[0]
+        return self.form.row(self.medium.open(path))
 
 
 def plain_network(backbone: Backbone, classifier: FittedClassifier | None) -> nn.Module:

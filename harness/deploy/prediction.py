@@ -10,7 +10,8 @@ import torch
 
 from harness.core.errors import UserError
 from harness.data.images import is_folder
-from harness.data.tree import SkippedFiles, images_below
+from harness.data.media import Medium
+from harness.data.tree import SkippedFiles, files_below
 from harness.deploy.model import Model
 
 BATCH = 32
@@ -65,14 +66,14 @@ def _read(model: Model, paths: Sequence[Path]) -> tuple[torch.Tensor, dict[Path,
     return torch.stack(read) if read else torch.empty(0), problems
 
 
-def image_files(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
-    """Files as they are, folders as the images below them, and what is passed over there."""
+def example_files(paths: Iterable[Path], medium: type[Medium]) -> tuple[list[Path], list[str]]:
+    """Files as they are, folders as the examples below them, and what is passed over there."""
     found: list[Path] = []
     notes: list[str] = []
     for path in paths:
         if is_folder(path):
-            skipped = SkippedFiles()
-            found += images_below(path, skipped)
+            skipped = SkippedFiles(medium)
+            found += files_below(path, skipped)
             notes += skipped.notes(path)
         else:
             found.append(path)

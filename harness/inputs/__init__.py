@@ -14,9 +14,11 @@ from typing import Any
 
 from harness.inputs.augment import Augment
 from harness.inputs.base import Input
+from harness.inputs.mel import Mel
 from harness.inputs.pixels import Pixels
+from harness.inputs.spectrogram import Spectrogram
 
-__all__ = ["Augment", "Input", "Pixels", "described"]
+__all__ = ["Augment", "Input", "Pixels", "Spectrogram", "described"]
 
 
 def described(settings: Mapping[str, Any]) -> Input:
@@ -25,4 +27,9 @@ def described(settings: Mapping[str, Any]) -> Input:
     Raises:
         KeyError, TypeError: if the settings are not complete.
     """
-    return Pixels(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+    rest: dict[str, Any] = dict(settings)
+    kind, mel, seconds = (rest.pop(name, None) for name in ("kind", "mel", "seconds"))
+    pixels = Pixels(**{k: tuple(v) if isinstance(v, list) else v for k, v in rest.items()})
+    if kind == "spectrogram":
+        return Spectrogram(pixels, Mel(**mel), float(seconds))
+    return pixels

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 T = TypeVar("T")
+AUGMENTATIONS = ("none", "flip_crop", "rotation", "trivial", "rand", "mixup", "cutmix")
 Vary = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 """n rows -> the same number of varied rows, each independent of the others."""
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 
+from harness.core.errors import UserError
 from harness.inputs.augment import Augment
 
 Prepare = Callable[[torch.Tensor], torch.Tensor]
@@ -25,9 +26,12 @@ class Input(ABC):
 
     Attributes:
         dtype: type of the rows.
+        augmentations, corruptions: names that `augmentation` and `corrupted` take.
     """
 
     dtype: ClassVar[torch.dtype] = torch.uint8
+    augmentations: ClassVar[tuple[str, ...]]
+    corruptions: ClassVar[tuple[str, ...]]
 
     @property
     @abstractmethod
@@ -41,6 +45,10 @@ class Input(ABC):
     @abstractmethod
     def key(self) -> dict[str, str]:
         """Everything that determines the row of a given example."""
+
+    @abstractmethod
+    def row(self, example: Any) -> torch.Tensor:
+        """The row of a decoded example, such as an image of Pillow."""
 
     @abstractmethod
     def preparation(self, device: torch.device, layout: torch.memory_format) -> Prepare:
@@ -77,12 +85,45 @@ class Input(ABC):
         """
 
     @abstractmethod
-    def corrupted(self, rows: torch.Tensor, name: str, generator: torch.Generator) -> torch.Tensor:
-        """Rows of examples altered by the corruption of that name, as in TrialSpec.shifts."""
+    def corrupted(
+        self,
+        rows: torch.Tensor,
+        name: str,
+        generator: torch.Generator,
+        read: Callable[[Input], torch.Tensor],
+    ) -> torch.Tensor:
+        """Rows of corrupted examples.
+
+        Args:
+            rows: (n, *shape) rows of the examples.
+            name: name of the corruption, as in TrialSpec.shifts.
+            generator: source of all random numbers.
+            read: reads the same examples in another form, for corruptions that come before it.
+        """
+
+    def check(self, augment: str, corruptions: Iterable[str]) -> None:
+        """Check that these policies exist for this kind of input.
+
+        Raises:
+            UserError: naming those that do.
+        """
+        if augment not in self.augmentations:
+            raise UserError(
+                f"augment {augment!r} is not for {self}; use {', '.join(self.augmentations)}"
+            )
+        for name in corruptions:
+            if name not in (*self.corruptions, "label_shift"):
+                raise UserError(
+                    f"shift {name!r} is not for {self}; use {', '.join(self.corruptions)} or label_shift"
+                )
 
     @abstractmethod
     def thumbnails(self, rows: torch.Tensor) -> torch.Tensor:
         """(n, d) coarse copies as floats, by whose correlation near duplicates are found."""
+
+    @abstractmethod
+    def in_words(self) -> str:
+        """How an example is prepared, in Markdown, for use of an exported model without the harness."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

@@ -6,9 +6,12 @@ import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as tvf
 
+from harness.core.spec import SHIFTS
+
 NOISE_SD = 0.15
 CONTRAST = 0.3
 PATCHES = 4
+CORRUPTIONS = tuple(name for name in SHIFTS if name != "label_shift")
 
 
 def corrupt_images(images: torch.Tensor, name: str, generator: torch.Generator) -> torch.Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from PIL import Image
@@ -12,9 +13,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
 from harness.core.versions import versions
-from harness.inputs.augment import Augment, image_augmentation
+from harness.inputs.augment import AUGMENTATIONS, Augment, image_augmentation
 from harness.inputs.base import Input, Prepare
-from harness.inputs.corruptions import corrupt_images
+from harness.inputs.corruptions import CORRUPTIONS, corrupt_images
 
 
 @final
@@ -33,6 +34,9 @@ class Pixels(Input):
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
+    augmentations: ClassVar[tuple[str, ...]] = AUGMENTATIONS
+    corruptions: ClassVar[tuple[str, ...]] = CORRUPTIONS
+
     @property
     def shape(self) -> tuple[int, ...]:
         return 3, self.resolution, self.resolution
@@ -50,9 +54,17 @@ class Pixels(Input):
         cropped: torch.Tensor = tvf.center_crop(resized, [self.resolution, self.resolution])
         return cropped
 
-    def row(self, image: Image.Image) -> torch.Tensor:
-        """(3, s, s) uint8 of an RGB image."""
-        return self.square(tvf.pil_to_tensor(image))
+    def stretched(self, images: torch.Tensor) -> torch.Tensor:
+        """(..., h, w) images with both sides resized to the resolution."""
+        mode = v2.InterpolationMode(self.interpolation)
+        sides = [self.resolution, self.resolution]
+        resized: torch.Tensor = tvf.resize(images, sides, interpolation=mode, antialias=True)
+        return resized
+
+    def row(self, example: Any) -> torch.Tensor:
+        """(3, s, s) uint8 of an RGB image of Pillow."""
+        assert isinstance(example, Image.Image)
+        return self.square(tvf.pil_to_tensor(example))
 
     def preparation(self, device: torch.device, layout: torch.memory_format) -> Prepare:
         mean, std = (
@@ -70,12 +82,32 @@ class Pixels(Input):
     def augmentation(self, name: str, num_classes: int) -> Augment:
         return image_augmentation(name, num_classes)
 
-    def corrupted(self, rows: torch.Tensor, name: str, generator: torch.Generator) -> torch.Tensor:
+    def corrupted(
+        self,
+        rows: torch.Tensor,
+        name: str,
+        generator: torch.Generator,
+        read: Callable[[Input], torch.Tensor],
+    ) -> torch.Tensor:
         return corrupt_images(rows, name, generator)
 
     def thumbnails(self, rows: torch.Tensor) -> torch.Tensor:
         """Grey, 16 x 16."""
         return F.interpolate(rows.float().mean(1, keepdim=True), (16, 16), mode="area").flatten(1)
+
+    def in_words(self) -> str:
+        side = self.resolution
+        return (
+            f"An image in RGB is resized so that its shorter side has {side} px ({self.interpolation}), cut "
+            f"to the centre {side} x {side} px, {self.normalisation()}."
+        )
+
+    def normalisation(self) -> str:
+        """The end of `in_words`."""
+        return (
+            f"scaled to [0, 1], and normalised with mean {list(self.mean)} and standard deviation "
+            f"{list(self.std)}"
+        )
 
     def describe(self) -> dict[str, Any]:
         return {

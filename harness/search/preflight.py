@@ -85,6 +85,7 @@ def check_study(study: Study, cache: Cache = Cache(), memory_is_limited: bool = 
                 resolution=spec.resolution,
                 lora_rank=strategy.lora_rank,
             )
+            network = replace(network, input=target.medium.form(network.input))
             check_network(network, spec)
             weights |= dict.fromkeys(network.notes)
             depths[key] = len(network.groups)

@@ -9,6 +9,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from math import isfinite
 from typing import get_args
 
@@ -83,7 +84,7 @@ class Fit(ABC):
         target = load_target(spec.target)
         self._classes = len(target.classes)
         self._split, self._groups = split_indices(target, spec), target.groups
-        self._backbone = build(
+        built = build(
             spec.backbone,
             spec.source,
             self._classes,
@@ -92,6 +93,7 @@ class Fit(ABC):
             spec.resolution,
             spec.strategy.lora_rank,
         )
+        self._backbone = replace(built, input=target.medium.form(built.input))
         weights = None
         if spec.class_weights == "balanced":
             weights = class_weights(target.labels[self._split.train], target.classes)
@@ -147,7 +149,10 @@ class Fit(ABC):
         metrics["total_seconds"] = time.perf_counter() - self._started
         if test:
             spec = self.spec
-            metrics |= inference_cost(spec.backbone, self._classes, spec.resolution, self.device)
+            form = self._backbone.input
+            metrics |= inference_cost(
+                spec.backbone, self._classes, spec.resolution, self.device, form
+            )
         notes = {**self._notes, "prefix": self._network.describe_prefix}
         return TrialResult("complete", metrics, predictions=predictions, notes=notes)
 
@@ -161,7 +166,7 @@ class Fit(ABC):
             METRICS[name].test: value for name, value in _further(log_p, examples.labels).items()
         }
         for name in self.spec.shift_names():
-            moved = shifted(examples, name)
+            moved = shifted(examples, name, load_target(self.spec.target))
             metrics[f"test_accuracy.{name}"] = score(self._predict(moved), moved.labels)[1]
         predictions = Predictions(
             example=examples.index,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from statistics import median
 
@@ -12,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.backbones import build
+from harness.inputs import Input
 from harness.training.device import MIB, Device
 
 LEAST, MOST, SECONDS = 5, 20, 1.0
@@ -20,7 +22,7 @@ BATCH = 32
 
 
 def inference_cost(
-    backbone: str, classes: int, resolution: int | None, device: Device
+    backbone: str, classes: int, resolution: int | None, device: Device, form: Input | None = None
 ) -> dict[str, float]:
     """Cost of inference on this device, in float32, with the number of threads of this process.
 
@@ -32,6 +34,7 @@ def inference_cost(
         classes: size of its head.
         resolution: side of its input; None is its own.
         device: where to compute.
+        form: the form of an example; None is what the network takes.
 
     Returns:
         parameters: number of them.
@@ -40,14 +43,21 @@ def inference_cost(
             which counts each as two operations).
         latency_ms, images_per_second: as `speed` measures them.
     """
-    return dict(_measured(backbone, classes, resolution, device, torch.get_num_threads()))
+    return dict(_measured(backbone, classes, resolution, form, device, torch.get_num_threads()))
 
 
 @lru_cache(maxsize=64)
 def _measured(
-    name: str, classes: int, resolution: int | None, device: Device, _threads: int
+    name: str,
+    classes: int,
+    resolution: int | None,
+    form: Input | None,
+    device: Device,
+    _threads: int,
 ) -> tuple[tuple[str, float], ...]:
     backbone = build(name, "scratch", classes, 0, device.torch_device, resolution)
+    if form is not None:
+        backbone = replace(backbone, input=form)
     model = backbone.model.eval()
     tensors = [*model.parameters(), *model.buffers()]
 

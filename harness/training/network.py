@@ -35,11 +35,12 @@ _cuts: dict[tuple[object, ...], Cut | NoCut] = {}
 
 
 def check_network(backbone: Backbone, spec: TrialSpec) -> None:
-    """Check that a trial can run on this network: its input size, its classifier and its gradients.
+    """Check that a trial can run on this network: its input, its classifier and its gradients.
 
     Raises:
         UserError: naming what does not work, and what would.
     """
+    backbone.input.check(spec.augment, spec.shift_names())
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     hook = backbone.head.register_forward_hook(lambda _, x, y: seen.append((x[0], y)))
     try:

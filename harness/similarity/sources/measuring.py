@@ -267,6 +267,8 @@ def _frozen(
     spec: TrialSpec, backbone: Backbone, data: Data, device: Device, cache: Cache
 ) -> tuple[Network, Examples]:
     """The network with all groups frozen, so that their outputs are cached, and the images."""
+    form = load_target(data[0]).medium.form(backbone.input)
+    backbone = replace(backbone, input=form)
     network = Network(backbone, spec, device, cache)
     examples = read_examples(*data, backbone.input, cache)
     if spec.batch_norm == "reestimate":

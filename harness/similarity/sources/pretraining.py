@@ -17,7 +17,7 @@ from harness.core.spec import derive_seed
 from harness.data import Examples, Target, load_target, read_examples
 from harness.data.cached import Cache
 from harness.data.groups import held_out
-from harness.data.target import as_pixels
+from harness.inputs import Pixels
 from harness.similarity.sources.objectives import OBJECTIVES, Objective
 from harness.similarity.sources.spec import SourceSpec
 from harness.training.device import Clock, Device
@@ -118,14 +118,17 @@ def pretrain(spec: SourceSpec, number: int, device: Device, cache: Cache = Cache
         device.torch_device,
         spec.resolution,
     )
+    if not isinstance(backbone.input, Pixels):
+        raise UserError(f"source {spec.name}: only networks that take images can be pretrained")
+    form = target.medium.form(backbone.input)
     train, val = (
-        read_examples(spec.data, tuple(part.tolist()), backbone.input, cache)
+        read_examples(spec.data, tuple(part.tolist()), form, cache)
         for part in (split.train, split.val)
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "objective"))
         noise = torch.Generator().manual_seed(derive_seed(seed, "noise"))
-        objective = kind(backbone.model, as_pixels(backbone.input), noise)
+        objective = kind(backbone.model, backbone.input, noise)
     clock = Clock(device.synchronize)
     losses = _fit(objective, train, spec, seed, device)
     seconds = clock.seconds

@@ -77,6 +77,7 @@ class _Work:
 
     Attributes:
         network: arguments of `fake_backbone`.
+        form: the form of an example.
         first: groups that train in the first epoch, where that decides about their batch norms; else none.
         rows: (groups that have trained so far, groups that train) for each relevant row of scales.
         batch: number of images of the largest training step.
@@ -85,6 +86,7 @@ class _Work:
     """
 
     network: tuple[str, int, int | None, int]
+    form: Input
     first: frozenset[int]
     rows: tuple[tuple[frozenset[int], frozenset[int]], ...]
     batch: int
@@ -112,10 +114,12 @@ def forecast(spec: TrialSpec) -> Forecast:
     scored = [len(split.val), len(split.test)]
     reads_train = spec.strategy.classifier != "head" or spec.batch_norm == "reestimate"
     strategy = spec.strategy
-    first, *rows = _rows(spec, len(fake_backbone(*network).backbone.groups))
+    backbone = fake_backbone(*network).backbone
+    first, *rows = _rows(spec, len(backbone.groups))
     return _forecast(
         _Work(
             network=network,
+            form=target.medium.form(backbone.input),
             first=first[1] if spec.batch_norm == "auto" and rows != [first] else frozenset(),
             rows=tuple(rows),
             batch=min(count, spec.batch_size) + joins,
@@ -170,7 +174,8 @@ def _forecast(work: _Work) -> Forecast:
 def _measure(work: _Work, fake: Fake, ever: frozenset[int], trained: frozenset[int]) -> Forecast:
     """Forecast for one row of scales: two steps, because the first creates the optimiser's state, and an
     evaluation."""
-    backbone, spec, model = fake.backbone, work.spec, fake.backbone.model
+    backbone = dataclasses.replace(fake.backbone, input=work.form)
+    spec, model = work.spec, backbone.model
     model.zero_grad(set_to_none=True)
     groups = len(backbone.groups)
     gradients: set[int] = set()

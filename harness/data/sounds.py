@@ -1,0 +1,101 @@
+"""Read sound files: WAV, FLAC, OGG, MP3 and the other formats of libsndfile, with any number of bits and
+channels."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.core.errors import UserError, first_line
+from harness.data.images import shown
+from harness.inputs.waveform import Waveform
+
+SUFFIXES = frozenset(
+    ".wav .wave .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .au .snd .caf .w64 .rf64".split()
+)
+LONGEST = 3600.0
+"""Seconds; a longer recording is probably several examples."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """Length in seconds, samples per second, and number of channels of a sound file."""
+
+    seconds: float
+    rate: int
+    channels: int
+
+
+def is_sound(path: Path) -> bool:
+    """Whether a file is a sound, by its suffix."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def read_header(path: Path) -> Header | None:
+    """The header of a sound file; None if it cannot be read."""
+    try:
+        found = _soundfile().info(str(path))
+    except UserError:
+        raise
+    except Exception:  # OSError, and soundfile's own kinds
+        return None
+    return Header(found.frames / found.samplerate, found.samplerate, found.channels)
+
+
+def open_sound(path: Path) -> Waveform:
+    """A sound file as one channel, the mean of all.
+
+    Raises:
+        UserError: naming the file, if it cannot be decoded or has no samples.
+    """
+    return _opened(path, shown(path))
+
+
+def decode_sound(content: bytes, name: str) -> Waveform:
+    """The bytes of a sound file as one channel; see `open_sound`.
+
+    Args:
+        content: bytes of the file.
+        name: name of the sound for messages.
+    """
+    return _opened(io.BytesIO(content), name)
+
+
+def _opened(source: Path | io.BytesIO, name: str) -> Waveform:
+    soundfile = _soundfile()
+    try:
+        with soundfile.SoundFile(source) as file:
+            if file.frames > LONGEST * file.samplerate:
+                raise UserError(
+                    f"sound {name} is longer than {LONGEST:.0f} s; cut it into examples"
+                )
+            rate, samples = file.samplerate, file.read(dtype="float64", always_2d=True)
+    except UserError:
+        raise
+    except Exception as error:  # OSError, and soundfile's own kinds
+        system = error.strerror if isinstance(error, OSError) else None
+        raise UserError(f"sound {name} cannot be read: {system or first_line(error)}") from error
+    if not len(samples):
+        raise UserError(f"sound {name} is empty: it has no samples")
+    if not np.isfinite(samples).all():
+        raise UserError(f"sound {name} contains NaN or infinity")
+    return Waveform(samples.mean(1), rate)
+
+
+def _soundfile() -> Any:
+    """The library soundfile.
+
+    Raises:
+        UserError: if it is not installed.
+    """
+    try:
+        import soundfile
+    except ImportError:
+        raise UserError(
+            "targets of sound files need the extra: pip install -e '.[sound]'"
+        ) from None
+    return soundfile
