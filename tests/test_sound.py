@@ -395,6 +395,8 @@ def test_low_and_high_tones_are_told_apart(
         target=f"folder:{tones}",
         backbone="small_cnn",
         shots=None,
+        val_shots=3,
+        test_shots=3,
         augment="time_shift",
         shifts="snr0+band_limit",
         epochs=12,

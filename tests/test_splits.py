@@ -477,7 +477,7 @@ def test_each_file_is_hashed_once_and_not_again_by_the_next_commands(
 def test_only_the_images_of_the_split_are_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_spec: MakeSpec
 ) -> None:
-    from harness.data import target as module
+    from harness.data import media as module
 
     decoded: Counter[str] = Counter()
 
@@ -513,7 +513,7 @@ def test_changed_file_of_the_same_size_is_another_target(
 def test_kept_pixels_are_found_again_under_another_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_spec: MakeSpec
 ) -> None:
-    from harness.data import target as module
+    from harness.data import media as module
 
     here = write_pets(tmp_path / "101" / "pets")
     shutil.copytree(here, there := tmp_path / "102" / "pets")

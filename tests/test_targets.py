@@ -203,7 +203,7 @@ def test_test_part_of_a_hub_set_is_its_official_test_set(tmp_path: Path) -> None
 def test_hub_set_without_pictures_or_classes_is_refused(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(tmp_path / "words")
-    with pytest.raises(UserError, match="needs an Image column; the columns are 'text'"):
+    with pytest.raises(UserError, match="needs an Image or Audio column; the columns are 'text'"):
         load_target(f"hf:{tmp_path / 'words'}")
 
 
