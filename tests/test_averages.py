@@ -28,6 +28,7 @@ from harness.data.cached import Cache
 from harness.deploy.averages import Plan, configurations, no_average, no_path, no_soup, plans
 from harness.deploy.soup import Judge, State, soup, trained, wise_ft
 from harness.export import export_model
+from harness.inputs import Pixels
 from harness.sync import main as sync
 from harness.tracking.results import CellRecord
 from harness.tracking.runs import Kept, Recorded
@@ -72,8 +73,9 @@ def test_a_mean_has_the_mean_weights_and_statistics_estimated_as_torch_does(
     model = build(spec.backbone, "scratch", 10, 0, resolution=32).model
     wanted = {k: 0.25 * v + 0.75 * states[1][k] for k, v in states[0].items()}
     model.load_state_dict({k: v.to(states[0][k].dtype) for k, v in wanted.items()})
-    target, shown = load_target("digits"), build(spec.backbone, "scratch", 10, 0).input
-    train = target.read(split_indices(target, spec).train, 32, shown.interpolation)
+    target, shown = load_target("digits"), build(spec.backbone, "scratch", 10, 0).input.at(32)
+    assert isinstance(shown, Pixels)
+    train = target.read(split_indices(target, spec).train, shown)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (shown.mean, shown.std))
     torch.optim.swa_utils.update_bn([(train.float() - mean) / std], model)
     moved = 0
@@ -115,10 +117,11 @@ def test_the_ends_of_the_path_are_the_networks_themselves(spec: TrialSpec) -> No
         model.load_state_dict(dict(state))
         target = load_target("digits")
         test = split_indices(target, spec).test
-        shown = build(spec.backbone, "scratch", 10, 0).input
+        shown = build(spec.backbone, "scratch", 10, 0).input.at(32)
+        assert isinstance(shown, Pixels)
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (shown.mean, shown.std))
         with torch.inference_mode():
-            images = target.read(test, 32, shown.interpolation).float()
+            images = target.read(test, shown).float()
             predicted = model((images - mean) / std).argmax(1).numpy()
         wanted = float((predicted == target.labels[test]).mean())
         assert judge.final(state)["test_accuracy"] == pytest.approx(wanted), weight

@@ -16,7 +16,7 @@ import torch
 from scipy.signal import welch
 
 from harness.core.errors import UserError
-from harness.core.spec import Study, TrialSpec
+from harness.core.spec import TrialSpec
 from harness.core.strategies import (
     DiscriminativeLR,
     FullFineTune,
@@ -25,6 +25,7 @@ from harness.core.strategies import (
     LinearProbe,
     Strategy,
 )
+from harness.core.study import Study
 from harness.data import clear_caches, load_target, read_examples, shifted, split_indices
 from harness.data.cached import Cache
 from harness.data.sounds import open_sound

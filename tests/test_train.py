@@ -477,12 +477,12 @@ def test_images_of_the_most_confident_mistakes_are_kept(
     found = fit.finish(test=True).predictions
     assert found is not None
     table = pd.read_parquet(io.BytesIO(predictions_parquet(found)))
-    wrong, how = table[table["label"] != table["predicted"]], fit.backbone.input.interpolation
+    wrong = table[table["label"] != table["predicted"]]
     assert len(wrong) > 3
     assert set(table.index[table["image"].notna()]) == set(wrong["confidence"].nlargest(3).index)
     for row in table[table["image"].notna()].to_dict("records"):
         shown = np.asarray(Image.open(io.BytesIO(row["image"])), dtype=float)
-        pixels = load_target("digits").read(np.array([row["example"]]), 32, how)[0]
+        pixels = load_target("digits").read(np.array([row["example"]]), fit.backbone.input)[0]
         assert np.abs(shown - pixels.permute(1, 2, 0).numpy()).mean() < 5
 
 

@@ -74,7 +74,8 @@ class Judge:
         backbone = build(spec.backbone, "scratch", classes, spec.seed, where, spec.resolution)
         self._spec, self._metric, self._cache = spec, metric, cache
         self._split = split_indices(target, spec)
-        self._interpolation, self._model = backbone.input.interpolation, backbone.model.eval()
+        backbone = replace(backbone, input=target.medium.form(backbone.input))
+        self._form, self._model = backbone.input, backbone.model.eval()
         self._network = Network(backbone, replace(spec, compile=False), device, Cache(None, 0))
 
     def validation(self, state: State) -> dict[str, float]:
@@ -123,8 +124,7 @@ class Judge:
         return {"log_loss": loss, "accuracy": accuracy, **further}
 
     def _read(self, part: np.ndarray) -> Examples:
-        target, size = self._spec.target, self._network.size
-        return read_examples(target, tuple(part.tolist()), size, self._interpolation, self._cache)
+        return read_examples(self._spec.target, tuple(part.tolist()), self._form, self._cache)
 
 
 @torch.no_grad()

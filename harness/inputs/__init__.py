@@ -29,7 +29,8 @@ def described(settings: Mapping[str, Any]) -> Input:
     """
     rest: dict[str, Any] = dict(settings)
     kind, mel, seconds = (rest.pop(name, None) for name in ("kind", "mel", "seconds"))
-    pixels = Pixels(**{k: tuple(v) if isinstance(v, list) else v for k, v in rest.items()})
+    rest |= {name: tuple(rest[name]) for name in ("mean", "std") if name in rest}
+    pixels = Pixels(**rest)
     if kind == "spectrogram":
         return Spectrogram(pixels, Mel(**mel), float(seconds))
     return pixels

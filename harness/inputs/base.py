@@ -122,6 +122,10 @@ class Input(ABC):
         """(n, d) coarse copies as floats, by whose correlation near duplicates are found."""
 
     @abstractmethod
+    def pictures(self, rows: torch.Tensor) -> torch.Tensor:
+        """(n, 3, h, w) uint8 pictures of examples, for people."""
+
+    @abstractmethod
     def in_words(self) -> str:
         """How an example is prepared, in Markdown, for use of an exported model without the harness."""
 

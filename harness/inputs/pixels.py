@@ -95,6 +95,9 @@ class Pixels(Input):
         """Grey, 16 x 16."""
         return F.interpolate(rows.float().mean(1, keepdim=True), (16, 16), mode="area").flatten(1)
 
+    def pictures(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows
+
     def in_words(self) -> str:
         side = self.resolution
         return (

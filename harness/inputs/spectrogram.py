@@ -92,6 +92,9 @@ class Spectrogram(Input):
     def thumbnails(self, rows: torch.Tensor) -> torch.Tensor:
         return self.pixels.thumbnails(rows)
 
+    def pictures(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows
+
     def in_words(self) -> str:
         mel, side = self.mel, self.pixels.resolution
         length = round(self.seconds * mel.rate)

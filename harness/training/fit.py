@@ -239,7 +239,7 @@ def _worst_mistakes(examples: Examples, log_probabilities: torch.Tensor) -> np.n
         return None
     worst = wrong[confidence[wrong].argsort(descending=True, stable=True)[:MOST_MISTAKES]]
     images = np.full(len(examples), None, dtype=object)
-    images[worst.numpy()] = [as_jpeg(pixels) for pixels in examples.pixels[worst]]
+    images[worst.numpy()] = [as_jpeg(x) for x in examples.form.pictures(examples.values[worst])]
     return images
 
 
