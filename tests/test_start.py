@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 
 from harness.core.caller import SPINS, WAITING, importing
 from harness.data import load_target
+from harness.inputs import Pixels
 from harness.tracking.new_store import NewStore
 
 SET = "import os; from harness.core.caller import set_variables; set_variables(); "
@@ -54,7 +55,7 @@ def test_running_a_study_needs_no_library_that_its_first_trial_does_not() -> Non
 def test_digits_are_those_of_scikit_learn() -> None:
     images, labels = load_digits(return_X_y=True)
     target = load_target("digits")
-    read = target.read(np.arange(len(labels)), 8, "bilinear").numpy()  # their own size
+    read = target.read(np.arange(len(labels)), Pixels(8)).numpy()  # their own size
     assert np.array_equal(read[:, 0].reshape(-1, 64), np.round(images * (255 / 16)))
     assert np.array_equal(target.labels, labels)
 

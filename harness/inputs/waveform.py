@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import butter, resample_poly, sosfiltfilt
 
 from harness.core.spec import SOUND_SHIFTS, derive_seed
 
@@ -36,6 +35,8 @@ class Waveform:
         """The sound at another rate; frequencies above half of it are removed."""
         if rate == self.rate:
             return self
+        from scipy.signal import resample_poly  # slow to import, and images need none of it
+
         common = math.gcd(rate, self.rate)
         made: Samples = resample_poly(self.samples, rate // common, self.rate // common)
         return Waveform(made, rate)
@@ -69,6 +70,8 @@ class Waveform:
                 "band_limit" (300 to 3400 Hz, as of a telephone).
         """
         if name == "band_limit":
+            from scipy.signal import butter, sosfiltfilt
+
             high = min(BAND[1], 0.45 * self.rate)
             band = butter(4, (BAND[0], high), "bandpass", fs=self.rate, output="sos")
             padding = min(3 * 2 * len(band), len(self.samples) - 1)
