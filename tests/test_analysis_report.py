@@ -306,6 +306,16 @@ def test_cold_equivalent_time_is_named_and_what_was_spent_stands_beside_it(tmp_p
     assert "Spent here, s" not in read(report.build(table(scored("full", 0.9)), tmp_path))
 
 
+def test_times_of_a_busy_machine_are_marked_and_warned_of(tmp_path: Path) -> None:
+    rows = [*scored("probe", 0.8, waited_share=0.004), *scored("full", 0.7, waited_share=0.4)]
+    text = read(report.build(table(rows), tmp_path))
+    assert re.search(r"in 6 of 12 repeats the threads waited for a processor more than 10%", text)
+    assert "(at most 40%)" in text
+    assert "Waited for the processor, %" in text
+    quiet = read(report.build(table(scored("probe", 0.8, waited_share=0.004)), tmp_path / "quiet"))
+    assert "aited for" not in quiet
+
+
 def test_costs_of_other_conditions_are_left_out_with_a_sentence() -> None:
     made = table(
         [*scored("a", 0.8), *scored("b", 0.9, seconds=9)[:3], *scored("c", 0.9, threads=1)]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from harness import strategies
+from harness.core.errors import UserError
 from harness.core.strategies import (
     L2SP,
     LPFT,
@@ -98,6 +99,12 @@ def test_every_row_covers_all_groups_and_never_freezes_by_a_rate_of_zero(
     assert all(s is None or 0 < s <= 1 for s in scales)
     # The head is new: it trains, unless no gradient step is taken at all.
     assert (scales[-1] is None) == (strategy.classifier != "head")
+
+
+def test_name_of_a_strategy_of_the_harness_is_refused_for_another() -> None:
+    with pytest.raises(UserError, match=r"FullFineTune in .*: the harness has one of that name"):
+        type("FullFineTune", (Strategy,), {"lr_scales": FullFineTune.lr_scales})
+    assert names()["FullFineTune"] is FullFineTune
 
 
 @pytest.mark.parametrize("block", [4, -5])

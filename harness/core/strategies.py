@@ -14,6 +14,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
+from harness.core.errors import UserError
+
 Scales = tuple[float | None, ...]
 """One learning-rate scale per layer group, stem to head; None is frozen."""
 
@@ -34,6 +36,14 @@ class Strategy(ABC):
     """
 
     tuned: ClassVar[Tuned] = "all"
+
+    def __init_subclass__(cls) -> None:
+        """Raises UserError for the name of a strategy of this module: recorded runs would name either."""
+        if _hides_ours(cls):
+            raise UserError(
+                f"strategy {cls.__name__} in {cls.__module__}: the harness has one of that name; "
+                "choose another"
+            )
 
     @property
     def classifier(self) -> Classifier:
@@ -315,9 +325,14 @@ def names() -> dict[str, type[Strategy]]:
     found, todo = dict[str, type[Strategy]](), Strategy.__subclasses__()
     while todo:
         cls = todo.pop(0)
-        found[cls.__name__] = cls
+        if not _hides_ours(cls):
+            found[cls.__name__] = cls
         todo += cls.__subclasses__()
     return found
+
+
+def _hides_ours(cls: type[Strategy]) -> bool:
+    return cls.__module__ != __name__ and cls.__name__ in globals()
 
 
 if not TYPE_CHECKING:  # otherwise type checkers would accept any name

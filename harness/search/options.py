@@ -1,4 +1,4 @@
-"""The options of a study: how it is run, whatever its file says."""
+"""Options of the study command and of `run_study`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks before a study starts: refuse everything that can be refused before training or recording."""
+"""Checks that reject an invalid study before anything is trained or recorded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samplers of a slot's values: random and quasi-random values depend on the number of its round alone."""
+"""Samplers that are seeded per slot: random and quasi-random values depend only on the slot's round."""
 
 from __future__ import annotations
 

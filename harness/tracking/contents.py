@@ -1,4 +1,4 @@
-"""What the runs of a study say in MLflow: tags and metrics made from the record, and comparison with it.
+"""Contents of a study's MLflow runs: tags and metrics made from the record, and comparison with it.
 
 The parameters of a run are the complete flat TrialSpec; metric names contain the unit.
 """

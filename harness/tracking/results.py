@@ -1,4 +1,4 @@
-"""The results of a study, as MLflow has them: one record per cell, of its repeats."""
+"""The results of a study, read from MLflow: one record per cell, which summarises its repeats."""
 
 from __future__ import annotations
 

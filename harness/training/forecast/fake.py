@@ -1,4 +1,4 @@
-"""Networks of tensors without contents, which compute as on an accelerator."""
+"""Networks of fake tensors (shapes without data), which compute as on an accelerator."""
 
 from __future__ import annotations
 

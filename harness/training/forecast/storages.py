@@ -1,7 +1,7 @@
 """Track the storages of tensors from operation to operation, and their peak memory.
 
 with StorageMeter() as meter:
-    compute()
+compute()
 sum(meter.peak().values())  # bytes
 """
 
