@@ -29,6 +29,10 @@ Classifier = Literal["head", "logistic", "knn"]
 
 
 @dataclass(frozen=True)
+def _hides_ours(cls: type[Strategy]) -> bool:
+    return cls.__module__ != __name__ and cls.__name__ in globals()
+
+
 class Strategy(ABC):
     """One way to adapt a pretrained network: (num_groups, epoch) -> one scale per group.
 
@@ -329,10 +333,6 @@ def names() -> dict[str, type[Strategy]]:
             found[cls.__name__] = cls
         todo += cls.__subclasses__()
     return found
-
-
-def _hides_ours(cls: type[Strategy]) -> bool:
-    return cls.__module__ != __name__ and cls.__name__ in globals()
 
 
 if not TYPE_CHECKING:  # otherwise type checkers would accept any name
