@@ -28,11 +28,11 @@ Classifier = Literal["head", "logistic", "knn"]
 """The classifier: the network's own head, or a scikit-learn model on frozen features."""
 
 
-@dataclass(frozen=True)
 def _hides_ours(cls: type[Strategy]) -> bool:
     return cls.__module__ != __name__ and cls.__name__ in globals()
 
 
+@dataclass(frozen=True)
 class Strategy(ABC):
     """One way to adapt a pretrained network: (num_groups, epoch) -> one scale per group.
 
