@@ -11,16 +11,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
 
 from harness.core.results import EpochResult, TrialResult
 from harness.core.spec import TrialSpec
-from harness.core.study import Study
 from harness.core.study_file import load_study, study_file_tags
 from harness.search.coordinator import Coordinator, RunContext
 from harness.search.executors.inline import Inline
@@ -34,7 +36,7 @@ from harness.training.device import Device
 from harness.training.fit import Fit
 from harness.training.trial import Messages, TrialTask, run_trial
 
-ROOT = Path(__file__).parents[1]
+FILE = Path(__file__).with_name("one_cell.py")
 EARLY = slice(5, 55)
 LATE = slice(-50, None)
 
@@ -53,51 +55,68 @@ class Nothing:
         return TrialResult("complete", {**metrics, "train_seconds": 0.0})
 
 
-def one_cell(trials: int) -> Study:
-    """The linear probe of the default study."""
-    study = load_study(ROOT / "studies" / "freeze_depth.py")
-    cell = next(iter(study.compare["strategy"]))
-    return dataclasses.replace(
-        study, compare={"strategy": [cell]}, baseline={}, trials=trials, repeats=0
-    )
-
-
 def run_nothing(task: TrialTask) -> Messages:
     """The messages of a trial that trains nothing."""
     begin: Callable[..., Fit] = Nothing  # type: ignore[assignment] # as much of one as is asked for
     return run_trial(task, begin)
 
 
-def seconds_per_trial(trials: int) -> list[float]:
-    """Wall seconds between one finished trial and the next, `trials` - 1 of them."""
-    study = one_cell(trials)
-    path = ROOT / "studies" / "freeze_depth.py"
-    info, tags = study_info(study, path, StudyOptions()), study_file_tags(path)
-    with tempfile.TemporaryDirectory() as folder, quiet_optuna():
-        record = Record(open_storage(f"sqlite:///{folder}/optuna.db"), Path(folder))
-        projection = Projection(f"sqlite:///{folder}/mlflow.db", info, record)
-        context = RunContext(record, projection, tags=tags)
-        ends = []
-        for done in Coordinator(study, info, context, Inline(run_nothing)).run():
-            assert done.trial is not None
-            assert done.trial.outcome == "complete", done.trial.reason
-            ends.append(time.perf_counter())
-    return [after - before for before, after in pairwise(ends)]
+@dataclass(frozen=True)
+class Spent:
+    """What a study of trials that train nothing took.
+
+    Attributes:
+        seconds: wall seconds between one finished trial and the next, one fewer than there are trials.
+        resident_mib: resident memory of this process after each trial.
+    """
+
+    seconds: list[float]
+    resident_mib: list[float]
+
+    @staticmethod
+    def of(trials: int, folder: Path) -> Spent:
+        """Run that many trials, with both stores in the folder."""
+        study = dataclasses.replace(load_study(FILE), trials=trials)
+        info, tags = study_info(study, FILE, StudyOptions()), study_file_tags(FILE)
+        ends, resident = [], []
+        with quiet_optuna():
+            record = Record(open_storage(f"sqlite:///{folder}/optuna.db"), folder)
+            projection = Projection(f"sqlite:///{folder}/mlflow.db", info, record)
+            context = RunContext(record, projection, tags=tags)
+            for done in Coordinator(study, info, context, Inline(run_nothing)).run():
+                assert done.trial is not None
+                assert done.trial.outcome == "complete", done.trial.reason
+                ends.append(time.perf_counter())
+                resident.append(_resident_mib())
+        return Spent([after - before for before, after in pairwise(ends)], resident)
+
+
+def _resident_mib() -> float:
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:  # no Linux
+        return math.nan
+    return pages * resource.getpagesize() / 2**20
+
+
+def summary(spent: Spent) -> dict[str, float]:
+    """Median milliseconds per trial early and late, their mean, and the seconds of all."""
+    each = [1000 * s for s in spent.seconds]
+    return {
+        "early_ms": median(each[EARLY]),
+        "late_ms": median(each[LATE]),
+        "mean_ms": mean(each),
+        "trials": len(each) + 1,
+        "seconds": sum(spent.seconds),
+    }
 
 
 def main() -> None:
     """The program."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead")
     parser.add_argument("--trials", type=int, default=5000)
-    trials = parser.parse_args().trials
-    spent = [1000 * s for s in seconds_per_trial(trials)]
-    line = {
-        "early_ms": median(spent[EARLY]),
-        "late_ms": median(spent[LATE]),
-        "mean_ms": mean(spent),
-        "trials": trials,
-    }
-    print(json.dumps({**line, "seconds": sum(spent) / 1000}))
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(summary(Spent.of(parser.parse_args().trials, Path(folder)))))
 
 
 if __name__ == "__main__":

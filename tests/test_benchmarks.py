@@ -159,7 +159,10 @@ def test_train_and_validation_folders_share_no_file_and_leave_the_test_quarter(
     assert names["train"] | names["val"] < names["all"]
 
 
-def test_what_the_runner_itself_costs_is_measured_with_trials_that_train_nothing() -> None:
-    spent = overhead.seconds_per_trial(3)
-    assert len(spent) == 2
-    assert all(0 < seconds < 60 for seconds in spent)
+def test_what_the_runner_itself_costs_is_measured_with_trials_that_train_nothing(
+    tmp_path: Path,
+) -> None:
+    spent = overhead.Spent.of(3, tmp_path)
+    assert len(spent.seconds) == 2
+    assert all(0 < seconds < 60 for seconds in spent.seconds)
+    assert len(spent.resident_mib) == 3
