@@ -52,6 +52,15 @@ def test_running_a_study_needs_no_library_that_its_first_trial_does_not() -> Non
     assert found == "[]"
 
 
+def test_status_needs_no_torch_and_no_mlflow() -> None:
+    late = "torch", "mlflow", "pandas"
+    found = said(
+        "import sys, harness.status, harness.search.progress, harness.search.storage; "
+        f"print([name for name in {late} if name in sys.modules])"
+    )
+    assert found == "[]"
+
+
 def test_digits_are_those_of_scikit_learn() -> None:
     images, labels = load_digits(return_X_y=True)
     target = load_target("digits")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -20,8 +20,10 @@ from rich.text import Text
 
 from harness.core.results import BROKEN, BUSY, WAITED
 from harness.core.selection import METRICS, Metric
-from harness.search.coordinator import SlotDone
 from harness.search.overview import COLUMNS, Overview, Working
+
+if TYPE_CHECKING:
+    from harness.search.coordinator import SlotDone
 
 Detail = Literal["quiet", "normal", "verbose"]
 
