@@ -39,14 +39,14 @@ def section(found: Findings) -> Section:
     shown = {
         "Cell": list(rows["cell"]),
         "Network": [_name(row) for row in rows.to_dict("records")],
-        f"Validation {unit}": numbers(rows["validation"], form, scale),
-        f"Test {found.info.metric}, %": numbers(rows["test"], ".1f", 100),
         "Gain on test, points": numbers(rows["gain"], "+.1f", 100),
         "95% interval": intervals(100 * rows["low"], 100 * rows["high"], "+.1f"),
+        f"Test {found.info.metric}, %": numbers(rows["test"], ".1f", 100),
+        f"Validation {unit}": numbers(rows["validation"], form, scale),
         "Latency of a single image, ms": shorts(rows["latency_ms"]),
     }
     note = f"{NOTE} Interval: paired t over the repeats{correction(found)}; not adjusted for several rows."
-    table = Table(shown, "Averages of weights", note)
+    table = Table(shown, note=note)
     return Section("Averages of weights", [table], answer(found, rows), tables={"averages": rows})
 
 

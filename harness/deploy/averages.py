@@ -114,7 +114,8 @@ class Plan:
 
     def tags(self) -> dict[str, str]:
         """Tags of the run that records the averages."""
-        same = {name: self.kept.run.tags[name] for name in ("cell", "seed")}
+        tags = self.kept.run.tags  # beside the repeat, under its cell
+        same = {k: tags[k] for k in ("cell", "seed", "mlflow.parentRunId") if k in tags}
         own = {"phase": PHASE, "repeat": self.kept.run_id, "identity": self.identity}
         return {"study": self.kept.run.experiment, **same, **own}
 
