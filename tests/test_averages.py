@@ -232,10 +232,11 @@ def test_what_cannot_be_averaged_is_refused_with_the_reason(spec: TrialSpec) -> 
     scratch = dataclasses.replace(spec, source="scratch")
     features = dataclasses.replace(spec, strategy=FeatureTransfer())
     probe = dataclasses.replace(spec, strategy=LinearProbe())
-    assert "start from random weights" in no_average([scratch])
-    assert "trains no weights" in no_average([features])
+    assert "start from random weights" in no_average(scratch)
+    assert "trains no weights" in no_average(features)
     assert "only the head is trained" in no_path(probe)
-    assert no_average([spec]) == no_path(spec) == ""
+    assert no_average(spec) == no_path(spec) == ""
+    assert no_soup([spec, features]) == "some of the configurations train no weights"
     for one, said in ((scratch, "random weights"), (probe, "two configurations; only the head")):
         record = CellRecord("full", (kept(one, 0.9, "repeat", index="0", seed="0"),))
         with pytest.raises(UserError, match=f"no weights of cell “full” can be averaged: .*{said}"):

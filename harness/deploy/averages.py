@@ -170,7 +170,7 @@ def plans(
     for kept in record.repeats:
         spec = TrialSpec.from_flat(kept.run.params)
         specs = configurations(tried, spec, record.metric)[:members]
-        no = no_average(specs)
+        no = no_average(spec)
         reasons = [no] if no else [no_soup(specs), no_path(spec)]
         if all(reasons):
             raise UserError(
@@ -208,23 +208,27 @@ def configurations(tuned: Iterable[Kept], chosen: TrialSpec, metric: Metric) -> 
         chosen: a repeat of the chosen configuration; the others get its seed and fold.
         metric: what the study chooses by.
     """
-    merits: dict[TrialSpec, list[float]] = {}
+    specs: list[TrialSpec] = []  # a strategy of the user's may have no hash
+    merits: list[list[float]] = []  # several of each with k-fold resampling
     for kept in tuned:
         spec = replace(TrialSpec.from_flat(kept.run.params), seed=chosen.seed, fold=chosen.fold)
-        merits.setdefault(spec, []).append(metric.merit(kept.run.metrics))
-    means = {spec: float(np.mean(m)) for spec, m in merits.items() if spec != chosen}
-    known = [spec for spec, mean in means.items() if not np.isnan(mean)]
-    return [chosen, *sorted(known, key=lambda spec: -means[spec])]
+        if spec not in specs:
+            specs.append(spec)
+            merits.append([])
+        merits[specs.index(spec)].append(metric.merit(kept.run.metrics))
+    means = [float(np.mean(own)) for own in merits]
+    order = sorted(range(len(specs)), key=lambda i: -means[i])
+    return [chosen, *(specs[i] for i in order if specs[i] != chosen and not np.isnan(means[i]))]
 
 
-def no_average(specs: Sequence[TrialSpec]) -> str:
-    """Why no weights of these trials can be averaged; "" if they can."""
-    if specs[0].source == "scratch":
+def no_average(spec: TrialSpec) -> str:
+    """Why no weights of such trials can be averaged; "" if they can."""
+    if spec.source == "scratch":
         return (
             "its networks start from random weights, and only networks that start from the same pretrained "
             "weights lie close enough together"
         )
-    if any(spec.strategy.classifier != "head" for spec in specs):
+    if spec.strategy.classifier != "head":
         return "it trains no weights: a classifier of scikit-learn is fitted on frozen features"
     return ""
 
@@ -233,6 +237,8 @@ def no_soup(specs: Sequence[TrialSpec]) -> str:
     """Why there is no soup of these trials; "" if there is one."""
     if len(specs) < 2:
         return "it needs at least two configurations"
+    if any(spec.strategy.classifier != "head" for spec in specs):
+        return "some of the configurations train no weights"
     for name in SHARED:
         values = dict.fromkeys(str(getattr(spec, name)) for spec in specs)
         if len(values) > 1:
