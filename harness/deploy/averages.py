@@ -217,8 +217,8 @@ def configurations(tuned: Iterable[Kept], chosen: TrialSpec, metric: Metric) -> 
             merits.append([])
         merits[specs.index(spec)].append(metric.merit(kept.run.metrics))
     means = [float(np.mean(own)) for own in merits]
-    order = sorted(range(len(specs)), key=lambda i: -means[i])
-    return [chosen, *(specs[i] for i in order if specs[i] != chosen and not np.isnan(means[i]))]
+    others = [i for i, spec in enumerate(specs) if spec != chosen and not np.isnan(means[i])]
+    return [chosen, *(specs[i] for i in sorted(others, key=lambda i: -means[i]))]
 
 
 def no_average(spec: TrialSpec) -> str:
