@@ -82,7 +82,8 @@ def measured(trial: TrialSpec) -> tuple[float, float]:
     """Peaks of training and of evaluation over all epochs of a plain loop with real tensors, in MiB."""
     rank, size = trial.strategy.lora_rank, trial.resolution
     assert size is not None
-    backbone = build(trial.backbone, "scratch", 10, 0, resolution=size, lora_rank=rank)
+    choice: dict[str, Any] = {"head": trial.head, "depth": trial.depth}
+    backbone = build(trial.backbone, "scratch", 10, 0, resolution=size, lora_rank=rank, **choice)
     model, tuned = backbone.model, backbone.tuned_names(trial.strategy.tuned)
     learn = [p for n, p in model.named_parameters() if n in tuned]
     optimizer: torch.optim.Optimizer = (
@@ -155,6 +156,10 @@ CASES = [
     pytest.param("vit_tiny_patch16_224", LoRA(), {}, marks=needs_peft),
     ("test_resnet", TwoPhase(1), {"epochs": 3}),
     ("test_resnet", GradualUnfreezing(), {"epochs": 3}),
+    ("resnet18", LinearProbe(), {"depth": 2}),
+    ("resnet18", FullFineTune(), {"head": "mlp", "depth": 3}),
+    ("vit_tiny_patch16_224", LinearProbe(), {"head": "attentive"}),
+    ("vit_tiny_patch16_224", LastBlock(), {"head": "attentive", "depth": 9}),
 ]
 
 

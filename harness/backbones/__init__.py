@@ -22,9 +22,11 @@ from torch import nn
 from harness.backbones import own_models, recorded, timm_models, torchvision_models
 from harness.backbones.adapters import add_lora, merge_adapters
 from harness.backbones.groups import Backbone, Group, depths_to_groups, group_names, module_groups
+from harness.backbones.heads import as_graph, put_head
 from harness.backbones.input_sizes import size_refusal
 from harness.backbones.layout import check_gradients, memory_format
 from harness.backbones.library import Library
+from harness.backbones.trace import outputs_before
 from harness.backbones.weights import (
     OtherArchitecture,
     file_of,
@@ -37,12 +39,13 @@ from harness.backbones.weights import (
     with_versions,
 )
 from harness.core.errors import UserError, first_line
-from harness.core.spec import derive_seed
+from harness.core.spec import Head, derive_seed
 from harness.inputs import Input, Pixels
 
 __all__ = [
     "Backbone",
     "Group",
+    "as_graph",
     "build",
     "check_backbone",
     "check_gradients",
@@ -51,6 +54,7 @@ __all__ = [
     "forget",
     "memory_format",
     "merge_adapters",
+    "outputs_before",
     "own_input",
     "read_weights",
     "restore",
@@ -160,6 +164,8 @@ def build(
     device: torch.device = torch.device("cpu"),
     resolution: int | None = None,
     lora_rank: int = 0,
+    head: Head = "linear",
+    depth: int | None = None,
 ) -> Backbone:
     """A new model with its groups; the same seed gives the same head for every strategy and source.
 
@@ -172,9 +178,12 @@ def build(
         device: device of the model.
         resolution: side of the input; None is the network's own.
         lora_rank: rank of the adapters in attention layers; 0 means no adapters.
+        head: kind of the head.
+        depth: number of leading groups that are kept; None keeps all.
 
     Raises:
-        UserError: on an unknown name or source, or weights that are missing or do not fit.
+        UserError: on an unknown name or source, weights that are missing or do not fit, or a depth or head
+            that the network cannot have.
     """
     library = library_of(name)
     # Networks are initialised from torch's global generator; fork_rng restores it afterwards.
@@ -202,9 +211,9 @@ def build(
     model = model.to(device).to(memory_format=layout)
     heads = library.head_names(model)
     index = depths_to_groups(library.depths(model), heads)
-    return Backbone(
+    found = Backbone(
         model=model,
-        heads=tuple(model.get_submodule(head) for head in heads),
+        heads=tuple(model.get_submodule(path) for path in heads),
         groups=_groups(model, index),
         modes=module_groups(model, index),
         no_decay=library.no_weight_decay(model),
@@ -212,6 +221,11 @@ def build(
         layout=layout,
         notes=notes,
     )
+    if head == "linear" and depth is None:
+        return found
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "head"))
+        return put_head(found, name, head, depth, num_classes)
 
 
 def own_input(backbone: Backbone, name: str) -> Input:
@@ -260,7 +274,12 @@ def check_size(backbone: Backbone, name: str) -> torch.Tensor:
 
 
 def restore(
-    name: str, state: Mapping[str, torch.Tensor], num_classes: int, expected: Input
+    name: str,
+    state: Mapping[str, torch.Tensor],
+    num_classes: int,
+    expected: Input,
+    head: Head = "linear",
+    depth: int | None = None,
 ) -> nn.Module:
     """A network with all its weights, including the head, restored from its state dict.
 
@@ -269,22 +288,18 @@ def restore(
         state: one tensor per parameter and buffer.
         num_classes: size of the head.
         expected: input of the network, which may be in another resolution than its own.
+        head, depth: as in `build`.
 
     Raises:
         UserError: on an unknown name, or weights that do not fit.
     """
-    library = library_of(name)
-    library.check(name)
-    with torch.random.fork_rng(devices=[]):
-        model = library.create(name)
-        if isinstance(expected, Pixels) and expected.shape != library.input_of(model).shape:
-            library.set_resolution(model, expected.resolution)
-        library.reset_head(model, num_classes)
+    size = expected.shape[-1] if len(expected.shape) == 3 else None
+    model = build(name, "scratch", num_classes, 0, resolution=size, head=head, depth=depth).model
     try:
         model.load_state_dict(with_versions(model, state))
     except RuntimeError as error:
         raise UserError(f"the weights do not belong to {name}: {first_line(error)}") from error
-    return model.to(memory_format=memory_format(model, torch.device("cpu")))
+    return model
 
 
 def _groups(model: nn.Module, index: dict[str, int]) -> tuple[Group, ...]:

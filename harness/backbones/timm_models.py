@@ -11,6 +11,7 @@ from typing import Any
 import timm
 import torch
 from timm.data.config import resolve_model_data_config
+from timm.models import get_arch_pretrained_cfgs
 from timm.models._manipulate import group_with_matcher
 from torch import nn
 
@@ -21,12 +22,18 @@ from harness.inputs import Pixels
 
 
 def check(name: str) -> None:
-    """Raise UserError, with near matches, if timm has no model of that name."""
+    """Raise UserError, with near matches, if timm has no model of that name, or no such weights of it."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise UnknownName(
             f"unknown backbone {name!r}; "
             + (f"did you mean {', '.join(near)}?" if near else "see timm.list_models()")
+        )
+    architecture, _, tag = name.partition(".")
+    known = [full.partition(".")[2] for full in get_arch_pretrained_cfgs(architecture)]
+    if tag and known and tag not in known:
+        raise UnknownName(
+            f"unknown weights {tag!r} of backbone {architecture}; known: {', '.join(filter(None, known))}"
         )
 
 

@@ -84,6 +84,10 @@ def _make(name: str, weights: Any) -> nn.Module:
             if hasattr(model, auxiliary):
                 setattr(model, auxiliary, None)
     model.input_of_weights = _input(weights, plain)  # type: ignore[assignment]
+    # As timm's networks say it: class tokens, and maps with the channels last.
+    model.num_prefix_tokens = int(isinstance(model, zoo.VisionTransformer))  # type: ignore[assignment]
+    if isinstance(model, zoo.SwinTransformer):
+        model.output_fmt = "NHWC"
     return model
 
 

@@ -31,6 +31,7 @@ Augmentation = Literal[
     "time_shift",
     "spec_augment",
 ]
+Head = Literal["linear", "mlp", "attentive"]
 LONGEST_PARAMETER = 6000
 """Largest number of characters of a parameter that MLflow stores."""
 
@@ -66,6 +67,11 @@ class TrialSpec:
             else 25 % of the images.
         exact_shots: refuse classes that have fewer images than `shots`, `val_shots` and `test_shots` ask for,
             so that every class has the same number of images.
+        head: what is trained on the features of the network: "linear"; "mlp", with a hidden layer as wide as
+            the features; or "attentive", which learns to weigh tokens or positions (Efficient Probing; see
+            harness.backbones.heads).
+        depth: number of leading layer groups that are used, so that the head reads an earlier output; None
+            takes the whole network.
         resolution: side of the square input in pixels; None takes the backbone's own.
         epochs: passes over the training images.
         batch_size: images per step.
@@ -105,6 +111,8 @@ class TrialSpec:
     val_shots: int | None = None
     test_shots: int | None = None
     exact_shots: bool = False
+    head: Head = "linear"
+    depth: int | None = None
     resolution: int | None = None
     epochs: int = 10
     batch_size: int = 32
@@ -143,7 +151,7 @@ class TrialSpec:
         require_short("TrialSpec", self.flat())
         for name in ("epochs", "batch_size"):
             _require_count(name, getattr(self, name))
-        for name in ("shots", "val_shots", "test_shots", "resolution", "views"):
+        for name in ("shots", "val_shots", "test_shots", "depth", "resolution", "views"):
             if getattr(self, name) is not None:
                 _require_count(name, getattr(self, name))
         require_choices(self)
@@ -168,6 +176,11 @@ class TrialSpec:
             raise UserError(
                 "TrialSpec: sampling 'balanced' needs a strategy with gradient steps; with FeatureTransfer "
                 "use class_weights='balanced'"
+            )
+        if self.strategy.classifier != "head" and self.head != "linear":
+            raise UserError(
+                f"TrialSpec: head {self.head!r} needs a strategy with gradient steps, such as LinearProbe; "
+                f"{kind.__name__} replaces the head with a classifier of scikit-learn"
             )
         if self.strategy.classifier == "knn" and self.class_weights != "none":
             raise UserError(

@@ -32,7 +32,10 @@ ROUNDING = 1e-6
 """Largest difference of a score that merging adapters or the batch size may make."""
 PHASE = "average"
 """Phase of the runs that say how good averages are."""
-SHARED = ("target", "backbone", "source", "resolution", "shots", "val_shots", "test_shots")
+SHARED = (
+    *("target", "backbone", "source", "head", "depth", "resolution"),
+    *("shots", "val_shots", "test_shots"),
+)
 """Settings that, with the seed, decide the weights with which a network starts and the images of each
 part."""
 
@@ -251,7 +254,10 @@ def no_soup(specs: Sequence[TrialSpec]) -> str:
 
 def no_path(spec: TrialSpec) -> str:
     """Why there is no path from a linear probe to the network of this trial; "" if there is one."""
-    groups = len(build(spec.backbone, "scratch", 2, 0, resolution=spec.resolution).groups)
+    network = build(
+        spec.backbone, "scratch", 2, 0, resolution=spec.resolution, head=spec.head, depth=spec.depth
+    )
+    groups = len(network.groups)
     rows = (spec.strategy.lr_scales(groups, epoch) for epoch in range(spec.epochs))
     if all(scale is None for row in rows for scale in row[:-1]):
         return "only the head is trained, so the pretrained weights did not change"

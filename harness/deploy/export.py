@@ -196,8 +196,9 @@ def _about(study: str, cell: str, why: str, kept: Kept, made: _Made) -> dict[str
     spec = fit.spec
     target = load_target(spec.target)
     split = split_indices(target, spec)
+    network = (spec.backbone, target.classes, spec.head, spec.depth)
     return {
-        **describe(fit.backbone, spec.backbone, target.classes),
+        **describe(fit.backbone, *network),
         "study": study,
         "cell": cell,
         "why": why,

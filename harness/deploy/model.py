@@ -34,6 +34,7 @@ from harness.backbones import (
     separate,
 )
 from harness.core.errors import UserError, first_line
+from harness.core.spec import Head
 from harness.data.media import Medium, medium_of
 from harness.inputs import Input, described
 from harness.training.features import FittedClassifier
@@ -136,16 +137,24 @@ def _fold(head: nn.Module, fitted: FittedClassifier) -> None:
         head.bias.copy_(torch.from_numpy(bias))
 
 
-def describe(backbone: Backbone, name: str, classes: tuple[str, ...]) -> dict[str, Any]:
+def describe(
+    backbone: Backbone,
+    name: str,
+    classes: tuple[str, ...],
+    head: Head = "linear",
+    depth: int | None = None,
+) -> dict[str, Any]:
     """The part of model.json with the settings for building the network and preparing an example.
 
     Args:
         backbone: the network.
         name: name of the backbone, as in TrialSpec.
         classes: class names; position = label.
+        head, depth: as in TrialSpec.
     """
     library, _, plain = name.rpartition(":")
-    library = library or ("harness" if name == "small_cnn" else "timm")
+    changed = head != "linear" or depth is not None
+    library = "harness" if changed or plain == "small_cnn" else library or "timm"
     arguments: dict[str, Any] = {"num_classes": len(classes)}
     if hasattr(backbone.model, "set_input_size") and backbone.input != own_input(backbone, name):
         arguments["img_size"] = backbone.input.shape[-1]
@@ -155,6 +164,8 @@ def describe(backbone: Backbone, name: str, classes: tuple[str, ...]) -> dict[st
         arguments |= {"aux_logits": False, "init_weights": False}
     return {
         "backbone": name,
+        "head": head,
+        "depth": depth,
         library: plain,
         "arguments": arguments,
         "classes": list(classes),
@@ -224,6 +235,7 @@ def open_model(folder: Path) -> Model:
         digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
         wanted, name, classes = about["sha256"], about["backbone"], about["classes"]
         form = described(about["preprocessing"])
+        head, depth = about.get("head", "linear"), about.get("depth")
     except OSError as error:
         raise UserError(
             f"no model in {folder}: {first_line(error)}; create one with python -m harness.export"
@@ -235,5 +247,5 @@ def open_model(folder: Path) -> Model:
             f"the SHA-256 of {folder / WEIGHTS} differs from that in {ABOUT}: the file is damaged or belongs "
             "to another model; export the model again"
         )
-    network = restore(name, read_weights(folder / WEIGHTS), len(classes), form)
+    network = restore(name, read_weights(folder / WEIGHTS), len(classes), form, head, depth)
     return Model(network.eval(), about)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from harness.backbones import as_graph
 from harness.core.errors import UserError, first_line
 from harness.deploy.model import CHUNK, Model
 
@@ -55,7 +56,7 @@ def write_onnx(model: Model, folder: Path, pixels: torch.Tensor) -> float:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter warns about torch's internals
             torch.onnx.export(
-                model.network,
+                as_graph(model.network, images),
                 (images,),
                 str(path),
                 input_names=["images"],

@@ -71,7 +71,16 @@ class Judge:
     def __init__(self, spec: TrialSpec, metric: Metric, device: Device, cache: Cache) -> None:
         target = load_target(spec.target)
         where, classes = device.torch_device, len(target.classes)
-        backbone = build(spec.backbone, "scratch", classes, spec.seed, where, spec.resolution)
+        backbone = build(
+            spec.backbone,
+            "scratch",
+            classes,
+            spec.seed,
+            where,
+            spec.resolution,
+            head=spec.head,
+            depth=spec.depth,
+        )
         self._spec, self._metric, self._cache = spec, metric, cache
         self._split = split_indices(target, spec)
         backbone = replace(backbone, input=target.medium.form(backbone.input))

@@ -71,7 +71,7 @@ def check_study(study: Study, cache: Cache = Cache(), memory_is_limited: bool = 
         strategy = spec.strategy
         network_key = (
             *(spec.backbone, spec.source, spec.resolution),
-            *(strategy.lora_rank, strategy.classifier),
+            *(spec.head, spec.depth, strategy.lora_rank, strategy.classifier),
         )
         sizes = (spec.shots, spec.val_shots, spec.test_shots, spec.exact_shots)
         key = (spec.target, *sizes, *network_key)
@@ -84,6 +84,8 @@ def check_study(study: Study, cache: Cache = Cache(), memory_is_limited: bool = 
                 spec.seed,
                 resolution=spec.resolution,
                 lora_rank=strategy.lora_rank,
+                head=spec.head,
+                depth=spec.depth,
             )
             network = replace(network, input=target.medium.form(network.input))
             check_network(network, spec)

@@ -20,6 +20,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
 from torch import nn
 
+from harness.backbones import as_graph
 from harness.core.addresses import adopt_artifacts, sqlite_path
 from harness.core.errors import UserError, first_line, without_password
 from harness.core.versions import versions
@@ -85,7 +86,7 @@ def log_model(
                 flavor=mlflow.pytorch,
                 run_id=run_id,
                 registered_model_name=register,
-                pytorch_model=network,
+                pytorch_model=as_graph(network, example),
                 signature=signature,
                 input_example=example.numpy(),
                 extra_files=[str(file) for file in files],

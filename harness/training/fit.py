@@ -92,6 +92,8 @@ class Fit(ABC):
             device.torch_device,
             spec.resolution,
             spec.strategy.lora_rank,
+            spec.head,
+            spec.depth,
         )
         self._backbone = replace(built, input=target.medium.form(built.input))
         weights = None
@@ -149,10 +151,8 @@ class Fit(ABC):
         metrics["total_seconds"] = time.perf_counter() - self._started
         if test:
             spec = self.spec
-            form = self._backbone.input
-            metrics |= inference_cost(
-                spec.backbone, self._classes, spec.resolution, self.device, form
-            )
+            network, form = (spec.backbone, self._classes, spec.resolution), self._backbone.input
+            metrics |= inference_cost(*network, self.device, form, spec.head, spec.depth)
         notes = {**self._notes, "prefix": self._network.describe_prefix}
         return TrialResult("complete", metrics, predictions=predictions, notes=notes)
 

@@ -10,11 +10,12 @@ from statistics import median
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from harness.backbones import build
+from harness.core.spec import Head
 from harness.inputs import Input
 from harness.training.device import MIB, Device
+from harness.training.flops import count_flops
 
 LEAST, MOST, SECONDS = 5, 20, 1.0
 """Fewest and most forward passes that are timed, and the time that more than the fewest may take."""
@@ -22,7 +23,13 @@ BATCH = 32
 
 
 def inference_cost(
-    backbone: str, classes: int, resolution: int | None, device: Device, form: Input | None = None
+    backbone: str,
+    classes: int,
+    resolution: int | None,
+    device: Device,
+    form: Input | None = None,
+    head: Head = "linear",
+    depth: int | None = None,
 ) -> dict[str, float]:
     """Cost of inference on this device, in float32, with the number of threads of this process.
 
@@ -35,6 +42,7 @@ def inference_cost(
         resolution: side of its input; None is its own.
         device: where to compute.
         form: the form of an example; None is what the network takes.
+        head, depth: as in a TrialSpec.
 
     Returns:
         parameters: number of them.
@@ -43,7 +51,8 @@ def inference_cost(
             which counts each as two operations).
         latency_ms, images_per_second: as `speed` measures them.
     """
-    return dict(_measured(backbone, classes, resolution, form, device, torch.get_num_threads()))
+    threads = torch.get_num_threads()
+    return dict(_measured(backbone, classes, resolution, form, head, depth, device, threads))
 
 
 @lru_cache(maxsize=64)
@@ -52,10 +61,14 @@ def _measured(
     classes: int,
     resolution: int | None,
     form: Input | None,
+    head: Head,
+    depth: int | None,
     device: Device,
     _threads: int,
 ) -> tuple[tuple[str, float], ...]:
-    backbone = build(name, "scratch", classes, 0, device.torch_device, resolution)
+    backbone = build(
+        name, "scratch", classes, 0, device.torch_device, resolution, head=head, depth=depth
+    )
     if form is not None:
         backbone = replace(backbone, input=form)
     model = backbone.model.eval()
@@ -64,14 +77,14 @@ def _measured(
     def blank(count: int) -> torch.Tensor:
         return backbone.prepared(backbone.input.blank(count))
 
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(blank(1))
+    with sdpa_kernel(SDPBackend.MATH):
+        flops, _ = count_flops(model, lambda: model(blank(1)))
     with torch.inference_mode():
         measured = speed(model, blank, device.synchronize)
     return (
         ("parameters", float(sum(p.numel() for p in model.parameters()))),
         ("weights_mib", sum(t.numel() * t.element_size() for t in tensors) / MIB),
-        ("multiply_adds", counter.get_total_flops() / 2),
+        ("multiply_adds", flops / 2),
         *measured.items(),
     )
 

@@ -170,6 +170,7 @@ class Network:
                 spec.source,
                 self._backbone.input,
                 spec.strategy.lora_rank,
+                *(spec.head, spec.depth),
             ),
             *(depth, spec.precision, self._device.name),
         )

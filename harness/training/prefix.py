@@ -16,13 +16,13 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from harness.backbones import Backbone
+from harness.backbones import Backbone, outputs_before
 from harness.core.errors import first_line
 from harness.core.units import format_bytes
 from harness.core.versions import versions
 from harness.data.cached import Cache, CachedView, Positions
+from harness.training.flops import count_flops
 
 WORTH = 20
 """Number of operations per cached byte from which reading is faster than computing; on a CPU, the two are
@@ -88,26 +88,11 @@ def _find_cut(backbone: Backbone, depth: int, images: torch.Tensor) -> Cut:
     Raises:
         NoCut: if the network is not a chain at that place, or caching its outputs does not pay.
     """
-    backbone.model.eval()
-    events: list[tuple[str, torch.Tensor | None]] = []
-    hooks = []
-    for name, module, early in _outermost(backbone, depth):
-        if early:
-            hook = module.register_forward_hook(lambda m, a, out, n=name: events.append((n, out)))
-        else:
-            hook = module.register_forward_pre_hook(lambda m, a, n=name: events.append((n, None)))
-        hooks.append(hook)
-    try:
-        with torch.no_grad():
-            whole = backbone.model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    cut = _cut(events, len(images))
+    before, whole = outputs_before(backbone, depth, images)
+    cut = _cut(before, len(images))
     tail = Tail(backbone, cut, images.shape)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        kept = tail.before(images)
-    cut = Cut(cut.gate, cut.skipped, cut.shape, cut.dtype, counter.get_total_flops() / len(images))
+    flops, kept = count_flops(backbone.model, lambda: tail.before(images))
+    cut = Cut(cut.gate, cut.skipped, cut.shape, cut.dtype, flops / len(images))
     with torch.no_grad():
         again, swapped = tail.after(kept), tail.after(kept.flip(0))
     exact = images.device.type == "cpu"
@@ -120,38 +105,8 @@ def _find_cut(backbone: Backbone, depth: int, images: torch.Tensor) -> Cut:
     return cut
 
 
-def _outermost(backbone: Backbone, depth: int) -> Iterator[tuple[str, nn.Module, bool]]:
-    """Name, module, and whether it is before the cut: the largest modules that are, and the leaves that are
-    not."""
-    groups = {id(module): inside for module, inside in backbone.modes}
-    early = frozenset(range(depth))
-
-    def walk(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
-        inside = groups.get(id(module), frozenset())
-        if (inside and inside <= early) or _is_plain(module):
-            yield name, module, True
-        elif children := list(module.named_children()):
-            for child, inner in children:
-                yield from walk(f"{name}.{child}" if name else child, inner)
-        else:
-            yield name, module, False
-
-    return walk("", backbone.model)
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """Whether a module has no tensors and is the same in train() and eval(), such as pooling, flattening or
-    identity."""
-    if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
-        return False
-    return "Pool" in type(module).__name__ or isinstance(module, (nn.Identity, nn.Flatten))
-
-
-def _cut(events: Sequence[tuple[str, Any]], count: int) -> Cut:
-    """The cut that follows from a traced forward pass; events are (module, its output, or None if
-    trained)."""
-    first = next((i for i, (_, out) in enumerate(events) if out is None), len(events))
-    before = events[:first]
+def _cut(before: Sequence[tuple[str, Any]], count: int) -> Cut:
+    """The cut that follows from the names and outputs of the modules before it."""
     names = [name for name, _ in before]
     if not before or len(set(names)) < len(names):
         raise NoCut("no module, or one module twice, before the first that trains")

@@ -25,7 +25,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from harness.core.errors import UserError
-from harness.core.spec import TrialSpec
+from harness.core.spec import Head, TrialSpec
 from harness.core.strategies import Scales
 from harness.data import Examples, load_target, split_indices
 from harness.data.cached import Cache
@@ -85,7 +85,7 @@ class _Work:
         settings: fields of the spec that matter.
     """
 
-    network: tuple[str, int, int | None, int]
+    network: tuple[str, int, int | None, int, Head, int | None]
     form: Input
     first: frozenset[int]
     rows: tuple[tuple[frozenset[int], frozenset[int]], ...]
@@ -106,8 +106,8 @@ def forecast(spec: TrialSpec) -> Forecast:
     """
     target = load_target(spec.target)
     split = split_indices(target, spec)
-    head, lora_rank = len(target.classes), spec.strategy.lora_rank
-    network = (spec.backbone, head, spec.resolution, lora_rank)
+    classes, lora_rank = len(target.classes), spec.strategy.lora_rank
+    network = (spec.backbone, classes, spec.resolution, lora_rank, spec.head, spec.depth)
     count = len(split.train)
     # As in harness.training.optimizer.batches, a last batch of one image is merged with the one before.
     joins = count > spec.batch_size and count % spec.batch_size == 1

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.backbones import Backbone, build
+from harness.core.spec import Head
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,26 @@ class Fake:
 
 
 @lru_cache(maxsize=4)
-def fake_backbone(name: str, num_classes: int, resolution: int | None, lora_rank: int) -> Fake:
+def fake_backbone(
+    name: str,
+    num_classes: int,
+    resolution: int | None,
+    lora_rank: int,
+    head: Head,
+    depth: int | None,
+) -> Fake:
     """The backbone with fake parameters and buffers. It is first built with real ones, because some networks
     compute settings from tensors when they are created; from scratch, because weights do not matter."""
     with Undrawn():  # type: ignore[no-untyped-call]
         backbone = build(
-            name, "scratch", num_classes, 0, resolution=resolution, lora_rank=lora_rank
+            name,
+            "scratch",
+            num_classes,
+            0,
+            resolution=resolution,
+            lora_rank=lora_rank,
+            head=head,
+            depth=depth,
         )
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     model = backbone.model
