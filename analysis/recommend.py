@@ -91,7 +91,10 @@ def recommendation(
     if best["by_test"]:
         text.append("There are no validation scores to choose by: it has the highest test score.")
     else:
-        text.append(f"It has the best mean validation score of the {len(fit)} cells that fit.")
+        last = " and stayed longest in the race" * (table.info.budget is not None)
+        text.append(
+            f"It has the best mean validation score of the {len(fit)} cells that fit{last}."
+        )
         leader = compare.best_by_test(choices)
         if leader != best["cell"]:
             text.append(f"On test “{leader}” is ahead, but cells are not chosen by test scores.")
@@ -123,6 +126,8 @@ def _to_be_surer(table: StudyTable, row: pd.Series) -> str:
         return f"To be surer: not worth it, {lead} would take more than 500 seeds; take the cheaper one."
     if row["more"] == 0:
         return f"{row['n']} seeds are enough to see {lead}: more would change little."
+    if table.info.budget is not None:
+        return f"To be surer: give the race more time with a larger --budget; {lead} is open."
     minutes = f", about {row['minutes']:.1f} minutes" if row["minutes"] == row["minutes"] else ""
     again = re.sub(r" --repeats \d+", "", table.info.command)
     command = f": {again} --repeats {row['seeds']:.0f}" if again else ""
@@ -159,7 +164,7 @@ def _recommend(
     factors = within(table, where)
     trials = table.trials[table.trials["cell"].isin(compare.cells(factors)["cell"])]
     selection = table.info.selection
-    choices = compare.choice(trials, factors, limits, selection)
+    choices = compare.choice(trials, factors, limits, selection, table.info.budget is not None)
     pairs = compare.contrasts(trials, factors, table.info.folds)
     rivals = compare.surer(trials, factors, choices, table.info.folds)
     behind = compare.most_behind(pairs, str(choices["cell"].iloc[0]))

@@ -44,7 +44,7 @@ def study_status(
     home = record_home(storage, tracking_uri)
     record = Record(read_storage(url), home)
     info = record.info(study)
-    found = overview(Plan.recorded(info), record.trials(info))
+    found = overview(Plan.of(info), record.trials(info))
     return replace(found, holder=holder_of(home, study))
 
 

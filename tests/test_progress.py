@@ -212,7 +212,7 @@ def test_epochs_of_a_long_trial_are_seen_while_it_runs(
     seen = threading.Event()
 
     def read() -> Overview:
-        found = overview(Plan.of(study), coordinator.trials())
+        found = overview(Plan.of(info_of(study)), coordinator.trials())
         if [(w.epochs_done, w.epochs) for w in found.working] == [(1, 2)]:
             seen.set()
         return found

@@ -50,6 +50,7 @@ from analysis.compare.costs import (
 )
 from analysis.compare.examples import are_grouped, hits, mcnemar_over_seeds, over_examples
 from analysis.compare.findings import Findings, find
+from analysis.compare.race import race_standing, race_table
 from analysis.compare.responses import gains, pair_gains, responses, with_scratch
 from analysis.compare.runs import (
     cells,
@@ -68,14 +69,14 @@ from analysis.compare.verdicts import interaction_verdicts, verdicts
 
 __all__ = [
     "Findings", "Similarity", "against", "against_baseline", "are_grouped", "are_unequal", "arms",
-    "best_by_test", "by_metric", "cells", "censored", "choice", "chosen", "chosen_by", "class_names",
-    "class_sizes", "completed", "condition", "confident_mistakes", "confused_pairs", "confusions",
-    "contrasts", "describe_contrast", "describe_power", "find", "front_chance", "gains", "hits",
-    "interaction_verdicts", "interactions", "left_out", "mcnemar_over_seeds", "mean_agreement",
-    "mean_interval", "mean_ranks", "memory_column", "memory_kind", "most_behind", "outcomes",
-    "over_examples", "pair_gains", "pair_scores", "pareto_front", "per_class", "prediction_mismatches",
-    "priced", "rank_agreement", "recorded", "regret", "reliability", "responses", "side_by_side",
-    "sign_flip_p", "similarity_effect", "size_factor", "size_lines", "slopes", "split_sizes",
-    "static_ranking", "summary", "surer", "variance_shares", "variance_table", "verdicts",
-    "with_other_tests", "with_scratch",
+    "best_by_test", "by_metric", "cells", "censored", "choice", "chosen", "chosen_by",
+    "class_names", "class_sizes", "completed", "condition", "confident_mistakes", "confused_pairs",
+    "confusions", "contrasts", "describe_contrast", "describe_power", "find", "front_chance",
+    "gains", "hits", "interaction_verdicts", "interactions", "left_out", "mcnemar_over_seeds",
+    "mean_agreement", "mean_interval", "mean_ranks", "memory_column", "memory_kind", "most_behind",
+    "outcomes", "over_examples", "pair_gains", "pair_scores", "pareto_front", "per_class",
+    "prediction_mismatches", "priced", "race_standing", "race_table", "rank_agreement", "recorded",
+    "regret", "reliability", "responses", "side_by_side", "sign_flip_p", "similarity_effect",
+    "size_factor", "size_lines", "slopes", "split_sizes", "static_ranking", "summary", "surer",
+    "variance_shares", "variance_table", "verdicts", "with_other_tests", "with_scratch",
 ]  # fmt: skip

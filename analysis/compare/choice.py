@@ -12,10 +12,12 @@ from statistics import fmean
 
 import pandas as pd
 
-from analysis.compare.contrasts import FEWEST, against, contrasts, rounding_error
+from analysis.compare.contrasts import FEWEST, against, contrasts
 from analysis.compare.costs import priced
+from analysis.compare.race import race_standing
 from analysis.compare.runs import cells, completed
 from harness.core.power import seeds_needed
+from harness.core.race import rounding_error
 from harness.core.selection import METRICS, preference
 
 LIMITED = {
@@ -34,8 +36,10 @@ def choice(
     factors: Mapping[str, Sequence[str]],
     limits: Mapping[str, float] = {},
     selection: str = "val_score",
+    race: bool = False,
 ) -> pd.DataFrame:
-    """Every cell, those that fit the limits first, by the rule of `harness.core.selection`.
+    """Every cell, those that fit the limits first, by the rule of `harness.core.selection`; after a race
+    those first that stayed in it for more seeds, by the seeds that they were compared on.
 
     Costs are medians over repeats; a cell whose cost was not measured does not fit a limit on it.
 
@@ -44,6 +48,7 @@ def choice(
         factors: the cells.
         limits: column of LIMITED -> its highest value.
         selection: the validation score: "val_score", "val_loss" (lower is better), or "" if there is none.
+        race: whether the study has a time budget.
 
     Returns:
         cell, n (repeats with a test score), validation (mean of `selection` over the repeats), mean (of the
@@ -51,10 +56,12 @@ def choice(
         rank them), fits, why (why not), over (the highest ratio of a cost to its limit; NaN without limits).
     """
     repeats, trained = priced(trials), completed(trials, "repeat").groupby("cell")["train_seconds"]
+    seeds = race_standing(trials, factors, selection).seeds if race else {}
     rows = []
     for cell in cells(factors)["cell"]:
         own = repeats[repeats["cell"] == cell]
         scores = own["test_score"].dropna()
+        compared = own[own["index"] < seeds.get(cell, 0)] if race else own
         cost = {name: float(own[name].median()) for name in LIMITED}
         over = {name: cost[name] / limit for name, limit in limits.items()}
         why = "" if len(scores) else "no test score"
@@ -64,7 +71,7 @@ def choice(
                 why = why or f"{what} not measured"
             elif over[name] > 1:
                 why = why or f"{what}: {cost[name]:.3g} {unit}, {limit:.3g} are allowed"
-        validation = _mean(own[selection]) if selection else math.nan
+        validation = _mean(compared[selection]) if selection else math.nan
         rows.append(
             {"cell": cell, "n": len(scores), "validation": validation, "mean": scores.mean()}
             | {"seconds": cost["train_seconds"], "memory_mib": cost["peak_memory_mib"]}
@@ -77,7 +84,8 @@ def choice(
     turned = -score if selection == "val_loss" and not table["by_test"].any() else score
     seconds = table["cell"].map({cell: _mean(own) for cell, own in trained})
     keys = [preference(v, s) for v, s in zip(turned, seconds, strict=True)]
-    order = sorted(range(len(table)), key=lambda i: (not table["fits"][i], keys[i]))
+    stayed = [-seeds.get(cell, 0) for cell in table["cell"]]
+    order = sorted(range(len(table)), key=lambda i: (not table["fits"][i], stayed[i], keys[i]))
     return table.iloc[order].reset_index(drop=True)
 
 
@@ -88,12 +96,14 @@ def _mean(values: pd.Series) -> float:
     return fmean(known) if known else math.nan
 
 
-def chosen_by(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]], metric: str) -> str:
+def chosen_by(
+    trials: pd.DataFrame, factors: Mapping[str, Sequence[str]], metric: str, race: bool = False
+) -> str:
     """The cell that the validation values of a metric would choose; "" if none were recorded."""
     selection = METRICS[metric].validation
     if selection not in trials:
         return ""
-    table = choice(trials, factors, selection=selection)
+    table = choice(trials, factors, selection=selection, race=race)
     return "" if table["by_test"].any() else str(table["cell"].iloc[0])
 
 

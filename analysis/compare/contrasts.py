@@ -26,6 +26,7 @@ from analysis.compare.examples import hits, mcnemar_over_seeds
 from analysis.compare.runs import CONFIDENCE, cells, completed
 from harness.core.folds import independent_runs
 from harness.core.power import MOST_SEEDS, least_detectable, seeds_needed
+from harness.core.race import rounding_error
 from harness.core.study import cell_label
 
 ALPHA = 1 - CONFIDENCE
@@ -83,13 +84,6 @@ def contrasts(
         for (a, b), one in zip(names, points, strict=True)
     ]
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def rounding_error(scores: np.ndarray) -> float:
-    """Standard deviation that rounding alone gives a difference of two scores: that of two uniform errors as
-    wide as the least difference between two different scores (one test image, mostly). 0 if all are equal."""
-    steps = np.diff(np.unique(np.round(scores[~np.isnan(scores)], 9)))
-    return float(steps.min()) / math.sqrt(6) if len(steps) else 0.0
 
 
 def paired_test(points: np.ndarray, family: int, floor: float, folds: int = 1) -> dict[str, Any]:

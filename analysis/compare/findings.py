@@ -90,7 +90,7 @@ def find(table: StudyTable, measures: pd.DataFrame | None = None) -> Findings:
         trials=trials,
         measures=measures,
         summary=per_cell,
-        ranking=choice(trials, factors, selection=table.info.selection),
+        ranking=choice(trials, factors, {}, table.info.selection, table.info.budget is not None),
         contrasts=pairs,
         differences=against_baseline(pairs, factors, table.info.baseline),
         ranks=mean_ranks(trials, factors),

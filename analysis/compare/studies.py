@@ -12,9 +12,10 @@ import math
 import pandas as pd
 from scipy import stats
 
-from analysis.compare.contrasts import ALPHA, paired_test, rounding_error
+from analysis.compare.contrasts import ALPHA, paired_test
 from analysis.compare.runs import completed
 from harness.core.folds import independent_runs
+from harness.core.race import rounding_error
 
 
 def side_by_side(

@@ -85,6 +85,8 @@ class Info:
         notes: what a reader must know of how it was read.
         folds: folds of k-fold resampling; 1 for a single split. Runs on folds share images, so intervals over
             them need a correction (`harness.core.folds.independent_runs`).
+        budget: seconds of a race (`harness.core.race`), which has no given number of trials and repeats;
+            None where every cell was to have equally many.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Info:
     over_seeds: bool = False
     notes: tuple[str, ...] = ()
     folds: int = 1
+    budget: float | None = None
 
 
 @dataclass(frozen=True)
@@ -250,14 +253,17 @@ def read_info(experiment: Experiment) -> Info:
     by_loss = metric.less_is_better  # the test scores that are compared are then accuracies
     compared = METRICS["accuracy"] if by_loss else metric
     try:
+        budget = float(tags["budget"]) if "budget" in tags else None
+        asked = (0, 0) if budget else (int(tags.get("trials", 0)), int(tags.get("repeats", 0)))
         return Info(
             name=experiment.name,
             question=tags.get("question", ""),
             command=tags.get("command", ""),
             factors={str(k): [str(v) for v in vs] for k, vs in json.loads(tags["factors"]).items()},
             baseline={str(k): str(v) for k, v in json.loads(tags.get("baseline", "{}")).items()},
-            trials=int(tags.get("trials", 0)),
-            repeats=int(tags.get("repeats", 0)),
+            trials=asked[0],
+            repeats=asked[1],
+            budget=budget,
             sampler=tags.get("sampler", ""),
             folds=int(tags.get("folds", 1)),
             leaks=tuple(tags.get("leaks", "").splitlines()),

@@ -54,7 +54,9 @@ def _choice(table: StudyTable) -> str:
     }
     if len(tried):
         several = f"{span(tried)} configurations{f' of {tuned}' * bool(tuned)}"
-        text = f"In each cell {several} were tried{how.get(info.sampler, '')}"
+        if info.budget is None and not info.rows:
+            text = "All cells were given the same numbers of trials and repeats. "
+        text += f"In each cell {several} were tried{how.get(info.sampler, '')}"
         text += (
             f", each on all {info.folds} folds of the images that are not test images (stratified by class, "
             "images of a group in one fold)"
@@ -68,10 +70,11 @@ def _choice(table: StudyTable) -> str:
     if len(seeds) and seeds.max() > 1 and info.rows:
         text += f" Its test scores on {span(seeds)} seeds are compared."
     elif len(seeds) and seeds.max() > 1:
+        of_each = " of each finalist" * (info.budget is not None)
         text += (
-            f" The chosen configuration was run again on {span(seeds)} fresh seeds, the same for every cell "
-            f"(one seed fixes images, head initialisation, batch order and augmentation), and each run was "
-            f"scored once on the test images."
+            f" The chosen configuration{of_each} was run again on {span(seeds)} fresh seeds, the same for "
+            "every cell (one seed fixes images, head initialisation, batch order and augmentation), and each "
+            "run was scored once on the test images."
         )
         text += f" Each {info.folds} of these runs use the folds of a new division." * (
             info.folds > 1

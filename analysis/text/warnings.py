@@ -41,6 +41,7 @@ def warnings(found: Findings) -> list[str]:
         *_busy(found),
         *_uneven_times(found),
         *_shared_images(table),
+        *_race(table),
         *leaks,
         *table.info.notes,
     ]
@@ -72,6 +73,16 @@ def _missing_work(table: StudyTable, found: Findings) -> list[str]:
         if short:
             text.append(f"Fewer {phase} than asked for: {'; '.join(short)}.")
     return text
+
+
+def _race(table: StudyTable) -> list[str]:
+    """That the cells of a race did not have the same effort."""
+    if table.info.budget is None:
+        return []
+    return [
+        "The cells raced for a time budget, so they had different numbers of trials and seeds (see The "
+        "race). A cell that was set aside or retired early might reach more with the same effort."
+    ]
 
 
 def _shared_images(table: StudyTable) -> list[str]:
@@ -187,7 +198,8 @@ def _doubtful_runs(table: StudyTable, found: Findings) -> list[str]:
     if strays:
         text.append(f"Left out, no longer in the study file: {', '.join(strays)}.")
     repeats = compare.completed(trials, "repeat").dropna(subset="test_score")
-    if len({tuple(sorted(own)) for _, own in repeats.groupby("cell")["seed"]}) > 1:
+    several = len({tuple(sorted(own)) for _, own in repeats.groupby("cell")["seed"]}) > 1
+    if several and table.info.budget is None:
         text.append("The cells were not repeated on the same seeds: only shared seeds are paired.")
     best = compare.chosen(found.trials, found.info.selection).set_index("cell")["index"]
     stale = repeats[repeats["chosen"].notna() & (repeats["chosen"] != repeats["cell"].map(best))]

@@ -19,6 +19,7 @@ from analysis.topics import (
     learning_curves,
     learning_rates,
     outcomes,
+    race,
     scores,
     shifts,
     similarity,
@@ -31,6 +32,7 @@ from analysis.topics.section import Plot, Section, Table
 TOPICS: tuple[Callable[[Findings], Section], ...] = (
     targets.section,
     scores.section,
+    race.section,
     contrasts.section,
     classes.section,
     costs.section,

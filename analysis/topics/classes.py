@@ -80,7 +80,11 @@ def answer(found: Findings) -> list[str]:
     by_loss = found.info.selection == "val_loss"
     used = "log_loss" if by_loss else found.info.score
     for name in ("accuracy", "balanced_accuracy"):
-        other = compare.chosen_by(found.trials, found.info.factors, name) if name != used else ""
+        if name == used:
+            continue
+        other = compare.chosen_by(
+            found.trials, found.info.factors, name, found.info.budget is not None
+        )
         if other:
             text += _other_choice(values, METRICS[name], cell, other)
     return [text]

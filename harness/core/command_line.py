@@ -20,7 +20,7 @@ from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
 from harness.core.caller import quiet_libraries, undisturbed
 from harness.core.errors import UserError
-from harness.core.units import Size
+from harness.core.units import Seconds, Size
 
 Result = TypeVar("Result")
 File = Annotated[str | Path, Parameter(metavar="PATH")]
@@ -101,10 +101,19 @@ def _size(_: object, tokens: Sequence[Any]) -> Size:
         raise ValueError(str(error)) from error
 
 
+def _seconds(_: object, tokens: Sequence[Any]) -> Seconds:
+    try:
+        return Seconds(tokens[0].value)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+
+
 TEXT = Parameter(converter=lambda _, tokens: tokens[-1].value, n_tokens=1)
 """For an option that is one text when it is typed, though Python callers may give a list."""
 SIZE = Parameter(converter=_size, metavar="SIZE")
 """For an option that is a number of bytes."""
+TIME = Parameter(converter=_seconds, metavar="TIME")
+"""For an option that is a time."""
 
 
 def run_command(run: Callable[[], int], if_stopped: str = "nothing was lost") -> int:

@@ -6,6 +6,7 @@ They are stored in Optuna's storage (`harness.search.record`) and shown in MLflo
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -72,6 +73,10 @@ class StudyInfo:
         space_sha256: hash of the study file.
         folds: folds of k-fold resampling, on each of which a configuration is run; 1 for a single split.
         metric: name of the metric by which configurations and cells are chosen.
+        budget: seconds of a race (see `harness.core.race`), in which trials and repeats have no effect; None
+            with equal numbers of trials.
+        screening: seconds of its first part, tuning. They stay as they were first recorded, so that a larger
+            budget continues the race.
     """
 
     name: str
@@ -88,6 +93,13 @@ class StudyInfo:
     space_sha256: str
     folds: int = 1
     metric: str = "accuracy"
+    budget: float | None = None
+    screening: float | None = None
+
+    @property
+    def tuning_runs(self) -> int:
+        """Number of tuning runs of a cell among which its configuration is chosen; with a budget all."""
+        return self.trials * self.folds if self.budget is None else sys.maxsize
 
     def cells(self) -> list[Cell]:
         """Every combination of one value per factor, in the order written."""
@@ -120,6 +132,7 @@ class TrialRecord:
         predictions: name of the file of its test predictions; "" if there is none.
         started, ended: times by the coordinator's clock; None if unknown.
         superseded: whether it repeats a configuration that is no longer the chosen one.
+        workers: largest number of trials that ran at the same time.
     """
 
     key: str
@@ -144,6 +157,7 @@ class TrialRecord:
     started: datetime | None = None
     ended: datetime | None = None
     superseded: bool = False
+    workers: int = 1
 
     def but(self, **changes: object) -> TrialRecord:
         """A copy with some fields changed."""

@@ -7,6 +7,7 @@ import difflib
 import itertools
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -16,6 +17,7 @@ from harness.core.html import as_table
 from harness.core.selection import Selectable
 from harness.core.spec import TrialSpec, require_choices
 from harness.core.strategies import Strategy, names
+from harness.core.units import Seconds
 
 if TYPE_CHECKING:
     import optuna
@@ -69,6 +71,9 @@ class Study:
             "balanced_accuracy" (mean recall of the classes), "macro_f1", "auroc" (of each class against the
             others, mean over the classes) or "log_loss". The report compares its test values; with "log_loss"
             those of accuracy.
+        budget: time for all trials, such as "20m". The cells then race (see `harness.core.race`): what looks
+            worse gets fewer trials, and `trials` and `repeats` have no effect. None gives every cell the same
+            number of trials.
     """
 
     compare: Mapping[str, Iterable[str]]
@@ -83,11 +88,22 @@ class Study:
     resampling: Literal["split", "kfold"] = "split"
     folds: int = 5
     metric: Selectable = "accuracy"
+    budget: Seconds | str | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """The budget in seconds."""
+        return None if self.budget is None else float(Seconds(self.budget))
 
     @property
     def fold_count(self) -> int:
         """Number of folds that a configuration is scored on; 1 with a single split."""
         return self.folds if self.resampling == "kfold" else 1
+
+    @property
+    def tuning_runs(self) -> int:
+        """Number of tuning runs of a cell among which its configuration is chosen; with a budget all."""
+        return self.trials * self.fold_count if self.budget is None else sys.maxsize
 
     @property
     def runs_per_cell(self) -> int:
@@ -97,6 +113,8 @@ class Study:
     @property
     def effort(self) -> str:
         """The runs of a cell in print."""
+        if self.budget is not None:
+            return f"its share of {self.budget}"
         folds = f" x {self.folds} folds" if self.resampling == "kfold" else ""
         return f"{self.trials} trials{folds} + {self.repeats} repeats"
 
@@ -140,6 +158,8 @@ class Study:
         require_choices(self)
         if self.resampling == "kfold":
             _require_folds(self)
+        if self.budget is not None:
+            _require_race(self)
         for factor, label in self.baseline.items():
             if label not in list(self.compare.get(factor, ())):
                 raise UserError(
@@ -169,6 +189,28 @@ def _require_folds(study: Study) -> None:
             f"Study: with resampling 'kfold' repeats must be a multiple of the {folds} folds, e.g. {more}, "
             f"got {repeats}"
         )
+
+
+def _require_race(study: Study) -> None:
+    """Refuse settings that do not work with a time budget."""
+    try:
+        budget = Seconds(study.budget or "")
+    except (UserError, ValueError, TypeError) as error:
+        raise UserError(f"Study: budget: {error}") from error
+    if not 0 < budget < math.inf:
+        raise UserError(f"Study: budget must be a time above 0, got {study.budget!r}")
+    object.__setattr__(study, "budget", budget)
+    if study.resampling == "kfold":
+        raise UserError(
+            "Study: a budget works with resampling 'split' only; with 'kfold' give trials and repeats"
+        )
+    if not study.repeats:
+        raise UserError(
+            "Study: with a budget the cells are compared by repeats, and repeats=0 asks for none; leave "
+            "repeats out, or the budget"
+        )
+    if len(study.cells()) < 2:
+        raise UserError("Study: a budget is shared by the cells, and this study has only one")
 
 
 def cells_of(factors: Mapping[str, Iterable[str]]) -> list[dict[str, str]]:

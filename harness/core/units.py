@@ -1,4 +1,4 @@
-"""Parse sizes such as "8GiB", and format numbers of bytes."""
+"""Parse sizes such as "8GiB" and times such as "20m", and format numbers of bytes."""
 
 from __future__ import annotations
 
@@ -37,6 +37,37 @@ class Size(int):
         units = ((unit, 1024**power) for power, unit in enumerate(("KiB", "MiB", "GiB"), start=1))
         exact = [f"{self // size}{unit}" for unit, size in units if self and self % size == 0]
         return exact[-1] if exact else int.__str__(self)
+
+
+TIMES = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+"""Unit of time -> seconds."""
+
+
+class Seconds(float):
+    """A time in seconds, given as such or as text with a unit: `Seconds("20m")`."""
+
+    def __new__(cls, value: str | float) -> Seconds:
+        return super().__new__(cls, parse_time(value) if isinstance(value, str) else value)
+
+    def __str__(self) -> str:
+        for unit in ("h", "m"):
+            if self and self % TIMES[unit] == 0:
+                return f"{self / TIMES[unit]:.0f}{unit}"
+        return f"{float(self):g}s"
+
+
+def parse_time(text: str) -> float:
+    """Seconds in a time such as "90s", "20m" or "1.5h".
+
+    Raises:
+        UserError: if the text is not a time above 0.
+    """
+    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d*)?|\.\d+)\s*([A-Za-z]+)\s*", text)
+    unit = TIMES.get(match[2].lower()) if match else None
+    seconds = 0.0 if match is None or unit is None else float(match[1]) * unit
+    if not seconds:
+        raise UserError(f"time {text!r} is not valid; write e.g. 90s, 20m or 1.5h")
+    return seconds
 
 
 def format_bytes(size: float) -> str:

@@ -48,6 +48,10 @@ def choose(records: Sequence[CellRecord], cell: str | None = None) -> tuple[Cell
     return best, why
 
 
-def _preference(record: CellRecord) -> tuple[float, float]:
+def _preference(record: CellRecord) -> tuple[int, float, float]:
+    """Sort key; after a race a cell that stayed in it for more seeds comes first."""
     seconds = record.mean("train_seconds")
-    return preference(record.merit, math.nan if seconds is None else seconds)
+    return (
+        -record.stayed,
+        *preference(record.merit, math.nan if seconds is None else seconds),
+    )

@@ -146,7 +146,7 @@ class CellSearch:
         cell."""
         return next((t for t in self.attempts.done().values() if t.spec), None)
 
-    def begin(self, index: int, inline: bool) -> OpenTrial:
+    def begin(self, index: int, inline: bool, workers: int = 1) -> OpenTrial:
         """Open a trial for a slot and draw from the space.
 
         If the space fails for these values, no error is raised; the trial's `spec` is then the exception.
@@ -154,6 +154,7 @@ class CellSearch:
         Args:
             index: index of the slot.
             inline: whether this process also runs the trial, so that the trial may end this process.
+            workers: number of trials at a time.
         """
         slot = self.slot(index)
         base = sampler_of(self.study, self.cell, slot.round)
@@ -161,7 +162,7 @@ class CellSearch:
         trial = patiently(self._optuna.ask)
         attempts = self.attempts.at(index)
         seed = trial_seed(self.study, self.phase, index)
-        about = self._about(slot, seed) | {"inline": inline}
+        about = self._about(slot, seed) | {"inline": inline, "workers": workers}
         patiently(lambda: trial.set_user_attr("slot", about))
         drawn: TrialSpec | UserError
         try:
@@ -248,7 +249,7 @@ class CellSearch:
 
     def choose(self) -> TrialRecord | None:
         """A trial of the configuration that is best on validation; see `Attempts.best`."""
-        return self.attempts.best(self.study.metric, self.study.trials * self.study.fold_count)
+        return self.attempts.best(self.study.metric, self.study.tuning_runs)
 
 
 def _needed(trial: TrialRecord) -> float:

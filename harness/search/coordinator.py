@@ -9,20 +9,26 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.core.race import Results, race
 from harness.core.records import Slot, StudyInfo, TrialRecord
 from harness.core.results import RETRIED, EpochResult, TrialResult, predictions_parquet
 from harness.core.signals import Terminated, stop_requested
-from harness.core.study import Study
+from harness.core.study import Study, cell_label
 from harness.data.cached import Cache
 from harness.search.cell import CellSearch, OpenTrial
 from harness.search.executors import Died, Executor
 from harness.search.plan import Shard
 from harness.search.record import Record, StorageFailed, storage_failures
-from harness.search.unchanged import Inputs, check_same_choice, check_unchanged
+from harness.search.unchanged import (
+    Inputs,
+    check_same_choice,
+    check_unchanged,
+    with_first_screening,
+)
 from harness.tracking.projection import Projection
 from harness.training.outcomes import FailureStreak
 from harness.training.trial import Limits, Message, Started, TrialTask
@@ -94,6 +100,9 @@ class Coordinator:
         context: record, projection, device and limits.
         executor: runs the trials; closed at the end.
 
+    Attributes:
+        info: the study as a whole, as it is recorded.
+
     Raises:
         UserError: if the space, the images or the weights have changed, or the record has another format.
         StorageFailed: if the record cannot be used.
@@ -112,7 +121,8 @@ class Coordinator:
         memory = math.inf if context.limits.memory is None else context.limits.memory
         with storage_failures():
             check_same_choice(self._record, info)
-            self._record.describe(info)
+            self.info = with_first_screening(self._record, info)
+            self._record.describe(self.info)
             self._tune = [
                 CellSearch(self._record, study, cell, memory=memory)
                 for cell in context.shard.cells(study)
@@ -120,16 +130,16 @@ class Coordinator:
             for search in self._tune:
                 check_unchanged(search)
                 search.close_abandoned()
-            self._repeat = self._repeats()
+            self._repeat = self._repeats(s for s in self._tune if study.seconds is None)
             for search in self._repeat:
                 search.close_abandoned()
         executor.on_hang = self._end_hung
 
-    def _repeats(self) -> list[CellSearch]:
-        """The repeats of each cell's chosen configuration."""
+    def _repeats(self, tuned: Iterable[CellSearch]) -> list[CellSearch]:
+        """The repeats of the chosen configuration of each of these cells."""
         return [
             CellSearch(s.record, s.study, s.cell, best, s.memory)
-            for s in self._tune
+            for s in tuned
             if (best := s.choose()) is not None
         ]
 
@@ -139,7 +149,8 @@ class Coordinator:
         return [*ended, *(trial.now for _, trial in list(self._running.values()))]
 
     def run(self) -> Iterator[SlotDone]:
-        """Tune every cell, choose on validation, repeat the chosen configurations and score them on test.
+        """Tune every cell, choose on validation, repeat the chosen configurations and score them on test;
+        with a budget as far as the race of the cells says.
 
         Cells take turns, so that a slowdown of the machine affects all of them equally.
 
@@ -152,18 +163,45 @@ class Coordinator:
         with storage_failures():
             self._projection.settle()
             try:
-                runs = self._study.trials * self._study.fold_count
-                yield from self._work_off([(s, i) for i in range(runs) for s in self._tune])
-                self._repeat = self._repeats()
-                yield from self._work_off(
-                    [(s, i) for i in range(self._study.repeats) for s in self._repeat]
-                )
+                yield from self._equal() if self._study.seconds is None else self._race()
             except BaseException as error:
                 self._end_all(error)
                 raise
             finally:
                 self._executor.close()
             self._projection.settle()
+
+    def _equal(self) -> Iterator[SlotDone]:
+        """The same number of trials and repeats for every cell."""
+        yield from self._work_off(_in_turns(self._tune, range(self._study.tuning_runs)))
+        self._repeat = self._repeats(self._tune)
+        yield from self._work_off(_in_turns(self._repeat, range(self._study.repeats)))
+
+    def _race(self) -> Iterator[SlotDone]:
+        """The rounds of the race. Slots that are recorded are not run again, so it is resumed by replaying
+        it."""
+        assert self.info.budget is not None
+        assert self.info.screening is not None
+        tune = {cell_label(search.cell): search for search in self._tune}
+        rounds = race(list(tune), self.info.budget, self.info.screening)
+        results: Results | None = None
+        while True:
+            try:
+                now = next(rounds) if results is None else rounds.send(results)
+            except StopIteration:
+                return
+            if now.phase == "repeat" and not self._repeat:
+                self._repeat = self._repeats(tune[cell] for cell in now.cells)
+                for search in self._repeat:
+                    search.close_abandoned()
+            phase = self._tune if now.phase == "tune" else self._repeat
+            own = {c: s for s in phase if (c := cell_label(s.cell)) in now.cells}
+            slots = _in_turns(list(own.values()), now.indices)
+            yield from self._work_off(slots)
+            results = {
+                c: [s.attempts.result(i, self._study.metric, len(slots)) for i in now.indices]
+                for c, s in own.items()
+            }
 
     def _work_off(self, slots: Sequence[tuple[CellSearch, int]]) -> Iterator[SlotDone]:
         """Run every slot that is not done yet."""
@@ -207,7 +245,7 @@ class Coordinator:
             ended = search.give_up(index)
             self._unshown.append(ended)
             return SlotDone(slot, ended)
-        trial = search.begin(index, self._executor.inline)
+        trial = search.begin(index, self._executor.inline, self._executor.capacity)
         self._submitted += 1
         self._running[self._submitted] = search, trial
         if isinstance(trial.spec, Exception):
@@ -318,3 +356,7 @@ class Coordinator:
             self._finish(number, TrialResult("timeout", reason=reason))
             self._show_ended()
             print(f"{slot} {reason}; run the same command again to go on", file=sys.stderr)
+
+
+def _in_turns(searches: Sequence[CellSearch], indices: range) -> list[tuple[CellSearch, int]]:
+    return [(search, index) for index in indices for search in searches]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from harness.core.command_line import program
 from harness.core.errors import without_password
+from harness.core.race import SCREENING
 from harness.core.records import StudyInfo
 from harness.core.signals import (
     Terminated,
@@ -21,6 +22,7 @@ from harness.core.stores import default_tracking_uri, record_home, record_url
 from harness.core.study import Study
 from harness.core.study_file import load_study, study_docstring, study_file_tags, study_sha256
 from harness.data.cached import Cache, default_folder
+from harness.search.budget import check_first_round, check_one_target, check_options
 from harness.search.coordinator import Coordinator, RunContext, StudyStopped
 from harness.search.costs import cell_costs
 from harness.search.executors import Executor
@@ -61,9 +63,12 @@ def launch(
         study,
         trials=study.trials if options.trials is None else options.trials,
         repeats=study.repeats if options.repeats is None else options.repeats,
+        budget=study.budget if options.budget is None else options.budget,
     )
     shard = Shard.parse(options.cells) if options.cells else Shard()
     shard.cells(study)
+    if study.budget is not None:
+        check_options(study, options)
     if options.storage:
         check_storage_url(options.storage)
     if options.tracking_uri:
@@ -76,10 +81,14 @@ def launch(
         clear_caches()
         checked = check_study(study, cache, options.max_memory is not None)
         print_notes(checked, options)
+        if study.budget is not None:
+            check_one_target(study, checked.specs)
         if dry_run:
             print_plan(study, checked.specs, device)
             print_costs(study, cell_costs(checked.specs, device, cache), options.max_memory)
             return 0
+        if study.budget is not None:
+            check_first_round(study, cell_costs(checked.specs, device, cache))
         info = study_info(study, path, options, checked.leaks)
         forget_request()
         with handlers_put_back():
@@ -146,8 +155,8 @@ def _carry_out(
                 shard=shard,
                 tags=study_file_tags(path),
             )
-            plan = Plan.of(study, shard.cells(study))
             coordinator = Coordinator(study, info, context, executor)
+            plan = Plan.of(coordinator.info, shard.cells(study))
             show(
                 lambda: overview(plan, coordinator.trials()),
                 coordinator.run(),
@@ -216,6 +225,8 @@ def study_info(
         space_sha256=study_sha256(path),
         folds=study.fold_count,
         metric=study.metric,
+        budget=study.seconds,
+        screening=None if study.seconds is None else SCREENING * study.seconds,
     )
 
 

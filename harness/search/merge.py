@@ -44,6 +44,7 @@ SAME = {
     "seed": "seed",
     "folds": "folds",
     "metric": "metric",
+    "budget": "budget",
 }
 """Fields that must be equal for two records to be of one study -> their names in messages."""
 

@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from harness.core.command_line import SIZE
+from harness.core.command_line import SIZE, TIME
 from harness.core.errors import UserError, without_password
-from harness.core.units import Size
+from harness.core.units import Seconds, Size
 
 STUDY = Parameter(group=Group("Study", sort_key=1))
 STORES = Parameter(group=Group("Stores", sort_key=2))
@@ -33,6 +33,8 @@ class StudyOptions:
         device: auto, cpu, cuda or mps.
         trials: configurations per cell, instead of the file's.
         repeats: seeds per cell, instead of the file's.
+        budget: time for all trials, e.g. 20m, instead of equal numbers of trials: cells that fall behind get
+            fewer.
         cells: run every N-th cell only, from the K-th on: one job of an array (see harness.bundle).
         storage: Optuna storage URL; the default is optuna.db beside MLflow's database.
         tracking_uri: MLflow tracking URI; the default is sqlite:///mlruns/mlflow.db.
@@ -52,6 +54,7 @@ class StudyOptions:
     device: Annotated[str, STUDY] = "auto"
     trials: Annotated[int | None, STUDY] = None
     repeats: Annotated[int | None, STUDY] = None
+    budget: Annotated[Seconds | None, STUDY, TIME] = None
     cells: Annotated[str | None, STUDY, Parameter(metavar="K/N")] = None
     storage: Annotated[str | None, STORES] = None
     tracking_uri: Annotated[str | None, STORES] = None
@@ -68,7 +71,12 @@ class StudyOptions:
     verbose: Annotated[bool, OUTPUT] = False
 
     def __post_init__(self) -> None:
-        for name, kind in (("cache_budget", Size), ("max_memory", Size), ("cache_dir", Path)):
+        for name, kind in (
+            ("budget", Seconds),
+            ("cache_budget", Size),
+            ("max_memory", Size),
+            ("cache_dir", Path),
+        ):
             if (value := getattr(self, name)) is not None:  # from Python also as text
                 try:
                     object.__setattr__(self, name, kind(value))

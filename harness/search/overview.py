@@ -9,6 +9,7 @@ from datetime import datetime
 from statistics import median
 
 from harness.core.html import as_table
+from harness.core.race import Results, Round, race
 from harness.core.records import TrialRecord
 from harness.core.selection import METRICS, Metric
 from harness.core.study import Phase, cell_label
@@ -71,6 +72,8 @@ class Overview:
         working: running trials, oldest first; if no process runs the study, those that a dead process left
             open.
         seconds_left: estimated time left; None before any trial has ended.
+        spent: seconds of all trials that have ended, divided by the number of workers.
+        over: whether the study has a budget, and its race is over.
         holder: the process that runs the study, or ran it when it died; None if there is none.
     """
 
@@ -80,19 +83,32 @@ class Overview:
     working: tuple[Working, ...]
     seconds_left: float | None
     holder: Holder | None = None
+    spent: float = 0.0
+    over: bool = False
 
     @property
     def done(self) -> int:
         """Number of slots that need no more work."""
         return sum(c.trials + c.repeats for c in self.cells)
 
+    @property
+    def progress(self) -> str:
+        """How much is done, in print."""
+        if self.plan.budget is None:
+            return f"{self.done} of {self.plan.slots}"
+        return f"{self.spent:.0f} of {self.plan.budget:.0f} s" + ", over" * self.over
+
     def rows(self) -> list[tuple[str, ...]]:
         """One per cell, as in COLUMNS."""
+        trials, repeats = (
+            "" if self.plan.budget is not None else f"/{asked}"
+            for asked in (self.plan.trials, self.plan.repeats)
+        )
         return [
             (
                 c.cell,
-                f"{c.trials}/{self.plan.trials}",
-                f"{c.repeats}/{self.plan.repeats}",
+                f"{c.trials}{trials}",
+                f"{c.repeats}{repeats}",
                 "" if c.best is None else METRICS[self.plan.metric].text(c.best),
                 "" if c.seconds is None else f"{c.seconds:.1f} s",
                 "" if c.peak_mib is None else f"{c.peak_mib:.0f} MiB",
@@ -101,7 +117,7 @@ class Overview:
         ]
 
     def _repr_html_(self) -> str:
-        caption = f"study {self.plan.study}: {self.done} of {self.plan.slots}, "
+        caption = f"study {self.plan.study}: {self.progress}, "
         return as_table(f"{caption}{len(self.working)} at work", COLUMNS, self.rows())
 
 
@@ -141,6 +157,7 @@ def overview(plan: Plan, trials: Iterable[TrialRecord]) -> Overview:
         pairs.append((tune, _Part(Attempts(mine), repeats)))
     metric = METRICS[plan.metric]
     every = [trial for pair in pairs for part in pair for trial in part.attempts]
+    spent = sum((t.seconds or 0.0) / t.workers for t in every if t.outcome != "killed")
     working = sorted(
         (_working(t, metric) for t in every if not t.outcome), key=lambda w: w.since or datetime.min
     )
@@ -149,7 +166,9 @@ def overview(plan: Plan, trials: Iterable[TrialRecord]) -> Overview:
         tuple(_progress(cell, metric, *pair) for cell, pair in zip(plan.cells, pairs, strict=True)),
         Counter(t.outcome for t in every if t.outcome),
         tuple(working),
-        _seconds_left(pairs, max(1, len(working))),
+        _seconds_left(pairs, max(1, len(working))) if plan.budget is None else None,
+        spent=spent,
+        over=plan.budget is not None and _race_is_over(plan, pairs),
     )
 
 
@@ -179,6 +198,28 @@ def _working(trial: TrialRecord, metric: Metric) -> Working:
         epochs if isinstance(epochs, int) else None,
         "" if validation is None else metric.text(validation),
     )
+
+
+def _race_is_over(plan: Plan, pairs: Sequence[tuple[_Part, _Part]]) -> bool:
+    """Whether the recorded results leave no further round."""
+    assert plan.budget is not None
+    assert plan.screening is not None
+    rounds = race(plan.cells, plan.budget, plan.screening)
+    results: Results | None = None
+    cells = dict(zip(plan.cells, pairs, strict=True))
+    while True:
+        try:
+            now: Round = next(rounds) if results is None else rounds.send(results)
+        except StopIteration:
+            return True
+        own = {cell: cells[cell][now.phase == "repeat"].attempts for cell in now.cells}
+        if any(index not in part.done() for part in own.values() for index in now.indices):
+            return False
+        slots = len(own) * len(now.indices)
+        results = {
+            cell: [part.result(index, plan.metric, slots) for index in now.indices]
+            for cell, part in own.items()
+        }
 
 
 def _seconds_left(pairs: Sequence[tuple[_Part, _Part]], busy: int) -> float | None:

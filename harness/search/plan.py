@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 
 from harness.core.errors import UserError
@@ -57,8 +58,10 @@ class Plan:
     Attributes:
         study: name of the study.
         cells: labels of the cells.
-        trials, repeats: numbers of runs per cell.
+        trials, repeats: numbers of runs per cell; with a budget the largest possible ones.
         metric: name of the metric by which configurations and cells are chosen.
+        budget: seconds of a race, which decides the numbers of runs; None if they are given.
+        screening: seconds of it for tuning.
     """
 
     study: str
@@ -66,24 +69,29 @@ class Plan:
     trials: int
     repeats: int
     metric: str = "accuracy"
+    budget: float | None = None
+    screening: float | None = None
 
     @classmethod
-    def of(cls, study: Study, cells: list[Cell] | None = None) -> Plan:
+    def of(cls, info: StudyInfo, cells: list[Cell] | None = None) -> Plan:
         """The plan of a study, or of some of its cells."""
-        labels = map(cell_label, study.cells() if cells is None else cells)
-        runs = study.trials * study.fold_count
-        return cls(study.name, tuple(labels), runs, study.repeats, study.metric)
-
-    @classmethod
-    def recorded(cls, info: StudyInfo) -> Plan:
-        """The plan of a recorded study."""
-        labels = map(cell_label, info.cells())
-        runs = info.trials * info.folds
-        return cls(info.name, tuple(labels), runs, info.repeats, info.metric)
+        labels = map(cell_label, info.cells() if cells is None else cells)
+        repeats = info.repeats if info.budget is None else sys.maxsize
+        return cls(
+            study=info.name,
+            cells=tuple(labels),
+            trials=info.tuning_runs,
+            repeats=repeats,
+            metric=info.metric,
+            budget=info.budget,
+            screening=info.screening,
+        )
 
     @property
-    def slots(self) -> int:
-        """Trials and repeats of all cells."""
+    def slots(self) -> int | None:
+        """Trials and repeats of all cells; None with a budget."""
+        if self.budget is not None:
+            return None
         return len(self.cells) * (self.trials + self.repeats)
 
 

@@ -19,9 +19,12 @@ def print_plan(study: Study, specs: Mapping[str, TrialSpec], device: Device) -> 
         len(cells) * study.repeats,
     )
     print(f"study {study.name} on {device.name} ({device.describe()})")
+    if study.budget is None:
+        effort = f"{len(cells)} cells x ({study.effort}) = {trials} trials + {repeats} repeats"
+    else:
+        effort = f"a race of {len(cells)} cells in {study.budget}"
     print(
-        f"{len(cells)} cells x ({study.effort}) = "
-        f"{trials} trials + {repeats} repeats, {study.sampler} sampling, pruner {study.pruner}, "
+        f"{effort}, {study.sampler} sampling, pruner {study.pruner}, "
         f"chosen by {METRICS[study.metric].label}"
     )
     flats = {label: _shown(spec) for label, spec in specs.items()}
@@ -43,6 +46,8 @@ def print_costs(study: Study, costs: Iterable[CellCost], max_memory: int | None)
     for cost in costs:
         known.append(cost)
         print(f"  {cost.describe(max_memory)}")
+    if study.budget is not None:
+        return
     minutes = study_seconds(study, known) / 60
     print(f"training of the whole study, if nothing were kept between trials: {minutes:.1f} min")
 

@@ -58,6 +58,7 @@ def show(
     console = Console(highlight=False)
     found = read()
     slots, before, done = found.plan.slots, found.done, found.done
+    of = "" if slots is None else f"/{slots}"
     resumed, own, broken, tuning = 0, 0, 0, True
     told = False
     live = (console.is_terminal or console.is_jupyter) and detail != "quiet"
@@ -75,22 +76,25 @@ def show(
             # When all is tuned, repeats of what is not chosen any more no longer count. A slot that its
             # forecast kept from running, and that is run later, is counted twice.
             chosen = tuning and event.slot.phase == "repeat"
-            done = read().done if chosen else min(done + event.counts, slots)
+            done = read().done if chosen else done + event.counts
+            if slots is not None:
+                done = min(done, slots)
             tuning = tuning and not chosen
             failed = event.trial.outcome not in ("complete", "pruned")
             if detail == "verbose" or (detail == "normal" and (not live or failed)):
-                head, metric = f"[{done:>3}/{slots}] ", METRICS[found.plan.metric]
+                head, metric = f"[{done:>3}{of}] ", METRICS[found.plan.metric]
                 for line in _lines(head, event, metric, detail == "verbose"):
                     _say(console, line)
     # If more trials change a cell's choice, earlier repeats no longer count.
     if kept := min(before, resumed):
-        _say(console, f"{kept} of {slots} were finished before and not run again")
+        of = "" if slots is None else f" of {slots}"
+        _say(console, f"{kept}{of} were finished before and not run again")
     if broken:
         _say(
             console,
             f"{broken} ended as crashed or audit_failed; the same command tries them again",
         )
-    if resumed == slots and not own:
+    if resumed == (slots or resumed) and not own:
         _say(console, "nothing was left to do")
 
 
@@ -172,14 +176,18 @@ def _notebook_output() -> Callable[[RenderableType], None]:
 
 def _head(found: Overview) -> tuple[Table, str]:
     """The number of completed slots, and the outcomes of trials."""
-    done, total = found.done, found.plan.slots
+    budget = found.plan.budget
+    done: float = found.done if budget is None else min(found.spent, budget)
+    total: float = (found.plan.slots or 0) if budget is None else budget
     left = "" if found.seconds_left is None else f", about {duration(found.seconds_left)} left"
+    if budget is None and done >= total:
+        left = ", done"
     head = Table.grid(padding=(0, 1))
     now = f"{datetime.now():%H:%M:%S}"
     head.add_row(
         found.plan.study,
         ProgressBar(total, done, width=16),
-        f"{done} of {total}{left if done < total else ', done'} ({now})",
+        f"{found.progress}{left} ({now})",
     )
     return head, f"outcomes: {describe_outcomes(found)}"
 

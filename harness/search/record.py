@@ -4,7 +4,7 @@ A study is recorded in several Optuna studies. "NAME" describes it as a whole, "
 one cell, "NAME/CELL/repeats of I" the repeats of the configuration that its trial I drew. Every trial has
 
     slot      user attribute, set when the trial is created: index, folds, attempt, seed, metric, whether it
-              runs in the coordinator's process
+              runs in the coordinator's process, number of workers
     task      user attribute, set when it is drawn: the complete flat TrialSpec, hashes of images and weights
     result    user attribute, set at the end: outcome, reason, metrics, epochs, notes, provenance, predictions
 
@@ -16,6 +16,7 @@ its process has died.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from optuna.trial import BaseTrial, FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
 from harness.core.errors import UserError, first_line
+from harness.core.race import Result
 from harness.core.records import Slot, StudyInfo, TrialRecord
 from harness.core.results import EpochResult
 from harness.core.selection import METRICS
@@ -121,7 +123,7 @@ class Record:
             if name not in names:
                 continue
             tuned = read_trials(self.storage, name, cell)
-            best = Attempts(tuned).best(info.metric, info.trials * info.folds)
+            best = Attempts(tuned).best(info.metric, info.tuning_runs)
             found += tuned
             for other in (n for n in names if n.startswith(f"{name}{REPEATS}")):
                 chosen = int(other.removeprefix(f"{name}{REPEATS}"))
@@ -190,6 +192,7 @@ def opened_record(name: str, trial: BaseTrial, slot: Slot, chosen: int | None) -
         spec=task.get("spec", {}),
         inputs=task.get("inputs", {}),
         started=trial.datetime_start,
+        workers=about.get("workers", 1),
     )
 
 
@@ -244,6 +247,21 @@ class Attempts:
     def done(self, count: int = sys.maxsize) -> dict[int, TrialRecord]:
         """Completed slots among the first `count`: index -> the attempt that counts."""
         return {index: trial for index, trial in self._done.items() if index < count}
+
+    def result(self, index: int, metric: str, at_once: int) -> Result:
+        """What a race takes from a slot.
+
+        Args:
+            index: index of the slot.
+            metric: name of the study's metric.
+            at_once: number of slots in its round; of many workers so many are busy.
+        """
+        trial = self._done.get(index)
+        complete = trial is not None and trial.outcome == "complete"
+        merit = METRICS[metric].merit(trial.metrics) if trial and complete else math.nan
+        # A killed attempt may have been recorded as ended days later.
+        ended = [t for t in self.at(index) if t.outcome != "killed"]
+        return Result(merit, sum((t.seconds or 0.0) / min(t.workers, at_once) for t in ended))
 
     def best(self, metric: str, count: int = sys.maxsize) -> TrialRecord | None:
         """The complete trial that is best on validation: by that metric, then loss, then the earlier one.

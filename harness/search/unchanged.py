@@ -10,6 +10,7 @@ import optuna
 from harness.core.errors import UserError, first_line
 from harness.core.records import StudyInfo, TrialRecord
 from harness.core.spec import TrialSpec
+from harness.core.units import Seconds
 from harness.search.cell import CellSearch
 from harness.search.record import Record
 from harness.search.space import draw
@@ -57,8 +58,8 @@ def check_unchanged(search: CellSearch) -> None:
 
 
 def check_same_choice(record: Record, info: StudyInfo) -> None:
-    """Refuse to resume a study with another metric, or another number of folds, by which other configurations
-    would have been chosen.
+    """Refuse to resume a study with another metric or another number of folds, by which other configurations
+    would have been chosen, or one with a budget without it, or the reverse.
 
     Raises:
         UserError: naming both.
@@ -73,8 +74,22 @@ def check_same_choice(record: Record, info: StudyInfo) -> None:
             "a single split" if n == 1 else f"{n} folds" for n in (recorded.folds, info.folds)
         )
         other = f"has {then} in its record, now {now}"
+    elif (recorded.budget is None) != (info.budget is None):
+        then, now = (
+            "equal numbers of trials" if b is None else f"a budget of {Seconds(b)}"
+            for b in (recorded.budget, info.budget)
+        )
+        other = f"has {then} in its record, now {now}"
     if other:
         raise UserError(f"study {info.name!r} {other}; give the study another name")
+
+
+def with_first_screening(record: Record, info: StudyInfo) -> StudyInfo:
+    """The study with the time for screening that was first recorded: if the budget has changed since, the
+    race goes on with the same finalists."""
+    if info.budget is None or not record.has(info.name):
+        return info
+    return dataclasses.replace(info, screening=record.info(info.name).screening)
 
 
 class Inputs:

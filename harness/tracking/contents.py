@@ -54,6 +54,7 @@ def experiment_tags(info: StudyInfo) -> dict[str, str]:
         "study_file": info.study_file,
         "space_sha256": info.space_sha256,
         "metric": info.metric,
+        **({} if info.budget is None else {"budget": f"{info.budget:g}"}),
     }
 
 

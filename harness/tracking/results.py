@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count, takewhile
 from statistics import fmean
 
 from harness.core.caller import undisturbed
 from harness.core.html import as_table
+from harness.core.race import standing
 from harness.core.selection import METRICS, Metric
-from harness.tracking.runs import Kept, metric_of, runs_of
+from harness.tracking.runs import Kept, is_race, metric_of, runs_of
 
 
 @dataclass(frozen=True)
 class CellRecord:
-    """A cell's complete repeats, one per seed, by rising index, and the metric that its study chooses by."""
+    """A cell's complete repeats, one per seed, by rising index, and the metric that its study chooses by.
+    `stayed` is the number of seeds for which it stayed in a race; 0 in a study without a time budget."""
 
     cell: str
     repeats: tuple[Kept, ...]
     metric: Metric = METRICS["accuracy"]
+    stayed: int = 0
 
     @property
     def merit(self) -> float:
@@ -53,6 +57,28 @@ def cell_records(repeats: Sequence[Kept], metric: Metric = METRICS["accuracy"]) 
     return [
         CellRecord(c, tuple(found[i] for i in sorted(found)), metric) for c, found in cells.items()
     ]
+
+
+def after_race(records: Sequence[CellRecord], every: Sequence[Kept]) -> list[CellRecord]:
+    """The cells with the repeats that they were compared on, and for how long they stayed in the race.
+
+    Args:
+        records: of the complete repeats.
+        every: all repeats, also those that were not completed.
+    """
+    merits: dict[str, dict[int, float]] = {}
+    for record in records:
+        own = merits.setdefault(record.cell, {})
+        for kept in record.repeats:
+            own[int(kept.run.tags["index"])] = record.metric.merit(kept.run.metrics)
+    for kept in every:
+        if kept.run.tags.get("outcome", "killed") != "killed":
+            own = merits.setdefault(kept.run.tags["cell"], {})
+            own.setdefault(int(kept.run.tags["index"]), math.nan)
+    seeds = standing(
+        {c: [own[i] for i in takewhile(own.__contains__, count())] for c, own in merits.items()}
+    ).seeds
+    return [replace(r, repeats=r.repeats[: seeds[r.cell]], stayed=seeds[r.cell]) for r in records]
 
 
 @dataclass(frozen=True, repr=False)
@@ -118,4 +144,7 @@ def load_result(study: str, tracking_uri: str | None = None) -> StudyResult:
         UserError: if there is no such study.
     """
     repeats, metric = runs_of(study, "repeat", tracking_uri), metric_of(study, tracking_uri)
-    return StudyResult(study, tuple(cell_records(repeats, metric)), metric)
+    records = cell_records(repeats, metric)
+    if is_race(study, tracking_uri):
+        records = after_race(records, runs_of(study, "repeat", tracking_uri, complete=False))
+    return StudyResult(study, tuple(records), metric)

@@ -35,19 +35,22 @@ class Kept:
     run: Recorded
 
 
-def runs_of(study: str, phase: str, tracking_uri: str | None = None) -> list[Kept]:
-    """The study's complete runs of that phase, oldest first.
+def runs_of(
+    study: str, phase: str, tracking_uri: str | None = None, complete: bool = True
+) -> list[Kept]:
+    """The study's runs of that phase, oldest first.
 
     Args:
         study: its name, which is the MLflow experiment's.
         phase: "tune" or "repeat"; repeats of a configuration that is no longer the chosen one are left out.
         tracking_uri: the store; None is the database in ./mlruns.
+        complete: only those that were completed.
 
     Raises:
         UserError: if the store cannot be read or knows no such study.
     """
     uri = tracking_uri or default_tracking_uri()
-    condition = f"tags.phase = '{phase}' and tags.outcome = 'complete'"
+    condition = f"tags.phase = '{phase}'" + " and tags.outcome = 'complete'" * complete
     with _reading(uri) as client:
         experiments = {e.name: e.experiment_id for e in client.search_experiments()}
         if study not in experiments:
@@ -66,12 +69,25 @@ def metric_of(study: str, tracking_uri: str | None = None) -> Metric:
     Raises:
         UserError: if the store cannot be read or knows no such study.
     """
+    return METRICS[_study_tags(study, tracking_uri).get("metric", "accuracy")]
+
+
+def is_race(study: str, tracking_uri: str | None = None) -> bool:
+    """Whether a study has a time budget.
+
+    Raises:
+        UserError: if the store cannot be read or knows no such study.
+    """
+    return "budget" in _study_tags(study, tracking_uri)
+
+
+def _study_tags(study: str, tracking_uri: str | None) -> dict[str, str]:
     uri = tracking_uri or default_tracking_uri()
     with _reading(uri) as client:
         found = client.get_experiment_by_name(study)
         if found is None:
             raise UserError(f"no study {study!r} in {without_password(uri)}")
-        return METRICS[found.tags.get("metric", "accuracy")]
+        return dict(found.tags)
 
 
 def read_runs(tracking_uri: str, phases: Sequence[str]) -> list[Recorded]:

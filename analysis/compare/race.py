@@ -1,0 +1,86 @@
+"""How the race of a study with a time budget went; see `harness.core.race`.
+
+    python -c "from analysis import compare, load_study; t = load_study('my_study'); \\
+               print(compare.race_table(t.trials, t.info.factors))"
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from analysis.compare.runs import cells, recorded
+from harness.core.race import Standing, standing
+
+NO_RESULT = ("unfinished", "killed")
+"""Outcomes of runs whose slot still needs one."""
+
+
+def race_standing(
+    trials: pd.DataFrame, factors: Mapping[str, Sequence[str]], selection: str = "val_score"
+) -> Standing:
+    """Which finalists were retired, and after how many seeds.
+
+    Args:
+        trials: as loaded.
+        factors: the cells.
+        selection: the validation score: "val_score", or "val_loss" (lower is better).
+    """
+    repeats = recorded(trials)
+    repeats = repeats[(repeats["phase"] == "repeat") & ~repeats["superseded"]]
+    repeats = repeats[~repeats["outcome"].isin(NO_RESULT)]
+    scores: dict[str, list[float]] = {}
+    for cell in cells(factors)["cell"]:
+        own = repeats[repeats["cell"] == cell].sort_values(["index", "attempt"])
+        by_index = {
+            int(row["index"]): row[selection] if row["outcome"] == "complete" else math.nan
+            for row in own.to_dict("records")
+        }
+        count = next((n for n in range(len(by_index)) if n not in by_index), len(by_index))
+        if count:
+            sign = -1.0 if selection == "val_loss" else 1.0
+            scores[cell] = [sign * by_index[n] for n in range(count)]
+    return standing(scores)
+
+
+def race_table(
+    trials: pd.DataFrame, factors: Mapping[str, Sequence[str]], selection: str = "val_score"
+) -> pd.DataFrame:
+    """What each cell got, and how it ended.
+
+    Returns:
+        cell, trials (tuning trials that have ended), validation (of the best of them), seeds (on which it was
+        compared), seconds (of all its runs), state ("left": among the last; "retired": shown to be behind;
+        "failed": a repeat did not complete; "set aside": after tuning; "waiting": no cell was repeated yet),
+        behind, low, high (how far its mean validation score was behind the leader's when it was last
+        compared, with the ends of the interval; NaN before two seeds).
+    """
+    now = race_standing(trials, factors, selection)
+    every = recorded(trials)
+    ended = every[~every["outcome"].isin(NO_RESULT)]
+    spent = ended["total_seconds"].fillna(ended["train_seconds"])
+    seconds = spent.groupby(ended["cell"]).sum()
+    tuned = ended[(ended["phase"] == "tune") & ~ended["superseded"]]
+    counts = tuned.groupby("cell")["index"].nunique()
+    scores = tuned[tuned["outcome"] == "complete"].groupby("cell")[selection]
+    best = scores.min() if selection == "val_loss" else scores.max()
+    rows = []
+    for cell in cells(factors)["cell"]:
+        gap = now.behind.get(cell, (math.nan,) * 3)
+        rows.append(
+            {"cell": cell, "trials": int(counts.get(cell, 0))}
+            | {"validation": float(best.get(cell, math.nan)), "seeds": now.seeds.get(cell, 0)}
+            | {"seconds": float(seconds.get(cell, 0.0)), "state": _state(now, cell)}
+            | dict(zip(("behind", "low", "high"), gap, strict=True))
+        )
+    return pd.DataFrame(rows)
+
+
+def _state(now: Standing, cell: str) -> str:
+    if cell in now.left:
+        return "left"
+    if cell not in now.seeds:
+        return "set aside" if now.seeds else "waiting"
+    return "retired" if now.behind.get(cell, (0, 0, 0))[1] > 0 else "failed"

@@ -1,0 +1,114 @@
+"""The race of a study with a time budget: what each cell got, and how sure the choice is."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from analysis import compare
+from analysis.compare import Findings
+from analysis.text.numbers import listed, numbers, quoted, short
+from analysis.topics.section import Section, Table
+from harness.core.race import ALPHA, FINALISTS, INDIFFERENCE, SCREENING
+from harness.core.units import Seconds
+
+NOTE = (
+    "Tuning trials and seeds that each cell got, and the time of all its runs. Retired: the one-sided "
+    "paired interval of its mean validation score was below that of the leader; over all seeds and "
+    "finalists the chance that the best finalist is retired is at most {alpha:.0%}. Set aside: after tuning "
+    "others had better scores; there was no time for it, and nothing was shown about it. What a retired or "
+    "set aside cell would reach with more trials is not known."
+)
+
+
+def section(found: Findings) -> Section:
+    """The table of the race; empty without a budget."""
+    if found.info.budget is None:
+        return Section("The race")
+    rows = compare.race_table(found.trials, found.info.factors, found.info.selection)
+    scale, by_loss = (1, True) if found.info.selection == "val_loss" else (100, False)
+    total = max(1e-9, rows["seconds"].sum())
+    columns = {
+        "Cell": list(rows["cell"]),
+        "Tuning trials": list(rows["trials"]),
+        f"Best validation {'loss' if by_loss else found.info.metric + ', %'}": numbers(
+            rows["validation"], ".3f" if by_loss else ".1f", scale
+        ),
+        "Seeds": list(rows["seeds"]),
+        "Time, s": numbers(rows["seconds"], ".1f"),
+        "Share of time, %": numbers(rows["seconds"] / total, ".0f", 100),
+        "How it ended": [_ended(found, row) for row in rows.to_dict("records")],
+    }
+    table = Table(columns, note=NOTE.format(alpha=ALPHA), long_text=True)
+    return Section("The race", [table], _answer(found, rows), _methods(found), {"race": rows})
+
+
+def _ended(found: Findings, row: Mapping[Hashable, Any]) -> str:
+    """How the race ended for a cell."""
+    behind = ""
+    if row["behind"] == row["behind"]:
+        ends = f"{_points(found, row['low'])} to {_points(found, row['high'])}"
+        behind = f", {_points(found, row['behind'])}{_unit(found)} behind ({ends})"
+    if row["cell"] == found.chosen:
+        return "chosen"
+    return {
+        "left": f"left at the end{behind}",
+        "retired": f"retired after {row['seeds']} seeds{behind}",
+        "failed": f"a repeat did not complete, after {row['seeds']} seeds",
+        "set aside": f"set aside after {row['trials']} trials",
+        "waiting": "tuned so far",
+    }[str(row["state"])]
+
+
+def _points(found: Findings, value: float) -> str:
+    return f"{value:.3f}" if found.info.selection == "val_loss" else f"{100 * value:.1f}"
+
+
+def _unit(found: Findings) -> str:
+    return "" if found.info.selection == "val_loss" else " points"
+
+
+def _answer(found: Findings, rows: pd.DataFrame) -> list[str]:
+    """What the time was spent on, and how sure the choice is."""
+    budget, spent = Seconds(found.info.budget or 0), rows["seconds"].sum()
+    text = [f"The cells raced with a budget of {budget}; their runs took {short(spent)} s."]
+    now = compare.race_standing(found.trials, found.info.factors, found.info.selection)
+    what = "loss" if found.info.selection == "val_loss" else found.info.metric
+    rivals = [cell for cell in now.left if cell != found.chosen]
+    if rivals and now.most_behind < 1:
+        text.append(
+            f"Not retired: {listed(quoted(rivals))}; with {1 - ALPHA:.0%} confidence none of the finalists "
+            f"is better than the choice by more than {_points(found, now.most_behind)}{_unit(found)} of "
+            f"mean validation {what}."
+        )
+    elif len(now.seeds) > 1 and not rivals and now.left:
+        text.append(
+            f"All other finalists were retired: with {1 - ALPHA:.0%} confidence none of them is better."
+        )
+    aside = rows.loc[rows["state"] == "set aside", "cell"]
+    if len(aside):
+        text.append(
+            f"Set aside after tuning, without a verdict: {listed(quoted(aside))}. More time, or a study of "
+            "their own, would tell."
+        )
+    return [" ".join(text)]
+
+
+def _methods(found: Findings) -> str:
+    unit = (
+        f"{INDIFFERENCE:g}"
+        if found.info.selection == "val_loss"
+        else f"{100 * INDIFFERENCE:g} points"
+    )
+    return (
+        "The numbers of trials and repeats were not fixed in advance: the cells raced for "
+        f"{Seconds(found.info.budget or 0)} of run time. In {SCREENING:.0%} of it they were tuned by "
+        f"successive halving on the best validation score, until {FINALISTS} were left; then these were "
+        "repeated seed by seed, and a cell was retired when a one-sided paired t interval of validation "
+        f"scores with pooled variance excluded it from the best, at levels that sum to {ALPHA:g} over seeds "
+        f"and rivals (n-th seed: {ALPHA:g} / (finalists - 1) / (n (n - 1))). The race ended when one was "
+        f"left, when no other could be better by more than {unit}, or when the time was spent. The intervals "
+        "of test scores do not allow for this selection."
+    )

@@ -1,0 +1,348 @@
+"""A study with a time budget: which cells go on, what a resumed study decides, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from analysis import compare, text, topics
+from analysis.load import StudyTable
+from harness.core.errors import UserError
+from harness.core.race import ALPHA, FIRST, Result, Results, Round, race, standing
+from harness.core.selection import METRICS
+from harness.core.study import Study
+from harness.core.units import Seconds
+from harness.deploy.choice import choose
+from harness.search.overview import overview
+from harness.search.plan import Plan
+from harness.study import main
+from harness.tracking.results import after_race, cell_records
+from harness.tracking.runs import Kept, Recorded
+from tests.lab import Lab, World, info_of, make_study
+from tests.made_studies import table, trial
+
+# --- the policy ------------------------------------------------------------------------------------
+
+
+def played(merits: dict[str, float], budget: float, seconds: float = 1.0) -> list[Round]:
+    """The rounds of a race in which every result of a cell is the same."""
+    rounds, done = race(list(merits), budget, budget / 2), []
+    results: Results | None = None
+    while True:
+        try:
+            done.append(next(rounds) if results is None else rounds.send(results))
+        except StopIteration:
+            return done
+        results = {
+            c: [Result(merits[c], seconds) for _ in done[-1].indices] for c in done[-1].cells
+        }
+
+
+def cost(rounds: Sequence[Round]) -> int:
+    return sum(len(r.cells) * len(r.indices) for r in rounds)
+
+
+def test_better_half_goes_on_after_each_stage_until_four_are_left() -> None:
+    rounds = played({c: i / 10 for i, c in enumerate("abcdefghijkl")}, 400)
+    tuned = [r.cells for r in rounds if r.phase == "tune"]
+    assert tuned == [tuple("abcdefghijkl")] * 2 + [tuple("ghijkl"), tuple("ijkl")]
+    assert all(set(r.cells) <= set("ijkl") for r in rounds if r.phase == "repeat")
+
+
+def test_slots_of_each_cell_follow_one_another() -> None:
+    seen: dict[tuple[str, str], int] = {}
+    for step in played(dict.fromkeys("abcdefg", 0.5), 300):
+        for cell in step.cells:
+            assert step.indices.start == seen.get((step.phase, cell), 0)
+            seen[step.phase, cell] = step.indices.stop
+
+
+def test_time_is_not_exceeded_by_more_than_the_first_rounds() -> None:
+    for budget in (40.0, 100.0, 333.0):
+        assert cost(played(dict.fromkeys("abcd", 0.5), budget)) <= budget
+    short = played(dict.fromkeys("abcd", 0.5), 1.0)
+    assert cost(short) == 4 * FIRST + 4  # the least that can be decided by
+
+
+def test_race_ends_when_nothing_is_left_to_decide() -> None:
+    clear = played({"a": 0.9, "b": 0.5}, 10_000)
+    assert cost(clear) < 6000
+    equal = played({"a": 0.9, "b": 0.9}, 10_000)
+    assert [r.indices.stop for r in equal if r.phase == "repeat"] == [1, 2]
+
+
+def test_interval_of_two_finalists_is_that_of_the_paired_t_test() -> None:
+    random = np.random.default_rng(3)
+    a, b = 0.8 + 0.02 * random.normal(size=(2, 5))
+    behind = standing({"a": a.tolist(), "b": b.tolist()}).behind
+    loser = min("ab", key=lambda c: {"a": a, "b": b}[c].mean())
+    level = 1 - 2 * ALPHA / (5 * 4)  # one-sided, after 5 seeds
+    gap = abs(a - b) if False else (a - b) * np.sign(a.mean() - b.mean())
+    wanted = stats.ttest_rel(gap, np.zeros(5)).confidence_interval(level)
+    assert behind[loser][0] == pytest.approx(gap.mean())
+    assert behind[loser][1:] == pytest.approx((wanted.low, wanted.high))
+
+
+def test_a_cell_is_retired_with_the_seeds_it_was_compared_on() -> None:
+    good, near = [0.90, 0.91, 0.92, 0.90], [0.89, 0.92, 0.91, 0.91]
+    bad = [0.50, 0.52]
+    now = standing({"good": good, "bad": bad, "near": near})
+    assert now.left == ("good", "near")
+    assert now.seeds == {"good": 4, "bad": 2, "near": 4}
+    assert now.behind["bad"][1] > 0
+
+
+def test_a_round_that_is_not_complete_does_not_count() -> None:
+    scores = {"a": [0.90, 0.91, 0.99], "b": [0.89, 0.92]}
+    assert standing(scores) == standing({"a": [0.90, 0.91], "b": [0.89, 0.92]})
+    assert standing(scores).seeds == {"a": 2, "b": 2}
+
+
+def test_a_repeat_that_fails_retires_its_cell() -> None:
+    now = standing({"a": [0.9, math.nan], "b": [0.5, 0.5]})
+    assert (now.left, now.seeds) == (("b",), {"a": 2, "b": 2})
+
+
+def wrong_retirements(studies: int, finalists: int, spread: float, tests: int = 100) -> float:
+    """Share of races of equal finalists, one of which is taken for the best, in which it is retired."""
+    random, wrong = np.random.default_rng(5), 0
+    deviations = 0.02 * np.linspace(1, spread, finalists)[:, None]
+    for _ in range(studies):
+        scores = 0.85 + deviations * random.normal(size=(finalists, 40))
+        scores = np.round(scores + 0.02 * random.normal(size=40), int(math.log10(tests)))
+        now = standing({str(c): own.tolist() for c, own in enumerate(scores)})
+        wrong += str(random.integers(finalists)) not in now.left
+    return wrong / studies
+
+
+def test_the_best_finalist_is_retired_no_more_often_than_said() -> None:
+    assert wrong_retirements(300, 3, 1) <= ALPHA + 3 * math.sqrt(ALPHA * (1 - ALPHA) / 300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("finalists", [2, 3])
+@pytest.mark.parametrize("spread", [1, 3])
+def test_wrong_retirements_stay_below_the_stated_error(finalists: int, spread: float) -> None:
+    error = 3 * math.sqrt(ALPHA * (1 - ALPHA) / 3000)
+    assert wrong_retirements(3000, finalists, spread) <= ALPHA + error
+
+
+# --- a study ---------------------------------------------------------------------------------------
+
+RACE: dict[str, Any] = {"compare": {"strategy": ["probe", "full"]}, "budget": "1s"}
+
+
+def race_info(study: Study) -> dict[str, Any]:
+    assert study.seconds is not None
+    return {"budget": study.seconds, "screening": study.seconds / 2}
+
+
+@pytest.fixture
+def raced(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    """A lab that describes studies with their budgets."""
+    monkeypatch.setattr(lab, "info", lambda study: info_of(study, **race_info(study)))
+    return lab
+
+
+def over(lab: Lab) -> bool:
+    info = lab.record().info("toy")
+    return overview(Plan.of(info), lab.record().trials(info)).over
+
+
+def test_cells_race_until_the_record_leaves_nothing_to_decide(raced: Lab) -> None:
+    study = make_study(**RACE)
+    done = raced.run(study)
+    assert over(raced)
+    assert {t.outcome for t in raced.trials()} == {"complete"}
+    assert len({t.slot.key for t in raced.trials()}) == len(done)
+    again = raced.run(study)
+    assert [d.trial for d in again] == [None] * len(done)
+
+
+def test_an_interrupted_race_goes_on_as_its_record_decides(world: World, raced: Lab) -> None:
+    study = make_study(**RACE)
+    world.fail_on({5}, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        raced.run(study)
+    assert not over(raced)
+    before = {t.slot.key: t.params for t in raced.trials(outcome="complete")}
+    world.disturb = lambda spec, epoch: None
+    raced.run(study)
+    assert over(raced)
+    after = {t.slot.key: t.params for t in raced.trials(outcome="complete")}
+    assert before.items() <= after.items()
+
+
+def test_more_time_goes_on_with_the_same_finalists(world: World, raced: Lab) -> None:
+    world.truth = lambda spec: (0.5, 0.8 + 0.05 * math.sin(spec.seed))
+    raced.run(make_study(**RACE))
+    tuned = len(raced.trials(phase="tune"))
+    raced.run(make_study(**{**RACE, "budget": "2s"}))
+    assert len(raced.trials(phase="tune")) == tuned
+    info = raced.record().info("toy")
+    assert (info.budget, info.screening) == (2.0, 0.5)
+
+
+def test_equal_numbers_and_a_race_are_not_mixed(raced: Lab, lab: Lab) -> None:
+    raced.run(make_study(**RACE))
+    with pytest.raises(UserError, match="has a budget of 1s in its record, now equal numbers"):
+        Lab.coordinator(_equal(raced), make_study(compare=RACE["compare"]))
+
+
+def _equal(lab: Lab) -> Lab:
+    plain = Lab(lab.world, lab.folder)
+    plain.kept = lab.kept
+    return plain
+
+
+@pytest.mark.parametrize("text", ["soon", "20", "0s", "-3m", "1d", "m"])
+def test_a_budget_is_a_time_with_a_unit(text: str) -> None:
+    with pytest.raises(UserError, match=r"write e\.g\. 90s, 20m or 1\.5h"):
+        make_study(budget=text)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("20m", 1200), ("1.5h", 5400)])
+def test_times_are_read_and_written(text: str, seconds: float) -> None:
+    assert Seconds(text) == seconds
+    assert Seconds(str(Seconds(text))) == seconds
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"repeats": 0}, "repeats=0 asks for none"),
+        ({"compare": {"strategy": ["full"]}}, "only one"),
+        ({"resampling": "kfold", "folds": 2, "repeats": 2}, "resampling 'split' only"),
+    ],
+)
+def test_studies_that_cannot_race_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        make_study(**{**RACE, **changes})
+
+
+STUDY = '''"""Does it race?"""
+from harness import Study, TrialSpec, strategies
+
+def space(trial, shots):
+    return TrialSpec(
+        target="digits", backbone="small_cnn", strategy=strategies.FullFineTune(), source="scratch",
+        shots=int(shots), val_shots=5, test_shots=5, resolution=28, epochs=1,
+        lr=trial.suggest_float("lr", 1e-3, 1e-1, log=True),
+    )
+
+study = Study(compare={"shots": SHOTS}, space=space, trials=1, repeats=1, name="toy")
+'''
+
+
+@pytest.mark.parametrize(
+    ("options", "shots", "said"),
+    [
+        (["--budget", "soon"], ["5", "6"], "time 'soon' is not valid"),
+        (["--budget", "9m", "--cells", "1/2"], ["5", "6"], "a race compares all cells"),
+        (["--budget", "9m", "--trials", "3"], ["5", "6"], "leave out --trials"),
+        (["--budget", "9m"], ["5", "6"], "its cells differ in shots (5, 6)"),
+    ],
+)
+def test_options_that_no_race_can_follow_are_refused_with_one_line(
+    options: list[str],
+    shots: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("toy.py").write_text(STUDY.replace("SHOTS", json.dumps(shots)))
+    assert main(["--space", "toy.py", "--device", "cpu", *options]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert said in lines[-1]
+    assert not Path("mlruns").exists()
+
+
+def test_a_budget_too_small_for_the_first_round_says_what_would_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = STUDY.replace("SHOTS", '["5", "6"]').replace("int(shots)", "6")
+    Path("toy.py").write_text(content)
+    assert main(["--space", "toy.py", "--device", "cpu", "--budget", "0.0001s"]) == 2
+    error = capsys.readouterr().err
+    assert "a budget of 0.0001s is too small" in error
+    assert re.search(r"give at least --budget \d+s", error)
+
+
+# --- the report ------------------------------------------------------------------------------------
+
+
+def made(scores: dict[str, Sequence[float]], tuned: dict[str, int]) -> StudyTable:
+    """A study in which these cells were repeated; "aside" was tuned only."""
+    rows = [trial(c, "tune", i, 0.7 + i / 100) for c, n in tuned.items() for i in range(n)]
+    rows += [trial(c, "repeat", i, v) for c, own in scores.items() for i, v in enumerate(own)]
+    study = table([row | {"total_seconds": 2.0} for row in rows])
+    return replace(study, info=replace(study.info, budget=60.0, trials=0, repeats=0))
+
+
+SCORES: dict[str, Sequence[float]] = {
+    "left": [0.90, 0.91, 0.92, 0.90],
+    "rival": [0.89, 0.92, 0.91, 0.905],
+    "lucky": [0.95],
+    "retired": [0.50, 0.52],
+}
+
+
+def test_report_says_who_was_retired_and_who_was_set_aside_and_claims_no_more() -> None:
+    scores = {c: SCORES[c] for c in ("left", "rival", "retired")}
+    study = made(scores, {"left": 4, "rival": 4, "retired": 4, "aside": 2})
+    found = compare.find(study)
+    assert found.chosen == "left"
+    rows = compare.race_table(found.trials, found.info.factors).set_index("cell")
+    assert rows["state"].to_dict() == {
+        "aside": "set aside", "left": "left", "retired": "retired", "rival": "left"
+    }  # fmt: skip
+    assert rows["seconds"].to_dict() == {"aside": 4, "left": 16, "retired": 12, "rival": 16}
+    section = topics.race.section(found)
+    (said,) = section.answer
+    assert "budget of 1m; their runs took 48 s" in said
+    assert "Not retired: “rival”; with 95% confidence none of the finalists is better" in said
+    assert "Set aside after tuning, without a verdict: “aside”" in said
+    warned = " ".join(text.warnings(found))
+    assert "raced for a time budget" in warned
+    assert "asked for" not in warned
+    assert "the cells raced for 1m" in text.methods(found, [section.methods])
+    assert "same numbers of trials" not in text.methods(found)
+
+
+def test_report_of_equal_numbers_says_so_and_has_no_race() -> None:
+    study = made({"a": SCORES["left"], "b": SCORES["rival"]}, {"a": 2, "b": 2})
+    found = compare.find(replace(study, info=replace(study.info, budget=None)))
+    assert topics.race.section(found).parts == ()
+    assert "All cells were given the same numbers of trials and repeats." in text.methods(found)
+
+
+def test_one_lucky_seed_does_not_beat_a_cell_that_stayed_in_the_race() -> None:
+    study = made(SCORES, {})
+    failed = trial("lucky", "repeat", 1, None) | {"outcome": "diverged", "total_seconds": 1.0}
+    rows = [{str(k): v for k, v in row.items()} for row in study.trials.to_dict("records")]
+    study = table([*rows, failed])
+    found = compare.find(replace(study, info=replace(study.info, budget=60.0)))
+    assert found.chosen == "left"
+    every = [
+        Kept(
+            row["run_id"], Recorded("s", tags, {"target": "t"}, {"val_accuracy": row["val_score"]})
+        )
+        for row in found.trials.to_dict("records")
+        for tags in [{k: str(row[k]) for k in ("cell", "index", "outcome")}]
+    ]
+    complete = [kept for kept in every if kept.run.tags["outcome"] == "complete"]
+    records = after_race(cell_records(complete, METRICS["accuracy"]), every)
+    assert {r.cell: r.stayed for r in records} == {"left": 4, "rival": 4, "lucky": 2, "retired": 2}
+    assert choose(records)[0].cell == "left"
