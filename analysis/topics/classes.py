@@ -247,7 +247,7 @@ def _mistakes(mistakes: pd.DataFrame, title: str, names: Sequence[str]) -> list[
     kept = mistakes.dropna(subset="image").head(3 * IN_A_ROW)
     caption = (
         "True class, and what it is taken for, in the order of the table. Of each repeat the most confident "
-        "mistakes are kept, at the resolution of the network."
+        "mistakes are kept, as the network sees them, but with at most 96 pixels a side."
     )
     return [Plot("mistakes", title, plot_mistakes(kept, names), caption), Table(columns, note=note)]
 
