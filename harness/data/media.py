@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -17,7 +17,7 @@ from harness.core.errors import UserError
 from harness.core.versions import versions
 from harness.data.images import DECODING, decode_image, image_suffixes, is_image, open_image
 from harness.data.sounds import SUFFIXES, decode_sound, is_sound, open_sound, read_header
-from harness.inputs import Input, Pixels, Spectrogram
+from harness.inputs import Frames, Input, Pixels, Spectrogram
 from harness.inputs.mel import Mel
 
 RATE = 16_000
@@ -185,6 +185,8 @@ class Sounds(Medium):
         return decode_sound(content, name)
 
     def form(self, wanted: Input) -> Input:
+        if isinstance(wanted, Frames):
+            return replace(wanted, seconds=self.seconds)
         if not isinstance(wanted, Pixels):
             raise UserError(f"the network takes {wanted} and cannot be used for sounds")
         window, hop = (2 * round(seconds * self.rate / 2) for seconds in (WINDOW, HOP))
@@ -206,7 +208,7 @@ def suffixes() -> frozenset[str]:
 
 def medium_of(form: Input) -> Medium:
     """The medium whose examples have this form."""
-    if isinstance(form, Spectrogram):
+    if isinstance(form, Spectrogram | Frames):
         return Sounds(form.seconds, form.mel.rate)
     return IMAGES
 

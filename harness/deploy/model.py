@@ -26,6 +26,7 @@ from torch import nn
 
 from harness.backbones import (
     Backbone,
+    is_own,
     memory_format,
     merge_adapters,
     own_input,
@@ -154,7 +155,7 @@ def describe(
     """
     library, _, plain = name.rpartition(":")
     changed = head != "linear" or depth is not None
-    library = "harness" if changed or plain == "small_cnn" else library or "timm"
+    library = "harness" if changed or is_own(name) else library or "timm"
     arguments: dict[str, Any] = {"num_classes": len(classes)}
     if hasattr(backbone.model, "set_input_size") and backbone.input != own_input(backbone, name):
         arguments["img_size"] = backbone.input.shape[-1]

@@ -14,11 +14,12 @@ from typing import Any
 
 from harness.inputs.augment import Augment
 from harness.inputs.base import Input
+from harness.inputs.frames import Frames
 from harness.inputs.mel import Mel
 from harness.inputs.pixels import Pixels
 from harness.inputs.spectrogram import Spectrogram
 
-__all__ = ["Augment", "Input", "Pixels", "Spectrogram", "described"]
+__all__ = ["Augment", "Frames", "Input", "Pixels", "Spectrogram", "described"]
 
 
 def described(settings: Mapping[str, Any]) -> Input:
@@ -29,6 +30,8 @@ def described(settings: Mapping[str, Any]) -> Input:
     """
     rest: dict[str, Any] = dict(settings)
     kind, mel, seconds = (rest.pop(name, None) for name in ("kind", "mel", "seconds"))
+    if kind == "frames":
+        return Frames(Mel(**mel), float(rest["loudness"]), float(seconds))
     rest |= {name: tuple(rest[name]) for name in ("mean", "std") if name in rest}
     pixels = Pixels(**rest)
     if kind == "spectrogram":

@@ -1,15 +1,30 @@
-"""Count the operations of a forward pass."""
+"""Count the operations of a forward pass, with those of recurrent layers, which torch's counter leaves out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 T = TypeVar("T")
+
+
+def _recurrent(sequence: Sequence[int], *arguments: Any, **_: object) -> int:
+    """Two operations per weight of the matrices and step; biases are not counted.
+
+    Args:
+        sequence: shape (steps, n, features) of the input.
+        arguments: the shapes of the matrices first.
+    """
+    weights: int = sum(prod(matrix) for matrix in arguments[:2])
+    return 2 * sequence[0] * sequence[1] * weights
+
+
+FORMULAS = {torch.ops.aten.mkldnn_rnn_layer: _recurrent}
 
 
 def count_flops(model: nn.Module, run: Callable[[], T]) -> tuple[int, T]:
@@ -24,7 +39,8 @@ def count_flops(model: nn.Module, run: Callable[[], T]) -> tuple[int, T]:
     for parameter in learn:
         parameter.requires_grad_(False)
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+        with torch.no_grad(), counter:
             found = run()
     finally:
         for parameter in learn:

@@ -31,7 +31,7 @@ from harness.data import Examples, load_target, split_indices
 from harness.data.cached import Cache
 from harness.inputs import Input
 from harness.training.device import MIB, Cpu
-from harness.training.forecast.fake import AcceleratorNorms, Fake, fake_backbone
+from harness.training.forecast.fake import AcceleratorNorms, Fake, Workspaces, fake_backbone
 from harness.training.forecast.storages import StorageMeter
 from harness.training.network import CHUNK, Network
 from harness.training.optimizer import GroupedOptimizer, Schedule
@@ -182,7 +182,7 @@ def _measure(work: _Work, fake: Fake, ever: frozenset[int], trained: frozenset[i
     with fake.mode:
         network = Network(backbone, spec, Cpu(), Cache(budget=0))
         batch, scored = (_blank(n, backbone.input) for n in (work.batch, work.eval_batch))
-    with fake.mode, StorageMeter() as meter, _seeing_gradients(model, meter, gradients):
+    with fake.mode, Workspaces(), StorageMeter() as meter, _seeing(model, meter, gradients):
         own = meter.follow([*model.parameters(), *model.buffers()])
         # These are in the memory of the host.
         host = meter.follow([batch.tensor, batch.labels, scored.tensor, scored.labels])
@@ -224,7 +224,7 @@ def _scales(trained: frozenset[int], groups: int) -> Scales:
 
 
 @contextmanager
-def _seeing_gradients(model: nn.Module, meter: StorageMeter, seen: set[int]) -> Iterator[None]:
+def _seeing(model: nn.Module, meter: StorageMeter, seen: set[int]) -> Iterator[None]:
     """Collect the serial numbers of gradients, which exist from the backward pass to the end of a step."""
 
     def note(parameter: torch.Tensor) -> None:

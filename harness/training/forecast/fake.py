@@ -13,7 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from harness.backbones import Backbone, build
 from harness.core.spec import Head
@@ -70,6 +70,8 @@ def fake_backbone(
             n: parameters[id(p)] for n, p in module._parameters.items() if p is not None
         }
         module._buffers |= {n: buffers[id(b)] for n, b in module._buffers.items() if b is not None}
+        if isinstance(module, nn.RNNBase):  # which keeps a list of its weights
+            module._flat_weights = [module._parameters[n] for n in module._flat_weights_names]
     return Fake(mode, dataclasses.replace(backbone, groups=groups))
 
 
@@ -86,6 +88,37 @@ class Undrawn(TorchDispatchMode):
     ) -> Any:
         drawn = (torch.ops.aten.uniform_, torch.ops.aten.normal_, torch.ops.aten.erfinv_)
         return args[0].zero_() if func.overloadpacket in drawn else func(*args, **(kwargs or {}))
+
+
+class Workspaces(TorchDispatchMode):
+    """What a recurrent layer keeps for its backward pass, which fake tensors leave out: as much as on the
+    CPU."""
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func.overloadpacket is torch.ops.aten.mkldnn_rnn_layer:
+            shapes = tuple(tuple(a.shape) if isinstance(a, torch.Tensor) else a for a in args)
+            kept = _workspace(shapes[:7], tuple(shapes[7:8]), tuple(args[9:]))
+            if kept:
+                made = (*made[:3], made[0].new_empty(kept, dtype=torch.uint8))
+        return made
+
+
+@lru_cache(maxsize=64)
+def _workspace(
+    shapes: tuple[tuple[int, ...], ...], direction: tuple[bool, ...], settings: tuple[Any, ...]
+) -> int:
+    """Bytes of the workspace of a recurrent layer, from running it once on zeros."""
+    with _disable_current_modes():
+        tensors = [torch.zeros(shape) for shape in shapes]
+        made = torch.ops.aten.mkldnn_rnn_layer(*tensors, *direction, [], *settings)
+        return 0 if made[3] is None else int(made[3].untyped_storage().nbytes())
 
 
 class AcceleratorNorms(TorchFunctionMode):
