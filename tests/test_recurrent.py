@@ -65,7 +65,7 @@ def package(monkeypatch: pytest.MonkeyPatch) -> Any:
     stand_in = SimpleNamespace(binary_dilation=None, Vad=None)
     for name in ("webrtcvad", "scipy.ndimage.morphology"):
         monkeypatch.setitem(sys.modules, name, stand_in)
-    import resemblyzer  # type: ignore[import-not-found, unused-ignore]
+    import resemblyzer
 
     return resemblyzer
 

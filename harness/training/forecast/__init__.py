@@ -182,7 +182,8 @@ def _measure(work: _Work, fake: Fake, ever: frozenset[int], trained: frozenset[i
     with fake.mode:
         network = Network(backbone, spec, Cpu(), Cache(budget=0))
         batch, scored = (_blank(n, backbone.input) for n in (work.batch, work.eval_batch))
-    with fake.mode, Workspaces(), StorageMeter() as meter, _seeing(model, meter, gradients):
+    workspaces = Workspaces()  # type: ignore[no-untyped-call]
+    with fake.mode, workspaces, StorageMeter() as meter, _seeing(model, meter, gradients):
         own = meter.follow([*model.parameters(), *model.buffers()])
         # These are in the memory of the host.
         host = meter.follow([batch.tensor, batch.labels, scored.tensor, scored.labels])
