@@ -179,7 +179,7 @@ def test_frames_that_look_alike_suggest_groups(tmp_path: Path) -> None:
     names = [name.replace("_frame", "-") for name in clinic()]
     root = write(tmp_path / "clinic", *names, alike=True)
     said = "\n".join(findings(inspect_target(f"folder:{root}")))
-    assert "48 images are near duplicates of another image of their class" in said
+    assert "48 images are near duplicates of another one of their class" in said
     named = "\n".join(findings(inspect_target(f"folder:{root}[group=patient\\d+]")))
     assert "near duplicates" not in named
 

@@ -43,7 +43,8 @@ def _counts(report: DataSetReport) -> Iterator[str]:
     if counts[high] >= IMBALANCED * counts[low]:
         yield (
             f"The classes are imbalanced: the largest has {counts[high] / counts[low]:.0f} times as many "
-            f"{report.nouns} as the smallest. All are used, so accuracy depends mostly on the large classes "
+            f"{report.nouns} as the smallest. All {report.nouns} are used, so accuracy depends mostly on the "
+            "large classes "
             "(metric='balanced_accuracy' counts all classes equally, exact_shots=True takes the same number "
             "from each class, X[classes=A+B] selects classes)."
         )
