@@ -1,4 +1,4 @@
-"""Count the operations of a forward pass, with those of recurrent layers, which torch's counter leaves out."""
+"""Count the operations of a forward pass; those of recurrent layers are left out by torch's counter."""
 
 from __future__ import annotations
 
