@@ -97,7 +97,7 @@ BAD_FILES: dict[str, tuple[str, str, str]] = {
     "unknown backbone": ("test_resnet", "resnet19", "unknown backbone 'resnet19'; did you mean .*resnet18"),
     "unknown target": ("digits", "digit", "unknown target 'digit'; did you mean digits"),
     "unknown strategy": ("ARMS[strategy]", "'magic'", "strategy must be one of .*'magic'"),
-    "unknown source": ("scratch", "imagnet", "unknown source 'imagnet'; use imagenet, scratch"),
+    "unknown source": ("scratch", "imagnet", "unknown source 'imagnet'; use imagenet, pretrained"),
     "no strategy of ours": ("strategies.LinearProbe()", "strategies.Probe()", r"toy\.py:\d+: AttributeError"),
     "absent weights": ("scratch", "file:gone.pt", r"gone\.pt does not exist"),
     "absent folder": ("digits", "folder:gone", "folder:gone: no such folder"),
