@@ -325,7 +325,9 @@ def test_unknown_backbone_lists_near_matches() -> None:
 
 
 def test_unknown_source_lists_the_choices() -> None:
-    with pytest.raises(UserError, match=r"unknown source 'imagnet'; use imagenet, pretrained, scratch, file"):
+    with pytest.raises(
+        UserError, match=r"unknown source 'imagnet'; use imagenet, pretrained, scratch, file"
+    ):
         build("test_resnet", "imagnet", 2, seed=0)
 
 
