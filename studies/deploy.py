@@ -7,8 +7,8 @@
 Fashion-MNIST with 30 training images per class. The last block of three networks with ImageNet weights (extra
 `backbones`) is trained for 8 epochs at three input sizes.
 
-Answer, 2026-11-30 (one thread of a Xeon with VNNI instructions, 3 trials and 6 seeds per cell: 81 runs, about
-11 minutes of CPU time; mean accuracy in %; ms for a single image; validation accuracy lost by 8 bits on 200
+Answer, 2026-11-30 (one thread of a Xeon with VNNI instructions, 3 trials and 6 seeds per cell, 81
+runs; mean accuracy in %; ms for a single image; validation accuracy lost by 8 bits on 200
 images, in points):
 
                        validation  test   PyTorch        ONNX           ONNX, 8 bits
