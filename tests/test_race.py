@@ -19,7 +19,7 @@ from analysis.load import StudyTable
 from harness.core.errors import UserError
 from harness.core.race import ALPHA, FIRST, Result, Results, Round, race, standing
 from harness.core.selection import METRICS
-from harness.core.study import Study
+from harness.core.study import MAX_EFFORT, Study
 from harness.core.units import Seconds
 from harness.deploy.choice import choose
 from harness.search.overview import overview
@@ -78,6 +78,11 @@ def test_race_ends_when_nothing_is_left_to_decide() -> None:
     assert cost(clear) < 6000
     equal = played({"a": 0.9, "b": 0.9}, 10_000)
     assert [r.indices.stop for r in equal if r.phase == "repeat"] == [1, 2]
+
+
+def test_a_budget_of_years_plans_no_more_trials_at_once_than_a_study_may_have() -> None:
+    first, rest = played({"a": 0.9, "b": 0.5}, 1e12)[:2]
+    assert (len(first.indices), len(rest.indices)) == (FIRST, MAX_EFFORT)
 
 
 def test_interval_of_two_finalists_is_that_of_the_paired_t_test() -> None:
@@ -268,13 +273,17 @@ def test_options_that_no_race_can_follow_are_refused_with_one_line(
     assert not Path("mlruns").exists()
 
 
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
 def test_a_budget_too_small_for_the_first_round_says_what_would_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    options: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     content = STUDY.replace("SHOTS", '["5", "6"]').replace("int(shots)", "6")
     Path("toy.py").write_text(content)
-    assert main(["--space", "toy.py", "--device", "cpu", "--budget", "0.0001s"]) == 2
+    assert main(["--space", "toy.py", "--device", "cpu", "--budget", "0.0001s", *options]) == 2
     error = capsys.readouterr().err
     assert "a budget of 0.0001s is too small" in error
     assert re.search(r"give at least --budget \d+s", error)

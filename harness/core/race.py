@@ -29,7 +29,7 @@ from functools import cache
 import numpy as np
 from scipy.special import stdtrit  # scipy.stats takes half a second more at every start
 
-from harness.core.study import Phase
+from harness.core.study import MAX_EFFORT, Phase
 
 ALPHA = 0.05
 """Largest chance that the best finalist is retired."""
@@ -113,6 +113,7 @@ def _screening(
         spent = sum(result.seconds for own in tuned.values() for result in own)
         share = seconds * (stage + 1) / stages - spent
         count = int(share / sum(_mean_seconds(tuned[cell]) for cell in left))
+        count = min(count, MAX_EFFORT)  # all of them are planned at once
         yield from _tune(tuned, left, count)
     return _better(tuned, left, FINALISTS)
 

@@ -85,7 +85,10 @@ def launch(
             check_one_target(study, checked.specs)
         if dry_run:
             print_plan(study, checked.specs, device)
-            print_costs(study, cell_costs(checked.specs, device, cache), options.max_memory)
+            costs = cell_costs(checked.specs, device, cache)
+            known = print_costs(study, costs, options.max_memory)
+            if study.budget is not None:
+                check_first_round(study, known)
             return 0
         if study.budget is not None:
             check_first_round(study, cell_costs(checked.specs, device, cache))

@@ -36,8 +36,9 @@ def print_plan(study: Study, specs: Mapping[str, TrialSpec], device: Device) -> 
         print(f"  {label}: {_entries({k: v for k, v in flat.items() if k not in common})}")
 
 
-def print_costs(study: Study, costs: Iterable[CellCost], max_memory: int | None) -> None:
-    """What the first trial of each cell would take: memory on an accelerator, time on this device."""
+def print_costs(study: Study, costs: Iterable[CellCost], max_memory: int | None) -> list[CellCost]:
+    """Print what the first trial of each cell would take: memory on an accelerator, time on this device.
+    Returns the costs."""
     print(
         "forecast of each cell: accelerator memory at the peak, of training by part, and training time"
     )
@@ -46,10 +47,12 @@ def print_costs(study: Study, costs: Iterable[CellCost], max_memory: int | None)
     for cost in costs:
         known.append(cost)
         print(f"  {cost.describe(max_memory)}")
-    if study.budget is not None:
-        return
-    minutes = study_seconds(study, known) / 60
-    print(f"training of the whole study, if nothing were kept between trials: {minutes:.1f} min")
+    if study.budget is None:
+        minutes = study_seconds(study, known) / 60
+        print(
+            f"training of the whole study, if nothing were kept between trials: {minutes:.1f} min"
+        )
+    return known
 
 
 def _shown(spec: TrialSpec) -> dict[str, object]:
