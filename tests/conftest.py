@@ -30,6 +30,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.fixture(autouse=True)
+def other_programs_are_not_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether trials wait for a processor depends on what else runs beside the tests."""
+    monkeypatch.setattr("harness.search.progress.BUSY", 2.0)
+
+
 @pytest.fixture(scope="session")
 def make_spec() -> Callable[..., TrialSpec]:
     """A trial of about a tenth of a second, with any field changed."""
