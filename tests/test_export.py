@@ -114,7 +114,7 @@ def test_exported_model_is_the_recorded_one(
     assert about["run_id"] == run_id
     assert about["exported"] == about["recorded"] == trained[0]
     assert TrialSpec.from_flat(about["trial"]) == SPEC
-    pixels = load_target("digits").read(trained[1], described(about["preprocessing"]))
+    pixels = load_target("digits").read(trained[1], described(about["preprocessing"], {}))
     found = open_model(folder).probabilities(pixels).argmax(1)
     assert found.tolist() == trained[2].tolist()
     assert len(set(trained[2].tolist())) > 2  # else equality would mean little
@@ -291,7 +291,8 @@ def test_readout_on_features_becomes_the_head(
     test = fit._read(fit._split.test)
     expected = fit._predict(test).exp()
     about = describe(fit.backbone, "test_resnet", tuple(map(str, range(classes))))
-    found = Model(plain_network(fit.backbone, fit.classifier), about).probabilities(test.tensor)
+    network = plain_network(fit.backbone, fit.classifier)
+    found = Model(network, about, fit.backbone.input).probabilities(test.tensor)
     assert torch.allclose(found, expected.float(), atol=1e-4)
 
 

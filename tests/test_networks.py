@@ -160,7 +160,9 @@ def test_all_classifiers_are_fresh_and_in_the_last_group(name: str, tmp_path: Pa
     """Weights of another seed in a file: the whole body is theirs and no tensor of the head is. And the
     logits hang on nothing but the head's tensors, once those are zero."""
     other = build(name, "scratch", 7, seed=5)
-    write(tmp_path, plain_network(other, None), describe(other, name, tuple("abcdefg")))
+    write(
+        tmp_path, plain_network(other, None), describe(other, name, tuple("abcdefg")), other.input
+    )
     network = build(name, f"file:{tmp_path / 'model.safetensors'}", 7, seed=0)
     theirs = dict(other.model.named_parameters())
     for group in network.groups[:-1]:
@@ -209,7 +211,12 @@ def test_features_of_a_network_with_one_linear_classifier_are_taken(name: str) -
 def test_an_export_of_an_unusual_network_gives_its_logits(name: str, tmp_path: Path) -> None:
     network = build(name, "scratch", 3, seed=0)
     size = network.input.shape[-1]
-    write(tmp_path, plain_network(network, None), describe(network, name, ("a", "b", "c")))
+    write(
+        tmp_path,
+        plain_network(network, None),
+        describe(network, name, ("a", "b", "c")),
+        network.input,
+    )
     pixels = torch.randint(0, 255, (2, 3, size, size), dtype=torch.uint8)
     model = open_model(tmp_path)
     with torch.no_grad():

@@ -113,7 +113,7 @@ def test_quiet_sounds_are_amplified_and_loud_ones_are_not() -> None:
 
 def test_form_is_read_back_and_shown_as_a_picture() -> None:
     form = Frames(Mel(16_000, 400, 160, 40), -30.0, 0.5)
-    assert described(form.describe()) == form
+    assert described(form.describe(), form.files()) == form
     rows = form.random(3, torch.Generator().manual_seed(0))
     assert rows.shape == (3, 51, 40)
     assert form.pictures(rows).shape == (3, 3, 40, 51)
@@ -226,7 +226,7 @@ def test_its_export_classifies_sounds(
 ) -> None:
     fit, _ = run(spec_of(make_spec, tones), Cache())
     about = describe(fit.backbone, NAME, ("high", "low"))
-    write(tmp_path / "model", plain_network(fit.backbone, None), about)
+    write(tmp_path / "model", plain_network(fit.backbone, None), about, fit.backbone.input)
     model = open_model(tmp_path / "model")
     path = tones / "low" / "low03.wav"
     target = load_target(f"folder:{tones}[seconds=0.2]")

@@ -170,7 +170,7 @@ def test_lines_in_the_model_card_give_the_same_picture() -> None:
 
 def test_a_form_is_read_back_from_its_description() -> None:
     for form in (FORM, Pixels(48, "bicubic", (0.1, 0.2, 0.3), (1.0, 1.0, 1.0))):
-        assert described(json.loads(json.dumps(form.describe()))) == form
+        assert described(json.loads(json.dumps(form.describe())), form.files()) == form
 
 
 # --- augmentation and corruptions ------------------------------------------------------------------
@@ -421,7 +421,7 @@ def test_an_exported_model_classifies_sound_files(
     fit = Training(make_spec(target=f"folder:{tones}", backbone="small_cnn"), Cpu())
     list(fit)
     about = describe(fit.backbone, "small_cnn", ("high", "low"))
-    write(tmp_path / "model", plain_network(fit.backbone, None), about)
+    write(tmp_path / "model", plain_network(fit.backbone, None), about, fit.backbone.input)
     found = list(predict_images(tmp_path / "model", [tones / "low", tones / "high"], top=2))
     assert [prediction.path.parent.name for prediction in found] == ["low"] * 12 + ["high"] * 12
     model = open_model(tmp_path / "model")

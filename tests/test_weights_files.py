@@ -151,7 +151,12 @@ def test_a_study_says_once_what_was_dropped(state: State, tmp_path: Path) -> Non
 def test_an_export_is_a_source_for_another_head(tmp_path: Path) -> None:
     trained = build("test_resnet", "scratch", 7, seed=1)
     names = tuple("abcdefg")
-    write(tmp_path, plain_network(trained, None), describe(trained, "test_resnet", names))
+    write(
+        tmp_path,
+        plain_network(trained, None),
+        describe(trained, "test_resnet", names),
+        trained.input,
+    )
     network = build("test_resnet", f"file:{tmp_path / 'model.safetensors'}", 3, seed=0)
     wanted = trained.model.state_dict()
     head = set(network.groups[-1].parameters)
@@ -167,7 +172,7 @@ def test_an_export_of_another_input_size_gets_its_positions_from_timm(
 ) -> None:
     trained = build(name, "scratch", 7, seed=1, resolution=trained_at)
     about = describe(trained, name, tuple("abcdefg"))
-    write(tmp_path, plain_network(trained, None), about)
+    write(tmp_path, plain_network(trained, None), about, trained.input)
     file = tmp_path / "model.safetensors"
     network = build(name, f"file:{file}", 3, seed=0, resolution=wanted_at)
     options: dict[str, Any] = {"img_size": wanted_at} if wanted_at else {}
@@ -184,7 +189,12 @@ def test_an_export_of_another_input_size_gets_its_positions_from_timm(
 def test_an_export_without_its_page_is_loaded_by_the_library_alone(tmp_path: Path) -> None:
     """And with it, by us, to the same logits."""
     trained = build("repvgg_a0", "scratch", 3, seed=1)
-    write(tmp_path, plain_network(trained, None), describe(trained, "repvgg_a0", ("a", "b", "c")))
+    write(
+        tmp_path,
+        plain_network(trained, None),
+        describe(trained, "repvgg_a0", ("a", "b", "c")),
+        trained.input,
+    )
     pixels = torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8)
     model = open_model(tmp_path)
     theirs = timm.create_model("repvgg_a0", num_classes=3).eval()

@@ -30,6 +30,7 @@ Augmentation = Literal[
     "cutmix",
     "time_shift",
     "spec_augment",
+    "token_dropout",
 ]
 Head = Literal["linear", "mlp", "attentive"]
 LONGEST_PARAMETER = 6000
@@ -46,6 +47,8 @@ SHIFTS = ("noise", "blur", "contrast", "patch_shuffle", "label_shift")
 """Shifted test sets of images."""
 SOUND_SHIFTS = ("snr20", "snr10", "snr0", "band_limit", "label_shift")
 """Shifted test sets of sounds."""
+TEXT_SHIFTS = ("typos", "word_dropout", "label_shift")
+"""Shifted test sets of texts."""
 DEFAULT_LR = {"adamw": 1e-3, "sgd": 1e-2}
 """Usual learning rates for fine-tuning: torch's default for AdamW, ten times that for SGD with momentum."""
 
@@ -77,7 +80,7 @@ class TrialSpec:
         epochs: passes over the training images.
         batch_size: images per step.
         augment: how training images are varied (see harness.inputs.augment), or sounds (see
-            harness.inputs.sound_augment).
+            harness.inputs.sound_augment), or texts (see harness.inputs.tokens).
         views: number of seeded variants of each image. Each epoch uses the next one, so that the outputs of
             frozen layers can be cached; None draws a new variant at every step.
         batch_norm: statistics of batch norms. Frozen groups always keep those of the source, and so do all
@@ -157,10 +160,9 @@ class TrialSpec:
                 _require_count(name, getattr(self, name))
         require_choices(self)
         for name in self.shift_names():
-            if name not in (*SHIFTS, *SOUND_SHIFTS):
-                known = ", ".join(dict.fromkeys((*SHIFTS, *SOUND_SHIFTS)))
+            if name not in (known := dict.fromkeys((*SHIFTS, *SOUND_SHIFTS, *TEXT_SHIFTS))):
                 raise UserError(
-                    f"TrialSpec: shifts must be joined by '+' from {known}, got {name!r}"
+                    f"TrialSpec: shifts must be joined by '+' from {', '.join(known)}, got {name!r}"
                 )
         if self.fold:
             Fold.parse(self.fold)

@@ -15,18 +15,19 @@ from harness.deploy.int8 import INT8
 from harness.deploy.model import WEIGHTS
 from harness.deploy.onnx import FILE
 from harness.deploy.use import RUNTIMES
-from harness.inputs import described
+from harness.inputs import Input
 from harness.tracking.results import StudyResult
 
 SHOWN = 20
 """Largest number of classes that are listed by name."""
 
 
-def card(about: Mapping[str, Any], study: StudyResult) -> str:
+def card(about: Mapping[str, Any], form: Input, study: StudyResult) -> str:
     """The card, with its YAML front matter.
 
     Args:
         about: contents of model.json.
+        form: the kind of input of the network.
         study: the comparison from which the cell was chosen.
     """
     environment = jinja2.Environment(
@@ -35,8 +36,8 @@ def card(about: Mapping[str, Any], study: StudyResult) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    body = environment.get_template("card.md.j2").render(_values(about, study))
-    return f"---\n{_metadata(about).to_yaml()}\n---\n\n{body}\n"
+    body = environment.get_template("card.md.j2").render(_values(about, form, study))
+    return f"---\n{_metadata(about, form).to_yaml()}\n---\n\n{body}\n"
 
 
 def loading(about: Mapping[str, Any]) -> str:
@@ -59,10 +60,10 @@ def loading(about: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f'model.load_state_dict(safetensors.torch.load_file("{WEIGHTS}"))'])
 
 
-def _metadata(about: Mapping[str, Any]) -> ModelCardData:
+def _metadata(about: Mapping[str, Any], form: Input) -> ModelCardData:
     library = next((name for name in ("timm", "torchvision") if name in about), "pytorch")
     target = about["trial"]["target"]
-    task = medium_of(described(about["preprocessing"])).task
+    task = medium_of(form).task
     accuracy = EvalResult(
         task_type=task,
         dataset_type=target,
@@ -81,7 +82,7 @@ def _metadata(about: Mapping[str, Any]) -> ModelCardData:
     )
 
 
-def _values(about: Mapping[str, Any], study: StudyResult) -> dict[str, Any]:
+def _values(about: Mapping[str, Any], form: Input, study: StudyResult) -> dict[str, Any]:
     tested = about["images"]["test"]
     right = round(about["exported"]["test_accuracy"] * tested)
     chosen = next(c for c in study.cells if c.cell == about["cell"])
@@ -90,7 +91,7 @@ def _values(about: Mapping[str, Any], study: StudyResult) -> dict[str, Any]:
         for name in chosen.repeats[0].run.metrics
         if name.startswith("test_accuracy.")
     }
-    names, form = about["classes"], described(about["preprocessing"])
+    names = about["classes"]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return {
         "about": about,

@@ -170,7 +170,8 @@ def train_and_write(
         made = _averaged(made, *average)
     spec = made.fit.spec
     with staging(folder) as there:  # read back before it is where anyone would use it
-        write(there, made.network, _about(study.study, chosen.cell, why, kept, made))
+        about = _about(study.study, chosen.cell, why, kept, made)
+        write(there, made.network, about, made.fit.backbone.input)
         model = open_model(there)
         split = split_indices(load_target(spec.target), spec)
         test, val = (_examples(spec, model, part) for part in (split.test, split.val))
@@ -260,7 +261,7 @@ def _finish(model: Model, folder: Path, more: dict[str, Any], study: StudyResult
     print(*use_in_words(use), sep="\n")
     about = {**model.about, **more, "use": use}
     write_about(folder, about)
-    (folder / CARD).write_text(card(about, study), encoding="utf-8")
+    (folder / CARD).write_text(card(about, model.form, study), encoding="utf-8")
     return replace(model, about=about)
 
 
@@ -276,7 +277,7 @@ def log_to_mlflow(
     logged = log_model(
         model.network,
         model.prepare(pixels[:2]),
-        [done.folder / ABOUT, done.folder / CARD],
+        [done.folder / name for name in (ABOUT, CARD, *model.form.files())],
         {"study": study, "cell": done.cell},
         {"val_accuracy": done.val_accuracy, "test_accuracy": done.test_accuracy},
         tracking_uri or default_tracking_uri(),

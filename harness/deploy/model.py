@@ -3,6 +3,7 @@ them.
 
 model.safetensors   state dict of the plain network of timm or torchvision
 model.json          name, classes, preparation of examples, temperature, cost of inference, and provenance
+tokenizer.json      of a network that reads text: its tokenizer, in the format of the library tokenizers
 """
 
 from __future__ import annotations
@@ -52,10 +53,12 @@ class Model:
     Attributes:
         network: n prepared examples -> (n, classes) logits; in eval(), on the CPU.
         about: contents of model.json.
+        form: the kind of input of the network.
     """
 
     network: nn.Module
     about: Mapping[str, Any]
+    form: Input
 
     @property
     def classes(self) -> list[str]:
@@ -66,11 +69,6 @@ class Model:
     def temperature(self) -> float:
         """What logits are divided by for calibrated probabilities; 1 if none was fitted."""
         return float(self.about.get("calibration", {}).get("temperature", 1.0))
-
-    @property
-    def form(self) -> Input:
-        """The kind of input of the network."""
-        return described(self.about["preprocessing"])
 
     @property
     def medium(self) -> Medium:
@@ -174,8 +172,14 @@ def describe(
     }
 
 
-def write(folder: Path, network: nn.Module, about: Mapping[str, Any]) -> None:
-    """Write both files, model.json last, so that a folder with model.json is complete.
+def write(folder: Path, network: nn.Module, about: Mapping[str, Any], form: Input) -> None:
+    """Write all files, model.json last, so that a folder with model.json is complete.
+
+    Args:
+        folder: where.
+        network: the network.
+        about: from `describe`, and more.
+        form: the kind of input of the network.
 
     Raises:
         UserError: if the folder contains a model or a README.md already, or cannot be written to.
@@ -185,7 +189,12 @@ def write(folder: Path, network: nn.Module, about: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         weights = save(separate(network.state_dict()))
         (folder / WEIGHTS).write_bytes(weights)
-        write_about(folder, {**about, "sha256": hashlib.sha256(weights).hexdigest()})
+        files = {name: text.encode() for name, text in form.files().items()}
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        digest = hashlib.sha256(weights).hexdigest()
+        write_about(folder, {**about, "files": hashes, "sha256": digest})
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {first_line(error)}") from error
 
@@ -229,13 +238,20 @@ def open_model(folder: Path) -> Model:
     """Load an exported model.
 
     Raises:
-        UserError: if there is no model in the folder, or its weights have changed.
+        UserError: if there is no model in the folder, or one of its files has changed.
     """
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-        wanted, name, classes = about["sha256"], about["backbone"], about["classes"]
-        form = described(about["preprocessing"])
+        wanted = {WEIGHTS: about["sha256"], **about.get("files", {})}
+        for name, digest in wanted.items():
+            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
+                raise UserError(
+                    f"the SHA-256 of {folder / name} differs from that in {ABOUT}: the file is damaged or "
+                    "belongs to another model; export the model again"
+                )
+        texts = {n: (folder / n).read_bytes().decode() for n in wanted if n != WEIGHTS}
+        form = described(about["preprocessing"], texts)
+        backbone, classes = about["backbone"], about["classes"]
         head, depth = about.get("head", "linear"), about.get("depth")
     except OSError as error:
         raise UserError(
@@ -243,10 +259,5 @@ def open_model(folder: Path) -> Model:
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / ABOUT} was not written by harness.export: {error}") from error
-    if digest != wanted:
-        raise UserError(
-            f"the SHA-256 of {folder / WEIGHTS} differs from that in {ABOUT}: the file is damaged or belongs "
-            "to another model; export the model again"
-        )
-    network = restore(name, read_weights(folder / WEIGHTS), len(classes), form, head, depth)
-    return Model(network.eval(), about)
+    network = restore(backbone, read_weights(folder / WEIGHTS), len(classes), form, head, depth)
+    return Model(network.eval(), about, form)

@@ -18,18 +18,35 @@ from harness.inputs.frames import Frames
 from harness.inputs.mel import Mel
 from harness.inputs.pixels import Pixels
 from harness.inputs.spectrogram import Spectrogram
+from harness.inputs.tokenizer import TokenizerFile
+from harness.inputs.tokens import Tokens
 
-__all__ = ["Augment", "Frames", "Input", "Pixels", "Spectrogram", "described"]
+__all__ = [
+    "Augment",
+    "Frames",
+    "Input",
+    "Pixels",
+    "Spectrogram",
+    "TokenizerFile",
+    "Tokens",
+    "described",
+]
 
 
-def described(settings: Mapping[str, Any]) -> Input:
+def described(settings: Mapping[str, Any], files: Mapping[str, str]) -> Input:
     """The input that `Input.describe` has described.
+
+    Args:
+        settings: the description.
+        files: `Input.files`.
 
     Raises:
         KeyError, TypeError: if the settings are not complete.
     """
     rest: dict[str, Any] = dict(settings)
     kind, mel, seconds = (rest.pop(name, None) for name in ("kind", "mel", "seconds"))
+    if kind == "tokens":
+        return Tokens(TokenizerFile(files["tokenizer.json"]), **rest)
     if kind == "frames":
         return Frames(Mel(**mel), float(rest["loudness"]), float(seconds))
     rest |= {name: tuple(rest[name]) for name in ("mean", "std") if name in rest}

@@ -129,6 +129,11 @@ class Input(ABC):
     def in_words(self) -> str:
         """How an example is prepared, in Markdown, for use of an exported model without the harness."""
 
+    def files(self) -> dict[str, str]:
+        """Name -> contents of the files that an exported model needs besides its settings, e.g. a
+        tokenizer."""
+        return {}
+
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Settings as they are written to model.json."""
