@@ -338,6 +338,7 @@ def test_an_exported_network_gives_its_logits(
         tmp_path,
         plain_network(network, None),
         describe(network, name, ("a", "b", "c"), **choice),
+        network.input,
     )
     pixels = torch.randint(0, 255, (3, 3, 64, 64), dtype=torch.uint8)
     model = open_model(tmp_path)

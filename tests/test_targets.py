@@ -119,7 +119,7 @@ GOOD = "images/0.png,a"
 BROKEN = {
     "no image column": (
         ["note,label", GOOD],
-        r"no column for the images is recognised; .* 'note', 'label'; name one with \[image=COLUMN\]",
+        r"no column for the images, sounds or texts is recognised; .* 'note', 'label'; name one with \[image=",
     ),
     "no label column": (
         ["image,note", GOOD],
@@ -128,17 +128,17 @@ BROKEN = {
     "no rows": (["image,label"], "the table has no rows"),
     "nothing": ([""], "cannot be read as a table"),
     "ragged": (["image,label", GOOD, "images/1.png,b,c,d"], "cannot be read as a table"),
-    "empty label": (["image,label", GOOD, "images/1.png,"], "an image or label is empty"),
-    "empty image": (["image,label", GOOD, ",b"], "an image or label is empty"),
+    "empty label": (["image,label", GOOD, "images/1.png,"], "has no image or no label"),
+    "empty image": (["image,label", GOOD, ",b"], "has no image or no label"),
     "absent image": (
         ["image,label", GOOD, "images/77.png,b", "78.png,b"],
         r"2 images are missing, the first is .*images/77\.png",
     ),
     "one class": (["image,label", GOOD, "images/1.png,a"], "at least 2 classes, found 1"),
-    "listed twice": (["image,label", GOOD, "images/1.png,b", GOOD], "an image is listed twice"),
+    "listed twice": (["image,label", GOOD, "images/1.png,b", GOOD], "is listed twice"),
     "listed in two classes": (
         ["image,label", GOOD, "images/1.png,b", "./images/0.png,b"],
-        "an image is listed twice",
+        "is listed twice",
     ),
     "unknown split": (
         ["image,label,split", f"{GOOD},train", "images/1.png,b,fold 3"],
@@ -202,9 +202,9 @@ def test_test_part_of_a_hub_set_is_its_official_test_set(tmp_path: Path) -> None
 
 def test_hub_set_without_pictures_or_classes_is_refused(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    datasets.Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(tmp_path / "words")
-    with pytest.raises(UserError, match="needs an Image or Audio column; the columns are 'text'"):
-        load_target(f"hf:{tmp_path / 'words'}")
+    datasets.Dataset.from_dict({"number": [1, 2]}).save_to_disk(tmp_path / "numbers")
+    with pytest.raises(UserError, match=r"needs an Image or Audio column, .* are 'number'"):
+        load_target(f"hf:{tmp_path / 'numbers'}")
 
 
 @pytest.mark.parametrize("message", ["no route to the hub\nand a second line", ""])

@@ -18,14 +18,20 @@ USUAL = {
     "audio": (
         "audio audiofile audiofilename audiopath sound soundfile wav wavfile clip recording utterance"
     ).split(),
+    "text": (
+        "text texts sentence sentences review reviews document content message comment tweet headline "
+        "utterance"
+    ).split(),
     "label": (
         "label labels class classes classname classlabel category categoryname target species diagnosis "
-        "breed labelname categoryid classid labelid classidx classindex finelabel coarselabel"
+        "breed sentiment labelname categoryid classid labelid classidx classindex finelabel coarselabel"
     ).split(),
     "split": "split splits part partition subset set".split(),
     "group": ["group"],
 }
 """Usual names of the columns for each role, in the form that `simplified` returns."""
+EXAMPLES = {"image": "image", "audio": "sound", "text": "text"}
+"""Roles of the column with the examples, in the order in which they are searched for, and what is in it."""
 LIKE_GROUPS = (
     "patient patientid subject subjectid participant participantid case caseid person personid individual "
     "individualid animal animalid sequence sequenceid video videoid session sessionid scene slide slideid "
@@ -45,7 +51,7 @@ def choose(
     """The column for a role, and notes on it; None if there is no such column.
 
     Args:
-        role: "image", "audio", "label", "split" or "group".
+        role: "image", "audio", "text", "label", "split" or "group".
         there: candidate columns.
         options: options of the target; the option `role` names a column.
         what: the target, for messages.
@@ -70,6 +76,23 @@ def choose(
     return None, []
 
 
+def choose_examples(
+    there: Sequence[str], options: Mapping[str, str], what: str
+) -> tuple[str, str, list[str]]:
+    """The column with the examples, its role ("image", "audio" or "text"), and notes on it.
+
+    Raises:
+        UserError: as `choose`, or if there is no such column.
+    """
+    for role in [role for role in EXAMPLES if role in options] or list(EXAMPLES):
+        column, notes = choose(role, there, options, what)
+        if column is not None:
+            return column, role, notes
+    raise missing(
+        "images, sounds or text", there, what, "[image=COLUMN], [audio=COLUMN] or [text=COLUMN]"
+    )
+
+
 def named(wanted: str, there: Sequence[str], what: str) -> str:
     """The column of that name, ignoring case if only one column matches."""
     if wanted in there:
@@ -80,25 +103,32 @@ def named(wanted: str, there: Sequence[str], what: str) -> str:
     raise UserError(f"{what}: no column {wanted!r}; the columns are {quoted(there)}")
 
 
-def missing(role: str, there: Sequence[str], what: str) -> UserError:
+def missing(role: str, there: Sequence[str], what: str, option: str = "") -> UserError:
     """The error for a table in which no column has a usual name for the role."""
     headless = any(Path(name).suffix.lower() in suffixes() for name in there)
-    why = "the first line must name the columns" if headless else f"name one with [{role}=COLUMN]"
+    why = (
+        "the first line must name the columns"
+        if headless
+        else f"name one with {option or f'[{role}=COLUMN]'}"
+    )
     return UserError(
         f"{what}: no column for the {role}s is recognised; the columns are {quoted(there)}; {why}"
     )
 
 
-def group_notes(columns: Mapping[str, Sequence[str]], used: Sequence[str | None]) -> list[str]:
-    """Notes on unused columns that look like groups, if several images share a value.
+def group_notes(
+    columns: Mapping[str, Sequence[str]], used: Sequence[str | None], noun: str
+) -> list[str]:
+    """Notes on unused columns that look like groups, if several examples share a value.
 
     Args:
         columns: name -> value of each row.
         used: names of the columns that are used.
+        noun: what an example is called.
     """
     return [
-        f"Column {name!r}, which is not used, looks like groups of images that belong together; "
-        f"[group={name}] puts all images of a group into the same part."
+        f"Column {name!r}, which is not used, looks like groups of {noun}s that belong together; "
+        f"[group={name}] puts all {noun}s of a group into the same part."
         for name, values in columns.items()
         if name not in used and looks_like_groups(name) and 1 < len(set(values)) < len(values)
     ]

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from harness.core.errors import UserError
 from harness.core.spec import derive_seed
 from harness.data.groups import folds
+from harness.data.media import Images
 from harness.data.options import OPTIONS
 from harness.data.target import Indices, Target
 from harness.inputs import Input
@@ -344,6 +345,8 @@ def _mixed_groups(parts: tuple[Target, ...], which: Indices, where: Indices) -> 
 
 
 def _changed(target: Target, prefix: str, change: Change) -> Target:
+    if not isinstance(target.medium, Images):
+        raise UserError(f"target {prefix}{target.name}): only the pixels of images can be moved")
     every = np.arange(len(target.labels))
     return replace(_subset(target, every, f"{prefix}{target.name})"), change=change)
 

@@ -1,5 +1,5 @@
-"""Images or sounds in folders: one folder per class, or parts (train, val, test) that contain one folder per
-class."""
+"""Images, sounds or texts in folders: one folder per class, or parts (train, val, test) that contain one
+folder per class."""
 
 from __future__ import annotations
 
@@ -22,17 +22,22 @@ from harness.data.tree import SkippedFiles, contains, files_below, list_folder
 _ClassFolder = tuple[str, str, Path]
 """Part, class name, and the folder with the images of that class in that part."""
 LAYOUTS = ("classes", "parts")
+KINDS = {f"{medium.noun}s": medium for medium in MEDIA}
+"""Values of the option "kind"."""
+UNLABELLED = frozenset("unsup unsupervised unlabeled unlabelled".split())
+"""Names of folders beside the class folders of a part, for examples without a label."""
 BESIDE = "folders beside the parts"
 
 
 def folder_target(path: str, options: Mapping[str, str]) -> Target:
-    """The images below a folder, or the sounds if there are no images.
+    """The images below a folder, or the sounds if there are no images, or the texts if there are neither.
 
     Args:
         path: path of the folder.
-        options: "layout": "classes" (each folder is a class, whatever its name) or "parts" (train, val and
-            test are parts of the data set, above or below the class folders). "group": a regular
-            expression that finds the group of an image (patient, sequence, product) in its file name or path.
+        options: "kind": "images", "sounds" or "texts", if the folder contains several. "layout": "classes"
+            (each folder is a class, whatever its name) or "parts" (train, val and test are parts of the data
+            set, above or below the class folders). "group": a regular expression that finds the group of an
+            image (patient, sequence, product) in its file name or path.
 
     Raises:
         UserError: if the layout is unknown or ambiguous, or a class has no images.
@@ -44,8 +49,11 @@ def folder_target(path: str, options: Mapping[str, str]) -> Target:
     layout = options.get("layout")
     if layout is not None and layout not in LAYOUTS:
         raise UserError(f"{what}: layout must be classes or parts, got {layout!r}")
+    kind = options.get("kind")
+    if kind is not None and kind not in KINDS:
+        raise UserError(f"{what}: kind must be {', '.join(KINDS)}, got {kind!r}")
     medium = next((medium for medium in MEDIA if contains(root, medium)), Images)
-    tree = _Tree(root, what, medium)
+    tree = _Tree(root, what, KINDS.get(kind or "", medium))
     if layout is None:
         layout = _layout(tree)
     found = _read(tree, _parts(tree) if layout == "parts" else _classes(tree))
@@ -56,8 +64,10 @@ def folder_target(path: str, options: Mapping[str, str]) -> Target:
         )
     paths = tuple(path for _, _, images in found for path in images)
     labels = [classes.index(name) for _, name, images in found for _ in images]
-    own = official_parts([part for part, _, images in found for _ in images], what)
-    presented, more = medium.of(paths, options, what)
+    own = official_parts(
+        [part for part, _, images in found for _ in images], what, tree.medium.noun
+    )
+    presented, more = tree.medium.of(paths, options, what)
     groups, grouping = None, ""
     if pattern := options.get("group"):
         below = [path.relative_to(root).as_posix() for path in paths]
@@ -75,6 +85,7 @@ def folder_target(path: str, options: Mapping[str, str]) -> Target:
             *own.notes,
             *filter(None, [grouping]),
             *more,
+            *tree.of_other_kinds(len(paths)),
             *tree.skipped.notes(root),
         ),
         medium=presented,
@@ -112,6 +123,22 @@ class _Tree:
     def full(self, folder: Path) -> list[Path]:
         """Sub-folders that contain examples."""
         return [path for path in _folders(folder) if contains(path, self.medium)]
+
+    def of_other_kinds(self, used: int) -> Iterator[str]:
+        """A sentence on skipped files of another kind, if they are more than half of the `used` examples."""
+        skipped = self.skipped.by_kind.get(self.skipped.unread, ())
+        others = {
+            kind: count
+            for kind, medium in KINDS.items()
+            if medium is not self.medium
+            and 2 * (count := sum(map(medium.recognises, skipped))) > used
+        }
+        if others:
+            there = " and ".join(f"{kind} ({count})" for kind, count in others.items())
+            yield (
+                f"The folder also contains {there}: only the {self.nouns} are used; "
+                f"[kind={next(iter(others))}] changes that."
+            )
 
     def below(self, path: Path) -> str:
         """A path relative to the folder, for messages."""
@@ -259,7 +286,9 @@ def _class_folders(tree: _Tree, part: str, folder: Path) -> Iterator[Path]:
             f"{tree.what}: {tree.below(folder)} contains {tree.nouns}, but no class folders"
         )
     for path in tree.folders(folder):
-        if part == TRAIN or contains(path, tree.medium):
+        if path.name.lower() in UNLABELLED:
+            tree.skipped.add(f"{tree.nouns} without labels", path)
+        elif part == TRAIN or contains(path, tree.medium):
             yield path
 
 
@@ -295,12 +324,14 @@ def _read(tree: _Tree, found: Iterator[_ClassFolder]) -> list[tuple[str, str, li
         if not images:
             none = tree.skipped.by_kind.get(tree.skipped.unread, [])[before:]
             files = f", only {len(none)} files such as {shown(Path(none[0].name))}" if none else ""
+            kinds = [k for k, other in KINDS.items() if none and other.recognises(none[0])]
+            hint = f"; if the examples are {kinds[0]}, write [kind={kinds[0]}]" if kinds else ""
             raise UserError(
-                f"{tree.what}: class folder {tree.below(folder)!r} contains no {tree.nouns}{files}"
+                f"{tree.what}: class folder {tree.below(folder)!r} contains no {tree.nouns}{files}{hint}"
             )
         by_part.setdefault(part, {}).setdefault(normalized(name), []).extend(images)
     if len(by_part) > 1:
-        tree.notes += differences(by_part, tree.what)
+        tree.notes += differences(by_part, tree.what, tree.medium.noun)
     return [
         (part, name, by_part[part][name])
         for part in PARTS

@@ -1,11 +1,11 @@
-"""Read classification data sets of images or sounds of Hugging Face `datasets`."""
+"""Read classification data sets of images, sounds or texts of Hugging Face `datasets`."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from harness.core.errors import UserError, first_line
 from harness.data.columns import (
+    EXAMPLES,
     choose,
     group_notes,
     looks_like_groups,
@@ -24,13 +25,17 @@ from harness.data.columns import (
 )
 from harness.data.images import read_header
 from harness.data.labels import normalized, numbered_classes, numbered_groups
-from harness.data.media import Images, Medium, Sounds
+from harness.data.media import Images, Medium, Sounds, Texts
 from harness.data.parts import PARTS, TRAIN, differences, official_parts, part_named
-from harness.data.target import Indices, Target, read_each
+from harness.data.target import Indices, Target, TextTarget, read_each
 from harness.inputs import Input
 
-FEATURES: dict[str, type[Medium]] = {"Image": Images, "Audio": Sounds}
-"""Types of columns with examples, by name."""
+FEATURES: dict[str, tuple[str, type[Medium]]] = {
+    "Image": ("image", Images),
+    "Audio": ("audio", Sounds),
+}
+"""Types of columns with examples -> the option that names one, and what is in it."""
+STRINGS = ("string", "large_string")
 BATCH = 256
 """Number of rows whose encoded images are in memory at a time."""
 
@@ -102,13 +107,14 @@ def _suffix(value: Mapping[str, Any]) -> str:
 
 
 def huggingface_target(path: str, options: Mapping[str, str]) -> Target:
-    """A data set of labelled images or sounds: a folder made by save_to_disk, a folder of Parquet files, or a
-    name on the hub.
+    """A data set of labelled images, sounds or texts: a folder made by save_to_disk, a folder of Parquet
+    files, or a name on the hub.
 
     Args:
         path: path of the folder, or name on the hub.
-        options: "image" or "audio", "label", "group": names of columns, needed if there are several
-            candidates. For sounds: "seconds", which is needed, and "rate" (see harness.data.media.Sounds).
+        options: "image", "audio" or "text", "label", "group": names of columns, needed if there are several
+            candidates. For sounds: "seconds", which is needed, and "rate"; for texts: "tokens" (see
+            harness.data.media).
 
     Raises:
         UserError: if it cannot be loaded, a column is ambiguous, or an image is missing.
@@ -116,7 +122,8 @@ def huggingface_target(path: str, options: Mapping[str, str]) -> Target:
     what = f"target hf:{path}"
     parts, notes = _parts(_loaded(path, what), what)
     features = next(iter(parts.values())).features
-    image, medium = _example_column(features, options, what)
+    image, medium, more = _example_column(features, options, what)
+    notes += more
     label, more = _label_column(features, [n for n in features if n != image], options, what)
     notes += more
     others = [name for name in features if name not in (image, label)]
@@ -130,36 +137,40 @@ def huggingface_target(path: str, options: Mapping[str, str]) -> Target:
         if not labelled[part].all():
             count = int((~labelled[part]).sum())
             notes.append(
-                f"Part {part}: {count} of {len(rows)} images have no label and are skipped."
+                f"Part {part}: {count} of {len(rows)} {medium.noun}s have no label and are skipped."
             )
-        _refuse_absent(rows, image, labelled[part], f"{what}: part {part}")
+        if medium is not Texts:
+            _refuse_absent(rows, image, labelled[part], medium.noun, f"{what}: part {part}")
     which = np.concatenate([np.repeat(i, kept.sum()) for i, kept in enumerate(labelled.values())])
     where = np.concatenate([np.flatnonzero(kept) for kept in labelled.values()])
     names = list(parts)
     part_of = [names[i] for i in which]
     texts = [written[part][row] for part, row in zip(part_of, where, strict=True)]
-    own = official_parts(part_of, what)
+    own = official_parts(part_of, what, medium.noun)
     classes, labels = _classes(texts, features[label], what)
     if unused := [n for n in getattr(features[label], "names", ()) if normalized(n) not in classes]:
-        notes.append(f"Classes without images are left out: {quoted(unused)}.")
+        notes.append(f"Classes without {medium.noun}s are left out: {quoted(unused)}.")
     by_part = {
         part: {texts[i] for i in np.flatnonzero(which == names.index(part))}
         for part in set(part_of)
     }
-    notes += [*own.notes, *(differences(by_part, what) if len(by_part) > 1 else ())]
-    presented, more = medium.of((), options, what)
+    notes += [*own.notes, *(differences(by_part, what, medium.noun) if len(by_part) > 1 else ())]
+    shared = f"hf:{Path(path).name}", classes, labels, own.test
+    if medium is Texts:
+        read = {part: list(rows[image]) for part, rows in parts.items()}
+        contents = [read[part][row] or "" for part, row in zip(part_of, where, strict=True)]
+        places = [f"row {row} of {part}" for part, row in zip(part_of, where, strict=True)]
+        presented, more = Texts.of_texts(contents, options, what)
+        target: Target = TextTarget(*shared, tuple(contents), tuple(places))
+    else:
+        presented, more = medium.of((), options, what)
+        encoded = tuple((part, _encoded(rows, image)) for part, rows in parts.items())
+        target = HubTarget(*shared, encoded, image, which.astype(np.int64), where.astype(np.int64))
     notes += more
     values = _values(parts, others, part_of, where, group)
-    notes += group_notes(values, [group])
-    return HubTarget(
-        f"hf:{Path(path).name}",
-        classes,
-        labels,
-        own.test,
-        tuple((part, _encoded(rows, image)) for part, rows in parts.items()),
-        image,
-        which.astype(np.int64),
-        where.astype(np.int64),
+    notes += group_notes(values, [group], medium.noun)
+    return replace(
+        target,
         official_val=own.val,
         groups=None if group is None else numbered_groups(values[group]),
         notes=tuple(notes),
@@ -207,28 +218,29 @@ def _parts(found: Any, what: str) -> tuple[dict[str, Any], list[str]]:
 
 def _example_column(
     features: Mapping[str, Any], options: Mapping[str, str], what: str
-) -> tuple[str, type[Medium]]:
-    """The column of the examples, and their medium: images if there are any, else sounds."""
-    by_kind = {
-        kind: [name for name, found in features.items() if type(found).__name__ == kind]
-        for kind in FEATURES
-    }
-    kind = next((kind for kind in FEATURES if by_kind[kind]), "")
-    if "audio" in options and by_kind["Audio"]:
-        kind = "Audio"
-    if not kind:
+) -> tuple[str, type[Medium], list[str]]:
+    """The column of the examples, and their medium: images if there are any, else sounds, else texts; and
+    notes on it."""
+    for kind, (option, medium) in FEATURES.items():
+        columns = [name for name, found in features.items() if type(found).__name__ == kind]
+        if not columns or any(other in options for other in EXAMPLES if other != option):
+            continue
+        if option in options:
+            return named(options[option], columns, what), medium, []
+        if len(columns) > 1:
+            raise UserError(
+                f"{what}: any of {quoted(columns)} could be the {option}; name one, e.g. "
+                f"[{option}={columns[0]}]"
+            )
+        return columns[0], medium, []
+    strings = [n for n, found in features.items() if getattr(found, "dtype", "") in STRINGS]
+    text, notes = choose("text", strings, options, what)
+    if text is None:
         raise UserError(
-            f"{what}: needs an Image or Audio column; the columns are {quoted(list(features))}"
+            f"{what}: needs an Image or Audio column, or one with texts ([text=COLUMN]); the columns are "
+            f"{quoted(list(features))}"
         )
-    columns, medium = by_kind[kind], FEATURES[kind]
-    option = {"Image": "image", "Audio": "audio"}[kind]
-    if option in options:
-        return named(options[option], columns, what), medium
-    if len(columns) > 1:
-        raise UserError(
-            f"{what}: any of {quoted(columns)} could be the {option}; name one, e.g. [{option}={columns[0]}]"
-        )
-    return columns[0], medium
+    return text, Texts, notes
 
 
 def _label_column(
@@ -290,8 +302,8 @@ def _values(
     return found
 
 
-def _refuse_absent(rows: Any, column: str, kept: NDArray[np.bool_], what: str) -> None:
-    """Raises UserError naming the first row that has a label but no image."""
+def _refuse_absent(rows: Any, column: str, kept: NDArray[np.bool_], noun: str, what: str) -> None:
+    """Raises UserError naming the first row that has a label but no example."""
     from pyarrow import compute
 
     stored = _encoded(rows, column).data.column(column)
@@ -299,7 +311,7 @@ def _refuse_absent(rows: Any, column: str, kept: NDArray[np.bool_], what: str) -
     absent = np.flatnonzero(np.logical_and(*map(np.asarray, nothing)) & kept)
     if len(absent):
         more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
-        raise UserError(f"{what}: row {absent[0]} has no image{more}")
+        raise UserError(f"{what}: row {absent[0]} has no {noun}{more}")
 
 
 def _encoded(rows: Any, column: str) -> Any:

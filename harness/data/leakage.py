@@ -13,18 +13,15 @@ from harness.data.groups import shared_groups
 from harness.data.splits import Examples
 from harness.data.target import Target
 
-NEAR = 0.99
-"""Smallest correlation of two grey 16 x 16 thumbnails that counts as a near duplicate."""
-
 
 @dataclass(frozen=True)
 class Leak:
-    """Two examples in different parts of a split that are the same image, or nearly.
+    """Two examples in different parts of a split that are the same, or nearly.
 
     Attributes:
         parts: the two parts, e.g. ("train", "test").
         positions: positions of the two examples in the target.
-        exact: whether all pixels are equal; otherwise the thumbnails correlate by at least NEAR.
+        exact: whether their rows are equal; otherwise their thumbnails correlate by at least `Input.near`.
     """
 
     parts: tuple[str, str]
@@ -35,9 +32,10 @@ class Leak:
 def find_leaks(parts: Mapping[str, Examples]) -> list[Leak]:
     """Duplicates between each pair of parts.
 
-    Near duplicates are found by the Pearson correlation of 16 x 16 grey thumbnails, which is robust to
-    re-compression, rescaling and changes of brightness, but not to crops or rotations. In data sets of coarse
-    images (8 x 8 digits) different images may count as near duplicates, so look at the listed pairs.
+    Near duplicates are found by the Pearson correlation of thumbnails: of images, 16 x 16 grey copies, so
+    that it is robust to re-compression, rescaling and changes of brightness, but not to crops or rotations;
+    of texts, counts of words. In data sets of coarse images (8 x 8 digits) different images may count as near
+    duplicates, so look at the listed pairs.
     """
     thumbnails = {name: _thumbnails(part) for name, part in parts.items()}
     names = list(parts)
@@ -45,7 +43,7 @@ def find_leaks(parts: Mapping[str, Examples]) -> list[Leak]:
     for i, first in enumerate(names):
         for second in names[i + 1 :]:
             a, b = parts[first], parts[second]
-            for row, column in _close(thumbnails[first], thumbnails[second]):
+            for row, column in _close(thumbnails[first], thumbnails[second], a.form.near):
                 exact = torch.equal(a.values[row : row + 1], b.values[column : column + 1])
                 found.append(
                     Leak((first, second), (int(a.index[row]), int(b.index[column])), exact)
@@ -53,10 +51,10 @@ def find_leaks(parts: Mapping[str, Examples]) -> list[Leak]:
     return found
 
 
-def _close(a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[int, int]]:
-    """Pairs of rows that correlate by at least NEAR, computed in blocks of rows."""
+def _close(a: torch.Tensor, b: torch.Tensor, least: float) -> Iterator[tuple[int, int]]:
+    """Pairs of rows that correlate by at least `least`, computed in blocks of rows."""
     for start in range(0, len(a), 1024):
-        for row, column in torch.nonzero(a[start : start + 1024] @ b.T >= NEAR).tolist():
+        for row, column in torch.nonzero(a[start : start + 1024] @ b.T >= least).tolist():
             yield start + row, column
 
 
@@ -81,12 +79,11 @@ def describe_leaks(leaks: Sequence[Leak], target: Target) -> str:
 
 def describe_groups(target: Target) -> str:
     """A sentence with the number of groups in more than one official part; "" if there are none."""
-    torn = shared_groups(target)
-    return f"{torn} groups have images in more than one official part" if torn else ""
+    torn, noun = shared_groups(target), target.medium.noun
+    return f"{torn} groups have {noun}s in more than one official part" if torn else ""
 
 
 def _thumbnails(examples: Examples) -> torch.Tensor:
     """(n, d) standardised thumbnails; a uniform image gives zeros, so that it correlates with no other."""
-    parts = (examples.values[start : start + 1024] for start in range(0, len(examples), 1024))
-    small = torch.cat([examples.form.thumbnails(part) for part in parts])
+    small = torch.cat([examples.form.thumbnails(part) for part in examples.batches()])
     return F.normalize(small - small.mean(1, keepdim=True), dim=1)

@@ -23,7 +23,7 @@ SHOWN = 3
 
 
 def find_images(
-    names: Sequence[str], hints: Sequence[set[str]], folder: Path, what: str
+    names: Sequence[str], hints: Sequence[set[str]], folder: Path, noun: str, what: str
 ) -> tuple[tuple[Path, ...], list[str]]:
     """The file of each name, and notes on how the files were found.
 
@@ -36,6 +36,7 @@ def find_images(
         names: names as written in the table.
         hints: for each image, folder names that decide between several matching files: its label and part.
         folder: folder of the table.
+        noun: what an example is called in messages.
         what: the target, for messages.
 
     Raises:
@@ -62,13 +63,13 @@ def find_images(
     if absent:
         first = ", ".join(_describe(name, folder) for name in absent[:SHOWN])
         raise UserError(
-            f"{what}: {len(absent)} images are missing, the first is {first}; searched for the names as "
+            f"{what}: {len(absent)} {noun}s are missing, the first is {first}; searched for the names as "
             f"written in {shown(folder.absolute())} and the two folders above it, and for their last parts "
             "below it"
         )
     if unclear:
         raise UserError(
-            f"{what}: {len(unclear)} image names match several files: {'; '.join(unclear[:SHOWN])}; "
+            f"{what}: {len(unclear)} {noun} names match several files: {'; '.join(unclear[:SHOWN])}; "
             "write the folder in the name too"
         )
     notes = []
@@ -76,8 +77,8 @@ def find_images(
         name, path = searched[0]
         found = shown(path.relative_to(folder))
         notes.append(
-            f"Images found by the last parts of their names: {len(searched)} (the first, {shown(name)}, is "
-            f"{found})."
+            f"{noun.capitalize()}s found by the last parts of their names: {len(searched)} (the first, "
+            f"{shown(name)}, is {found})."
         )
     return tuple(paths), notes
 

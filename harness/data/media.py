@@ -15,10 +15,20 @@ import numpy as np
 
 from harness.core.errors import UserError
 from harness.core.versions import versions
-from harness.data.images import DECODING, decode_image, image_suffixes, is_image, open_image
+from harness.data.encoding import FALLBACK
+from harness.data.images import (
+    DECODING,
+    THUMBNAIL,
+    decode_image,
+    image_suffixes,
+    is_image,
+    open_image,
+)
 from harness.data.sounds import SUFFIXES, decode_sound, is_sound, open_sound, read_header
-from harness.inputs import Frames, Input, Pixels, Spectrogram
+from harness.data.texts import Size, decode_text, is_text, open_text, read_size, size_of
+from harness.inputs import Frames, Input, Pixels, Spectrogram, Tokens
 from harness.inputs.mel import Mel
+from harness.inputs.tokenizer import byte_tokenizer
 
 RATE = 16_000
 """Samples per second to which sounds are resampled: enough for speech."""
@@ -26,9 +36,15 @@ WINDOW, HOP = 0.064, 0.010
 """Seconds of a frame, and from one frame to the next."""
 BANDS = 128
 SHARE = 0.95
-"""Share of the sounds that are not cropped, if their length is not given."""
+"""Share of the sounds or texts that are not cropped, if their length is not given."""
 LENGTHS = (0.5, 10.0)
 """Shortest and longest length in seconds, if it is not given."""
+BYTES = 4
+"""Of a text, for a token, about: the tokenizer of a network is not known when a target is read."""
+STEP, FEWEST, MOST = 8, 8, 256
+"""The number of tokens is a multiple of the first, between the others, if it is not given."""
+PREVIEW = 1024
+"""Bytes of a text that are looked at without a network."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +55,13 @@ class Medium(ABC):
         noun: what an example is called in messages.
         task: the task of classifying them, as the Hugging Face Hub calls it.
         options: options of a target that are for this medium only.
+        alike: what of two near duplicates correlates, in words.
     """
 
     noun: ClassVar[str]
     task: ClassVar[str]
     options: ClassVar[tuple[str, ...]] = ()
+    alike: ClassVar[str] = "small grey copies"
 
     @staticmethod
     @abstractmethod
@@ -70,6 +88,14 @@ class Medium(ABC):
     def open(self, path: Path) -> Any:
         """The decoded example in a file, as `Input.row` takes it."""
 
+    def problem(self, path: Path) -> str:
+        """Why a file cannot be used, found with as little work as possible; "" if nothing is wrong."""
+        try:
+            self.open(path)
+        except UserError as error:
+            return str(error)
+        return ""
+
     @abstractmethod
     def decode(self, content: bytes, name: str, suffix: str) -> Any:
         """The decoded example in the bytes of a file."""
@@ -86,6 +112,10 @@ class Medium(ABC):
         """
 
     @abstractmethod
+    def preview(self) -> Input:
+        """The form in which examples are looked at without a network: for people, and to find duplicates."""
+
+    @abstractmethod
     def key(self) -> dict[str, str]:
         """Versions that determine what a file is decoded to."""
 
@@ -100,14 +130,13 @@ class Images(Medium):
 
     @staticmethod
     def recognises(path: Path) -> bool:
-        return is_image(path)
+        return not is_text(path) and is_image(path)
 
     @classmethod
     def of(
         cls, paths: Sequence[Path], options: Mapping[str, str], what: str
     ) -> tuple[Medium, list[str]]:
-        if wrong := [name for name in Sounds.options if name in options]:
-            raise UserError(f"{what}: option {wrong[0]!r} is for sounds, and these are images")
+        _refuse_others(cls, options, what)
         return cls(), []
 
     def open(self, path: Path) -> Any:
@@ -120,6 +149,9 @@ class Images(Medium):
         if not isinstance(wanted, Pixels):
             raise UserError(f"the network takes {wanted} and cannot be used for images")
         return wanted
+
+    def preview(self) -> Input:
+        return Pixels(THUMBNAIL)
 
     def key(self) -> dict[str, str]:
         return {"decoding": DECODING, **versions("pillow")}
@@ -150,6 +182,7 @@ class Sounds(Medium):
     def of(
         cls, paths: Sequence[Path], options: Mapping[str, str], what: str
     ) -> tuple[Medium, list[str]]:
+        _refuse_others(cls, options, what)
         rate = round(_number(options.get("rate", str(RATE)), "rate", (2000, 384_000), what))
         if "seconds" in options:
             return cls(_number(options["seconds"], "seconds", (0.05, 600), what), rate), []
@@ -181,6 +214,12 @@ class Sounds(Medium):
     def open(self, path: Path) -> Any:
         return open_sound(path)
 
+    def problem(self, path: Path) -> str:
+        header = read_header(path)
+        if header is None:
+            return "not readable as a sound"
+        return "" if header.seconds else "no samples"
+
     def decode(self, content: bytes, name: str, suffix: str) -> Any:
         return decode_sound(content, name)
 
@@ -192,13 +231,92 @@ class Sounds(Medium):
         window, hop = (2 * round(seconds * self.rate / 2) for seconds in (WINDOW, HOP))
         return Spectrogram(wanted, Mel(self.rate, window, hop, BANDS), self.seconds)
 
+    def preview(self) -> Input:
+        return self.form(Pixels(THUMBNAIL))
+
     def key(self) -> dict[str, str]:
         return versions("soundfile")
 
 
+@final
+@dataclass(frozen=True)
+class Texts(Medium):
+    """Texts, in files of any usual encoding or in a column of a table.
+
+    Attributes:
+        tokens: largest number of tokens of a text; a network may take fewer. The end of a longer text is left
+            out.
+    """
+
+    tokens: int
+
+    noun: ClassVar[str] = "text"
+    task: ClassVar[str] = "text-classification"
+    options: ClassVar[tuple[str, ...]] = ("tokens",)
+    alike: ClassVar[str] = "counts of words"
+
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        return is_text(path)
+
+    @classmethod
+    def of(
+        cls, paths: Sequence[Path], options: Mapping[str, str], what: str
+    ) -> tuple[Medium, list[str]]:
+        with ThreadPoolExecutor(8) as pool:
+            found = [size for size in pool.map(read_size, paths) if size is not None]
+        return cls._sized(found, options, what)
+
+    @classmethod
+    def of_texts(
+        cls, texts: Sequence[str], options: Mapping[str, str], what: str
+    ) -> tuple[Medium, list[str]]:
+        """The same for texts that are in memory."""
+        return cls._sized([Size(size_of(text), False) for text in texts], options, what)
+
+    @classmethod
+    def _sized(
+        cls, found: Sequence[Size], options: Mapping[str, str], what: str
+    ) -> tuple[Medium, list[str]]:
+        _refuse_others(cls, options, what)
+        notes = []
+        if guessed := sum(size.guessed for size in found):
+            notes.append(f"Texts that are not in UTF-8 ({guessed}) were read as {FALLBACK}.")
+        if "tokens" in options:
+            return cls(round(_number(options["tokens"], "tokens", (FEWEST, 100_000), what))), notes
+        if not found:
+            return cls(FEWEST), notes  # reading them names the first that is broken
+        lengths = np.ceil(np.array([size.bytes for size in found]) / BYTES) + 2
+        usual = STEP * math.ceil(float(np.quantile(lengths, SHARE, method="lower")) / STEP)
+        tokens = min(max(usual, FEWEST), MOST)
+        notes.append(
+            f"Texts of {lengths.min():.0f} to {lengths.max():.0f} tokens (median {np.median(lengths):.0f}; "
+            f"estimated, with {BYTES} bytes for a token) are taken as at most {tokens} tokens, so that about "
+            f"{(lengths > tokens).sum()} of {len(lengths)} lose their end; [tokens=...] changes that."
+        )
+        return cls(tokens), notes
+
+    def open(self, path: Path) -> Any:
+        return open_text(path)
+
+    def decode(self, content: bytes, name: str, suffix: str) -> Any:
+        return decode_text(content, name)
+
+    def form(self, wanted: Input) -> Input:
+        if not isinstance(wanted, Tokens):
+            raise UserError(f"the network takes {wanted} and cannot be used for texts")
+        return replace(wanted, length=min(self.tokens, wanted.longest))
+
+    def preview(self) -> Input:
+        return Tokens(byte_tokenizer(), PREVIEW, PREVIEW)
+
+    def key(self) -> dict[str, str]:
+        return {}
+
+
 IMAGES = Images()
-MEDIA: tuple[type[Medium], ...] = (Images, Sounds)
-"""In the order in which a folder is searched for them."""
+MEDIA: tuple[type[Medium], ...] = (Images, Sounds, Texts)
+"""In the order in which a folder is searched for them: files beside images may describe them."""
 
 
 def suffixes() -> frozenset[str]:
@@ -210,12 +328,31 @@ def medium_of(form: Input) -> Medium:
     """The medium whose examples have this form."""
     if isinstance(form, Spectrogram | Frames):
         return Sounds(form.seconds, form.mel.rate)
-    return IMAGES
+    return Texts(form.length) if isinstance(form, Tokens) else IMAGES
 
 
-def kind_of(paths: Sequence[Path]) -> type[Medium]:
-    """The medium of these files: sounds if all of them are, else images."""
-    return Sounds if paths and all(map(is_sound, paths)) else Images
+def kind_of(paths: Sequence[Path], what: str) -> type[Medium]:
+    """The medium of these files; images unless their suffixes are of another one.
+
+    Raises:
+        UserError: if they are of several.
+    """
+    found: dict[type[Medium], Path] = {}
+    for path in paths:
+        found.setdefault(next((m for m in (Sounds, Texts) if m.recognises(path)), Images), path)
+    if len(found) > 1:
+        shown = " and ".join(f"{kind.noun}s (such as {path.name})" for kind, path in found.items())
+        raise UserError(f"{what}: the files are {shown}; a target has examples of one kind")
+    return next(iter(found), Images)
+
+
+def _refuse_others(kind: type[Medium], options: Mapping[str, str], what: str) -> None:
+    """Refuse an option that is for another medium."""
+    for other in MEDIA:
+        if other is not kind and (wrong := [name for name in other.options if name in options]):
+            raise UserError(
+                f"{what}: option {wrong[0]!r} is for {other.noun}s, and these are {kind.noun}s"
+            )
 
 
 def _number(text: str, name: str, limits: tuple[float, float], what: str) -> float:

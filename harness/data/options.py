@@ -13,9 +13,9 @@ from pathlib import Path
 from harness.core.errors import UserError
 
 OPTIONS = {
-    "folder": ("layout", "group", "seconds", "rate"),
-    "csv": ("image", "audio", "label", "split", "group", "seconds", "rate"),
-    "hf": ("image", "audio", "label", "group", "seconds", "rate"),
+    "folder": ("kind", "layout", "group", "seconds", "rate", "tokens"),
+    "csv": ("image", "audio", "text", "label", "split", "group", "seconds", "rate", "tokens"),
+    "hf": ("image", "audio", "text", "label", "group", "seconds", "rate", "tokens"),
 }
 """Options by kind of target."""
 

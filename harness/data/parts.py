@@ -45,13 +45,14 @@ def part_named(name: str) -> str | None:
     return _PART.get(re.sub(r"[\W_]", "", name).lower())
 
 
-def official_parts(names: Sequence[str], what: str) -> OfficialParts:
+def official_parts(names: Sequence[str], what: str, noun: str = "image") -> OfficialParts:
     """The official parts of a data set. If there is no test part, the validation part is used as the test
     part.
 
     Args:
         names: "train", "val" or "test" for each image.
         what: the target, for messages.
+        noun: what an example is called in messages.
 
     Raises:
         UserError: if there are parts, but none to train on.
@@ -60,25 +61,28 @@ def official_parts(names: Sequence[str], what: str) -> OfficialParts:
     counts = {name: int((part == name).sum()) for name in PARTS}
     if counts[TEST] == len(part) or not counts[TRAIN]:
         there = " and ".join(f"{counts[p]} {p}" for p in PARTS if counts[p])
-        raise UserError(f"{what}: no training images, only {there}")
+        raise UserError(f"{what}: no training {noun}s, only {there}")
     if counts[TEST]:
-        given = f"{counts[TRAIN]} training, {counts[VAL]} validation and {counts[TEST]} test images"
+        given = (
+            f"{counts[TRAIN]} training, {counts[VAL]} validation and {counts[TEST]} test {noun}s"
+        )
         note = f"The official parts are used: {given}." if counts[VAL] else ""
         return OfficialParts(
             part == TEST, part == VAL if counts[VAL] else None, (note,) if note else ()
         )
     if counts[VAL]:
-        note = f"There is no test part, so the {counts[VAL]} validation images are used as test images."
+        note = f"There is no test part, so the {counts[VAL]} validation {noun}s are used as test {noun}s."
         return OfficialParts(part == VAL, None, (note,))
     return OfficialParts(None, None, ())
 
 
-def differences(classes: Mapping[str, Iterable[str]], what: str) -> list[str]:
+def differences(classes: Mapping[str, Iterable[str]], what: str, noun: str = "image") -> list[str]:
     """Notes on classes without test images.
 
     Args:
         classes: part -> the classes of which it has images.
         what: the target, for messages.
+        noun: what an example is called in messages.
 
     Raises:
         UserError: if the classes of the parts differ in any other way, naming the classes.
@@ -90,7 +94,7 @@ def differences(classes: Mapping[str, Iterable[str]], what: str) -> list[str]:
         if extra := sorted(names - sets[TRAIN]):
             wrong.append(f"{_few(extra)} in {part} only, not in {TRAIN}")
         if (missing := sorted(sets[TRAIN] - names)) and part == held_out:
-            notes.append(f"Classes without test images: {_few(missing)}.")
+            notes.append(f"Classes without test {noun}s: {_few(missing)}.")
         elif missing:
             wrong.append(f"{_few(missing)} not in {part}")
     if wrong:

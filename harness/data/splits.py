@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -51,6 +51,10 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def batches(self, size: int = 1024) -> Iterator[torch.Tensor]:
+        """The rows, `size` at a time."""
+        return (self.values[start : start + size] for start in range(0, len(self), size))
 
     def part(self, at: torch.Tensor) -> Examples:
         """The examples at these positions."""

@@ -1,47 +1,48 @@
-"""Read a table with one row per image or sound: CSV with any usual separator and encoding, or Parquet."""
+"""Read a table with one row per example: CSV with any usual separator and encoding, or Parquet."""
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import itertools
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from harness.core.errors import UserError, first_line
-from harness.data.columns import choose, group_notes, missing, simplified
+from harness.data.columns import (
+    EXAMPLES,
+    choose,
+    choose_examples,
+    group_notes,
+    missing,
+    simplified,
+)
+from harness.data.encoding import FALLBACK, decoded
 from harness.data.images import is_file, shown
 from harness.data.labels import normalized, numbered_classes, numbered_groups
 from harness.data.lookup import find_images
-from harness.data.media import kind_of
+from harness.data.media import Texts, kind_of
 from harness.data.parts import TEST, TRAIN, differences, official_parts, part_named
-from harness.data.target import FileTarget, Target
+from harness.data.target import FileTarget, Target, TextTarget
 
 SEPARATORS = ",;\t|"
-BOMS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 LOOKED_AT = 50
 """Number of rows from which the separator is determined."""
 Columns = dict[str, list[str]]
 
 
 def table_target(path: str, options: Mapping[str, str]) -> Target:
-    """The images or sounds of a table.
+    """The images, sounds or texts of a table.
 
     Args:
         path: path of the table.
-        options: "image" or "audio", "label", "split", "group": names of columns, if they are not the usual
-            ones. For sounds: "seconds", "rate" (see harness.data.media.Sounds).
+        options: "image", "audio" or "text", "label", "split", "group": names of columns, if they are not the
+            usual ones. For sounds: "seconds", "rate"; for texts: "tokens" (see harness.data.media).
 
     Raises:
         UserError: if the table cannot be read, a column is ambiguous, an image is missing, or two rows have
@@ -54,44 +55,47 @@ def table_target(path: str, options: Mapping[str, str]) -> Target:
     columns, notes = read_columns(file, what)
     there = list(columns)
     chosen: dict[str, str | None] = {}
-    for role in ("image", "label", "split", "group"):
-        chosen[role], more = choose(role, there, options, what)
+    chosen["example"], role, more = choose_examples(there, options, what)
+    notes += more
+    for other in ("label", "split", "group"):
+        chosen[other], more = choose(other, there, options, what)
         notes += more
-    image, label = chosen["image"], chosen["label"]
-    if image is None or "audio" in options:
-        image, more = choose("audio", there, options, what)
-        notes += more
-    if image is None or label is None:
-        raise missing("image" if image is None else "label", there, what)
-    images, labels = columns[image], columns[label]
+    if chosen["label"] is None:
+        raise missing("label", there, what)
+    images, labels = columns[chosen["example"]], columns[chosen["label"]]
     if not images:
         raise UserError(f"{what}: the table has no rows")
     meant = "split" in options or simplified(chosen["split"] or "") == "split"
     parts, more = _parts(columns, chosen["split"], meant, what)
     notes += more
-    kept, more = _labelled(images, labels, parts, what)
+    kept, more = _labelled(images, labels, parts, EXAMPLES[role], what)
     notes += more
     images, labels, parts = ([column[i] for i in kept] for column in (images, labels, parts))
     classes, positions = numbered_classes(labels, what)
-    hints = [{normalized(a), b} for a, b in zip(labels, parts, strict=True)]
-    paths, more = find_images(images, hints, file.parent, what)
-    notes += more
-    _refuse_double(paths, what)
-    medium, presented = kind_of(paths).of(paths, options, what)
+    own = official_parts(parts, what, EXAMPLES[role])
+    shared = f"csv:{file.name}", classes, positions, own.test
+    if role == "text":
+        medium, presented = Texts.of_texts(images, options, what)
+        places = tuple(f"row {i + 1}" for i in kept)
+        target: Target = TextTarget(*shared, tuple(images), places)
+    else:
+        hints = [{normalized(a), b} for a, b in zip(labels, parts, strict=True)]
+        paths, more = find_images(images, hints, file.parent, EXAMPLES[role], what)
+        notes += more
+        kind = kind_of(paths, what)
+        _refuse_double(paths, kind.noun, what)
+        medium, presented = kind.of(paths, options, what)
+        target = FileTarget(*shared, paths)
     names = np.array(classes, dtype=object)[positions]
-    own = official_parts(parts, what)
     by_part = {part: names[np.array(parts) == part] for part in dict.fromkeys(parts)}
-    notes += [*own.notes, *(differences(by_part, what) if len(by_part) > 1 else ())]
+    notes += [*own.notes, *(differences(by_part, what, medium.noun) if len(by_part) > 1 else ())]
+    more = group_notes(columns, list(chosen.values()), medium.noun)
     group = chosen["group"]
-    return FileTarget(
-        f"csv:{file.name}",
-        classes,
-        positions,
-        own.test,
-        paths,
+    return replace(
+        target,
         official_val=own.val,
         groups=None if group is None else numbered_groups([columns[group][i] for i in kept]),
-        notes=(*notes, *presented, *group_notes(columns, list(chosen.values()))),
+        notes=(*notes, *presented, *more),
         medium=medium,
     )
 
@@ -124,26 +128,26 @@ def _parts(
 
 
 def _labelled(
-    images: list[str], labels: list[str], parts: list[str], what: str
+    images: list[str], labels: list[str], parts: list[str], noun: str, what: str
 ) -> tuple[list[int], list[str]]:
     """The rows to use: all, or those outside a test part without labels."""
     hidden = [i for i, part in enumerate(parts) if part == TEST]
     if hidden and not any(labels[i] for i in hidden) and len(hidden) < len(parts):
         kept = [i for i, part in enumerate(parts) if part != TEST]
-        notes = [f"The {len(hidden)} test images have no labels and are skipped."]
+        notes = [f"The {len(hidden)} test {noun}s have no labels and are skipped."]
     else:
         kept, notes = list(range(len(parts))), []
     for i in kept:
         if not images[i] or not labels[i]:
-            raise UserError(f"{what}: an image or label is empty, the first in row {i + 1}")
+            raise UserError(f"{what}: row {i + 1} has no {noun} or no label")
     return kept, notes
 
 
-def _refuse_double(paths: tuple[Path, ...], what: str) -> None:
+def _refuse_double(paths: tuple[Path, ...], noun: str, what: str) -> None:
     seen: set[str] = set()
     for path in paths:
         if (normal := os.path.normpath(path)) in seen:
-            raise UserError(f"{what}: an image is listed twice, the first is {shown(path)}")
+            raise UserError(f"{what}: {noun} {shown(path)} is listed twice")
         seen.add(normal)
 
 
@@ -162,33 +166,13 @@ def read_columns(file: Path, what: str) -> tuple[Columns, list[str]]:
             return _parquet(content), []
         if content.startswith((b"PK\3\4", b"\x1f\x8b")):
             raise ValueError("it is a workbook or an archive; save it as CSV")
-        text, notes = _text(content)
-        return _rows(text), notes
+        text, guessed = decoded(content)
+        note = f"The table is not in UTF-8 and was read as {FALLBACK}."
+        return _rows(text), [note] if guessed else []
     except UserError:
         raise
     except Exception as error:  # pyarrow and codecs have their own kinds
         raise UserError(f"{what} cannot be read as a table: {first_line(error)}") from error
-
-
-def _text(content: bytes) -> tuple[str, list[str]]:
-    """Decode a file by its byte order mark, else as UTF-8, as UTF-16 if it has many zero bytes, else as
-    cp1252."""
-    for mark, encoding in BOMS:
-        if content.startswith(mark):
-            return content.decode(encoding), []
-    try:
-        text = content.decode("utf-8")
-        if text.count("\0") * 4 < len(text):
-            return text, []
-    except UnicodeDecodeError:
-        pass
-    even, odd = content[::2].count(0), content[1::2].count(0)
-    if even + odd > len(content) // 4:
-        return content.decode("utf-16-be" if even > odd else "utf-16-le"), []
-    text = content.decode("cp1252")
-    if re.search(r"[\x00-\x08\x0e-\x1f]", text):
-        raise ValueError("it is not text")
-    return text, ["The table is not in UTF-8 and was read as cp1252 (Western European Windows)."]
 
 
 def _rows(text: str) -> Columns:

@@ -20,6 +20,7 @@ from harness.core.errors import UserError
 from harness.data.checksums import checksums
 from harness.data.images import shown, to_rgb
 from harness.data.media import IMAGES, Medium
+from harness.data.texts import require_text
 from harness.inputs import Input, Pixels
 
 Indices = NDArray[np.int64]
@@ -139,6 +140,31 @@ class FileTarget(Target):
 
     def read(self, indices: Indices, form: Input) -> torch.Tensor:
         return read_each(lambda i: self.medium.open(self.paths[i]), indices, form)
+
+
+@final
+@dataclass(frozen=True)
+class TextTarget(Target):
+    """Texts that are all in memory.
+
+    Attributes:
+        texts: the texts.
+        places: (n,) where each is from, e.g. "row 3".
+    """
+
+    texts: tuple[str, ...]
+    places: tuple[str, ...]
+
+    def describe(self, position: int) -> str:
+        return f"{self.name}: {self.places[position]}"
+
+    def _identity(self) -> Iterable[bytes]:
+        yield b"" if self.official_test is None else self.official_test.tobytes()
+        for text in self.texts:
+            yield hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+    def read(self, indices: Indices, form: Input) -> torch.Tensor:
+        return read_each(lambda i: require_text(self.texts[i], self.describe(i)), indices, form)
 
 
 @final

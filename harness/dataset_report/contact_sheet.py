@@ -12,7 +12,8 @@ import numpy as np
 from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 
-from harness.dataset_report.inspection import SIDE, DataSetReport
+from harness.data.images import THUMBNAIL as SIDE
+from harness.dataset_report.inspection import DataSetReport
 
 PER_CLASS = 8
 MOST_CLASSES = 40
@@ -35,8 +36,10 @@ def draw(report: DataSetReport) -> Image.Image:
         pen.text((GAP, top + 48), f"{report.counts[label]} {report.nouns}", "#555555", font)
         members = np.flatnonzero(labels == label)
         spread = np.unique(np.linspace(0, len(members) - 1, PER_CLASS).round().astype(int))
-        for column, at in enumerate(members[spread] if len(members) else ()):
-            picture = Image.fromarray(report.thumbnails[at].permute(1, 2, 0).numpy())
+        shown_rows = report.rows[members[spread] if len(members) else members]
+        pictures = report.form.pictures(shown_rows) if len(members) else ()
+        for column, pixels in enumerate(pictures):
+            picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
             left = LABEL + column * step
             sheet.paste(picture, (left, top))
             pen.rectangle((left - 1, top - 1, left + SIDE, top + SIDE), None, "#dddddd")
@@ -51,13 +54,13 @@ def _shortened(name: str, pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont
     return shown
 
 
-def picture(sheet: Image.Image) -> str:
-    """The sheet as HTML, with the image embedded."""
+def picture(sheet: Image.Image, nouns: str) -> str:
+    """The sheet as HTML, with the image embedded; `nouns` is what the examples are called."""
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     inside = base64.b64encode(buffer.getvalue()).decode()
     return (
-        f'<img src="data:image/png;base64,{inside}" alt="Up to {PER_CLASS} images of each class">'
+        f'<img src="data:image/png;base64,{inside}" alt="Up to {PER_CLASS} {nouns} of each class">'
     )
 
 
@@ -96,7 +99,7 @@ td + td {{ text-align: right; }}
 </style>
 <h1>{title}</h1>
 <ul>{"".join(f"<li>{html.escape(line)}" for line in found)}</ul>
-{picture(sheet)}
+{picture(sheet, report.nouns)}
 {more}
 <h2>Classes</h2>
 <table>{head}{"".join(rows)}</table>

@@ -1,4 +1,4 @@
-"""Inspect a data set: counts, sizes, files that are not images, broken and duplicate images."""
+"""Inspect a data set: counts, sizes, files that are not examples, broken and duplicate examples."""
 
 from __future__ import annotations
 
@@ -18,16 +18,13 @@ from harness.data import Examples, Leak, Target, find_leaks, load_target
 from harness.data.checksums import checksums
 from harness.data.huggingface import HubTarget
 from harness.data.images import image_suffixes, open_header
-from harness.data.media import Images
-from harness.data.sounds import read_header
+from harness.data.media import Images, Medium
 from harness.data.target import ArrayTarget, FileTarget, Indices
-from harness.inputs import Input, Pixels
+from harness.inputs import Input
 
 MOST_DECODED = 3000
 """Largest number of images that are decoded to find broken images and duplicates. Headers are read, and files
 compared, for all images."""
-SIDE = 96
-THUMBNAIL = Pixels(SIDE)
 LEAST = 5
 """Smallest number of images of a class with which a study is possible: 3 for training, 1 for validation and 1
 for the test."""
@@ -47,7 +44,8 @@ class DataSetReport:
             set.
         shapes: (width, height, mode) -> number of files, from their headers; empty if there are no files.
         decoded: (k,) positions of the images that were decoded.
-        thumbnails: (k, 3, s, s) uint8, the decoded images.
+        rows: (k, *form.shape), the decoded images.
+        form: the form in which they were decoded.
         broken: file -> why it cannot be read.
         misnamed: file -> its actual format, which differs from that of its name.
         same_files: groups of positions whose files are identical.
@@ -61,7 +59,8 @@ class DataSetReport:
     test_counts: Indices | None
     shapes: Counter[tuple[int, int, str]]
     decoded: Indices
-    thumbnails: torch.Tensor
+    rows: torch.Tensor
+    form: Input
     broken: dict[str, str]
     misnamed: dict[str, str]
     same_files: tuple[tuple[int, ...], ...]
@@ -78,7 +77,7 @@ class DataSetReport:
         from harness.dataset_report.text import findings
 
         found = "".join(f"<li>{html.escape(line)}</li>" for line in findings(self))
-        return f"<p>{html.escape(self.target.name)}</p><ul>{found}</ul>{picture(draw(self))}"
+        return f"<p>{html.escape(self.target.name)}</p><ul>{found}</ul>{picture(draw(self), self.nouns)}"
 
     @cached_property
     def _root(self) -> str:
@@ -134,20 +133,22 @@ def inspect_target(name: str) -> DataSetReport:
     test = None if official is None else np.bincount(labels[official], minlength=classes)
     files = {i: path for i in range(len(labels)) if (path := _file(target, i)) is not None}
     images = isinstance(target.medium, Images)
-    shapes, misnamed, broken = _headers(files) if images else (Counter(), {}, _unreadable(files))
+    shapes, misnamed, broken = (
+        _headers(files) if images else (Counter(), {}, _broken(files, target.medium))
+    )
     whole = np.array([i for i in _some(target) if str(files.get(int(i))) not in broken], np.int64)
-    form = target.medium.form(THUMBNAIL)
-    thumbnails = list(_thumbnails(target, whole, form, broken))
-    if not thumbnails:
+    form = target.medium.preview()
+    decoded = list(_decoded(target, whole, form, broken))
+    if not decoded:
         file, why = next(iter(broken.items()))
         noun = target.medium.noun
         raise UserError(f"target {name}: no {noun} can be read, the first is {file}: {why}")
-    seen = np.array([i for i, _ in thumbnails], np.int64)
-    pixels = torch.stack([p for _, p in thumbnails])
+    seen = np.array([i for i, _ in decoded], np.int64)
+    rows = torch.stack([row for _, row in decoded])
     same = _same_files(files)
     duplicates = [
         leak
-        for leak in _duplicates(Examples(pixels, torch.from_numpy(labels[seen]), seen, form), same)
+        for leak in _duplicates(Examples(rows, torch.from_numpy(labels[seen]), seen, form), same)
         if target.groups is None or len({*target.groups[list(leak.positions)]}) > 1
     ]
     leaks = tuple(_across(duplicates, given_parts(target)))
@@ -164,7 +165,8 @@ def inspect_target(name: str) -> DataSetReport:
         test_counts=test,
         shapes=shapes,
         decoded=seen,
-        thumbnails=pixels,
+        rows=rows,
+        form=form,
         broken=broken,
         misnamed=misnamed,
         same_files=same,
@@ -199,14 +201,9 @@ def _headers(
     return shapes, misnamed, broken
 
 
-def _unreadable(files: dict[int, Path]) -> dict[str, str]:
-    """The files without a header of a sound, or without samples."""
-    found = {path: read_header(path) for path in files.values()}
-    return {
-        str(path): "not readable as a sound" if header is None else "no samples"
-        for path, header in found.items()
-        if header is None or not header.seconds
-    }
+def _broken(files: dict[int, Path], medium: Medium) -> dict[str, str]:
+    """The files that cannot be used."""
+    return {str(path): why for path in files.values() if (why := medium.problem(path))}
 
 
 def _some(target: Target) -> Indices:
@@ -220,7 +217,7 @@ def _some(target: Target) -> Indices:
     return np.sort(np.concatenate(chosen)).astype(np.int64)
 
 
-def _thumbnails(
+def _decoded(
     target: Target, positions: Indices, form: Input, broken: dict[str, str]
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """The images that can be read; the others are added to `broken`."""
@@ -251,7 +248,7 @@ def _same_files(files: dict[int, Path]) -> tuple[tuple[int, ...], ...]:
 def _duplicates(examples: Examples, same: tuple[tuple[int, ...], ...]) -> list[Leak]:
     """Each pair of duplicates once, including identical files that were not decoded."""
     found = find_leaks({"": examples, " ": examples})
-    # Equal thumbnails do not prove that the full images are equal.
+    # Equal rows do not prove that the full images are equal.
     pairs = {tuple(sorted(leak.positions)): leak for leak in found}
     for group in same:
         for i in group[1:]:

@@ -136,7 +136,7 @@ def _files(report: DataSetReport) -> Iterator[str]:
     if report.broken:
         broken = [report.short(path) for path in report.broken]
         yield f"{report.nouns.capitalize()} that cannot be read: {_few(broken)}."
-    flat = report.thumbnails.flatten(1)
+    flat = report.rows.flatten(1)
     if len(blank := np.flatnonzero((flat.amin(1) == flat.amax(1)).numpy())):
         shown = [report.at(int(i)) for i in report.decoded[blank]]
         uniform = "silent" if report.nouns == "sounds" else "uniformly black, white or grey"
@@ -148,14 +148,17 @@ def _files(report: DataSetReport) -> Iterator[str]:
 
 def _duplicates(report: DataSetReport) -> Iterator[str]:
     target = report.target
+    if same := _uniform_classes(report):
+        yield f"Classes in which all {report.nouns} are the same: {_few(same)}."
     if report.same_files:
         shown = [" = ".join(report.at(i) for i in group[:3]) for group in report.same_files]
         yield f"Identical files: {_few(shown)}."
     near = [leak for leak in report.duplicates if not _same(report, leak)]
     if near:
         yield (
-            f"Pairs of {report.nouns} that are identical (=) or near duplicates (~; correlation of small "
-            f"grey copies at least 0.99): {_few([_pair(report, leak) for leak in near])}."
+            f"Pairs of {report.nouns} that are identical (=) or near duplicates (~; correlation of "
+            f"{target.medium.alike} at least {report.form.near:g}): "
+            f"{_few([_pair(report, leak) for leak in near])}."
         )
     crossing = [
         leak for leak in report.duplicates if len(set(target.labels[list(leak.positions)])) > 1
@@ -176,6 +179,17 @@ def _duplicates(report: DataSetReport) -> Iterator[str]:
             f"{len(report.decoded)} of {len(target.labels)} {report.nouns} were decoded to look for broken "
             "ones and duplicates."
         )
+
+
+def _uniform_classes(report: DataSetReport) -> list[str]:
+    """Names of the classes whose examples are all equal, as far as they were decoded."""
+    labels = report.target.labels[report.decoded]
+    members = [report.rows[labels == label] for label in range(len(report.target.classes))]
+    return [
+        name
+        for name, rows in zip(report.target.classes, members, strict=True)
+        if len(rows) > 1 and bool((rows == rows[:1]).all())
+    ]
 
 
 def details(report: DataSetReport) -> list[str]:

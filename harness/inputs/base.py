@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -26,10 +26,15 @@ class Input(ABC):
 
     Attributes:
         dtype: type of the rows.
+        near: smallest correlation of the thumbnails of two examples that counts as a near duplicate.
         augmentations, corruptions: names that `augmentation` and `corrupted` take.
+        corruption: corruption of the example before it becomes a row; "" for none.
     """
 
+    corruption: str = field(default="", kw_only=True)
+
     dtype: ClassVar[torch.dtype] = torch.uint8
+    near: ClassVar[float] = 0.99
     augmentations: ClassVar[tuple[str, ...]]
     corruptions: ClassVar[tuple[str, ...]]
 
@@ -84,7 +89,6 @@ class Input(ABC):
             num_classes: number of classes, needed to mix labels.
         """
 
-    @abstractmethod
     def corrupted(
         self,
         rows: torch.Tensor,
@@ -92,14 +96,15 @@ class Input(ABC):
         generator: torch.Generator,
         read: Callable[[Input], torch.Tensor],
     ) -> torch.Tensor:
-        """Rows of corrupted examples.
+        """Rows of corrupted examples, which are read again unless a kind of input corrupts its rows.
 
         Args:
             rows: (n, *shape) rows of the examples.
             name: name of the corruption, as in TrialSpec.shifts.
             generator: source of all random numbers.
-            read: reads the same examples in another form, for corruptions that come before it.
+            read: reads the same examples in another form.
         """
+        return read(replace(self, corruption=name))
 
     def check(self, augment: str, corruptions: Iterable[str]) -> None:
         """Check that these policies exist for this kind of input.
@@ -128,6 +133,10 @@ class Input(ABC):
     @abstractmethod
     def in_words(self) -> str:
         """How an example is prepared, in Markdown, for use of an exported model without the harness."""
+
+    def remark(self, rows: Iterable[torch.Tensor]) -> str:
+        """What people should know of the rows of a data set, which are given in batches; "" if nothing."""
+        return ""
 
     def files(self) -> dict[str, str]:
         """Name -> contents of the files that an exported model needs besides its settings, e.g. a

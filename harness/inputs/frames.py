@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, final
 
 import torch
@@ -30,13 +29,11 @@ class Frames(Input):
         mel: settings of the spectrogram.
         loudness: root mean square in dB of full scale to which quieter sounds are amplified.
         seconds: length of every sound: a longer one is cropped to its centre, a shorter one repeated.
-        corruption: corruption of the sounds; "" for none.
     """
 
     mel: Mel
     loudness: float
     seconds: float
-    corruption: str = ""
 
     dtype: ClassVar[torch.dtype] = torch.float32
     augmentations: ClassVar[tuple[str, ...]] = tuple(n for n in AUGMENTATIONS if n != "mixup")
@@ -73,15 +70,6 @@ class Frames(Input):
 
     def augmentation(self, name: str, num_classes: int) -> Augment:
         return sound_augmentation(name, 1, 2, num_classes)
-
-    def corrupted(
-        self,
-        rows: torch.Tensor,
-        name: str,
-        generator: torch.Generator,
-        read: Callable[[Input], torch.Tensor],
-    ) -> torch.Tensor:
-        return read(replace(self, corruption=name))
 
     def thumbnails(self, rows: torch.Tensor) -> torch.Tensor:
         """Log power, 16 x 16."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, final
 
@@ -37,13 +36,11 @@ class Spectrogram(Input):
         pixels: the pictures that the network takes.
         mel: settings of the spectrogram, before it is resized.
         seconds: length of every sound: a longer one is cropped to its centre, a shorter one repeated.
-        corruption: corruption of the sounds; "" for none.
     """
 
     pixels: Pixels
     mel: Mel
     seconds: float
-    corruption: str = ""
 
     augmentations: ClassVar[tuple[str, ...]] = AUGMENTATIONS
     corruptions: ClassVar[tuple[str, ...]] = CORRUPTIONS
@@ -79,15 +76,6 @@ class Spectrogram(Input):
 
     def augmentation(self, name: str, num_classes: int) -> Augment:
         return sound_augmentation(name, 3, 2, num_classes)
-
-    def corrupted(
-        self,
-        rows: torch.Tensor,
-        name: str,
-        generator: torch.Generator,
-        read: Callable[[Input], torch.Tensor],
-    ) -> torch.Tensor:
-        return read(replace(self, corruption=name))
 
     def thumbnails(self, rows: torch.Tensor) -> torch.Tensor:
         return self.pixels.thumbnails(rows)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, final
 
@@ -37,15 +37,14 @@ class Tokens(Input):
         length: number of tokens of every row, special ones included: longer texts lose their end, shorter
             ones are padded.
         longest: largest length that the network takes.
-        corruption: corruption of the texts; "" for none.
     """
 
     tokenizer: TokenizerFile
     length: int
     longest: int
-    corruption: str = ""
 
     dtype: ClassVar[torch.dtype] = torch.int32
+    near: ClassVar[float] = 0.95
     augmentations: ClassVar[tuple[str, ...]] = AUGMENTATIONS
     corruptions: ClassVar[tuple[str, ...]] = CORRUPTIONS
 
@@ -110,15 +109,6 @@ class Tokens(Input):
         ids, mask = ids.gather(1, order), kept.gather(1, order)
         return torch.stack([ids.where(mask, self.tokenizer.pad), mask.to(self.dtype)], 1)
 
-    def corrupted(
-        self,
-        rows: torch.Tensor,
-        name: str,
-        generator: torch.Generator,
-        read: Callable[[Input], torch.Tensor],
-    ) -> torch.Tensor:
-        return read(replace(self, corruption=name))
-
     def texts(self, rows: torch.Tensor) -> list[str]:
         """The texts of rows, as far as their tokens have them, without special tokens."""
         decode = self.tokenizer.fitted(self.length).decode
@@ -133,6 +123,16 @@ class Tokens(Input):
         starts = torch.tensor([0, *map(len, words)][:-1]).cumsum(0)
         every = torch.tensor([word for text in words for word in text], dtype=torch.int64)
         return F.embedding_bag(every, _signs(), starts, mode="sum")
+
+    def remark(self, rows: Iterable[torch.Tensor]) -> str:
+        """How many texts have as many tokens as a row can take, and so probably more."""
+        full = torch.cat([some[:, 1, -1] for some in rows]).bool()
+        if not full.any():
+            return ""
+        return (
+            f"{int(full.sum())} of {len(full)} texts have {self.length} tokens or more; what "
+            "exceeds them is not read"
+        )
 
     def pictures(self, rows: torch.Tensor) -> torch.Tensor:
         """The beginnings of the texts, in black on white."""

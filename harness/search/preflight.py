@@ -66,7 +66,7 @@ def check_study(study: Study, cache: Cache = Cache(), memory_is_limited: bool = 
         specs = {cell_label(cell): first_draw(study, cell) for cell in study.cells()}
     leaks: dict[str, str] = {}
     depths: dict[tuple[object, ...], int] = {}
-    weights: dict[str, None] = {}
+    remarks: dict[str, None] = {}
     for spec in specs.values():
         strategy = spec.strategy
         network_key = (
@@ -89,10 +89,13 @@ def check_study(study: Study, cache: Cache = Cache(), memory_is_limited: bool = 
             )
             network = replace(network, input=target.medium.form(network.input))
             check_network(network, spec)
-            weights |= dict.fromkeys(network.notes)
+            remarks |= dict.fromkeys(network.notes)
             depths[key] = len(network.groups)
-            if line := _try_images(study, spec, network, cache):
-                leaks[spec.target] = line  # one split of each target is enough
+            leak, remark = _try_images(study, spec, network, cache)
+            if leak:
+                leaks[spec.target] = leak  # one split of each target is enough
+            if remark:
+                remarks[f"{target.name}: {remark}"] = None
         _try_strategy(spec, depths[key])
         if memory_is_limited:
             forecast(spec)
@@ -104,7 +107,7 @@ def check_study(study: Study, cache: Cache = Cache(), memory_is_limited: bool = 
         for target in targets
         if study.fold_count > 1 and target.official_val is not None
     ]
-    return Preflight(specs, tuple(leaks.values()), (*notes, *weights, *_power(study, specs)))
+    return Preflight(specs, tuple(leaks.values()), (*notes, *remarks, *_power(study, specs)))
 
 
 def _power(study: Study, specs: Mapping[str, TrialSpec]) -> list[str]:
@@ -166,9 +169,9 @@ def _is_scale(scale: object) -> bool:
     return scale is None or (isinstance(scale, (int, float)) and 0 < scale < math.inf)
 
 
-def _try_images(study: Study, spec: TrialSpec, network: Backbone, cache: Cache) -> str:
+def _try_images(study: Study, spec: TrialSpec, network: Backbone, cache: Cache) -> tuple[str, str]:
     """Split for every seed and fold, and read the images that will be used; describes the leaks of the first
-    split."""
+    split, and what people should know of its examples."""
     target = load_target(spec.target)
     places: list[tuple[Phase, int]] = [("tune", i) for i in range(study.fold_count)]
     places += [("repeat", i) for i in range(study.repeats)]
@@ -192,4 +195,5 @@ def _try_images(study: Study, spec: TrialSpec, network: Backbone, cache: Cache) 
         }
         for s in to_read
     ]
-    return describe_leaks(find_leaks(read[0]), target)
+    rows = (batch for part in read[0].values() for batch in part.batches())
+    return describe_leaks(find_leaks(read[0]), target), network.input.remark(rows)
