@@ -112,8 +112,8 @@ def export_model(
 
 def show(done: Exported) -> int:
     """Print how to use it; the exit code."""
-    predict = f"{program('python')} -m harness.predict {shlex.quote(str(done.folder))} IMAGES..."
-    print(f"wrote {done.folder}; to use it:\n    {predict}")
+    command = f"{program('python')} -m harness.predict {shlex.quote(str(done.folder))}"
+    print(f"wrote {done.folder}; to use it:\n    {command} {done.noun.upper()}S...")
     if done.problem:
         print(f"error: {done.problem}", file=sys.stderr)
     return 2 if done.problem else 0

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 @undisturbed()
 def look_at(target: str) -> DataSetReport:
-    """What is in a data set: counts, sizes, broken and double images; a page with pictures in a notebook.
+    """What is in a data set: counts, sizes, broken and double examples; a page with pictures in a notebook.
 
     Args:
         target: as in TrialSpec, e.g. "folder:PATH".
 
     Raises:
-        UserError: if there is no such target, or no image of it can be read.
+        UserError: if there is no such target, or no example of it can be read.
     """
     from harness.dataset_report.inspection import inspect_target
 
@@ -54,7 +54,7 @@ def propose_study(
         The study as the file has it.
 
     Raises:
-        UserError: if the file is there already, an image cannot be read, or there are too few images.
+        UserError: if the file is there already, an example cannot be read, or there are too few.
     """
     from harness.dataset_report.new_study import slug, write_study
 

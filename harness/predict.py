@@ -1,8 +1,8 @@
-"""Classify images with an exported model.
+"""Classify images, sounds or texts with an exported model.
 
     python -m harness.predict models/freeze_depth photo.jpg folder/ --top 3
 
-Images that cannot be read are named on stderr, the others predicted; the exit code is then 2.
+Files that cannot be read are named on stderr, the others predicted; the exit code is then 2.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 def predict_images(
     model: str | Path, images: Sequence[str | Path], top: int = 1
 ) -> Iterator[Prediction]:
-    """One prediction per image, in order; a folder stands for the images in it.
+    """One prediction per file, in order; a folder stands for the images, sounds or texts in it.
 
     Args:
         model: folder that harness.export wrote.
-        images: files and folders.
-        top: classes per image, the most probable first.
+        images: files and folders, of sounds or texts if the model is for them.
+        top: classes per file, the most probable first.
 
     Raises:
-        UserError: if there is no model, its weights are not those that were written, or there is no image.
+        UserError: if there is no model, its weights are not those that were written, or there is no example.
     """
     from harness.deploy.model import open_model
     from harness.deploy.prediction import example_files, predict
@@ -51,14 +51,14 @@ def predict_images(
 
 
 def run(model: Path, images: list[Path], *, top: int = 1, csv: bool = False) -> int:
-    """Classify images with an exported model.
+    """Classify images, sounds or texts with an exported model.
 
-    Images that cannot be read are named on stderr, the others predicted; the exit code is then 2.
+    Files that cannot be read are named on stderr, the others predicted; the exit code is then 2.
 
     Args:
         model: folder that harness.export wrote.
-        images: files, or folders of them.
-        top: classes per image, the most probable first.
+        images: files, or folders of them; of sounds or texts if the model is for them.
+        top: classes per file, the most probable first.
         csv: print image,rank,class,probability.
     """
     predictions = predict_images(model, images, top)

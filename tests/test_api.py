@@ -178,7 +178,7 @@ def test_what_functions_give_is_a_table_in_a_notebook_and_escaped() -> None:
     again = harness.Replayed("a<b", True, (Comparison("a<b", 1, 0.25, 0.25),))
     assert cells_of(again._repr_html_()) == ["a&lt;b", "1", "0.25", "0.25", "bitwise equal"]
     assert "a&lt;b: agreed" in again._repr_html_()
-    written = harness.Exported(Path("a<b"), "a<b", "it leads", 0.5, 0.25)
+    written = harness.Exported(Path("a<b"), "a<b", "it leads", 0.5, 0.25, "image")
     assert cells_of(written._repr_html_()) == ["a&lt;b", "50.0%", "25.0%", "it leads"]
     study = harness.Study({"net": ["a<b", "c"]}, never_drawn, baseline={"net": "c"})
     assert cells_of(study._repr_html_()) == ["net", "a&lt;b, c", "c"]

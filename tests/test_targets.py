@@ -119,7 +119,7 @@ GOOD = "images/0.png,a"
 BROKEN = {
     "no image column": (
         ["note,label", GOOD],
-        r"no column for the images, sounds or texts is recognised; .* 'note', 'label'; name one with \[image=",
+        r"no column for the images, sounds or texts is recognised; .* 'note', 'label'; name one with",
     ),
     "no label column": (
         ["image,note", GOOD],

@@ -57,12 +57,13 @@ def _division(labels: bytes, groups: bytes, count: int, seed: int) -> Indices | 
 
 def _require_enough(target: Target, labels: Indices, groups: Indices, count: int) -> None:
     """Raises UserError unless every class has an image, of a group of its own, for every fold."""
-    what = "images" if target.groups is None else "groups of images"
+    nouns = f"{target.medium.noun}s"
+    what = nouns if target.groups is None else f"groups of {nouns}"
     found = np.bincount(
         np.unique(np.stack([labels, groups]), axis=1)[0], minlength=len(target.classes)
     )
     small = [
-        f"class {name!r} has {n} {what} that are not test images"
+        f"class {name!r} has {n} {what} that are not test {nouns}"
         for name, n in zip(target.classes, found.tolist(), strict=True)
         if n < count
     ]

@@ -143,10 +143,11 @@ def _usable(y: Indices, g: Indices, fold: Indices, count: int, left: int) -> Ite
 
 def _too_few(target: Target, need: int) -> str:
     assert target.groups is not None
+    nouns = f"{target.medium.noun}s"
     pairs = np.unique(np.stack([target.labels, target.groups]), axis=1)[0]
     counts = np.bincount(pairs, minlength=len(target.classes))
     small = [
-        f"class {name!r} has images of {counts[label]} groups"
+        f"class {name!r} has {nouns} of {counts[label]} groups"
         for label, name in enumerate(target.classes)
         if counts[label] < 3
     ]
@@ -157,7 +158,7 @@ def _too_few(target: Target, need: int) -> str:
         )
     more = f" (and {len(small) - 5} more)" if len(small) > 5 else ""
     return (
-        f"target {target.name}: {'; '.join(small[:5])}{more}: at least 3 are needed, because all images of "
+        f"target {target.name}: {'; '.join(small[:5])}{more}: at least 3 are needed, because all {nouns} of "
         "a group are in the same part (training, validation or test); add groups, or leave the class "
         "out with [classes=...]"
     )

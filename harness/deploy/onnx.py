@@ -1,4 +1,4 @@
-"""Export of a model as ONNX, for runtimes without torch, with a check on images."""
+"""Export of a model as ONNX, for runtimes without torch, with a check on examples."""
 
 from __future__ import annotations
 
@@ -33,13 +33,14 @@ def require_onnx() -> None:
         ) from None
 
 
-def write_onnx(model: Model, folder: Path, pixels: torch.Tensor) -> float:
-    """Write model.onnx, which takes normalised images in batches of any size.
+def write_onnx(model: Model, folder: Path, rows: torch.Tensor) -> float:
+    """Write model.onnx, which takes prepared examples in batches of any size, under the name "images",
+    "sounds" or "texts".
 
     Args:
         model: the model.
         folder: folder of the file.
-        pixels: (n, 3, s, s) uint8 images on which both networks must agree, n at least 2.
+        rows: n rows of examples on which both networks must agree, n at least 2.
 
     Returns:
         Largest absolute difference of a logit.
@@ -48,7 +49,7 @@ def write_onnx(model: Model, folder: Path, pixels: torch.Tensor) -> float:
         UserError: if the network cannot be exported, or its outputs differ.
     """
     path = folder / FILE
-    images = model.prepare(pixels)
+    examples = model.prepare(rows)
     chatty = logging.getLogger("torch.onnx")
     level = chatty.level
     chatty.setLevel(logging.ERROR)
@@ -56,10 +57,10 @@ def write_onnx(model: Model, folder: Path, pixels: torch.Tensor) -> float:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter warns about torch's internals
             torch.onnx.export(
-                as_graph(model.network, images),
-                (images,),
+                as_graph(model.network, examples),
+                (examples,),
                 str(path),
-                input_names=["images"],
+                input_names=[f"{model.medium.noun}s"],
                 output_names=["logits"],
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 dynamo=True,
@@ -71,7 +72,7 @@ def write_onnx(model: Model, folder: Path, pixels: torch.Tensor) -> float:
         raise UserError(f"the network cannot be exported as ONNX: {first_line(error)}") from error
     finally:
         chatty.setLevel(level)
-    return _compare(model, path, images)
+    return _compare(model, path, examples)
 
 
 def session(path: Path) -> onnxruntime.InferenceSession:
@@ -83,16 +84,17 @@ def session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def logits_of(network: onnxruntime.InferenceSession, images: torch.Tensor) -> torch.Tensor:
-    """(n, classes) for (n, 3, s, s) normalised images."""
-    parts = [network.run(["logits"], {"images": some.numpy()})[0] for some in images.split(CHUNK)]
+def logits_of(network: onnxruntime.InferenceSession, examples: torch.Tensor) -> torch.Tensor:
+    """(n, classes) for n prepared examples."""
+    name = network.get_inputs()[0].name
+    parts = [network.run(["logits"], {name: some.numpy()})[0] for some in examples.split(CHUNK)]
     return torch.cat([torch.from_numpy(part) for part in parts])
 
 
-def _compare(model: Model, path: Path, images: torch.Tensor) -> float:
+def _compare(model: Model, path: Path, examples: torch.Tensor) -> float:
     with torch.inference_mode():
-        expected = model.network(images)
-    worst = float((logits_of(session(path), images) - expected).abs().max())
+        expected = model.network(examples)
+    worst = float((logits_of(session(path), examples) - expected).abs().max())
     if not worst <= ALLOWED:
         path.unlink()
         raise UserError(

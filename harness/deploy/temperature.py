@@ -90,15 +90,15 @@ def calibration_error(logits: Logits, labels: np.ndarray) -> float:
     return calibration(probabilities.max(1), probabilities.argmax(1) == labels).error
 
 
-def in_words(found: dict[str, Any]) -> str:
-    """What `calibrate` found, in one line."""
+def in_words(found: dict[str, Any], noun: str) -> str:
+    """What `calibrate` found, in one line; `noun` is what an example is called."""
     error = found["test_ece"]
     if not found["fitted"]:
         return (
-            f"temperature 1: none could be fitted on {found['val_images']} validation images; expected "
+            f"temperature 1: none could be fitted on {found['val_images']} validation {noun}s; expected "
             f"calibration error on test {error['before']:.3f}"
         )
     return (
-        f"temperature {found['temperature']:.3g}, fitted on {found['val_images']} validation images: "
+        f"temperature {found['temperature']:.3g}, fitted on {found['val_images']} validation {noun}s: "
         f"expected calibration error on test {error['before']:.3f} before, {error['after']:.3f} after"
     )

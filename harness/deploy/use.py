@@ -48,11 +48,11 @@ def _speed(model: Model, path: Path) -> dict[str, float]:
         return speed(model.network, lambda n: prepare(form.blank(n)))
 
 
-def in_words(use: dict[str, Any]) -> list[str]:
-    """One line per file."""
+def in_words(use: dict[str, Any], noun: str) -> list[str]:
+    """One line per file; `noun` is what an example is called."""
     return [
-        f"{name} ({RUNTIMES[name]}): {cost['mib']:.2f} MiB, {cost['latency_ms']:.2f} ms for a single image, "
-        f"{cost['images_per_second']:.0f} images per second with {use['threads']} "
+        f"{name} ({RUNTIMES[name]}): {cost['mib']:.2f} MiB, {cost['latency_ms']:.2f} ms for a single {noun}, "
+        f"{cost['images_per_second']:.0f} {noun}s per second with {use['threads']} "
         f"thread{'s' if use['threads'] > 1 else ''} of {use['hardware']}"
         for name, cost in use["files"].items()
     ]
