@@ -10,7 +10,8 @@ COMPUTING = tuple(
 """Packages whose version may change what a trial computes."""
 IMPORTED = frozenset(
     "PIL alembic datasets jinja2 matplotlib mlflow numpy onnx optuna ot pandas peft pyarrow ray rich "
-    "safetensors scipy seaborn sklearn soundfile sqlalchemy statsmodels timm tokenizers torch torchvision".split()
+    "safetensors scipy seaborn sklearn soundfile sqlalchemy statsmodels timm tokenizers torch "
+    "torchvision".split()
 )
 """Top-level modules of installed packages that the harness imports, some of them late."""
 
