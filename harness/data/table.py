@@ -55,14 +55,14 @@ def table_target(path: str, options: Mapping[str, str]) -> Target:
     columns, notes = read_columns(file, what)
     there = list(columns)
     chosen: dict[str, str | None] = {}
-    chosen["example"], role, more = choose_examples(there, options, what)
+    example, role, more = choose_examples(there, options, what)
     notes += more
     for other in ("label", "split", "group"):
         chosen[other], more = choose(other, there, options, what)
         notes += more
     if chosen["label"] is None:
         raise missing("label", there, what)
-    images, labels = columns[chosen["example"]], columns[chosen["label"]]
+    images, labels = columns[example], columns[chosen["label"]]
     if not images:
         raise UserError(f"{what}: the table has no rows")
     meant = "split" in options or simplified(chosen["split"] or "") == "split"
@@ -89,7 +89,7 @@ def table_target(path: str, options: Mapping[str, str]) -> Target:
     names = np.array(classes, dtype=object)[positions]
     by_part = {part: names[np.array(parts) == part] for part in dict.fromkeys(parts)}
     notes += [*own.notes, *(differences(by_part, what, medium.noun) if len(by_part) > 1 else ())]
-    more = group_notes(columns, list(chosen.values()), medium.noun)
+    more = group_notes(columns, [example, *chosen.values()], medium.noun)
     group = chosen["group"]
     return replace(
         target,

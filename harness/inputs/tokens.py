@@ -105,7 +105,7 @@ class Tokens(Input):
         special = torch.isin(ids, torch.tensor(sorted(self.tokenizer.special), dtype=self.dtype))
         kept = mask & (special | (torch.rand(ids.shape, generator=generator) >= DROPPED))
         kept |= mask & ~kept.any(1, keepdim=True)  # of a text that would be empty, all tokens stay
-        order = kept.logical_not().to(torch.uint8).argsort(1, stable=True)
+        order = kept.logical_not().to(torch.uint8).argsort(stable=True, dim=1)
         ids, mask = ids.gather(1, order), kept.gather(1, order)
         return torch.stack([ids.where(mask, self.tokenizer.pad), mask.to(self.dtype)], 1)
 
