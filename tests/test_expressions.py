@@ -195,7 +195,7 @@ OPTIONS_REFUSED = {
     "[image=x]": "unknown selection 'image'",
     "[group=]": "option 'group' is empty",
     "[group=a,group=b]": "option 'group' is given twice",
-    "[group=a,label=b]": "folder: has no option 'label'; use layout, group, seconds or rate",
+    "[group=a,label=b]": "folder: has no option 'label'; use layout, group, kind, seconds, rate or tokens",
 }
 
 

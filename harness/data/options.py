@@ -13,7 +13,7 @@ from pathlib import Path
 from harness.core.errors import UserError
 
 OPTIONS = {
-    "folder": ("kind", "layout", "group", "seconds", "rate", "tokens"),
+    "folder": ("layout", "group", "kind", "seconds", "rate", "tokens"),
     "csv": ("image", "audio", "text", "label", "split", "group", "seconds", "rate", "tokens"),
     "hf": ("image", "audio", "text", "label", "group", "seconds", "rate", "tokens"),
 }
