@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from timm.models import _registry
 from torch.nn import functional as F
 
-from harness.backbones import Backbone, build, read_weights, restore, separate
+from harness.backbones import Backbone, build, check_gradients, read_weights, restore, separate
 from harness.core.errors import UserError
 from harness.core.spec import TrialSpec
 from harness.core.strategies import (
@@ -111,6 +111,7 @@ def try_network(name: str) -> Row:
             module = _registry._model_to_module.get(name, kind.__module__.rpartition(".")[2])
             family = f"{module}.{kind.__name__}"
             check_network(backbone, spec)
+            check_gradients(backbone, spec.backbone)
             _check(backbone, name, size)
             done.append(size)
             if _is_large(backbone):

@@ -15,7 +15,11 @@ from torch import nn
 
 from harness.backbones import Backbone, Group, build, check_gradients, memory_format
 from harness.core.errors import UserError
+from harness.core.spec import TrialSpec
+from harness.core.strategies import FullFineTune, LastBlock, LinearProbe
+from harness.core.study import Study
 from harness.inputs import Pixels
+from harness.search import preflight
 
 CPU = torch.device("cpu")
 LITE0 = "tf_efficientnet_lite0"
@@ -204,3 +208,25 @@ def test_the_fault_is_still_there_so_that_the_rule_is_still_needed() -> None:
     if not torch.backends.mkldnn.is_available():
         pytest.skip("torch without oneDNN")
     assert any(run_child([(1, 2, inside)] * 3, "channels_last", isa="AVX2") for inside in (3, 7))
+
+
+@pytest.mark.parametrize(("strategies", "times"), [(["probe"], 0), (["probe", "full", "last"], 1)])
+def test_gradients_are_checked_once_per_network_that_trains_more_than_its_head(
+    strategies: list[str], times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[str] = []
+    monkeypatch.setattr(preflight, "check_gradients", lambda _, name: checked.append(name))
+    kinds = {"probe": LinearProbe(), "full": FullFineTune(), "last": LastBlock()}
+
+    def space(_: object, strategy: str) -> TrialSpec:
+        return TrialSpec(
+            target="digits",
+            backbone="test_resnet",
+            source="scratch",
+            strategy=kinds[strategy],
+            shots=2,
+            resolution=32,
+        )
+
+    preflight.check_study(Study({"strategy": strategies}, space, name="toy"))
+    assert checked == ["test_resnet"] * times

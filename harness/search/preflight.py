@@ -11,13 +11,14 @@ from types import FrameType
 
 import numpy as np
 
-from harness.backbones import Backbone, build
+from harness.backbones import Backbone, build, check_gradients
 from harness.core.errors import UserError, first_line
 from harness.core.power import WANTED, least_detectable, pairs_of, seeds_needed
 from harness.core.signals import time_limit
 from harness.core.spec import TrialSpec
 from harness.core.study import Phase, Study, cell_label
 from harness.data import (
+    Target,
     describe_leaks,
     find_leaks,
     load_target,
@@ -67,6 +68,7 @@ def check_study(study: Study, cache: Cache = Cache(), memory_is_limited: bool = 
     leaks: dict[str, str] = {}
     depths: dict[tuple[object, ...], int] = {}
     remarks: dict[str, None] = {}
+    compared: set[tuple[object, ...]] = set()
     for spec in specs.values():
         strategy = spec.strategy
         network_key = (
@@ -77,17 +79,7 @@ def check_study(study: Study, cache: Cache = Cache(), memory_is_limited: bool = 
         key = (spec.target, *sizes, *network_key)
         target = load_target(spec.target)
         if key not in depths:
-            network = build(
-                spec.backbone,
-                spec.source,
-                len(target.classes),
-                spec.seed,
-                resolution=spec.resolution,
-                lora_rank=strategy.lora_rank,
-                head=spec.head,
-                depth=spec.depth,
-            )
-            network = replace(network, input=target.medium.form(network.input))
+            network = _network(spec, target)
             check_network(network, spec)
             remarks |= dict.fromkeys(network.notes)
             depths[key] = len(network.groups)
@@ -96,7 +88,10 @@ def check_study(study: Study, cache: Cache = Cache(), memory_is_limited: bool = 
                 leaks[spec.target] = leak  # one split of each target is enough
             if remark:
                 remarks[f"{target.name}: {remark}"] = None
-        _try_strategy(spec, depths[key])
+        trained = _try_strategy(spec, depths[key])
+        if min(trained, default=depths[key]) < depths[key] - 1 and network_key not in compared:
+            compared.add(network_key)  # a linear probe needs no gradients of the other groups
+            check_gradients(_network(spec, target), spec.backbone)
         if memory_is_limited:
             forecast(spec)
     targets = [load_target(name) for name in dict.fromkeys(s.target for s in specs.values())]
@@ -142,7 +137,23 @@ def _time_limit(what: str, function: Callable[..., object]) -> AbstractContextMa
     return time_limit(SECONDS, error=error, repeat=1)
 
 
-def _try_strategy(spec: TrialSpec, num_groups: int) -> None:
+def _network(spec: TrialSpec, target: Target) -> Backbone:
+    """The network of a trial, with the form in which it takes the target's examples."""
+    network = build(
+        spec.backbone,
+        spec.source,
+        len(target.classes),
+        spec.seed,
+        resolution=spec.resolution,
+        lora_rank=spec.strategy.lora_rank,
+        head=spec.head,
+        depth=spec.depth,
+    )
+    return replace(network, input=target.medium.form(network.input))
+
+
+def _try_strategy(spec: TrialSpec, num_groups: int) -> set[int]:
+    """The groups that train in any epoch."""
     plan, what = spec.strategy.lr_scales, f"strategy {type(spec.strategy).__name__}"
     try:
         with _time_limit(f"{what}: planning {spec.epochs} epochs", plan):
@@ -163,6 +174,7 @@ def _try_strategy(spec: TrialSpec, num_groups: int) -> None:
             f"{what}: lr_scales must return {num_groups} numbers "
             f"above 0, or None for frozen, on {spec.backbone}; got {bad}"
         )
+    return {group for row in rows for group, scale in enumerate(row) if scale is not None}
 
 
 def _is_scale(scale: object) -> bool:
