@@ -75,8 +75,8 @@ def library_of(name: str) -> Library:
 
 
 def is_own(name: str) -> bool:
-    """Whether the network is defined in this harness, and in no library."""
-    return name in (*own_models.NAMES, *recurrent.NAMES)
+    """Whether the network is defined in this harness, and neither in timm nor in torchvision."""
+    return library_of(name) not in (timm_models, torchvision_models)
 
 
 def check_backbone(name: str) -> None:

@@ -291,7 +291,7 @@ class Texts(Medium):
         tokens = min(max(usual, FEWEST), MOST)
         notes.append(
             f"Texts of {lengths.min():.0f} to {lengths.max():.0f} tokens (median {np.median(lengths):.0f}; "
-            f"estimated, with {BYTES} bytes for a token) are taken as at most {tokens} tokens, so that about "
+            f"estimated, with {BYTES} bytes for a token) are taken as at most {tokens} tokens: about "
             f"{(lengths > tokens).sum()} of {len(lengths)} lose their end; [tokens=...] changes that."
         )
         return cls(tokens), notes

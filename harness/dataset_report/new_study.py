@@ -63,7 +63,7 @@ def write_study(target: str, out: Path, report: Path, device: str) -> Study:
     proposal = propose(survey, target, where.name != "cpu")
     for line in proposal.notes:
         print(f"- {line}")
-    lines = forecast_lines(source(proposal, out, found, []), out.name, where)
+    lines = forecast_lines(source(proposal, out, found, []), out.name, survey.nouns, where)
     print(*lines, sep="\n")
     _write(out, source(proposal, out, found, lines))
     command = f"{program('python')} -m harness.study --space {shlex.quote(str(out))}"
@@ -84,7 +84,7 @@ def show_classes(survey: DataSetReport, folder: Path, found: list[str]) -> Path:
     return folder
 
 
-def forecast_lines(text: str, name: str, device: Device) -> list[str]:
+def forecast_lines(text: str, name: str, nouns: str, device: Device) -> list[str]:
     """What the study of that source text would take on this machine. All checks of a study are made first."""
     cache = Cache(default_folder())
     if cache.problem():
@@ -110,7 +110,8 @@ def forecast_lines(text: str, name: str, device: Device) -> list[str]:
         f"{minutes:.0f} minutes of training without the cache"
     )
     if minutes > LONG_MINUTES:
-        lines.append("that is long: fewer backbones, a lower resolution or fewer epochs shorten it")
+        smaller = "fewer tokens" if nouns == "texts" else "a lower resolution"
+        lines.append(f"that is long: fewer backbones, {smaller} or fewer epochs shorten it")
     return lines
 
 

