@@ -338,7 +338,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(timm_models, "_hub_unreachable", lambda: True)
+    monkeypatch.setattr(timm_models, "is_unreachable", lambda: True)
 
 
 @pytest.mark.usefixtures("offline")

@@ -19,7 +19,14 @@ from typing import cast
 import torch
 from torch import nn
 
-from harness.backbones import own_models, recorded, recurrent, timm_models, torchvision_models
+from harness.backbones import (
+    own_models,
+    recorded,
+    recurrent,
+    timm_models,
+    torchvision_models,
+    transformers_models,
+)
 from harness.backbones.adapters import add_lora, merge_adapters
 from harness.backbones.groups import Backbone, Group, depths_to_groups, group_names, module_groups
 from harness.backbones.heads import as_graph, put_head
@@ -28,8 +35,9 @@ from harness.backbones.layout import check_gradients, memory_format
 from harness.backbones.library import Library
 from harness.backbones.trace import outputs_before
 from harness.backbones.weights import (
+    VOICES,
+    WHEELS,
     OtherArchitecture,
-    file_of,
     file_sha256,
     load_state,
     read_checkpoint,
@@ -65,11 +73,13 @@ __all__ = [
 
 
 def library_of(name: str) -> Library:
-    """The library that provides a backbone: `own_models`, `recurrent`, torchvision for names with its prefix,
-    else timm."""
+    """The library that provides a backbone: `own_models`, `recurrent`, torchvision or transformers for names
+    with its prefix, else timm."""
     for own in (own_models, recurrent):
         if name in own.NAMES:
             return cast(Library, own)
+    if transformers_models.provides(name):
+        return cast(Library, transformers_models)
     module = torchvision_models if name.startswith(torchvision_models.PREFIX) else timm_models
     return cast(Library, module)
 
@@ -98,7 +108,7 @@ def _pretrained(name: str, source: str, resolution: int | None = None) -> _Loade
     weights from files."""
     library = library_of(name)
     library.check(name)
-    own = "pretrained" if library is recurrent else "imagenet"
+    own = "pretrained" if library in (recurrent, transformers_models) else "imagenet"
     if source == own:
         return _Loaded(library.pretrained(name))
     if source in ("imagenet", "pretrained"):
@@ -136,6 +146,16 @@ def _load(
         except OtherArchitecture:
             raise reason from None
         return _Loaded(model, tuple(notes))
+
+
+def file_of(source: str, backbone: str) -> Path | None:
+    """The weights file of a source: the user's file, or that in a wheel; None if there is none."""
+    if source.startswith("file:"):
+        return Path(source.removeprefix("file:")).expanduser()
+    if source == "pretrained" and transformers_models.provides(backbone):
+        return transformers_models.weights_file(backbone)
+    wheel = {"imagenet": WHEELS, "pretrained": VOICES}.get(source, {}).get(backbone)
+    return wheel.file() if wheel else None
 
 
 def weights_sha256(source: str, backbone: str) -> str | None:
@@ -184,7 +204,8 @@ def build(
     """A new model with its groups; the same seed gives the same head for every strategy and source.
 
     Args:
-        name: timm model name, "torchvision:NAME", "small_cnn" or "resemblyzer".
+        name: timm model name, "torchvision:NAME", "transformers:NAME", "minilm", "small_cnn" or
+            "resemblyzer".
         source: "imagenet" (from a wheel if there is one, else from the hub), "pretrained" (of a network with
             other weights), "scratch", "file:PATH" or
             "recorded:NAME" (a recorded model; if there are several, the seed selects one).

@@ -1,7 +1,8 @@
 """Low-rank adapters (LoRA) in attention layers.
 
-In timm's networks through the PEFT library, which adapts layers that are called. Torchvision's attention uses
-the weights of its layers without calling them; there the weights themselves are parametrised by torch.
+In networks of timm and transformers through the PEFT library, which adapts layers that are called.
+Torchvision's attention uses the weights of its layers without calling them; there the weights themselves are
+parametrised by torch.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
+from harness.backbones.encoders import Layer
 from harness.core.errors import UserError
 
 ATTENTION = ("qkv", "proj")
@@ -60,17 +62,11 @@ def add_lora(model: nn.Module, name: str, rank: int) -> nn.Module:
         )
     if weights:
         return model
-    layers = [
-        f"{path}.{n}"
-        for path, attention in model.named_modules()
-        if isinstance(attention, (Attention, WindowAttention))
-        for n, m in attention.named_children()
-        if isinstance(m, nn.Linear) and n in ATTENTION
-    ]
+    layers = _linear_layers(model)
     if not layers:
         raise UserError(
             f"LoRA needs attention layers (qkv, proj), which {name} does not have; use a vit_*, deit_* or "
-            "swin_* backbone of timm, or torchvision's vit_* or swin_*"
+            "swin_* backbone of timm, torchvision's vit_* or swin_*, or for texts minilm or transformers:NAME"
         )
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -79,6 +75,26 @@ def add_lora(model: nn.Module, name: str, rank: int) -> nn.Module:
     config = LoraConfig(r=rank, lora_alpha=ALPHA * rank, target_modules=layers)
     adapted: nn.Module = inject_adapter_in_model(config, model)
     return adapted
+
+
+def _linear_layers(model: nn.Module) -> list[str]:
+    """Names of the linear layers of attention: those in ATTENTION in timm, all in an encoder of texts."""
+    found = [
+        f"{path}.{n}"
+        for path, attention in model.named_modules()
+        if isinstance(attention, (Attention, WindowAttention))
+        for n, m in attention.named_children()
+        if isinstance(m, nn.Linear) and n in ATTENTION
+    ]
+    attentions = [
+        f"{start}.block.{path}."
+        for start, layer in model.named_modules()
+        if isinstance(layer, Layer)
+        for path, m in layer.block.named_modules()
+        if "Attention" in type(m).__name__
+    ]
+    linear = [path for path, m in model.named_modules() if isinstance(m, nn.Linear)]
+    return found + [path for path in linear if path.startswith(tuple(attentions))]
 
 
 def _weights(model: nn.Module) -> list[tuple[nn.Module, str]]:

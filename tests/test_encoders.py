@@ -1,0 +1,363 @@
+"""Encoders of texts from the library transformers: equal to the library, and used as any other backbone."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from harness.backbones import Backbone, build
+from harness.backbones.weights import MINILM
+from harness.core.errors import UserError
+from harness.core.spec import TrialSpec
+from harness.core.strategies import (
+    BiasOnly,
+    DiscriminativeLR,
+    FullFineTune,
+    GradualUnfreezing,
+    LastBlock,
+    LinearProbe,
+    LoRA,
+    Strategy,
+)
+from harness.data import load_target
+from harness.data.cached import Cache
+from harness.deploy.model import describe, open_model, plain_network, write
+from harness.inputs import Tokens
+from harness.training.device import MIB, Cpu
+from harness.training.forecast import forecast
+from harness.training.forecast.storages import StorageMeter
+from harness.training.inference_cost import inference_cost
+from harness.training.loop import Training
+from harness.training.network import check_network
+from tests.encoders import WORDS, save_encoder
+
+transformers = pytest.importorskip("transformers")
+has_minilm = pytest.mark.skipif(MINILM.file() is None, reason="the wheel is not installed")
+
+RELATIVE = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
+KINDS: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "distilbert": {},
+    "roberta": {},
+    "electra": {"embedding_size": 12},
+    "mpnet": {},
+    "deberta": {**RELATIVE, "max_relative_positions": -1},
+    "deberta-v2": {
+        **RELATIVE,
+        "position_buckets": 4,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "position_biased_input": False,
+        "type_vocab_size": 0,
+    },
+    "modernbert": {"local_attention": 4, "global_attn_every_n_layers": 2},
+}
+STRATEGIES = [
+    LinearProbe(),
+    LastBlock(),
+    FullFineTune(),
+    DiscriminativeLR(decay=0.7),
+    GradualUnfreezing(every=1),
+    LoRA(rank=2),
+    BiasOnly(),
+]
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_encoder(tmp_path_factory.mktemp("bert") / "model")
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Two classes of texts of 2 to 13 words, of which each has words that the other has not."""
+    folder = tmp_path_factory.mktemp("texts")
+    draw = np.random.default_rng(0)
+    for name, words in (("first", WORDS[:10]), ("second", WORDS[6:])):
+        (folder / name).mkdir()
+        for number in range(14):
+            text = " ".join(draw.choice(words, draw.integers(2, 14)))
+            (folder / name / f"{number:02}.txt").write_text(text)
+    return f"folder:{folder}[tokens=12]"
+
+
+def pooled(network: Backbone, rows: torch.Tensor) -> torch.Tensor:
+    """What the head reads."""
+    found: list[torch.Tensor] = []
+    hook = network.head.register_forward_pre_hook(lambda m, x: found.append(x[0]))
+    with torch.no_grad():
+        network.model.eval()(network.prepared(rows))
+    hook.remove()
+    return found[0]
+
+
+def library_tokens(folder: Path | str, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs of the library's own model for each token, and the mask, (n, tokens, 1)."""
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    ids, mask = rows.long().unbind(1)
+    with torch.no_grad():
+        hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
+    return hidden, mask[:, :, None]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_together_are_the_librarys_model(kind: str, tmp_path: Path) -> None:
+    name = save_encoder(tmp_path, kind, **KINDS[kind])
+    network = build(name, "pretrained", 4, 0)
+    assert isinstance(network.input, Tokens)
+    rows = network.input.random(5, torch.Generator().manual_seed(1))
+    hidden, mask = library_tokens(tmp_path, rows)
+    assert len(set(mask.sum(1).flatten().tolist())) > 1
+    found = pooled(network, rows)
+    torch.testing.assert_close(found, (hidden * mask).sum(1) / mask.sum(1), rtol=0, atol=1e-5)
+    first = pooled(build(f"{name}[pool=cls]", "pretrained", 4, 0), rows)
+    torch.testing.assert_close(first, hidden[:, 0], rtol=0, atol=1e-5)
+    assert float((found - first).abs().max()) > 1e-2
+    groups = [group.name for group in network.groups]
+    assert groups == ["embeddings", "layer0", "layer1", "layer2", "head"]
+
+
+@pytest.mark.parametrize("kind", ["bert", "deberta-v2", "modernbert"])
+def test_every_group_is_a_place_to_divide_it(
+    kind: str, make_spec: Callable[..., TrialSpec], texts: str, tmp_path: Path
+) -> None:
+    """A strategy that keeps the first groups frozen takes them from the cache, and learns the same."""
+    name = save_encoder(tmp_path, kind, **KINDS[kind])
+    spec = spec_of(make_spec, texts, name, strategy=GradualUnfreezing(every=1), epochs=3)
+    fit, cut = run(spec, Cache())
+    uncut = run(spec, Cache(budget=0))[1]
+    np.testing.assert_allclose(cut, uncut, rtol=2e-5)
+    kept = fit.finish(test=False).notes["prefix"]
+    assert {"kept after pool", "kept after layer1", "kept after layer0"} == {
+        part.partition(",")[0] for part in kept.split("; ")
+    }
+
+
+@has_minilm
+def test_sentence_embeddings_of_minilm_are_those_of_the_library() -> None:
+    file = MINILM.file()
+    assert file is not None
+    network = build("minilm", "pretrained", 2, 0)
+    assert isinstance(network.input, Tokens)
+    sentences = ["A cat sleeps.", "the stock market fell sharply after the announcement", "Hello"]
+    rows = torch.stack([network.input.row(text) for text in sentences])
+    hidden, mask = library_tokens(file.parent, rows)
+    own = transformers.AutoTokenizer.from_pretrained(file.parent)(sentences)["input_ids"]
+    assert [row[0][row[1] > 0].tolist() for row in rows] == own
+    found = pooled(network, rows)
+    torch.testing.assert_close(found, (hidden * mask).sum(1) / mask.sum(1), rtol=0, atol=1e-5)
+    assert [group.name for group in network.groups] == [
+        "embeddings",
+        *(f"layer{i}" for i in range(6)),
+        "head",
+    ]
+    assert sum(p.numel() for p in network.model.parameters()) == 22_565_376 + 2 * 385
+
+
+def spec_of(
+    make_spec: Callable[..., TrialSpec], texts: str, name: str, **changes: Any
+) -> TrialSpec:
+    fields = {"target": texts, "backbone": name, "resolution": None, "source": "pretrained"}
+    return make_spec(**{**fields, "lr": 1e-2, "augment": "none", **changes})
+
+
+def run(spec: TrialSpec, cache: Cache) -> tuple[Training, list[tuple[float, float, float]]]:
+    fit = Training(spec, Cpu(), cache)
+    return fit, [(e.train_loss, e.val_loss, e.val_accuracy) for e in fit]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_strategies_train_it_with_and_without_cached_layers(
+    strategy: Strategy, make_spec: Callable[..., TrialSpec], texts: str, bert: str
+) -> None:
+    """Audited by `finish`; a second run is equal bit for bit."""
+    spec = spec_of(make_spec, texts, bert, strategy=strategy, epochs=3)
+    fit, uncut = run(spec, Cache(budget=0))
+    assert fit.finish(test=True).metrics["test_loss"] > 0
+    assert len(set(uncut)) > 1
+    cached, again = run(spec, Cache())
+    np.testing.assert_allclose(again, uncut, rtol=2e-5)  # sums depend on the size of a batch
+    assert run(spec, Cache(budget=0))[1] == uncut
+    kept = cached.finish(test=False).notes["prefix"]
+    frozen = isinstance(strategy, LinearProbe | LastBlock | GradualUnfreezing)
+    assert ("kept after" in kept) == frozen
+
+
+@pytest.mark.parametrize(
+    ("head", "depth"), [("linear", 2), ("mlp", None), ("attentive", None), ("attentive", 2)]
+)
+def test_heads_on_any_depth_do_not_see_the_padding(head: Any, depth: int | None, bert: str) -> None:
+    network = build(bert, "pretrained", 3, 0, head=head, depth=depth)
+    rows = network.input.random(6, torch.Generator().manual_seed(0))
+    model = network.model.eval()
+    with torch.no_grad():
+        wanted = model(network.prepared(rows))
+        for row, logits in zip(rows, wanted, strict=True):
+            length = int(row[1].sum())
+            alone = model(network.prepared(row[None, :, :length]))
+            torch.testing.assert_close(alone[0], logits, rtol=0, atol=1e-5)
+    assert float(wanted.std(0).min()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "strategy"),
+    [*(("bert", strategy) for strategy in STRATEGIES), ("deberta-v2", FullFineTune())],
+)
+def test_memory_is_that_of_live_tensors(
+    kind: str,
+    strategy: Strategy,
+    make_spec: Callable[..., TrialSpec],
+    texts: str,
+    tmp_path: Path,
+) -> None:
+    name = save_encoder(tmp_path, kind, **KINDS[kind])
+    spec = spec_of(make_spec, texts, name, strategy=strategy, batch_size=8, epochs=3)
+    backbone = build(name, "scratch", 2, 0, lora_rank=strategy.lora_rank)
+    rows = load_target(spec.target).medium.form(backbone.input).blank(8)
+    tuned = backbone.tuned_names(strategy.tuned)
+    scales = strategy.lr_scales(len(backbone.groups), spec.epochs - 1)
+    parameters = [
+        p
+        for group, scale in zip(backbone.groups, scales, strict=True)
+        for n, p in group.parameters.items()
+        if scale is not None and n in tuned
+    ]
+    backbone.model.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_()
+    backbone.train_mode(g for g, scale in enumerate(scales) if scale is not None)
+    optimizer = torch.optim.AdamW(parameters, fused=True)
+    meter = StorageMeter()
+    with meter:
+        meter.follow([*backbone.model.parameters(), *backbone.model.buffers()])
+        for _ in range(2):
+            logits = backbone.model(rows.long())
+            nn.functional.cross_entropy(logits, torch.zeros(8).long()).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            del logits
+    live = sum(meter.peak().values()) / MIB
+    assert forecast(spec).train_peak_mib == pytest.approx(live, rel=0.02)
+
+
+def test_adapters_are_in_all_linear_layers_of_attention(bert: str) -> None:
+    network = build(bert, "pretrained", 2, 0, lora_rank=2)
+    adapted = {n.split(".lora_")[0] for n in network.tuned_names("lora") if ".lora_" in n}
+    inside = ("self.query", "self.key", "self.value", "output.dense")
+    assert adapted == {f"layer{i}.block.attention.{n}" for i in range(3) for n in inside}
+    rows = network.input.random(3, torch.Generator().manual_seed(0))
+    plain = pooled(build(bert, "pretrained", 2, 0), rows)
+    torch.testing.assert_close(pooled(network, rows), plain, rtol=0, atol=1e-6)
+    for parameter in network.model.parameters():
+        parameter.data += 0.05
+    wanted = network.model(network.prepared(rows))
+    merged = plain_network(network, None)
+    torch.testing.assert_close(merged(network.prepared(rows)), wanted, rtol=0, atol=1e-4)
+
+
+def test_operations_are_counted(bert: str, texts: str) -> None:
+    form = load_target(texts).medium.form(build(bert, "scratch", 2, 0).input)
+    tokens, width = 12, 16
+    layer = tokens * (4 * width * width + 2 * width * 24) + 2 * tokens * tokens * width
+    assert inference_cost(bert, 5, None, Cpu(), form)["multiply_adds"] == 3 * layer + width * 5
+
+
+def test_its_export_classifies_texts(
+    make_spec: Callable[..., TrialSpec], texts: str, bert: str, tmp_path: Path
+) -> None:
+    fit, _ = run(spec_of(make_spec, texts, bert), Cache())
+    about = describe(fit.backbone, bert, ("first", "second"))
+    write(tmp_path / "model", plain_network(fit.backbone, None), about, fit.backbone.input)
+    model = open_model(tmp_path / "model")
+    rows = fit.backbone.input.random(4, torch.Generator())
+    with torch.no_grad():
+        wanted = fit.backbone.model.eval()(fit.backbone.prepared(rows)).softmax(1)
+    torch.testing.assert_close(model.probabilities(rows), wanted, rtol=0, atol=1e-6)
+
+
+# --- bad input ---------------------------------------------------------------------------------------
+
+
+def refused(name: str, said: str, source: str = "pretrained") -> None:
+    with pytest.raises(UserError, match=said):
+        build(name, source, 2, 0)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+def test_models_that_generate_text_are_refused_by_name(kind: str, tmp_path: Path) -> None:
+    config = transformers.AutoConfig.for_model(kind)
+    config.save_pretrained(tmp_path)
+    refused(f"transformers:{tmp_path}", f"of type {kind}, which is no encoder of texts")
+
+
+def test_models_whose_layers_share_weights_are_refused(tmp_path: Path) -> None:
+    name = save_encoder(tmp_path, "albert", embedding_size=8)
+    refused(name, "albert has no list of layers, or its layers share weights")
+
+
+def test_a_folder_without_a_tokenizer_or_a_model_is_refused(bert: str, tmp_path: Path) -> None:
+    name = save_encoder(tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    refused(name, r"has no tokenizer: .*tokenizer.json cannot be read; save that of transformers")
+    (tmp_path / "empty").mkdir()
+    refused(f"transformers:{tmp_path / 'empty'}", "has no config.json of a model of transformers")
+    refused(f"transformers:{tmp_path / 'absent'}", "there is no folder .*absent")
+    refused(f"{bert}[pool=max]", r"use minilm, .* nothing or \[pool=...\] with mean or cls")
+    refused(bert, "has no weights 'imagenet'; use source 'pretrained'", "imagenet")
+
+
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(tmp_path: Path) -> None:
+    name = save_encoder(tmp_path, vocab_size=10)
+    refused(name, r"tokenizer has 21 tokens, but the model only 10 embeddings")
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    name = save_encoder(tmp_path / "two", num_hidden_layers=2)
+    other = Path(save_encoder(tmp_path / "three").removeprefix("transformers:"))
+    weights = (tmp_path / "two" / "model.safetensors").read_bytes()
+    (other / "model.safetensors").write_bytes(weights)
+    refused(f"transformers:{other}", "belong to another architecture: 16 are missing")
+    (other / "model.safetensors").write_bytes(b"nonsense")
+    refused(f"transformers:{other}", "cannot be read")
+    assert build(name, "pretrained", 2, 0)
+
+
+def test_a_model_of_the_hub_needs_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "create_connection", unreachable)
+    refused(
+        "transformers:nobody/no-such-model",
+        "nobody/no-such-model is not on this machine and could not be loaded from the hub",
+    )
+
+
+def test_the_extra_is_asked_for(monkeypatch: pytest.MonkeyPatch, bert: str) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    refused(bert, r"networks that read text need the extra: pip install -e '.\[text\]'", "scratch")
+
+
+def test_what_does_not_suit_it_is_refused(
+    make_spec: Callable[..., TrialSpec], texts: str, bert: str
+) -> None:
+    def check(spec: TrialSpec) -> None:
+        check_network(Training(spec, Cpu()).backbone, spec)
+
+    with pytest.raises(UserError, match="takes 24 tokens of text and cannot be used for images"):
+        check(spec_of(make_spec, "digits", bert))
+    with pytest.raises(UserError, match="resolution 64 is for networks that take images"):
+        check(spec_of(make_spec, texts, bert, resolution=64))
+
+
+def test_texts_are_at_most_as_long_as_the_network_takes(texts: str, bert: str) -> None:
+    target = load_target(texts.replace("tokens=12", "tokens=100"))
+    assert target.medium.form(build(bert, "scratch", 2, 0).input).shape == (2, 24)
