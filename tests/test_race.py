@@ -16,17 +16,24 @@ from scipy import stats
 
 from analysis import compare, text, topics
 from analysis.load import StudyTable
+from harness import merge_bundles, pack_study
 from harness.core.errors import UserError
 from harness.core.race import ALPHA, FIRST, Result, Results, Round, race, standing
+from harness.core.records import TrialRecord
 from harness.core.selection import METRICS
 from harness.core.study import MAX_EFFORT, Study
 from harness.core.units import Seconds
 from harness.deploy.choice import choose
+from harness.search import launch
+from harness.search.costs import CellCost
 from harness.search.overview import overview
 from harness.search.plan import Plan
+from harness.search.record import Record
+from harness.search.storage import read_storage
 from harness.study import main
 from harness.tracking.results import after_race, cell_records
 from harness.tracking.runs import Kept, Recorded
+from harness.training.forecast import Forecast
 from tests.lab import Lab, World, info_of, make_study
 from tests.made_studies import table, trial
 
@@ -287,6 +294,52 @@ def test_a_budget_too_small_for_the_first_round_says_what_would_do(
     error = capsys.readouterr().err
     assert "a budget of 0.0001s is too small" in error
     assert re.search(r"give at least --budget \d+s", error)
+    assert not Path("mlruns").exists()
+
+
+@pytest.fixture
+def second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The arguments of a race of one second, which fits by the forecast."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "cell_costs", lambda *_: [])
+    content = STUDY.replace("SHOTS", '["5", "6"]').replace("int(shots)", "6")
+    Path("toy.py").write_text(content)
+    return ["--space", "toy.py", "--device", "cpu", "--budget", "1s"]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_race_is_resumed_even_if_its_first_round_would_not_fit_by_the_forecast(
+    workers: str, second: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [*second, "--workers", workers]
+    assert main(command) == 0
+    found = trials_in("mlruns")
+    slow = CellCost("5", Forecast(0, 0, 0, 0, 0, 0), 1e6)
+    monkeypatch.setattr(launch, "cell_costs", lambda *_: [slow])
+    assert main(command) == 0
+    assert trials_in("mlruns") == found
+    assert {t.outcome for t in found} == {"complete"}
+    assert {t.slot.cell["shots"] for t in found if t.slot.phase == "repeat"} == {"5", "6"}
+    assert main([*command, "--dry-run"]) == 0
+
+
+def trials_in(folder: str) -> list[TrialRecord]:
+    record = Record(read_storage(f"sqlite:///{folder}/optuna.db"), Path(folder))
+    info = record.info("toy")
+    assert overview(Plan.of(info), record.trials(info)).over
+    return record.trials(info)
+
+
+def test_a_race_is_over_in_the_record_that_its_bundle_is_merged_into(
+    second: list[str],
+) -> None:
+    assert main(second) == 0
+    pack_study("toy", "toy.zip")
+    merge_bundles(["toy.zip"], "there")
+    keys = [t.slot.key for t in trials_in("there")]
+    assert keys == [t.slot.key for t in trials_in("mlruns")]
+    assert main([*second, "--tracking-uri", "sqlite:///there/mlflow.db"]) == 0
+    assert [t.slot.key for t in trials_in("there")] == keys
 
 
 # --- the report ------------------------------------------------------------------------------------

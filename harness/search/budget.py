@@ -52,6 +52,8 @@ def check_one_target(study: Study, specs: Mapping[str, TrialSpec]) -> None:
 def check_first_round(study: Study, costs: Iterable[CellCost]) -> None:
     """Refuse a budget in which not even the first round fits, by the forecast.
 
+    For a study that has not begun: later the trials' own seconds decide.
+
     Raises:
         UserError: naming a budget that would do.
     """

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from harness.core.command_line import program
-from harness.core.errors import without_password
+from harness.core.errors import UserError, without_password
 from harness.core.race import SCREENING
 from harness.core.records import StudyInfo
 from harness.core.signals import (
@@ -24,7 +26,7 @@ from harness.core.study_file import load_study, study_docstring, study_file_tags
 from harness.data.cached import Cache, default_folder
 from harness.search.budget import check_first_round, check_one_target, check_options
 from harness.search.coordinator import Coordinator, RunContext, StudyStopped
-from harness.search.costs import cell_costs
+from harness.search.costs import CellCost, cell_costs
 from harness.search.executors import Executor
 from harness.search.executors.inline import Inline
 from harness.search.lock import sole_runner
@@ -36,7 +38,7 @@ from harness.search.preview import print_costs, print_plan
 from harness.search.progress import show
 from harness.search.record import Record, StorageFailed
 from harness.search.space import quiet_optuna
-from harness.search.storage import check_storage_url, open_storage
+from harness.search.storage import check_storage_url, open_storage, read_storage
 from harness.tracking.new_store import NewStore
 from harness.tracking.projection import Projection
 from harness.training.device import resolve_device
@@ -83,15 +85,16 @@ def launch(
         print_notes(checked, options)
         if study.budget is not None:
             check_one_target(study, checked.specs)
+        costs: Iterable[CellCost] = cell_costs(
+            checked.specs, device, cache
+        )  # if they are asked for
         if dry_run:
             print_plan(study, checked.specs, device)
-            costs = cell_costs(checked.specs, device, cache)
-            known = print_costs(study, costs, options.max_memory)
-            if study.budget is not None:
-                check_first_round(study, known)
+            costs = print_costs(study, costs, options.max_memory)
+        if study.budget is not None and not is_recorded(study.name, options):
+            check_first_round(study, costs)
+        if dry_run:
             return 0
-        if study.budget is not None:
-            check_first_round(study, cell_costs(checked.specs, device, cache))
         info = study_info(study, path, options, checked.leaks)
         forget_request()
         with handlers_put_back():
@@ -114,6 +117,16 @@ def print_notes(checked: Preflight, options: StudyOptions) -> None:
                 f"leave it out, and put it into {better}",
                 file=sys.stderr,
             )
+
+
+def is_recorded(name: str, options: StudyOptions) -> bool:
+    """Whether there is a record of the study. Nothing is created; stores that cannot be read count as empty,
+    because opening them says what is wrong."""
+    home = record_home(options.storage, options.tracking_uri)
+    with suppress(UserError):
+        storage = read_storage(record_url(options.storage, options.tracking_uri))
+        return Record(storage, home).has(name)
+    return False
 
 
 def open_cache(options: StudyOptions) -> Cache:
