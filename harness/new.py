@@ -1,6 +1,7 @@
 """Inspect a data set, print the findings, and write a study file to edit.
 
     python -m harness.new --target folder:PATH
+    python -m harness.new --target folder:PATH --budget 20m    # a race of the most promising backbones
 
 Beside it, in report/NAME/, a sheet of the classes: classes.png and classes.html. Nothing is overwritten.
 """
@@ -9,11 +10,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from harness.core.caller import undisturbed
-from harness.core.command_line import File, command
+from harness.core.command_line import TIME, File, command
 from harness.core.study import Study
+from harness.core.units import Seconds
 
 if TYPE_CHECKING:
     from harness.dataset_report.inspection import DataSetReport
@@ -38,6 +40,7 @@ def look_at(target: str) -> DataSetReport:
 def propose_study(
     target: str,
     *,
+    budget: Annotated[Seconds | str | None, TIME] = None,
     out: File | None = None,
     report: File = Path("report"),
     device: str = "auto",
@@ -46,6 +49,9 @@ def propose_study(
 
     Args:
         target: as in TrialSpec, e.g. folder:PATH, csv:PATH or digits.
+        budget: time for all trials of the study, e.g. 20m, for which its cells race. Before, all backbones at
+            hand are screened by a linear probe and nearest neighbours on frozen features; the first ones, as
+            many as fit into this time, are compared.
         out: study file to write, by default studies/NAME.py; nothing is overwritten.
         report: folder in which a folder of the study's name gets classes.png and classes.html.
         device: auto, cpu, cuda or mps; its time is forecast.
@@ -54,11 +60,14 @@ def propose_study(
         The study as the file has it.
 
     Raises:
-        UserError: if the file is there already, an example cannot be read, or there are too few.
+        UserError: if the file is there already, an example cannot be read, there are too few, or the budget
+            is no time or too small.
     """
     from harness.dataset_report.new_study import slug, write_study
 
-    return write_study(target, Path(out or f"studies/{slug(target)}.py"), Path(report), device)
+    seconds = None if budget is None else Seconds(budget)
+    path = Path(out or f"studies/{slug(target)}.py")
+    return write_study(target, path, Path(report), device, seconds)
 
 
 main = command("harness.new", propose_study)

@@ -5,6 +5,7 @@ python -m harness.rank --target folder:pets --sources tf_efficientnet_lite0,mobi
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.core.caller import undisturbed
-from harness.core.command_line import TEXT, File, command
+from harness.core.command_line import TEXT, File, command, program
 from harness.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -96,6 +97,10 @@ def show(found: Ranking) -> None:
     show_candidates(found.candidates)
     show_evidence(found.evidence)
     print(*found.verdict, sep="\n")
+    print(
+        f"next: {program('python')} -m harness.new --target {shlex.quote(found.target)} --budget 20m "
+        "screens backbones by such measures, and writes a study in which the first ones race"
+    )
 
 
 def show_candidates(found: Sequence[Candidate]) -> None:

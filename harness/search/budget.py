@@ -59,13 +59,17 @@ def check_first_round(study: Study, costs: Iterable[CellCost]) -> None:
     """
     assert study.seconds is not None
     known = list(costs)
-    first = FIRST * sum(cost.seconds or 0.0 for cost in known)
-    least = first / SCREENING
+    least = least_seconds(known)
     if study.seconds < least:
         most = int(len(known) * study.seconds / least)
         fewer = f", or compare at most {most} cells" if most > 1 else ""
         raise UserError(
             f"a budget of {study.budget} is too small: the first {FIRST} trials of each of the {len(known)} "
-            f"cells take about {first:.2g} s by the forecast, and tuning has {SCREENING:.0%} of the budget; "
-            f"give at least --budget {Seconds(math.ceil(least))}{fewer}"
+            f"cells take about {SCREENING * least:.2g} s by the forecast, and tuning has {SCREENING:.0%} of "
+            f"the budget; give at least --budget {Seconds(math.ceil(least))}{fewer}"
         )
+
+
+def least_seconds(costs: Iterable[CellCost]) -> float:
+    """The smallest budget in which the first round of these cells fits, by the forecast."""
+    return FIRST * sum(cost.seconds or 0.0 for cost in costs) / SCREENING
