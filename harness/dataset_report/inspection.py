@@ -109,6 +109,11 @@ class DataSetReport:
             names += [file.relative_to(top).as_posix() for file in files]
         return names
 
+    @cached_property
+    def copies(self) -> dict[int, int]:
+        """Position -> number of its group in `same_files`."""
+        return {i: number for number, group in enumerate(self.same_files) for i in group}
+
     @property
     def nouns(self) -> str:
         """What the examples are called."""

@@ -158,7 +158,7 @@ def _duplicates(report: DataSetReport) -> Iterator[str]:
         yield (
             f"Pairs of {report.nouns} that are identical (=) or near duplicates (~; correlation of "
             f"{target.medium.alike} at least {report.form.near:g}): "
-            f"{_few([_pair(report, leak) for leak in near])}."
+            f"{_pairs(report, near)}."
         )
     crossing = [
         leak for leak in report.duplicates if len(set(target.labels[list(leak.positions)])) > 1
@@ -166,12 +166,12 @@ def _duplicates(report: DataSetReport) -> Iterator[str]:
     if crossing:
         yield (
             "Duplicates in different classes, one of which may have a wrong label: "
-            f"{_few([_pair(report, leak) for leak in crossing])}."
+            f"{_pairs(report, crossing)}."
         )
     if report.leaks:
         yield (
             f"LEAKAGE: identical {report.nouns} or near duplicates in different official parts: "
-            f"{_few([_pair(report, leak) for leak in report.leaks])}; remove them from one part, otherwise "
+            f"{_pairs(report, report.leaks)}; remove them from one part, otherwise "
             "test accuracy is too high."
         )
     if len(report.decoded) < len(target.labels) and len(target.labels) > MOST_DECODED:
@@ -196,15 +196,16 @@ def details(report: DataSetReport) -> list[str]:
     """The files and pairs that the sentences count, one per line, at most 300 of each kind."""
     kinds = (
         [f"cannot be read: {path}: {why}" for path, why in report.broken.items()],
-        [f"leak: {_pair(report, leak)}" for leak in report.leaks],
-        [f"alike: {_pair(report, leak)}" for leak in report.duplicates],
+        [f"leak: {_pair(report, leak)}" for leak in report.leaks[:300]],
+        [f"alike: {_pair(report, leak)}" for leak in report.duplicates[:300]],
         [f"{report.short(path)} is {kind}" for path, kind in report.misnamed.items()],
     )
     return [line for lines in kinds for line in lines[:300]]
 
 
 def _same(report: DataSetReport, leak: Leak) -> bool:
-    return any(set(leak.positions) <= set(group) for group in report.same_files)
+    first, second = map(report.copies.get, leak.positions)
+    return first is not None and first == second
 
 
 def _pair(report: DataSetReport, leak: Leak) -> str:
@@ -212,7 +213,12 @@ def _pair(report: DataSetReport, leak: Leak) -> str:
     return f"{report.at(a)} {'=' if leak.exact else '~'} {report.at(b)}"
 
 
-def _few(items: Sequence[str]) -> str:
+def _pairs(report: DataSetReport, leaks: Sequence[Leak]) -> str:
+    """The number of pairs, and the first ones; there may be millions."""
+    return _few([_pair(report, leak) for leak in leaks[: SHOWN + 1]], len(leaks))
+
+
+def _few(items: Sequence[str], count: int | None = None) -> str:
     """The number of items, and the first ones."""
     more = "; ..." if len(items) > SHOWN else ""
-    return f"{len(items)} ({'; '.join(items[:SHOWN])}{more})"
+    return f"{count or len(items)} ({'; '.join(items[:SHOWN])}{more})"
