@@ -5,14 +5,18 @@
 The policy is `harness.core.race`, the code that runs studies. It is compared with studies of equal numbers
 of trials and repeats, on the ledgers of `benchmarks.ledgers`. Regret is the test score of the best cell, with
 its best configuration, minus that of the chosen cell with its chosen configuration, both means over all runs
-in the ledger. Prints a table, and writes it to --out. docs/pages/race.md explains it.
+in the ledger. Prints tables, and in the last line JSON with the medians over targets; writes the longer table
+to --out. docs/pages/race.md explains it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,6 +186,24 @@ def needed(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def summary(medians: pd.DataFrame) -> dict[str, dict[str, float | None]]:
+    """`needed` (None if no race was as good) and `wrong`, by ledger and numbers of the equal study.
+
+    Args:
+        medians: from `needed`, over the targets of each ledger; indexed by ledger, trials and repeats.
+    """
+    names = [
+        f"{ledger}, {trials} trials + {repeats} repeats"
+        for ledger, trials, repeats in medians.index
+    ]
+    needed = [None if math.isinf(share) else share for share in medians["needed"].tolist()]
+    wrong = medians["wrong"].tolist()
+    return {
+        "needed": dict(zip(names, needed, strict=True)),
+        "wrong": dict(zip(names, wrong, strict=True)),
+    }
+
+
 def main() -> int:
     """Simulate, print the tables, and write the longer one to a file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.race", description=__doc__)
@@ -192,7 +214,7 @@ def main() -> int:
     parser.add_argument("--ledger", type=Path, default=Path("build/classifiers.csv.gz"))
     parser.add_argument("--studies", type=int, default=200, help="simulated studies of each target")
     parser.add_argument("--out", type=Path, default=Path("build/race.csv"))
-    options = parser.parse_args()
+    options, began = parser.parse_args(), time.perf_counter()
     ledgers = {f"classifiers, {name}": own for name, own in classifiers(options.ledger).items()}
     if (options.tables / RUNS).is_file():
         found = medmnist(options.tables / RUNS)
@@ -210,7 +232,9 @@ def main() -> int:
     table.round(5).to_csv(options.out, index=False)
     result = needed(table)
     result["ledger"] = result["ledger"].str.partition(",")[0]
-    print(result.groupby(["ledger", "trials", "repeats"]).median().round(3).to_string())
+    medians = result.groupby(["ledger", "trials", "repeats"]).median().round(3)
+    print(medians.to_string())
+    print(json.dumps({"seconds": time.perf_counter() - began, **summary(medians)}))
     return 0
 
 

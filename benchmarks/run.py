@@ -33,6 +33,7 @@ WORKS = (
     "overhead",
     "first_result",
     "busy_neighbour",
+    "time_box",
     "large_folder",
 )
 NEEDS = {
@@ -94,6 +95,9 @@ def jobs(arguments: argparse.Namespace, work: str) -> list[Job]:
         return [Job(work, tables.OURS, ("benchmarks.first_result",), 0, 0, arguments.rounds)]
     if work == "busy_neighbour":
         command = ("benchmarks.neighbour", "--rounds", "1" if small else str(arguments.rounds))
+        return [Job(work, tables.OURS, command, 0, 0, 1)]
+    if work == "time_box":
+        command = ("benchmarks.race", "--studies", "2" if small else "60")
         return [Job(work, tables.OURS, command, 0, 0, 1)]
     if work == "large_folder":
         command = ("benchmarks.large_folder", "--images", "20000" if small else "200000")

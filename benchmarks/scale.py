@@ -3,9 +3,9 @@
     python -m benchmarks.scale                    # about 20 minutes
     python -m benchmarks.scale --trials 500
 
-Prints one line of JSON: what `benchmarks.overhead` prints; `early_mib` and `late_mib`, the resident memory of
-the process after a tenth of the trials and after the last one; and the seconds that the same command takes to
-resume (there is nothing left to do), the status, and the report.
+Prints a table of goals, and then one line of JSON: what `benchmarks.overhead` prints; `early_mib` and
+`late_mib`, the resident memory of the process after a tenth of the trials and after the last one; and the
+seconds that the same command takes to resume (there is nothing left to do), the status, and the report.
 """
 
 from __future__ import annotations
@@ -16,11 +16,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
+from benchmarks import tables
 from benchmarks.overhead import FILE, Spent, summary
+from benchmarks.tables import Goal
 
 NAME = FILE.stem
+SECONDS = {"resume": 20.0, "status": 2.0, "report": 60.0}
+"""Goals for the time of the commands."""
 
 
 def seconds(*command: str) -> float:
@@ -28,6 +33,21 @@ def seconds(*command: str) -> float:
     began = time.perf_counter()
     subprocess.run([sys.executable, "-m", *command], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began
+
+
+def goals(line: Mapping[str, float]) -> list[Goal]:
+    """What was measured against what is wanted."""
+    found = []
+    for name, unit in (("overhead", "ms"), ("memory", "mib")):
+        early, late = line[f"early_{unit}"], line[f"late_{unit}"]
+        goal = f"{name} late within {tables.SAME:g}x of early"
+        text = f"{late / early:.2f}x ({early:.0f}, then {late:.0f} {unit.replace('mib', 'MiB')})"
+        found.append(Goal("scale", goal, text, late <= tables.SAME * early))
+    for name, most in SECONDS.items():
+        taken = line[f"{name}_s"]
+        goal = f"{name} in under {most:g} s"
+        found.append(Goal("scale", goal, f"{taken:.1f} s", taken < most))
+    return found
 
 
 def main() -> None:
@@ -49,6 +69,7 @@ def main() -> None:
                 "analysis.report", "--study", NAME, *store, "--out", f"{folder}/report"
             ),
         }
+    print(tables.goals_table(goals(line)))
     print(json.dumps(line))
 
 

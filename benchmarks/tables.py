@@ -32,6 +32,9 @@ it was on 2026-11-30."""
 BUSY = {"busy": 3.0, "quiet": 1.05}
 """Goals beside a busy program: time as a multiple of the quiet time; on a quiet machine, of the time with
 OpenMP's own way of waiting."""
+TIME_BOX, WRONG = 1 / 3, 0.05
+"""Goals for races, simulated: the share of the time of a study with equal numbers in which they choose as
+well, and the share of them that retire the best finalist."""
 LARGE_SECONDS, LARGE_READ_MIB, KIB_PER_IMAGE = 20.0, 1.0, 1.0
 
 
@@ -130,7 +133,7 @@ def goals(lines: Sequence[Line]) -> list[Goal]:
             found.append(_near_limit(lines, work))
         found += [_same_accuracy(lines, work), _memory(lines, work)]
     found += [*_default_study(lines), *_overhead(lines), _first_result(lines)]
-    return [*found, *_busy_neighbour(lines), *_large_folder(lines)]
+    return [*found, *_busy_neighbour(lines), *_time_box(lines), *_large_folder(lines)]
 
 
 def _judge(work: str, goal: str, value: float, text: str, reached: bool) -> Goal:
@@ -255,6 +258,21 @@ def _busy_neighbour(lines: Sequence[Line]) -> list[Goal]:
     return goals
 
 
+def _time_box(lines: Sequence[Line]) -> list[Goal]:
+    work = "time_box"
+    found = _lines(lines, work, OURS)
+    if not found:
+        return [Goal(work, "a race in at most a third of the time", "not measured", None)]
+    goals = []
+    for name, share in found[-1]["needed"].items():
+        goal = f"as good a choice in at most {TIME_BOX:.2f} of the time of equal numbers ({name})"
+        text = "not even in all of it" if share is None else f"{share:.2f}"
+        goals.append(Goal(work, goal, text, share is not None and share <= TIME_BOX))
+    wrong = max(found[-1]["wrong"].values())
+    goal = f"the best finalist is retired in at most {WRONG:.0%} of races"
+    return [*goals, Goal(work, goal, f"{wrong:.1%}", wrong <= WRONG)]
+
+
 def _large_folder(lines: Sequence[Line]) -> list[Goal]:
     work = "large_folder"
     found = _lines(lines, work, OURS)
@@ -283,8 +301,6 @@ def _large_folder(lines: Sequence[Line]) -> list[Goal]:
 
 def markdown(lines: Sequence[Line]) -> str:
     """Both tables, with the machine."""
-    verdict = {True: "yes", False: "**no**", None: "not measured"}
-    aimed = [(g.work, g.goal, g.measured, verdict[g.reached]) for g in goals(lines)]
     measured = [
         (
             r.work,
@@ -305,12 +321,19 @@ def markdown(lines: Sequence[Line]) -> str:
         "\n\n".join(
             [
                 "\n".join(dict.fromkeys(str(x["machine"]) for x in lines)),
-                _table("work,goal,measured,reached".split(","), aimed),
+                goals_table(goals(lines)),
                 _table(head.split(","), measured),
             ]
         )
         + "\n"
     )
+
+
+def goals_table(found: Iterable[Goal]) -> str:
+    """Goals in Markdown, each with its verdict."""
+    verdict = {True: "yes", False: "**no**", None: "not measured"}
+    aimed = [(g.work, g.goal, g.measured, verdict[g.reached]) for g in found]
+    return _table("work,goal,measured,reached".split(","), aimed)
 
 
 def _number(value: float, digits: int) -> str:

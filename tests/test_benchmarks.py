@@ -8,9 +8,11 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from benchmarks import overhead, recipe, tables
+from benchmarks import overhead, race, recipe, scale, tables
 from benchmarks.data import make_folders
 from harness.data.embedded import FASHION_MNIST
 
@@ -116,6 +118,30 @@ def test_busy_program_may_cost_three_times_the_quiet_time_and_a_quiet_machine_no
     found = [g for g in tables.goals(lines) if g.work == "busy_neighbour"]
     assert [g.reached for g in found] == [True, False, False, True]
     assert "9.00x" in found[0].measured
+
+
+def test_a_race_that_is_never_as_good_misses_its_goal() -> None:
+    shares = {"needed": {"a": 0.3, "b": 0.48, "c": None}, "wrong": {"a": 0.01, "b": 0.02, "c": 0.0}}
+    lines = [line("ours", 60.0, "time_box", **shares)]
+    found = [(g.measured, g.reached) for g in tables.goals(lines) if g.work == "time_box"]
+    expected = [("0.30", True), ("0.48", False), ("not even in all of it", False), ("2.0%", True)]
+    assert found == expected
+
+
+def test_a_race_that_was_not_as_good_in_all_of_the_time_has_no_share() -> None:
+    index = pd.MultiIndex.from_tuples([("ledger", 16, 5), ("ledger", 6, 10)])
+    medians = pd.DataFrame({"needed": [np.inf, 0.5], "wrong": [0.0, 0.01]}, index)
+    first, second = "ledger, 16 trials + 5 repeats", "ledger, 6 trials + 10 repeats"
+    assert race.summary(medians) == {
+        "needed": {first: None, second: 0.5},
+        "wrong": {first: 0.0, second: 0.01},
+    }
+
+
+def test_a_large_study_must_stay_level_and_answer_soon() -> None:
+    level = {"early_ms": 10.0, "late_ms": 13.0, "early_mib": 100.0, "late_mib": 110.0}
+    seconds = {"resume_s": 19.0, "status_s": 2.5, "report_s": 59.0}
+    assert [g.reached for g in scale.goals(level | seconds)] == [False, True, True, False, True]
 
 
 def test_reading_pixels_fails_the_large_folder() -> None:
