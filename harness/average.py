@@ -61,7 +61,8 @@ def average_networks(
         raise UserError(f"--members must be at least 1, got {members}")
 
     from harness.core.stores import default_tracking_uri
-    from harness.data.cached import Cache, default_folder
+    from harness.data.cache_folder import default_folder
+    from harness.data.cached import Cache
     from harness.deploy.averages import PHASE, plans
     from harness.deploy.choice import choose
     from harness.tracking.experiment import Experiment

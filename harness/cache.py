@@ -20,7 +20,8 @@ from harness.core.html import as_table
 from harness.core.units import format_bytes
 
 if TYPE_CHECKING:
-    from harness.data.cached import Cache, Entry
+    from harness.data.cache_folder import Entry
+    from harness.data.cached import Cache
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ def empty_cache(folder: Path | None = None) -> int:
 
 
 def _cache(folder: Path | None) -> Cache:
-    from harness.data.cached import Cache, default_folder
+    from harness.data.cache_folder import default_folder
+    from harness.data.cached import Cache
 
     if folder and not Path(folder).is_dir():
         raise UserError(f"--cache-dir {folder} is not a folder")

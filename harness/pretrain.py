@@ -67,7 +67,8 @@ def pretrain_sources(
     from harness.backbones import check_backbone
     from harness.backbones.recorded import PREFIX
     from harness.core.stores import ROOT, default_tracking_uri
-    from harness.data.cached import Cache, default_folder
+    from harness.data.cache_folder import default_folder
+    from harness.data.cached import Cache
     from harness.search.lock import sole_runner
     from harness.similarity.sources.recording import (
         EXPERIMENT,

@@ -57,7 +57,8 @@ def rank_sources(
 
     from harness.backbones.weights import WHEELS
     from harness.core.stores import default_tracking_uri
-    from harness.data.cached import Cache, default_folder
+    from harness.data.cache_folder import default_folder
+    from harness.data.cached import Cache
     from harness.similarity.sources.evidence import PHASES, evidence, read_results
     from harness.similarity.sources.ranking import (
         Ranking,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from benchmarks.postgres import Server
 from harness.core.spec import TrialSpec
+from harness.core.stores import sqlite_path
 from harness.core.strategies import FullFineTune
 from tests.lab import Lab, World
 
@@ -58,9 +60,29 @@ def make_spec() -> Callable[..., TrialSpec]:
     return make
 
 
+@pytest.fixture(scope="session", autouse=True)
+def migrations_run_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Every new MLflow database is a copy of the first one: its migrations take seconds, and a command has
+    another process do them."""
+    from harness import study
+    from harness.tracking import experiment
+
+    first, make_tables = tmp_path_factory.mktemp("first") / "mlflow.db", experiment._make_tables
+
+    def copy(url: str) -> None:
+        if not first.exists():
+            make_tables(f"sqlite:///{first}")
+        shutil.copy(first, str(sqlite_path(url)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "_make_tables", copy)
+        patch.setattr(study, "NewStore", nullcontext)
+        yield
+
+
 @pytest.fixture(scope="session")
 def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database without runs. Its migrations take seconds, so they are done once."""
+    """An MLflow database without runs."""
     from harness.tracking.experiment import open_store
 
     path = tmp_path_factory.mktemp("template") / "mlflow.db"

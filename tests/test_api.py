@@ -20,7 +20,7 @@ import analysis
 import harness
 from harness import StudyOptions, study
 from harness.core.errors import UserError
-from harness.data.cached import Entry
+from harness.data.cache_folder import Entry
 from harness.similarity import Measurement
 from harness.similarity.sources.ranking import Candidate
 from harness.tracking.replay import Comparison

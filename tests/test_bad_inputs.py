@@ -47,7 +47,7 @@ from harness.core.stores import default_tracking_uri
 from harness.core.study import Study
 from harness.core.study_file import load_study
 from harness.data import clear_caches, load_target, open_image
-from harness.data.cached import default_folder
+from harness.data.cache_folder import default_folder
 from harness.inputs import Pixels
 from harness.search import preflight
 from harness.search.cell import CellSearch

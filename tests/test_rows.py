@@ -13,6 +13,7 @@ import torch
 
 from harness import cache as command
 from harness.data import cached as module
+from harness.data.cache_folder import default_folder
 from harness.data.cached import Cache, CachedArray, CachedView, CacheFull, Positions
 
 COUNT, SHAPE = 20, (2, 3)
@@ -302,4 +303,4 @@ def test_command_lists_and_empties(on_disk: Cache, capsys: pytest.CaptureFixture
 
 def test_default_folder_is_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert module.default_folder() == tmp_path / "transfer-harness"
+    assert default_folder() == tmp_path / "transfer-harness"

@@ -132,7 +132,7 @@ def depths(model: nn.Module) -> dict[str, int]:
     if family == "MobileNetV2":
         return {n: MOBILENET_V2[int(n.split(".")[1])] if "features" in n else 7 for n in names}
     if family in ("ConvNeXt", "SwinTransformer"):
-        # A downsampling layer belongs to the stage that it begins.
+        # A downsampling layer belongs to the stage that it ends; in timm, to the one that it begins.
         pattern = re.compile(r"features\.(\d+)\.")
         return {n: (int(m[1]) + 1) // 2 if (m := pattern.match(n)) else 4 for n in names}
     if family == "Inception3":

@@ -24,7 +24,6 @@ import time
 import weakref
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -36,6 +35,7 @@ from numpy.typing import NDArray
 
 from harness.core.errors import first_line
 from harness.core.units import format_bytes
+from harness.data.cache_folder import Entry, make_folder, paths_of, read_entry
 
 Positions = NDArray[np.int64]
 Fingerprints = NDArray[np.uint8]
@@ -104,7 +104,7 @@ class Cache:
         folders = (
             [] if self.folder is None else [p.parent for p in self.folder.glob("*/about.json")]
         )
-        found = [entry for folder in folders if (entry := _entry(folder)) is not None]
+        found = [entry for folder in folders if (entry := read_entry(folder)) is not None]
         return sorted(found, key=lambda entry: entry.used)
 
     def empty(self) -> int:
@@ -152,16 +152,6 @@ class Cache:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One entry of a cache folder: description, bytes on disk, and time of its last use (Unix time)."""
-
-    folder: Path
-    what: str
-    size: int
-    used: float
-
-
-@dataclass(frozen=True)
 class CachedView:
     """A selection of rows in a given order: `view[i]` is row `index[i]`."""
 
@@ -197,8 +187,8 @@ class CachedArray:
             self._checksums = np.zeros(count, _CHECKSUM)
         else:
             self.folder = cache.folder / self.key
-            _make_folder(self.folder, json.loads(key), sizes)
-            rows, checksums = (os.open(path, os.O_RDWR) for path in _paths(self.folder))
+            make_folder(self.folder, json.loads(key), sizes)
+            rows, checksums = (os.open(path, os.O_RDWR) for path in paths_of(self.folder))
             self._files = (rows, checksums)
             weakref.finalize(self, _close, self._files)
             maps = [mmap.mmap(rows, sizes[0]), mmap.mmap(checksums, sizes[1])]
@@ -336,54 +326,6 @@ def _runs(index: Positions) -> Iterator[tuple[int, int]]:
     return itertools.pairwise(edges)
 
 
-def _paths(folder: Path) -> tuple[Path, Path]:
-    return folder / "rows.bin", folder / "checksums.bin"
-
-
-def _make_folder(folder: Path, key: Mapping[str, str], sizes: tuple[int, int]) -> None:
-    """Create an empty entry unless there is one: complete under another name first, then renamed."""
-    if _is_sound(folder, sizes):
-        with suppress(OSError):
-            os.utime(folder / "about.json")
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
-    rows, checksums = _paths(beside)
-    with rows.open("wb") as file:
-        file.truncate(sizes[0])  # a hole, which takes no space until rows are written
-    checksums.write_bytes(
-        bytes(sizes[1])
-    )  # not a hole, because these are read before they are written
-    (beside / "about.json").write_text(json.dumps(key, indent=1))
-    try:
-        beside.rename(folder)
-    except OSError:
-        if not _is_sound(folder, sizes):  # damaged, not just created by another process
-            shutil.rmtree(folder, ignore_errors=True)
-            beside.rename(folder)
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _is_sound(folder: Path, sizes: tuple[int, int]) -> bool:
-    try:
-        found = tuple(path.stat().st_size for path in _paths(folder))
-    except OSError:
-        return False
-    return found == sizes and (folder / "about.json").is_file()
-
-
-def _entry(folder: Path) -> Entry | None:
-    about = folder / "about.json"
-    try:
-        size = sum(path.stat().st_blocks * 512 for path in _paths(folder))
-        what = str(json.loads(about.read_text())["what"])
-        return Entry(folder, what, size, about.stat().st_mtime)
-    except (OSError, ValueError, TypeError, KeyError):
-        return None  # being deleted, or damaged: the next use creates it again
-
-
 def _write_all(file: int, data: bytes, offset: int) -> None:
     left = memoryview(data)
     while left:
@@ -394,13 +336,3 @@ def _write_all(file: int, data: bytes, offset: int) -> None:
 def _close(files: tuple[int, int]) -> None:
     for file in files:
         os.close(file)
-
-
-def default_folder() -> Path:
-    """The folder transfer-harness in the user's cache folder ($XDG_CACHE_HOME, else ~/.cache), or in the
-    folder for temporary files if the user has no home."""
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    except RuntimeError:
-        return Path(tempfile.gettempdir()) / f"transfer-harness-{os.getuid()}"
-    return folder / "transfer-harness"

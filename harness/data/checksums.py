@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from harness.core.errors import UserError, first_line
-from harness.data.cached import default_folder
+from harness.data.cache_folder import default_folder
 from harness.data.images import shown
 
 FILE_NAME = "checksums.db"

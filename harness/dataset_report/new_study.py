@@ -13,7 +13,8 @@ from harness.core.errors import UserError
 from harness.core.study import SAFE_NAME, Study
 from harness.core.study_file import load_study
 from harness.core.units import Seconds
-from harness.data.cached import Cache, default_folder
+from harness.data.cache_folder import default_folder
+from harness.data.cached import Cache
 from harness.dataset_report.contact_sheet import draw, page
 from harness.dataset_report.inspection import DataSetReport, inspect_target
 from harness.dataset_report.proposal import Proposal, propose, source

@@ -26,7 +26,8 @@ from harness.data import (
     read_examples,
     split_indices,
 )
-from harness.data.cached import Cache, default_folder
+from harness.data.cache_folder import default_folder
+from harness.data.cached import Cache
 from harness.deploy.averages import Plan
 from harness.deploy.card import card
 from harness.deploy.int8 import CALIBRATED_ON, INT8, write_int8

@@ -23,7 +23,8 @@ from harness.core.signals import (
 from harness.core.stores import default_tracking_uri, record_home, record_url
 from harness.core.study import Study
 from harness.core.study_file import load_study, study_docstring, study_file_tags, study_sha256
-from harness.data.cached import Cache, default_folder
+from harness.data.cache_folder import default_folder
+from harness.data.cached import Cache
 from harness.search.budget import check_first_round, check_one_target, check_options
 from harness.search.coordinator import Coordinator, RunContext, StudyStopped
 from harness.search.costs import CellCost, cell_costs

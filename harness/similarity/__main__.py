@@ -72,7 +72,8 @@ def measure_similarity(
     study = load_study(study_path(str(space)))
 
     from harness.core.stores import default_tracking_uri
-    from harness.data.cached import Cache, default_folder
+    from harness.data.cache_folder import default_folder
+    from harness.data.cached import Cache
     from harness.search.space import first_draw
     from harness.similarity.sources.measuring import Measuring, as_run, pairs_of, shared_images
     from harness.tracking.experiment import Experiment

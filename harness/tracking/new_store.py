@@ -8,9 +8,11 @@ with NewStore() as new:
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
+from contextlib import closing, redirect_stdout
 from pathlib import Path
 from types import TracebackType
 
@@ -21,15 +23,15 @@ LONGEST = 60
 
 
 class NewStore:
-    """A database that is being made in a temporary folder, which is removed at the end of the block."""
+    """A database that another process makes in a temporary folder and sends here. Either process removes the
+    folder, so that nothing is left behind when this one is killed."""
 
     def __enter__(self) -> NewStore:
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        self._path = Path(self._folder.name, "mlflow.db")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(self._path)],
+            [sys.executable, "-m", __name__, self._folder.name],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
         return self
@@ -41,21 +43,32 @@ class NewStore:
         traceback: TracebackType | None,
     ) -> None:
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()
         self._folder.cleanup()
 
     def put(self, path: Path) -> None:
-        """Copy the database to `path`, unless a file is there or making it failed. MLflow then makes its own,
+        """Write the database to `path`, unless a file is there or making it failed. MLflow then makes one,
         or says why it cannot."""
         try:
-            code = self._process.wait(LONGEST)
+            made, _ = self._process.communicate(timeout=LONGEST)
         except subprocess.TimeoutExpired:
             return
-        if code == 0:
-            create_sqlite(path, lambda url: shutil.copyfile(self._path, str(sqlite_path(url))))
+        if self._process.returncode == 0:
+            create_sqlite(path, lambda url: Path(str(sqlite_path(url))).write_bytes(made))
+
+
+def main(folder: Path) -> None:
+    """Make the database in that folder, remove the folder, and write the database to standard output."""
+    from harness.tracking.experiment import open_store
+
+    path = folder / "mlflow.db"
+    with redirect_stdout(sys.stderr):
+        open_store(f"sqlite:///{path}")
+    with closing(sqlite3.connect(path)) as connection:
+        made = connection.serialize()
+    shutil.rmtree(folder)
+    sys.stdout.buffer.write(made)
 
 
 if __name__ == "__main__":
-    from harness.tracking.experiment import open_store
-
-    open_store(f"sqlite:///{sys.argv[1]}")
+    main(Path(sys.argv[1]))
