@@ -298,7 +298,17 @@ def test_a_run_that_took_far_longer_than_the_others_is_a_warning() -> None:
     assert any(line.startswith("Times are uneven") for line in warnings(compare.find(table(rows))))
 
 
-@pytest.mark.parametrize("name", ["line", "arm", "context", "iqm", "family", "ranges", "derived"])
+ANY_NAME = [
+    "line",
+    "family",
+    *(
+        pytest.param(n, marks=pytest.mark.slow)
+        for n in ("arm", "context", "iqm", "ranges", "derived")
+    ),
+]
+
+
+@pytest.mark.parametrize("name", ANY_NAME)
 def test_a_factor_may_have_any_name(name: str) -> None:
     factors = {"shots": ["10", "100"], name: ["u", "v"]}
     rows = [

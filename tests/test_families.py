@@ -239,6 +239,7 @@ def test_every_weight_has_the_rate_of_its_depth_in_the_optimiser(case: Case) -> 
     assert not rates
 
 
+@pytest.mark.slow
 def test_trial_under_audit_completes(light: Case) -> None:
     (epoch,) = light.fit
     assert light.fit._audit is not None

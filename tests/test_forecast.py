@@ -140,25 +140,34 @@ def measured(trial: TrialSpec) -> tuple[float, float]:
 
 CASES = [
     ("resnet18", LinearProbe(), {}),
-    ("tf_efficientnet_lite0", FullFineTune(), {}),
-    ("resnet18", LastBlock(), {}),
-    ("resnet18", FullFineTune(), {"optimizer": "sgd"}),
-    ("resnet18", NormOnly(), {}),
-    ("resnet18", L2SP(), {}),
+    pytest.param("tf_efficientnet_lite0", FullFineTune(), {}, marks=pytest.mark.slow),
+    pytest.param("resnet18", LastBlock(), {}, marks=pytest.mark.slow),
+    pytest.param("resnet18", FullFineTune(), {"optimizer": "sgd"}, marks=pytest.mark.slow),
+    pytest.param("resnet18", NormOnly(), {}, marks=pytest.mark.slow),
+    pytest.param("resnet18", L2SP(), {}, marks=pytest.mark.slow),
     ("resnet18", FeatureTransfer(), {"shots": 3}),
     ("resnet10t", Surgical(1), {"precision": "bfloat16", "resolution": 32}),
-    ("resnet10t", FullFineTune(), {"precision": "bfloat16", "resolution": 32}),
-    ("torchvision:mobilenet_v3_small", LastBlock(), {"optimizer": "sgd"}),
+    pytest.param(
+        "resnet10t",
+        FullFineTune(),
+        {"precision": "bfloat16", "resolution": 32},
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(
+        "torchvision:mobilenet_v3_small", LastBlock(), {"optimizer": "sgd"}, marks=pytest.mark.slow
+    ),
     ("vit_tiny_patch16_224", LastBlock(), {}),
-    ("vit_tiny_patch16_224", FullFineTune(), {}),
-    ("vit_tiny_patch16_224", BiasOnly(), {"optimizer": "sgd"}),
+    pytest.param("vit_tiny_patch16_224", FullFineTune(), {}, marks=pytest.mark.slow),
+    pytest.param("vit_tiny_patch16_224", BiasOnly(), {"optimizer": "sgd"}, marks=pytest.mark.slow),
     ("test_vit", FullFineTune(), {"precision": "bfloat16"}),
-    pytest.param("vit_tiny_patch16_224", LoRA(), {}, marks=needs_peft),
+    pytest.param("vit_tiny_patch16_224", LoRA(), {}, marks=[needs_peft, pytest.mark.slow]),
     ("test_resnet", TwoPhase(1), {"epochs": 3}),
     ("test_resnet", GradualUnfreezing(), {"epochs": 3}),
     ("resnet18", LinearProbe(), {"depth": 2}),
     ("resnet18", FullFineTune(), {"head": "mlp", "depth": 3}),
-    ("vit_tiny_patch16_224", LinearProbe(), {"head": "attentive"}),
+    pytest.param(
+        "vit_tiny_patch16_224", LinearProbe(), {"head": "attentive"}, marks=pytest.mark.slow
+    ),
     ("vit_tiny_patch16_224", LastBlock(), {"head": "attentive", "depth": 9}),
 ]
 

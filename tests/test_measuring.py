@@ -260,6 +260,7 @@ def test_ranking_refuses_bad_input_in_one_line(
         assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fast")
 def test_the_smoke_tier_of_the_study_runs_and_is_measured_once(
     monkeypatch: pytest.MonkeyPatch, tracking_uri: str, capsys: pytest.CaptureFixture[str]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import platform
 import re
@@ -13,6 +15,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -452,10 +455,13 @@ class Place:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """Run once, from nothing."""
+    """Run once, from nothing, in this process."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "toy.py").write_text(STUDY)
-    return Place(folder, command(folder, "-m", "harness.study"))
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(folder), redirect_stdout(out), redirect_stderr(err):
+        code = main(["--space", "toy.py", "--device", "cpu"])
+    return Place(folder, subprocess.CompletedProcess([], code, out.getvalue(), err.getvalue()))
 
 
 @pytest.fixture(scope="module")
@@ -513,6 +519,7 @@ def test_second_run_of_a_finished_study_says_that_nothing_was_left(
     assert len(whole.runs()) == 8
 
 
+@pytest.mark.slow
 def test_terminated_study_ends_with_143_and_no_open_trial(broken: Place) -> None:
     assert broken.end.returncode == 143, broken.end.stderr
     assert "same command again" in broken.end.stderr
@@ -520,6 +527,7 @@ def test_terminated_study_ends_with_143_and_no_open_trial(broken: Place) -> None
     assert broken.states() == ({"COMPLETE": 2, "FAIL": 1}, {"FINISHED": 2, "KILLED": 1})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("here")
 def test_killed_study_goes_on_to_the_results_of_one_that_was_not(
     broken: Place,

@@ -63,6 +63,7 @@ def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedPr
 # --- modules beside it -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_module_beside_the_file_is_imported_wherever_the_command_is_typed(
     project: Path, tmp_path: Path
 ) -> None:
@@ -171,7 +172,10 @@ def test_folders_with_the_names_of_libraries_do_no_harm(project: Path) -> None:
     assert load_study(project / "sibling.py").name == "sibling"
 
 
-@pytest.mark.parametrize("name", ["random", "optuna", "timm", "string"])
+@pytest.mark.parametrize(
+    "name",
+    ["random", *(pytest.param(n, marks=pytest.mark.slow) for n in ("optuna", "timm", "string"))],
+)
 def test_commands_say_so_in_one_line_where_the_current_folder_holds_such_a_file(
     name: str, project: Path
 ) -> None:
