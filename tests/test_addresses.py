@@ -126,7 +126,9 @@ def files(folder: Path) -> Mapping[Path, bytes]:
     return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and ".db" not in p.name}
 
 
-@pytest.mark.parametrize("how", ["moved", "copied", "renamed"])
+@pytest.mark.parametrize(
+    "how", ["moved", *(pytest.param(how, marks=pytest.mark.slow) for how in ("copied", "renamed"))]
+)
 def test_study_goes_on_where_its_folder_was_moved_to(
     how: str,
     tmp_path: Path,

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,6 +168,13 @@ def edited(
         for name, content in members.items():
             archive.writestr(name, json.dumps(content) if isinstance(content, dict) else content)
     return out
+
+
+def changed(where: tuple[str, ...], more: dict[str, Any], members: dict[str, Any]) -> None:
+    """A change for `edited`: adds to the members, or to what one of them holds."""
+    for name in where:
+        members = members[name]
+    members.update(more)
 
 
 # --- what is merged --------------------------------------------------------------------------------
@@ -452,8 +460,7 @@ def test_members_that_do_not_belong_there_are_refused(
 ) -> None:
     names = ["../x", "/x", "predictions/../../x", "..\\x", "C:/x", "folder/", "x.py", "mlflow.db"]
     for name in names:
-        more = {name: b"text"}
-        bad = edited(shards.probe, tmp_path / "bad.zip", lambda m, more=more: m.update(more))
+        bad = edited(shards.probe, tmp_path / "bad.zip", partial(changed, (), {name: b"text"}))
         assert f"its member {name!r} does not belong into a bundle" in refuse(shards.full, bad)
         assert not (tmp_path / "x").exists()
 
@@ -491,9 +498,7 @@ def test_a_bundle_of_a_newer_format_or_of_none_is_refused(
         ({"study": "another"}, "does not belong into a bundle"),
     ]
     for said, message in cases:
-        bad = edited(
-            shards.probe, tmp_path / "bad.zip", lambda m, said=said: m["bundle.json"].update(said)
-        )
+        bad = edited(shards.probe, tmp_path / "bad.zip", partial(changed, ("bundle.json",), said))
         assert message in refuse(bad)
 
 

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from analysis.load import load_study
+from harness import study
 
 ROOT = Path(__file__).parents[1]
 STUDY = '''"""Toy."""
@@ -71,12 +72,8 @@ def run(folder: Path, *words: str, given: str = "", **environment: str) -> str:
 # --- several workers -------------------------------------------------------------------------------
 
 
-SLOW = [
-    pytest.param(how, marks=pytest.mark.slow) for how in ("script", "guarded script", "python -c")
-]
-
-
-@pytest.mark.parametrize("how", ["python -", *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["python -", "script", "guarded script", "python -c"])
 def test_study_of_two_workers_runs_once_wherever_it_is_called(how: str, here: Path) -> None:
     (here / "call.py").write_text(GUARDED if how == "guarded script" else CALL)
     words, given = {
@@ -241,10 +238,8 @@ print("as before")
 """
 
 
-@pytest.mark.parametrize(
-    "session",
-    [pytest.param(SESSION, id="libraries in use", marks=pytest.mark.slow), pytest.param(FRESH, id="fresh")],
-)  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("session", [SESSION, FRESH], ids=["libraries in use", "fresh"])
 def test_session_of_the_caller_is_as_before(session: str, here: Path) -> None:
     # MLflow writes the variable of its own address, and another test may have had it do so.
     own = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
@@ -262,13 +257,11 @@ def test_session_of_the_caller_is_as_before(session: str, here: Path) -> None:
     assert "MLFLOW_TRACKING_URI" not in done.stderr
 
 
-def test_store_that_the_shell_names_is_warned_of_by_the_command(here: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "harness.study", "--space", "gone.py"],
-        cwd=here,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "sqlite:///other.db"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "warning: MLFLOW_TRACKING_URI=sqlite:///other.db is not used" in done.stderr
+def test_store_that_the_shell_names_is_warned_of_by_the_command(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
+    assert study.main(["--space", "gone.py"]) == 2
+    warning = "warning: MLFLOW_TRACKING_URI=sqlite:///other.db is not used"
+    assert warning in capsys.readouterr().err

@@ -54,9 +54,9 @@ study = Study(compare={"strategy": ARMS}, space=space, trials=2, repeats=1, prun
 def places(
     tmp_path_factory: pytest.TempPathFactory, with_stores: Callable[[Path], Path]
 ) -> dict[str, Path]:
-    """The study run inline, by three processes, and as two shards with stores of their own."""
+    """The study run inline, by two processes, and as two shards with stores of their own."""
     found = {}
-    options = {"inline": [], "processes": ["--workers", "3"]}
+    options = {"inline": [], "processes": ["--workers", "2"]}
     options |= {f"shard {k}": ["--cells", f"{k}/2"] for k in (1, 2)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")

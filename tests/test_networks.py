@@ -98,15 +98,15 @@ def test_stages_of_timms_features_end_where_they_say() -> None:
 @pytest.mark.parametrize(
     ("name", "works"),
     [
-        ("mixer_s16_224", "224"),
-        ("gmlp_ti16_224", "224"),
+        pytest.param("mixer_s16_224", "224", marks=pytest.mark.slow),
+        pytest.param("gmlp_ti16_224", "224", marks=pytest.mark.slow),
         ("resmlp_12_224", "224"),
-        ("convit_tiny", "224"),
+        pytest.param("convit_tiny", "224", marks=pytest.mark.slow),
         ("coat_tiny", "224"),
-        ("hiera_tiny_224", "224"),
+        pytest.param("hiera_tiny_224", "224", marks=pytest.mark.slow),
         ("halonet26t", "256, 512"),
-        ("eca_halonext26ts", "256, 512"),
-        ("efficientformerv2_s0", "224"),
+        pytest.param("eca_halonext26ts", "256, 512", marks=pytest.mark.slow),
+        pytest.param("efficientformerv2_s0", "224", marks=pytest.mark.slow),
         ("test_vit", "32, 48, 64, 96, 112, 160"),
     ],
 )

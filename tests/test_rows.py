@@ -249,12 +249,12 @@ def _race(folder: Path, number: int) -> None:
 
 def test_processes_that_start_at_once_share_one_entry(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    started = [context.Process(target=_race, args=(tmp_path / "cache", n)) for n in range(3)]
+    started = [context.Process(target=_race, args=(tmp_path / "cache", n)) for n in range(2)]
     for process in started:
         process.start()
     for process in started:
         process.join()
-    assert [p.exitcode for p in started] == [0, 0, 0]
+    assert [p.exitcode for p in started] == [0, 0]
     cache = Cache(tmp_path / "cache")
     assert len(cache.entries()) == 1
     assert not list((tmp_path / "cache").glob(".*")), "nothing half-made is left"
