@@ -51,7 +51,7 @@ def pretrain_sources(
         space: a Python file with `sources` (its code is run), or the name of a shipped study.
         device: auto, cpu, cuda or mps.
         tracking_uri: MLflow tracking URI; the default is sqlite:///mlruns/mlflow.db.
-        cache_dir: folder that caches decoded images; the default is in the user's cache.
+        cache_dir: folder that caches decoded examples; the default is in the user's cache.
         dry_run: print what would be trained; then stop.
 
     Raises:

@@ -40,10 +40,10 @@ def rank_sources(
 
     Args:
         target: as in TrialSpec, e.g. folder:PATH.
-        sources: backbones (with their ImageNet weights) and recorded:NAME, joined by commas; the default is
-            the backbones whose weights are installed.
-        images: training images looked at, at least 10.
-        resolution: of the backbones, in pixels, at least 8.
+        sources: backbones (with their published weights) and recorded:NAME, joined by commas; the default is
+            the backbones whose weights are installed and that take the target's examples.
+        images: training images, or sounds, looked at, at least 10.
+        resolution: in pixels, of the backbones that take images or spectrograms, at least 8.
         device: auto, cpu, cuda or mps.
         tracking_uri: MLflow tracking URI of recorded studies; the default is sqlite:///mlruns/mlflow.db.
         cache_dir: folder that caches outputs of networks; the default is in the user's cache.
@@ -55,8 +55,8 @@ def rank_sources(
         if value < least:
             raise UserError(f"--{name} must be at least {least}, got {value}")
 
-    from harness.backbones.weights import WHEELS
     from harness.core.stores import default_tracking_uri
+    from harness.data import load_target
     from harness.data.cache_folder import default_folder
     from harness.data.cached import Cache
     from harness.similarity.sources.evidence import PHASES, evidence, read_results
@@ -64,6 +64,7 @@ def rank_sources(
         Ranking,
         candidates,
         headline,
+        installed,
         pair_of,
         ranked,
         verdict,
@@ -73,7 +74,7 @@ def rank_sources(
 
     where = resolve_device(device)
     sources = sources.split(",") if isinstance(sources, str) else sources
-    names = [name for name, wheel in WHEELS.items() if wheel.file()] if sources is None else sources
+    names = installed(target) if sources is None else sources
     names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     if len(names) < 2:
         raise UserError(f"--sources must name at least 2, got {', '.join(names) or 'none'}")
@@ -85,6 +86,8 @@ def rank_sources(
     return Ranking(
         pairs[0].target,
         len(pairs[0].target_data[1]),
+        f"{load_target(target).medium.noun}s",
+        str(pairs[0].reference),
         tuple(ranked(found, measure)),
         measure,
         tuple(known),
@@ -94,7 +97,7 @@ def rank_sources(
 
 def show(found: Ranking) -> None:
     """Print it."""
-    print(f"target {found.target}: {found.images} training images looked at")
+    print(found.describe())
     show_candidates(found.candidates)
     show_evidence(found.evidence)
     print(*found.verdict, sep="\n")

@@ -167,7 +167,7 @@ def test_what_functions_give_is_a_table_in_a_notebook_and_escaped() -> None:
     one = Measurement("knn", 0.5, 9, 2, 0, math.nan, math.nan, 0, "higher")
     none = Measurement("mmd", math.nan, 9, 2, 0, math.nan, math.nan, 0, "lower", "a<b")
     ranking = harness.Ranking(
-        "a<b", 9, (Candidate("a<b", {"knn": one, "mmd": none}),), "knn", (), ("a<b",)
+        "a<b", 9, "images", "x", (Candidate("a<b", {"knn": one, "mmd": none}),), "knn", (), ("a<b",)
     )
     assert cells_of(ranking._repr_html_()) == ["knn", "0.5"]
     pair = harness.PairMeasured("a<b", (one, none))

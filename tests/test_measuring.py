@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from PIL import Image
 from harness import rank, strategies
 from harness.backbones import build
 from harness.backbones.recorded import write_model
+from harness.backbones.weights import VOICES, WHEELS
 from harness.core import study_file
 from harness.core.errors import UserError
 from harness.core.spec import TrialSpec
 from harness.core.study import Cell, Study
 from harness.data import load_target, split_indices
 from harness.data.cached import Cache
+from harness.data.media import Images
 from harness.inputs import Pixels
 from harness.pretrain import main as pretrain_main
 from harness.search.space import first_draw
@@ -36,10 +39,12 @@ from harness.similarity.sources.measuring import (
     probabilities,
     shared_images,
 )
+from harness.similarity.sources.ranking import installed
 from harness.study import main as study_main
 from harness.tracking.experiment import Experiment
 from harness.tracking.runs import Recorded
 from harness.training.device import Cpu
+from tests.sounds import write_tones
 
 STUDIES = Path(__file__).parent.parent / "studies"
 LOW, HIGH = "digits[classes=0-4]", "digits[classes=5-9]"
@@ -101,7 +106,7 @@ def test_distances_depend_on_the_images_of_a_source_and_the_rest_on_its_weights(
     for name in ("knn_accuracy", "logme", "leep"):
         assert low[name].value != longer[name].value
     assert random["leep"].reason == measuring.NO_HEAD
-    assert low["frechet"].reason.startswith("60 images per side for d=")
+    assert low["frechet"].reason.startswith("60 examples per side for d=")
     assert low["source_accuracy"].value == 0.8
 
 
@@ -245,6 +250,40 @@ def test_ranking_says_when_it_is_no_better_than_one_order_for_all(
     assert "its choice lost 26.7% on average, that of the static ranking 3.3%: NO BETTER" in out
 
 
+@pytest.mark.usefixtures("fast")
+def test_sources_for_sounds_are_ranked_in_an_embedding_of_sounds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("soundfile")
+    target, other = (
+        f"folder:{write_tones(tmp_path / name)}[seconds={s}]" for name, s in (("a", 0.2), ("b", 0.3))
+    )
+    about = {
+        "data": other, "objective": "supervised", "shots": "5", "val_shots": "3", "resolution": "None",
+        "steps": "5", "number": "0", "classes": "2", "images": "10", "val_images": "6",
+    }  # fmt: skip
+    for name in ("small_lstm", "small_gru"):
+        state = build(name, "scratch", 2, 0).model.state_dict()
+        write_model(f"{name[6:]}.0", state, {**about, "name": name[6:], "backbone": name})
+    known = f"sqlite:///{tmp_path}/none.db"
+    sources = ["--sources", "recorded:lstm,recorded:gru"]
+    assert rank.main(["--target", target, *sources, "--device", "cpu", "--tracking-uri", known]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "18 training sounds looked at, distances between data sets in tf_efficientnet_lite0 imagenet on "
+        "spectrograms at 64 px, 64 principal axes"
+    ) in out
+    assert re.search(r"^ otdd +lower +[\d.]+ ", out, re.MULTILINE)
+    assert "ranked by probe_accuracy: recorded:" in out
+
+
+def test_candidates_are_the_installed_networks_that_take_the_examples(tmp_path: Path) -> None:
+    pytest.importorskip("soundfile")
+    images, sounds = (installed(t) for t in ("digits", f"folder:{write_tones(tmp_path / 'a')}"))
+    assert {name for name, wheel in WHEELS.items() if wheel.file()} == set(images) <= set(sounds)
+    assert set(sounds) - set(images) == {name for name, wheel in VOICES.items() if wheel.file()}
+
+
 def test_ranking_refuses_bad_input_in_one_line(
     shapes: str, tracking_uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -287,7 +326,7 @@ def test_the_smoke_tier_of_the_study_runs_and_is_measured_once(
     assert ("digits permuted", "optical digits") in keys
     for run in runs:
         assert "outcome" not in run.data.tags, "it is no trial"
-        assert run.data.tags["embedding"] == measuring.EMBEDDING
+        assert run.data.tags["embedding"] == str(measuring.REFERENCES[Images])
         metrics = run.data.metrics
         assert metrics["similarity.logme.low"] <= metrics["similarity.logme"]
         assert metrics["similarity.logme.n"] == 25

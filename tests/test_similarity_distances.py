@@ -78,7 +78,7 @@ def test_frechet_refuses_fewer_images_than_dimensions() -> None:
     rng = np.random.default_rng(6)
     found = frechet(rng.normal(size=(10, 10)), rng.normal(size=(100, 10)))
     assert found.refused
-    assert "10 images per side for d=10" in found.reason
+    assert "10 examples per side for d=10" in found.reason
 
 
 def test_mmd_of_two_pairs_is_negative() -> None:
@@ -166,8 +166,8 @@ def test_otdd_refuses_a_class_of_one_image() -> None:
     x, y = classes(30, seed=0)
     alone = y.copy()
     alone[0] = 9
-    assert "a class of source_labels has 1 image" in otdd(x, alone, x, y).reason
-    assert "a class of labels has 1 image" in otdd(x, y, x, alone).reason
+    assert "a class of source_labels has 1 example" in otdd(x, alone, x, y).reason
+    assert "a class of labels has 1 example" in otdd(x, y, x, alone).reason
 
 
 def test_gaussian_distance_of_degenerate_gaussians_is_that_of_their_means() -> None:
@@ -193,7 +193,7 @@ def test_shapes_that_do_not_fit_are_errors() -> None:
     x, y = classes(30, seed=0)
     with pytest.raises(ValueError, match="4 features and target 3"):
         frechet(x, x[:, :3])
-    with pytest.raises(ValueError, match=r"should be \(images, features\)"):
+    with pytest.raises(ValueError, match=r"should be \(examples, features\)"):
         mmd(x[:, 0], x, 1.0)
     with pytest.raises(ValueError, match=r"should be \(30,\)"):
         otdd(x, y[:-1], x, y)

@@ -161,7 +161,7 @@ def test_hscore_does_not_change_with_a_linear_map_or_repeated_features() -> None
 def test_features_that_hardly_vary_are_constant() -> None:
     x, y = data(30, 4)
     found = hscore(1 + 1e-9 * x, y)
-    assert "same for every image" in found.reason
+    assert "same for every example" in found.reason
     assert hscore(1 + 1e-4 * x, y).value == pytest.approx(hscore(x, y).value, rel=1e-6)
 
 
@@ -171,7 +171,7 @@ def test_a_feature_of_one_image_only_leaves_the_value_without_interval() -> None
     x[0] = 1
     found = logme(x, y)
     assert math.isfinite(found.value)
-    assert "no interval: on 80% of the images, the features are 0" in found.reason
+    assert "no interval: on 80% of the examples, the features are 0" in found.reason
 
 
 def test_hscore_refuses_features_that_span_everything() -> None:
@@ -269,11 +269,11 @@ def refusals() -> list[tuple[Measurement, str]]:
     for measure in (knn_accuracy, probe_accuracy, logme, hscore):
         found += [
             (measure(broken, y), "NaN or infinity"),
-            (measure(np.ones((30, 4)), y), "same for every image"),
+            (measure(np.ones((30, 4)), y), "same for every example"),
             (measure(x, np.zeros(30, dtype=int)), "one class"),
-            (measure(x[:1], y[:1]), "1 images: at least 2"),
+            (measure(x[:1], y[:1]), "1 examples: at least 2"),
         ]
-    found += [(m(x, alone), "has 1 image") for m in (knn_accuracy, probe_accuracy)]
+    found += [(m(x, alone), "has 1 example") for m in (knn_accuracy, probe_accuracy)]
     found += [(cka(x[:3], x[:3]), "at least 4"), (cka(x, np.ones((30, 2))), "same for every")]
     return found
 
@@ -293,9 +293,9 @@ def test_shapes_that_do_not_fit_are_errors() -> None:
             measure(x, y[:-1])
         with pytest.raises(ValueError, match="should have an integer type"):
             measure(x, y + 0.5)
-        with pytest.raises(ValueError, match="should be \\(images, features\\)"):
+        with pytest.raises(ValueError, match="should be \\(examples, features\\)"):
             measure(x[0], y)
-    with pytest.raises(ValueError, match="30 images and after 29"):
+    with pytest.raises(ValueError, match="30 examples and after 29"):
         cka(x, x[1:])
     with pytest.raises(ValueError, match="predicted has shape"):
         nce(x.astype(int), y)

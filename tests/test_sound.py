@@ -17,17 +17,8 @@ from scipy.signal import welch
 
 from harness.core.errors import UserError
 from harness.core.spec import TrialSpec
-from harness.core.strategies import (
-    DiscriminativeLR,
-    FullFineTune,
-    GradualUnfreezing,
-    LastBlock,
-    LinearProbe,
-    Strategy,
-)
 from harness.core.study import Study
 from harness.data import clear_caches, load_target, read_examples, shifted, split_indices
-from harness.data.cached import Cache
 from harness.data.sounds import open_sound
 from harness.dataset_report.inspection import inspect_target
 from harness.dataset_report.text import findings
@@ -40,8 +31,6 @@ from harness.new import propose_study
 from harness.predict import predict_images
 from harness.search.preflight import check_study
 from harness.training.device import Cpu
-from harness.training.fit import Fit
-from harness.training.forecast import forecast
 from harness.training.loop import Training
 from tests.sounds import RATE, tone, write_tones
 
@@ -360,33 +349,6 @@ def test_sounds_and_images_are_not_mixed(tones: Path) -> None:
 
 
 # --- trials ----------------------------------------------------------------------------------------
-
-
-def run(spec: TrialSpec, cache: Cache) -> tuple[Fit, list[tuple[float, float, float]]]:
-    fit = Training(spec, Cpu(), cache)
-    return fit, [(e.train_loss, e.val_loss, e.val_accuracy) for e in fit]
-
-
-@pytest.mark.parametrize(
-    "strategy",
-    [
-        LinearProbe(),
-        LastBlock(),
-        FullFineTune(),
-        DiscriminativeLR(decay=0.7),
-        GradualUnfreezing(every=1),
-    ],
-)
-def test_strategies_learn_sounds_with_and_without_cached_layers(
-    strategy: Strategy, make_spec: Callable[..., TrialSpec], tones: Path
-) -> None:
-    """Audited by `finish`; the memory of a trial is forecast."""
-    spec = make_spec(target=f"folder:{tones}", strategy=strategy, epochs=3, lr=1e-2)
-    fit, uncut = run(spec, Cache(budget=0))
-    metrics = fit.finish(test=True).metrics
-    assert metrics["test_loss"] > 0
-    assert run(spec, Cache())[1] == uncut
-    assert forecast(spec).peak_mib > 0
 
 
 def test_low_and_high_tones_are_told_apart(

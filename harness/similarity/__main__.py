@@ -2,7 +2,7 @@
 
     python -m harness.similarity --space studies/source_similarity.py
 
-Only training images of the target are looked at. A pair that was measured before is not measured again.
+Only training examples of the target are looked at. A pair that was measured before is not measured again.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def measure_similarity(
     for pair in pairs:
         if shared := shared_images(pair):
             print(
-                f"warning: {pair.name}: the source learned from {shared} images of the target",
+                f"warning: {pair.name}: the source learned from {shared} examples of the target",
                 file=sys.stderr,
             )
     recorder = Experiment(tracking_uri or default_tracking_uri(), study.name, {})

@@ -50,7 +50,7 @@ def principal_axes(reference: Array, size: int = 64) -> Floats:
     """
     x = as_features(reference, "reference")
     if len(x) < 2 or not np.isfinite(x).all():
-        raise ValueError("reference should have at least 2 images and no NaN or infinity")
+        raise ValueError("reference should have at least 2 examples and no NaN or infinity")
     pca = PCA(min(size, len(x) - 1, x.shape[1]), svd_solver="covariance_eigh").fit(x)
     return np.asarray(pca.components_.T, dtype=np.float64)
 
@@ -95,7 +95,7 @@ def frechet(source: Array, target: Array, *, seed: int = 0, resamples: int = 200
     def prepare() -> Statistic:
         _require_both_finite(x, y)
         if n <= d:
-            raise Refusal(f"{n} images per side for d={d}: the covariances do not have full rank")
+            raise Refusal(f"{n} examples per side for d={d}: the covariances do not have full rank")
         return lambda a, b: gaussian_distance(*_gaussian(x[a]), *_gaussian(y[b]))
 
     strata = (one_stratum(n), one_stratum(n))

@@ -111,7 +111,7 @@ def measured(
     value, low, high, used, reason = math.nan, math.nan, math.nan, 0, ""
     try:
         if n < 2:
-            raise Refusal(f"{n} images: at least 2 are needed")
+            raise Refusal(f"{n} examples: at least 2 are needed")
         statistic = prepare()
         value = _within(bounds, statistic(*(np.arange(len(side)) for side in strata)))
     except (Refusal, np.linalg.LinAlgError) as problem:
@@ -123,7 +123,7 @@ def measured(
             low, high = max(bounds[0], value - half), min(bounds[1], value + half)
             used = resamples
         except (Refusal, np.linalg.LinAlgError) as problem:
-            reason = f"no interval: on {share:.0%} of the images, {problem}"
+            reason = f"no interval: on {share:.0%} of the examples, {problem}"
     else:
         reason = f"no interval: {resamples} resamples were requested"
     return Measurement(name, value, n, d, seed, low, high, used, better, reason)
@@ -143,7 +143,7 @@ def _half_length(
     rng = np.random.default_rng((seed, 1))
     sizes = [min(round(share * len(side)), len(side) - 1) for side in strata]
     if min(sizes) < 2:
-        raise Refusal("fewer than 2 images")
+        raise Refusal("fewer than 2 examples")
     values = [
         statistic(*(draw(side, size, rng) for side, size in zip(strata, sizes, strict=True)))
         for _ in range(resamples)
@@ -182,7 +182,7 @@ def as_features(features: npt.NDArray[Any], name: str) -> Floats:
     """
     x = np.asarray(features, dtype=np.float64)
     if x.ndim != 2 or 0 in x.shape:
-        raise ValueError(f"{name} has shape {x.shape}; it should be (images, features)")
+        raise ValueError(f"{name} has shape {x.shape}; it should be (examples, features)")
     return x
 
 
@@ -210,7 +210,7 @@ def require_varied(x: Floats, name: str) -> None:
     """Raise Refusal for values that are not finite, or equal for all images to single precision."""
     require_finite(x, name)
     if np.ptp(x, axis=0).max() <= 1e-6 * np.abs(x).max():
-        raise Refusal(f"{name} is the same for every image")
+        raise Refusal(f"{name} is the same for every example")
 
 
 def require_classes(y: Ints, least: int, name: str) -> None:
@@ -227,4 +227,4 @@ def require_members(y: Ints, least: int, name: str) -> None:
     counts = np.bincount(y)
     fewest = int(counts[counts > 0].min())
     if fewest < least:
-        raise Refusal(f"a class of {name} has {fewest} image(s); at least {least} are needed")
+        raise Refusal(f"a class of {name} has {fewest} example(s); at least {least} are needed")

@@ -99,11 +99,11 @@ def _measured(
     def prepare() -> Statistic:
         require_finite(theta, "probabilities")
         if theta.min() < 0 or np.abs(theta.sum(axis=1) - 1).max() > 1e-4:
-            raise Refusal("probabilities should be at least 0 and sum to 1 for every image")
+            raise Refusal("probabilities should be at least 0 and sum to 1 for every example")
         require_classes(y, 1, "labels")
         if np.ptp(theta, axis=0).max() <= 1e-9:
             raise Refusal(
-                f"the source head gives the same output for every image, so {name} is -H(y) = "
+                f"the source head gives the same output for every example, so {name} is -H(y) = "
                 f"{-entropy:.6g} as for any such head"
             )
         return lambda rows: value(theta[rows], y[rows])

@@ -216,7 +216,7 @@ def _evidence(x: Floats, y: Ints) -> float:
     indicator = (y[:, None] == np.unique(y)).astype(np.float64)
     eigenvalues, squares = _spectrum(x, indicator)
     if not len(eigenvalues):
-        raise Refusal("the features are 0 for every image")
+        raise Refusal("the features are 0 for every example")
     outside = np.maximum(indicator.sum(axis=0) - squares.sum(axis=0), 0.0)
     if len(eigenvalues) == n:
         outside[:] = 0.0
@@ -273,6 +273,6 @@ def _pillai(x: Floats, y: Ints) -> float:
     eigenvalues, squares = _spectrum(x - x.mean(axis=0), indicator)
     if len(eigenvalues) >= n - 1:
         raise Refusal(
-            f"with {n} images for d={d}, the value is C - 1 = {len(classes) - 1} for any labels"
+            f"with {n} examples for d={d}, the value is C - 1 = {len(classes) - 1} for any labels"
         )
     return float(squares.sum())

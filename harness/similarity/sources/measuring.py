@@ -1,9 +1,9 @@
-"""Compute all measures for the pairs of source and target of a study, using only training images of the
+"""Compute all measures for the pairs of source and target of a study, using only training examples of the
 targets.
 
-Distances between data sets are computed in one embedding that does not depend on the sources:
-EfficientNet-Lite0 with ImageNet weights at 64 px, then 64 principal axes of the same number of images from
-every data set.
+Distances between data sets are computed in one embedding per kind of examples, which does not depend on the
+sources: the features of a `Reference`, then 64 principal axes of the same number of examples from every data
+set.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from harness.core.study import Cell
 from harness.data import Examples, load_target, read_examples, split_indices
 from harness.data.cached import Cache
 from harness.data.expressions import roots
+from harness.data.media import Images, Medium, Sounds
 from harness.similarity import (
     MEASURES,
     Measurement,
@@ -39,20 +40,41 @@ from harness.training.audit import Audit
 from harness.training.device import Device
 from harness.training.network import Network
 
-REFERENCE = "tf_efficientnet_lite0"
-REFERENCE_SIZE = 64
 AXES = 64
-EMBEDDING = f"{REFERENCE} imagenet at {REFERENCE_SIZE} px, {AXES} principal axes"
-"""Name of the common embedding."""
 MOST = 500
-"""Largest number of images used of a data set."""
+"""Largest number of examples used of a data set."""
 SEED = 0
-NO_DATA = "the images that the source was trained on are not available"
+NO_DATA = "the examples that the source was trained on are not available"
 NO_HEAD = "the source has no usable classifier"
 DIAGNOSTIC = ("cka",)
 """Measures that compare two states of one network and are therefore not computed for pairs."""
 Data = tuple[str, tuple[int, ...]]
-"""Name of a data set, and positions of the images used."""
+"""Name of a data set, and positions of the examples used."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A network whose features are a common embedding.
+
+    Attributes:
+        backbone, source, resolution: as in TrialSpec.
+        form: how examples are presented to it.
+    """
+
+    backbone: str
+    source: str
+    resolution: int | None
+    form: str
+
+    def __str__(self) -> str:
+        return f"{self.backbone} {self.source} {self.form}, {AXES} principal axes"
+
+
+REFERENCES: dict[type[Medium], Reference] = {
+    Images: Reference("tf_efficientnet_lite0", "imagenet", 64, "at 64 px"),
+    Sounds: Reference("tf_efficientnet_lite0", "imagenet", 64, "on spectrograms at 64 px"),
+}
+"""What the examples are -> the network in whose features they are compared."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +86,7 @@ class Pair:
             the TrialSpec.
         spec: spec of a trial from this source to this target, with the largest training set.
         model: first model of the source, if it was trained with this harness.
-        most: largest number of images used of each side.
+        most: largest number of examples used of each side.
     """
 
     source: str
@@ -79,14 +101,19 @@ class Pair:
         return f"{self.source} -> {self.target}"
 
     @property
+    def reference(self) -> Reference:
+        """The network in whose features the source's data and the target are compared."""
+        return REFERENCES[type(load_target(self.spec.target).medium)]
+
+    @property
     def target_data(self) -> Data:
-        """The training images of the target."""
+        """The training examples of the target."""
         train = split_indices(load_target(self.spec.target), self.spec).train
         return self.spec.target, _some(train, self.most)
 
     @property
     def source_data(self) -> Data | None:
-        """The images that the first model of the source was trained on; None if it was not trained, or not
+        """The examples that the first model of the source was trained on; None if it was not trained, or not
         with this harness."""
         if self.model is None:
             return None
@@ -100,7 +127,8 @@ class Pair:
         model = self.model
         weights = model.sha256 if model else weights_sha256(spec.source, spec.backbone)
         parts = (
-            *(spec.backbone, spec.source, spec.resolution, spec.batch_norm, spec.seed, EMBEDDING),
+            *(spec.backbone, spec.source, spec.resolution, spec.batch_norm, spec.seed),
+            str(self.reference),
             *(weights, load_target(target).fingerprint(), rows),
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -146,7 +174,7 @@ def first_model(source: str) -> Model | None:
 
 
 def shared_images(pair: Pair) -> int:
-    """Number of the source's images that are also in the target, in any of its parts."""
+    """Number of the source's examples that are also in the target, in any of its parts."""
     if pair.model is None:
         return 0
     spec, number = spec_from(pair.model.about)
@@ -162,21 +190,23 @@ class Measuring:
     Args:
         pairs: all pairs of a study, because the axes and the bandwidth depend on them.
         device: where to compute.
-        cache: where images and outputs of networks are stored.
+        cache: where examples and outputs of networks are stored.
     """
 
     def __init__(self, pairs: Sequence[Pair], device: Device, cache: Cache) -> None:
         self._device, self._cache = device, cache
-        self._embedded: dict[Data, np.ndarray] = {}
-        sets = {p.target_data for p in pairs} | {d for p in pairs if (d := p.source_data)}
-        if any(pair.model for pair in pairs):
-            raw = {data: self._reference(data) for data in sorted(sets)}
+        self._embedded: dict[tuple[Reference, Data], np.ndarray] = {}
+        self._bandwidth: dict[Reference, float] = {}
+        for reference in dict.fromkeys(pair.reference for pair in pairs if pair.model):
+            own = [pair for pair in pairs if pair.reference == reference]
+            sets = {p.target_data for p in own} | {d for p in own if (d := p.source_data)}
+            raw = {data: self._features(reference, data) for data in sorted(sets)}
             least = min(len(x) for x in raw.values())
             rng = np.random.default_rng(SEED)
             equal = np.concatenate([x[rng.permutation(len(x))[:least]] for x in raw.values()])
             axes = principal_axes(equal, AXES)
-            self._embedded = {data: x @ axes for data, x in raw.items()}
-            self._bandwidth = median_bandwidth(equal @ axes, SEED)
+            self._embedded |= {(reference, data): x @ axes for data, x in raw.items()}
+            self._bandwidth[reference] = median_bandwidth(equal @ axes, SEED)
 
     def measure(self, pair: Pair, resamples: int | None = None) -> Iterator[Measurement]:
         """All measures that rank sources, and the two baselines that need no other target.
@@ -202,17 +232,24 @@ class Measuring:
         target = pair.target_data
         given: dict[str, Any] = {"labels": _labels(target)}
         given["features"] = features(pair.spec, target, self._device, self._cache)
-        source = pair.source_data
+        source, reference = pair.source_data, pair.reference
         if source is not None:
-            given |= {"source": self._embedded[source], "target": self._embedded[target]}
-            given |= {"source_labels": _labels(source), "bandwidth": self._bandwidth}
+            given |= {"source": self._embedded[reference, source]}
+            given |= {"target": self._embedded[reference, target]}
+            given |= {"source_labels": _labels(source), "bandwidth": self._bandwidth[reference]}
         if pair.model is not None and pair.model.about["objective"] == "supervised":
             theta = probabilities(pair, self._device, self._cache)
             given |= {"probabilities": theta, "predicted": theta.argmax(1)}
         return given
 
-    def _reference(self, data: Data) -> np.ndarray:
-        spec = TrialSpec(data[0], REFERENCE, FeatureTransfer(), resolution=REFERENCE_SIZE)
+    def _features(self, reference: Reference, data: Data) -> np.ndarray:
+        spec = TrialSpec(
+            data[0],
+            reference.backbone,
+            FeatureTransfer(),
+            source=reference.source,
+            resolution=reference.resolution,
+        )
         return features(spec, data, self._device, self._cache)
 
 
@@ -233,9 +270,9 @@ def baselines(model: Model | None) -> Iterator[Measurement]:
 
 
 def features(spec: TrialSpec, data: Data, device: Device, cache: Cache) -> np.ndarray:
-    """(n, d) inputs of the head for these images, from the network with which a trial would start.
+    """(n, d) inputs of the head for these examples, from the network with which a trial would start.
 
-    Statistics of batch norms are those of the source, or averaged over these images if the spec says so.
+    Statistics of batch norms are those of the source, or averaged over these examples if the spec says so.
     """
     strategy = LinearProbe() if spec.batch_norm == "reestimate" else FeatureTransfer()
     spec = replace(spec, strategy=strategy, augment="none", views=None)
@@ -246,7 +283,7 @@ def features(spec: TrialSpec, data: Data, device: Device, cache: Cache) -> np.nd
 
 
 def probabilities(pair: Pair, device: Device, cache: Cache) -> np.ndarray:
-    """(n, source classes) probabilities of the source's own head for the target's training images."""
+    """(n, source classes) probabilities of the source's own head for the target's training examples."""
     assert pair.model is not None
     spec = replace(pair.spec, strategy=FeatureTransfer(), batch_norm="train")
     spec = replace(spec, augment="none", views=None)
@@ -266,7 +303,7 @@ def _build(spec: TrialSpec, outputs: int, device: Device) -> Backbone:
 def _frozen(
     spec: TrialSpec, backbone: Backbone, data: Data, device: Device, cache: Cache
 ) -> tuple[Network, Examples]:
-    """The network with all groups frozen, so that their outputs are cached, and the images."""
+    """The network with all groups frozen, so that their outputs are cached, and the examples."""
     form = load_target(data[0]).medium.form(backbone.input)
     backbone = replace(backbone, input=form)
     network = Network(backbone, spec, device, cache)
@@ -303,7 +340,7 @@ def as_run(pair: Pair, found: Sequence[Measurement]) -> tuple[dict[str, object],
         "target": pair.target,
         "backbone": pair.spec.backbone,
         "model": pair.model.name if pair.model else "",
-        "embedding": EMBEDDING,
+        "embedding": str(pair.reference),
         "seed": SEED,
         "pair_sha256": pair.identity(),
     }

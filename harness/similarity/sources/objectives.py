@@ -15,12 +15,28 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from harness.inputs import Pixels
+from harness.backbones import Backbone
+from harness.core.errors import UserError
+from harness.inputs import Input
 
 CODE = 64
 """Dimension of an autoencoder's code and of a GAN's noise."""
+HALF = 127.5
+"""Half the range of a pixel."""
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(n, 3, s, s) pixels in [-1, 1] and (n,) labels -> scalar loss."""
+"""(n, *shape) rows of the input and (n,) labels -> scalar loss."""
+
+
+def check_objective(objective: str, form: Input) -> None:
+    """Check that an objective is for such examples.
+
+    Raises:
+        UserError: if it makes pictures, and they are none.
+    """
+    if objective != "supervised" and (len(form.shape) != 3 or form.dtype != torch.uint8):
+        raise UserError(
+            f"objective {objective!r} makes pictures, and {form} are none; use objective 'supervised'"
+        )
 
 
 @dataclass(frozen=True)
@@ -36,17 +52,14 @@ class Objective(ABC):
     """One way to train a backbone on a data set.
 
     Args:
-        model: the backbone with a head of `outputs` numbers.
-        expects: the input that its weights will expect.
+        backbone: network with a head of `outputs` numbers, and with the form of the examples as its input.
         generator: random number generator for the noise.
     """
 
-    def __init__(self, model: nn.Module, expects: Pixels, generator: torch.Generator) -> None:
-        self.model, self.generator = model, generator
-        device = next(model.parameters()).device
-        self.mean = torch.tensor(expects.mean, device=device).view(1, 3, 1, 1) * 2 - 1
-        self.std = torch.tensor(expects.std, device=device).view(1, 3, 1, 1) * 2
-        self.players = self.make_players(expects.resolution)
+    def __init__(self, backbone: Backbone, generator: torch.Generator) -> None:
+        self.model, self.generator, self.device = backbone.model, generator, backbone.device
+        self.prepare = backbone.input.preparation(backbone.device, backbone.layout)
+        self.players = self.make_players(backbone.input)
 
     @staticmethod
     @abstractmethod
@@ -54,17 +67,16 @@ class Objective(ABC):
         """Number of outputs of the backbone's head."""
 
     @abstractmethod
-    def make_players(self, size: int) -> tuple[Player, ...]:
+    def make_players(self, form: Input) -> tuple[Player, ...]:
         """The players, which are trained in turn at every step."""
 
     @abstractmethod
-    def scores(self, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    def scores(self, rows: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
         """Sums over validation images by name, to be divided by their number; the network is in eval()."""
 
-    def see(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Outputs of the head for pixels in [-1, 1]."""
-        seen = ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        out: torch.Tensor = self.model(seen)
+    def see(self, rows: torch.Tensor) -> torch.Tensor:
+        """Outputs of the head."""
+        out: torch.Tensor = self.model(self.prepare(rows))
         return out
 
 
@@ -76,11 +88,11 @@ class Supervised(Objective):
     def outputs(classes: int) -> int:
         return classes
 
-    def make_players(self, size: int) -> tuple[Player, ...]:
+    def make_players(self, form: Input) -> tuple[Player, ...]:
         return (Player(self.model, lambda x, y: F.cross_entropy(self.see(x), y)),)
 
-    def scores(self, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-        logits = self.see(pixels)
+    def scores(self, rows: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+        logits = self.see(rows)
         return {
             "val_accuracy": float((logits.argmax(1) == labels).sum()),
             "val_loss": float(F.cross_entropy(logits, labels, reduction="sum")),
@@ -95,14 +107,16 @@ class Autoencoder(Objective):
     def outputs(classes: int) -> int:
         return CODE
 
-    def make_players(self, size: int) -> tuple[Player, ...]:
-        self.decoder = Decoder(size).to(self.mean.device)
-        both = nn.ModuleList([self.model, self.decoder])
-        return (Player(both, lambda x, y: F.mse_loss(self.decoder(self.see(x)), x)),)
+    def make_players(self, form: Input) -> tuple[Player, ...]:
+        self.decoder = Decoder(form.shape[-1]).to(self.device)
+        return (Player(nn.ModuleList([self.model, self.decoder]), lambda x, y: self.error(x)),)
 
-    def scores(self, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-        error = F.mse_loss(self.decoder(self.see(pixels)), pixels)
-        return {"val_loss": float(error) * len(pixels)}
+    def error(self, rows: torch.Tensor) -> torch.Tensor:
+        """Mean squared error of the pixels in [-1, 1]."""
+        return F.mse_loss(self.decoder(self.see(rows)), rows.float() / HALF - 1)
+
+    def scores(self, rows: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+        return {"val_loss": float(self.error(rows)) * len(rows)}
 
 
 @final
@@ -116,8 +130,8 @@ class Gan(Objective):
     def outputs(classes: int) -> int:
         return 1
 
-    def make_players(self, size: int) -> tuple[Player, ...]:
-        self.decoder = Decoder(size).to(self.mean.device)
+    def make_players(self, form: Input) -> tuple[Player, ...]:
+        self.decoder = Decoder(form.shape[-1]).to(self.device)
 
         def judge(real: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
             drawn = self.draw(len(real)).detach()
@@ -129,14 +143,14 @@ class Gan(Objective):
         return Player(self.model, judge, self.betas), Player(self.decoder, draw, self.betas)
 
     def draw(self, count: int) -> torch.Tensor:
-        """(count, 3, s, s) generated images in [-1, 1]."""
+        """(count, 3, s, s) generated images in [0, 255]."""
         noise = torch.randn(count, CODE, generator=self.generator)
-        pictures: torch.Tensor = self.decoder(noise.to(self.mean.device))
-        return pictures
+        pictures: torch.Tensor = self.decoder(noise.to(self.device))
+        return (pictures + 1) * HALF
 
-    def scores(self, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-        real = (self.see(pixels) > 0).sum()
-        drawn = (self.see(self.draw(len(pixels))) <= 0).sum()
+    def scores(self, rows: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+        real = (self.see(rows) > 0).sum()
+        drawn = (self.see(self.draw(len(rows))) <= 0).sum()
         return {"val_told_apart": float(real + drawn) / 2}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,8 +17,7 @@ from harness.core.spec import derive_seed
 from harness.data import Examples, Target, load_target, read_examples
 from harness.data.cached import Cache
 from harness.data.groups import held_out
-from harness.inputs import Pixels
-from harness.similarity.sources.objectives import OBJECTIVES, Objective
+from harness.similarity.sources.objectives import OBJECTIVES, Objective, check_objective
 from harness.similarity.sources.spec import SourceSpec
 from harness.training.device import Clock, Device
 from harness.training.loop import Diverged
@@ -30,7 +29,7 @@ WARMUP = 0.1
 
 @dataclass(frozen=True)
 class SourceSplit:
-    """Positions of training and validation images in the data, without official test images."""
+    """Positions of training and validation examples in the data, without official test examples."""
 
     train: np.ndarray
     val: np.ndarray
@@ -43,7 +42,7 @@ class Trained:
     Attributes:
         state: state dict on the CPU, including the head.
         classes: number of classes of its data.
-        images, val_images: numbers of its training and validation images.
+        images, val_images: numbers of its training and validation examples.
         metrics: measured metrics, by their names in MLflow.
     """
 
@@ -55,10 +54,10 @@ class Trained:
 
 
 def split_source(target: Target, spec: SourceSpec, number: int) -> SourceSplit:
-    """The training and validation images of model `number`, stratified and drawn by its seed.
+    """The training and validation examples of model `number`, stratified and drawn by its seed.
 
-    `shots` and `val_shots` are upper bounds per class. Official test images are left out, an official
-    validation set is used as it is, and all images of a group are in the same part.
+    `shots` and `val_shots` are upper bounds per class. Official test examples are left out, an official
+    validation set is used as it is, and all examples of a group are in the same part.
 
     Raises:
         UserError: naming the class that is too small.
@@ -67,7 +66,7 @@ def split_source(target: Target, spec: SourceSpec, number: int) -> SourceSplit:
         target.identity if ":" in spec.data else spec.data
     )  # independent of the path of the user's files
     seed = derive_seed("source split", name, spec.seed(number))
-    rng, is_val = np.random.default_rng(seed), target.official_val
+    rng, is_val, noun = np.random.default_rng(seed), target.official_val, target.medium.noun
     own = np.ones(len(target.labels), np.bool_)
     if target.official_test is not None:
         own &= ~target.official_test
@@ -85,8 +84,8 @@ def split_source(target: Target, spec: SourceSpec, number: int) -> SourceSplit:
             val, train = members[is_val[members]][: spec.val_shots], members[~is_val[members]]
         if not len(train) or (is_val is None and not len(val)):
             raise UserError(
-                f"source {spec.name}: class {class_name!r} of {spec.data} has {len(members)} images, too "
-                "few for 1 validation + 1 training image"
+                f"source {spec.name}: class {class_name!r} of {spec.data} has {len(members)} {noun}s, too "
+                f"few for 1 validation + 1 training {noun}"
             )
         parts[0].append(train[: spec.shots])
         parts[1].append(val)
@@ -101,7 +100,7 @@ def pretrain(spec: SourceSpec, number: int, device: Device, cache: Cache = Cache
         spec: its source.
         number: number of the model.
         device: where to compute.
-        cache: where decoded images are stored.
+        cache: where decoded examples are stored.
 
     Raises:
         UserError: if the data or the backbone are not available.
@@ -118,17 +117,16 @@ def pretrain(spec: SourceSpec, number: int, device: Device, cache: Cache = Cache
         device.torch_device,
         spec.resolution,
     )
-    if not isinstance(backbone.input, Pixels):
-        raise UserError(f"source {spec.name}: only networks that take images can be pretrained")
-    form = target.medium.form(backbone.input)
+    backbone = replace(backbone, input=target.medium.form(backbone.input))
+    check_objective(spec.objective, backbone.input)
     train, val = (
-        read_examples(spec.data, tuple(part.tolist()), form, cache)
+        read_examples(spec.data, tuple(part.tolist()), backbone.input, cache)
         for part in (split.train, split.val)
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "objective"))
         noise = torch.Generator().manual_seed(derive_seed(seed, "noise"))
-        objective = kind(backbone.model, backbone.input, noise)
+        objective = kind(backbone, noise)
     clock = Clock(device.synchronize)
     losses = _fit(objective, train, spec, seed, device)
     seconds = clock.seconds
@@ -146,14 +144,13 @@ def _fit(
         player.module.train()
     schedule = Schedule(spec.steps, round(WARMUP * spec.steps))
     values = [math.nan] * len(optimizers)
-    for step, rows in enumerate(itertools.islice(_endless(len(train), spec, seed), spec.steps)):
-        pixels = _pixels(train.values[rows], device)
-        labels = train.labels[rows].to(device.torch_device)
+    for step, drawn in enumerate(itertools.islice(_endless(len(train), spec, seed), spec.steps)):
+        rows, labels = (x[drawn].to(device.torch_device) for x in (train.values, train.labels))
         for i, (player, optimizer) in enumerate(zip(objective.players, optimizers, strict=True)):
             for entry in optimizer.param_groups:
                 entry["lr"] = spec.lr * schedule.factor(step, 0)
             optimizer.zero_grad(set_to_none=True)
-            loss = player.loss(pixels, labels)
+            loss = player.loss(rows, labels)
             loss.backward()
             optimizer.step()
             values[i] = float(loss.detach())
@@ -191,12 +188,9 @@ def _validate(
         player.module.eval()
     total: dict[str, float] = {}
     for start in range(0, len(val), 64):
-        pixels = _pixels(val.values[start : start + 64], device)
-        labels = val.labels[start : start + 64].to(device.torch_device)
-        for name, value in objective.scores(pixels, labels).items():
+        batch = slice(start, start + 64)
+        rows, labels = (x[batch].to(device.torch_device) for x in (val.values, val.labels))
+        for name, value in objective.scores(rows, labels).items():
             total[name] = total.get(name, 0.0) + value
     return {name: value / len(val) for name, value in total.items()}
 
-
-def _pixels(images: torch.Tensor, device: Device) -> torch.Tensor:
-    return images.to(device.torch_device).float() / 127.5 - 1

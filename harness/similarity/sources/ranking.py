@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from harness.backbones import check_backbone
+from harness.backbones import check_backbone, input_named, published
 from harness.backbones.recorded import PREFIX
+from harness.backbones.weights import VOICES, WHEELS
 from harness.core.errors import UserError
 from harness.core.html import as_table
 from harness.core.spec import TrialSpec
 from harness.core.strategies import FeatureTransfer
 from harness.data import load_target
 from harness.data.cached import Cache
+from harness.inputs import Pixels
 from harness.similarity import Measurement, static_rank
 from harness.similarity.sources.evidence import STATIC, Evidence
 from harness.similarity.sources.measuring import Measuring, Pair, first_model
@@ -40,7 +43,9 @@ class Ranking:
 
     Attributes:
         target: its name.
-        images: training images of it that were looked at.
+        images: training examples of it that were looked at.
+        nouns: what they are called.
+        embedding: the features in which distances between data sets are measured.
         candidates: with what each measure says of them.
         measure: that they are ranked by.
         evidence: how measures picked in recorded studies.
@@ -49,10 +54,19 @@ class Ranking:
 
     target: str
     images: int
+    nouns: str
+    embedding: str
     candidates: tuple[Candidate, ...]
     measure: str
     evidence: tuple[Evidence, ...]
     verdict: tuple[str, ...]
+
+    def describe(self) -> str:
+        """What was looked at, and in which embedding."""
+        return (
+            f"target {self.target}: {self.images} training {self.nouns} looked at, distances between data "
+            f"sets in {self.embedding}"
+        )
 
     def _repr_html_(self) -> str:
         rows = []
@@ -60,36 +74,44 @@ class Ranking:
             measured = [c.measures[name] for c in self.candidates]
             if not all(m.refused for m in measured):
                 rows.append((name, *(m.describe() for m in measured)))
-        caption = f"target {self.target}: {self.images} training images; {'; '.join(self.verdict)}"
+        caption = f"{self.describe()}; {'; '.join(self.verdict)}"
         return as_table(caption, ("measure", *(c.name for c in self.candidates)), rows)
+
+
+def installed(target: str) -> list[str]:
+    """The backbones whose weights are installed, if they take the examples of the target."""
+    medium, found = load_target(target).medium, []
+    for name, wheel in (WHEELS | VOICES).items():
+        with contextlib.suppress(UserError):
+            medium.form(input_named(name))
+            if wheel.file():
+                found.append(name)
+    return found
 
 
 def pair_of(source: str, target: str, resolution: int, images: int) -> Pair:
     """A candidate source with the target.
 
     Args:
-        source: the name of a backbone, for its ImageNet weights, or recorded:NAME.
+        source: the name of a backbone, for its published weights, or recorded:NAME.
         target: name of the target.
         resolution: side of the images for backbones; recorded models use their own resolution.
-        images: largest number of images of the target that are used.
+        images: largest number of examples of the target that are used.
 
     Raises:
-        UserError: if there is no such source or target.
+        UserError: if there is no such source or target, or the network does not take its examples.
     """
-    model = first_model(source)
+    model, own = first_model(source), load_target(target)
     if model is None:
         check_backbone(source)
-        spec = TrialSpec(target, source, FeatureTransfer(), resolution=resolution)
+        name, weights = source, published(source) or "imagenet"
+        side = resolution if isinstance(input_named(source), Pixels) else None
     else:
-        own = model.about["resolution"]
-        spec = TrialSpec(
-            target,
-            model.about["backbone"],
-            FeatureTransfer(),
-            source=f"{PREFIX}{model.name}",
-            resolution=None if own == "None" else int(own),
-        )
-    return Pair(source, load_target(target).name, spec, model, images)
+        name, weights = model.about["backbone"], f"{PREFIX}{model.name}"
+        side = None if model.about["resolution"] == "None" else int(model.about["resolution"])
+    own.medium.form(input_named(name))
+    spec = TrialSpec(target, name, FeatureTransfer(), source=weights, resolution=side)
+    return Pair(source, own.name, spec, model, images)
 
 
 def candidates(

@@ -10,11 +10,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from harness.backbones import input_named
 from harness.backbones.recorded import Model, find_models, write_model
 from harness.core.errors import UserError
 from harness.core.versions import versions
 from harness.data import load_target
 from harness.data.cached import Cache
+from harness.similarity.sources.objectives import check_objective
 from harness.similarity.sources.pretraining import Trained, pretrain, split_source
 from harness.similarity.sources.spec import SourceSpec
 from harness.tracking.experiment import Experiment
@@ -42,7 +44,12 @@ def check_sources(sources: Sequence[SourceSpec]) -> None:
         UserError: naming the source and what is wrong.
     """
     for spec in sources:
-        split_source(load_target(spec.data), spec, 0)
+        target = load_target(spec.data)
+        split_source(target, spec, 0)
+        try:
+            check_objective(spec.objective, target.medium.form(input_named(spec.backbone)))
+        except UserError as error:
+            raise UserError(f"source {spec.name}: {error}") from error
         for number in range(spec.models):
             recorded_model(spec, number)
 
@@ -62,7 +69,7 @@ def pretrain_all(
         recorder: recorder of the experiment EXPERIMENT.
         device: where to compute.
         tags: tags of the environment, set on every run.
-        cache: where decoded images are stored.
+        cache: where decoded examples are stored.
 
     Raises:
         UserError: if a source was recorded with other settings.
@@ -85,7 +92,7 @@ def pretrain_all(
 
 
 def recorded_model(spec: SourceSpec, number: int) -> Model | None:
-    """The model, if it was trained before with this spec and these images; None if it has to be trained, also
+    """The model, if it was trained before with this spec and these examples; None if it has to be trained, also
     because its file is damaged.
 
     Raises:

@@ -24,18 +24,19 @@ class SourceSpec:
         name: name of the source; trials refer to it as source="recorded:NAME".
         data: the training data: a target's name or an expression (see harness.data.expressions).
         backbone: as in TrialSpec.
-        objective: "supervised"; "autoencoder" (its encoder is the backbone); "gan" (its discriminator
-            is the backbone).
-        shots: largest number of training images per class; None takes all that are not used for validation.
-            Official test images are never used.
-        val_shots: largest number of validation images per class; None takes a tenth.
-        resolution: side of the square input in pixels; None takes the backbone's own.
+        objective: "supervised"; for images and spectrograms also "autoencoder" (its encoder is the
+            backbone) and "gan" (its discriminator is the backbone).
+        shots: largest number of training examples per class; None takes all that are not used for validation.
+            Official test examples are never used.
+        val_shots: largest number of validation examples per class; None takes a tenth.
+        resolution: side of the square input in pixels, for backbones that take images or spectrograms; None
+            takes the backbone's own.
         steps: number of optimiser steps; 0 leaves the weights random.
-        batch_size: images per step.
+        batch_size: examples per step.
         lr: peak learning rate of AdamW, which rises over a tenth of the steps and then falls to zero as a
             cosine.
         weight_decay: decoupled; never on norms and biases.
-        models: number of models, numbered from 0. Model i of every source has the same seed for its images,
+        models: number of models, numbered from 0. Model i of every source has the same seed for its examples,
             initialisation and batches.
     """
 
