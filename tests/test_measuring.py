@@ -256,7 +256,8 @@ def test_sources_for_sounds_are_ranked_in_an_embedding_of_sounds(
 ) -> None:
     pytest.importorskip("soundfile")
     target, other = (
-        f"folder:{write_tones(tmp_path / name)}[seconds={s}]" for name, s in (("a", 0.2), ("b", 0.3))
+        f"folder:{write_tones(tmp_path / name)}[seconds={s}]"
+        for name, s in (("a", 0.2), ("b", 0.3))
     )
     about = {
         "data": other, "objective": "supervised", "shots": "5", "val_shots": "3", "resolution": "None",
@@ -267,7 +268,9 @@ def test_sources_for_sounds_are_ranked_in_an_embedding_of_sounds(
         write_model(f"{name[6:]}.0", state, {**about, "name": name[6:], "backbone": name})
     known = f"sqlite:///{tmp_path}/none.db"
     sources = ["--sources", "recorded:lstm,recorded:gru"]
-    assert rank.main(["--target", target, *sources, "--device", "cpu", "--tracking-uri", known]) == 0
+    assert (
+        rank.main(["--target", target, *sources, "--device", "cpu", "--tracking-uri", known]) == 0
+    )
     out = capsys.readouterr().out
     assert (
         "18 training sounds looked at, distances between data sets in tf_efficientnet_lite0 imagenet on "

@@ -31,6 +31,8 @@ from tests.sounds import tone, write_tones
 pytest.importorskip("soundfile")
 
 NAME = "resemblyzer"
+
+
 @pytest.fixture(scope="module")
 def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tones(tmp_path_factory.mktemp("lstm") / "tones")

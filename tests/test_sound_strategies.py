@@ -1,5 +1,5 @@
-"""What holds for every strategy on sounds: the audit, cached layers, replay, and the forecast of memory; for a
-network that sees spectrograms as pictures, and for recurrent ones."""
+"""What holds for every strategy on sounds (the audit, cached layers, replay, the forecast of memory), for a
+network that sees spectrograms as pictures and for recurrent ones."""
 
 from __future__ import annotations
 
@@ -76,7 +76,10 @@ def run(spec: TrialSpec, cache: Cache) -> tuple[dict[str, Any], list[tuple[float
     fit = Training(spec, Cpu(), cache)
     epochs = [(e.train_loss, e.val_loss, e.val_accuracy) for e in fit]
     result = fit.finish(test=True)
-    return dict(result.notes), [*epochs, tuple(result.metrics[f"test_{n}"] for n in ("loss", "accuracy"))]
+    return dict(result.notes), [
+        *epochs,
+        tuple(result.metrics[f"test_{n}"] for n in ("loss", "accuracy")),
+    ]
 
 
 @on_networks

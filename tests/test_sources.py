@@ -135,7 +135,9 @@ def test_a_source_learns_sounds_and_trials_on_other_sounds_start_from_it(
     backbone: str, here: Path, tracking_uri: str, make_spec: Callable[..., TrialSpec]
 ) -> None:
     pytest.importorskip("soundfile")
-    tones, others = (f"folder:{write_tones(here / name)}[seconds={s}]" for name, s in (("a", 0.2), ("b", 0.3)))
+    tones, others = (
+        f"folder:{write_tones(here / name)}[seconds={s}]" for name, s in (("a", 0.2), ("b", 0.3))
+    )
     side = 16 if backbone == "small_cnn" else None
     (here / "toy.py").write_text(f"""
 from harness import SourceSpec
@@ -150,7 +152,7 @@ sources = [
     assert float(model.about["metric.val_accuracy"]) == 1
     spec = make_spec(
         target=others, backbone=backbone, source="recorded:tones", resolution=side,
-        strategy=LinearProbe(),
+        strategy=LinearProbe(), epochs=10, lr=3e-2,
     )  # fmt: skip
     fit = start(spec, Cpu())
     own, recorded = fit.backbone.model.state_dict(), model.read()
@@ -164,7 +166,10 @@ sources = [
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"objective": "autoencoder"}, "source low: objective 'autoencoder' makes pictures, and 21 frames"),
+        (
+            {"objective": "autoencoder"},
+            "source low: objective 'autoencoder' makes pictures, and 21 frames",
+        ),
         ({"objective": "gan"}, "objective 'gan' makes pictures"),
         ({"data": LOW}, "source low: the network takes 161 frames .* cannot be used for images"),
     ],
@@ -174,7 +179,13 @@ def test_what_a_recurrent_source_cannot_learn_is_refused_before_any_training(
 ) -> None:
     pytest.importorskip("soundfile")
     tones = f"folder:{write_tones(tmp_path / 'tones')}[seconds=0.2]"
-    fields = {"data": tones, "backbone": "small_lstm", "resolution": None, "shots": 3, "val_shots": 3}
+    fields = {
+        "data": tones,
+        "backbone": "small_lstm",
+        "resolution": None,
+        "shots": 3,
+        "val_shots": 3,
+    }
     with pytest.raises(UserError, match=said):
         check_sources([make(**{**fields, **changes})])
 

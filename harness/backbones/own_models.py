@@ -1,7 +1,7 @@
-"""Networks that are defined here: small_cnn, which is small enough to pretrain it here, and the recurrent ones.
+"""Networks that are defined here: small_cnn, small enough to pretrain it here, and the recurrent ones.
 
-They are modules with a last child `head`, a linear classifier, and with the `input` that their weights expect;
-each child, or child of an nn.Sequential, is a layer group.
+They are modules whose last child `head` is a linear classifier, and they declare the `input` that their
+weights expect. Each child, or child of an nn.Sequential, is a layer group.
 """
 
 from __future__ import annotations

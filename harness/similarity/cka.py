@@ -43,7 +43,9 @@ def cka(
     """
     x, y = as_features(before, "before"), as_features(after, "after")
     if len(x) != len(y):
-        raise ValueError(f"before has {len(x)} examples and after {len(y)}; they should be the same")
+        raise ValueError(
+            f"before has {len(x)} examples and after {len(y)}; they should be the same"
+        )
 
     def prepare() -> Statistic:
         require_varied(x, "before")
@@ -78,7 +80,9 @@ def _ratio(first: Floats, second: Floats) -> float:
     # constant features have HSIC 0 with themselves, up to rounding
     floor = 1e-20 * float(np.mean(first**2) * np.mean(second**2))
     if own <= floor:
-        raise Refusal("the features of one side do not depend on the example: HSIC with itself is 0")
+        raise Refusal(
+            "the features of one side do not depend on the example: HSIC with itself is 0"
+        )
     return _hsic(first, second) / math.sqrt(own)
 
 

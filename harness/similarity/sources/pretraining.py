@@ -193,4 +193,3 @@ def _validate(
         for name, value in objective.scores(rows, labels).items():
             total[name] = total.get(name, 0.0) + value
     return {name: value / len(val) for name, value in total.items()}
-

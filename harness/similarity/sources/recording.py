@@ -92,8 +92,8 @@ def pretrain_all(
 
 
 def recorded_model(spec: SourceSpec, number: int) -> Model | None:
-    """The model, if it was trained before with this spec and these examples; None if it has to be trained, also
-    because its file is damaged.
+    """The model, if it was trained before with this spec and these examples; None if it has to be trained,
+    also because its file is damaged.
 
     Raises:
         UserError: if it was recorded with other settings.

@@ -1,0 +1,132 @@
+"""Do ImageNet weights help on spectrograms of sounds, and how deep should fine-tuning reach?
+
+    python studies/sound_depth.py
+    python -m harness.study --space studies/sound_depth.py
+
+The first command makes the sound files in data/sounds, once, in half a minute. It needs packages of Debian:
+
+    apt-get install espeak-ng asterisk-core-sounds-en-wav asterisk-core-sounds-es-wav
+
+- *words*: the digits zero to nine in 98 voices of the synthesizer espeak-ng, 5 per class. All sounds of a
+  voice are in the same part, so test voices are new.
+- *languages*: 448 prompts of the telephone system Asterisk, each in English and in Spanish, by the same
+  speaker; 25 per class. Both versions of a prompt are in the same part, so test phrases are new.
+
+Each is read by EfficientNet-Lite0 with ImageNet weights, as a picture of the spectrogram (48 px), and by
+Resemblyzer's LSTM, which was trained to tell speakers apart, whatever they say.
+
+Expected before the first run: ImageNet weights help on spectrograms, so training from scratch comes last on
+both targets. On words, the probe of Lite0 is far below fine-tuning of all layers, as its features know
+objects; the LSTM's probe is worse still, as it was trained to ignore words, and full fine-tuning makes up for
+most of that. On languages, little depth is needed, as each has sounds of its own: the probes come close to
+full fine-tuning.
+
+Answer: none yet.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import soundfile
+from optuna.trial import BaseTrial
+
+from harness import Arms, Study, TrialSpec, strategies
+
+SOUNDS = Path("data/sounds")
+DIGITS = "zero one two three four five six seven eight nine".split()
+PROMPTS = Path("/usr/share/asterisk/sounds")
+LANGUAGES = {"English": "en_US_f_Allison", "Spanish": "es_MX_f_Allison"}
+TARGETS = {
+    "words": f"folder:{SOUNDS}/words[group=.+,seconds=0.8]",
+    "languages": f"folder:{SOUNDS}/languages[group=.+,seconds=2]",
+}
+NETWORKS = {"spectrogram": "tf_efficientnet_lite0", "LSTM": "resemblyzer"}
+SOURCES = {"spectrogram": "imagenet", "LSTM": "pretrained"}
+SCRATCH, PROBE, GRADUAL = "from scratch", "linear probe", "gradual"
+RATES = 1e-3, 3e-2
+LOWER = 3e-4, 1e-2  # for groups that are unfrozen later: see batch_norm.py
+SHOTS = {"words": (5, 10, 20), "languages": (25, 20, 60)}
+"""Training, validation and test sounds per class."""
+EPOCHS = {PROBE: 30, SCRATCH: 16}  # the probe has to converge, at little cost; others 8
+STRATEGIES: Arms = {
+    PROBE: lambda t: strategies.LinearProbe(),
+    "last block": lambda t: strategies.LastBlock(),
+    "full": lambda t: strategies.FullFineTune(),
+    "discriminative": lambda t: strategies.DiscriminativeLR(t.suggest_float("decay", 0.5, 0.95)),
+    GRADUAL: lambda t: strategies.GradualUnfreezing(every=1),
+    SCRATCH: lambda t: strategies.FullFineTune(),
+}
+
+
+def space(trial: BaseTrial, target: str, network: str, strategy: str) -> TrialSpec:
+    """One trial of one cell: the cell is given, Optuna draws the rest."""
+    shots, val_shots, test_shots = SHOTS[target]
+    return TrialSpec(
+        target=TARGETS[target],
+        backbone=NETWORKS[network],
+        strategy=STRATEGIES[strategy](trial),
+        source="scratch" if strategy == SCRATCH else SOURCES[network],
+        shots=shots,
+        val_shots=val_shots,
+        test_shots=test_shots,
+        resolution=48 if network == "spectrogram" else None,
+        epochs=EPOCHS.get(strategy, 8),
+        batch_size=16,
+        lr=trial.suggest_float("lr", *LOWER if strategy == GRADUAL else RATES, log=True),
+    )
+
+
+study = Study(
+    compare={"target": TARGETS, "network": NETWORKS, "strategy": STRATEGIES},
+    space=space,
+    trials=3,
+    repeats=7,
+    baseline={"strategy": PROBE},
+)
+
+
+def make_words(folder: Path) -> int:
+    """A file for each digit in each voice of espeak-ng; returns the number of voices. A voice that sounds
+    like one before is left out."""
+    voices = re.findall(r"!v/(.*\S)", _espeak("--voices=variant").decode())
+    said = {_espeak("-v", f"en+{voice}", "--stdout", "nine"): voice for voice in reversed(voices)}
+    for voice in said.values():
+        for word in DIGITS:
+            (folder / word).mkdir(parents=True, exist_ok=True)
+            sound = _espeak("-v", f"en+{voice}", "--stdout", word)
+            (folder / word / f"{voice}.wav").write_bytes(sound)
+    return len(said)
+
+
+def _espeak(*arguments: str) -> bytes:
+    return subprocess.run(["espeak-ng", *arguments], capture_output=True, check=True).stdout
+
+
+def make_languages(folder: Path) -> int:
+    """The prompts of 0.5 to 10 s that both languages have, except silence and dictation; returns their
+    number."""
+    first, *_ = (PROMPTS / name for name in LANGUAGES.values())
+    count = 0
+    for path in sorted(first.rglob("*.wav")):
+        name = path.relative_to(first)
+        both = {language: PROMPTS / inside / name for language, inside in LANGUAGES.items()}
+        if "silence" in name.parts or not all(_usual(file) for file in both.values()):
+            continue
+        count += 1
+        for language, file in both.items():
+            (folder / language).mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, folder / language / "-".join(name.parts))
+    return count
+
+
+def _usual(file: Path) -> bool:
+    """Whether there is such a sound, of a usual length."""
+    return file.is_file() and 0.5 <= soundfile.info(file).duration <= 10
+
+
+if __name__ == "__main__":
+    print(f"{make_words(SOUNDS / 'words')} voices, {make_languages(SOUNDS / 'languages')} prompts")
