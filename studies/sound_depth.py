@@ -56,8 +56,9 @@ STRATEGIES: Arms = {
     GRADUAL: lambda t: strategies.GradualUnfreezing(every=1),
     SCRATCH: lambda t: strategies.FullFineTune(),
 }
-STRATEGIES |= {f"{LSTM} {name}": STRATEGIES[name] for name in (PROBE, "full", "discriminative")}
-"""Of EfficientNet-Lite0 on spectrograms; those of Resemblyzer's LSTM have its name."""
+RECURRENT: Arms = {f"{LSTM} {name}": STRATEGIES[name] for name in (PROBE, "full", "discriminative")}
+"""Of Resemblyzer's LSTM; the others are of EfficientNet-Lite0."""
+ARMS: Arms = {**STRATEGIES, **RECURRENT}
 
 
 def space(trial: BaseTrial, target: str, strategy: str) -> TrialSpec:
@@ -68,7 +69,7 @@ def space(trial: BaseTrial, target: str, strategy: str) -> TrialSpec:
     return TrialSpec(
         target=TARGETS[target],
         backbone="resemblyzer" if lstm else "tf_efficientnet_lite0",
-        strategy=STRATEGIES[strategy](trial),
+        strategy=ARMS[strategy](trial),
         source="scratch" if strategy == SCRATCH else "pretrained" if lstm else "imagenet",
         shots=shots,
         val_shots=val_shots,
@@ -82,7 +83,7 @@ def space(trial: BaseTrial, target: str, strategy: str) -> TrialSpec:
 
 
 study = Study(
-    compare={"target": TARGETS, "strategy": STRATEGIES},
+    compare={"target": TARGETS, "strategy": ARMS},
     space=space,
     trials=2,
     repeats=7,
