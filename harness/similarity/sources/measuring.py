@@ -24,7 +24,7 @@ from harness.core.study import Cell
 from harness.data import Examples, load_target, read_examples, split_indices
 from harness.data.cached import Cache
 from harness.data.expressions import roots
-from harness.data.media import Images, Medium, Sounds
+from harness.data.media import Images, Medium, Sounds, Texts
 from harness.similarity import (
     MEASURES,
     Measurement,
@@ -73,6 +73,7 @@ class Reference:
 REFERENCES: dict[type[Medium], Reference] = {
     Images: Reference("tf_efficientnet_lite0", "imagenet", 64, "at 64 px"),
     Sounds: Reference("tf_efficientnet_lite0", "imagenet", 64, "on spectrograms at 64 px"),
+    Texts: Reference("minilm", "pretrained", None, "mean over tokens"),
 }
 """What the examples are -> the network in whose features they are compared."""
 
