@@ -12,12 +12,13 @@ from typing import cast
 import torch
 from torch import nn
 
-from harness.backbones import recurrent
+from harness.backbones import recurrent, text_recurrent
 from harness.backbones.library import depth_by_order
 from harness.core.errors import UserError
 from harness.inputs import Input, Pixels
 
-NAMES = ("small_cnn", *recurrent.NETWORKS)
+RECURRENT = recurrent.NETWORKS | text_recurrent.NETWORKS
+NAMES = ("small_cnn", *RECURRENT)
 WIDTHS = (16, 32, 64, 64)
 
 
@@ -59,7 +60,7 @@ def check(name: str) -> None:
 
 def create(name: str) -> nn.Module:
     """The network with random weights."""
-    return recurrent.NETWORKS[name]() if name in recurrent.NETWORKS else SmallCNN()
+    return RECURRENT[name]() if name in RECURRENT else SmallCNN()
 
 
 def pretrained(name: str) -> nn.Module:

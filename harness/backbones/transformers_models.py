@@ -96,7 +96,7 @@ def check(name: str) -> None:
 def create(name: str) -> nn.Module:
     """The network with random weights."""
     library = _library()
-    config, tokenizer = _config(name), _tokenizer(name)
+    config, tokenizer = _config(name), tokenizer_of(name)
     with _quiet():
         return _ready(library.AutoModel.from_config(config), name, tokenizer)
 
@@ -107,7 +107,7 @@ def pretrained(name: str) -> nn.Module:
     Raises:
         UserError: if they are not available, or do not belong to the architecture.
     """
-    library, tokenizer = _library(), _tokenizer(name)
+    library, tokenizer = _library(), tokenizer_of(name)
     folder = _Name.of(name).folder(weights=True)
     try:
         with _quiet():
@@ -175,7 +175,12 @@ def _config(name: str) -> Any:
     return config
 
 
-def _tokenizer(name: str) -> TokenizerFile:
+def tokenizer_of(name: str) -> TokenizerFile:
+    """The tokenizer of the network of that name.
+
+    Raises:
+        UserError: if there is none.
+    """
     file = _Name.of(name).folder(weights=False) / "tokenizer.json"
     try:
         return TokenizerFile(file.read_text(encoding="utf-8"))

@@ -60,8 +60,8 @@ class TrialSpec:
     Attributes:
         target: data set to adapt to, e.g. "digits" or "folder:PATH" (see harness.data).
         backbone: name of a timm model, "torchvision:NAME", "small_cnn"; for sounds also "resemblyzer",
-            "small_lstm" or "small_gru"; for texts "minilm" or "transformers:NAME" (see
-            harness.backbones.transformers_models).
+            "small_lstm" or "small_gru"; for texts "minilm", "transformers:NAME" (see
+            harness.backbones.transformers_models), "text_lstm" or "text_gru".
         strategy: which layer groups train, and how fast, at each epoch.
         source: where the weights come from: "imagenet", "pretrained" (of networks on sounds or texts),
             "scratch", "file:PATH" or "recorded:NAME".

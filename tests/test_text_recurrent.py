@@ -1,0 +1,100 @@
+"""LSTM and GRU on texts from scratch, as any other backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from harness.backbones import build
+from harness.backbones.weights import MINILM
+from harness.core.errors import UserError
+from harness.core.spec import TrialSpec
+from harness.core.strategies import FullFineTune, GradualUnfreezing, LoRA
+from harness.data.cached import Cache
+from harness.training.device import MIB, Cpu
+from harness.training.forecast import forecast
+from harness.training.forecast.storages import StorageMeter
+from harness.training.loop import Training
+
+pytestmark = pytest.mark.skipif(MINILM.file() is None, reason="its tokenizer is not installed")
+
+NAMES = ["text_lstm", "text_gru"]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Two classes of texts that have no word in common."""
+    folder = tmp_path_factory.mktemp("texts")
+    draw = np.random.default_rng(0)
+    for words in ("red green blue yellow", "cat dog bird horse"):
+        place = folder / words.partition(" ")[0]
+        place.mkdir()
+        for number in range(24):
+            text = " ".join(draw.choice(words.split(), draw.integers(3, 9)))
+            (place / f"{number:02}.txt").write_text(text)
+    return f"folder:{folder}[tokens=8]"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_padding_does_not_matter(name: str) -> None:
+    network = build(name, "scratch", 3, 0)
+    kind = name.removeprefix("text_")
+    groups = [group.name for group in network.groups]
+    assert groups == ["embedding", f"{kind}0", f"{kind}1", "head"]
+    rows = network.input.random(4, torch.Generator().manual_seed(0))
+    rows[:, 1, 100:] = 0
+    changed = rows.clone()
+    changed[:, 0, 100:] = 1000
+    model = network.model.eval()
+    with torch.no_grad():
+        wanted = model(network.prepared(rows))
+        assert torch.equal(model(network.prepared(changed)), wanted)
+        changed[:, 0, 0] = 1000
+        assert not torch.allclose(model(network.prepared(changed)), wanted)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_learns_from_scratch(
+    name: str, make_spec: Callable[..., TrialSpec], texts: str, tmp_path: Path
+) -> None:
+    """With and without cached layers, and twice the same bit for bit."""
+    fields = {"target": texts, "backbone": name, "resolution": None, "lr": 1e-2, "shots": 10}
+    spec = make_spec(**fields, strategy=FullFineTune(), epochs=4, batch_size=8)
+    fit = Training(spec, Cpu(), Cache(budget=0))
+    first = [e.val_loss for e in fit]
+    assert fit.finish(test=True).metrics["test_accuracy"] == 1
+    assert [e.val_loss for e in Training(spec, Cpu(), Cache())] == first
+    spec = make_spec(**fields, strategy=GradualUnfreezing(every=1), epochs=3)
+    cut = [e.val_loss for e in Training(spec, Cpu(), Cache())]
+    uncut = [e.val_loss for e in Training(spec, Cpu(), Cache(budget=0))]
+    np.testing.assert_allclose(cut, uncut, rtol=2e-5)
+
+
+def test_memory_is_that_of_live_tensors(make_spec: Callable[..., TrialSpec], texts: str) -> None:
+    spec = make_spec(target=texts, backbone="text_lstm", resolution=None, batch_size=8)
+    backbone = build("text_lstm", "scratch", 2, 0)
+    rows = backbone.input.blank(8)[:, :, :8]
+    backbone.train_mode(range(len(backbone.groups)))
+    optimizer = torch.optim.AdamW(backbone.model.parameters(), fused=True)
+    meter = StorageMeter()
+    with meter:
+        meter.follow([*backbone.model.parameters()])
+        for _ in range(2):
+            logits = backbone.model(rows.long())
+            torch.nn.functional.cross_entropy(logits, torch.zeros(8).long()).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            del logits
+    live = sum(meter.peak().values()) / MIB
+    assert forecast(spec).train_peak_mib == pytest.approx(live, rel=0.02)
+
+
+def test_what_does_not_suit_it_is_refused() -> None:
+    with pytest.raises(UserError, match="text_lstm has no pretrained weights"):
+        build("text_lstm", "pretrained", 2, 0)
+    with pytest.raises(UserError, match="LoRA needs attention layers"):
+        build("text_lstm", "scratch", 2, 0, lora_rank=LoRA().rank)
