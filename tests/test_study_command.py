@@ -236,7 +236,7 @@ def test_weights_of_the_hub_are_refused_when_offline(
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(here / "cache"))
-    monkeypatch.setattr(timm_models, "_hub_unreachable", lambda: True)
+    monkeypatch.setattr(timm_models, "is_unreachable", lambda: True)
     write(here, "scratch", "imagenet")
     assert_refused(capfd, here, "ImageNet weights of test_resnet are not on this machine")
 
