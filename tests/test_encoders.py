@@ -30,6 +30,7 @@ from harness.core.strategies import (
 from harness.data import load_target
 from harness.data.cached import Cache
 from harness.deploy.model import describe, open_model, plain_network, write
+from harness.deploy.onnx import write_onnx
 from harness.inputs import Tokens
 from harness.training.device import MIB, Cpu
 from harness.training.forecast import forecast
@@ -281,6 +282,17 @@ def test_its_export_classifies_texts(
     with torch.no_grad():
         wanted = fit.backbone.model.eval()(fit.backbone.prepared(rows)).softmax(1)
     torch.testing.assert_close(model.probabilities(rows), wanted, rtol=0, atol=1e-6)
+
+
+def test_its_onnx_file_gives_the_same_logits(bert: str, tmp_path: Path) -> None:
+    """Compared by `write_onnx` itself, with texts of different lengths."""
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(name)
+    network = build(bert, "pretrained", 3, 0)
+    about = describe(network, bert, ("a", "b", "c"))
+    write(tmp_path / "model", plain_network(network, None), about, network.input)
+    rows = network.input.random(4, torch.Generator().manual_seed(0))
+    assert write_onnx(open_model(tmp_path / "model"), tmp_path / "model", rows) < 1e-5
 
 
 # --- bad input ---------------------------------------------------------------------------------------

@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import cache
 
 COMPUTING = tuple(
-    "torch torchvision timm numpy scipy scikit-learn pillow peft soundfile tokenizers".split()
+    "torch torchvision timm numpy scipy scikit-learn pillow peft soundfile tokenizers transformers".split()
 )
 """Packages whose version may change what a trial computes."""
 IMPORTED = frozenset(
     "PIL alembic datasets jinja2 matplotlib mlflow numpy onnx optuna ot pandas peft pyarrow ray rich "
     "safetensors scipy seaborn sklearn soundfile sqlalchemy statsmodels timm tokenizers torch "
-    "torchvision".split()
+    "torchvision transformers".split()
 )
 """Top-level modules of installed packages that the harness imports, some of them late."""
 

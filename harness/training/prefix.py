@@ -225,7 +225,7 @@ class Prefix:
             f"{format_bytes(self.cut.row_bytes)} an image",
             "gate": self.cut.gate,
             "images": images.rows.key,
-            **versions("torch", "torchvision", "timm"),
+            **versions("torch", "torchvision", "timm", "transformers"),
         }
         rows = self.cache.array(key, images.rows.count, self.cut.shape, self.cut.dtype)
 
