@@ -232,7 +232,7 @@ def test_a_choice_by_few_validation_images_says_how_little_it_rests_on() -> None
     rows = [*scored("a", 0.8), trial("a", "tune", 1, 0.795)]
     made = table([row | {"images_per_class": counts} for row in rows])
     said = " ".join(scores.answer(compare.find(made)))
-    assert "ahead of the next of 2 by 0.5 points on 200 validation images" in said
+    assert "ahead of the next of 2 by 0.5 points on 200 validation examples" in said
     assert "would move such a lead by 4.0 points" in said
     clear = table(
         [

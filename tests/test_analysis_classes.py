@@ -124,7 +124,7 @@ def test_mistakes_are_named_by_their_files(unequal: StudyTable) -> None:
         p for p in section.parts if getattr(p, "title", "").startswith("Most confident mistakes")
     ]
     first = section.tables["mistakes"]["example"].iloc[0]
-    assert next(iter(shown.columns["Image"])) == f"pets/{first}.png"  # type: ignore[union-attr]
+    assert next(iter(shown.columns["Example"])) == f"pets/{first}.png"  # type: ignore[union-attr]
 
 
 def test_the_sheet_of_mistakes_shows_the_images_that_repeats_kept(unequal: StudyTable) -> None:
@@ -177,7 +177,7 @@ def test_choice_by_either_accuracy_is_defended_where_classes_are_unequal(
     assert "“large” is the choice: test accuracy" in first
     assert "; balanced accuracy 5" in first
     [text] = classes.answer(found)
-    assert "The test classes are unequal (20 to 300 images)." in text
+    assert "The test classes are unequal (20 to 300 examples)." in text
     assert "The lowest recall of “large” is that of owl: " in text
     assert "Validation balanced accuracy would choose “fair” instead" in text
 

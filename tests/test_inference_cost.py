@@ -98,13 +98,13 @@ def test_limits_on_latency_and_size_leave_out_what_exceeds_them() -> None:
 def test_when_nothing_fits_the_nearest_is_named() -> None:
     said = recommend.recommend_cell(two_networks(), limits={"latency_ms": 4.0})
     assert said[0] == "No cell fits. “probe” comes nearest."
-    assert "left out: “probe” (time of an image: 5 ms, 4 are allowed)" in said
+    assert "left out: “probe” (time of an example: 5 ms, 4 are allowed)" in said
 
 
 def test_a_cell_whose_latency_is_not_known_does_not_fit() -> None:
     study = table(scored("full", 0.9))
     rows = compare.choice(study.trials, study.info.factors, {"latency_ms": 1e9})
-    assert rows["why"].iloc[0] == "time of an image not measured"
+    assert rows["why"].iloc[0] == "time of an example not measured"
     assert math.isnan(rows["over"].iloc[0])
 
 
@@ -118,4 +118,4 @@ def test_a_limit_must_be_above_zero(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_report_shows_accuracy_against_latency_where_networks_differ(tmp_path: Path) -> None:
     text = (report.build(two_networks(), tmp_path)).read_text(encoding="utf-8")
     assert "Accuracy against latency" in text
-    assert "Inference takes 20 ms for a single image, or 100 images per second" in text
+    assert "Inference takes 20 ms for a single example, or 100 examples per second" in text

@@ -23,7 +23,7 @@ from harness.core.selection import METRICS, preference
 LIMITED = {
     "train_seconds": ("training", "s"),
     "peak_memory_mib": ("peak memory", "MiB"),
-    "latency_ms": ("time of an image", "ms"),
+    "latency_ms": ("time of an example", "ms"),
     "weights_mib": ("weights", "MiB"),
 }
 """Costs that can be limited -> what they are in print, and their unit."""

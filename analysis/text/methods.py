@@ -38,7 +38,7 @@ def _design(table: StudyTable, found: Findings) -> str:
     if sizes:
         names = {"train": "training", "val": "validation", "test": "test"}
         shown = listed([f"{n:,} {names[part]}" for part, n in sizes.items() if part in names])
-        text += f" Each run had {shown} images."
+        text += f" Each run had {shown} examples."
     return text
 
 
@@ -58,8 +58,8 @@ def _choice(table: StudyTable) -> str:
             text = "All cells were given the same numbers of trials and repeats. "
         text += f"In each cell {several} were tried{how.get(info.sampler, '')}"
         text += (
-            f", each on all {info.folds} folds of the images that are not test images (stratified by class, "
-            "images of a group in one fold)"
+            f", each on all {info.folds} folds of the examples that are not test examples (stratified by "
+            "class, examples of a group in one fold)"
         ) * (info.folds > 1)
         text += f"; {rule[info.selection]}" if info.selection else ""
         text += ", by its mean over seeds" * info.over_seeds + ", by its mean over folds" * (
@@ -73,8 +73,8 @@ def _choice(table: StudyTable) -> str:
         of_each = " of each finalist" * (info.budget is not None)
         text += (
             f" The chosen configuration{of_each} was run again on {span(seeds)} fresh seeds, the same for "
-            "every cell (one seed fixes images, head initialisation, batch order and augmentation), and each "
-            "run was scored once on the test images."
+            "every cell (one seed fixes examples, head initialisation, batch order and augmentation), and "
+            "each run was scored once on the test examples."
         )
         text += f" Each {info.folds} of these runs use the folds of a new division." * (
             info.folds > 1
@@ -100,15 +100,15 @@ def _statistics(found: Findings) -> str:
     else:
         text = f"Means of test {found.info.metric} come with 95% t intervals over seeds."
         text += (
-            " Since the runs share images, the variance of means and of paired differences is the corrected "
-            f"one of Nadeau and Bengio (2003), (1/n + 1/{found.info.folds - 1}) s² for n runs on "
+            " Since the runs share examples, the variance of means and of paired differences is the "
+            f"corrected one of Nadeau and Bengio (2003), (1/n + 1/{found.info.folds - 1}) s² for n runs on "
             f"{found.info.folds} folds."
         ) * (found.info.folds > 1)
     if len(found.examples):
         grouped = compare.are_grouped(found.table.predictions)
         text += (
-            " Intervals that also hold for other test images take their standard error from a bootstrap of "
-            f"seeds and, within each resample, of {'groups of images' if grouped else 'images'}."
+            " Intervals that also hold for other test examples take their standard error from a bootstrap of "
+            f"seeds and, within each resample, of {'groups of examples' if grouped else 'examples'}."
         )
     return text
 

@@ -90,8 +90,8 @@ def _shared_images(table: StudyTable) -> list[str]:
     if table.info.folds == 1:
         return []
     return [
-        "Runs on folds share images. The intervals are corrected for that, but those of test scores may "
-        "still be too narrow, if other images would change a score more than other seeds do."
+        "Runs on folds share examples. The intervals are corrected for that, but those of test scores may "
+        "still be too narrow, if other examples would change a score more than other seeds do."
     ]
 
 
@@ -222,7 +222,7 @@ def _unequal_classes(table: StudyTable) -> list[str]:
     text, metric = [], table.info.metric
     meaning = "Accuracy is mostly that of the large classes."
     if table.info.score not in ("", "accuracy"):
-        meaning = f"All count equally in {metric}, so it depends much on the few images of the small ones."
+        meaning = f"All count equally in {metric}, so it depends much on the few examples of the small ones."
     for target, own in runs.groupby(targets, sort=False, dropna=False)["images_per_class"]:
         ends: dict[str, list[tuple[int, str]]] = {}
         for recorded in own.unique():
@@ -236,7 +236,7 @@ def _unequal_classes(table: StudyTable) -> list[str]:
         if shown:
             where = f" of {target}" if targets.nunique() > 1 else ""
             text.append(
-                f"The classes{where} are unequal: images per class, {'; '.join(shown)}. {meaning}"
+                f"The classes{where} are unequal: examples per class, {'; '.join(shown)}. {meaning}"
             )
     return text[:SHOWN]
 

@@ -17,9 +17,9 @@ NOTE = (
     "Soup: mean of the weights of networks with different configurations, added one by one, best first, "
     "unless the validation score falls (Wortsman et al. 2022, model soups). WiSE-FT: alpha times the weights "
     "of the fine-tuned network plus 1 - alpha times those of a linear probe (Wortsman et al. 2022, robust "
-    "fine-tuning). The networks of an average have the seed of one repeat, so they share images and start, "
+    "fine-tuning). The networks of an average have the seed of one repeat, so they share examples and start, "
     "head included. Batch norm statistics that differ between them are estimated again from the training "
-    "images. Members and alpha are chosen on validation, where an average is therefore never behind; each "
+    "examples. Members and alpha are chosen on validation, where an average is therefore never behind; each "
     "is scored once on test."
 )
 COLUMNS = [
@@ -43,7 +43,7 @@ def section(found: Findings) -> Section:
         "95% interval": intervals(100 * rows["low"], 100 * rows["high"], "+.1f"),
         f"Test {found.info.metric}, %": numbers(rows["test"], ".1f", 100),
         f"Validation {unit}": numbers(rows["validation"], form, scale),
-        "Latency of a single image, ms": shorts(rows["latency_ms"]),
+        "Latency of a single example, ms": shorts(rows["latency_ms"]),
     }
     note = f"{NOTE} Interval: paired t over the repeats{correction(found)}; not adjusted for several rows."
     table = Table(shown, note=note)

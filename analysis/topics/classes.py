@@ -73,8 +73,8 @@ def answer(found: Findings) -> list[str]:
     names = compare.class_names(found.trials, int(rows["label"].max()) + 1)
     worst = rows.nsmallest(1, "recall").to_dict("records")[0]
     text = (
-        f"The test classes are unequal ({sizes.min():.0f} to {sizes.max():.0f} images). The lowest recall of "
-        f"“{cell}” is that of {names[int(worst['label'])]}: {_recall(worst)}."
+        f"The test classes are unequal ({sizes.min():.0f} to {sizes.max():.0f} examples). The lowest recall "
+        f"of “{cell}” is that of {names[int(worst['label'])]}: {_recall(worst)}."
     )
     values = compare.by_metric(found.trials, found.info.factors, found.info.folds)
     by_loss = found.info.selection == "val_loss"
@@ -125,7 +125,7 @@ def _recall_plot(
     some = f" The {len(shown)} classes with the lowest recall." if len(shown) < len(names) else ""
     figure = plot_recall(rows, shown, names, {cell: cell_styles(found)[cell] for cell in cells})
     caption = (
-        "Share of the test images of each class that are predicted correctly: mean of the repeats and "
+        "Share of the test examples of each class that are predicted correctly: mean of the repeats and "
         f"interval, of the chosen cell{' and the next one' * (len(cells) > 1)}.{some} {over_seeds(found)}"
     )
     return Plot("recall", "Recall by class", figure, caption)
@@ -150,7 +150,7 @@ def plot_recall(
             )
             annotate(mark[0], f"{cell}, {names[label]}: {_recall(row)}")
     name_rows(axes, [f"{names[label]} ({sizes[label]:.0f})" for label in labels])
-    percent(axes, "x", "Recall; in brackets: test images")
+    percent(axes, "x", "Recall; in brackets: test examples")
     add_key(figure, style, style)
     return figure
 
@@ -160,7 +160,7 @@ def _confusion(kept: pd.DataFrame, cell: str, names: Sequence[str]) -> list[Plot
     title = f"Confusion matrix of “{cell}”"
     if len(names) <= MOST_CLASSES:
         caption = (
-            "Share of the images of a class (row) that are predicted as each class (column), in %, mean of "
+            "Share of the examples of a class (row) that are predicted as each class (column), in %, mean of "
             "the repeats; no interval. White: 0."
         )
         return [Plot("confusion", title, plot_confusion(own, names), caption)]
@@ -168,8 +168,8 @@ def _confusion(kept: pd.DataFrame, cell: str, names: Sequence[str]) -> list[Plot
     columns: Columns = {
         "Class": [names[label] for label in pairs["label"]],
         "Predicted as": [names[label] for label in pairs["predicted"]],
-        "Of its images, %": numbers(pairs["share"], ".1f", 100),
-        "Images": numbers(pairs["images"], ".1f"),
+        "Of its examples, %": numbers(pairs["share"], ".1f", 100),
+        "Examples": numbers(pairs["images"], ".1f"),
     }
     title = f"Most confused classes of “{cell}”"
     return [Table(columns, title, "Means of the repeats, largest shares first.")]
@@ -201,7 +201,7 @@ def _reliability_plot(found: Findings, bins: pd.DataFrame, values: pd.DataFrame)
     said = [f"“{c}” {_value(errors[c], METRICS['ece'])}" for c in cells if c in errors]
     caption = (
         "Share of correct predictions against their confidence (15 equal bins, all repeats together); the "
-        "larger a mark, the more images. Below the line: overconfident."
+        "larger a mark, the more examples. Below the line: overconfident."
     )
     if said:
         caption += f" Expected calibration error: {'; '.join(said)}. {over_seeds(found)}"
@@ -229,7 +229,7 @@ def _mistakes(mistakes: pd.DataFrame, title: str, names: Sequence[str]) -> list[
     """The images that repeats kept, if any, and a table."""
     top = mistakes.head(SHOWN)
     columns: Columns = {
-        "Image": list(_images(top)),
+        "Example": list(_images(top)),
         "Class": [names[label] for label in top["label"]],
         "Predicted as": [names[label] for label in top["predicted"]],
         "Wrong in repeats": [
@@ -238,8 +238,8 @@ def _mistakes(mistakes: pd.DataFrame, title: str, names: Sequence[str]) -> list[
         "Confidence, %": numbers(top["confidence"], ".1f", 100),
     }
     note = (
-        "Misclassified test images, highest mean confidence over the repeats first (correct predictions "
-        "count as 0): wrong labels and hard cases are often among them. Image: the end of its path, or its "
+        "Misclassified test examples, highest mean confidence over the repeats first (correct predictions "
+        "count as 0): wrong labels and hard cases are often among them. Example: the end of its path, or its "
         "position in the target."
     )
     if "image" not in mistakes:

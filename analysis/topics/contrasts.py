@@ -25,7 +25,7 @@ NOTE = (
     "or lower if that interval is clear of 0, and open otherwise; nothing else decides it. Least "
     "detectable: the difference that this rule finds in 80% of such studies. By itself: the 95% t "
     "interval of the pair, and p of an exact sign-flip test (at least 2 / 2ⁿ with n pairs of scores), "
-    "neither adjusted. Intervals: over seeds (training draws, not test images{correction})."
+    "neither adjusted. Intervals: over seeds (training draws, not test examples{correction})."
 )
 
 
@@ -83,10 +83,10 @@ def _columns(rows: pd.DataFrame) -> Columns:
     }
     if rows["p_images"].notna().any():
         alone = numbers(rows["only_cell"], ".0f"), numbers(rows["only_reference"], ".0f")
-        shown["Images right, it alone / other alone"] = [
+        shown["Examples right, it alone / other alone"] = [
             f"{a} / {b}" for a, b in zip(*alone, strict=True)
         ]
-        shown["p, images (McNemar)"] = numbers(rows["p_images"], ".2g")
+        shown["p, examples (McNemar)"] = numbers(rows["p_images"], ".2g")
     return shown
 
 
@@ -138,8 +138,8 @@ def _methods(found: Findings, pairs: int) -> str:
     if len(found.examples) and found.info.score == "accuracy":
         grouped = compare.are_grouped(found.table.predictions)
         text += (
-            " Pairs of networks were also compared image by image with McNemar's exact test"
-            f"{', the signs of whole groups of images exchanged' * grouped}."
+            " Pairs of networks were also compared example by example with McNemar's exact test"
+            f"{', the signs of whole groups of examples exchanged' * grouped}."
         )
     return text
 

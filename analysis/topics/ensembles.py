@@ -27,15 +27,16 @@ def section(found: Findings) -> Section:
         "Ensemble, %": numbers(rows["ensemble"], ".1f", 100),
         "Gain, points": numbers(rows["gain"], "+.1f", 100),
         "95% interval": intervals(100 * rows["low"], 100 * rows["high"], "+.1f"),
-        "Latency of a single image, ms": shorts(rows["latency_ms"]),
+        "Latency of a single example, ms": shorts(rows["latency_ms"]),
     }
     note = (
         "The mean of the class probabilities of all repeats of a cell (a deep ensemble, Lakshminarayanan et "
-        "al. 2017) against the mean test accuracy of the single networks, on the same test images. Each "
-        "repeat draws its own training images, so together they have learned from more images than a single "
-        "one: part of the gain is due to these, and one network trained on all of them may be as good. "
-        "Interval: bootstrap over test images (whole groups of them), for these networks; not adjusted for "
-        "the number of cells. Latency: of all networks in turn. Nothing is chosen by these scores."
+        "al. 2017) against the mean test accuracy of the single networks, on the same test examples. Each "
+        "repeat draws its own training examples, so together they have learned from more examples than a "
+        "single one: part of the gain is due to these, and one network trained on all of them may be as "
+        "good. Interval: bootstrap over test examples (whole groups of them), for these networks; not "
+        "adjusted for the number of cells. Latency: of all networks in turn. Nothing is chosen by these "
+        "scores."
     )
     table = Table(shown, "The repeats of each cell as an ensemble", note)
     return Section("Ensembles", [table], tables={"ensembles": rows})

@@ -73,7 +73,7 @@ def _columns(found: Findings) -> Columns:
         "95% interval": intervals(rows["low"], rows["high"], ".1f", 100),
     }
     if len(found.examples):
-        shown["With other images"] = intervals(images["low"], images["high"], ".1f", 100)
+        shown["With other examples"] = intervals(images["low"], images["high"], ".1f", 100)
     return shown | {
         "SD, points": numbers(rows["sd"], ".2f", 100),
         "IQM, %": numbers(rows["iqm"], ".1f", 100),
@@ -90,13 +90,13 @@ def _columns(found: Findings) -> Columns:
 
 def _note(found: Findings) -> str:
     images = (
-        " With other images: 95%, its standard error from a bootstrap of the seeds and, within each "
-        "resample, of the test images."
+        " With other examples: 95%, its standard error from a bootstrap of the seeds and, within each "
+        "resample, of the test examples."
     )
     return (
         f"Test {found.info.metric}: mean of the repeats of the chosen configuration, each scored once; "
         "interval: 95% t over seeds (training draws, not test "
-        f"images{correction(found)}).{images * bool(len(found.examples))} IQM: mean of the middle half of "
+        f"examples{correction(found)}).{images * bool(len(found.examples))} IQM: mean of the middle half of "
         "the seeds. "
         "Validation: mean of the repeats, by which the cell is chosen; that of the best trial is the "
         "best of many, so too high. Depth trained: share of the layer groups trained, from the head "
@@ -153,7 +153,7 @@ def _interval(found: Findings, cell: str, row: pd.Series) -> str:
     text = f"95% interval {100 * row['low']:.1f} to {100 * row['high']:.1f}, {row['n']} seeds"
     if own := found.examples[found.examples["cell"] == cell].to_dict("records"):
         low, high = 100 * own[0]["low"], 100 * own[0]["high"]
-        text += f"; {low:.1f} to {high:.1f} with other test images as well"
+        text += f"; {low:.1f} to {high:.1f} with other test examples as well"
     return text
 
 
@@ -190,7 +190,7 @@ def _luck(found: Findings) -> str:
         return ""
     return (
         f" Its configuration was ahead of the next of {len(own)} by {lead:.1f} points on {images} "
-        f"validation images; other images would move such a lead by {error:.1f} points (one standard "
+        f"validation examples; other examples would move such a lead by {error:.1f} points (one standard "
         "error), so another configuration might as well have been repeated."
     )
 

@@ -99,14 +99,14 @@ def cell_styles(found: Findings) -> dict[str, Style]:
 
 def over_seeds(found: Findings) -> str:
     """What the intervals of means are, for a caption."""
-    return f"Intervals: 95% t over seeds (training draws, not test images{correction(found)})."
+    return f"Intervals: 95% t over seeds (training draws, not test examples{correction(found)})."
 
 
 def correction(found: Findings) -> str:
     """What to add to "over seeds" where runs on folds share images; "" elsewhere."""
     if found.info.folds == 1:
         return ""
-    what = f"runs on {found.info.folds} folds of the same images"
+    what = f"runs on {found.info.folds} folds of the same examples"
     return f"; variance corrected for {what}, Nadeau and Bengio 2003"
 
 

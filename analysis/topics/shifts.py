@@ -73,7 +73,7 @@ def _table(table: pd.DataFrame, losses: pd.DataFrame) -> Table:
     return Table(
         columns,
         note="Points of accuracy that a repeat loses from the plain test set, mean and 95% t interval "
-        "over seeds (training draws, not test images); least mean loss first. Negative: it gains. A "
+        "over seeds (training draws, not test examples); least mean loss first. Negative: it gains. A "
         "cell that starts lower has less to lose. Two cells are told apart in the answer when the t "
         "interval of their paired difference in mean loss is clear of 0 after Bonferroni over all pairs "
         "of cells.",

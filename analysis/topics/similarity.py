@@ -70,7 +70,7 @@ def _plots(found: Findings, known: Similarity) -> list[Plot]:
         caption = (
             "One mark per source and target: mean difference in points to the run from random weights "
             f"with the same seed; bar: 95% t interval over {repeats_of(found)} seeds (pretraining and "
-            f"target draws, not test images). Across: {known.points['measure'].iloc[0]}, more is more "
+            f"target draws, not test examples). Across: {known.points['measure'].iloc[0]}, more is more "
             "similar, centred and scaled within each target. It is the measure that agrees best with "
             "the scores, so it looks better here than it would on other targets."
         )
@@ -319,7 +319,7 @@ def plot_gain(points: pd.DataFrame) -> Figure:
     keys = [name for name in ("strategy", "size") if name in points]
     labels = pd.Series("", index=points.index)
     for name in keys:
-        text = points[name].map("{:g} images a class".format) if name == "size" else points[name]
+        text = points[name].map("{:g} examples a class".format) if name == "size" else points[name]
         labels = labels.str.cat(text, sep=", " if labels.any() else "")
     figure, panels = panel_grid(list(labels.unique()), row_height=2.3)
     colors = styles(list(points["target"].unique()))

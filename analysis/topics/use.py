@@ -22,11 +22,11 @@ def section(found: Findings) -> Section:
     parts: list[Plot | Table | str | list[str]] = []
     if len(measured[SIZE].drop_duplicates()) > 1 and not len(found.ranks):
         metric = found.info.metric
-        label = f"Latency of a single image on {where.partition(',')[0]} (ms)"
+        label = f"Latency of a single example on {where.partition(',')[0]} (ms)"
         style = cell_styles(found)
         figure = plot_cost(found.summary, "latency_ms", "latency_front", label, style, metric)
         caption = (
-            f"Marks: mean {metric} of {repeats_of(found)} repeats and median time for a single image on "
+            f"Marks: mean {metric} of {repeats_of(found)} repeats and median time for a single example on "
             f"{where}; level bars: least and greatest. Dotted: the Pareto front. {over_seeds(found)}"
         )
         title = f"{metric[:1].upper()}{metric[1:]} against latency"
@@ -41,12 +41,12 @@ def _table(rows: pd.DataFrame, where: str) -> Table:
             "Cell": list(rows["cell"]),
             "Parameters, million": shorts(rows["parameters"] / 1e6),
             "Weights, MiB": shorts(rows["weights_mib"]),
-            "Multiply-adds per image, million": shorts(rows["multiply_adds"] / 1e6),
-            "Latency of a single image, ms": shorts(rows["latency_ms_median"]),
-            "Images per second": shorts(rows["images_per_second_median"]),
+            "Multiply-adds per example, million": shorts(rows["multiply_adds"] / 1e6),
+            "Latency of a single example, ms": shorts(rows["latency_ms_median"]),
+            "Examples per second": shorts(rows["images_per_second_median"]),
         },
         note=f"Of the network in float32 on {where}: medians over repeats, each a median of warm forward "
-        "passes on images that are already decoded and resized. Multiply-adds: in convolutions, linear "
+        "passes on examples that are already decoded and resized. Multiply-adds: in convolutions, linear "
         "layers and attention. Adapters are merged first; a nearest-neighbour classifier is not included.",
     )
 
@@ -55,8 +55,8 @@ def answer(found: Findings, where: str) -> list[str]:
     """Cost of inference with the chosen cell."""
     rows = found.summary[found.summary["cell"] == found.chosen].dropna(subset="latency_ms_median")
     return [
-        f"Inference takes {short(row['latency_ms_median'])} ms for a single image, or "
-        f"{short(row['images_per_second_median'])} images per second, on {where}; its weights have "
+        f"Inference takes {short(row['latency_ms_median'])} ms for a single example, or "
+        f"{short(row['images_per_second_median'])} examples per second, on {where}; its weights have "
         f"{short(row['weights_mib'])} MiB."
         for row in rows.to_dict("records")
     ]
