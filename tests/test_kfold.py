@@ -123,7 +123,7 @@ def test_exact_shots_count_the_images_outside_the_fold(make_spec: MakeSpec) -> N
     target = blank(np.repeat([0, 1], 20))  # 15 of each are no test images, 12 outside the fold
     spec = make_spec(**WHOLE | {"shots": 12}, exact_shots=True, fold=fold(1))
     assert counts(split_indices(target, spec), target)["train"] == [12, 12]
-    with pytest.raises(UserError, match=r"too few for 1 test \+ 1 validation \+ 13 training"):
+    with pytest.raises(UserError, match=r"too few for 1 test \+ 1 validation \+ 13 for training"):
         split_indices(target, dataclasses.replace(spec, shots=13))
 
 
