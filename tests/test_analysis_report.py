@@ -613,7 +613,7 @@ def test_unequal_classes_are_said_with_what_they_do_to_the_metric() -> None:
     (said,) = (
         line for line in warnings(compare.find(replace(study, info=info))) if "unequal" in line
     )
-    assert "All count equally in balanced accuracy, so it depends much on the few images" in said
+    assert "All count equally in balanced accuracy, so it depends much on the few examples" in said
 
 
 def test_equal_classes_are_not_mentioned(tmp_path: Path) -> None:
