@@ -144,10 +144,13 @@ def test_02_ctrl_c_ends_a_study_file_that_loops(
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as running:
-        assert running.stdout is not None
-        assert running.stdout.readline() == "loops\n"
-        running.send_signal(signal.SIGINT)
-        _, said = running.communicate(timeout=30)
+        try:
+            assert running.stdout is not None
+            assert running.stdout.readline() == "loops\n"
+            running.send_signal(signal.SIGINT)
+            _, said = running.communicate(timeout=30)
+        finally:
+            running.kill()  # it would loop forever where Ctrl-C is ignored
     assert (running.returncode, said.partition(";")[0]) == (130, "stopped by Ctrl-C")
 
 
