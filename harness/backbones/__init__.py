@@ -85,7 +85,7 @@ def library_of(name: str) -> Library:
 
 
 def is_own(name: str) -> bool:
-    """Whether the network is defined in this harness, and neither in timm nor in torchvision."""
+    """Whether the network is neither in timm nor in torchvision: it is defined here or in transformers."""
     return library_of(name) not in (timm_models, torchvision_models)
 
 

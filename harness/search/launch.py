@@ -86,9 +86,8 @@ def launch(
         print_notes(checked, options)
         if study.budget is not None:
             check_one_target(study, checked.specs)
-        costs: Iterable[CellCost] = cell_costs(
-            checked.specs, device, cache
-        )  # if they are asked for
+        # A generator: costs are computed only where they are asked for.
+        costs: Iterable[CellCost] = cell_costs(checked.specs, device, cache)
         if dry_run:
             print_plan(study, checked.specs, device)
             costs = print_costs(study, costs, options.max_memory)
