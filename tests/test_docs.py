@@ -123,7 +123,7 @@ def test_the_measure_of_the_how_to_is_the_share_of_variance_between_classes(
 ) -> None:
     x = np.array([[0.0], [2.0], [4.0], [6.0]])  # means 1 and 5: variance 4 of 5 in all
     labels = np.array([0, 0, 1, 1])
-    found = MEASURES["spread"].compute(features=x, labels=labels, seed=0, resamples=0)
+    found = MEASURES["spread"](features=x, labels=labels, seed=0, resamples=0)
     assert found.value == pytest.approx(4 / 5)
 
 

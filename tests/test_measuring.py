@@ -28,7 +28,7 @@ from harness.data.media import MEDIA, Images
 from harness.inputs import Pixels
 from harness.pretrain import main as pretrain_main
 from harness.search.space import first_draw
-from harness.similarity import MEASURES, Measure, logme, static_rank
+from harness.similarity import MEASURES, Measurement, needs, static_rank
 from harness.similarity.__main__ import main as similarity_main
 from harness.similarity.sources import measuring
 from harness.similarity.sources.evidence import Results, evidence, read_results
@@ -399,7 +399,8 @@ def test_the_static_rank_of_candidates_leaves_their_target_out() -> None:
 
 
 def test_a_measure_that_needs_an_unknown_array_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(
-        ValueError, match="'featurs', which is not among accuracy, after, bandwidth"
-    ):
-        Measure(logme, ("featurs", "labels"))
+    def misspelt(featurs: np.ndarray, labels: np.ndarray, *, seed: int) -> Measurement:
+        raise AssertionError("never computed")
+
+    with pytest.raises(ValueError, match="'featurs', which is not among bandwidth, features"):
+        needs(misspelt)

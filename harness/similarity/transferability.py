@@ -153,10 +153,10 @@ def hscore(features: Array, labels: Array, *, seed: int = 0, resamples: int = 10
     """tr(S^+ S_between): Pillai's trace of the features by class (Bao et al. 2019; Pillai 1955).
 
     S is the covariance of all features, S_between that of the class means, weighted by their numbers of
-    images. The value is in [0, C - 1] for C classes. For features without information it is `hscore_null` on
-    average, which grows with d, so compare values only for equal n and d. It is refused if the centred
-    features span all n - 1 directions, because it is then C - 1 for any labels. It does not change with
-    invertible linear maps.
+    images. The value is in [0, C - 1] for C classes. For features without information it is on average
+    d (C - 1) / (n - 1), which grows with d, so compare values only for equal n and d. It is refused if the
+    centred features span all n - 1 directions, because it is then C - 1 for any labels. It does not change
+    with invertible linear maps.
 
     Raises:
         ValueError: for other shapes.
@@ -177,12 +177,6 @@ def hscore(features: Array, labels: Array, *, seed: int = 0, resamples: int = 10
         resamples=resamples,
         bounds=(0, int(y.max())),
     )
-
-
-def hscore_null(n: int, d: int, classes: int) -> float:
-    """The mean H-score of n images with d linearly independent features without information on the
-    classes."""
-    return d * (classes - 1) / (n - 1)
 
 
 def _features_and_labels(features: Array, labels: Array) -> tuple[Floats, Ints]:

@@ -30,6 +30,7 @@ from harness.similarity import (
     Measurement,
     log_source_size,
     median_bandwidth,
+    needs,
     principal_axes,
     source_accuracy,
 )
@@ -46,8 +47,6 @@ MOST = 500
 SEED = 0
 NO_DATA = "the examples that the source was trained on are not available"
 NO_HEAD = "the source has no usable classifier"
-DIAGNOSTIC = ("cka",)
-"""Measures that compare two states of one network and are therefore not computed for pairs."""
 Data = tuple[str, tuple[int, ...]]
 """Name of a data set, and positions of the examples used."""
 
@@ -220,13 +219,11 @@ class Measuring:
         options = {"seed": SEED} | ({} if resamples is None else {"resamples": resamples})
         given = self._given(pair)
         for name, measure in MEASURES.items():
-            if name in DIAGNOSTIC:
+            names = needs(measure)
+            if any(name not in given for name in names):
+                yield _refused(name, NO_DATA if "source" in names else NO_HEAD)
                 continue
-            if any(need not in given for need in measure.needs):
-                data = "source" in measure.needs
-                yield _refused(name, NO_DATA if data else NO_HEAD)
-                continue
-            yield measure.compute(**{need: given[need] for need in measure.needs}, **options)
+            yield measure(**{name: given[name] for name in names}, **options)
         yield from baselines(pair.model)
 
     def _given(self, pair: Pair) -> dict[str, Any]:
