@@ -65,8 +65,7 @@ def export_model(
         register: and register it as a new version of this name in MLflow's model registry.
         device: auto, cpu, cuda or mps.
         tracking_uri: MLflow tracking URI; the default is sqlite:///mlruns/mlflow.db.
-        target: where its images are now, e.g. folder:PATH; by default they are looked for where they were,
-            and where equal ones have been seen since.
+        target: where its images are now, e.g. folder:PATH, if they are no longer where they were.
 
     Raises:
         UserError: if there is no such study or cell, the configuration cannot be trained here or cannot be

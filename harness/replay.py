@@ -43,8 +43,7 @@ def replay_run(
         device: auto, cpu, cuda or mps; the default is the recorded one if it is there.
         cache_dir: read outputs of frozen layers from this folder; by default they are computed again.
         cache_budget: size limit of that folder; 0 caches nothing.
-        target: where its images are now, e.g. folder:PATH; by default they are looked for where they were,
-            and where equal ones have been seen since.
+        target: where its images are now, e.g. folder:PATH, if they are no longer where they were.
 
     Raises:
         UserError: on bad input.

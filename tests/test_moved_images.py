@@ -15,8 +15,7 @@ from PIL import Image
 from analysis.load.study import Info, trials_frame
 from harness import export, replay, study
 from harness.core import study_file
-from harness.data import find_again, identity, load_target, remember_place
-from harness.training.provenance import clear_caches, inputs_of
+from harness.training.provenance import clear_caches
 
 SPACE = '''"""Does it come out again?"""
 from harness import strategies
@@ -88,26 +87,16 @@ def test_study_goes_on_where_its_images_are_now(
 
 
 @pytest.mark.usefixtures("project")
-def test_trial_is_replayed_and_exported_from_where_its_images_were_seen_since(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    inputs_of("folder:scratch/102/pets", "test_resnet", "scratch")  # as the next command has it
-    assert replay.main([repeat()]) == 0
-    said = capfd.readouterr().out
-    assert "AGREED: bitwise equal" in said
-    assert "is read from folder:/" in said
-    assert export.main(["--study", "moved", "--device", "cpu"]) == 0
-    assert "exactly as recorded" in capfd.readouterr().out
-
-
-@pytest.mark.usefixtures("project")
-def test_trial_is_replayed_from_the_place_that_is_named(
+def test_trial_is_replayed_and_exported_from_the_place_that_is_named(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     assert replay.main([repeat()]) == 2
     assert "no such folder" in capfd.readouterr().err
-    assert replay.main([repeat(), "--target", "folder:scratch/102/pets"]) == 0
+    now = ["--target", "folder:scratch/102/pets"]
+    assert replay.main([repeat(), *now]) == 0
     assert "AGREED: bitwise equal" in capfd.readouterr().out
+    assert export.main(["--study", "moved", "--device", "cpu", *now]) == 0
+    assert "exactly as recorded" in capfd.readouterr().out
 
 
 def test_other_images_under_the_old_name_are_not_taken_for_the_recorded_ones(
@@ -117,26 +106,6 @@ def test_other_images_under_the_old_name_are_not_taken_for_the_recorded_ones(
     Image.new("RGB", (16, 16)).save(project / "scratch" / "101" / "pets" / "cat" / "0.png")
     assert replay.main([repeat()]) == 1
     assert "sha256.images" in capfd.readouterr().out
-    clear_caches()
-    inputs_of("folder:scratch/102/pets", "test_resnet", "scratch")
-    assert replay.main([repeat()]) == 0
-
-
-def test_latest_place_of_a_content_is_found_by_any_form_of_its_name(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = "folder:scratch/102/pets[group=^(.)][classes=cat+dog]"
-    truth = load_target(name).fingerprint()
-    remember_place(name, truth)
-    (project / "other").mkdir()
-    monkeypatch.chdir(project / "other")
-    clear_caches()
-    found = find_again(name.replace("102", "101"), truth)
-    assert found == f"folder:{project}/scratch/102/pets[group=^(.)][classes=cat+dog]"
-    assert load_target(found).fingerprint() == truth
-    assert find_again("folder:nowhere", "0" * 64) == "folder:nowhere"
-    assert find_again("digits", "0" * 64) == "digits"
-    assert identity(found).startswith("sha256:")
 
 
 def test_runs_of_the_same_images_at_two_paths_are_read_as_one_target() -> None:

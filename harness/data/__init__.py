@@ -8,7 +8,6 @@ torchvision's data sets.
 from harness.data import cached
 from harness.data.images import as_jpeg, open_image
 from harness.data.leakage import Leak, describe_leaks, find_leaks
-from harness.data.places import find_again, remember_place
 from harness.data.shift import shifted
 from harness.data.splits import (
     Examples,
@@ -31,14 +30,12 @@ __all__ = [
     "as_jpeg",
     "clear_caches",
     "describe_leaks",
-    "find_again",
     "find_leaks",
     "identity",
     "images_per_class",
     "load_target",
     "open_image",
     "read_examples",
-    "remember_place",
     "seeded_view",
     "shifted",
     "split_indices",

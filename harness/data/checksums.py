@@ -76,7 +76,7 @@ def _digest(path: Path) -> bytes:
 def _recalled(names: Sequence[str]) -> dict[str, tuple[State, bytes]]:
     """Cached hashes of these files."""
     found: dict[str, tuple[State, bytes]] = {}
-    with suppress(sqlite3.Error, OSError), memory() as database:
+    with suppress(sqlite3.Error, OSError), _memory() as database:
         for start in range(0, len(names), BATCH):
             some = [os.fsencode(name) for name in names[start : start + BATCH]]
             marks = ",".join("?" * len(some))
@@ -89,7 +89,7 @@ def _recalled(names: Sequence[str]) -> dict[str, tuple[State, bytes]]:
 def _remember(known: Mapping[str, tuple[State, bytes]]) -> None:
     if not known:
         return
-    with suppress(sqlite3.Error, OSError, OverflowError), memory() as database:
+    with suppress(sqlite3.Error, OSError, OverflowError), _memory() as database:
         database.execute(
             "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, size INT, written INT, "
             "changed INT, inode INT, sha256 BLOB)"
@@ -99,7 +99,7 @@ def _remember(known: Mapping[str, tuple[State, bytes]]) -> None:
 
 
 @contextmanager
-def memory() -> Iterator[sqlite3.Connection]:
+def _memory() -> Iterator[sqlite3.Connection]:
     """Open the cache file; changes are committed if the block ends without an exception.
 
     Raises:

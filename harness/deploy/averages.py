@@ -21,7 +21,6 @@ from harness.core.html import as_table
 from harness.core.selection import Metric
 from harness.core.spec import TrialSpec
 from harness.core.strategies import LinearProbe
-from harness.data import find_again
 from harness.data.cached import Cache
 from harness.deploy.soup import Average, Judge, Kind, soup, trained, wise_ft
 from harness.tracking.results import CellRecord
@@ -163,7 +162,7 @@ def plans(
         record: the cell.
         tuned: tuning trials of the study.
         members: largest number of configurations in a soup.
-        target: where its images are now; None looks for them.
+        target: where its images are now; None takes the recorded place.
 
     Raises:
         UserError: if nothing can be averaged.
@@ -182,9 +181,8 @@ def plans(
         why = why or [
             f"no {what}: {r}" for what, r in zip(("soup", "WiSE-FT"), reasons, strict=True) if r
         ]
-        place = target or find_again(spec.target, kept.run.tags.get("sha256.images", ""))
         specs = [spec] if reasons[0] else specs
-        moved = tuple(replace(s, target=place) for s in specs)
+        moved = tuple(replace(s, target=target or s.target) for s in specs)
         found.append(Plan(kept, record.metric, moved, not reasons[1]))
     return found, why
 

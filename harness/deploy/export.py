@@ -20,7 +20,6 @@ from harness.core.stores import default_tracking_uri
 from harness.data import (
     Examples,
     SplitIndices,
-    find_again,
     images_per_class,
     load_target,
     read_examples,
@@ -126,9 +125,7 @@ def _trained(chosen: CellRecord, why: str, device: str, target: str | None) -> _
     """The network of the cell's first repeat, trained again."""
     kept = chosen.repeats[0]
     spec = TrialSpec.from_flat(kept.run.params)
-    spec = replace(
-        spec, target=target or find_again(spec.target, kept.run.tags.get("sha256.images", ""))
-    )
+    spec = replace(spec, target=target or spec.target)
     cache = Cache(default_folder())
     if spec.strategy.classifier == "knn":
         raise UserError(

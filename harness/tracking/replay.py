@@ -16,7 +16,6 @@ from harness.core.selection import METRICS
 from harness.core.spec import TrialSpec
 from harness.core.study_file import study_sha256
 from harness.core.versions import COMPUTING
-from harness.data import find_again
 from harness.data.cached import Cache
 from harness.tracking.runs import RecordedRun
 from harness.training.device import Device, resolve_device
@@ -125,13 +124,13 @@ def replay_run(
         space: study file that defines its strategy, backbone or target; None if none does.
         cache_dir: outputs of frozen layers are read from here; None computes them again.
         budget: bytes kept there; 0 keeps nothing.
-        target: where its images are now; None looks where they were, and where equal ones have been seen.
+        target: where its images are now; None takes the recorded place.
 
     Raises:
         UserError: on bad input.
     """
     run_id, spec = recorded.run_id, spec_of(recorded)
-    spec = replace(spec, target=_target_now(spec, recorded, target))
+    spec = replace(spec, target=target or spec.target)
     where = _device(device, recorded)
     now = {tag: "absent" for tag in COMPUTES if tag in recorded.tags} | _now(spec, where)
     if space is not None:
@@ -180,14 +179,6 @@ def spec_of(recorded: RecordedRun) -> TrialSpec:
     except (UserError, ValueError, TypeError, SyntaxError) as error:
         kind = UnknownName if isinstance(error, UnknownName) else UserError
         raise kind(f"the parameters of {run} make no trial here: {error}") from error
-
-
-def _target_now(spec: TrialSpec, recorded: RecordedRun, target: str | None) -> str:
-    """The name of the images that it was made from, which may have moved."""
-    now = target or find_again(spec.target, recorded.tags.get("sha256.images", ""))
-    if now != spec.target:
-        print(f"target {spec.target} is read from {now}")
-    return now
 
 
 def _device(asked: str | None, recorded: RecordedRun) -> Device:
