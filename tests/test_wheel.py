@@ -45,7 +45,7 @@ def test_the_wheel_holds_the_packages_the_studies_the_templates_and_the_licence(
     wheel: Path,
 ) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    kept = [*ROOT.glob("harness/**/*.py"), *ROOT.glob("analysis/**/*.py")]
+    kept = [*ROOT.glob("harness/**/*.py*"), *ROOT.glob("analysis/**/*.py*")]
     kept += [
         *ROOT.glob("studies/*.py"),
         *ROOT.glob("analysis/page/*.j2"),
