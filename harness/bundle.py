@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Group, Parameter
 
-from harness.core.command_line import File, command
+from harness.core.command_line import command
 from harness.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ def pack_study(
     study: str,
     out: str | Path,
     *,
-    space: str | Path | None = None,
     storage: str | None = None,
     tracking_uri: str | None = None,
 ) -> Packed:
@@ -37,7 +36,6 @@ def pack_study(
     Args:
         study: its name.
         out: the file; an older bundle of the same study there is replaced.
-        space: the study file; None looks where it was when the study was run.
         storage: Optuna storage URL; None is the database beside MLflow's.
         tracking_uri: MLflow's; None is the database in ./mlruns.
 
@@ -45,7 +43,7 @@ def pack_study(
         UserError: if there is no such study, its files are not what was recorded, or `out` cannot be written.
     """
     from harness.core.stores import record_home, record_url
-    from harness.search.bundles import Packed, Part, find_study_file, pack
+    from harness.search.bundles import Part, pack
     from harness.search.record import Record, StorageFailed, storage_failures
     from harness.search.space import quiet_optuna
     from harness.search.storage import read_storage
@@ -54,15 +52,9 @@ def pack_study(
     record = Record(read_storage(record_url(storage, tracking_uri)), home)
     try:
         with quiet_optuna(), storage_failures():
-            part = Part.of(record, study, "the record")
-            file, left_out = find_study_file(part.info, part.study_file, space)
-            manifest = pack(part, Path(out), file)
+            return pack(Part.of(record, study, "the record"), Path(out))
     except StorageFailed as error:
         raise UserError(str(error)) from error
-    if running := sum(not t.outcome for t in part.trials):
-        left_out += (f"{running} trials that have not ended are not in the bundle",)
-    trials = sum(manifest.trials.values())
-    return Packed(study, Path(out), trials, manifest.predictions, left_out)
 
 
 def merge_bundles(
@@ -100,24 +92,22 @@ def run(
     into: Annotated[Path | None, MERGE] = None,
     study: Annotated[str | None, PACK] = None,
     out: Annotated[Path | None, PACK] = None,
-    space: Annotated[File | None, PACK] = None,
     storage: str | None = None,
     tracking_uri: str | None = None,
 ) -> int:
-    """Pack a study's record, predictions and study file into one file; or merge such files from several
-    machines into one record, and show it in MLflow.
+    """Pack a study's record and predictions into one file; or merge such files from several machines into
+    one record, and show it in MLflow.
 
     Args:
         bundles: the bundles.
         into: folder of the record, e.g. mlruns.
         study: name of the study.
         out: the bundle, e.g. NAME.zip.
-        space: study file; by default it is looked for where it was when the study was run.
         storage: Optuna storage URL of the record; the default is optuna.db beside MLflow's database.
         tracking_uri: MLflow tracking URI; the default is mlflow.db in mlruns, or in the folder of --into.
     """
     if bundles or into:
-        if not bundles or not into or (study, out, space) != (None, None, None):
+        if not bundles or not into or (study, out) != (None, None):
             raise UserError("to merge, want BUNDLE [BUNDLE ...] --into FOLDER and no other option")
         merged = merge_bundles(bundles, into, storage=storage, tracking_uri=tracking_uri)
         return show_merged(merged, bundles, into)
@@ -125,9 +115,12 @@ def run(
         raise UserError(
             "--study NAME and --out FILE are required to pack a study; BUNDLE ... --into FOLDER merges"
         )
-    done = pack_study(study, out, space=space, storage=storage, tracking_uri=tracking_uri)
-    for line in done.left_out:
-        print(f"note: {line}", file=sys.stderr)
+    done = pack_study(study, out, storage=storage, tracking_uri=tracking_uri)
+    if done.running:
+        print(
+            f"note: {done.running} trials that have not ended are not in the bundle",
+            file=sys.stderr,
+        )
     print(
         f"packed study {done.study}: {done.trials} trials, {done.predictions} files of predictions, "
         f"in {done.file} ({done.file.stat().st_size / 1024:.0f} KiB)"

@@ -208,20 +208,6 @@ def test_a_study_can_be_read_without_its_predictions(uri: str, table: StudyTable
     assert read.ensembles.empty
 
 
-def test_predictions_of_earlier_versions_are_read(uri: str, table: StudyTable) -> None:
-    [run] = table.predictions["run_id"].unique()
-    folder = Path(
-        MlflowClient(tracking_uri=uri).get_run(run).info.artifact_uri.removeprefix("file://")
-    )
-    (folder / "predictions.parquet").unlink()
-    (folder / "predictions.csv").write_text("example,label,predicted,probability\n7,1,3,0.25\n")
-    rows = load_study(INFO.name, uri).predictions.drop(columns="run_id")
-    assert rows.drop(columns="confidence").to_numpy().tolist() == [
-        ["linear probe", 10, 7, 1, 3, 0.25]
-    ]
-    assert rows["confidence"].isna().all()
-
-
 def test_a_lost_prediction_file_does_not_stop_the_reading(uri: str, table: StudyTable) -> None:
     folder = Path(uri.removeprefix("sqlite:///")).parent / "artifacts"
     shutil.rmtree(folder)

@@ -164,7 +164,7 @@ def test_predictions_lie_beside_the_database(world: World, tmp_path: Path) -> No
     world.projection().show(trial)
     kept = Path(urlparse(world.shown(trial).info.artifact_uri).path)
     assert kept.is_relative_to(tmp_path / "mlruns/artifacts")
-    assert (kept / "predictions.csv").read_text() == (tmp_path / "x.csv").read_text()
+    assert (kept / "predictions.parquet").read_text() == (tmp_path / "x.csv").read_text()
 
 
 def test_what_no_database_takes_is_cut_or_replaced_and_differs_from_nothing(world: World) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -20,7 +19,6 @@ from optuna.distributions import json_to_distribution
 from optuna.trial import BaseTrial, TrialState
 
 from harness.core.spec import TrialSpec
-from harness.search.bundles import Part, pack, read_bundle
 from harness.search.lock import sole_runner
 from harness.sync import Synced, main, sync_study
 from tests.lab import info_of, space
@@ -304,18 +302,8 @@ def test_study_that_was_recorded_earlier_needs_nothing_and_resumes(
 ) -> None:
     place = Place(with_stores(tmp_path))
     recorded_earlier(place)
-    table = b"example,label,predicted,probability\n1,1,1,0.5\n"
-    kept = place.folder / "predictions" / "toy" / f"{hashlib.sha256(table).hexdigest()}.csv"
-    kept.parent.mkdir(parents=True)
-    kept.write_bytes(table)
     found = sync(place, check=True)
     assert (found.trials, found.differences) == (7, ()), "one is open, and has no run yet"
-    part = Part.of(place.record(), "toy", "here")
-    pack(part, tmp_path / "toy.zip", None)  # with its predictions in CSV files
-    unpacked = read_bundle(tmp_path / "toy.zip", tmp_path / "unpacked")
-    assert [t.predictions for t in unpacked.trials] == [
-        t.predictions for t in part.trials if t.outcome
-    ]
     place.run(make_study(trials=3, space=as_recorded))
     # The open trial was killed after an epoch and is run again, like the third trial of the other cell.
     assert [s.epochs for s in place.world.tuned] == [2, 2]

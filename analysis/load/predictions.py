@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from pathlib import Path
 
@@ -12,12 +11,7 @@ from pyarrow import parquet
 from analysis.load.client import Client
 from analysis.load.ensembles import ENSEMBLE_COLUMNS, Votes
 from harness.core.addresses import local_folder
-from harness.core.results import (
-    CLASS_COLUMN,
-    EARLIER_PREDICTIONS_FILE,
-    OPTIONAL_COLUMNS,
-    PREDICTIONS_FILE,
-)
+from harness.core.results import CLASS_COLUMN, OPTIONAL_COLUMNS, PREDICTIONS_FILE
 
 PREDICTION_TYPES = {
     "example": int,
@@ -48,9 +42,10 @@ def predictions_frames(
             for run in own.to_dict("records"):
                 run_id, folder = run["run_id"], local_folder(folders[run["run_id"]])
                 try:
-                    table, by_class = _read_predictions(
-                        folder or _download_predictions(uri, run_id, Path(temporary, run_id))
-                    )
+                    if folder is None:
+                        place = Path(temporary, run_id)
+                        folder = Client(uri).download(run_id, PREDICTIONS_FILE, place)
+                    table, by_class = _read_predictions(folder / PREDICTIONS_FILE)
                 except (OSError, ValueError):
                     continue
                 if not run["superseded"]:
@@ -67,19 +62,8 @@ def predictions_frames(
     return pd.concat(frames, ignore_index=True).reindex(columns=columns), ensembles
 
 
-def _download_predictions(uri: str, run_id: str, folder: Path) -> Path:
-    try:
-        return Client(uri).download(run_id, PREDICTIONS_FILE, folder)
-    except OSError:
-        return Client(uri).download(run_id, EARLIER_PREDICTIONS_FILE, folder)
-
-
-def _read_predictions(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _read_predictions(file: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The predictions of one run, and the probability of every class; without columns if it was not kept."""
-    file = folder / PREDICTIONS_FILE
-    if not file.exists():
-        table = pd.read_csv(folder / EARLIER_PREDICTIONS_FILE, dtype=PREDICTION_TYPES)
-        return table.assign(confidence=math.nan), table[[]]
     read: pd.DataFrame = parquet.read_table(file).to_pandas()
     by_class = [name for name in read if str(name).startswith(CLASS_COLUMN)]
     return read.drop(columns=by_class).astype(PREDICTION_TYPES), read[by_class]

@@ -132,8 +132,7 @@ class StudyTable:
         epochs: one row per run and epoch: run_id, epoch, EPOCH_METRICS.
         predictions: one row per complete repeat and test example: run_id, cell, seed, example,
             label, predicted, probability (of the true class), confidence (probability of the predicted
-            class; NaN in studies of earlier versions); group, where images have groups; and file, where
-            they are files.
+            class); group, where images have groups; and file, where they are files.
         measures: how alike sources and targets are, one row per pair and measure: MEASURE_COLUMNS. `value` is
             as measured, NaN where it was refused for `reason`; `better` ("higher" or "lower") is what
             promises more transfer; low and high are the 95% interval; n the images; source_data what the

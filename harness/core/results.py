@@ -65,8 +65,6 @@ class EpochResult:
 
 PREDICTIONS_FILE = "predictions.parquet"
 """Name of the artifact with the test predictions of a run."""
-EARLIER_PREDICTIONS_FILE = "predictions.csv"
-"""Its name in studies of earlier versions, which kept only the first four columns and the group."""
 CLASS_COLUMN = "p."
 """A column with the probability of one class has this name and the number of the class."""
 OPTIONAL_COLUMNS = ("group", "file", "image")

@@ -2,10 +2,9 @@
 
 Unpacked into an empty folder, a bundle is a record like the one in mlruns:
 
-    bundle.json                      format, name of the study, how its trials ended
+    bundle.json                      format, name of the study, time of packing, how its trials ended
     optuna.db                        the record
-    predictions/STUDY/SHA256.parquet test predictions (.csv in studies of earlier versions)
-    studies/STUDY/FILE.py            the study file, if it was found
+    predictions/STUDY/SHA256.parquet test predictions
 
 A bundle may come from an untrusted source: a bundle with any other member is refused, and no code in it is
 run.
@@ -13,17 +12,15 @@ run.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-import shlex
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
 from pathlib import Path
@@ -33,35 +30,13 @@ import optuna
 from harness.core.errors import UserError, first_line
 from harness.core.records import StudyInfo, TrialRecord
 from harness.core.study import SAFE_NAME
-from harness.core.study_file import study_path, study_sha256
 from harness.data.safe_extraction import safe_extraction
-from harness.search.record import Attempts, Record
+from harness.search.record import Attempts, Record, predictions_name
 from harness.search.storage import read_storage
 
-FORMAT = 3
-"""Formats 1 and 2 had predictions as CSV files, and format 1 had hashes of all members in bundle.json. Both
-are read like format 3, because zip archives and the names of predictions have checksums of their own."""
+FORMAT = 4
 MANIFEST, DATABASE = "bundle.json", "optuna.db"
 LARGEST_MANIFEST = 2**26
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The contents of bundle.json.
-
-    Attributes:
-        format: number of the bundle's format.
-        study: name of the study.
-        packed: time of packing.
-        trials: number of trials by outcome.
-        predictions: number of files of predictions.
-    """
-
-    format: int
-    study: str
-    packed: str
-    trials: Mapping[str, int]
-    predictions: int
 
 
 @dataclass(frozen=True)
@@ -73,14 +48,14 @@ class Packed:
         file: path of the bundle.
         trials: number of finished trials.
         predictions: number of files of predictions.
-        left_out: one line for each item that is not in the bundle, with the reason.
+        running: number of trials that have not ended; they are not in the bundle.
     """
 
     study: str
     file: Path
     trials: int
     predictions: int
-    left_out: tuple[str, ...]
+    running: int
 
 
 @dataclass(frozen=True)
@@ -92,14 +67,12 @@ class Part:
         record: the record.
         info: the study as a whole.
         trials: every attempt at every slot.
-        study_file: copy of the study file, if there is one.
     """
 
     where: str
     record: Record
     info: StudyInfo
     trials: Sequence[TrialRecord]
-    study_file: Path | None = None
 
     @classmethod
     def of(cls, record: Record, name: str, where: str) -> Part:
@@ -109,70 +82,18 @@ class Part:
             UserError: if it holds none, or one in another format.
         """
         info = record.info(name)
-        return cls(where, record, info, record.trials(info), kept_study_file(record, info))
-
-
-def kept_study_file(record: Record, info: StudyInfo) -> Path | None:
-    """The copy of the study file that a merge put beside the record."""
-    path = study_file_path(record, info)
-    return path if path.is_file() and sha256_of(path) == info.space_sha256 else None
-
-
-def study_file_path(record: Record, info: StudyInfo) -> Path:
-    """Where a merge puts the study file."""
-    return record.folder / "studies" / info.name / Path(info.study_file).name
-
-
-def sha256_of(path: Path) -> str:
-    """Hash of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def find_study_file(
-    info: StudyInfo, kept: Path | None, given: str | Path | None
-) -> tuple[Path | None, tuple[str, ...]]:
-    """The study file to be packed, and what to say if it was not found.
-
-    Args:
-        info: the study.
-        kept: the record's copy of the file, if it has one.
-        given: the file that was named; None looks where it was when the study was run.
-
-    Raises:
-        UserError: if the file that was named is not that of the study.
-    """
-    words = shlex.split(info.command)
-    recorded = words[words.index("--space") + 1 :][:1] if "--space" in words else []
-    if given is None and kept is not None:
-        return kept, ()
-    for text in [str(given)] if given is not None else recorded:
-        path = study_path(text)
-        if not path.is_file():
-            found = "does not exist"
-        elif study_sha256(path) != info.space_sha256:
-            found = "is not what it was when the study was run"
-        else:
-            return path, ()
-        if given is not None:
-            raise UserError(
-                f"study file {path} {found}; without --space the bundle is packed without it"
-            )
-        hint = "--space FILE adds it"
-        return None, (f"the study file is not in the bundle: {path} {found}; {hint}",)
-    return None, ("the study file is not in the bundle; --space FILE adds it",)
+        return cls(where, record, info, record.trials(info))
 
 
 # --- pack ------------------------------------------------------------------------------------------
 
 
-def pack(part: Part, out: Path, study_file: Path | None) -> Manifest:
+def pack(part: Part, out: Path) -> Packed:
     """Write a bundle of the finished trials of a study.
 
     Args:
         part: the study in its record.
         out: path of the bundle; a bundle of the same study there is replaced when the new one is complete.
-        study_file: the study file; None leaves it out.
 
     Raises:
         UserError: if predictions are missing or have changed, another kind of file is at the path, or it
@@ -185,15 +106,13 @@ def pack(part: Part, out: Path, study_file: Path | None) -> Manifest:
         for t in ended
         if t.predictions
     }
-    manifest = Manifest(
-        format=FORMAT,
-        study=name,
-        packed=f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}",
-        trials=dict(sorted(Counter(t.outcome for t in ended).items())),
-        predictions=len(files),
-    )
-    if study_file is not None:
-        files[f"studies/{name}/{part.info.study_file}"] = study_file
+    about = {
+        "format": FORMAT,
+        "study": name,
+        "packed": f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}",
+        "trials": dict(sorted(Counter(t.outcome for t in ended).items())),
+        "predictions": len(files),
+    }
     beside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         if out.exists() and (found := _study_at(out)) != name:
@@ -205,7 +124,7 @@ def pack(part: Part, out: Path, study_file: Path | None) -> Manifest:
             zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive,
         ):
             _copy(part, ended, Path(folder, DATABASE))
-            archive.writestr(MANIFEST, json.dumps(asdict(manifest), indent=2))
+            archive.writestr(MANIFEST, json.dumps(about, indent=2))
             for member, file in {DATABASE: Path(folder, DATABASE), **files}.items():
                 archive.write(file, member)
         os.replace(beside, out)
@@ -214,7 +133,7 @@ def pack(part: Part, out: Path, study_file: Path | None) -> Manifest:
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
-    return manifest
+    return Packed(name, out, len(ended), len(files), len(part.trials) - len(ended))
 
 
 def _require_predictions(record: Record, trials: Iterable[TrialRecord]) -> None:
@@ -223,7 +142,7 @@ def _require_predictions(record: Record, trials: Iterable[TrialRecord]) -> None:
         file = record.predictions(trial)
         if trial.predictions and not file.is_file():
             raise UserError(f"{trial.slot}: its test predictions are missing ({file})")
-        if trial.predictions and f"{sha256_of(file)}{file.suffix}" != trial.predictions:
+        if trial.predictions and predictions_name(file.read_bytes()) != trial.predictions:
             raise UserError(f"{trial.slot}: its test predictions were changed ({file})")
 
 
@@ -316,23 +235,14 @@ def _check_members(archive: zipfile.ZipFile) -> str:
         raise UserError(f"it has no {MANIFEST}, so it is no bundle of a study")
     found = json.loads(archive.open(MANIFEST).read(LARGEST_MANIFEST))
     number, study = (found.get(k) if isinstance(found, dict) else None for k in ("format", "study"))
-    if isinstance(number, int) and number > FORMAT:
+    if isinstance(number, int) and number != FORMAT:
         raise UserError(
-            f"its format is {number}, this harness reads up to {FORMAT}: install the version that packed it"
+            f"its format is {number}, this harness reads format {FORMAT}: pack with the version that merges"
         )
-    if (
-        number not in range(1, FORMAT + 1)
-        or not isinstance(study, str)
-        or not SAFE_NAME.fullmatch(study)
-    ):
+    if number != FORMAT or not isinstance(study, str) or not SAFE_NAME.fullmatch(study):
         raise UserError(f"its {MANIFEST} is not that of a bundle")
     # Neither a folder nor ".." fits, so nothing is written outside; zipfile writes a link as a plain file.
-    kinds = (
-        MANIFEST,
-        DATABASE,
-        rf"predictions/{study}/[0-9a-f]{{64}}\.(parquet|csv)",
-        rf"studies/{study}/[^/\\:]+\.py",
-    )
+    kinds = (MANIFEST, DATABASE, rf"predictions/{study}/[0-9a-f]{{64}}\.parquet")
     counts = Counter(names)
     for name in names:
         if not re.fullmatch("|".join(kinds), name) or counts[name] > 1:

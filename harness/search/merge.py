@@ -21,10 +21,8 @@ from harness.core.stores import record_home
 from harness.search.bundles import (
     Part,
     add_trials,
-    kept_study_file,
     optuna_study,
     read_bundle,
-    study_file_path,
 )
 from harness.search.lock import sole_runner
 from harness.search.record import Attempts, Record, StorageFailed, storage_failures
@@ -169,11 +167,7 @@ def write_merge(merge: Merge, record: Record) -> None:
         for trial in trials:
             if trial.predictions:
                 file = part.record.predictions(trial)
-                record.keep_predictions(merge.info.name, file.read_bytes(), file.suffix)
-        if part.study_file is not None and kept_study_file(record, merge.info) is None:
-            kept = study_file_path(record, merge.info)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_bytes(part.study_file.read_bytes())
+                record.keep_predictions(merge.info.name, file.read_bytes())
     record.describe(merge.info)
     for part, trials in merge.additions:
         add_trials(part, trials, record.storage)

@@ -137,15 +137,20 @@ class Record:
         """The file of a trial's test predictions."""
         return self.folder / "predictions" / trial.study / trial.predictions
 
-    def keep_predictions(self, study: str, content: bytes, kind: str = ".parquet") -> str:
-        """Save a file of predictions; returns its name, which is its hash and kind."""
-        name = f"{hashlib.sha256(content).hexdigest()}{kind}"
+    def keep_predictions(self, study: str, content: bytes) -> str:
+        """Save a file of predictions; returns its name."""
+        name = predictions_name(content)
         path = self.folder / "predictions" / study / name
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{name}.{os.getpid()}")
         beside.write_bytes(content)
         os.replace(beside, path)
         return name
+
+
+def predictions_name(content: bytes) -> str:
+    """Name of a file of predictions, from its hash."""
+    return f"{hashlib.sha256(content).hexdigest()}.parquet"
 
 
 # --- read trials from the storage ------------------------------------------------------------------

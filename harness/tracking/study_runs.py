@@ -13,6 +13,7 @@ from typing import Protocol
 from mlflow.entities import Metric, Run
 
 from harness.core.records import StudyInfo, TrialRecord
+from harness.core.results import PREDICTIONS_FILE
 from harness.core.stores import sqlite_path
 from harness.core.study import Cell, cell_label
 from harness.tracking.contents import (
@@ -191,7 +192,7 @@ class StudyRuns:
             metrics += [Metric(k, v, ended, 0) for k, v in final_metrics(trial).items()]
             if trial.predictions:
                 file = self._source.predictions(trial)
-                experiment.attach(written.run_id, f"predictions{file.suffix}", file)
+                experiment.attach(written.run_id, PREDICTIONS_FILE, file)
             reason = {"reason": trial.reason} if trial.reason else {}
             again = {} if fresh else run_tags(trial)
             drawn = {"ranges": json.dumps(trial.ranges)} if trial.ranges else {}
