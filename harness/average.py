@@ -76,7 +76,7 @@ def average_networks(
     tuned = runs_of(study, "tune", tracking_uri)
     file = None if space is None else study_path(str(space))
     done = []
-    with names_of(file, chosen.repeats[0].run.tags):
+    with names_of(file, chosen.repeats[0].tags):
         planned, notes = plans(chosen, tuned, members, target)
         recorder = Experiment(tracking_uri or default_tracking_uri(), study, {})
         known = {run["identity"] for run in recorder.kept(PHASE)}

@@ -99,7 +99,7 @@ def export_model(
     chosen, why = choose(recorded.cells, cell)
     file = None if space is None else study_path(str(space))
     tuned = runs_of(study, "tune", tracking_uri) if average else []
-    with names_of(file, chosen.repeats[0].run.tags):
+    with names_of(file, chosen.repeats[0].tags):
         plan = plan_of_kind(average, chosen, tuned, members, target) if average else None
         done, model, pixels = train_and_write(
             recorded, chosen, why, folder, formats, device, target, plan

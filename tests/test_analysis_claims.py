@@ -34,7 +34,7 @@ from harness.core.power import least_detectable
 from harness.core.selection import preference
 from harness.deploy.choice import choose
 from harness.tracking.results import cell_records
-from harness.tracking.runs import Kept, Recorded
+from harness.tracking.runs import Recorded
 from tests.made_studies import scored, table, trial
 
 FEW, MANY = 40, 500
@@ -481,12 +481,9 @@ def test_of_equal_means_the_cell_that_is_faster_on_average_is_chosen_as_by_expor
     )
     made.trials["val_accuracy"] = made.trials["val_score"]
     kept = [
-        Kept(
-            "",
-            Recorded(
-                "", {"cell": row["cell"], "index": str(row["index"])}, {"target": ""},
-                {name: row[name] for name in ("val_accuracy", "train_seconds")},
-            ),
+        Recorded(
+            "", "", {"cell": row["cell"], "index": str(row["index"])}, {"target": ""},
+            {name: row[name] for name in ("val_accuracy", "train_seconds")},
         )
         for row in made.trials.to_dict("records")
     ]  # fmt: skip

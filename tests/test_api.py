@@ -25,7 +25,7 @@ from harness.similarity import Measurement
 from harness.similarity.sources.ranking import Candidate
 from harness.tracking.replay import Comparison
 from harness.tracking.results import CellRecord
-from harness.tracking.runs import Kept, Recorded
+from harness.tracking.runs import Recorded
 from tests.test_command import NEEDED
 
 
@@ -141,10 +141,7 @@ def test_recorded_command_holds_no_password() -> None:
 
 def test_result_is_a_table_of_means_over_repeats() -> None:
     runs = [
-        Kept(
-            "id",
-            Recorded("s", {}, {}, {"val_accuracy": 0.5, "test_accuracy": a, "train_seconds": 2}),
-        )
+        Recorded("id", "s", {}, {}, {"val_accuracy": 0.5, "test_accuracy": a, "train_seconds": 2})
         for a in (0.4, 0.6)
     ]
     result = harness.StudyResult("s", (CellRecord("a<b", tuple(runs)),))

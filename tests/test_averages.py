@@ -31,7 +31,7 @@ from harness.export import export_model
 from harness.inputs import Pixels
 from harness.sync import main as sync
 from harness.tracking.results import CellRecord
-from harness.tracking.runs import Kept, Recorded
+from harness.tracking.runs import Recorded
 from harness.training.device import Cpu
 from tests.made_studies import table, trial
 
@@ -189,12 +189,10 @@ def test_of_equal_points_the_fine_tuned_network_is_taken() -> None:
 # --- which networks share a start ------------------------------------------------------------------
 
 
-def kept(spec: TrialSpec, accuracy: float, phase: str = "tune", **tags: str) -> Kept:
+def kept(spec: TrialSpec, accuracy: float, phase: str = "tune", **tags: str) -> Recorded:
     flat = {name: str(value) for name, value in spec.flat().items()}
-    run = Recorded(
-        "toy", {"cell": "full", "phase": phase, **tags}, flat, {"val_accuracy": accuracy}
-    )
-    return Kept(f"{phase} {accuracy}", run)
+    told, run_id = {"cell": "full", "phase": phase, **tags}, f"{phase} {accuracy}"
+    return Recorded(run_id, "toy", told, flat, {"val_accuracy": accuracy})
 
 
 def test_other_configurations_follow_by_validation_with_the_seed_of_the_repeat(

@@ -24,8 +24,7 @@ from harness.data.cached import Cache
 from harness.data.target import ArrayTarget
 from harness.deploy.choice import choose
 from harness.search.preflight import check_study
-from harness.tracking.results import cell_records
-from harness.tracking.runs import metric_of, runs_of
+from harness.tracking.results import load_result
 from harness.training.provenance import clear_caches
 from tests.lab import Lab, World, make_study
 
@@ -88,8 +87,7 @@ def test_cell_is_chosen_by_the_metric_everywhere(tmp_path: Path, tracking_uri: s
         lab = Lab(opposed(), tmp_path / metric, uri)
         study = make_study(metric=metric, name=f"by_{metric}", repeats=3)
         lab.run(study)
-        records = cell_records(runs_of(study.name, "repeat", uri), metric_of(study.name, uri))
-        best, why = choose(records)
+        best, why = choose(load_result(study.name, uri).cells)
         table = load_study(study.name, uri)
         found = compare.find(table)
         label = METRICS[metric].label
@@ -98,7 +96,7 @@ def test_cell_is_chosen_by_the_metric_everywhere(tmp_path: Path, tracking_uri: s
         assert found.chosen == best.cell
         assert f"highest mean validation {label}" in " ".join(scores.answer(found))
         assert recommend_cell(table)[0].startswith(f"Use “{best.cell}”: test {label}")
-        heads = harness.load_result(study.name, uri).columns()
+        heads = load_result(study.name, uri).columns()
         assert (
             heads[2:4]
             == {
@@ -142,7 +140,7 @@ def test_study_chosen_by_log_loss_compares_accuracies(tmp_path: Path, tracking_u
     assert "lowest mean validation loss" in " ".join(scores.answer(found))
     repeats = table.trials[table.trials["phase"] == "repeat"]
     assert found.chosen == repeats.groupby("cell")["val_loss"].mean().idxmin()
-    best, why = choose(cell_records(runs_of("toy", "repeat", uri), metric_of("toy", uri)))
+    best, why = choose(load_result("toy", uri).cells)
     assert (best.cell, why.startswith("lowest mean validation log loss")) == (found.chosen, True)
 
 

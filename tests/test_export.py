@@ -37,7 +37,7 @@ from harness.inputs import described
 from harness.predict import main as predict
 from harness.predict import predict_images
 from harness.tracking.results import cell_records
-from harness.tracking.runs import Kept, Recorded
+from harness.tracking.runs import Recorded
 from harness.training.device import Cpu
 from harness.training.loop import start
 
@@ -215,11 +215,9 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_trained_or_said(
         assert re.fullmatch(rf"error: .*{said}.*\n", printed.err)
 
 
-def kept(cell: str, accuracy: float, seconds: float, index: int = 0, target: str = "x") -> Kept:
+def kept(cell: str, accuracy: float, seconds: float, index: int = 0, target: str = "x") -> Recorded:
     metrics = {"val_accuracy": accuracy, "train_seconds": seconds}
-    return Kept(
-        "id", Recorded("s", {"cell": cell, "index": str(index)}, {"target": target}, metrics)
-    )
+    return Recorded("id", "s", {"cell": cell, "index": str(index)}, {"target": target}, metrics)
 
 
 def test_cell_is_chosen_by_mean_validation_then_by_time() -> None:

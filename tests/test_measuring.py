@@ -174,14 +174,14 @@ def test_a_measure_without_enough_sources_says_nothing() -> None:
 def test_recorded_runs_become_a_table_that_turns_distances_round() -> None:
     def repeat(source: str, accuracy: float, **tags: str) -> Recorded:
         told = {"phase": "repeat", "outcome": "complete", "source": source, **tags}
-        return Recorded("toy", told, {"target": "x"}, {"test_accuracy": accuracy})
+        return Recorded("", "toy", told, {"target": "x"}, {"test_accuracy": accuracy})
 
     told = {"phase": "similarity", "source": "a", "better.otdd": "lower", "better.logme": "higher"}
     values = {"similarity.otdd": 3.0, "similarity.logme": 2.0, "similarity.otdd.n": 9.0}
     runs = [
         *(repeat("a", 0.5), repeat("a", 0.7), repeat("a", 0.1, superseded="true")),
         *(repeat("b", 0.4), repeat("b", 0.1, outcome="diverged")),
-        Recorded("toy", told, {"target": "x"}, values),
+        Recorded("", "toy", told, {"target": "x"}, values),
     ]
     (found,) = read_results(runs)
     assert (found.targets, found.sources) == (("x",), ("a", "b"))
@@ -382,7 +382,7 @@ def test_the_static_rank_of_candidates_leaves_their_target_out() -> None:
     pairs = [pair_of(n, HIGH, 12, 60) for n in ("recorded:low", "recorded:longer")]
     runs = [
         Recorded(
-            "past", {"phase": "repeat", "outcome": "complete"},
+            "", "past", {"phase": "repeat", "outcome": "complete"},
             {"backbone": "small_cnn", "source": source, "target": target},
             {"test_accuracy": accuracy},
         )

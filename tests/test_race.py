@@ -32,7 +32,7 @@ from harness.search.record import Record
 from harness.search.storage import read_storage
 from harness.study import main
 from harness.tracking.results import after_race, cell_records
-from harness.tracking.runs import Kept, Recorded
+from harness.tracking.runs import Recorded
 from harness.training.forecast import Forecast
 from tests.lab import Lab, World, info_of, make_study
 from tests.made_studies import table, trial
@@ -398,13 +398,11 @@ def test_one_lucky_seed_does_not_beat_a_cell_that_stayed_in_the_race() -> None:
     found = compare.find(replace(study, info=replace(study.info, budget=60.0)))
     assert found.chosen == "left"
     every = [
-        Kept(
-            row["run_id"], Recorded("s", tags, {"target": "t"}, {"val_accuracy": row["val_score"]})
-        )
+        Recorded(row["run_id"], "s", tags, {"target": "t"}, {"val_accuracy": row["val_score"]})
         for row in found.trials.to_dict("records")
         for tags in [{k: str(row[k]) for k in ("cell", "index", "outcome")}]
     ]
-    complete = [kept for kept in every if kept.run.tags["outcome"] == "complete"]
+    complete = [run for run in every if run.tags["outcome"] == "complete"]
     records = after_race(cell_records(complete, METRICS["accuracy"]), every)
     assert {r.cell: r.stayed for r in records} == {"left": 4, "rival": 4, "lucky": 2, "retired": 2}
     assert choose(records)[0].cell == "left"

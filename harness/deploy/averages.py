@@ -24,7 +24,7 @@ from harness.core.strategies import LinearProbe
 from harness.data.cached import Cache
 from harness.deploy.soup import Average, Judge, Kind, soup, trained, wise_ft
 from harness.tracking.results import CellRecord
-from harness.tracking.runs import Kept
+from harness.tracking.runs import Recorded
 from harness.training.device import Device
 
 ROUNDING = 1e-6
@@ -92,13 +92,13 @@ class Plan:
     """What can be averaged with the seed of one repeat.
 
     Attributes:
-        kept: the repeat.
+        run: the repeat.
         metric: what its study chooses by.
         specs: the repeat's trial, then those of other configurations with its seed.
         path: whether there is a path from a linear probe to it.
     """
 
-    kept: Kept
+    run: Recorded
     metric: Metric
     specs: tuple[TrialSpec, ...]
     path: bool
@@ -106,20 +106,20 @@ class Plan:
     @property
     def name(self) -> str:
         """The repeat in print."""
-        return f"{self.kept.run.tags['cell']}, repeat {self.kept.run.tags['index']}"
+        return f"{self.run.tags['cell']}, repeat {self.run.tags['index']}"
 
     @cached_property
     def identity(self) -> str:
         """Equal only for equal trials of the same repeat."""
-        what = [self.kept.run_id, *(spec.flat() for spec in self.specs)]
+        what = [self.run.run_id, *(spec.flat() for spec in self.specs)]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
     def tags(self) -> dict[str, str]:
         """Tags of the run that records the averages."""
-        tags = self.kept.run.tags  # beside the repeat, under its cell
+        tags = self.run.tags  # beside the repeat, under its cell
         same = {k: tags[k] for k in ("cell", "seed", "mlflow.parentRunId") if k in tags}
-        own = {"phase": PHASE, "repeat": self.kept.run_id, "identity": self.identity}
-        return {"study": self.kept.run.experiment, **same, **own}
+        own = {"phase": PHASE, "repeat": self.run.run_id, "identity": self.identity}
+        return {"study": self.run.experiment, **same, **own}
 
     def average(self, kind: Kind, device: Device, cache: Cache) -> Average:
         """One kind of average.
@@ -150,11 +150,11 @@ class Plan:
             probe = trained(replace(self.specs[0], strategy=LinearProbe()), device, cache)
             made += [] if probe is None else [wise_ft(judge, probe, tuned)]
         again = judge.validation(tuned)
-        return RepeatAverages(self.name, self.metric, self.kept.run.metrics, again, tuple(made))
+        return RepeatAverages(self.name, self.metric, self.run.metrics, again, tuple(made))
 
 
 def plans(
-    record: CellRecord, tuned: Iterable[Kept], members: int, target: str | None = None
+    record: CellRecord, tuned: Iterable[Recorded], members: int, target: str | None = None
 ) -> tuple[list[Plan], list[str]]:
     """What can be averaged for each repeat of a cell, and why the rest cannot.
 
@@ -167,10 +167,10 @@ def plans(
     Raises:
         UserError: if nothing can be averaged.
     """
-    tried = [kept for kept in tuned if kept.run.tags["cell"] == record.cell]
+    tried = [run for run in tuned if run.tags["cell"] == record.cell]
     found, why = list[Plan](), list[str]()
-    for kept in record.repeats:
-        spec = TrialSpec.from_flat(kept.run.params)
+    for run in record.repeats:
+        spec = TrialSpec.from_flat(run.params)
         specs = configurations(tried, spec, record.metric)[:members]
         no = no_average(spec)
         reasons = [no] if no else [no_soup(specs), no_path(spec)]
@@ -183,12 +183,16 @@ def plans(
         ]
         specs = [spec] if reasons[0] else specs
         moved = tuple(replace(s, target=target or s.target) for s in specs)
-        found.append(Plan(kept, record.metric, moved, not reasons[1]))
+        found.append(Plan(run, record.metric, moved, not reasons[1]))
     return found, why
 
 
 def plan_of_kind(
-    kind: Kind, record: CellRecord, tuned: Iterable[Kept], members: int, target: str | None = None
+    kind: Kind,
+    record: CellRecord,
+    tuned: Iterable[Recorded],
+    members: int,
+    target: str | None = None,
 ) -> tuple[Plan, Kind]:
     """What is averaged with the seed of a cell's first repeat.
 
@@ -201,7 +205,7 @@ def plan_of_kind(
     return found[0], kind
 
 
-def configurations(tuned: Iterable[Kept], chosen: TrialSpec, metric: Metric) -> list[TrialSpec]:
+def configurations(tuned: Iterable[Recorded], chosen: TrialSpec, metric: Metric) -> list[TrialSpec]:
     """The chosen configuration, then the others that were tried, best validation score first.
 
     Args:
@@ -211,12 +215,12 @@ def configurations(tuned: Iterable[Kept], chosen: TrialSpec, metric: Metric) -> 
     """
     specs: list[TrialSpec] = []  # a strategy of the user's may have no hash
     merits: list[list[float]] = []  # several of each with k-fold resampling
-    for kept in tuned:
-        spec = replace(TrialSpec.from_flat(kept.run.params), seed=chosen.seed, fold=chosen.fold)
+    for run in tuned:
+        spec = replace(TrialSpec.from_flat(run.params), seed=chosen.seed, fold=chosen.fold)
         if spec not in specs:
             specs.append(spec)
             merits.append([])
-        merits[specs.index(spec)].append(metric.merit(kept.run.metrics))
+        merits[specs.index(spec)].append(metric.merit(run.metrics))
     means = [float(np.mean(own)) for own in merits]
     others = [i for i, spec in enumerate(specs) if spec != chosen and not np.isnan(means[i])]
     return [chosen, *(specs[i] for i in sorted(others, key=lambda i: -means[i]))]

@@ -88,7 +88,7 @@ def _values(about: Mapping[str, Any], form: Input, study: StudyResult) -> dict[s
     chosen = next(c for c in study.cells if c.cell == about["cell"])
     shifts = {
         name.partition(".")[2]: chosen.mean(name)
-        for name in chosen.repeats[0].run.metrics
+        for name in chosen.repeats[0].metrics
         if name.startswith("test_accuracy.")
     }
     names = about["classes"]

@@ -28,7 +28,7 @@ def choose(records: Sequence[CellRecord], cell: str | None = None) -> tuple[Cell
             near = difflib.get_close_matches(cell, by_name, n=1) or list(by_name)
             raise UserError(f"no cell {cell!r} with complete repeats; there are: {'; '.join(near)}")
         return by_name[cell], "given by --cell"
-    targets = {k.run.params["target"] for r in records for k in r.repeats}
+    targets = {run.params["target"] for r in records for run in r.repeats}
     if len(targets) > 1:
         raise UserError(
             f"cells with different targets cannot be compared; choose one with --cell "

@@ -49,7 +49,7 @@ from harness.deploy.use import cost_in_use
 from harness.deploy.use import in_words as use_in_words
 from harness.tracking.models import log_model
 from harness.tracking.results import CellRecord, StudyResult
-from harness.tracking.runs import Kept
+from harness.tracking.runs import Recorded
 from harness.training.device import resolve_device
 from harness.training.fit import Fit
 from harness.training.loop import start
@@ -123,8 +123,8 @@ class _Made:
 
 def _trained(chosen: CellRecord, why: str, device: str, target: str | None) -> _Made:
     """The network of the cell's first repeat, trained again."""
-    kept = chosen.repeats[0]
-    spec = TrialSpec.from_flat(kept.run.params)
+    run = chosen.repeats[0]
+    spec = TrialSpec.from_flat(run.params)
     spec = replace(spec, target=target or spec.target)
     cache = Cache(default_folder())
     if spec.strategy.classifier == "knn":
@@ -137,7 +137,7 @@ def _trained(chosen: CellRecord, why: str, device: str, target: str | None) -> _
     val_accuracy = [epoch.val_accuracy for epoch in fit][-1]
     result = fit.finish(test=True)
     accuracies = val_accuracy, result.metrics["test_accuracy"]
-    print(_agreement(kept, *accuracies))
+    print(_agreement(run, *accuracies))
     network = plain_network(fit.backbone, fit.classifier)
     what = "the first of the cell's repeats, trained again"
     return _Made(fit, network, what, accuracies, result.predictions)
@@ -165,12 +165,12 @@ def train_and_write(
 ) -> tuple[Exported, Model, torch.Tensor]:
     """The folder, the model read back from it, and test images as it takes them; of the cell's first repeat,
     or of an average."""
-    kept, made = chosen.repeats[0], _trained(chosen, why, device, target)
+    run, made = chosen.repeats[0], _trained(chosen, why, device, target)
     if average is not None:
         made = _averaged(made, *average)
     spec = made.fit.spec
     with staging(folder) as there:  # read back before it is where anyone would use it
-        about = _about(study.study, chosen.cell, why, kept, made)
+        about = _about(study.study, chosen.cell, why, run, made)
         write(there, made.network, about, made.fit.backbone.input)
         model = open_model(there)
         split = split_indices(load_target(spec.target), spec)
@@ -194,7 +194,7 @@ def train_and_write(
     return done, model, test.tensor
 
 
-def _about(study: str, cell: str, why: str, kept: Kept, made: _Made) -> dict[str, Any]:
+def _about(study: str, cell: str, why: str, run: Recorded, made: _Made) -> dict[str, Any]:
     """What model.json says of the network, its training and its images."""
     fit, names = made.fit, ("val_accuracy", "test_accuracy")
     spec = fit.spec
@@ -207,8 +207,8 @@ def _about(study: str, cell: str, why: str, kept: Kept, made: _Made) -> dict[str
         "cell": cell,
         "why": why,
         "made": made.what,
-        "run_id": kept.run_id,
-        "recorded": {name: kept.run.metrics.get(name) for name in names},
+        "run_id": run.run_id,
+        "recorded": {name: run.metrics.get(name) for name in names},
         "exported": dict(zip(names, made.accuracies, strict=True)),
         "trial": spec.flat(),
         "images": {name: len(part) for name, part in vars(split).items()},
@@ -290,18 +290,18 @@ def log_to_mlflow(
     return f"logged to MLflow{version}: mlflow.pytorch.load_model({logged.uri!r})"
 
 
-def _agreement(kept: Kept, val_accuracy: float, test_accuracy: float) -> str:
+def _agreement(run: Recorded, val_accuracy: float, test_accuracy: float) -> str:
     """Whether training again gave what was recorded, in words."""
     now = {"val_accuracy": val_accuracy, "test_accuracy": test_accuracy}
-    then = {k: kept.run.metrics[k] for k in now if k in kept.run.metrics}
+    then = {k: run.metrics[k] for k in now if k in run.metrics}
     shown = f"validation {val_accuracy:.1%}, test {test_accuracy:.1%}"
     if then and all(now[k] == value for k, value in then.items()):
         return f"trained again: {shown}, exactly as recorded"
     recorded = ", ".join(f"{k.partition('_')[0]} {value:.1%}" for k, value in then.items())
-    where = ", ".join(kept.run.tags.get(k, "?") for k in ("env.hardware", "env.torch"))
+    where = ", ".join(run.tags.get(k, "?") for k in ("env.hardware", "env.torch"))
     return (
         f"trained again: {shown}; NOT as recorded ({recorded}, on {where}, "
-        f"{kept.run.tags.get('threads', '?')} threads): another machine, version, number of threads or data"
+        f"{run.tags.get('threads', '?')} threads): another machine, version, number of threads or data"
     )
 
 

@@ -12,7 +12,7 @@ from harness.core.caller import undisturbed
 from harness.core.html import as_table
 from harness.core.race import standing
 from harness.core.selection import METRICS, Metric
-from harness.tracking.runs import Kept, is_race, metric_of, runs_of
+from harness.tracking.runs import Recorded, runs_of, study_tags
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class CellRecord:
     `stayed` is the number of seeds for which it stayed in a race; 0 in a study without a time budget."""
 
     cell: str
-    repeats: tuple[Kept, ...]
+    repeats: tuple[Recorded, ...]
     metric: Metric = METRICS["accuracy"]
     stayed: int = 0
 
@@ -40,26 +40,28 @@ class CellRecord:
 
     def mean(self, metric: str) -> float | None:
         """Of a metric over the repeats that have it; None if none has."""
-        values = [k.run.metrics[metric] for k in self.repeats if metric in k.run.metrics]
+        values = [run.metrics[metric] for run in self.repeats if metric in run.metrics]
         return fmean(values) if values else None
 
     def worst_and_best(self, metric: str) -> tuple[float, float] | None:
         """Lowest and highest value of a metric among the repeats."""
-        values = [k.run.metrics[metric] for k in self.repeats if metric in k.run.metrics]
+        values = [run.metrics[metric] for run in self.repeats if metric in run.metrics]
         return (min(values), max(values)) if values else None
 
 
-def cell_records(repeats: Sequence[Kept], metric: Metric = METRICS["accuracy"]) -> list[CellRecord]:
+def cell_records(
+    repeats: Sequence[Recorded], metric: Metric = METRICS["accuracy"]
+) -> list[CellRecord]:
     """The cells that have repeats, in the order of their first one; a seed that ran twice counts once."""
-    cells: dict[str, dict[int, Kept]] = {}
-    for kept in repeats:
-        cells.setdefault(kept.run.tags["cell"], {})[int(kept.run.tags["index"])] = kept
+    cells: dict[str, dict[int, Recorded]] = {}
+    for run in repeats:
+        cells.setdefault(run.tags["cell"], {})[int(run.tags["index"])] = run
     return [
         CellRecord(c, tuple(found[i] for i in sorted(found)), metric) for c, found in cells.items()
     ]
 
 
-def after_race(records: Sequence[CellRecord], every: Sequence[Kept]) -> list[CellRecord]:
+def after_race(records: Sequence[CellRecord], every: Sequence[Recorded]) -> list[CellRecord]:
     """The cells with the repeats that they were compared on, and for how long they stayed in the race.
 
     Args:
@@ -69,12 +71,12 @@ def after_race(records: Sequence[CellRecord], every: Sequence[Kept]) -> list[Cel
     merits: dict[str, dict[int, float]] = {}
     for record in records:
         own = merits.setdefault(record.cell, {})
-        for kept in record.repeats:
-            own[int(kept.run.tags["index"])] = record.metric.merit(kept.run.metrics)
-    for kept in every:
-        if kept.run.tags.get("outcome", "killed") != "killed":
-            own = merits.setdefault(kept.run.tags["cell"], {})
-            own.setdefault(int(kept.run.tags["index"]), math.nan)
+        for run in record.repeats:
+            own[int(run.tags["index"])] = record.metric.merit(run.metrics)
+    for run in every:
+        if run.tags.get("outcome", "killed") != "killed":
+            own = merits.setdefault(run.tags["cell"], {})
+            own.setdefault(int(run.tags["index"]), math.nan)
     seeds = standing(
         {c: [own[i] for i in takewhile(own.__contains__, count())] for c, own in merits.items()}
     ).seeds
@@ -143,8 +145,9 @@ def load_result(study: str, tracking_uri: str | None = None) -> StudyResult:
     Raises:
         UserError: if there is no such study.
     """
-    repeats, metric = runs_of(study, "repeat", tracking_uri), metric_of(study, tracking_uri)
-    records = cell_records(repeats, metric)
-    if is_race(study, tracking_uri):
+    tags = study_tags(study, tracking_uri)
+    metric = METRICS[tags.get("metric", "accuracy")]
+    records = cell_records(runs_of(study, "repeat", tracking_uri), metric)
+    if "budget" in tags:
         records = after_race(records, runs_of(study, "repeat", tracking_uri, complete=False))
     return StudyResult(study, tuple(records), metric)

@@ -7,37 +7,35 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 
 from harness.core.addresses import remove_stray_folder
 from harness.core.errors import UserError, one_line, without_password
-from harness.core.selection import METRICS, Metric
 from harness.core.stores import default_tracking_uri, require_sqlite, sqlite_path
 from harness.tracking.experiment import search
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A recorded run: name of its experiment, tags, parameters and last values of its metrics."""
+    """A recorded run: its id, name of its experiment, tags, parameters and last values of its metrics."""
 
+    run_id: str
     experiment: str
     tags: Mapping[str, str]
     params: Mapping[str, str]
     metrics: Mapping[str, float]
 
-
-@dataclass(frozen=True)
-class Kept:
-    """A run and its id."""
-
-    run_id: str
-    run: Recorded
+    @classmethod
+    def of(cls, run: Run, experiment: Experiment) -> Recorded:
+        """The run as MLflow has it."""
+        data = run.data
+        return cls(run.info.run_id, experiment.name, data.tags, data.params, data.metrics)
 
 
 def runs_of(
     study: str, phase: str, tracking_uri: str | None = None, complete: bool = True
-) -> list[Kept]:
+) -> list[Recorded]:
     """The study's runs of that phase, oldest first.
 
     Args:
@@ -52,42 +50,32 @@ def runs_of(
     uri = tracking_uri or default_tracking_uri()
     condition = f"tags.phase = '{phase}'" + " and tags.outcome = 'complete'" * complete
     with _reading(uri) as client:
-        experiments = {e.name: e.experiment_id for e in client.search_experiments()}
-        if study not in experiments:
-            known = ", ".join(n for n in experiments if n != "Default") or "none yet"
-            raise UserError(f"no study {study!r} in {without_password(uri)}; there are: {known}")
+        experiment = _experiment(client, study, uri)
         return [
-            Kept(r.info.run_id, Recorded(study, r.data.tags, r.data.params, r.data.metrics))
-            for r in search(client, experiments[study], condition)
-            if r.data.tags.get("superseded") != "true"
+            Recorded.of(run, experiment)
+            for run in search(client, experiment.experiment_id, condition)
+            if run.data.tags.get("superseded") != "true"
         ]
 
 
-def metric_of(study: str, tracking_uri: str | None = None) -> Metric:
-    """The metric by which a study chooses.
+def study_tags(study: str, tracking_uri: str | None = None) -> Mapping[str, str]:
+    """The tags of a study's experiment, among them "metric" and, of a race, "budget".
 
     Raises:
         UserError: if the store cannot be read or knows no such study.
     """
-    return METRICS[_study_tags(study, tracking_uri).get("metric", "accuracy")]
-
-
-def is_race(study: str, tracking_uri: str | None = None) -> bool:
-    """Whether a study has a time budget.
-
-    Raises:
-        UserError: if the store cannot be read or knows no such study.
-    """
-    return "budget" in _study_tags(study, tracking_uri)
-
-
-def _study_tags(study: str, tracking_uri: str | None) -> dict[str, str]:
     uri = tracking_uri or default_tracking_uri()
     with _reading(uri) as client:
-        found = client.get_experiment_by_name(study)
-        if found is None:
-            raise UserError(f"no study {study!r} in {without_password(uri)}")
-        return dict(found.tags)
+        tags: Mapping[str, str] = _experiment(client, study, uri).tags
+        return tags
+
+
+def _experiment(client: MlflowClient, study: str, uri: str) -> Experiment:
+    experiments = {e.name: e for e in client.search_experiments()}
+    if study not in experiments:
+        known = ", ".join(n for n in experiments if n != "Default") or "none yet"
+        raise UserError(f"no study {study!r} in {without_password(uri)}; there are: {known}")
+    return experiments[study]
 
 
 def read_runs(tracking_uri: str, phases: Sequence[str]) -> list[Recorded]:
@@ -100,11 +88,11 @@ def read_runs(tracking_uri: str, phases: Sequence[str]) -> list[Recorded]:
         return []
     with _reading(tracking_uri) as client:
         return [
-            Recorded(experiment.name, r.data.tags, r.data.params, r.data.metrics)
+            Recorded.of(run, experiment)
             for experiment in client.search_experiments()
             for phase in phases
-            for r in search(client, experiment.experiment_id, f"tags.phase = '{phase}'")
-            if r.info.status == "FINISHED"
+            for run in search(client, experiment.experiment_id, f"tags.phase = '{phase}'")
+            if run.info.status == "FINISHED"
         ]
 
 
