@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Group, Parameter
 from cyclopts.validators import LimitedChoice
 
+from harness.core.addresses import viewer_command
 from harness.core.caller import undisturbed
 from harness.core.command_line import command, program
 from harness.core.errors import UserError
@@ -150,7 +151,6 @@ def _render(
     """The page."""
     from analysis.compare import recorded
     from analysis.text import warnings
-    from analysis.text.links import viewer_command
     from analysis.text.numbers import condition_rows
 
     table, runs = found.table, recorded(found.table.trials)
@@ -206,7 +206,6 @@ def run(
         UserError: if the study cannot be read or the report not be written.
     """
     from analysis.load.external import load_measures, open_study
-    from analysis.text.links import viewer_command
 
     try:
         if compare:

@@ -27,8 +27,8 @@ from analysis import compare, report
 from analysis.load import Info, StudyTable
 from analysis.load import study as load
 from analysis.text import methods, warnings
-from analysis.text.links import viewer_command
 from analysis.topics.sizes import crossing, crossing_interval
+from harness.core.addresses import viewer_command
 from harness.core.errors import UserError
 from harness.core.records import Slot, StudyInfo, TrialRecord
 from harness.core.results import EpochResult, Predictions

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from optuna.trial import BaseTrial
 
-import harness
 from analysis import compare, load_study, report
 from analysis.recommend import recommend_cell
 from analysis.topics import scores

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,15 +18,14 @@ from scipy import stats
 from analysis.load.study import DERIVED
 from harness.core.errors import UserError
 from harness.core.folds import independent_runs
-from harness.core.study import cell_label
+from harness.core.study import cell_label, cells_of
 
 CONFIDENCE = 0.95
 
 
 def cells(factors: Mapping[str, Sequence[str]]) -> pd.DataFrame:
     """Every cell in the order written: one row each, columns cell and one per factor."""
-    rows = [dict(zip(factors, v, strict=True)) for v in itertools.product(*factors.values())]
-    return pd.DataFrame([{"cell": cell_label(row), **row} for row in rows])
+    return pd.DataFrame([{"cell": cell_label(row), **row} for row in cells_of(factors)])
 
 
 def recorded(trials: pd.DataFrame) -> pd.DataFrame:

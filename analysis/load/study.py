@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -22,12 +21,13 @@ from analysis.load.database import Database, Experiment
 from analysis.load.ensembles import ENSEMBLE_COLUMNS
 from analysis.load.folds import by_configuration
 from analysis.load.predictions import predictions_frames
-from harness.core.addresses import current_uri, sqlite_path, sqlite_url
+from harness.core.addresses import current_uri, sqlite_path
 from harness.core.caller import undisturbed
 from harness.core.errors import UserError, refusal, without_password
 from harness.core.html import as_table
 from harness.core.results import NOT_RUN, WAITED
 from harness.core.selection import METRICS
+from harness.core.stores import default_tracking_uri
 
 RECORDED_BY_EPOCH = ["train_loss", "val_loss", "val_accuracy", "train_seconds", "marginal_seconds"]
 EPOCH_METRICS = [*RECORDED_BY_EPOCH, "val_score"]
@@ -156,11 +156,6 @@ class StudyTable:
         rows = [(*key, n) for key, n in counts.items()]  # type: ignore[misc]
         caption = f"study {self.info.name}: {len(self.trials)} runs"
         return as_table(caption, ("cell", "phase", "outcome", "runs"), rows)
-
-
-def default_tracking_uri(root: Path = Path("mlruns")) -> str:
-    """The SQLite database under `root`, as MLflow wants it."""
-    return sqlite_url(root / "mlflow.db")
 
 
 @undisturbed()

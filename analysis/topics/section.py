@@ -12,9 +12,11 @@ from matplotlib.figure import Figure
 
 from analysis.compare import Findings, size_lines
 from analysis.plots import Style, styles
-from analysis.text.links import run_link
 from analysis.text.numbers import span
+from harness.core.errors import without_password
 
+VIEWER = "http://127.0.0.1:5000"
+"""Where `harness.core.addresses.viewer_command` shows a local store."""
 Columns = dict[str, Sequence[object]]
 """Columns of a table: head -> text of each row."""
 
@@ -117,8 +119,10 @@ def repeats_of(found: Findings) -> str:
 
 def run_links(found: Findings, run_ids: pd.Series, texts: pd.Series) -> list[object]:
     """Texts that lead to the pages of their runs in MLflow, where the study is from there."""
-    start = run_link(found.table)
-    if not start:
+    if not found.info.experiment_id:
         return list(texts)
+    uri = without_password(found.table.tracking_uri)
+    server = uri.rstrip("/") if uri.startswith(("http://", "https://")) else VIEWER
+    start = f"{server}/#/experiments/{found.info.experiment_id}/runs/"
     link = Markup('<a href="{}">{}</a>')
     return [link.format(start + run, text) for run, text in zip(run_ids, texts, strict=True)]

@@ -1,13 +1,17 @@
-"""URLs of SQLite files, and paths of a run's files after the folder of its database was moved."""
+"""URLs of SQLite files, the command that shows a store's runs, and paths of a run's files after the folder of
+its database was moved."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlparse
+
+from harness.core.errors import without_password
 
 ARTIFACTS = "artifacts"
 """Folder beside the database with one folder per experiment."""
@@ -24,6 +28,19 @@ def sqlite_url(path: Path) -> str:
     if make_url(plain).database == file:
         return plain
     return URL.create("sqlite", database=file).render_as_string()
+
+
+def viewer_command(tracking_uri: str, mlflow: str = "mlflow") -> str:
+    """What to type, or where to go, to look at the runs in MLflow; never shows a password.
+
+    Args:
+        tracking_uri: the store.
+        mlflow: how to type MLflow's program.
+    """
+    uri = without_password(tracking_uri)
+    if uri.startswith(("http://", "https://")):
+        return f"open {uri} in a browser"
+    return f"{mlflow} ui --backend-store-uri {shlex.quote(uri)} --host 127.0.0.1 --workers 1"
 
 
 def remove_stray_folder(url: str) -> None:

@@ -94,25 +94,21 @@ def _unbroken(docstring: str) -> str:
     return re.sub(r"(?<=[^\n])\n(?=\S)", " ", text)
 
 
-def _size(_: object, tokens: Sequence[Any]) -> Size:
-    try:
-        return Size(tokens[0].value)
-    except UserError as error:
-        raise ValueError(str(error)) from error
+def _read_as(kind: Callable[[str], Result]) -> Callable[[object, Sequence[Any]], Result]:
+    def read(_: object, tokens: Sequence[Any]) -> Result:
+        try:
+            return kind(tokens[0].value)
+        except UserError as error:
+            raise ValueError(str(error)) from error
 
-
-def _seconds(_: object, tokens: Sequence[Any]) -> Seconds:
-    try:
-        return Seconds(tokens[0].value)
-    except UserError as error:
-        raise ValueError(str(error)) from error
+    return read
 
 
 TEXT = Parameter(converter=lambda _, tokens: tokens[-1].value, n_tokens=1)
 """For an option that is one text when it is typed, though Python callers may give a list."""
-SIZE = Parameter(converter=_size, metavar="SIZE")
+SIZE = Parameter(converter=_read_as(Size), metavar="SIZE")
 """For an option that is a number of bytes."""
-TIME = Parameter(converter=_seconds, metavar="TIME")
+TIME = Parameter(converter=_read_as(Seconds), metavar="TIME")
 """For an option that is a time."""
 
 

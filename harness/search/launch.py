@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from harness.core.addresses import viewer_command
 from harness.core.command_line import program
 from harness.core.errors import UserError, without_password
 from harness.core.race import SCREENING
@@ -251,10 +252,4 @@ def print_where_to_look(study: Study, given_uri: str | None) -> None:
     uri = given_uri or "sqlite:///mlruns/mlflow.db"
     extra = f" --tracking-uri {shlex.quote(without_password(given_uri))}" if given_uri else ""
     print(f"report:    {program('python')} -m analysis.report --study {study.name}{extra}")
-    if uri.startswith("http"):
-        print(f"MLflow UI: {without_password(uri)}")
-    else:
-        shown = shlex.quote(without_password(uri))
-        print(
-            f"MLflow UI: {program('mlflow')} ui --backend-store-uri {shown} --host 127.0.0.1 --workers 1"
-        )
+    print(f"MLflow UI: {viewer_command(uri, program('mlflow'))}")
