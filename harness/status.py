@@ -36,7 +36,6 @@ def study_status(
     from harness.core.stores import record_home, record_url
     from harness.search.lock import holder_of
     from harness.search.overview import overview
-    from harness.search.plan import Plan
     from harness.search.record import Record
     from harness.search.storage import read_storage
 
@@ -44,7 +43,7 @@ def study_status(
     home = record_home(storage, tracking_uri)
     record = Record(read_storage(url), home)
     info = record.info(study)
-    found = overview(Plan.of(info), record.trials(info))
+    found = overview(info, record.trials(info))
     return replace(found, holder=holder_of(home, study))
 
 

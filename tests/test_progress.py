@@ -9,6 +9,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -22,14 +23,13 @@ from harness.search.cell import CellSearch
 from harness.search.coordinator import SlotDone
 from harness.search.lock import sole_runner
 from harness.search.overview import Overview, overview
-from harness.search.plan import Plan
 from harness.search.progress import Detail, duration, show
 from harness.search.record import Record
 from harness.search.storage import open_storage
 from tests.lab import Lab, World, info_of, make_study
 
 START = datetime(2026, 3, 1, 12, 0, 0)
-PLAN = Plan("toy", ("full", "probe"), trials=3, repeats=2)
+INFO = info_of(make_study(compare={"strategy": ["full", "probe"]}, trials=3, repeats=2))
 
 
 def trial(
@@ -80,18 +80,18 @@ def known() -> list[TrialRecord]:
 
 
 def test_cells_count_what_lasts_and_show_the_best_so_far(known: list[TrialRecord]) -> None:
-    full, probe = overview(PLAN, known).cells
+    full, probe = overview(INFO, known).cells
     assert (full.trials, full.repeats, full.best) == (3, 1, 0.8)
     assert (full.seconds, full.peak_mib) == (8, 950)  # median of 4, 8, 9
     assert (probe.trials, probe.repeats, probe.best, probe.peak_mib) == (1, 0, 0.7, None)
 
 
 def test_outcomes_are_of_all_attempts_but_not_of_earlier_choices(known: list[TrialRecord]) -> None:
-    assert overview(PLAN, known).outcomes == {"complete": 5, "diverged": 1, "crashed": 1}
+    assert overview(INFO, known).outcomes == {"complete": 5, "diverged": 1, "crashed": 1}
 
 
 def test_trials_at_work_say_how_far_they_are(known: list[TrialRecord]) -> None:
-    first, second = overview(PLAN, known).working
+    first, second = overview(INFO, known).working
     assert (first.slot, first.since) == ("probe, trial 1", START)
     assert (first.epochs_done, first.epochs, first.validation) == (3, 10, "61.0%")
     assert second.slot == "probe, trial 2"
@@ -102,11 +102,11 @@ def test_time_left_is_what_each_part_took_shared_by_those_at_work(
     known: list[TrialRecord],
 ) -> None:
     # full: one repeat at 30; probe: two trials at 4, two repeats like its trials.
-    assert overview(PLAN, known).seconds_left == (30 + 2 * 4 + 2 * 4) / 2
+    assert overview(INFO, known).seconds_left == (30 + 2 * 4 + 2 * 4) / 2
 
 
 def test_nothing_is_known_of_a_study_that_has_not_begun() -> None:
-    found = overview(PLAN, [])
+    found = overview(INFO, [])
     assert (found.done, found.outcomes, found.working, found.seconds_left) == (0, {}, (), None)
 
 
@@ -115,14 +115,14 @@ def diverged() -> list[TrialRecord]:
 
 
 def test_cell_without_a_complete_trial_has_no_repeats_to_wait_for() -> None:
-    assert overview(PLAN, diverged()).seconds_left == 0
+    assert overview(INFO, diverged()).seconds_left == 0
 
 
 # --- what is said ----------------------------------------------------------------------------------
 
 
 def reads(known: list[TrialRecord]) -> Callable[[], Overview]:
-    return lambda: overview(PLAN, known)
+    return lambda: overview(INFO, known)
 
 
 def events(known: list[TrialRecord]) -> Iterator[SlotDone]:
@@ -175,8 +175,8 @@ def test_trials_that_crashed_are_named_in_the_end_with_what_to_do(
 
 
 def test_command_that_finds_nothing_to_do_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    known, plan = diverged(), Plan("toy", PLAN.cells, trials=3, repeats=0)
-    show(lambda: overview(plan, known), (SlotDone(t.slot) for t in known))
+    known, info = diverged(), replace(INFO, repeats=0)
+    show(lambda: overview(info, known), (SlotDone(t.slot) for t in known))
     said = "6 of 6 were finished before and not run again\nnothing was left to do\n"
     assert capsys.readouterr().out == said
 
@@ -212,7 +212,7 @@ def test_epochs_of_a_long_trial_are_seen_while_it_runs(
     seen = threading.Event()
 
     def read() -> Overview:
-        found = overview(Plan.of(info_of(study)), coordinator.trials())
+        found = overview(info_of(study), coordinator.trials())
         if [(w.epochs_done, w.epochs) for w in found.working] == [(1, 2)]:
             seen.set()
         return found
@@ -258,7 +258,7 @@ def test_notebook_has_one_output_that_changes_and_lines_only_of_what_failed(
 
 
 def test_overview_is_a_table_in_a_notebook(known: list[TrialRecord]) -> None:
-    page = overview(PLAN, known)._repr_html_()
+    page = overview(INFO, known)._repr_html_()
     assert "<caption>study toy: 5 of 10, 2 at work</caption>" in page
     assert re.findall(r"<td[^>]*>([^<]*)</td>", page)[:4] == ["full", "3/3", "1/2", "80.0%"]
 

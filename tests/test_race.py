@@ -27,7 +27,6 @@ from harness.deploy.choice import choose
 from harness.search import launch
 from harness.search.costs import CellCost
 from harness.search.overview import overview
-from harness.search.plan import Plan
 from harness.search.record import Record
 from harness.search.storage import read_storage
 from harness.study import main
@@ -167,7 +166,7 @@ def raced(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Lab:
 
 def over(lab: Lab) -> bool:
     info = lab.record().info("toy")
-    return overview(Plan.of(info), lab.record().trials(info)).over
+    return overview(info, lab.record().trials(info)).over
 
 
 def test_cells_race_until_the_record_leaves_nothing_to_decide(raced: Lab) -> None:
@@ -326,7 +325,7 @@ def test_a_race_is_resumed_even_if_its_first_round_would_not_fit_by_the_forecast
 def trials_in(folder: str) -> list[TrialRecord]:
     record = Record(read_storage(f"sqlite:///{folder}/optuna.db"), Path(folder))
     info = record.info("toy")
-    assert overview(Plan.of(info), record.trials(info)).over
+    assert overview(info, record.trials(info)).over
     return record.trials(info)
 
 

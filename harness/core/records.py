@@ -101,6 +101,11 @@ class StudyInfo:
         """Number of tuning runs of a cell among which its configuration is chosen; with a budget all."""
         return self.trials * self.folds if self.budget is None else sys.maxsize
 
+    @property
+    def repeat_runs(self) -> int:
+        """Number of repeats of a cell; with a budget as many as fit."""
+        return self.repeats if self.budget is None else sys.maxsize
+
     def cells(self) -> list[Cell]:
         """Every combination of one value per factor, in the order written."""
         return list(cells_of(self.factors))

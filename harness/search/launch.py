@@ -34,7 +34,7 @@ from harness.search.executors.inline import Inline
 from harness.search.lock import sole_runner
 from harness.search.options import StudyOptions
 from harness.search.overview import overview
-from harness.search.plan import Plan, Shard
+from harness.search.plan import Shard
 from harness.search.preflight import Preflight, check_study
 from harness.search.preview import print_costs, print_plan
 from harness.search.progress import show
@@ -173,9 +173,9 @@ def _carry_out(
                 tags=study_file_tags(path),
             )
             coordinator = Coordinator(study, info, context, executor)
-            plan = Plan.of(coordinator.info, shard.cells(study))
+            cells = shard.cells(study)
             show(
-                lambda: overview(plan, coordinator.trials()),
+                lambda: overview(coordinator.info, coordinator.trials(), cells),
                 coordinator.run(),
                 "quiet" if options.quiet else "verbose" if options.verbose else "normal",
             )

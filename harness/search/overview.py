@@ -10,11 +10,10 @@ from statistics import median
 
 from harness.core.html import as_table
 from harness.core.race import Results, Round, race
-from harness.core.records import TrialRecord
+from harness.core.records import StudyInfo, TrialRecord
 from harness.core.selection import METRICS, Metric
-from harness.core.study import Phase, cell_label
+from harness.core.study import Cell, Phase, cell_label
 from harness.search.lock import Holder
-from harness.search.plan import Plan
 from harness.search.record import Attempts
 
 COLUMNS = ("cell", "trials", "repeats", "best validation", "median training", "peak memory")
@@ -66,8 +65,8 @@ class Overview:
     """Progress of a study.
 
     Attributes:
-        plan: the requested size of the study.
-        cells: progress of each cell, in the plan's order.
+        info: the study as a whole.
+        cells: progress of each cell.
         outcomes: number of trials by outcome, including those that were run again.
         working: running trials, oldest first; if no process runs the study, those that a dead process left
             open.
@@ -77,7 +76,7 @@ class Overview:
         holder: the process that runs the study, or ran it when it died; None if there is none.
     """
 
-    plan: Plan
+    info: StudyInfo
     cells: tuple[CellProgress, ...]
     outcomes: Mapping[str, int]
     working: tuple[Working, ...]
@@ -92,24 +91,32 @@ class Overview:
         return sum(c.trials + c.repeats for c in self.cells)
 
     @property
+    def slots(self) -> int | None:
+        """Requested trials and repeats of all cells; None with a budget."""
+        info = self.info
+        if info.budget is not None:
+            return None
+        return len(self.cells) * (info.tuning_runs + info.repeat_runs)
+
+    @property
     def progress(self) -> str:
         """How much is done, in print."""
-        if self.plan.budget is None:
-            return f"{self.done} of {self.plan.slots}"
-        return f"{self.spent:.0f} of {self.plan.budget:.0f} s" + ", over" * self.over
+        if self.info.budget is None:
+            return f"{self.done} of {self.slots}"
+        return f"{self.spent:.0f} of {self.info.budget:.0f} s" + ", over" * self.over
 
     def rows(self) -> list[tuple[str, ...]]:
         """One per cell, as in COLUMNS."""
         trials, repeats = (
-            "" if self.plan.budget is not None else f"/{asked}"
-            for asked in (self.plan.trials, self.plan.repeats)
+            "" if self.info.budget is not None else f"/{asked}"
+            for asked in (self.info.tuning_runs, self.info.repeat_runs)
         )
         return [
             (
                 c.cell,
                 f"{c.trials}{trials}",
                 f"{c.repeats}{repeats}",
-                "" if c.best is None else METRICS[self.plan.metric].text(c.best),
+                "" if c.best is None else METRICS[self.info.metric].text(c.best),
                 "" if c.seconds is None else f"{c.seconds:.1f} s",
                 "" if c.peak_mib is None else f"{c.peak_mib:.0f} MiB",
             )
@@ -117,7 +124,7 @@ class Overview:
         ]
 
     def _repr_html_(self) -> str:
-        caption = f"study {self.plan.study}: {self.progress}, "
+        caption = f"study {self.info.name}: {self.progress}, "
         return as_table(f"{caption}{len(self.working)} at work", COLUMNS, self.rows())
 
 
@@ -137,38 +144,42 @@ class _Part:
         return [t.seconds for t in self.done if t.seconds is not None]
 
 
-def overview(plan: Plan, trials: Iterable[TrialRecord]) -> Overview:
+def overview(
+    info: StudyInfo, trials: Iterable[TrialRecord], cells: Iterable[Cell] | None = None
+) -> Overview:
     """The progress of a study.
 
     Args:
-        plan: the requested size of the study.
+        info: the study as a whole.
         trials: every attempt at every slot.
+        cells: those that are run; None are all cells.
     """
+    labels = tuple(map(cell_label, info.cells() if cells is None else cells))
     by_cell: defaultdict[tuple[str, Phase], list[TrialRecord]] = defaultdict(list)
     for trial in trials:
         by_cell[cell_label(trial.slot.cell), trial.slot.phase].append(trial)
     pairs: list[tuple[_Part, _Part]] = []
-    for cell in plan.cells:
-        tune = _Part(Attempts(by_cell[cell, "tune"]), plan.trials)
-        best = tune.attempts.best(plan.metric, plan.trials)
-        repeats = plan.repeats if best or len(tune.done) < plan.trials else 0  # nothing to repeat
+    for cell in labels:
+        tune = _Part(Attempts(by_cell[cell, "tune"]), info.tuning_runs)
+        best = tune.attempts.best(info.metric, info.tuning_runs)
+        nothing_to_repeat = best is None and len(tune.done) == info.tuning_runs
         chosen = None if best is None else best.slot.round
         mine = [t for t in by_cell[cell, "repeat"] if t.chosen == chosen]
-        pairs.append((tune, _Part(Attempts(mine), repeats)))
-    metric = METRICS[plan.metric]
+        pairs.append((tune, _Part(Attempts(mine), 0 if nothing_to_repeat else info.repeat_runs)))
+    metric = METRICS[info.metric]
     every = [trial for pair in pairs for part in pair for trial in part.attempts]
     spent = sum((t.seconds or 0.0) / t.workers for t in every if t.outcome != "killed")
     working = sorted(
         (_working(t, metric) for t in every if not t.outcome), key=lambda w: w.since or datetime.min
     )
     return Overview(
-        plan,
-        tuple(_progress(cell, metric, *pair) for cell, pair in zip(plan.cells, pairs, strict=True)),
+        info,
+        tuple(_progress(cell, metric, *pair) for cell, pair in zip(labels, pairs, strict=True)),
         Counter(t.outcome for t in every if t.outcome),
         tuple(working),
-        _seconds_left(pairs, max(1, len(working))) if plan.budget is None else None,
+        _seconds_left(pairs, max(1, len(working))) if info.budget is None else None,
         spent=spent,
-        over=plan.budget is not None and _race_is_over(plan, pairs),
+        over=info.budget is not None and _race_is_over(info, dict(zip(labels, pairs, strict=True))),
     )
 
 
@@ -200,13 +211,12 @@ def _working(trial: TrialRecord, metric: Metric) -> Working:
     )
 
 
-def _race_is_over(plan: Plan, pairs: Sequence[tuple[_Part, _Part]]) -> bool:
+def _race_is_over(info: StudyInfo, cells: Mapping[str, tuple[_Part, _Part]]) -> bool:
     """Whether the recorded results leave no further round."""
-    assert plan.budget is not None
-    assert plan.screening is not None
-    rounds = race(plan.cells, plan.budget, plan.screening)
+    assert info.budget is not None
+    assert info.screening is not None
+    rounds = race(list(cells), info.budget, info.screening)
     results: Results | None = None
-    cells = dict(zip(plan.cells, pairs, strict=True))
     while True:
         try:
             now: Round = next(rounds) if results is None else rounds.send(results)
@@ -217,7 +227,7 @@ def _race_is_over(plan: Plan, pairs: Sequence[tuple[_Part, _Part]]) -> bool:
             return False
         slots = len(own) * len(now.indices)
         results = {
-            cell: [part.result(index, plan.metric, slots) for index in now.indices]
+            cell: [part.result(index, info.metric, slots) for index in now.indices]
             for cell, part in own.items()
         }
 

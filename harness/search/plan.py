@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import dataclass
 
 from harness.core.errors import UserError
 from harness.core.folds import Fold
-from harness.core.records import StudyInfo
 from harness.core.spec import derive_seed
-from harness.core.study import Cell, Phase, Study, cell_label
+from harness.core.study import Cell, Phase, Study
 
 
 @dataclass(frozen=True)
@@ -49,50 +47,6 @@ class Shard:
                 f"{len(every)}, so at most {len(every)} jobs have work"
             )
         return list(every[self.number - 1 :: self.count])
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The requested size of a study.
-
-    Attributes:
-        study: name of the study.
-        cells: labels of the cells.
-        trials, repeats: numbers of runs per cell; with a budget the largest possible ones.
-        metric: name of the metric by which configurations and cells are chosen.
-        budget: seconds of a race, which decides the numbers of runs; None if they are given.
-        screening: seconds of it for tuning.
-    """
-
-    study: str
-    cells: tuple[str, ...]
-    trials: int
-    repeats: int
-    metric: str = "accuracy"
-    budget: float | None = None
-    screening: float | None = None
-
-    @classmethod
-    def of(cls, info: StudyInfo, cells: list[Cell] | None = None) -> Plan:
-        """The plan of a study, or of some of its cells."""
-        labels = map(cell_label, info.cells() if cells is None else cells)
-        repeats = info.repeats if info.budget is None else sys.maxsize
-        return cls(
-            study=info.name,
-            cells=tuple(labels),
-            trials=info.tuning_runs,
-            repeats=repeats,
-            metric=info.metric,
-            budget=info.budget,
-            screening=info.screening,
-        )
-
-    @property
-    def slots(self) -> int | None:
-        """Trials and repeats of all cells; None with a budget."""
-        if self.budget is not None:
-            return None
-        return len(self.cells) * (self.trials + self.repeats)
 
 
 def trial_seed(study: Study, phase: Phase, index: int) -> int:

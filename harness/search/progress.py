@@ -57,7 +57,7 @@ def show(
     """
     console = Console(highlight=False)
     found = read()
-    slots, before, done = found.plan.slots, found.done, found.done
+    slots, before, done = found.slots, found.done, found.done
     of = "" if slots is None else f"/{slots}"
     resumed, own, broken, tuning = 0, 0, 0, True
     told = False
@@ -82,7 +82,7 @@ def show(
             tuning = tuning and not chosen
             failed = event.trial.outcome not in ("complete", "pruned")
             if detail == "verbose" or (detail == "normal" and (not live or failed)):
-                head, metric = f"[{done:>3}{of}] ", METRICS[found.plan.metric]
+                head, metric = f"[{done:>3}{of}] ", METRICS[found.info.metric]
                 for line in _lines(head, event, metric, detail == "verbose"):
                     _say(console, line)
     # If more trials change a cell's choice, earlier repeats no longer count.
@@ -176,16 +176,16 @@ def _notebook_output() -> Callable[[RenderableType], None]:
 
 def _head(found: Overview) -> tuple[Table, str]:
     """The number of completed slots, and the outcomes of trials."""
-    budget = found.plan.budget
+    budget = found.info.budget
     done: float = found.done if budget is None else min(found.spent, budget)
-    total: float = (found.plan.slots or 0) if budget is None else budget
+    total: float = (found.slots or 0) if budget is None else budget
     left = "" if found.seconds_left is None else f", about {duration(found.seconds_left)} left"
     if budget is None and done >= total:
         left = ", done"
     head = Table.grid(padding=(0, 1))
     now = f"{datetime.now():%H:%M:%S}"
     head.add_row(
-        found.plan.study,
+        found.info.name,
         ProgressBar(total, done, width=16),
         f"{found.progress}{left} ({now})",
     )
