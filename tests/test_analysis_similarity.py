@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import statsmodels.formula.api as smf
 from scipy import stats
+from statsmodels.stats.anova import anova_lm
 
 from analysis.compare.agreement import (
     STATIC,
@@ -29,7 +31,7 @@ from analysis.compare.agreement import (
 )
 from analysis.compare.responses import gains, pair_gains, responses, with_scratch
 from analysis.compare.slopes import interactions, shuffled_p, slopes
-from analysis.compare.variance import variance_shares, variance_table
+from analysis.compare.variance import variance_shares
 from analysis.compare.verdicts import interaction_verdicts, verdicts
 from harness.core.errors import UserError
 
@@ -301,24 +303,21 @@ def test_a_slope_that_differs_is_told_from_one_that_does_not_and_holm_counts_eve
     assert rows.loc["m", "slope"] == crossed["slope"]
 
 
-def test_variance_shares_add_up_and_match_the_sums_of_squares() -> None:
+def test_variance_shares_add_up_and_are_the_sums_of_squares_of_statsmodels() -> None:
     scores = made(2, effect=0.3, quality=0.5, carries=0.7)
-    table = variance_shares(scores, "m").set_index("part")
-    assert table[["share", "share_measure_first"]].sum().tolist() == pytest.approx([1, 1])
+    row = pd.Series(variance_shares(scores, "m"))
+    assert (row["measure"], row["n"]) == ("m", len(scores))
+    shares = row[["target", "source", "added", "residual"]]
+    assert shares.sum() == pytest.approx(1)
+    by_target = scores.groupby("target")["m"]
+    scores["z"] = (scores["m"] - by_target.transform("mean")) / by_target.transform("std")
+    fit = smf.ols("response ~ C(target) + C(source) + z", scores).fit()
+    squares = anova_lm(fit, typ=1)["sum_sq"]
+    assert shares.tolist() == pytest.approx((squares / squares.sum()).tolist())
     y = scores["response"]
-    means = scores.groupby("target")["response"].transform("mean")
-    assert table.loc["target", "share"] == pytest.approx(
-        ((means - y.mean()) ** 2).sum() / ((y - y.mean()) ** 2).sum()
-    )
-    assert table["df"].tolist() == [7, 11, 1, 76]
-    assert (table["share_measure_first"] - table["share"]).loc["measure"] > 0
-
-
-def test_the_table_of_shares_has_one_row_per_measure_that_adds_up() -> None:
-    scores = made(2, effect=0.3, quality=0.5, carries=0.7)
-    row = variance_table(variance_shares(scores, "m").assign(measure="m")).iloc[0]
-    assert row[["target", "source", "added", "residual"]].sum() == pytest.approx(1)
-    assert row["n"] == len(scores)
+    means = y.groupby(scores["target"]).transform("mean")
+    both = np.polyfit(scores["z"], y - means, 1)[0] * scores["z"]  # z has mean 0 in each target
+    assert row["at_most"] == pytest.approx((both**2).sum() / ((y - y.mean()) ** 2).sum())
     assert row["at_most"] > row["added"]
 
 

@@ -64,7 +64,7 @@ from analysis.compare.similarity import Similarity, pair_scores, similarity_effe
 from analysis.compare.sizes import size_factor, size_lines
 from analysis.compare.slopes import interactions, slopes
 from analysis.compare.studies import side_by_side
-from analysis.compare.variance import variance_shares, variance_table
+from analysis.compare.variance import variance_shares
 from analysis.compare.verdicts import interaction_verdicts, verdicts
 
 __all__ = [
@@ -78,5 +78,5 @@ __all__ = [
     "prediction_mismatches", "priced", "race_standing", "race_table", "rank_agreement", "recorded",
     "regret", "reliability", "responses", "side_by_side", "sign_flip_p", "similarity_effect",
     "size_factor", "size_lines", "slopes", "split_sizes", "static_ranking", "summary", "surer",
-    "variance_shares", "variance_table", "verdicts", "with_other_tests", "with_scratch",
+    "variance_shares", "verdicts", "with_other_tests", "with_scratch",
 ]  # fmt: skip

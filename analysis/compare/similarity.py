@@ -51,7 +51,7 @@ class Similarity:
             (`agreement.rank_agreement`, `mean_agreement`, `regret`).
         slopes, verdicts: `slopes.slopes` and `verdicts.verdicts`; empty without measures.
         interactions: `slopes.interactions`; empty without several strategies or sizes.
-        variance: `variance.variance_shares` of each measure, with a column measure.
+        variance: `variance.variance_shares`, a row for each measure.
         gains: points over scratch by source, strategy and size, with control (whether the source learned
             from spoilt data); empty without scratch.
         points: `responses.pair_gains` with control, measure (the one with the greatest mean tau_w) and
@@ -246,10 +246,10 @@ def _effect(
     parts = []
     for name in seeing:
         try:
-            parts.append(variance_shares(answered, name).assign(measure=name))
+            parts.append(variance_shares(answered, name))
         except UserError as error:
             notes.append(f"{str(error)[:1].upper()}{str(error)[1:]}.")
-    return replace(known, variance=pd.concat(parts, ignore_index=True)) if parts else known
+    return replace(known, variance=pd.DataFrame(parts))
 
 
 def _with_targets(found: pd.DataFrame, means: pd.DataFrame, answered: pd.DataFrame) -> pd.DataFrame:

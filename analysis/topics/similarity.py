@@ -145,10 +145,9 @@ def _interactions(found: pd.DataFrame) -> Parts:
     return [shown, describe_interactions(rows)]
 
 
-def _variance(found: pd.DataFrame) -> Parts:
-    if found.empty:
+def _variance(rows: pd.DataFrame) -> Parts:
+    if rows.empty:
         return []
-    rows = compare.variance_table(found)
     shown = Table(
         {
             "Measure": list(rows["measure"]),
@@ -281,7 +280,7 @@ def describe_variance(rows: pd.DataFrame) -> str:
     """What explains the scores, in one sentence.
 
     Args:
-        rows: from `compare.variance_table`, with at least one row.
+        rows: from `compare.variance_shares`, at least one.
     """
     most = rows.to_dict("records")[int(rows["added"].argmax())]
     return (

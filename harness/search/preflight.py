@@ -65,34 +65,29 @@ def check_study(study: Study, cache: Cache = Cache(), memory_is_limited: bool = 
     drawing = f"study {study.name!r}: drawing the first trial of each cell"
     with _time_limit(drawing, study.space):
         specs = {cell_label(cell): first_draw(study, cell) for cell in study.cells()}
-    leaks: dict[str, str] = {}
-    depths: dict[tuple[object, ...], int] = {}
-    remarks: dict[str, None] = {}
-    compared: set[tuple[object, ...]] = set()
+    alike: dict[tuple[object, ...], list[TrialSpec]] = {}
     for spec in specs.values():
-        strategy = spec.strategy
-        network_key = (
-            *(spec.backbone, spec.source, spec.resolution),
-            *(spec.head, spec.depth, strategy.lora_rank, strategy.classifier),
-        )
         sizes = (spec.shots, spec.val_shots, spec.test_shots, spec.exact_shots)
-        key = (spec.target, *sizes, *network_key)
-        target = load_target(spec.target)
-        if key not in depths:
-            network = _network(spec, target)
-            check_network(network, spec)
-            remarks |= dict.fromkeys(network.notes)
-            depths[key] = len(network.groups)
-            leak, remark = _try_images(study, spec, network, cache)
-            if leak:
-                leaks[spec.target] = leak  # one split of each target is enough
-            if remark:
-                remarks[f"{target.name}: {remark}"] = None
-        trained = _try_strategy(spec, depths[key])
-        if min(trained, default=depths[key]) < depths[key] - 1 and network_key not in compared:
-            compared.add(network_key)  # a linear probe needs no gradients of the other groups
-            check_gradients(_network(spec, target), spec.backbone)
-        if memory_is_limited:
+        alike.setdefault((_network_key(spec), spec.target, sizes), []).append(spec)
+    leaks, remarks = dict[str, str](), dict[str, None]()
+    compared = set[object]()  # networks whose gradients were compared
+    for (key, *_), same in alike.items():
+        spec, target = same[0], load_target(same[0].target)
+        network = _network(spec, target)
+        check_network(network, spec)
+        remarks |= dict.fromkeys(network.notes)
+        leak, remark = _try_images(study, spec, network, cache)
+        if leak:
+            leaks[spec.target] = leak  # one split of each target is enough
+        if remark:
+            remarks[f"{target.name}: {remark}"] = None
+        last = len(network.groups) - 1
+        trained = {group for one in same for group in _try_strategy(one, last + 1)}
+        if min(trained, default=last) < last and key not in compared:  # more than the head
+            compared.add(key)
+            check_gradients(network, spec.backbone)
+    if memory_is_limited:
+        for spec in specs.values():
             forecast(spec)
     targets = [load_target(name) for name in dict.fromkeys(s.target for s in specs.values())]
     notes = [f"{target.name}: {note}" for target in targets for note in target.notes]
@@ -135,6 +130,15 @@ def _time_limit(what: str, function: Callable[..., object]) -> AbstractContextMa
         return UserError(f"{what} takes more than {SECONDS} s; does `{name}` loop?{where}")
 
     return time_limit(SECONDS, error=error, repeat=1)
+
+
+def _network_key(spec: TrialSpec) -> tuple[object, ...]:
+    """Everything that decides a trial's network, but for the number of classes."""
+    strategy = spec.strategy
+    return (
+        *(spec.backbone, spec.source, spec.resolution),
+        *(spec.head, spec.depth, strategy.lora_rank, strategy.classifier),
+    )
 
 
 def _network(spec: TrialSpec, target: Target) -> Backbone:
