@@ -25,9 +25,7 @@ from analysis.compare.agreement import (
     mean_agreement,
     null_taus,
     rank_agreement,
-    regret,
     static_ranking,
-    weighted_taus,
 )
 from analysis.compare.responses import gains, pair_gains, responses, with_scratch
 from analysis.compare.slopes import interactions, shuffled_p, slopes
@@ -86,13 +84,6 @@ def by_model(table: pd.DataFrame, column: str) -> dict[str, float]:
     return dict(zip(table["model"], table[column], strict=True))
 
 
-@pytest.mark.parametrize("values", [3, 50])
-def test_vectorised_weighted_tau_is_scipys_with_and_without_ties(values: int) -> None:
-    x, y = np.random.default_rng(0).integers(0, values, (2, 60, 9)).astype(float)
-    expected = [stats.weightedtau(a, b).statistic for a, b in zip(x, y, strict=True)]
-    assert weighted_taus(x, y) == pytest.approx(expected, abs=1e-12)
-
-
 def test_null_sd_of_weighted_tau_is_that_of_all_orders() -> None:
     x = np.arange(6.0)
     orders = np.array(list(itertools.permutations(x)))
@@ -132,24 +123,6 @@ def test_static_ranking_leaves_the_target_out() -> None:
     )  # fmt: skip
     ranked = static_ranking(scores)
     assert ranked[STATIC].tolist() == [-2.0, -1.0, -3.0, -1.5, -1.5, -3.0, -1.5, -1.5]
-
-
-def test_regret_is_in_points_below_the_best_and_ties_share_it() -> None:
-    scores = pd.DataFrame(
-        {
-            "source": ["a", "b", "c"],
-            "target": "x",
-            "accuracy": [0.9, 0.8, 0.6],
-            "m": [1.0, 2.0, 0.0],
-            "tied": [0.0, 1.0, 1.0],
-        }
-    )
-    rows = {row["measure"]: row for row in regret(scores, ["m", "tied"]).to_dict("records")}
-    assert (rows["m"]["picked"], rows["m"]["best"]) == ("b", "a")
-    assert rows["m"]["regret"] == pytest.approx(10)
-    assert rows["m"]["random"] == pytest.approx((0 + 10 + 30) / 3)
-    assert rows["tied"]["picked"] == "b, c"
-    assert rows["tied"]["regret"] == pytest.approx(20)
 
 
 def test_response_is_the_difference_of_logits_to_the_matching_scratch_run() -> None:

@@ -414,7 +414,7 @@ def test_28_password_in_a_drivers_message_is_not_shown(monkeypatch: pytest.Monke
 
 
 def test_31_journal_is_refused_with_what_takes_its_place(tmp_path: Path) -> None:
-    with refused(r"journal files are not a storage any more, got journal:\S+: want sqlite:///PATH"):
+    with refused(r"cannot open the storage journal:.*\(want sqlite:///PATH or postgresql"):
         open_storage(f"journal:{tmp_path}/study.log")
     assert list(tmp_path.iterdir()) == []
 

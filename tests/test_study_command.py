@@ -259,7 +259,7 @@ def test_weights_of_the_hub_are_refused_when_offline(
         (("--storage", "sqlite:///folder"), "cannot open the storage sqlite:///folder"),
         (("--storage", "sqlite:///notes.txt"), "cannot open the storage"),
         (("--storage", "sqlite:///notes.txt/x.sqlite"), "cannot open the storage"),
-        (("--storage", "journal:folder"), "journal files are not a storage any more"),
+        (("--storage", "journal:folder"), "cannot open the storage journal:folder"),
         (("--storage", "nonsense"), "cannot open the storage nonsense"),
         (("--storage", "mysql+nodriver://u:s3cret@h/d"), r"storage mysql\+nodriver://u:\*\*\*@h/d"),
         (("--tracking-uri", "sqlite:///folder"), "cannot open the tracking store"),

@@ -9,12 +9,7 @@ how far the mean would move with other training draws on these test images, not 
 test images. What only one topic of the report needs is in `analysis.topics`.
 """
 
-from analysis.compare.agreement import (
-    mean_agreement,
-    rank_agreement,
-    regret,
-    static_ranking,
-)
+from analysis.compare.agreement import mean_agreement, rank_agreement, static_ranking
 from analysis.compare.cells import outcomes, prediction_mismatches, summary
 from analysis.compare.choice import best_by_test, choice, chosen_by, most_behind, surer
 from analysis.compare.classes import (
@@ -76,7 +71,7 @@ __all__ = [
     "mean_agreement", "mean_interval", "mean_ranks", "memory_column", "memory_kind", "most_behind",
     "outcomes", "over_examples", "pair_gains", "pair_scores", "pareto_front", "per_class",
     "prediction_mismatches", "priced", "race_standing", "race_table", "rank_agreement", "recorded",
-    "regret", "reliability", "responses", "side_by_side", "sign_flip_p", "similarity_effect",
+    "reliability", "responses", "side_by_side", "sign_flip_p", "similarity_effect",
     "size_factor", "size_lines", "slopes", "split_sizes", "static_ranking", "summary", "surer",
     "variance_shares", "verdicts", "with_other_tests", "with_scratch",
 ]  # fmt: skip

@@ -24,8 +24,6 @@ from harness.core.errors import UserError
 STATIC = "static"
 """The column that `static_ranking` adds; a measure like any other."""
 PERMUTATIONS = 2000
-MANY = 60
-"""Sources above which scipy's tau is called for each permutation."""
 
 
 def require(scores: pd.DataFrame, columns: Sequence[str], unique: Sequence[str] = ()) -> None:
@@ -70,8 +68,8 @@ def rank_agreement(
 
     Returns:
         One row per target and measure: target, measure, n sources, tau_w, null_sd (of tau_w when the
-        sources are shuffled), p (two-sided, share of shuffles at least as far from 0), tau, pearson. NaN
-        with fewer than 3 sources or a constant side.
+        sources are shuffled), p (two-sided, share of shuffles at least as far from 0), tau. NaN with fewer
+        than 3 sources or a constant side.
 
     Raises:
         UserError: if a column is missing or a pair occurs twice.
@@ -84,7 +82,7 @@ def rank_agreement(
         x, y = own[measure].to_numpy(dtype=float), own["accuracy"].to_numpy(dtype=float)
         n = len(own)
         row = {"target": target, "measure": measure, "n": n}
-        row |= dict.fromkeys(("tau_w", "null_sd", "p", "tau", "pearson"), math.nan)
+        row |= dict.fromkeys(("tau_w", "null_sd", "p", "tau"), math.nan)
         if n >= 3 and np.ptp(x) > 0 and np.ptp(y) > 0:
             tau = float(stats.weightedtau(x, y).statistic)
             if len(np.unique(x)) == len(np.unique(y)) == n:  # without ties only n matters
@@ -96,45 +94,16 @@ def rank_agreement(
             hits = int((np.abs(null) >= abs(tau) - 1e-12).sum())
             row |= {"tau_w": tau, "null_sd": float(null.std()), "p": (hits + 1) / (len(null) + 1)}
             row["tau"] = float(stats.kendalltau(x, y).statistic)
-            row["pearson"] = float(stats.pearsonr(x, y).statistic)
         rows.append(row)
-    columns = ["target", "measure", "n", "tau_w", "null_sd", "p", "tau", "pearson"]
+    columns = ["target", "measure", "n", "tau_w", "null_sd", "p", "tau"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def null_taus(x: np.ndarray, y: np.ndarray, permutations: int, seed: int) -> np.ndarray:
-    """`permutations` values of tau_w of x, shuffled, with y; both of length n. Takes memory in proportion to
-    n."""
+    """`permutations` values of tau_w of x, shuffled, with y; both of length n."""
     random = np.random.default_rng(seed)
-    if len(x) > MANY:
-        shuffles = (random.permutation(x) for _ in range(permutations))
-        return np.array([stats.weightedtau(shuffled, y).statistic for shuffled in shuffles])
-    shuffled = random.permuted(np.tile(x, (permutations, 1)), axis=1)
-    return weighted_taus(shuffled, np.broadcast_to(y, shuffled.shape))
-
-
-def weighted_taus(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """scipy's default weightedtau of every row of x with the same row of y; both draws x n.
-
-    scipy has no vectorised form, and calling it for each row takes ten times as long with few sources; with
-    many it is this that takes memory, in proportion to n squared. NaN for a row with a constant side.
-    """
-    signs = np.sign(x[:, :, None] - x[:, None, :]), np.sign(y[:, :, None] - y[:, None, :])
-    taus = []
-    for first, second in ((x, y), (y, x)):
-        order = np.lexsort((second, first), axis=1)[:, ::-1]
-        rank = np.empty_like(order)
-        np.put_along_axis(rank, order, np.arange(x.shape[1])[None, :], axis=1)
-        hyperbolic = 1 / (rank + 1.0)
-        weight = hyperbolic[:, :, None] + hyperbolic[:, None, :]
-        both, of_x, of_y = (
-            (weight * s).sum(axis=(1, 2))
-            for s in (signs[0] * signs[1], signs[0] ** 2, signs[1] ** 2)
-        )
-        with np.errstate(invalid="ignore"):
-            taus.append(both / np.sqrt(of_x * of_y))
-    mean: np.ndarray = (taus[0] + taus[1]) / 2
-    return mean
+    shuffles = (random.permutation(x) for _ in range(permutations))
+    return np.array([stats.weightedtau(shuffled, y).statistic for shuffled in shuffles])
 
 
 def mean_agreement(agreement: pd.DataFrame) -> pd.DataFrame:
@@ -161,45 +130,5 @@ def mean_agreement(agreement: pd.DataFrame) -> pd.DataFrame:
             row |= {"static": float(both[STATIC].mean()), "lead": lead}
             row |= {"lead_low": lead_low, "lead_high": lead_high}
         rows.append(row)
-    columns = [
-        "measure",
-        "targets",
-        "tau_w",
-        "low",
-        "high",
-        "tau",
-        "static",
-        "lead",
-        "lead_low",
-        "lead_high",
-    ]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def regret(scores: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
-    """What is lost by taking the source that a measure puts first.
-
-    Returns:
-        One row per target and measure: target, measure, n sources, picked (all that tie for the
-        first place), best, regret (points of accuracy below the best; of ties the mean), random (the
-        mean regret of a source drawn at random). Sources without the measure are left out.
-
-    Raises:
-        UserError: if a column is missing or a pair occurs twice.
-    """
-    require(scores, ["source", "target", "accuracy", *measures], unique=["source", "target"])
-    rows = []
-    for target, measure in itertools.product(scores["target"].unique(), measures):
-        own = scores[scores["target"] == target].dropna(subset=[measure, "accuracy"])
-        if own.empty:
-            continue
-        best = own.loc[own["accuracy"].idxmax()]
-        picked = own[own[measure] == own[measure].max()]
-        lost = 100 * (best["accuracy"] - own["accuracy"])
-        rows.append(
-            {"target": target, "measure": measure, "n": len(own)}
-            | {"picked": ", ".join(picked["source"]), "best": best["source"]}
-            | {"regret": float(lost[picked.index].mean()), "random": float(lost.mean())}
-        )
-    columns = ["target", "measure", "n", "picked", "best", "regret", "random"]
+    columns = "measure targets tau_w low high tau static lead lead_low lead_high".split()
     return pd.DataFrame(rows, columns=columns)

@@ -19,7 +19,6 @@ from analysis.compare.agreement import (
     STATIC,
     mean_agreement,
     rank_agreement,
-    regret,
     static_ranking,
 )
 from analysis.compare.pairs import standardised
@@ -47,8 +46,8 @@ class Similarity:
     """What a study with the factors source and target says about their similarity; empty otherwise.
 
     Attributes:
-        agreement, means, regret: how measures, and the static ranking, order the sources
-            (`agreement.rank_agreement`, `mean_agreement`, `regret`).
+        agreement, means: how measures, and the static ranking, order the sources
+            (`agreement.rank_agreement`, `mean_agreement`).
         slopes, verdicts: `slopes.slopes` and `verdicts.verdicts`; empty without measures.
         interactions: `slopes.interactions`; empty without several strategies or sizes.
         variance: `variance.variance_shares`, a row for each measure.
@@ -62,7 +61,6 @@ class Similarity:
 
     agreement: pd.DataFrame = field(default_factory=pd.DataFrame)
     means: pd.DataFrame = field(default_factory=pd.DataFrame)
-    regret: pd.DataFrame = field(default_factory=pd.DataFrame)
     slopes: pd.DataFrame = field(default_factory=pd.DataFrame)
     verdicts: pd.DataFrame = field(default_factory=pd.DataFrame)
     interactions: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -217,13 +215,11 @@ def _comparable(scores: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
 
 
 def _ranked(known: Similarity, runs: pd.DataFrame, names: Sequence[str]) -> Similarity:
-    """With agreement, means and regret."""
+    """With agreement and means."""
     pairs = runs.groupby(PAIR, sort=False, as_index=False)[["accuracy", *names]].mean()
     ranked = static_ranking(pairs)
     agreement = rank_agreement(ranked, [*names, STATIC])
-    means = mean_agreement(agreement)
-    lost = regret(ranked.dropna(subset=STATIC), [*names, STATIC])
-    return replace(known, agreement=agreement, means=means, regret=lost)
+    return replace(known, agreement=agreement, means=mean_agreement(agreement))
 
 
 def _effect(

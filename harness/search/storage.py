@@ -17,7 +17,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 
 from harness.core.addresses import read_only_url, sqlite_url
-from harness.core.errors import UserError, one_line, without_password
+from harness.core.errors import one_line, without_password
 from harness.core.stores import create_sqlite, require_sqlite, sqlite_path, warn_of_network
 
 SQLITE_TIMEOUT_SECONDS = 60
@@ -60,11 +60,6 @@ def check_storage_url(url: str) -> None:
         UserError: as `open_storage` would.
     """
     with _opening(url):
-        if url.startswith("journal:"):
-            raise UserError(
-                f"journal files are not a storage any more, got {url}: want {KINDS}; one process writes the "
-                "record now, so the default SQLite file is quick enough for any number of workers"
-            )
         if (sqlite := sqlite_path(url)) is None:
             make_url(url).get_dialect().import_dbapi()
         elif sqlite.exists():

@@ -12,7 +12,6 @@ import torch
 
 from harness.core.errors import UnknownName, UserError, first_line
 from harness.core.html import as_table
-from harness.core.selection import METRICS
 from harness.core.spec import TrialSpec
 from harness.core.study_file import study_sha256
 from harness.core.versions import COMPUTING
@@ -36,12 +35,6 @@ READ = ("sha256.images", "sha256.weights")
 STUDY_FILE = "sha256.study_file"
 """Of the file that defines strategy, backbone or target; its words, such as its answer, may change."""
 PER_EPOCH = ("train_loss", "val_loss", "val_accuracy")
-FURTHER = {n for m in METRICS.values() for n in (m.validation, m.test)} - {
-    *PER_EPOCH,
-    "test_accuracy",
-    "test_loss",
-}
-"""Metrics that earlier versions did not record."""
 
 
 @dataclass(frozen=True)
@@ -231,11 +224,9 @@ def run_again(fit: Fit, test: bool) -> tuple[Values, Mapping[str, str]] | str:
 def compared(
     recorded: RecordedRun, replayed: Mapping[str, Mapping[int, float]]
 ) -> Iterator[Comparison]:
-    """Every value that was recorded or replayed; NaN where one of the two lacks it. Metrics that are missing
-    because an earlier version recorded the run are left out."""
+    """Every value that was recorded or replayed; NaN where one of the two lacks it."""
     names = [n for n in recorded.metrics if n.startswith(("val_", "test_"))]
-    known = [n for n in replayed if n in recorded.metrics or n not in FURTHER]
-    for name in dict.fromkeys((*PER_EPOCH, *names, *known)):
+    for name in dict.fromkeys((*PER_EPOCH, *names, *replayed)):
         then, now = recorded.metrics.get(name, {}), replayed.get(name, {})
         for epoch in sorted({*then, *now}):
             yield Comparison(name, epoch, then.get(epoch, math.nan), now.get(epoch, math.nan))
