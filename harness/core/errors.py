@@ -15,6 +15,16 @@ class UnknownName(UserError):
     """No strategy, target or backbone has this name; a study file may define it."""
 
 
+def require_count(what: str, value: object, least: int = 1) -> None:
+    """Refuse anything but a whole number of at least `least`.
+
+    Raises:
+        UserError: naming `what`.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UserError(f"{what} must be a whole number of at least {least}, got {value!r}")
+
+
 def without_password(text: str) -> str:
     """`text` with *** instead of every password in a URL, in its query or in a database's "password=..."."""
     text = re.sub(r"(\w://[^:/@\s]*):\S*@", r"\1:***@", text)

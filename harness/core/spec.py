@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from harness.core.errors import UnknownName, UserError
+from harness.core.errors import UnknownName, UserError, require_count
 from harness.core.folds import Fold
 from harness.core.strategies import Scalar, Strategy, names, to_flat
 
@@ -156,10 +156,10 @@ class TrialSpec:
                 raise UserError(f"TrialSpec: {name} must be a name, got {getattr(self, name)!r}")
         require_short("TrialSpec", self.flat())
         for name in ("epochs", "batch_size"):
-            _require_count(name, getattr(self, name))
+            require_count(f"TrialSpec: {name}", getattr(self, name))
         for name in ("shots", "val_shots", "test_shots", "depth", "resolution", "views"):
             if getattr(self, name) is not None:
-                _require_count(name, getattr(self, name))
+                require_count(f"TrialSpec: {name}", getattr(self, name))
         require_choices(self)
         for name in self.shift_names():
             if name not in (known := dict.fromkeys((*SHIFTS, *SOUND_SHIFTS, *TEXT_SHIFTS))):
@@ -237,7 +237,7 @@ class TrialSpec:
             k.removeprefix("strategy."): v for k, v in flat.items() if k.startswith("strategy.")
         }
         outer = {k: v for k, v in flat.items() if not k.startswith("strategy")}
-        return cls(strategy=kind(**_typed(kind, inner)), **_typed(cls, outer))
+        return cls(strategy=kind(**typed(kind, inner)), **typed(cls, outer))
 
 
 def require_short(what: str, flat: Mapping[str, Scalar]) -> None:
@@ -253,11 +253,6 @@ def require_short(what: str, flat: Mapping[str, Scalar]) -> None:
                 f"{what}: {name} has {len(str(value))} characters; the tracking store takes at most "
                 f"{LONGEST_PARAMETER}{hint if name in ('target', 'data') else ''}"
             )
-
-
-def _require_count(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"TrialSpec: {name} must be a whole number of at least 1, got {value!r}")
 
 
 def _types(cls: type) -> dict[str, Any]:
@@ -290,7 +285,7 @@ def require_choices(value: object) -> None:
             )
 
 
-def _typed(cls: type, entries: Mapping[str, Scalar]) -> dict[str, Any]:
+def typed(cls: type, entries: Mapping[str, Scalar]) -> dict[str, Any]:
     """Entries converted to the types of dataclass `cls` (MLflow stores every parameter as a string)."""
     types = _types(cls)
     if unknown := entries.keys() - {f.name for f in dataclasses.fields(cls)}:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from harness.core.errors import UserError, message_of
+from harness.core.errors import UserError, message_of, require_count
 from harness.core.html import as_table
 from harness.core.selection import Selectable
 from harness.core.spec import TrialSpec, require_choices
@@ -149,10 +149,7 @@ class Study:
             raise UserError("Study: space must be a function (trial, **cell) -> TrialSpec")
         for name, least in (("trials", 1), ("repeats", 0)):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise UserError(
-                    f"Study: {name} must be a whole number of at least {least}, got {value!r}"
-                )
+            require_count(f"Study: {name}", value, least)
             if value > MAX_EFFORT:
                 raise UserError(f"Study: {name} must be at most {MAX_EFFORT:,}, got {value:,}")
         require_choices(self)
@@ -176,8 +173,7 @@ class Study:
 def _require_folds(study: Study) -> None:
     """Refuse settings that do not work with k-fold resampling."""
     folds, repeats = study.folds, study.repeats
-    if not isinstance(folds, int) or isinstance(folds, bool) or folds < 2:
-        raise UserError(f"Study: folds must be a whole number of at least 2, got {folds!r}")
+    require_count("Study: folds", folds, 2)
     if study.sampler == "tpe" or study.pruner != "none":
         raise UserError(
             f"Study: resampling 'kfold' works with sampler 'random' or 'qmc' and pruner 'none', got "

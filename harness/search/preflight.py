@@ -11,14 +11,13 @@ from types import FrameType
 
 import numpy as np
 
-from harness.backbones import Backbone, build, check_gradients
+from harness.backbones import Backbone, check_gradients
 from harness.core.errors import UserError, first_line
 from harness.core.power import WANTED, least_detectable, pairs_of, seeds_needed
 from harness.core.signals import time_limit
 from harness.core.spec import TrialSpec
 from harness.core.study import Phase, Study, cell_label
 from harness.data import (
-    Target,
     describe_leaks,
     find_leaks,
     load_target,
@@ -29,7 +28,7 @@ from harness.data.cached import Cache
 from harness.search.plan import trial_fold, trial_seed
 from harness.search.space import first_draw
 from harness.training.forecast import forecast
-from harness.training.network import check_network
+from harness.training.network import check_network, network_of
 
 SECONDS = 10
 """Time limit for drawing the first trial of every cell, and for a strategy's schedule of a trial."""
@@ -72,15 +71,14 @@ def check_study(study: Study, cache: Cache = Cache(), memory_is_limited: bool = 
     leaks, remarks = dict[str, str](), dict[str, None]()
     compared = set[object]()  # networks whose gradients were compared
     for (key, *_), same in alike.items():
-        spec, target = same[0], load_target(same[0].target)
-        network = _network(spec, target)
+        spec, network = same[0], network_of(same[0])
         check_network(network, spec)
         remarks |= dict.fromkeys(network.notes)
         leak, remark = _try_images(study, spec, network, cache)
         if leak:
             leaks[spec.target] = leak  # one split of each target is enough
         if remark:
-            remarks[f"{target.name}: {remark}"] = None
+            remarks[f"{load_target(spec.target).name}: {remark}"] = None
         last = len(network.groups) - 1
         trained = {group for one in same for group in _try_strategy(one, last + 1)}
         if min(trained, default=last) < last and key not in compared:  # more than the head
@@ -139,21 +137,6 @@ def _network_key(spec: TrialSpec) -> tuple[object, ...]:
         *(spec.backbone, spec.source, spec.resolution),
         *(spec.head, spec.depth, strategy.lora_rank, strategy.classifier),
     )
-
-
-def _network(spec: TrialSpec, target: Target) -> Backbone:
-    """The network of a trial, with the form in which it takes the target's examples."""
-    network = build(
-        spec.backbone,
-        spec.source,
-        len(target.classes),
-        spec.seed,
-        resolution=spec.resolution,
-        lora_rank=spec.strategy.lora_rank,
-        head=spec.head,
-        depth=spec.depth,
-    )
-    return replace(network, input=target.medium.form(network.input))
 
 
 def _try_strategy(spec: TrialSpec, num_groups: int) -> set[int]:

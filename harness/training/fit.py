@@ -9,7 +9,6 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import replace
 from math import isfinite
 from typing import get_args
 
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from harness.backbones import Backbone, build
+from harness.backbones import Backbone
 from harness.core.metrics import scores
 from harness.core.results import (
     MOST_MISTAKES,
@@ -45,7 +44,7 @@ from harness.training.checkpoint import Checkpoint
 from harness.training.device import Device, Seconds
 from harness.training.features import FittedClassifier
 from harness.training.inference_cost import inference_cost
-from harness.training.network import Network
+from harness.training.network import Network, network_of
 from harness.training.provenance import located_anywhere, provenance_of
 
 
@@ -84,18 +83,7 @@ class Fit(ABC):
         target = load_target(spec.target)
         self._classes = len(target.classes)
         self._split, self._groups = split_indices(target, spec), target.groups
-        built = build(
-            spec.backbone,
-            spec.source,
-            self._classes,
-            spec.seed,
-            device.torch_device,
-            spec.resolution,
-            spec.strategy.lora_rank,
-            spec.head,
-            spec.depth,
-        )
-        self._backbone = replace(built, input=target.medium.form(built.input))
+        self._backbone = network_of(spec, device.torch_device)
         weights = None
         if spec.class_weights == "balanced":
             weights = class_weights(target.labels[self._split.train], target.classes)

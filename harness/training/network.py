@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -16,12 +16,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from harness.backbones import Backbone, check_size
+from harness.backbones import Backbone, build, check_size
 from harness.core.errors import UserError
 from harness.core.spec import TrialSpec
 from harness.core.strategies import Scales
 from harness.core.units import format_bytes
-from harness.data import Examples
+from harness.data import Examples, load_target
 from harness.data.cached import Cache, CachedView, CacheFull
 from harness.training.device import Device
 from harness.training.prefix import PROBES, Cut, NoCut, Prefix, Tail, find_cut
@@ -32,6 +32,27 @@ CHUNK = 64
 training it. On a CPU half as many, which fit into its cache."""
 _cuts: dict[tuple[object, ...], Cut | NoCut] = {}
 """Cuts that this process has found, or the reasons why there are none, by everything that determines them."""
+
+
+def network_of(spec: TrialSpec, device: torch.device = torch.device("cpu")) -> Backbone:
+    """The network with which a trial starts, with the form in which it takes the target's examples.
+
+    Raises:
+        UserError: if the target, the backbone or the source are not available, or do not fit.
+    """
+    target = load_target(spec.target)
+    built = build(
+        spec.backbone,
+        spec.source,
+        len(target.classes),
+        spec.seed,
+        device,
+        spec.resolution,
+        spec.strategy.lora_rank,
+        spec.head,
+        spec.depth,
+    )
+    return replace(built, input=target.medium.form(built.input))
 
 
 def check_network(backbone: Backbone, spec: TrialSpec) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from harness.core.errors import UserError
-from harness.core.spec import derive_seed, require_short
+from harness.core.errors import UserError, require_count
+from harness.core.spec import derive_seed, require_short, typed
 from harness.core.strategies import Scalar
 from harness.core.study import SAFE_NAME
 
@@ -65,23 +65,11 @@ class SourceSpec:
                 f"SourceSpec {self.name}: objective must be one of "
                 f"{', '.join(get_args(Objective))}, got {self.objective!r}"
             )
-        least = {
-            "shots": 1,
-            "val_shots": 1,
-            "resolution": 1,
-            "steps": 0,
-            "batch_size": 2,
-            "models": 1,
-        }
-        for field, low in least.items():
-            value = getattr(self, field)
-            optional = field in ("shots", "val_shots", "resolution")
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if not (value is None and optional) and not (whole and value >= low):
-                raise UserError(
-                    f"SourceSpec {self.name}: {field} must be a whole number of at least {low}, "
-                    f"got {value!r}"
-                )
+        for field, least in (("steps", 0), ("batch_size", 2), ("models", 1)):
+            require_count(f"SourceSpec {self.name}: {field}", getattr(self, field), least)
+        for field in ("shots", "val_shots", "resolution"):
+            if (value := getattr(self, field)) is not None:
+                require_count(f"SourceSpec {self.name}: {field}", value)
         if not 0 < self.lr < 1 or not 0 <= self.weight_decay < 1:
             raise UserError(
                 f"SourceSpec {self.name}: lr must be in (0, 1) and weight_decay in [0, 1), got "
@@ -101,14 +89,9 @@ class SourceSpec:
 
 def spec_from(about: Mapping[str, str]) -> tuple[SourceSpec, int]:
     """The spec and the number of a recorded model, from its description."""
-    kinds = {f.name: str(f.type) for f in dataclasses.fields(SourceSpec)}
-    fields: dict[str, Any] = {}
-    for name, kind in kinds.items():
-        if name in about:
-            text = about[name]
-            cast = int if kind.startswith("int") else float if kind == "float" else str
-            fields[name] = None if text == "None" else cast(text)
-    return SourceSpec(**fields), int(about["number"])
+    names = (field.name for field in dataclasses.fields(SourceSpec))
+    own = {name: about[name] for name in names if name in about}
+    return SourceSpec(**typed(SourceSpec, own)), int(about["number"])
 
 
 def sources_of(defined: Mapping[str, Any], path: object) -> list[SourceSpec]:
