@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 SCRATCH = "scratch"
 PAIR = ["source", "target"]
-SPOILT = re.compile(r"^(?:shuffle|permute|random_labels)\(")
+ALTERED = re.compile(r"^(?:shuffle|permute|random_labels)\(")
 """Data that a control learned from: pictures or labels made worthless."""
 KEYS = [*PAIR, "family"]
 """Columns of a table of measures that are none."""
@@ -52,7 +52,7 @@ class Similarity:
         interactions: `slopes.interactions`; empty without several strategies or sizes.
         variance: `variance.variance_shares`, a row for each measure.
         gains: points over scratch by source, strategy and size, with control (whether the source learned
-            from spoilt data); empty without scratch.
+            from altered data); empty without scratch.
         points: `responses.pair_gains` with control, measure (the one with the greatest mean tau_w) and
             similarity (that measure in standard deviations within the target); empty without either.
         blind: measures that say the same whatever the target, so have no slope.
@@ -118,9 +118,9 @@ def family_of(data: str) -> str:
 
 
 def controls(table: StudyTable) -> set[str]:
-    """Sources that learned from spoilt pictures or labels."""
+    """Sources that learned from altered pictures or labels."""
     known = table.measures.dropna(subset="source_data")
-    return set(known.loc[known["source_data"].str.contains(SPOILT.pattern), "source"])
+    return set(known.loc[known["source_data"].str.contains(ALTERED.pattern), "source"])
 
 
 def pair_scores(table: StudyTable, measures: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -183,14 +183,14 @@ def similarity_effect(table: StudyTable, measures: pd.DataFrame | None = None) -
         raise UserError("the measures have no source and target in common with the study")
     names = [name for name in names if scores[name].notna().any()]
     runs = scores[scores["source"] != SCRATCH]
-    spoilt = controls(table)
+    altered = controls(table)
     known = Similarity()
     if len(runs) < len(scores):
         try:
             runs = with_scratch(scores)
             by = ["source", *(name for name in CONDITIONS if name in runs)]
             table_of_gains = gains(runs, by)
-            marked = table_of_gains.assign(control=table_of_gains["source"].isin(spoilt))
+            marked = table_of_gains.assign(control=table_of_gains["source"].isin(altered))
             known = replace(known, gains=marked)
         except UserError as error:
             notes.append(f"Gains over scratch are not shown: {error}.")
@@ -199,7 +199,7 @@ def similarity_effect(table: StudyTable, measures: pd.DataFrame | None = None) -
         return replace(known, note=note)
     known = _effect(_ranked(known, runs, names), runs, names, notes)
     if len(known.gains) and names:
-        known = replace(known, points=_points(runs, known, spoilt, table.info.folds))
+        known = replace(known, points=_points(runs, known, altered, table.info.folds))
     return replace(known, note=" ".join(notes))
 
 
@@ -262,7 +262,7 @@ def _with_targets(found: pd.DataFrame, means: pd.DataFrame, answered: pd.DataFra
     return rows.assign(sentence=sentences)
 
 
-def _points(runs: pd.DataFrame, known: Similarity, spoilt: set[str], folds: int) -> pd.DataFrame:
+def _points(runs: pd.DataFrame, known: Similarity, altered: set[str], folds: int) -> pd.DataFrame:
     """Gains of the pairs beside their similarity; see Similarity.points."""
     means = known.means[~known.means["measure"].isin([STATIC, *known.blind])].dropna(subset="tau_w")
     if means.empty:
@@ -271,4 +271,4 @@ def _points(runs: pd.DataFrame, known: Similarity, spoilt: set[str], folds: int)
     pairs = runs.groupby(PAIR, sort=False, as_index=False)[[measure]].mean()
     z = standardised(pairs.assign(response=0.0), measure)[[*PAIR, "z"]]
     table = pair_gains(runs, folds).merge(z.rename(columns={"z": "similarity"}), on=PAIR)
-    return table.assign(measure=measure, control=table["source"].isin(spoilt))
+    return table.assign(measure=measure, control=table["source"].isin(altered))

@@ -183,7 +183,7 @@ def _censored(found: Findings) -> list[str]:
 
 
 def _doubtful_runs(table: StudyTable, found: Findings) -> list[str]:
-    """Cells without a result, strays, unequal seeds, scores that the predictions do not bear out."""
+    """Cells without a result, runs of other cells, unequal seeds, scores that differ from the predictions."""
     text = []
     trials = table.trials
     dead = found.summary.loc[(found.summary["tuned"] == 0) & (found.summary["failed"] > 0), "cell"]

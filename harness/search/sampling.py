@@ -46,8 +46,8 @@ def fixed(
 
 class SobolPoint(optuna.samplers.BaseSampler):
     """One point of a scrambled Sobol sequence (Owen 1998, by scipy); its k-th coordinate is the k-th value
-    drawn. Optuna's own QMCSampler takes the next free point of the study instead, so that which trial gets
-    which point hangs on who asks first.
+    drawn. Optuna's own QMCSampler takes the next free point of the study instead, so that the point of a
+    trial depends on the order in which trials begin.
 
     Args:
         index: of the point; the first 2^m points together are the most even.

@@ -85,8 +85,8 @@ def check_same_choice(record: Record, info: StudyInfo) -> None:
 
 
 def with_first_screening(record: Record, info: StudyInfo) -> StudyInfo:
-    """The study with the time for screening that was first recorded: if the budget has changed since, the
-    race goes on with the same finalists."""
+    """The study with the time for screening that was first recorded, so that a race with a changed budget
+    continues with the same finalists."""
     if info.budget is None or not record.has(info.name):
         return info
     return dataclasses.replace(info, screening=record.info(info.name).screening)

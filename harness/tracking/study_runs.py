@@ -136,7 +136,7 @@ class StudyRuns:
                 if not is_closed(run)
             ]
         if others:
-            found.append(Difference(f"{others} runs say of no trial which it is", False))
+            found.append(Difference(f"{others} runs have no tag that names their trial", False))
         if not check:
             self._summarise(trials)
         return found

@@ -1,11 +1,11 @@
-"""Checkpoints within a trial: a stopped trial resumes after its last whole epoch, bit for bit.
+"""Checkpoints within a trial: a stopped trial resumes after its last complete epoch, bit for bit.
 
     for epoch in fit:
         fit.checkpoint().save(path)                                 # None for scikit-learn's classifiers
     fit = start(spec, device, cache, Checkpoint.load(path))         # later, in another process
 
-A file that is damaged, or of another trial, is refused with BadCheckpoint; the caller then starts the
-trial from the beginning and says so. Nothing in the file is ever run.
+A file that is damaged, or of another trial, raises BadCheckpoint; the caller then starts the trial from the
+beginning and says so. No code in the file is ever run.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from harness.core.results import EpochResult
 from harness.core.spec import TrialSpec
 
 FORMAT = "transfer-harness checkpoint 2"
-"""First words of a file; the SHA-256 of all that follows the first line ends that line."""
+"""A file begins with this; its first line ends with the SHA-256 of everything after that line."""
 _HEAD = len(f"{FORMAT} {'0' * 64}\n")
 
 
 class BadCheckpoint(Exception):
-    """This checkpoint cannot be gone on from: start the trial over, and say why."""
+    """The trial cannot continue from this checkpoint and has to start over; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,11 @@ class Checkpoint:
 
     Attributes:
         trial: `trial_key` of its spec.
-        provenance: what else decides its numbers, by name: versions, hashes of images and weights.
-        epochs: results of the epochs that have ended, at least one.
-        state: what training goes on with, by the part that it belongs to: tensors on the CPU, numbers and
-            strings, in dicts, lists and tuples.
+        provenance: what determines its results besides the spec, by name: versions, hashes of images and
+            weights.
+        epochs: results of the completed epochs, at least one.
+        state: the state of training, by the part that it belongs to: tensors on the CPU, numbers and strings,
+            in dicts, lists and tuples.
     """
 
     trial: str
@@ -52,10 +53,10 @@ class Checkpoint:
     state: Mapping[str, Any]
 
     def save(self, path: Path) -> None:
-        """Write the file whole or not at all: kept beside its place until it is on the disk.
+        """Write the file completely or not at all: first beside its place, then moved there.
 
         Raises:
-            OSError: if it cannot be written; the file that was there before is as it was.
+            OSError: if it cannot be written; an earlier file there is unchanged.
         """
         content = {
             "trial": self.trial,
@@ -79,7 +80,7 @@ class Checkpoint:
             beside.unlink(missing_ok=True)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # the new name, too, outlives a power cut
+            os.fsync(folder)  # so that the new name survives a power cut too
         finally:
             os.close(folder)
 
@@ -89,7 +90,7 @@ class Checkpoint:
 
         Raises:
             FileNotFoundError: if there is none.
-            BadCheckpoint: if it cannot be read or is not byte for byte what was written.
+            BadCheckpoint: if it cannot be read, or differs from what was written.
         """
         try:
             raw = memoryview(path.read_bytes())
@@ -107,7 +108,7 @@ class Checkpoint:
         return cls(content["trial"], content["provenance"], epochs, content["state"])
 
     def check(self, spec: TrialSpec, provenance: Mapping[str, str]) -> None:
-        """Raises BadCheckpoint unless this is that trial's, made from the same as it would be now."""
+        """Raises BadCheckpoint if it is of another trial, or its provenance has changed."""
         if self.trial != trial_key(spec):
             raise BadCheckpoint("the checkpoint is of another trial")
         both = (
@@ -126,8 +127,7 @@ def trial_key(spec: TrialSpec) -> str:
 
 
 def copied(state: Any) -> Any:
-    """The same nest of dicts, lists and tuples with copies of its tensors on the CPU, in the same order in
-    memory (strides)."""
+    """The same nested dicts, lists and tuples, with copies of the tensors on the CPU that keep their strides."""
     if isinstance(state, torch.Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, Mapping):
