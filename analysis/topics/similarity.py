@@ -310,7 +310,7 @@ def plot_agreement(table: pd.DataFrame, means: pd.DataFrame) -> Figure:
 
 def plot_gain(points: pd.DataFrame) -> Figure:
     """Points gained over scratch by each pair, with its interval, against the similarity of source and
-    target; a panel per strategy and size, a colour per target; hollow: sources that learned from altered data.
+    target; a panel per strategy and size, a colour per target; hollow: sources trained on altered data.
 
     Args:
         points: from `compare.Similarity`.

@@ -34,8 +34,6 @@ from harness.backbones.layout import check_gradients, memory_format
 from harness.backbones.library import Library
 from harness.backbones.trace import outputs_before
 from harness.backbones.weights import (
-    VOICES,
-    WHEELS,
     OtherArchitecture,
     file_sha256,
     load_state,
@@ -45,6 +43,7 @@ from harness.backbones.weights import (
     tensors_sha256,
     with_versions,
 )
+from harness.backbones.wheels import WHEELS
 from harness.core.errors import UserError, first_line
 from harness.core.spec import Head, derive_seed
 from harness.inputs import Input, Pixels
@@ -92,7 +91,7 @@ def is_own(name: str) -> bool:
 def published(name: str) -> str:
     """The source of the weights with which a network was published; "" if there are none."""
     if name in own_models.NAMES:
-        return "pretrained" if name in VOICES else ""
+        return "pretrained" if name in WHEELS else ""
     return "pretrained" if transformers_models.provides(name) else "imagenet"
 
 
@@ -160,7 +159,7 @@ def file_of(source: str, backbone: str) -> Path | None:
         return Path(source.removeprefix("file:")).expanduser()
     if source == "pretrained" and transformers_models.provides(backbone):
         return transformers_models.weights_file(backbone)
-    wheel = {"imagenet": WHEELS, "pretrained": VOICES}.get(source, {}).get(backbone)
+    wheel = WHEELS.get(backbone) if source == published(backbone) else None
     return wheel.file() if wheel else None
 
 

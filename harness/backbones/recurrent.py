@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from harness.backbones.weights import VOICES, load_state
+from harness.backbones.weights import load_state
+from harness.backbones.wheels import WHEELS
 from harness.core.errors import UserError
 from harness.inputs import Frames
 from harness.inputs.mel import Mel
@@ -104,7 +105,7 @@ def voice_encoder() -> nn.Module:
     Raises:
         UserError: if the wheel is not installed.
     """
-    wheel = VOICES[VOICE]
+    wheel = WHEELS[VOICE]
     file = wheel.file()
     if file is None:
         raise UserError(

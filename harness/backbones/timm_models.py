@@ -16,7 +16,8 @@ from torch import nn
 
 from harness.backbones.hub import is_unreachable
 from harness.backbones.library import depth_by_features, depth_by_order, depth_by_pooling
-from harness.backbones.weights import WHEELS, load_by_order
+from harness.backbones.weights import load_by_order
+from harness.backbones.wheels import WHEELS
 from harness.core.errors import UnknownName, UserError, first_line
 from harness.inputs import Pixels
 

@@ -21,7 +21,7 @@ from torch import nn
 from harness.backbones.encoders import Encoder, divide
 from harness.backbones.hub import hub_folder
 from harness.backbones.library import tensor_names
-from harness.backbones.weights import MINILM
+from harness.backbones.wheels import MINILM
 from harness.core.errors import UnknownName, UserError, first_line
 from harness.inputs import Input, TokenizerFile, Tokens
 

@@ -13,7 +13,7 @@ from pathlib import PurePath
 
 import numpy as np
 
-from harness.backbones.weights import WHEELS
+from harness.backbones.wheels import WHEELS
 from harness.core.errors import UserError
 from harness.core.folds import Fold
 from harness.core.power import WANTED, pairs_of, seeds_needed

@@ -127,7 +127,7 @@ def trial_key(spec: TrialSpec) -> str:
 
 
 def copied(state: Any) -> Any:
-    """The same nested dicts, lists and tuples, with copies of the tensors on the CPU that keep their strides."""
+    """The same nested dicts, lists and tuples, with copies of the tensors on the CPU; strides are kept."""
     if isinstance(state, torch.Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, Mapping):

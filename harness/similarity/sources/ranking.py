@@ -11,7 +11,7 @@ import numpy as np
 
 from harness.backbones import check_backbone, input_named, published
 from harness.backbones.recorded import PREFIX
-from harness.backbones.weights import MINILM, VOICES, WHEELS
+from harness.backbones.wheels import WHEELS
 from harness.core.errors import UserError
 from harness.core.html import as_table
 from harness.core.spec import TrialSpec
@@ -81,7 +81,7 @@ class Ranking:
 def installed(target: str) -> list[str]:
     """The backbones whose weights are installed, if they take the examples of the target."""
     medium, found = load_target(target).medium, []
-    for name, wheel in (WHEELS | VOICES | {"minilm": MINILM}).items():
+    for name, wheel in WHEELS.items():
         with contextlib.suppress(UserError):
             medium.form(input_named(name))
             if wheel.file():
