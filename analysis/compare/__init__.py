@@ -9,7 +9,6 @@ how far the mean would move with other training draws on these test images, not 
 test images. What only one topic of the report needs is in `analysis.topics`.
 """
 
-from analysis.compare.agreement import mean_agreement, rank_agreement, static_ranking
 from analysis.compare.cells import outcomes, prediction_mismatches, summary
 from analysis.compare.choice import best_by_test, choice, chosen_by, most_behind, surer
 from analysis.compare.classes import (
@@ -38,15 +37,13 @@ from analysis.compare.costs import (
     condition,
     front_chance,
     left_out,
-    memory_column,
     memory_kind,
     pareto_front,
-    priced,
 )
 from analysis.compare.examples import are_grouped, hits, mcnemar_over_seeds, over_examples
 from analysis.compare.findings import Findings, find
 from analysis.compare.race import race_standing, race_table
-from analysis.compare.responses import gains, pair_gains, responses, with_scratch
+from analysis.compare.responses import responses
 from analysis.compare.runs import (
     cells,
     chosen,
@@ -55,9 +52,9 @@ from analysis.compare.runs import (
     recorded,
     split_sizes,
 )
-from analysis.compare.similarity import Similarity, pair_scores, similarity_effect
+from analysis.compare.similarity import Similarity, similarity_effect
 from analysis.compare.sizes import size_factor, size_lines
-from analysis.compare.slopes import interactions, slopes
+from analysis.compare.slopes import slopes
 from analysis.compare.studies import side_by_side
 from analysis.compare.variance import variance_shares
 from analysis.compare.verdicts import interaction_verdicts, verdicts
@@ -67,11 +64,11 @@ __all__ = [
     "best_by_test", "by_metric", "cells", "censored", "choice", "chosen", "chosen_by",
     "class_names", "class_sizes", "completed", "condition", "confident_mistakes", "confused_pairs",
     "confusions", "contrasts", "describe_contrast", "describe_power", "find", "front_chance",
-    "gains", "hits", "interaction_verdicts", "interactions", "left_out", "mcnemar_over_seeds",
-    "mean_agreement", "mean_interval", "mean_ranks", "memory_column", "memory_kind", "most_behind",
-    "outcomes", "over_examples", "pair_gains", "pair_scores", "pareto_front", "per_class",
-    "prediction_mismatches", "priced", "race_standing", "race_table", "rank_agreement", "recorded",
+    "hits", "interaction_verdicts", "left_out", "mcnemar_over_seeds",
+    "mean_interval", "mean_ranks", "memory_kind", "most_behind",
+    "outcomes", "over_examples", "pareto_front", "per_class",
+    "prediction_mismatches", "race_standing", "race_table", "recorded",
     "reliability", "responses", "side_by_side", "sign_flip_p", "similarity_effect",
-    "size_factor", "size_lines", "slopes", "split_sizes", "static_ranking", "summary", "surer",
-    "variance_shares", "verdicts", "with_other_tests", "with_scratch",
+    "size_factor", "size_lines", "slopes", "split_sizes", "summary", "surer",
+    "variance_shares", "verdicts", "with_other_tests",
 ]  # fmt: skip
