@@ -43,10 +43,8 @@ from harness.deploy.model import (
 )
 from harness.deploy.onnx import write_onnx
 from harness.deploy.soup import Kind, load
-from harness.deploy.temperature import calibrate
-from harness.deploy.temperature import in_words as temperature_in_words
-from harness.deploy.use import cost_in_use
-from harness.deploy.use import in_words as use_in_words
+from harness.deploy.temperature import calibrate, describe_calibration
+from harness.deploy.use import cost_in_use, describe_cost
 from harness.tracking.models import log_model
 from harness.tracking.results import CellRecord, StudyResult
 from harness.tracking.runs import Recorded
@@ -226,7 +224,7 @@ def _calibrated(
     found = calibrate(
         (val_logits.double().numpy(), val.labels.numpy()), (test_logits.double().numpy(), labels)
     )
-    print(temperature_in_words(found, model.medium.noun))
+    print(describe_calibration(found, model.medium.noun))
     probabilities = (test_logits / found["temperature"]).softmax(1).numpy()
     accuracy = {"accuracy": float((test_logits.argmax(1) == test.labels).double().mean())}
     measured = accuracy | scores(probabilities, labels, probabilities.argmax(1))
@@ -261,7 +259,7 @@ def _quantised(
 def _finish(model: Model, folder: Path, more: dict[str, Any], study: StudyResult) -> Model:
     """Measure the files and write what is known of the model, as model.json and as a card."""
     use = cost_in_use(model, folder)
-    print(*use_in_words(use, model.medium.noun), sep="\n")
+    print(*describe_cost(use, model.medium.noun), sep="\n")
     about = {**model.about, **more, "use": use}
     write_about(folder, about)
     (folder / CARD).write_text(card(about, model.form, study), encoding="utf-8")

@@ -90,7 +90,7 @@ def calibration_error(logits: Logits, labels: np.ndarray) -> float:
     return calibration(probabilities.max(1), probabilities.argmax(1) == labels).error
 
 
-def in_words(found: dict[str, Any], noun: str) -> str:
+def describe_calibration(found: dict[str, Any], noun: str) -> str:
     """What `calibrate` found, in one line; `noun` is what an example is called."""
     error = found["test_ece"]
     if not found["fitted"]:

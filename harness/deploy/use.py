@@ -48,7 +48,7 @@ def _speed(model: Model, path: Path) -> dict[str, float]:
         return speed(model.network, lambda n: prepare(form.blank(n)))
 
 
-def in_words(use: dict[str, Any], noun: str) -> list[str]:
+def describe_cost(use: dict[str, Any], noun: str) -> list[str]:
     """One line per file; `noun` is what an example is called."""
     return [
         f"{name} ({RUNTIMES[name]}): {cost['mib']:.2f} MiB, {cost['latency_ms']:.2f} ms for a single {noun}, "
