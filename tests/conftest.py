@@ -15,6 +15,7 @@ from benchmarks.postgres import Server
 from harness.core.spec import TrialSpec
 from harness.core.stores import sqlite_path
 from harness.core.strategies import FullFineTune
+from harness.data import clear_caches
 from tests.lab import Lab, World
 
 pytest.register_assert_rewrite("tests.toy")
@@ -36,6 +37,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 def other_programs_are_not_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether trials wait for a processor depends on what else runs beside the tests."""
     monkeypatch.setattr("harness.search.progress.BUSY", 2.0)
+
+
+@pytest.fixture
+def forget_targets() -> Iterator[None]:
+    """Targets are cached by name; those of the test must not outlive it."""
+    yield
+    clear_caches()
 
 
 @pytest.fixture(scope="session")

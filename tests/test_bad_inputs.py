@@ -47,7 +47,7 @@ from harness.core.spec import TrialSpec
 from harness.core.stores import default_tracking_uri
 from harness.core.study import Study
 from harness.core.study_file import load_study
-from harness.data import clear_caches, load_target, open_image
+from harness.data import load_target, open_image
 from harness.data.cache_folder import default_folder
 from harness.inputs import Pixels
 from harness.search import preflight
@@ -100,11 +100,7 @@ def refused(said: str) -> Any:
     return pytest.raises(UserError, match=rf"(?s)\A{said}[^\n]*\Z")
 
 
-@pytest.fixture(autouse=True)
-def forget_targets() -> Iterator[None]:
-    """Targets are cached by name."""
-    yield
-    clear_caches()
+pytestmark = pytest.mark.usefixtures("forget_targets")
 
 
 # --- the study file --------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import dataclasses
 import gzip
 import struct
 import urllib.error
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from harness.core.strategies import LinearProbe
 from harness.data import (
     SplitIndices,
     Target,
-    clear_caches,
     embedded,
     load_target,
     open_image,
@@ -36,11 +35,7 @@ from harness.inputs import Pixels
 MakeSpec = Callable[..., TrialSpec]
 
 
-@pytest.fixture(autouse=True)
-def forget_targets() -> Iterator[None]:
-    """Targets are cached by name; a fake one must not outlive its test."""
-    yield
-    clear_caches()
+pytestmark = pytest.mark.usefixtures("forget_targets")
 
 
 # --- splits ----------------------------------------------------------------------------------------

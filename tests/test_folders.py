@@ -8,7 +8,7 @@ import shutil
 import struct
 import unicodedata
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +17,14 @@ from PIL import Image
 
 from harness import new, study
 from harness.core.errors import UserError
-from harness.data import Target, clear_caches, load_target, open_image
+from harness.data import Target, load_target, open_image
 from harness.data.media import Images
 from harness.dataset_report.inspection import inspect_target
 from harness.dataset_report.text import findings
 from harness.deploy.prediction import example_files
 from harness.inputs import Pixels
 
-
-@pytest.fixture(autouse=True)
-def forget_targets() -> Iterator[None]:
-    yield
-    clear_caches()
+pytestmark = pytest.mark.usefixtures("forget_targets")
 
 
 def images(folder: Path, count: int = 1, suffix: str = ".png", kind: str = "PNG") -> Path:

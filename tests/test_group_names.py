@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from PIL import Image
 from harness.core.errors import UserError
 from harness.core.spec import TrialSpec
 from harness.core.strategies import LinearProbe
-from harness.data import clear_caches, describe_leaks, load_target, split_indices
+from harness.data import describe_leaks, load_target, split_indices
 from harness.data.groups import suggested_pattern
 from harness.data.target import ArrayTarget
 from harness.dataset_report import proposal
@@ -24,11 +24,7 @@ from harness.similarity.sources.spec import SourceSpec
 MakeSpec = Callable[..., TrialSpec]
 
 
-@pytest.fixture(autouse=True)
-def forget_targets() -> Iterator[None]:
-    """Targets are cached by name; one must not outlive its test."""
-    yield
-    clear_caches()
+pytestmark = pytest.mark.usefixtures("forget_targets")
 
 
 def write(root: Path, *names: str, alike: bool = False) -> Path:

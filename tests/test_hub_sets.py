@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,14 @@ import pytest
 from PIL import Image
 
 from harness.core.errors import UserError
-from harness.data import clear_caches, load_target
+from harness.data import load_target
 from harness.dataset_report.inspection import inspect_target
 from harness.inputs import Pixels
 
 datasets = pytest.importorskip("datasets")
 
 
-@pytest.fixture(autouse=True)
-def forget_targets() -> Iterator[None]:
-    yield
-    clear_caches()
+pytestmark = pytest.mark.usefixtures("forget_targets")
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,7 @@ MakeSpec = Callable[..., TrialSpec]
 EVERYTHING: dict[str, Any] = {"shots": None, "val_shots": None, "test_shots": None}
 
 
-@pytest.fixture(autouse=True)
-def forget_targets() -> Iterator[None]:
-    """Targets are cached by name; one must not outlive its test."""
-    yield
-    clear_caches()
+pytestmark = pytest.mark.usefixtures("forget_targets")
 
 
 def blank(labels: NDArray[np.int64], **parts: Any) -> ArrayTarget:

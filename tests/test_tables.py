@@ -6,7 +6,7 @@ import codecs
 import csv
 import io
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,11 +19,7 @@ from harness.core.errors import UserError
 from harness.data import Target, clear_caches, load_target
 from harness.inputs import Pixels
 
-
-@pytest.fixture(autouse=True)
-def forget_targets() -> Iterator[None]:
-    yield
-    clear_caches()
+pytestmark = pytest.mark.usefixtures("forget_targets")
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from harness.core.spec import TrialSpec
 from harness.data import (
     Examples,
     Target,
-    clear_caches,
     describe_leaks,
     find_leaks,
     load_target,
@@ -32,11 +31,7 @@ from harness.inputs import Pixels
 MakeSpec = Callable[..., TrialSpec]
 
 
-@pytest.fixture(autouse=True)
-def forget_targets() -> Iterator[None]:
-    """Targets are cached by name, also those whose files are gone."""
-    yield
-    clear_caches()
+pytestmark = pytest.mark.usefixtures("forget_targets")
 
 
 def picture(seed: int, size: int = 64) -> Image.Image:
