@@ -264,7 +264,8 @@ def test_expected_best_equals_the_mean_over_all_subsets() -> None:
         np.mean([max(subset) for subset in itertools.combinations(values, n)])
         for n in range(1, len(values) + 1)
     ]
-    assert budget.expected_best(values) == pytest.approx(expected)
+    curve = budget.budget_curve(make(tune("probe", values)))
+    assert curve["val_score"].tolist() == pytest.approx(expected)
 
 
 def test_wasted_trials_use_up_budget_and_faulty_ones_do_not() -> None:

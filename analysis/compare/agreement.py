@@ -59,7 +59,7 @@ def static_ranking(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def rank_agreement(
-    scores: pd.DataFrame, measures: Sequence[str], permutations: int = PERMUTATIONS, seed: int = 0
+    scores: pd.DataFrame, measures: Sequence[str], permutations: int = PERMUTATIONS
 ) -> pd.DataFrame:
     """How well each measure orders the sources of each target.
 
@@ -87,10 +87,10 @@ def rank_agreement(
             tau = float(stats.weightedtau(x, y).statistic)
             if len(np.unique(x)) == len(np.unique(y)) == n:  # without ties only n matters
                 if n not in untied:
-                    untied[n] = null_taus(np.arange(n), np.arange(n), permutations, seed)
+                    untied[n] = null_taus(np.arange(n), np.arange(n), permutations)
                 null = untied[n]
             else:
-                null = null_taus(x, y, permutations, seed)
+                null = null_taus(x, y, permutations)
             hits = int((np.abs(null) >= abs(tau) - 1e-12).sum())
             row |= {"tau_w": tau, "null_sd": float(null.std()), "p": (hits + 1) / (len(null) + 1)}
             row["tau"] = float(stats.kendalltau(x, y).statistic)
@@ -99,9 +99,9 @@ def rank_agreement(
     return pd.DataFrame(rows, columns=columns)
 
 
-def null_taus(x: np.ndarray, y: np.ndarray, permutations: int, seed: int) -> np.ndarray:
+def null_taus(x: np.ndarray, y: np.ndarray, permutations: int) -> np.ndarray:
     """`permutations` values of tau_w of x, shuffled, with y; both of length n."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     shuffles = (random.permutation(x) for _ in range(permutations))
     return np.array([stats.weightedtau(shuffled, y).statistic for shuffled in shuffles])
 

@@ -121,9 +121,9 @@ def censored(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.D
     return pd.DataFrame(rows, columns=columns).astype({"scored": bool})
 
 
-def seed_weights(seeds: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+def seed_weights(seeds: int, resamples: int = RESAMPLES) -> np.ndarray:
     """How often each seed is drawn in each bootstrap resample (resamples x seeds)."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     weights: np.ndarray = random.multinomial(seeds, [1 / seeds] * seeds, size=resamples)
     return weights
 

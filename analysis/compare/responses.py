@@ -21,46 +21,45 @@ from harness.core.errors import UserError
 CONDITIONS = ("strategy", "size")
 
 
-def with_scratch(scores: pd.DataFrame, scratch: str = "scratch") -> pd.DataFrame:
+def with_scratch(scores: pd.DataFrame) -> pd.DataFrame:
     """The runs with a source, and as column scratch the accuracy of the run without one, under the same
     target and, where the columns exist, seed, strategy and size.
 
     Args:
-        scores: source, target, accuracy, ...
-        scratch: what `source` is for a run without one.
+        scores: source ("scratch" for a run without one), target, accuracy, ...
 
     Raises:
         UserError: if a run has no such partner, or several.
     """
     require(scores, ["source", "target", "accuracy"])
     keys = [key for key in ("target", "seed", *CONDITIONS) if key in scores]
-    partners = scores.loc[scores["source"] == scratch, [*keys, "accuracy"]]
+    partners = scores.loc[scores["source"] == "scratch", [*keys, "accuracy"]]
     require(partners, keys, unique=keys)
-    runs = scores[scores["source"] != scratch].drop(columns="scratch", errors="ignore")
+    runs = scores[scores["source"] != "scratch"].drop(columns="scratch", errors="ignore")
     joined = runs.merge(
         partners.rename(columns={"accuracy": "scratch"}), on=keys, how="left", indicator=True
     )
     if (alone := joined["_merge"] == "left_only").any():
         first = joined.loc[alone, keys].iloc[0]
         which = ", ".join(f"{name} {value}" for name, value in first.items())
-        raise UserError(f"no run from {scratch!r} for {which}")
+        raise UserError(f"no run from 'scratch' for {which}")
     return joined.drop(columns="_merge")
 
 
-def responses(scores: pd.DataFrame, examples: int | None = None) -> pd.DataFrame:
+def responses(scores: pd.DataFrame) -> pd.DataFrame:
     """With a column response: logit(accuracy) - logit(scratch), or logit(accuracy) without scratch.
 
     Args:
-        scores: accuracy and perhaps scratch, shares; perhaps examples, known for every run.
-        examples: size of the test set; None takes the column. Where it is known the logit is the empirical
-            one, log((k + .5) / (n - k + .5)) with k hits of n (Haldane 1956), which is finite at 0 and 1.
+        scores: accuracy and perhaps scratch, shares; perhaps examples, the size of the test set. Where it is
+            known for every run the logit is the empirical one, log((k + .5) / (n - k + .5)) with k hits of n
+            (Haldane 1956), which is finite at 0 and 1.
 
     Raises:
         UserError: if a share is not in [0, 1], or is 0 or 1 and the number of examples is not given.
     """
     require(scores, ["accuracy"])
-    n = None if examples is None else pd.Series(float(examples), index=scores.index)
-    if n is None and "examples" in scores and scores["examples"].notna().all():
+    n = None
+    if "examples" in scores and scores["examples"].notna().all():
         n = scores["examples"].astype(float)
 
     def of(column: str) -> pd.Series:
@@ -70,7 +69,9 @@ def responses(scores: pd.DataFrame, examples: int | None = None) -> pd.DataFrame
         if n is not None:
             share = (share * n + 0.5) / (n + 1)
         elif share.isin([0.0, 1.0]).any():
-            raise UserError(f"{column} holds a 0 or 1, whose logit is infinite: give `examples`")
+            raise UserError(
+                f"{column} holds a 0 or 1, whose logit is infinite without a column examples"
+            )
         return pd.Series(logit(share), index=scores.index)
 
     gain = of("accuracy") - of("scratch") if "scratch" in scores else of("accuracy")

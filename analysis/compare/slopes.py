@@ -34,7 +34,7 @@ FORMULAS = {"naive": "response ~ z + C(target)", "fixed": "response ~ z + C(targ
 
 
 def slopes(
-    scores: pd.DataFrame, measures: Sequence[str], permutations: int = PERMUTATIONS, seed: int = 0
+    scores: pd.DataFrame, measures: Sequence[str], permutations: int = PERMUTATIONS
 ) -> pd.DataFrame:
     """The change of the response (logits) with one standard deviation of a measure within its target.
 
@@ -74,20 +74,18 @@ def slopes(
             head = {"strategy": strategy, "measure": measure}
             rows += [
                 {**head, **row, "left_out": asked - len(table)}
-                for row in _all_slopes(table, permutations, seed)
+                for row in _all_slopes(table, permutations)
             ]
     return _adjusted(pd.DataFrame(rows))
 
 
-def decisive_targets(
-    scores: pd.DataFrame, measure: str, permutations: int = 2000, seed: int = 0
-) -> list[str]:
+def decisive_targets(scores: pd.DataFrame, measure: str, permutations: int = 2000) -> list[str]:
     """Targets without which the measure no longer passes each of the three tests at .05, unadjusted."""
     pairs = pair_means(scores, [measure])
     found = []
     for target in pairs["target"].unique():
         rest = standardised(pairs[pairs["target"] != target], measure)
-        rows = {row["model"]: row for row in _all_slopes(rest, permutations, seed)}
+        rows = {row["model"]: row for row in _all_slopes(rest, permutations)}
         tests = [rows[model]["p"] for model in ("crossed", "fixed", "shuffled")]
         if not all(p <= 0.05 for p in tests):
             found.append(str(target))
@@ -102,7 +100,7 @@ def _adjusted(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def _all_slopes(table: pd.DataFrame, permutations: int, seed: int) -> list[dict[str, Any]]:
+def _all_slopes(table: pd.DataFrame, permutations: int) -> list[dict[str, Any]]:
     """One row per model for one standardised measure: model, slope, low, high, p, n, ..., note."""
     shape = {"n": len(table), "sources": table["source"].nunique()}
     shape |= {"targets": table["target"].nunique()}
@@ -118,7 +116,7 @@ def _all_slopes(table: pd.DataFrame, permutations: int, seed: int) -> list[dict[
         elif model == "crossed":
             row |= _crossed(table)
         elif model == "shuffled":
-            row |= {"slope": rows[0]["slope"], "p": shuffled_p(table, permutations, seed)}
+            row |= {"slope": rows[0]["slope"], "p": shuffled_p(table, permutations)}
             if row["p"] != row["p"]:
                 row["note"] = "no two sources of a family to exchange"
         else:
@@ -159,7 +157,7 @@ def _crossed(table: pd.DataFrame) -> dict[str, Any]:
     return {"slope": fit.params["z"], "low": low, "high": high, "p": fit.pvalues["z"], "note": note}
 
 
-def shuffled_p(table: pd.DataFrame, permutations: int, seed: int) -> float:
+def shuffled_p(table: pd.DataFrame, permutations: int) -> float:
     """Two-sided p of the correlation within targets between z and response under shuffled sources.
 
     A shuffle gives each source the z of another one of its family on all targets at once; pairs that it
@@ -176,7 +174,7 @@ def shuffled_p(table: pd.DataFrame, permutations: int, seed: int) -> float:
     if np.bincount(family).max() < 2:
         return math.nan
     seen = abs(_within(z[None], y)[0])
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     hits, chunk = 0, max(1, 2_000_000 // z.size)
     for start in range(0, permutations, chunk):
         draws = min(chunk, permutations - start)
@@ -205,7 +203,7 @@ def _within(z: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def interactions(
-    scores: pd.DataFrame, measures: Sequence[str], permutations: int = PERMUTATIONS, seed: int = 0
+    scores: pd.DataFrame, measures: Sequence[str], permutations: int = PERMUTATIONS
 ) -> pd.DataFrame:
     """Does the slope differ between strategies, or change with the size of the target?
 
@@ -235,7 +233,7 @@ def interactions(
     for term, response in contrasts.items():
         pairs = base.assign(response=response).reset_index()
         for measure in measures:
-            found = _all_slopes(standardised(pairs, measure), permutations, seed)
+            found = _all_slopes(standardised(pairs, measure), permutations)
             rows += [{"term": term, "measure": measure, **row} for row in found]
     columns = "term measure model slope low high p n sources targets note".split()
     return _adjusted(pd.DataFrame(rows, columns=columns))

@@ -102,25 +102,14 @@ def _plots(found: Findings, curve: pd.DataFrame, order: pd.DataFrame) -> list[Pl
 
 @lru_cache(maxsize=64)
 def _weights(total: int, budgets: tuple[int, ...]) -> np.ndarray:
-    """(budgets x total) weight of the i-th smallest of `total` values in the expected best of n:
-    C(i - 1, n - 1) / C(total, n), by logarithms."""
+    """(budgets x total) weight of the i-th smallest of `total` values in the expected best of n draws without
+    replacement: C(i - 1, n - 1) / C(total, n), by logarithms (the unbiased form of Dodge et al. 2019)."""
     i, n = np.arange(1, total + 1)[None], np.asarray(budgets)[:, None]
     with np.errstate(invalid="ignore"):
         logs = gammaln(i) - gammaln(n) - gammaln(np.maximum(i - n + 1, 1))
         logs -= gammaln(total + 1) - gammaln(n + 1) - gammaln(total - n + 1)
     weights: np.ndarray = np.where(i >= n, np.exp(logs), 0.0)
     return weights
-
-
-def expected_best(values: Sequence[float]) -> list[float]:
-    """Expected best of n draws without replacement from `values`, for n = 1..N.
-
-    sum_i v_(i) C(i - 1, n - 1) / C(N, n) with v sorted ascending (the unbiased form of Dodge et al.
-    2019). An estimate of best-of-n only when the values come from independent, identical draws.
-    """
-    budgets = tuple(range(1, len(values) + 1))
-    best: list[float] = (_weights(len(values), budgets) @ np.sort(values)).tolist()
-    return best
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def section(found: Findings) -> Section:
     return Section("Importance of the parameters", [plot], tables={"importances": table})
 
 
-def importances(trials: pd.DataFrame, fewest: int = FEWEST) -> pd.DataFrame:
+def importances(trials: pd.DataFrame) -> pd.DataFrame:
     """Share of each tuned parameter in telling good trials of a cell from the rest.
 
     Optuna's PED-ANOVA (Watanabe 2023) on a study rebuilt from the frame: the best tenth of the trials
@@ -49,17 +49,17 @@ def importances(trials: pd.DataFrame, fewest: int = FEWEST) -> pd.DataFrame:
 
     Returns:
         cell, parameter, trials, importance (in [0, 1], adds up to 1 in a cell). Cells with fewer than
-        `fewest` complete tuning trials, or fewer than two tuned parameters, have no rows.
+        FEWEST complete tuning trials, or fewer than two tuned parameters, have no rows.
     """
     tuned = completed(trials, "tune").dropna(subset="val_score")
     names = [c for c in tuned.columns if c.startswith("param.") and c != "param.seed"]
     rows: list[dict[str, object]] = []
     for cell, own in tuned.groupby("cell", sort=False):
         space = {c: d for c in names if (d := _distribution(own[c])) is not None}
-        if len(own) < fewest or len(space) < 2:
+        if len(own) < FEWEST or len(space) < 2:
             continue
         own = own.dropna(subset=list(space))
-        shares = _importances(own, space) if len(own) >= fewest else {}
+        shares = _importances(own, space) if len(own) >= FEWEST else {}
         for name, share in shares.items():
             row: dict[str, object] = {"cell": cell, "parameter": name.removeprefix("param.")}
             rows.append(row | {"trials": len(own), "importance": share})

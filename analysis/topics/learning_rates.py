@@ -117,12 +117,12 @@ def tuned_parameters(chosen: pd.DataFrame) -> list[str]:
     return differ or [c for c in names if c == "param.lr"]
 
 
-def rate_ranges(trials: pd.DataFrame, near: float = NEAR) -> pd.DataFrame:
+def rate_ranges(trials: pd.DataFrame) -> pd.DataFrame:
     """How wide the range of good learning rates of each cell is.
 
     Returns:
         cell, trials, low, high (rates tried), best (rate of the best validation score), good_low,
-        good_high (lowest and highest rate of a trial within `near` points of that score), decades
+        good_high (lowest and highest rate of a trial within NEAR points of that score), decades
         (log10 of their ratio), good_share (of all trials, failed ones too), space_low, space_high (the range
         that was declared, NaN if it is not recorded) and edge ("yes" if the best rate lies in the outer tenth
         of the
@@ -141,7 +141,7 @@ def rate_ranges(trials: pd.DataFrame, near: float = NEAR) -> pd.DataFrame:
         if own[LR].nunique() < 2 or scored.empty:
             continue
         top = float(scored["val_score"].max())
-        good = scored.loc[100 * (top - scored["val_score"]) <= near, LR]
+        good = scored.loc[100 * (top - scored["val_score"]) <= NEAR, LR]
         best = float(scored[LR].to_numpy()[scored["val_score"].to_numpy().argmax()])
         low, high = declared_range(own, "lr")
         place = np.log(best / low) / np.log(high / low) if 0 < low < high else np.nan

@@ -55,8 +55,8 @@ def principal_axes(reference: Array, size: int = 64) -> Floats:
     return np.asarray(pca.components_.T, dtype=np.float64)
 
 
-def median_bandwidth(reference: Array, seed: int = 0, images: int = 1000) -> float:
-    """Median distance between two images of `reference` (n, d), of which at most `images` are drawn.
+def median_bandwidth(reference: Array, seed: int = 0) -> float:
+    """Median distance between two images of `reference` (n, d), of which at most 1000 are drawn.
 
     The usual choice for MMD (Gretton et al. 2012, section 8).
 
@@ -64,8 +64,8 @@ def median_bandwidth(reference: Array, seed: int = 0, images: int = 1000) -> flo
         ValueError: if there is only one image, or the median is not positive and finite.
     """
     x = as_features(reference, "reference")
-    if len(x) > images:
-        x = x[draw(one_stratum(len(x)), images, np.random.default_rng(seed))]
+    if len(x) > 1000:
+        x = x[draw(one_stratum(len(x)), 1000, np.random.default_rng(seed))]
     median = float(np.median(pdist(x))) if len(x) > 1 else math.nan
     if not (math.isfinite(median) and median > 0):
         raise ValueError(f"median distance {median} in reference; it should be above 0")
