@@ -79,7 +79,7 @@ ELSEWHERE = {
     44: "test_data.py::test_exif_rotation_is_applied",
     47: "test_data.py::test_extreme_aspect_is_refused",
     48: "test_data.py::test_too_many_pixels_are_refused_before_they_are_decoded",
-    50: "test_targets.py::test_copy_of_a_training_image_among_the_tests_is_found_and_named",
+    50: "test_leaks.py::test_copy_of_a_training_image_among_the_tests_is_found_and_named",
     54: "test_data.py::test_class_that_is_too_small_is_named_with_its_size",  # no folds, no groups
     56: "test_coordinator.py::test_images_that_changed_since_are_refused",
     58: "test_backbone.py::test_unknown_backbone_lists_near_matches",

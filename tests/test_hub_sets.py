@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,12 @@ def test_classes_without_images_are_left_out(tmp_path: Path) -> None:
     assert any("'bee'" in note for note in target.notes)
 
 
+def test_hub_set_without_pictures_or_classes_is_refused(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"number": [1, 2]}).save_to_disk(tmp_path / "numbers")
+    with pytest.raises(UserError, match=r"needs an Image or Audio column, .* are 'number'"):
+        load_target(f"hf:{tmp_path / 'numbers'}")
+
+
 # --- parts -----------------------------------------------------------------------------------------
 
 
@@ -250,3 +257,21 @@ def test_a_changed_image_is_another_data_set(tmp_path: Path) -> None:
     )
     assert first.fingerprint() == again.fingerprint()
     assert load_target(save(tmp_path / "c", train=other)).fingerprint() != first.fingerprint()
+
+
+@pytest.mark.parametrize("message", ["no route to the hub\nand a second line", ""])
+def test_hub_set_that_cannot_be_had_is_refused_in_one_line_and_in_seconds(
+    message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError(message)
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    begun = time.perf_counter()
+    with pytest.raises(
+        UserError, match=r"is not a folder made by save_to_disk and cannot"
+    ) as caught:
+        load_target(f"hf:{tmp_path / 'gone'}")
+    assert time.perf_counter() - begun < 5
+    assert "\n" not in str(caught.value)
+    assert message.partition("\n")[0] in str(caught.value)

@@ -17,7 +17,6 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from analysis.topics import learning_rates
-from harness.core.errors import UserError
 from harness.core.records import Slot, StudyInfo, TrialRecord
 from harness.core.results import OUTCOMES, EpochResult, Outcome
 from harness.core.spec import TrialSpec
@@ -242,15 +241,6 @@ def test_runs_of_another_study_are_not_looked_at(world: World) -> None:
     other = dataclasses.replace(INFO, name="width")
     world.projection(other).show(world.trial())
     assert world.projection().runs().sync() == []
-
-
-def test_deleted_experiment_is_refused_with_the_way_out(world: World) -> None:
-    world.projection()
-    experiment = world.client.get_experiment_by_name("depth")
-    assert experiment is not None
-    world.client.delete_experiment(experiment.experiment_id)
-    with pytest.raises(UserError, match=r"'depth' was deleted .*mlflow experiments restore -x"):
-        world.projection()
 
 
 def test_run_tells_the_report_the_range_that_the_space_declares(world: World) -> None:

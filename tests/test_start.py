@@ -11,13 +11,9 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
 from harness.core.caller import SPINS, WAITING, importing
-from harness.data import load_target
-from harness.inputs import Pixels
 from harness.tracking.new_store import NewStore
 
 SET = "import os; from harness.core.caller import set_variables; set_variables(); "
@@ -59,14 +55,6 @@ def test_status_needs_no_torch_and_no_mlflow() -> None:
         f"print([name for name in {late} if name in sys.modules])"
     )
     assert found == "[]"
-
-
-def test_digits_are_those_of_scikit_learn() -> None:
-    images, labels = load_digits(return_X_y=True)
-    target = load_target("digits")
-    read = target.read(np.arange(len(labels)), Pixels(8)).numpy()  # their own size
-    assert np.array_equal(read[:, 0].reshape(-1, 64), np.round(images * (255 / 16)))
-    assert np.array_equal(target.labels, labels)
 
 
 def test_nothing_is_collected_while_libraries_are_imported() -> None:

@@ -79,6 +79,7 @@ def test_separators_and_encodings_are_told(
     assert target.classes == ("Katze, klein", "Käfer")
     assert target.labels.tolist() == [1, 0] * 4
     assert greys(target) == list(range(8))
+    assert target.describe(1).endswith("img/1.png")
     assert any("cp1252" in note for note in target.notes) == (encoding == "cp1252")
 
 
@@ -96,6 +97,48 @@ def test_parquet_is_read_by_content(pets: Path) -> None:
     target = load_target(f"csv:{pets}/table.csv")
     assert target.classes == ("1", "2", "10")
     assert greys(target) == list(range(8))
+
+
+GOOD = "img/0.png,a"
+BROKEN = {
+    "no image column": (
+        ["note,label", GOOD],
+        r"no column for the images, sounds or texts is recognised; .* 'note', 'label'; name one with",
+    ),
+    "no label column": (
+        ["image,note", GOOD],
+        r"no column for the labels is recognised; .* 'image', 'note'; name one with \[label=COLUMN\]",
+    ),
+    "nothing": ([""], "cannot be read as a table"),
+    "ragged": (["image,label", GOOD, "img/1.png,b,c,d"], "cannot be read as a table"),
+    "empty image": (["image,label", GOOD, ",b"], "has no image or no label"),
+    "absent images": (
+        ["image,label", GOOD, "img/77.png,b", "78.png,b"],
+        r"2 images are missing, the first is .*img/77\.png",
+    ),
+    "listed in two classes": (
+        ["image,label", GOOD, "img/1.png,b", "./img/0.png,b"],
+        "is listed twice",
+    ),
+    "unknown part": (
+        ["image,label,split", f"{GOOD},train", "img/1.png,b,fold 3"],
+        "split must be train, val or test, got 'fold 3' in column 'split'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("rows", "said"), BROKEN.values(), ids=BROKEN)
+def test_broken_table_is_refused_with_its_name_and_what_is_wrong(
+    rows: list[str], said: str, pets: Path
+) -> None:
+    (pets / "table.csv").write_text("\n".join(rows) + "\n")
+    with pytest.raises(UserError, match=rf"target csv:.*table\.csv.*{said}"):
+        load_target(f"csv:{pets}/table.csv")
+
+
+def test_absent_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such file; name a table with columns image, label"):
+        load_target(f"csv:{tmp_path}/none.csv")
 
 
 @pytest.mark.parametrize(
@@ -185,6 +228,7 @@ def test_documented_names_win_over_others_and_that_is_told(pets: Path) -> None:
         (["1.1", "1.10", "1.1"], ("1.1", "1.10")),
         (["007", "7", "08"], ("007", "08", "7")),
         (["b", "10", "9"], ("10", "9", "b")),
+        (["NA", "None", "null"], ("NA", "None", "null")),
         (
             [unicodedata.normalize(form, "Käfer") for form in ("NFC", "NFD")] + ["Aal"],
             ("Aal", "Käfer"),
@@ -291,6 +335,11 @@ def test_a_validation_part_alone_is_the_test_part(pets: Path) -> None:
     assert np.flatnonzero(target.official_test).tolist() == [6, 7]
     assert target.official_val is None
     assert any("no test part" in note for note in target.notes)
+
+
+def test_training_images_alone_leave_the_test_part_to_be_drawn(pets: Path) -> None:
+    rows = [(*row, "train") for row in ROWS]
+    assert load_target(write(pets, ("image", "label", "split"), *rows)).official_test is None
 
 
 def test_a_test_part_without_labels_is_passed_over(pets: Path) -> None:
