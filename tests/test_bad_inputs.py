@@ -13,6 +13,7 @@ import hashlib
 import io
 import logging
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -83,7 +84,7 @@ ELSEWHERE = {
     54: "test_data.py::test_class_that_is_too_small_is_named_with_its_size",  # no folds, no groups
     56: "test_coordinator.py::test_images_that_changed_since_are_refused",
     58: "test_backbone.py::test_unknown_backbone_lists_near_matches",
-    59: "test_backbone.py::test_weights_of_another_architecture_are_refused_with_the_keys",
+    59: "test_weights_files.py::test_another_architecture_is_refused_with_a_prefix_too",
     61: "test_backbone.py::test_weights_that_are_not_finite_are_refused_by_name",
     63: "test_backbone.py::test_code_in_a_weights_file_is_not_run",
     65: "test_backbone.py::test_weights_that_only_the_hub_has_are_refused_when_offline",
@@ -662,11 +663,19 @@ def test_60_half_of_the_weights_are_refused(tmp_path: Path) -> None:
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2\nsize 12345\n"
 
 
-@pytest.mark.parametrize(
-    "content",
-    [None, b"<!DOCTYPE html><html><title>404</title></html>", POINTER],
-    ids=["62 truncated", "62 page", "62 pointer"],
-)
+NO_WEIGHTS = {
+    "62 truncated": None,
+    "62 page": b"<!DOCTYPE html><html><title>404</title></html>",
+    "62 pointer": POINTER,
+    "empty": b"",
+    "zip": b"PK\x03\x04 and then nothing",
+    "pickled number": pickle.dumps(3),
+    "pickled dictionary": pickle.dumps({"epoch": 3}),
+    "header alone": b"\xff" * 8,
+}
+
+
+@pytest.mark.parametrize("content", NO_WEIGHTS.values(), ids=NO_WEIGHTS)
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 def test_what_is_no_weights_file_is_refused(
     content: bytes | None, suffix: str, tmp_path: Path

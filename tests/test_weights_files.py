@@ -148,23 +148,6 @@ def test_a_study_says_once_what_was_dropped(state: State, tmp_path: Path) -> Non
 # --- exports ---------------------------------------------------------------------------------------
 
 
-def test_an_export_is_a_source_for_another_head(tmp_path: Path) -> None:
-    trained = build("test_resnet", "scratch", 7, seed=1)
-    names = tuple("abcdefg")
-    write(
-        tmp_path,
-        plain_network(trained, None),
-        describe(trained, "test_resnet", names),
-        trained.input,
-    )
-    network = build("test_resnet", f"file:{tmp_path / 'model.safetensors'}", 3, seed=0)
-    wanted = trained.model.state_dict()
-    head = set(network.groups[-1].parameters)
-    assert all(
-        n in head or torch.equal(t, wanted[n]) for n, t in network.model.state_dict().items()
-    )
-
-
 @pytest.mark.parametrize("name", ["test_vit", "deit_tiny_distilled_patch16_224"])
 @pytest.mark.parametrize(("trained_at", "wanted_at"), [(96, None), (96, 64), (64, 64)])
 def test_an_export_of_another_input_size_gets_its_positions_from_timm(
