@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +16,6 @@ import timm
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
-from timm.data.config import resolve_model_data_config
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import lr_scheduler
@@ -27,12 +26,11 @@ from harness.backbones import build, merge_adapters
 from harness.backbones.adapters import add_lora
 from harness.core.errors import UserError
 from harness.core.results import EpochResult
-from harness.core.spec import TrialSpec, derive_seed
-from harness.data import load_target, read_examples, split_indices
-from harness.inputs import Pixels
+from harness.core.spec import TrialSpec
 from harness.training.device import Cpu
 from harness.training.loop import Fit, Training, start
 from harness.training.optimizer import GroupedOptimizer, Schedule
+from tests.by_hand import images_by_hand, model_by_hand, orders_by_hand
 
 MakeSpec = Callable[..., TrialSpec]
 State = dict[str, torch.Tensor]
@@ -84,33 +82,6 @@ def learned(tmp_path: Path) -> Callable[[str], str]:
 
 
 # --- by hand ---------------------------------------------------------------------------------------
-
-
-def model_by_hand(spec: TrialSpec) -> Any:
-    torch.manual_seed(derive_seed(spec.seed, "weights"))
-    model: Any = timm.create_model(spec.backbone)
-    if spec.source != "scratch":
-        model.load_state_dict(torch.load(spec.source.removeprefix("file:"), weights_only=True))
-    torch.manual_seed(derive_seed(spec.seed, "head"))
-    model.reset_classifier(10)
-    return model.to(memory_format=torch.channels_last)
-
-
-def images_by_hand(spec: TrialSpec, part: str) -> tuple[torch.Tensor, torch.Tensor]:
-    positions = getattr(split_indices(load_target(spec.target), spec), part)
-    config = resolve_model_data_config(timm.create_model(spec.backbone))
-    assert spec.resolution is not None
-    form = Pixels(spec.resolution, config["interpolation"])
-    read = read_examples(spec.target, tuple(positions.tolist()), form)
-    mean, std = (torch.tensor(config[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
-    images = ((read.tensor / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
-    return images, read.labels
-
-
-def orders_by_hand(spec: TrialSpec, count: int) -> Iterator[list[torch.Tensor]]:
-    generator = torch.Generator().manual_seed(derive_seed(spec.seed, "batches"))
-    for _ in range(spec.epochs):
-        yield list(torch.randperm(count, generator=generator).split(spec.batch_size))
 
 
 def entries(modules: list[nn.Module], decay: float) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import io
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ import timm
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
-from timm.data.config import resolve_model_data_config
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import lr_scheduler
@@ -26,14 +25,14 @@ from torch.optim import lr_scheduler
 from harness import strategies
 from harness.backbones import Backbone, build
 from harness.core.results import EpochResult, predictions_parquet
-from harness.core.spec import TrialSpec, derive_seed
-from harness.data import load_target, read_examples, split_indices
+from harness.core.spec import TrialSpec
+from harness.data import load_target, split_indices
 from harness.data.cached import Cache
-from harness.inputs import Pixels
 from harness.training.audit import AuditFailed
 from harness.training.device import Cpu
 from harness.training.loop import Diverged, Training, start
 from harness.training.optimizer import GroupedOptimizer, Schedule, batches
+from tests.by_hand import images_by_hand, model_by_hand, orders_by_hand
 
 MakeSpec = Callable[..., TrialSpec]
 State = dict[str, torch.Tensor]
@@ -55,35 +54,6 @@ def losses(epochs: list[EpochResult]) -> list[float]:
 # --- the loop by hand ------------------------------------------------------------------------------
 
 
-def start_by_hand(spec: TrialSpec) -> Any:
-    """The untrained network, made with timm alone."""
-    torch.manual_seed(derive_seed(spec.seed, "weights"))
-    model: Any = timm.create_model(spec.backbone)
-    torch.manual_seed(derive_seed(spec.seed, "head"))
-    model.reset_classifier(10)
-    return model.to(memory_format=torch.channels_last)
-
-
-def images_by_hand(spec: TrialSpec, part: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalised images and labels of one part of the split."""
-    positions = getattr(split_indices(load_target(spec.target), spec), part)
-    network = timm.create_model(spec.backbone)
-    config = resolve_model_data_config(network)
-    assert spec.resolution is not None
-    form = Pixels(spec.resolution, config["interpolation"])
-    read = read_examples(spec.target, tuple(positions.tolist()), form)
-    mean, std = (torch.tensor(config[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
-    # In the memory order of the harness, or rounding errors alone would differ visibly after 8 steps.
-    images = ((read.tensor / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
-    return images, torch.from_numpy(load_digits().target[positions])
-
-
-def orders_by_hand(spec: TrialSpec, count: int) -> Iterator[list[torch.Tensor]]:
-    generator = torch.Generator().manual_seed(derive_seed(spec.seed, "batches"))
-    for _ in range(spec.epochs):
-        yield list(torch.randperm(count, generator=generator).split(spec.batch_size))
-
-
 def optimizer_by_hand(spec: TrialSpec, model: Any) -> torch.optim.Optimizer:
     entries: list[dict[str, Any]] = [
         {"params": [p for p in model.parameters() if p.ndim > 1]},
@@ -96,7 +66,7 @@ def optimizer_by_hand(spec: TrialSpec, model: Any) -> torch.optim.Optimizer:
 
 def train_by_hand(spec: TrialSpec) -> tuple[Any, list[float], list[float]]:
     """A plain torch loop: the network, its training losses and its validation losses by epoch."""
-    model = start_by_hand(spec)
+    model = model_by_hand(spec)
     images, labels = images_by_hand(spec, "train")
     val_images, val_labels = images_by_hand(spec, "val")
     steps = spec.epochs * math.ceil(len(labels) / spec.batch_size)
@@ -139,7 +109,7 @@ def test_full_fine_tune_equals_a_loop_by_hand(changes: dict[str, Any], make_spec
     spec = make_spec(**changes)
     fit, epochs = run(spec)
     model, train_losses, val_losses = train_by_hand(spec)
-    untrained = start_by_hand(spec)
+    untrained = model_by_hand(spec)
     # Another rounding of the normalisation and of the fused optimiser, 1e-7 per operation; Adam
     # divides by small gradients and batch norm by small deviations, and eight steps add up.
     assert losses(epochs) == pytest.approx(train_losses, rel=3e-4)
@@ -154,7 +124,7 @@ def test_full_fine_tune_equals_a_loop_by_hand(changes: dict[str, Any], make_spec
 def test_linear_probe_equals_a_linear_layer_on_timms_frozen_features(make_spec: MakeSpec) -> None:
     spec = make_spec(strategy=strategies.LinearProbe(), warmup=0.0, lr=1e-2, weight_decay=0.1)
     fit, epochs = run(spec)
-    model = start_by_hand(spec).eval()
+    model = model_by_hand(spec).eval()
     images, labels = images_by_hand(spec, "train")
     with torch.no_grad():
         features = model.forward_head(model.forward_features(images), pre_logits=True)
