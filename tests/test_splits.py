@@ -134,13 +134,6 @@ def test_class_too_small_for_all_three_gives_half_to_the_test_and_half_of_the_re
     assert counts(split, target) == {"train": [30, 10, 1], "val": [20, 10, 1], "test": [50, 20, 1]}
 
 
-def test_exact_shots_refuse_what_is_too_small(make_spec: MakeSpec) -> None:
-    target = blank(np.repeat([0, 1], [200, 40]))
-    sizes = {"shots": 30, "val_shots": 20, "test_shots": 50}
-    with pytest.raises(UserError, match="'class 1' has 40 images, too few for 50 test"):
-        split_indices(target, make_spec(exact_shots=True, **sizes))
-
-
 @pytest.mark.parametrize("sizes", [EVERYTHING, {"shots": 1, "val_shots": 1, "test_shots": 1}])
 def test_all_classes_of_fewer_than_three_images_are_named(
     sizes: dict[str, Any], make_spec: MakeSpec
