@@ -27,7 +27,7 @@ from analysis.load import study as load
 from analysis.load.database import Database, newest_schemas
 from analysis.load.study import StudyTable, load_study, trials_frame
 from analysis.text import warnings
-from harness.core.errors import UserError, without_password
+from harness.core.errors import UserError
 from harness.core.records import Slot, StudyInfo, TrialRecord
 from harness.core.results import EpochResult, Predictions
 from harness.core.spec import TrialSpec
@@ -399,19 +399,3 @@ def test_an_unknown_study_is_refused_with_the_studies_there_are(uri: str) -> Non
     project(uri, INFO, Kept([]))
     with pytest.raises(UserError, match=r"no study 'dpeth'.*studies: another, depth$"):
         load_study("dpeth", uri)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://ann:s3cret@host:5000",
-        "postgresql+psycopg2://ann:s3cr@et@db/mlflow",
-        "mysql://:s3cret@db/x",
-    ],
-)
-def test_passwords_are_not_shown(url: str) -> None:
-    shown = without_password(f"cannot open {url}")
-    assert "s3cr" not in shown
-    assert "et@" not in shown
-    assert shown.startswith("cannot open ")
-    assert without_password("sqlite:////tmp/a@b/mlflow.db") == "sqlite:////tmp/a@b/mlflow.db"

@@ -85,6 +85,7 @@ def test_telemetry_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
         ("cannot reach http://u:pw@h and http://v:pw2@h", "cannot reach http://u:***@h and http://v:***@h"),
         ("http://host:5000/path", "http://host:5000/path"),
         ("redis://:pw@h/0", "redis://:***@h/0"),
+        ("cannot open mysql://ann:p@w@db/x", "cannot open mysql://ann:***@db/x"),
         ("postgresql://ann@h/x?password=pw&sslmode=require", "postgresql://ann@h/x?password=***&sslmode=require"),
         ("mysql://h/x?user=ann&PASSWD=pw", "mysql://h/x?user=ann&PASSWD=***"),
         ("http://h/?access_token=abc#x y", "http://h/?access_token=*** y"),
