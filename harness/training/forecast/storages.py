@@ -1,8 +1,8 @@
 """Track the storages of tensors from operation to operation, and their peak memory.
 
-    with StorageMeter() as meter:
-        compute()
-    sum(meter.peak().values())  # bytes
+with StorageMeter() as meter:
+    compute()
+sum(meter.peak().values())  # bytes
 """
 
 from __future__ import annotations
