@@ -23,7 +23,6 @@ from mlflow import MlflowClient
 
 from analysis import compare, recommend, report
 from analysis.compare.runs import tuning
-from analysis.load import study as load
 from analysis.load.database import Database, newest_schemas
 from analysis.load.study import StudyTable, load_study, trials_frame
 from analysis.text import warnings
@@ -294,7 +293,6 @@ def test_reading_a_sqlite_file_does_not_wait_for_mlflow(uri: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-    assert load.default_tracking_uri(Path("/x")) == "sqlite:////x/mlflow.db"
 
 
 def test_run_that_was_deleted_written_again_and_restored_is_counted_once_and_named(
