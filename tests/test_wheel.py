@@ -45,11 +45,11 @@ def test_the_wheel_holds_the_packages_the_studies_the_templates_and_the_licence(
     wheel: Path,
 ) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    kept = [*ROOT.glob("harness/**/*.py*"), *ROOT.glob("analysis/**/*.py*")]
-    kept += [
-        *ROOT.glob("studies/*.py"),
-        *ROOT.glob("analysis/page/*.j2"),
-        *ROOT.glob("harness/**/*.j2"),
+    kept = [
+        file
+        for folder in ("harness", "analysis", "studies")
+        for kind in ("py", "pyi", "j2")
+        for file in (ROOT / folder).rglob(f"*.{kind}")
     ]
     assert {p.relative_to(ROOT).as_posix() for p in kept} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
