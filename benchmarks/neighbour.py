@@ -54,7 +54,8 @@ def train() -> float:
 def measure(processes: int, ours: bool, busy: bool) -> float:
     """Mean seconds over the processes, which run at the same time; together they have two threads."""
     known = {k: v for k, v in os.environ.items() if k not in WAITING}
-    threads = {"OMP_NUM_THREADS": str(2 // processes)}
+    # torch reads both variables.
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(2 // processes))
     variables = {**known, **threads, **({} if ours else OPENMP)}
     neighbour = subprocess.Popen([sys.executable, "-c", BUSY]) if busy else None
     command = [sys.executable, "-m", __spec__.name, "--train"]

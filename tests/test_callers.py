@@ -61,7 +61,7 @@ def run(folder: Path, *words: str, given: str = "", **environment: str) -> str:
         input=given,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr
