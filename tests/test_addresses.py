@@ -129,6 +129,7 @@ def files(folder: Path) -> Mapping[Path, bytes]:
 @pytest.mark.parametrize(
     "how", ["moved", *(pytest.param(how, marks=pytest.mark.slow) for how in ("copied", "renamed"))]
 )
+@pytest.mark.slow
 def test_study_goes_on_where_its_folder_was_moved_to(
     how: str,
     tmp_path: Path,

@@ -69,6 +69,7 @@ def predicted(cell: str, right: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(table | {"label": 1, "predicted": right.ravel().astype(int)})
 
 
+@pytest.mark.slow
 def test_an_interval_over_seeds_and_images_covers_the_truth_where_percentiles_would_not() -> None:
     random, covered, n = np.random.default_rng(0), 0, 300
     truth = stats.norm(1, math.sqrt(0.3**2 + 1)).expect(expit)
@@ -88,6 +89,7 @@ def test_images_alone_give_the_binomial_standard_error() -> None:
     assert row["high"] - row["mean"] == pytest.approx(1.96 * math.sqrt(0.7 * 0.3 / 200), rel=0.1)
 
 
+@pytest.mark.slow
 def test_seeds_that_agree_on_every_image_share_still_differ_by_the_t_interval() -> None:
     scores = [140, 150, 160]
     random = np.random.default_rng(0)

@@ -243,6 +243,7 @@ def moved(cell: str, accuracy: float, loss: float, jitter: float) -> list[dict[s
 
 
 @pytest.mark.usefixtures("pictures")
+@pytest.mark.slow
 def test_the_cells_that_lose_least_and_most_under_shift_are_named_if_they_can_be(
     tmp_path: Path,
 ) -> None:
@@ -479,6 +480,7 @@ def similarity_study() -> StudyTable:
 
 
 @pytest.mark.usefixtures("pictures")
+@pytest.mark.slow
 def test_recorded_measures_of_similarity_are_judged_without_being_given(tmp_path: Path) -> None:
     made = similarity_study()
     known = compare.similarity_effect(made)

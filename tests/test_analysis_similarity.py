@@ -145,6 +145,7 @@ def test_response_is_the_difference_of_logits_to_the_matching_scratch_run() -> N
         with_scratch(scores.iloc[:3])
 
 
+@pytest.mark.slow
 def test_an_effect_that_is_there_is_found_with_its_size() -> None:
     table = slopes(made(0, effect=0.2, quality=0.5, carries=0.7), ["m"], permutations=500)
     assert (table["p"] < 0.01).all()

@@ -277,6 +277,7 @@ study = Study(compare={{"strategy": ["full"]}}, space=space, trials=2, repeats=2
 '''
 
 
+@pytest.mark.slow
 def test_averages_are_recorded_once_and_in_the_report(
     weights: str, tracking_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -133,6 +133,7 @@ def test_study_file_that_would_end_the_command_is_refused(
         read(tmp_path, before)
 
 
+@pytest.mark.slow
 def test_02_ctrl_c_ends_a_study_file_that_loops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -221,12 +221,14 @@ def test_one_bundle_given_twice_is_merged_once(shards: Shards, into: Path) -> No
     assert merge_bundles([shards.probe, shards.probe], into).new == (4, 0)
 
 
+@pytest.mark.slow
 def test_a_bundle_of_a_study_that_went_on_adds_what_is_new(machine: Make, into: Path) -> None:
     grown = machine("grown").train(PROBE)
     merge_bundles([grown.pack()], into)
     assert merge_bundles([grown.train(FULL).pack()], into).new == (4,)
 
 
+@pytest.mark.slow
 def test_a_merged_record_can_be_packed_and_merged(
     shards: Shards, into: Path, tmp_path: Path
 ) -> None:
@@ -247,6 +249,7 @@ def test_an_unpacked_bundle_is_a_record(
     assert len(load_study("toy", uri).predictions) == 2
 
 
+@pytest.mark.slow
 def test_attempts_that_count_for_nothing_are_merged_too(machine: Make, into: Path) -> None:
     one, other = machine("one"), machine("other").train(PROBE)
     one.world.fail_on({1}, ValueError("no"))
@@ -261,6 +264,7 @@ def test_attempts_that_count_for_nothing_are_merged_too(machine: Make, into: Pat
     assert sorted(trials["outcome"]) == ["complete"] * 4 + ["crashed"]
 
 
+@pytest.mark.slow
 def test_a_trial_that_was_not_run_gives_way_to_one_that_was(machine: Make, into: Path) -> None:
     large = machine("large").train(PROBE)
     small = machine("small").train(PROBE, limits=Limits(memory=1))
@@ -272,6 +276,7 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
+@pytest.mark.slow
 def test_a_merge_that_is_killed_at_any_write_is_completed_by_the_same_merge(
     shards: Shards, with_stores: WithStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -585,6 +590,7 @@ study = Study(name="toy", compare={"strategy": ARMS}, space=space, trials=2, rep
 '''
 
 
+@pytest.mark.slow
 def test_shards_that_were_trained_give_the_numbers_of_one_run(
     with_stores: WithStores, into: Path, tmp_path: Path
 ) -> None:

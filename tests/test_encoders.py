@@ -212,6 +212,7 @@ def test_heads_on_any_depth_do_not_see_the_padding(head: Any, depth: int | None,
     ("kind", "strategy"),
     [*(("bert", strategy) for strategy in STRATEGIES), ("deberta-v2", FullFineTune())],
 )
+@pytest.mark.slow
 def test_memory_is_that_of_live_tensors(
     kind: str,
     strategy: Strategy,
@@ -284,6 +285,7 @@ def test_its_export_classifies_texts(
     torch.testing.assert_close(model.probabilities(rows), wanted, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_its_onnx_file_gives_the_same_logits(bert: str, tmp_path: Path) -> None:
     """Compared by `write_onnx` itself, with texts of different lengths."""
     for name in ("onnx", "onnxruntime", "onnxscript"):

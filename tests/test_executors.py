@@ -90,6 +90,7 @@ def measured(trial: TrialRecord) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("other", [("processes",), ("shard 1", "shard 2")], ids=" + ".join)
+@pytest.mark.slow
 def test_configurations_and_accuracies_are_those_of_one_process(
     other: tuple[str, ...], places: dict[str, Path]
 ) -> None:

@@ -77,6 +77,7 @@ def images_and_labels(folder: Path, part: str) -> tuple[np.ndarray, torch.Tensor
     return (found.tensor.numpy().astype(np.float32) - mean) / std, found.labels
 
 
+@pytest.mark.slow
 def test_files_in_8_bits_and_in_float_are_what_is_said_of_them(
     exported: tuple[Path, str],
 ) -> None:
@@ -196,6 +197,7 @@ def test_networks_of_torchvision_load_by_three_lines_too(
     assert_same_network(lines, backbone.model)
 
 
+@pytest.mark.slow
 def test_a_network_that_cannot_be_quantised_is_exported_without(
     recorded: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

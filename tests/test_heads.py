@@ -133,6 +133,7 @@ def by_torchvision(node: str, dims: tuple[int, ...]) -> Truth:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
+@pytest.mark.slow
 def test_a_linear_head_reads_the_mean_of_an_earlier_output(
     name: str, size: int, depth: int, truth: Truth
 ) -> None:
@@ -253,6 +254,7 @@ WHOLE = {"shots": 16, "val_shots": 16, "test_shots": 16, "batch_size": 32}
 @pytest.mark.parametrize("choice", CHOICES, ids=names)
 @pytest.mark.parametrize("strategy", [LinearProbe(), LastBlock(), GradualUnfreezing(1)])
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+@pytest.mark.slow
 def test_kept_outputs_give_bitwise_the_same_trial(
     backbone: str,
     strategy: Strategy,
@@ -330,6 +332,7 @@ def test_an_interrupted_trial_goes_on_bit_for_bit(make_spec: MakeSpec, tmp_path:
 
 @pytest.mark.parametrize("choice", CHOICES, ids=names)
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+@pytest.mark.slow
 def test_an_exported_network_gives_its_logits(
     name: str, choice: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -115,6 +115,7 @@ def test_a_limit_must_be_above_zero(capsys: pytest.CaptureFixture[str]) -> None:
         recommend.recommend_cell(two_networks(), where=["colour=red"])
 
 
+@pytest.mark.slow
 def test_the_report_shows_accuracy_against_latency_where_networks_differ(tmp_path: Path) -> None:
     text = (report.build(two_networks(), tmp_path)).read_text(encoding="utf-8")
     assert "Accuracy against latency" in text

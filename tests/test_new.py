@@ -225,6 +225,7 @@ def screen_digits(monkeypatch: pytest.MonkeyPatch, accuracies: dict[str, float])
     return screening.screen(specs, resolve_device("cpu"), Cache())
 
 
+@pytest.mark.slow
 def test_screening_keeps_the_first_by_linear_probe_and_the_first_by_neighbours(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -259,6 +260,7 @@ def test_sounds_are_screened_like_images(tmp_path: Path) -> None:
     assert done.describe()[-1] == "None was dropped."
 
 
+@pytest.mark.slow
 def test_a_budget_leads_to_a_race_of_the_backbones_that_screening_keeps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

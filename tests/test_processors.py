@@ -89,6 +89,7 @@ def here(specs: list[TrialSpec]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("instructions", OLDER)
+@pytest.mark.slow
 def test_beginning_is_the_same_with_older_instructions(
     instructions: str, golden: TrialSpec, specs: list[TrialSpec], here: list[dict[str, Any]]
 ) -> None:

@@ -307,6 +307,7 @@ def second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.slow
 def test_a_race_is_resumed_even_if_its_first_round_would_not_fit_by_the_forecast(
     workers: str, second: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +330,7 @@ def trials_in(folder: str) -> list[TrialRecord]:
     return record.trials(info)
 
 
+@pytest.mark.slow
 def test_a_race_is_over_in_the_record_that_its_bundle_is_merged_into(
     second: list[str],
 ) -> None:

@@ -247,6 +247,7 @@ def _race(folder: Path, number: int) -> None:
     assert rows.take(np.arange(number, COUNT))[:, 0, 0].tolist() == list(range(number, COUNT))
 
 
+@pytest.mark.slow
 def test_processes_that_start_at_once_share_one_entry(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     started = [context.Process(target=_race, args=(tmp_path / "cache", n)) for n in range(2)]

@@ -59,6 +59,7 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.slow
 def test_interval_is_as_wide_as_fresh_samples_differ(name: str) -> None:
     """The sd behind the interval against the sd of the values of new samples, and coverage of their mean.
 

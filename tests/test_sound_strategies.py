@@ -134,6 +134,7 @@ def live_peak(spec: TrialSpec) -> float:
 
 @on_networks
 @on_strategies
+@pytest.mark.slow
 def test_memory_is_that_of_live_tensors(backbone: str, strategy: Strategy, make: Make) -> None:
     spec = make(backbone, strategy)
     assert forecast(spec).train_peak_mib == pytest.approx(live_peak(spec), rel=0.02)

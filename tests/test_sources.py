@@ -131,6 +131,7 @@ def test_both_players_of_a_gan_learn() -> None:
 
 
 @pytest.mark.parametrize("backbone", ["small_lstm", "small_gru", "small_cnn"])
+@pytest.mark.slow
 def test_a_source_learns_sounds_and_trials_on_other_sounds_start_from_it(
     backbone: str, here: Path, tracking_uri: str, make_spec: Callable[..., TrialSpec]
 ) -> None:

@@ -129,6 +129,7 @@ def test_an_exported_model_holds_its_tokenizer(exported: Model, tmp_path: Path) 
         open_model(folder)
 
 
+@pytest.mark.slow
 def test_a_model_of_texts_is_written_as_onnx(exported: Model, texts: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     rows = load_target(f"folder:{texts}").read(np.arange(24), exported.form)
