@@ -48,7 +48,7 @@ def average_networks(
         members: largest number of networks in a soup; 1 makes no soup.
         device: auto, cpu, cuda or mps.
         tracking_uri: MLflow tracking URI; the default is sqlite:///mlruns/mlflow.db.
-        target: where its images are now, e.g. folder:PATH, if they are no longer where they were.
+        target: where its examples are now, e.g. folder:PATH, if they are no longer where they were.
 
     Returns:
         The averages that were made now; all are in `analysis.load_study(...).averages`.

@@ -1,4 +1,4 @@
-"""List or delete cached outputs of frozen layers and decoded images on this machine.
+"""List or delete cached outputs of frozen layers and decoded examples on this machine.
 
     python -m harness.cache
     python -m harness.cache --empty
@@ -48,7 +48,7 @@ class CacheContents:
 
 
 def list_cache(folder: Path | None = None) -> CacheContents:
-    """What is kept of frozen layers and decoded images.
+    """What is kept of frozen layers and decoded examples.
 
     Args:
         folder: where; None is the folder in the user's cache.
@@ -87,7 +87,7 @@ def _when(entry: Entry) -> str:
 
 
 def run(*, cache_dir: Path | None = None, empty: bool = False) -> None:
-    """List cached outputs of frozen layers and decoded images on this machine, or delete them.
+    """List cached outputs of frozen layers and decoded examples on this machine, or delete them.
 
     Everything in the cache can be deleted: it is computed again when a trial needs it.
 

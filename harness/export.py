@@ -3,8 +3,8 @@
     python -m harness.export --study freeze_depth
 
 model.safetensors loads into the plain network of timm or torchvision; model.json says which, the classes,
-how an image is prepared, and what using it costs; README.md is a model card. `python -m harness.predict` uses
-the folder.
+how an example is prepared, and what using it costs; README.md is a model card. `python -m harness.predict`
+uses the folder.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def export_model(
     """Train the configuration of a study's best cell again, with the seed of its first repeat, and write it
     as plain files, with a model card.
 
-    Probabilities are calibrated by a temperature that is fitted on the validation images. Size and speed of
+    Probabilities are calibrated by a temperature that is fitted on the validation examples. Size and speed of
     each file are measured on this machine.
 
     Args:
@@ -55,7 +55,7 @@ def export_model(
         out: folder to write, by default models/STUDY; a model that is there is not overwritten.
         onnx: also write model.onnx (extra onnx).
         int8: also write model.onnx and model.int8.onnx, whose weights and activations have 8 bits, with
-            scales from training images.
+            scales from training examples.
         max_loss: percentage points of validation accuracy that model.int8.onnx may lose; if it loses more, it
             is not written, and the exit code is 2.
         average: export an average of weights instead, made with the seed of the first repeat; see
@@ -65,7 +65,7 @@ def export_model(
         register: and register it as a new version of this name in MLflow's model registry.
         device: auto, cpu, cuda or mps.
         tracking_uri: MLflow tracking URI; the default is sqlite:///mlruns/mlflow.db.
-        target: where its images are now, e.g. folder:PATH, if they are no longer where they were.
+        target: where its examples are now, e.g. folder:PATH, if they are no longer where they were.
 
     Raises:
         UserError: if there is no such study or cell, the configuration cannot be trained here or cannot be

@@ -33,7 +33,7 @@ def replay_run(
     """Run a recorded trial again, and print to how many digits the results agree. Nothing is recorded.
 
     The exit code is 0 if they agree: bitwise if machine, versions and settings are the recorded ones, else
-    within a tolerance. It is 1 if they do not agree, or if images or weights have changed, and 2 on bad
+    within a tolerance. It is 1 if they do not agree, or if examples or weights have changed, and 2 on bad
     input. Differences of inputs, versions and settings from the recorded ones are listed.
 
     Args:
@@ -43,7 +43,7 @@ def replay_run(
         device: auto, cpu, cuda or mps; the default is the recorded one if it is there.
         cache_dir: read outputs of frozen layers from this folder; by default they are computed again.
         cache_budget: size limit of that folder; 0 caches nothing.
-        target: where its images are now, e.g. folder:PATH, if they are no longer where they were.
+        target: where its examples are now, e.g. folder:PATH, if they are no longer where they were.
 
     Raises:
         UserError: on bad input.

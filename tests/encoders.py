@@ -1,4 +1,4 @@
-"""Small encoders of texts with random weights, saved as the library transformers does."""
+"""Small encoders of texts and sounds with random weights, saved as the library transformers does."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ def save_encoder(folder: Path, kind: str = "bert", **settings: Any) -> str:
     Returns:
         Name of the backbone.
     """
-    library: Any = importlib.import_module("transformers")
     fields = {
         "vocab_size": 32,
         "hidden_size": 16,
@@ -52,6 +51,13 @@ def save_encoder(folder: Path, kind: str = "bert", **settings: Any) -> str:
         fields |= {"dim": 16, "n_layers": 3, "n_heads": 2, "hidden_dim": 24}
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
             del fields[name]
+    _save_model(folder, kind, fields)
+    save_tokenizer(folder)
+    return f"transformers:{folder}"
+
+
+def _save_model(folder: Path, kind: str, fields: dict[str, Any]) -> None:
+    library: Any = importlib.import_module("transformers")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = library.AutoConfig.for_model(kind, **fields)
@@ -59,5 +65,91 @@ def save_encoder(folder: Path, kind: str = "bert", **settings: Any) -> str:
         for parameter in model.parameters():  # otherwise biases are 0, and attention does little
             parameter.data += 0.1 * torch.randn_like(parameter)
     model.save_pretrained(folder)
-    save_tokenizer(folder)
+
+
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+}
+SAMPLES = {
+    **SMALL,
+    "conv_dim": (8, 8),
+    "conv_kernel": (10, 4),
+    "conv_stride": (8, 4),
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+    "num_feat_extract_layers": 2,
+}
+STABLE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
+SOUND_ENCODERS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    "ast": (
+        "audio-spectrogram-transformer",
+        "ASTFeatureExtractor",
+        {
+            **SMALL,
+            "patch_size": 4,
+            "frequency_stride": 4,
+            "time_stride": 3,
+            "max_length": 32,
+            "num_mel_bins": 16,
+        },
+        {"max_length": 32, "num_mel_bins": 16},
+    ),
+    "whisper": (
+        "whisper",
+        "WhisperFeatureExtractor",
+        {
+            "d_model": 16,
+            "encoder_layers": 2,
+            "decoder_layers": 1,
+            "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2,
+            "encoder_ffn_dim": 24,
+            "decoder_ffn_dim": 24,
+            "num_mel_bins": 16,
+            "max_source_positions": 50,
+            "max_target_positions": 8,
+            "vocab_size": 32,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "decoder_start_token_id": 3,
+            "begin_suppress_tokens": None,
+        },
+        {"feature_size": 16, "chunk_length": 1},
+    ),
+    **{
+        name: (kind, "Wav2Vec2FeatureExtractor", {**SAMPLES, **more}, {"do_normalize": True})
+        for name, kind, more in (
+            ("wav2vec2", "wav2vec2", {}),
+            ("wav2vec2-stable", "wav2vec2", STABLE),
+            ("hubert", "hubert", {}),
+            ("hubert-stable", "hubert", STABLE),
+            ("wavlm", "wavlm", {"num_buckets": 8, "max_bucket_distance": 16}),
+            ("data2vec", "data2vec-audio", {"conv_pos_kernel_size": 3}),
+            ("unispeech", "unispeech", {}),
+            ("unispeech-sat", "unispeech-sat", {}),
+        )
+    },
+}
+"""Name -> type, feature extractor, and the settings of both."""
+
+
+def save_sound_encoder(folder: Path, name: str, **settings: Any) -> str:
+    """Save one of SOUND_ENCODERS.
+
+    Args:
+        folder: where.
+        name: which.
+        settings: of the model, instead of its own.
+
+    Returns:
+        Name of the backbone.
+    """
+    library: Any = importlib.import_module("transformers")
+    kind, extractor, fields, own = SOUND_ENCODERS[name]
+    _save_model(folder, kind, {**fields, **settings})
+    getattr(library, extractor)(**own).save_pretrained(folder)
     return f"transformers:{folder}"

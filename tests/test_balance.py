@@ -52,7 +52,7 @@ def test_weights_are_those_of_scikit_learn() -> None:
 
 
 def test_class_without_training_images_is_named() -> None:
-    with pytest.raises(UserError, match="needs training images of every class, 'b' has none"):
+    with pytest.raises(UserError, match="needs training examples of every class, 'b' has none"):
         class_weights(np.array([0, 0, 2]), NAMES)
 
 

@@ -172,7 +172,7 @@ def test_auroc_needs_two_classes_on_validation(monkeypatch: pytest.MonkeyPatch) 
         return make_study(compare={"strategy": ["probe"]}, space=space, metric=metric)
 
     wanted = (
-        "metric 'auroc' needs validation images of at least two classes; those of target lonely"
+        "metric 'auroc' needs validation examples of at least two classes; those of target lonely"
     )
     with pytest.raises(UserError, match=wanted):
         check_study(study("auroc"), Cache(), False)

@@ -357,7 +357,7 @@ def test_a_model_of_the_hub_needs_it(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_the_extra_is_asked_for(monkeypatch: pytest.MonkeyPatch, bert: str) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    refused(bert, r"networks that read text need the extra: pip install -e '.\[text\]'", "scratch")
+    refused(bert, r"networks of transformers need the extra: pip install -e '.\[text\]'", "scratch")
 
 
 def test_what_does_not_suit_it_is_refused(

@@ -111,7 +111,7 @@ def test_groups_and_a_selection_of_classes_go_together(tmp_path: Path) -> None:
         (r"patient(\d+", "not a regular expression: missing"),
         (r"subject\d+", "does not match 48 of 48 names, the first is ill/patient00_frame0.png"),
         (r"patient0\d", "does not match 8 of 48 names, the first is ill/patient10_frame0.png"),
-        ("patient", "puts all images into one group"),
+        ("patient", "puts all examples into one group"),
     ],
 )
 def test_expression_that_tells_no_groups_is_refused(

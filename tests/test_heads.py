@@ -282,7 +282,7 @@ def test_a_linear_probe_of_an_earlier_group_keeps_one_vector_an_image(
     fit, _, result = run(spec, Cache(tmp_path / "cache"))
     assert isinstance(fit.backbone.head, nn.Linear)
     width = fit.backbone.head.in_features
-    assert result.notes["prefix"] == f"kept after pool, {4 * width} B an image"
+    assert result.notes["prefix"] == f"kept after pool, {4 * width} B an example"
 
 
 @pytest.mark.parametrize("choice", [{"depth": 3}, {"head": "attentive", "depth": 3}], ids=names)

@@ -17,7 +17,7 @@ from PIL import Image
 from harness import rank, strategies
 from harness.backbones import build
 from harness.backbones.recorded import write_model
-from harness.backbones.wheels import WHEELS
+from harness.backbones.wheels import MINILM, WHEELS
 from harness.core import study_file
 from harness.core.errors import UserError
 from harness.core.spec import TrialSpec
@@ -278,6 +278,53 @@ def test_sources_for_sounds_are_ranked_in_an_embedding_of_sounds(
     ) in out
     assert re.search(r"^ otdd +lower +\d", out, re.MULTILINE)
     assert "ranked by probe_accuracy: recorded:" in out
+
+
+TEXT_STUDY = """
+from harness import Study, TrialSpec, strategies
+
+SOURCES = {{"lstm": "recorded:lstm", "gru": "recorded:gru"}}
+
+def space(trial, source):
+    return TrialSpec(
+        {target!r}, f"text_{{source}}", strategies.LinearProbe(), source=SOURCES[source], shots=5,
+        val_shots=3, test_shots=4,
+    )
+
+study = Study(compare={{"source": SOURCES}}, space=space, name="texts")
+"""
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.skipif(MINILM.file() is None, reason="the wheel is not installed")
+def test_sources_for_texts_are_ranked_and_compared_in_an_embedding_of_texts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.texts import write_texts
+
+    target, other = (f"folder:{write_texts(tmp_path / name)}[tokens=8]" for name in "ab")
+    about = {
+        "data": other, "objective": "supervised", "shots": "5", "val_shots": "3", "resolution": "None",
+        "steps": "5", "number": "0", "classes": "2", "images": "10", "val_images": "6",
+    }  # fmt: skip
+    for name in ("lstm", "gru"):
+        state = build(f"text_{name}", "scratch", 2, 0).model.state_dict()
+        write_model(f"{name}.0", state, {**about, "name": name, "backbone": f"text_{name}"})
+    common = ["--device", "cpu", "--tracking-uri", f"sqlite:///{tmp_path}/none.db"]
+    sources = ["--sources", "minilm,recorded:lstm,recorded:gru"]
+    assert rank.main(["--target", target, *sources, *common]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "14 training texts looked at, distances between data sets in minilm pretrained mean over tokens, "
+        "64 principal axes"
+    ) in out
+    assert re.search(r"^ otdd +lower +", out, re.MULTILINE)
+    assert "ranked by probe_accuracy: " in out
+    (tmp_path / "texts.py").write_text(TEXT_STUDY.format(target=target))
+    assert similarity_main(["--space", str(tmp_path / "texts.py"), *common]) == 0
+    said = capsys.readouterr().out
+    assert "recorded before" in said
+    assert said.count("otdd ") == 2
 
 
 def test_every_kind_of_examples_has_a_reference_embedding() -> None:

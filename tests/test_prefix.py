@@ -307,8 +307,8 @@ def test_no_chain_is_never_divided(kind: type[Toy]) -> None:
     ("change", "words"),
     [
         ({"strategy": strategies.FullFineTune()}, "nothing is frozen"),
-        ({"augment": "flip_crop"}, "no image twice"),
-        ({"augment": "mixup"}, "no image twice"),
+        ({"augment": "flip_crop"}, "no example twice"),
+        ({"augment": "mixup"}, "no example twice"),
     ],
 )
 def test_it_says_why_it_steps_aside(

@@ -197,10 +197,10 @@ def test_trial_that_kept_frozen_outputs_is_told_from_one_that_did_not(
     uri: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = run_id(uri)
-    MlflowClient(tracking_uri=uri).set_tag(run, "prefix", "kept after layer3, 4 KiB an image")
+    MlflowClient(tracking_uri=uri).set_tag(run, "prefix", "kept after layer3, 4 KiB an example")
     code, said = replay(uri, run, capfd)
     assert code == 0
-    assert "differs: prefix was kept after layer3, 4 KiB an image, is whole network: " in said
+    assert "differs: prefix was kept after layer3, 4 KiB an example, is whole network: " in said
 
 
 @pytest.mark.parametrize("tag", ["env.numpy", "env.variables", "env.arithmetic"])

@@ -1,8 +1,9 @@
 """What holds for every strategy on sounds (the audit, cached layers, replay, the forecast of memory), for a
-network that sees spectrograms as pictures and for recurrent ones."""
+network that sees spectrograms as pictures, for recurrent ones, and for encoders of transformers."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,14 @@ from harness.training.device import MIB, Cpu
 from harness.training.forecast import forecast
 from harness.training.forecast.storages import StorageMeter
 from harness.training.loop import Training
+from tests.encoders import save_sound_encoder
 from tests.sounds import write_tones
 
 pytest.importorskip("soundfile")
 
-NETWORKS = {"test_resnet": 32, "resemblyzer": None, "small_lstm": None, "small_gru": None}
-"""Backbone -> resolution; the first one sees pictures."""
+ENCODERS = ("wav2vec2", "ast", "whisper", "wavlm")
+NETWORKS = ("test_resnet", "resemblyzer", "small_lstm", "small_gru", *ENCODERS)
+"""Backbones; the first one sees pictures."""
 STRATEGIES = [
     LinearProbe(),
     LastBlock(),
@@ -53,16 +56,27 @@ def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tones(tmp_path_factory.mktemp("sounds") / "tones")
 
 
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    if importlib.util.find_spec("transformers") is None:
+        return {}
+    folder = tmp_path_factory.mktemp("encoders")
+    return {name: save_sound_encoder(folder / name, name) for name in ENCODERS}
+
+
 @pytest.fixture
-def make(make_spec: Callable[..., TrialSpec], tones: Path) -> Make:
+def make(make_spec: Callable[..., TrialSpec], tones: Path, encoders: dict[str, str]) -> Make:
     """A trial of three epochs on short sounds."""
 
     def made(backbone: str, strategy: Strategy) -> TrialSpec:
+        if backbone in ENCODERS:
+            pytest.importorskip("transformers")
         return make_spec(
             target=f"folder:{tones}[seconds=0.2]",
-            backbone=backbone,
+            backbone=encoders.get(backbone, backbone),
+            source="pretrained" if backbone in ENCODERS else "scratch",
             strategy=strategy,
-            resolution=NETWORKS[backbone],
+            resolution=32 if backbone == "test_resnet" else None,
             epochs=3,
             lr=1e-2,
             batch_size=4,

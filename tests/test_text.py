@@ -22,7 +22,14 @@ pytest.importorskip("tokenizers")
 from harness.core.errors import UserError
 from harness.core.spec import TrialSpec
 from harness.core.study import Study
-from harness.data import clear_caches, find_leaks, load_target, read_examples, shifted
+from harness.data import (
+    clear_caches,
+    find_leaks,
+    load_target,
+    read_examples,
+    shifted,
+    split_indices,
+)
 from harness.data.media import Texts
 from harness.data.splits import Examples
 from harness.data.texts import open_text
@@ -213,6 +220,14 @@ def leaks_of(*examples: str, form: Tokens) -> set[tuple[int, int, bool]]:
         for x in find_leaks({"a": made, "b": made})
         if x.positions[0] < x.positions[1]
     }
+
+
+def test_the_pairs_of_identical_texts_are_as_few_as_texts() -> None:
+    """Of 600 equal texts each is in a pair, and a nearly equal one is paired with all of them."""
+    form, words = Tokens(WORDS, 64, 64), sentence("animals", 40, seed=1)
+    found = leaks_of(*[words] * 600, words.replace("horse", "drill", 1), form=form)
+    assert {(a, b) for a, b, exact in found if exact} == {(0, i) for i in range(1, 600)}
+    assert {(a, b) for a, b, exact in found if not exact} == {(i, 600) for i in range(600)}
 
 
 @pytest.mark.parametrize("form", [Tokens(WORDS, 64, 64), Tokens(byte_tokenizer(), 512, 512)])
@@ -436,6 +451,49 @@ def test_identical_texts_in_two_parts_are_a_leak(tmp_path: Path) -> None:
     said = "\n".join(findings(inspect_target(f"csv:{tmp_path / 't.csv'}")))
     assert "LEAKAGE: identical texts or near duplicates in different official parts: 1 (" in said
     assert "correlation of counts of words at least 0.95" in said
+
+
+def test_copies_in_several_parts_and_classes_are_all_named(tmp_path: Path) -> None:
+    """Texts 0 and 3 are the first ones of their class and part."""
+    rows = {
+        "text": ["A drill."] * 6 + [sentence("tools", 9, i) for i in range(4)],
+        "label": [*"xxxyyy", *"xyxy"],
+        "split": ["test", "train", "test", "train", "test", "train", *["train"] * 4],
+    }
+    pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
+    report = inspect_target(f"csv:{tmp_path / 't.csv'}")
+    assert {i for leak in report.leaks for i in leak.positions} == set(range(6))
+    assert {i for leak in report.duplicates for i in leak.positions} == set(range(6))
+
+
+def test_a_field_without_an_end_is_named_by_its_line(tmp_path: Path) -> None:
+    rows = ["text,label", "a horse,x", "a drill,y", f'"{"word " * 30_000},x', "a goat,x"]
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    said = (
+        "t.csv cannot be read as a table: the row that begins in line 4 has a field of more than 131,072 "
+        "characters; close its quotes, or put long texts into files of their own"
+    )
+    with pytest.raises(UserError, match=re.escape(said)):
+        load_target(f"csv:{tmp_path / 't.csv'}")
+
+
+def test_texts_of_a_group_stay_together(
+    make_spec: Callable[..., TrialSpec], tmp_path: Path
+) -> None:
+    """Reviews by one author, from a table."""
+    rows = [
+        (sentence(name, 8, seed=i), name, f"author {i // 3}") for name in OWN for i in range(30)
+    ]
+    columns = ["review", "label", "group"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "t.csv", index=False)
+    target = load_target(f"csv:{tmp_path / 't.csv'}")
+    spec = make_spec(target=f"csv:{tmp_path / 't.csv'}", shots=None, val_shots=None)
+    split = split_indices(target, spec)
+    assert target.groups is not None
+    parts = [set(target.groups[part].tolist()) for part in (split.train, split.val, split.test)]
+    assert all(parts)
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 10
+    assert "10 groups of 6 texts" in "\n".join(findings(inspect_target(spec.target)))
 
 
 @pytest.mark.parametrize(

@@ -173,4 +173,8 @@ def test_a_study_is_proposed_for_a_folder_of_texts(
     assert "training texts per class" in written
     assert study.cells()
     assert Path("report/words/classes.png").is_file()
+    monkeypatch.setattr(proposal, "BY_SHOTS", ((10**9, ("linear probe", "last block")),))
+    propose_study(f"folder:{texts}", device="cpu", budget="5m", out="studies/race.py")
+    only = f"Nothing was screened: {encoder} is the only backbone for texts whose weights are"
+    assert only in " ".join(Path("studies/race.py").read_text().split())
     assert "2 classes, 24 texts" in capsys.readouterr().out

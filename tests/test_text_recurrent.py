@@ -15,6 +15,8 @@ from harness.core.errors import UserError
 from harness.core.spec import TrialSpec
 from harness.core.strategies import FullFineTune, GradualUnfreezing, LoRA
 from harness.data.cached import Cache
+from harness.deploy.model import describe, open_model, plain_network, write
+from harness.deploy.onnx import write_onnx
 from harness.training.device import MIB, Cpu
 from harness.training.forecast import forecast
 from harness.training.forecast.storages import StorageMeter
@@ -91,6 +93,16 @@ def test_memory_is_that_of_live_tensors(make_spec: Callable[..., TrialSpec], tex
             del logits
     live = sum(meter.peak().values()) / MIB
     assert forecast(spec).train_peak_mib == pytest.approx(live, rel=0.02)
+
+
+def test_its_onnx_file_gives_the_same_logits(tmp_path: Path) -> None:
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(name)
+    network = build("text_lstm", "scratch", 3, 0)
+    about = describe(network, "text_lstm", ("a", "b", "c"))
+    write(tmp_path / "model", plain_network(network, None), about, network.input)
+    rows = network.input.random(4, torch.Generator().manual_seed(0))
+    assert write_onnx(open_model(tmp_path / "model"), tmp_path, rows) < 1e-5
 
 
 def test_what_does_not_suit_it_is_refused() -> None:

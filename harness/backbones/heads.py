@@ -59,7 +59,7 @@ class EfficientProbing(nn.Module):
 
 
 class MaskedProbing(EfficientProbing):
-    """The same for tokens of texts, of which those that are all zeros are padding."""
+    """The same for tokens of which those that are all zeros are padding."""
 
     def scores(self, tokens: torch.Tensor) -> torch.Tensor:
         padding = (tokens == 0).all(2, keepdim=True)
@@ -93,8 +93,8 @@ class MeanPool(Tokens):
         return super().forward(output).mean(1)
 
 
-class TextTokens(nn.Module):
-    """Tokens that carry the attention mask -> tokens without it, (n, tokens, width), zeros for padding."""
+class VisibleTokens(nn.Module):
+    """Tokens that carry a mask -> tokens without it, (n, tokens, width), zeros for padding."""
 
     def forward(self, output: torch.Tensor) -> torch.Tensor:
         hidden, mask = divided(output)
@@ -178,12 +178,12 @@ def put_head(
     depth = below if depth is None else depth
     images = backbone.prepared(backbone.input.blank(2))
     last, output = _end(backbone, name, depth, images, several=kind == "attentive")
-    texts = isinstance(backbone.input, inputs.Tokens) and output.ndim == 3
-    pool = _pool(backbone.model, output, kind, texts)
+    masked = isinstance(backbone.input, inputs.Tokens | inputs.Features) and output.ndim == 3
+    pool = _pool(backbone.model, output, kind, masked)
     width = pool(output).shape[-1]
     body = Body(backbone.model, last)
     _remove_unused(body, images)
-    head = _head(kind, width, classes, texts).to(backbone.device)
+    head = _head(kind, width, classes, masked).to(backbone.device)
     parts = {"body": body, "pool": pool, "norm": nn.LayerNorm(width, elementwise_affine=False)}
     model = nn.Sequential(OrderedDict(**parts, head=head))
     return dataclasses.replace(
@@ -192,21 +192,21 @@ def put_head(
     )
 
 
-def _pool(network: nn.Module, output: torch.Tensor, kind: Head, texts: bool) -> nn.Module:
+def _pool(network: nn.Module, output: torch.Tensor, kind: Head, masked: bool) -> nn.Module:
     """What brings an output of the network into the form that the head reads."""
-    if texts:
-        return TextTokens() if kind == "attentive" else TokenPool("mean")
+    if masked:
+        return VisibleTokens() if kind == "attentive" else TokenPool("mean")
     channels_last = output.ndim == 4 and _channels_last(network, output.shape)
     skip = getattr(network, "num_prefix_tokens", 0)
     return (Tokens if kind == "attentive" else MeanPool)(channels_last, skip)
 
 
-def _head(kind: Head, width: int, classes: int, texts: bool = False) -> nn.Module:
+def _head(kind: Head, width: int, classes: int, masked: bool = False) -> nn.Module:
     if kind == "linear":
         return nn.Linear(width, classes)
     if kind == "mlp":
         return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, classes))
-    probing = MaskedProbing(width) if texts else EfficientProbing(width)
+    probing = MaskedProbing(width) if masked else EfficientProbing(width)
     return nn.Sequential(probing, nn.Linear(width, classes))
 
 

@@ -1,4 +1,5 @@
-"""Encoders of the library transformers (extra `text`), with weights from the hub, a folder or a wheel.
+"""Encoders of texts and sounds of the library transformers (extra `text`), with weights from the hub, a
+folder or a wheel.
 
 transformers:bert-base-uncased          a model of the hub
 transformers:PATH                       a folder, as save_pretrained writes it
@@ -8,6 +9,7 @@ minilm[pool=cls]                        with the first token instead of the mean
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,16 +23,27 @@ from torch import nn
 from harness.backbones.encoders import Encoder, divide
 from harness.backbones.hub import hub_folder
 from harness.backbones.library import tensor_names
+from harness.backbones.sound_encoders import (
+    EXTRACTORS,
+    NOT_LOADED,
+    SECONDS,
+    divide_sounds,
+    prepared,
+)
+from harness.backbones.weights import file_sha256
 from harness.backbones.wheels import MINILM
 from harness.core.errors import UnknownName, UserError, first_line
-from harness.inputs import Input, TokenizerFile, Tokens
+from harness.inputs import Features, Input, TokenizerFile, Tokens
+from harness.inputs.features import FILE, extractor_settings
 
 PREFIX = "transformers:"
 WHEEL = "minilm"
 POOLS = ("mean", "cls")
+NOT_USED = ("pooler.", *NOT_LOADED)
+"""Weights that may be missing."""
 LONGEST = 128
 """Number of tokens of a text, if the target has none."""
-CONFIG = ("config.json", "tokenizer.json")
+CONFIG = ("config.json", "tokenizer.json", FILE)
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 NAME = re.compile(r"(?P<model>[^\[\]]+)(?:\[pool=(?P<pool>\w*)\])?")
 
@@ -82,23 +95,34 @@ def _wheel(weights: bool) -> Path:
     return file.parent
 
 
-def weights_file(name: str) -> Path | None:
-    """The file with the published weights; None if there are several."""
-    file = _Name.of(name).folder(weights=True) / "model.safetensors"
-    return file if file.is_file() else None
+def files(name: str) -> tuple[Path, ...]:
+    """The files of a model from which the network and its input are made: weights, settings, and tokenizer or
+    feature extractor."""
+    folder = _Name.of(name).folder(weights=True)
+    return tuple(
+        sorted(f for pattern in (*CONFIG, *WEIGHTS) for f in folder.glob(pattern) if f.is_file())
+    )
+
+
+def files_sha256(name: str) -> str:
+    """Hash of the names and contents of these files."""
+    hashed = hashlib.sha256()
+    for file in files(name):
+        hashed.update(f"{file.name}\x1f{file_sha256(file)}\x1f".encode())
+    return hashed.hexdigest()
 
 
 def check(name: str) -> None:
-    """Raise UserError if there is no such model, or it is no encoder of texts."""
+    """Raise UserError if there is no such model, or it is no encoder of texts or sounds."""
     _config(name)
 
 
 def create(name: str) -> nn.Module:
     """The network with random weights."""
-    library = _library()
-    config, tokenizer = _config(name), tokenizer_of(name)
+    library, config = _library(), _config(name)
+    form = _input(name, config)
     with _quiet():
-        return _ready(library.AutoModel.from_config(config), name, tokenizer)
+        return _ready(library.AutoModel.from_config(config), name, form)
 
 
 def pretrained(name: str) -> nn.Module:
@@ -107,13 +131,14 @@ def pretrained(name: str) -> nn.Module:
     Raises:
         UserError: if they are not available, or do not belong to the architecture.
     """
-    library, tokenizer = _library(), tokenizer_of(name)
+    library, config = _library(), _config(name)
+    form = _input(name, config)
     folder = _Name.of(name).folder(weights=True)
     try:
         with _quiet():
             model, report = library.AutoModel.from_pretrained(
                 folder,
-                config=_config(name),
+                config=config,
                 dtype=torch.float32,
                 output_loading_info=True,
                 local_files_only=True,
@@ -121,26 +146,41 @@ def pretrained(name: str) -> nn.Module:
             )
     except Exception as error:  # OSError, safetensors, pickle and RuntimeError kinds
         raise UserError(f"weights of {name} cannot be read: {first_line(error)}") from error
-    missing = [n for n in sorted(report["missing_keys"]) if not n.startswith("pooler.")]
+    missing = [n for n in sorted(report["missing_keys"]) if not n.startswith(NOT_USED)]
     if missing or report["mismatched_keys"]:
         raise UserError(
             f"weights of {name} belong to another architecture: {len(missing)} are missing "
             f"({', '.join(missing[:3])}), {len(report['mismatched_keys'])} have another shape"
         )
-    return _ready(model, name, tokenizer)
+    return _ready(model, name, form)
 
 
-def _ready(model: Any, name: str, tokenizer: TokenizerFile) -> nn.Module:
-    if tokenizer.size > model.config.vocab_size:
-        raise UserError(
-            f"backbone {name}: its tokenizer has {tokenizer.size} tokens, but the model only "
-            f"{model.config.vocab_size} embeddings; use the tokenizer that the model was trained with"
-        )
+def _input(name: str, config: Any) -> TokenizerFile | Features:
+    """What reads the examples: a tokenizer, or the input that the feature extractor makes.
+
+    Raises:
+        UserError: if the model has none.
+    """
+    kind = EXTRACTORS.get(config.model_type)
+    return tokenizer_of(name) if kind is None else _features(name, kind)
+
+
+def _ready(model: Any, name: str, form: TokenizerFile | Features) -> nn.Module:
     try:
-        encoder = divide(model, _Name.of(name).pool)
+        if isinstance(form, Features):
+            return divide_sounds(prepared(model), _Name.of(name).pool, form)
+        return _reader(model, _Name.of(name).pool, form)
     except UserError as error:
         raise UserError(f"backbone {name}: {error}") from error
-    longest = _longest(model)
+
+
+def _reader(model: Any, pool: str, tokenizer: TokenizerFile) -> Encoder:
+    if tokenizer.size > model.config.vocab_size:
+        raise UserError(
+            f"its tokenizer has {tokenizer.size} tokens, but the model only {model.config.vocab_size} "
+            "embeddings; use the tokenizer that the model was trained with"
+        )
+    encoder, longest = divide(model, pool), _longest(model)
     encoder.input = Tokens(tokenizer, min(LONGEST, longest), longest)
     return encoder
 
@@ -167,10 +207,11 @@ def _config(name: str) -> Any:
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
     decodes = config.is_encoder_decoder or getattr(config, "is_decoder", False)
-    if decodes or config.model_type not in ENCODERS:
+    if (decodes or config.model_type not in ENCODERS) and config.model_type not in EXTRACTORS:
         raise UserError(
-            f"backbone {name} is of type {config.model_type}, which is no encoder of texts; use one such as "
-            "BERT, RoBERTa, DistilBERT, ELECTRA, DeBERTa, MPNet or ModernBERT"
+            f"backbone {name} is of type {config.model_type}, which is no encoder of texts or sounds; use "
+            "one such as BERT, RoBERTa, DistilBERT, ELECTRA, DeBERTa, MPNet or ModernBERT, or for sounds "
+            "AST, wav2vec 2.0, HuBERT, WavLM, Data2Vec or Whisper"
         )
     return config
 
@@ -191,13 +232,27 @@ def tokenizer_of(name: str) -> TokenizerFile:
         ) from error
 
 
+def _features(name: str, kind: str) -> Features:
+    file = _Name.of(name).folder(weights=False) / FILE
+    try:
+        return Features(extractor_settings(file.read_text(encoding="utf-8"), kind), SECONDS)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"backbone {name} has no feature extractor: {file} cannot be read; save that of transformers "
+            "beside the model with AutoFeatureExtractor.from_pretrained(...).save_pretrained("
+            f"{str(file.parent)!r})"
+        ) from error
+    except UserError as error:
+        raise UserError(f"backbone {name}: {file}: {error}") from error
+
+
 def _library() -> Any:
     try:
         import tokenizers  # noqa: F401
         import transformers
     except ImportError:
         raise UserError(
-            "networks that read text need the extra: pip install -e '.[text]'"
+            "networks of transformers need the extra: pip install -e '.[text]'"
         ) from None
     return transformers
 
@@ -238,13 +293,13 @@ def depths(model: nn.Module) -> dict[str, int]:
 
 
 def input_of(model: nn.Module) -> Input:
-    """Texts of 128 tokens, or of as many as the model takes."""
-    assert isinstance(model.input, Tokens)
+    """Texts of 128 tokens, or of as many as the model takes; sounds of one second."""
+    assert isinstance(model, Encoder)
     return model.input
 
 
 def set_resolution(model: nn.Module, size: int) -> None:
-    """Do nothing: `Tokens.at` refuses a resolution."""
+    """Do nothing: `Tokens.at` and `Features.at` refuse a resolution."""
 
 
 def convert(model: nn.Module, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:

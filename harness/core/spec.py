@@ -60,36 +60,36 @@ class TrialSpec:
     Attributes:
         target: data set to adapt to, e.g. "digits" or "folder:PATH" (see harness.data).
         backbone: name of a timm model, "torchvision:NAME", "small_cnn"; for sounds also "resemblyzer",
-            "small_lstm" or "small_gru"; for texts "minilm", "transformers:NAME" (see
-            harness.backbones.transformers_models), "text_lstm" or "text_gru".
+            "small_lstm" or "small_gru"; for texts "minilm", "text_lstm" or "text_gru"; for both
+            "transformers:NAME" (see harness.backbones.transformers_models).
         strategy: which layer groups train, and how fast, at each epoch.
         source: where the weights come from: "imagenet", "pretrained" (of networks on sounds or texts),
             "scratch", "file:PATH" or "recorded:NAME".
-        shots: largest number of training images per class; None takes all images that are not used for
+        shots: largest number of training examples per class; None takes all examples that are not used for
             validation or test.
-        val_shots: largest number of validation images per class; None takes the official validation set if
-            there is one, else 20 % of the images that are not test images. With `fold` it must be None.
-        test_shots: largest number of test images per class; None takes the official test set if there is one,
-            else 25 % of the images.
-        exact_shots: refuse classes that have fewer images than `shots`, `val_shots` and `test_shots` ask for,
-            so that every class has the same number of images.
+        val_shots: largest number of validation examples per class; None takes the official validation set if
+            there is one, else 20 % of the examples that are not test examples. With `fold` it must be None.
+        test_shots: largest number of test examples per class; None takes the official test set if there is
+            one, else 25 % of the examples.
+        exact_shots: refuse classes that have fewer examples than `shots`, `val_shots` and `test_shots` ask
+            for, so that every class has the same number of examples.
         head: what is trained on the features of the network: "linear"; "mlp", with a hidden layer as wide as
             the features; or "attentive", which learns to weigh tokens or positions (Efficient Probing; see
             harness.backbones.heads).
         depth: number of leading layer groups that are used, so that the head reads an earlier output; None
             takes the whole network.
         resolution: side of the square input in pixels; None takes the backbone's own.
-        epochs: passes over the training images.
-        batch_size: images per step.
+        epochs: passes over the training examples.
+        batch_size: examples per step.
         augment: how training images are varied (see harness.inputs.augment), or sounds (see
             harness.inputs.sound_augment), or texts (see harness.inputs.tokens).
-        views: number of seeded variants of each image. Each epoch uses the next one, so that the outputs of
+        views: number of seeded variants of each example. Each epoch uses the next one, so that the outputs of
             frozen layers can be cached; None draws a new variant at every step.
         batch_norm: statistics of batch norms. Frozen groups always keep those of the source, and so do all
             groups with "frozen". With "train", groups that train use those of the batch; "auto" does so for
             groups that train from the first epoch, and groups that are unfrozen later keep those with which
             the head was trained (measured in studies/batch_norm.py). "reestimate" averages them once over
-            the training images, then fixes them.
+            the training examples, then fixes them.
         optimizer: "adamw" or "sgd" (momentum 0.9).
         lr: peak learning rate of a group whose scale is 1; None takes the optimiser's usual rate.
         schedule: "cosine", "constant" or "one_cycle" (see harness.training.optimizer.Schedule).
@@ -97,16 +97,17 @@ class TrialSpec:
         warmup: share of all steps in which a group's rate rises linearly after it is unfrozen.
         label_smoothing: share of the target distribution spread over all classes.
         class_weights: weights of the classes in the loss, "none" or "balanced" (n / (k n_c) for a class with
-            n_c of the n training images of k classes, as in scikit-learn).
-        sampling: "none" (each epoch takes each training image once) or "balanced" (it draws as many images
-            with replacement, so that each class is equally likely).
+            n_c of the n training examples of k classes, as in scikit-learn).
+        sampling: "none" (each epoch takes each training example once) or "balanced" (it draws as many
+            examples with replacement, so that each class is equally likely).
         precision: of activations, "float32" or "bfloat16" (torch.autocast; parameters stay float32).
         compile: run the network through torch.compile.
         shifts: names of additional, shifted test sets to score, joined by "+" (see harness.data.shift).
-        seed: decides the training and validation images, the initialisation of the head and the batch order.
-        fold: which fold of the images that are not test images is the validation part, e.g. "2/5 of shuffle
-            1234"; training images are drawn from the other folds. Set by the harness, as the seed is; "" for
-            a single split (see harness.core.folds).
+        seed: decides the training and validation examples, the initialisation of the head and the order of
+            batches.
+        fold: which fold of the examples that are not test examples is the validation part, e.g. "2/5 of
+            shuffle 1234"; training examples are drawn from the other folds. Set by the harness, as the seed
+            is; "" for a single split (see harness.core.folds).
     """
 
     target: str
@@ -194,7 +195,7 @@ class TrialSpec:
             )
         if self.views is not None and self.augment in ("none", "mixup", "cutmix"):
             raise UserError(
-                f"TrialSpec: views need an augment that varies each image by itself, got "
+                f"TrialSpec: views need an augment that varies each example by itself, got "
                 f"{self.augment!r}"
             )
         if self.lr is None:

@@ -62,10 +62,10 @@ class Study:
         pruner: "none" or "median" (a pruned trial has no comparable cost).
         seed: seed from which every random stream of the study is derived.
         name: name of the study; if empty, that of its file.
-        resampling: "split" (a run has one validation part, drawn by its seed) or "kfold", for few images:
-            each configuration is scored on every one of `folds` folds of all images that are not test images,
+        resampling: "split" (a run has one validation part, drawn by its seed) or "kfold", for few examples:
+            each configuration is scored on every one of `folds` folds of all examples but those of the test,
             and chosen by the mean; the repeats are runs on the folds of new divisions, so that cells are
-            chosen by repeated k-fold cross-validation. Intervals then allow for runs that share images.
+            chosen by repeated k-fold cross-validation. Intervals then allow for runs that share examples.
         folds: number of folds; of no effect with "split".
         metric: metric on validation by which configurations and cells are chosen: "accuracy",
             "balanced_accuracy" (mean recall of the classes), "macro_f1", "auroc" (of each class against the

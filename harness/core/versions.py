@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from functools import cache
 
-COMPUTING = tuple(
-    "torch torchvision timm numpy scipy scikit-learn pillow peft soundfile tokenizers transformers".split()
+COMPUTING = (
+    *"torch torchvision torchaudio timm numpy scipy scikit-learn pillow peft".split(),
+    *"soundfile tokenizers transformers".split(),
 )
 """Packages whose version may change what a trial computes."""
 IMPORTED = frozenset(

@@ -189,7 +189,7 @@ def groups_from_names(names: Sequence[str], pattern: str, what: str) -> tuple[In
         )
     number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     if len(number) == 1:
-        raise UserError(f"{what}: group={pattern} puts all images into one group, {keys[0]}")
+        raise UserError(f"{what}: group={pattern} puts all examples into one group, {keys[0]}")
     return np.array(
         [number[key] for key in keys], np.int64
     ), f"Groups are read from names ({pattern})."

@@ -3,6 +3,8 @@ part."""
 
 from __future__ import annotations
 
+import hashlib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,19 +38,59 @@ def find_leaks(parts: Mapping[str, Examples]) -> list[Leak]:
     that it is robust to re-compression, rescaling and changes of brightness, but not to crops or rotations;
     of texts, counts of words. In data sets of coarse images (8 x 8 digits) different images may count as near
     duplicates, so look at the listed pairs.
+
+    Of equal examples of one class in one part, only the first is paired with each of those in the other part,
+    and each of the others with the first of these: otherwise their number would be squared.
     """
-    thumbnails = {name: _thumbnails(part) for name, part in parts.items()}
+    seen = {name: _Distinct.of(part) for name, part in parts.items()}
     names = list(parts)
     found: list[Leak] = []
     for i, first in enumerate(names):
         for second in names[i + 1 :]:
-            a, b = parts[first], parts[second]
-            for row, column in _close(thumbnails[first], thumbnails[second], a.form.near):
-                exact = torch.equal(a.values[row : row + 1], b.values[column : column + 1])
-                found.append(
-                    Leak((first, second), (int(a.index[row]), int(b.index[column])), exact)
-                )
+            a, b = seen[first], seen[second]
+            for row, column in _close(a.thumbnails, b.thumbnails, parts[first].form.near):
+                exact = a.contents[row] == b.contents[column]
+                found += [
+                    Leak((first, second), pair, exact)
+                    for pair in _pairs(a.copies[row], b.copies[column])
+                ]
     return found
+
+
+@dataclass(frozen=True)
+class _Distinct:
+    """The different examples of a part; equal ones of several classes are kept apart.
+
+    Attributes:
+        contents: a hash of the row of each.
+        copies: the positions in the target of the examples that are equal to it.
+        thumbnails: (n, d), standardised.
+    """
+
+    contents: list[bytes]
+    copies: list[list[int]]
+    thumbnails: torch.Tensor
+
+    @classmethod
+    def of(cls, examples: Examples) -> _Distinct:
+        """The different examples of a part."""
+        small, contents = [], []
+        for rows in examples.batches():
+            small.append(examples.form.thumbnails(rows))
+            contents += [hashlib.blake2b(row.numpy()).digest() for row in rows.contiguous()]
+        members: defaultdict[tuple[bytes, int], list[int]] = defaultdict(list)
+        for at, key in enumerate(zip(contents, examples.labels.tolist(), strict=True)):
+            members[key].append(at)
+        copies = [examples.index[own].tolist() for own in members.values()]
+        firsts = [own[0] for own in members.values()]
+        thumbnails = _standardised(torch.cat(small)[firsts])
+        return cls([content for content, _ in members], copies, thumbnails)
+
+
+def _pairs(first: Sequence[int], second: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Pairs in which each of these positions occurs; as few as possible."""
+    yield from ((first[0], other) for other in second)
+    yield from ((other, second[0]) for other in first[1:])
 
 
 def _close(a: torch.Tensor, b: torch.Tensor, least: float) -> Iterator[tuple[int, int]]:
@@ -83,7 +125,6 @@ def describe_groups(target: Target) -> str:
     return f"{torn} groups have {noun}s in more than one official part" if torn else ""
 
 
-def _thumbnails(examples: Examples) -> torch.Tensor:
-    """(n, d) standardised thumbnails; a uniform image gives zeros, so that it correlates with no other."""
-    small = torch.cat([examples.form.thumbnails(part) for part in examples.batches()])
-    return F.normalize(small - small.mean(1, keepdim=True), dim=1)
+def _standardised(thumbnails: torch.Tensor) -> torch.Tensor:
+    """(n, d) with mean 0 and length 1; a uniform image gives zeros, so that it correlates with no other."""
+    return F.normalize(thumbnails - thumbnails.mean(1, keepdim=True), dim=1)

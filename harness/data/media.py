@@ -26,7 +26,7 @@ from harness.data.images import (
 )
 from harness.data.sounds import SUFFIXES, decode_sound, is_sound, open_sound, read_header
 from harness.data.texts import Size, decode_text, is_text, open_text, read_size, size_of
-from harness.inputs import Frames, Input, Pixels, Spectrogram, Tokens
+from harness.inputs import Features, Frames, Input, Pixels, Spectrogram, Tokens
 from harness.inputs.mel import Mel
 from harness.inputs.tokenizer import byte_tokenizer
 
@@ -226,6 +226,8 @@ class Sounds(Medium):
     def form(self, wanted: Input) -> Input:
         if isinstance(wanted, Frames):
             return replace(wanted, seconds=self.seconds)
+        if isinstance(wanted, Features):
+            return replace(wanted, seconds=min(self.seconds, wanted.longest))
         if not isinstance(wanted, Pixels):
             raise UserError(f"the network takes {wanted} and cannot be used for sounds")
         window, hop = (2 * round(seconds * self.rate / 2) for seconds in (WINDOW, HOP))
@@ -328,6 +330,8 @@ def medium_of(form: Input) -> Medium:
     """The medium whose examples have this form."""
     if isinstance(form, Spectrogram | Frames):
         return Sounds(form.seconds, form.mel.rate)
+    if isinstance(form, Features):
+        return Sounds(form.seconds, form.rate)
     return Texts(form.length) if isinstance(form, Tokens) else IMAGES
 
 

@@ -181,7 +181,21 @@ def _rows(text: str) -> Columns:
     text = text[declared.end() :] if declared else text
     separator = declared[1] if declared else max(SEPARATORS, key=lambda sign: _fit(text, sign))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
-    rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
+    rows: list[tuple[int, list[str]]] = []
+    line = 1
+    try:
+        for row in reader:
+            if any(row):
+                rows.append((reader.line_num, [cell.strip() for cell in row]))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        if "field limit" not in str(error):
+            raise
+        raise ValueError(
+            f"the row that begins in line {line} has a field of more than {csv.field_size_limit():,} "
+            "characters; close its quotes, or put long texts into files of their own and their names into "
+            "the table"
+        ) from error
     if not rows:
         raise ValueError("it is empty")
     header = [name.lstrip("\ufeff") for name in _without_end(rows[0][1])]

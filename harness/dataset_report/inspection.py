@@ -150,13 +150,15 @@ def inspect_target(name: str) -> DataSetReport:
         raise UserError(f"target {name}: no {noun} can be read, the first is {file}: {why}")
     seen = np.array([i for i, _ in decoded], np.int64)
     rows = torch.stack([row for _, row in decoded])
-    same = _same_files(files)
+    same, parts = _same_files(files), given_parts(target)
+    # Copies in another official part are examples of their own.
+    apart = labels + classes * np.unique(parts, return_inverse=True)[1]
     duplicates = [
         leak
-        for leak in _duplicates(Examples(rows, torch.from_numpy(labels[seen]), seen, form), same)
+        for leak in _duplicates(Examples(rows, torch.from_numpy(apart[seen]), seen, form), same)
         if target.groups is None or len({*target.groups[list(leak.positions)]}) > 1
     ]
-    leaks = tuple(_across(duplicates, given_parts(target)))
+    leaks = tuple(_across(duplicates, parts))
     if not shapes and isinstance(target, ArrayTarget):
         height, width = target.images.shape[1:3]
         mode = "L" if target.images.ndim == 3 else "RGB"

@@ -66,9 +66,10 @@ def write_study(
     folder = show_classes(survey, report / out.stem, found)
     print(f"classes in pictures: {folder / 'classes.png'}, {folder / 'classes.html'}")
     if survey.broken:
+        count, noun = len(survey.broken), survey.target.medium.noun
         raise UserError(
-            f"{len(survey.broken)} {survey.nouns} cannot be read, first {next(iter(survey.broken))}; repair "
-            "or remove them (all are listed in classes.html), then run this again"
+            f"{count} {noun}{'s' * (count > 1)} cannot be read, first {next(iter(survey.broken))}; repair or "
+            "remove what is listed in classes.html, then run this again"
         )
     proposal = propose(survey, target, where.name != "cpu", budget)
     if budget is not None:
@@ -104,7 +105,11 @@ def show_classes(survey: DataSetReport, folder: Path, found: list[str]) -> Path:
 def screened(proposal: Proposal, out: Path, device: Device) -> Proposal:
     """The proposal with those of its backbones that screening keeps, and notes on that."""
     if len(proposal.backbones) < 2:
-        return proposal
+        note = (
+            f"Nothing was screened: {', '.join(proposal.backbones)} is the only backbone for "
+            f"{proposal.nouns} whose weights are installed."
+        )
+        return replace(proposal, notes=(*proposal.notes, note))
     study = _study_of(source(proposal, out, [], []), out.name)
     specs = [first_draw(study, cell) for cell in study.cells()]
     result = screen(specs, device, _cache())

@@ -4,6 +4,8 @@ them.
 model.safetensors   state dict of the plain network of timm or torchvision
 model.json          name, classes, preparation of examples, temperature, cost of inference, and provenance
 tokenizer.json      of a network that reads text: its tokenizer, in the format of the library tokenizers
+preprocessor_config.json
+                    of an encoder of sounds of transformers: the settings of its feature extractor
 """
 
 from __future__ import annotations

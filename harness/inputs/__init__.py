@@ -14,6 +14,7 @@ from typing import Any
 
 from harness.inputs.augment import Augment
 from harness.inputs.base import Input
+from harness.inputs.features import Features
 from harness.inputs.frames import Frames
 from harness.inputs.mel import Mel
 from harness.inputs.pixels import Pixels
@@ -23,6 +24,7 @@ from harness.inputs.tokens import Tokens
 
 __all__ = [
     "Augment",
+    "Features",
     "Frames",
     "Input",
     "Pixels",
@@ -49,6 +51,8 @@ def described(settings: Mapping[str, Any], files: Mapping[str, str]) -> Input:
         return Tokens(TokenizerFile(files["tokenizer.json"]), **rest)
     if kind == "frames":
         return Frames(Mel(**mel), float(rest["loudness"]), float(seconds))
+    if kind == "features":
+        return Features(files["preprocessor_config.json"], float(seconds))
     rest |= {name: tuple(rest[name]) for name in ("mean", "std") if name in rest}
     pixels = Pixels(**rest)
     if kind == "spectrogram":

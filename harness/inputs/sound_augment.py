@@ -13,8 +13,10 @@ MASKS = 2
 AUGMENTATIONS = ("none", "time_shift", "spec_augment", "mixup")
 
 
-def sound_augmentation(name: str, time: int, band: int, num_classes: int) -> Augment:
-    """The policy of that name for spectrograms.
+def sound_augmentation(
+    name: str, time: int, band: int, num_classes: int, length: int | None = None
+) -> Augment:
+    """The policy of that name for spectrograms, and for samples, which are spectrograms of one band.
 
     Args:
         name: "none"; "time_shift" (by up to an eighth of the length; what leaves at one end enters at the
@@ -22,16 +24,21 @@ def sound_augmentation(name: str, time: int, band: int, num_classes: int) -> Aug
             the bands, without time warping; Park et al. 2019); "mixup" (Zhang et al. 2018, alpha 0.2).
         time, band: axes of time and frequency in (n, ...) rows.
         num_classes: number of classes, needed to mix labels.
+        length: number of leading steps of time that are no padding; None is all.
     """
 
     def shift(rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        most = rows.shape[time] // SHARE
+        moved = rows.clone()
+        sounds = moved.narrow(time, 0, length or rows.shape[time])
+        most = sounds.shape[time] // SHARE
         steps = torch.randint(-most, most + 1, (len(rows),), generator=generator).tolist()
-        return torch.stack([x.roll(k, time - 1) for x, k in zip(rows, steps, strict=True)])
+        for sound, step in zip(sounds, steps, strict=True):
+            sound.copy_(sound.roll(step, time - 1))
+        return moved
 
     def mask(rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         rows = rows.clone()
-        for row in rows:
+        for row in rows.narrow(time, 0, length or rows.shape[time]):
             for axis in (time - 1, band - 1) * MASKS:
                 size = row.shape[axis]
                 width = int(torch.randint(size // SHARE + 1, (), generator=generator))

@@ -90,8 +90,8 @@ def check_study(study: Study, cache: Cache = Cache(), memory_is_limited: bool = 
     targets = [load_target(name) for name in dict.fromkeys(s.target for s in specs.values())]
     notes = [f"{target.name}: {note}" for target in targets for note in target.notes]
     notes += [
-        f"{target.name}: with k-fold resampling the images of its validation part are divided into the folds "
-        "together with the training images"
+        f"{target.name}: with k-fold resampling the examples of its validation part are divided into the "
+        "folds together with the training examples"
         for target in targets
         if study.fold_count > 1 and target.official_val is not None
     ]
@@ -111,9 +111,9 @@ def _power(study: Study, specs: Mapping[str, TrialSpec]) -> list[str]:
     enough = seeds_needed(1.0, WANTED, pairs, folds)
     more = "no number of" if enough == math.inf else f"{enough:g}"
     return [
-        f"{study.repeats} repeats{' on shared images' * (folds > 1)} and {pairs} pair{'s' * (pairs != 1)} of "
-        f"cells: the report can confirm a difference of {least:.1f} standard deviations over seeds; {more} "
-        f"repeats would confirm one of {WANTED:g}"
+        f"{study.repeats} repeats{' on shared examples' * (folds > 1)} and {pairs} pair{'s' * (pairs != 1)} "
+        f"of cells: the report can confirm a difference of {least:.1f} standard deviations over seeds; "
+        f"{more} repeats would confirm one of {WANTED:g}"
     ]
 
 
@@ -183,8 +183,8 @@ def _try_images(study: Study, spec: TrialSpec, network: Backbone, cache: Cache) 
     one_class = any(len(np.unique(target.labels[split.val])) < 2 for split in splits)
     if study.metric == "auroc" and one_class:
         raise UserError(
-            f"study {study.name!r}: metric 'auroc' needs validation images of at least two classes; those of "
-            f"target {spec.target} are of one"
+            f"study {study.name!r}: metric 'auroc' needs validation examples of at least two classes; those "
+            f"of target {spec.target} are of one"
         )
     to_read = splits if ":" in spec.target else splits[:1]  # the user's own files may be broken
     read = [

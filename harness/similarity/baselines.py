@@ -57,14 +57,16 @@ def source_accuracy(accuracy: float, images: int, classes: int) -> Measurement:
 
     Args:
         accuracy: the accuracy, as a share.
-        images: number of images on which it was measured.
+        images: number of examples on which it was measured.
         classes: number of classes of the source; becomes d.
 
     Raises:
-        ValueError: if there are no images, or fewer than two classes.
+        ValueError: if there are no examples, or fewer than two classes.
     """
     if images < 1 or classes < 2:
-        raise ValueError(f"{images} images and {classes} classes; there should be at least 1 and 2")
+        raise ValueError(
+            f"{images} examples and {classes} classes; there should be at least 1 and 2"
+        )
     if not 0 <= accuracy <= 1:
         reason = f"accuracy {accuracy:g} is outside 0 to 1"
         return _baseline("source_accuracy", math.nan, images, classes, "higher", reason)
@@ -76,14 +78,14 @@ def source_accuracy(accuracy: float, images: int, classes: int) -> Measurement:
 
 
 def log_source_size(images: int) -> Measurement:
-    """Natural logarithm of the number of source training images. The number is exact, so the interval is a
+    """Natural logarithm of the number of source training examples. The number is exact, so the interval is a
     single point.
 
     Raises:
-        ValueError: if there are no images.
+        ValueError: if there are no examples.
     """
     if images < 1:
-        raise ValueError(f"{images} source images; there should be at least 1")
+        raise ValueError(f"{images} source examples; there should be at least 1")
     size = math.log(images)
     return _baseline("log_source_size", size, images, 1, "higher", "", (size, size))
 

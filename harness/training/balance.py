@@ -21,8 +21,8 @@ def class_weights(labels: np.ndarray, classes: Sequence[str]) -> torch.Tensor:
     if missing := [name for name, count in zip(classes, counts, strict=True) if not count]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
-            f"class_weights 'balanced' needs training images of every class, {missing[0]!r}{more} has none: "
-            "leave it out with [classes=...]"
+            f"class_weights 'balanced' needs training examples of every class, {missing[0]!r}{more} has "
+            "none: leave it out with [classes=...]"
         )
     weights = len(labels) / (len(classes) * counts)
     return torch.from_numpy(weights.astype(np.float32))

@@ -180,7 +180,7 @@ class Network:
         if spec.compile:
             raise NoCut("it is compiled")
         if spec.augment != "none" and spec.views is None:
-            raise NoCut("augmentation without a number of views gives no image twice")
+            raise NoCut("augmentation without a number of views gives no example twice")
         if not self._cache.budget:
             raise NoCut("the cache is switched off")
         key = (
@@ -212,7 +212,7 @@ class Network:
         prefix = self._prefix
         if prefix is not None and isinstance(examples.values, torch.Tensor):
             if not self.words:  # otherwise these are a shifted test set, which is not cached
-                self.words["whole network: its images do not fit the cache"] = None
+                self.words["whole network: its examples do not fit the cache"] = None
         elif prefix is not None:
             assert isinstance(examples.values, CachedView)
             try:
@@ -221,7 +221,7 @@ class Network:
                 self.words[f"whole network: {reason}"] = None
             else:
                 size = format_bytes(prefix.cut.row_bytes)
-                self.words[f"kept after {prefix.cut.gate}, {size} an image"] = None
+                self.words[f"kept after {prefix.cut.gate}, {size} an example"] = None
                 cold = kept.rows.seconds(kept.index)
                 return Feed(kept, examples.labels, self._after, kept.rows.key, paid, cold)
         return Feed(examples.values, examples.labels, self._whole)

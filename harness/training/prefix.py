@@ -1,7 +1,7 @@
-"""Cached outputs of the frozen leading part of a network, computed once per image.
+"""Cached outputs of the frozen leading part of a network, computed once per example.
 
 The leading frozen groups of a strategy give the same outputs in all epochs, trials, cells and processes with
-the same weights and images. A `Cut` divides a network after its last frozen module; `Prefix` stores the
+the same weights and examples. A `Cut` divides a network after its last frozen module; `Prefix` stores the
 outputs at the cut in a Cache, under the hash of everything that determines them.
 """
 
@@ -28,7 +28,7 @@ WORTH = 20
 """Number of operations per cached byte from which reading is faster than computing; on a CPU, the two are
 equal at about 10."""
 PROBES = 2
-"""Number of images on which a cut is tested."""
+"""Number of examples on which a cut is tested."""
 
 
 class NoCut(Exception):
@@ -46,10 +46,10 @@ class Cut:
     Attributes:
         gate: name of the module whose output is cached: the last one before the first trained module.
         skipped: the other outermost modules before the gate -> shape of their outputs, where the batch axis,
-            first, is in units of images.
-        shape: shape of the cached output per image, channels last.
+            first, is in units of examples.
+        shape: shape of the cached output per example, channels last.
         dtype: type of the cached output.
-        flops: operations per image of the part before the cut.
+        flops: operations per example of the part before the cut.
     """
 
     gate: str
@@ -60,7 +60,7 @@ class Cut:
 
     @property
     def row_bytes(self) -> int:
-        """Cached bytes per image."""
+        """Cached bytes per example."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -99,7 +99,9 @@ def _find_cut(backbone: Backbone, depth: int, images: torch.Tensor) -> Cut:
     if not (torch.equal(whole, again) if exact else torch.allclose(whole, again, 1e-3, 1e-3)):
         raise NoCut(f"the network is no chain of modules at {cut.gate}")
     if torch.equal(again, swapped):
-        raise NoCut("its logits are the same for different images, so that nothing can be checked")
+        raise NoCut(
+            "its logits are the same for different examples, so that nothing can be checked"
+        )
     if cut.flops < WORTH * cut.row_bytes:
         raise NoCut(f"up to {cut.gate} computing costs less than reading")
     return cut
@@ -113,11 +115,11 @@ def _cut(before: Sequence[tuple[str, Any]], count: int) -> Cut:
     shapes: dict[str, tuple[int, ...]] = {}
     for name, out in before:
         if not isinstance(out, torch.Tensor) or not out.ndim or len(out) % count:
-            raise NoCut(f"the output of {name} is not one tensor per image")
+            raise NoCut(f"the output of {name} is not one tensor per example")
         shapes[name] = (len(out) // count, *out.shape[1:])
     gate, output = before[-1]
     if shapes.pop(gate)[0] != 1:
-        raise NoCut(f"the output of {gate} is not one tensor per image")
+        raise NoCut(f"the output of {gate} is not one tensor per example")
     return Cut(gate, shapes, tuple(_channels_last(output).shape[1:]), output.dtype, 0.0)
 
 
@@ -222,7 +224,7 @@ class Prefix:
         key = {
             **self.key,
             "what": f"{self.key['backbone']} up to {self.cut.gate}, "
-            f"{format_bytes(self.cut.row_bytes)} an image",
+            f"{format_bytes(self.cut.row_bytes)} an example",
             "gate": self.cut.gate,
             "images": images.rows.key,
             **versions("torch", "torchvision", "timm", "transformers"),

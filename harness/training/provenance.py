@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from harness import backbones, data
-from harness.backbones import file_of, weights_sha256
+from harness.backbones import files_of, weights_sha256
 from harness.core.caller import WAITING
 from harness.core.spec import TrialSpec
 from harness.core.versions import COMPUTING, versions
@@ -105,8 +105,7 @@ def inputs_of(target: str, backbone: str, source: str) -> dict[str, str]:
     Raises:
         UserError: if they are not available.
     """
-    file = file_of(source, backbone)
-    weights = _weights(source, backbone, _written([] if file is None else [file]))
+    weights = _weights(source, backbone, _written(files_of(source, backbone)))
     inputs = {IMAGES: _images(target, _written(load_target(target).files()))}
     return inputs | ({WEIGHTS: weights} if weights else {})
 
