@@ -95,8 +95,8 @@ def run(
     storage: str | None = None,
     tracking_uri: str | None = None,
 ) -> int:
-    """Pack a study's record and predictions into one file; or merge such files from several machines into
-    one record, and show it in MLflow.
+    """Pack a study's record, predictions and study file into one file; or merge such files from several
+    machines into one record, and show it in MLflow.
 
     Args:
         bundles: the bundles.

@@ -47,6 +47,7 @@ class Machine(Place):
         space_file.write_text(STUDY_FILE)
         fields = {
             "command": COMMAND.format(space=space_file),
+            "source": STUDY_FILE,
             "space_sha256": hashlib.sha256(STUDY_FILE.encode()).hexdigest(),
         }
         super().__init__(folder, **{**fields, **info})
@@ -323,6 +324,7 @@ def test_a_merge_that_is_killed_at_any_write_is_completed_by_the_same_merge(
 def test_a_bundle_says_what_is_in_it(shards: Shards) -> None:
     with zipfile.ZipFile(shards.probe) as archive:
         said = json.loads(archive.read("bundle.json"))
+        assert archive.read("study.py").decode() == STUDY_FILE
         assert (said["study"], said["trials"], said["predictions"]) == ("toy", {"complete": 4}, 1)
         [table] = [name for name in archive.namelist() if name.startswith("predictions/")]
         assert table == f"predictions/toy/{hashlib.sha256(archive.read(table)).hexdigest()}.parquet"
@@ -605,4 +607,7 @@ def test_shards_that_were_trained_give_the_numbers_of_one_run(
         pack_study("toy", tmp_path / f"{n}.zip", tracking_uri=uris[n]).file for n in ("a", "b")
     ]
     assert merge_bundles(packed, into).new == (3, 3)
+    again = pack_study("toy", tmp_path / "merged.zip", tracking_uri=f"sqlite:///{into}/mlflow.db")
+    for packed_file in (*packed, again.file):
+        assert zipfile.Path(packed_file, "study.py").read_text() == REAL
     same_results(f"sqlite:///{into}/mlflow.db", uris["whole"], but=MEASURED)

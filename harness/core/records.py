@@ -77,6 +77,7 @@ class StudyInfo:
             with equal numbers of trials.
         screening: seconds of its first part, tuning. They stay as they were first recorded, so that a larger
             budget continues the race.
+        source: text of the study file.
     """
 
     name: str
@@ -95,6 +96,7 @@ class StudyInfo:
     metric: str = "accuracy"
     budget: float | None = None
     screening: float | None = None
+    source: str = ""
 
     @property
     def tuning_runs(self) -> int:

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import sys
+import tokenize
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -249,6 +250,12 @@ def names_of(space: Path | None, tags: Mapping[str, str]) -> Iterator[None]:
 def study_sha256(path: Path) -> str:
     """SHA-256 of a study file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def study_text(path: Path) -> str:
+    """Text of a study file, in the encoding that it declares (PEP 263)."""
+    with tokenize.open(path) as file:
+        return file.read()
 
 
 def study_file_tags(path: Path) -> dict[str, str]:

@@ -5,6 +5,7 @@ Unpacked into an empty folder, a bundle is a record like the one in mlruns:
     bundle.json                      format, name of the study, time of packing, how its trials ended
     optuna.db                        the record
     predictions/STUDY/SHA256.parquet test predictions
+    study.py                         the study file, for readers: its text is also in the record
 
 A bundle may come from an untrusted source: a bundle with any other member is refused, and no code in it is
 run.
@@ -35,7 +36,7 @@ from harness.search.record import Attempts, Record, predictions_name
 from harness.search.storage import read_storage
 
 FORMAT = 4
-MANIFEST, DATABASE = "bundle.json", "optuna.db"
+MANIFEST, DATABASE, STUDY_FILE = "bundle.json", "optuna.db", "study.py"
 LARGEST_MANIFEST = 2**26
 
 
@@ -125,6 +126,7 @@ def pack(part: Part, out: Path) -> Packed:
         ):
             _copy(part, ended, Path(folder, DATABASE))
             archive.writestr(MANIFEST, json.dumps(about, indent=2))
+            archive.writestr(STUDY_FILE, part.info.source)
             for member, file in {DATABASE: Path(folder, DATABASE), **files}.items():
                 archive.write(file, member)
         os.replace(beside, out)
@@ -242,7 +244,7 @@ def _check_members(archive: zipfile.ZipFile) -> str:
     if number != FORMAT or not isinstance(study, str) or not SAFE_NAME.fullmatch(study):
         raise UserError(f"its {MANIFEST} is not that of a bundle")
     # Neither a folder nor ".." fits, so nothing is written outside; zipfile writes a link as a plain file.
-    kinds = (MANIFEST, DATABASE, rf"predictions/{study}/[0-9a-f]{{64}}\.parquet")
+    kinds = (MANIFEST, DATABASE, STUDY_FILE, rf"predictions/{study}/[0-9a-f]{{64}}\.parquet")
     counts = Counter(names)
     for name in names:
         if not re.fullmatch("|".join(kinds), name) or counts[name] > 1:

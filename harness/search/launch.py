@@ -23,7 +23,13 @@ from harness.core.signals import (
 )
 from harness.core.stores import default_tracking_uri, record_home, record_url
 from harness.core.study import Study
-from harness.core.study_file import load_study, study_docstring, study_file_tags, study_sha256
+from harness.core.study_file import (
+    load_study,
+    study_docstring,
+    study_file_tags,
+    study_sha256,
+    study_text,
+)
 from harness.data.cache_folder import default_folder
 from harness.data.cached import Cache
 from harness.search.budget import check_first_round, check_one_target, check_options
@@ -240,6 +246,7 @@ def study_info(
         leaks=leaks,
         study_file=path.name,
         space_sha256=study_sha256(path),
+        source=study_text(path),
         folds=study.fold_count,
         metric=study.metric,
         budget=study.seconds,
