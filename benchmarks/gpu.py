@@ -1,12 +1,16 @@
 """What only a machine with an accelerator can show, in one table: forecast against measured memory, replay,
-trials per hour, and two workers on one device.
+two workers on one device, and trials per hour.
 
-    make gpu                                   # tests/test_gpu.py first; about five minutes
+    make gpu                                   # tests/test_gpu.py first
     python -m benchmarks.gpu --on-cpu          # tiny, without an accelerator: tries that everything runs
 
 Images are synthetic, 224 px, in folders of PNG files; networks have random weights, because only time and
-memory are measured. Lightning is compared if the extra `bench` is installed. Writes gpu.md to
+memory are measured. All programs compute in channels-last order. Lightning is compared if the extra `bench`
+is installed, and the training parts of timm as its train script uses them. Writes gpu.md to
 benchmarks/results, and exits with 2 where there is no accelerator.
+
+This has not been run on an accelerator yet. That everything takes at most five minutes is an estimate: after
+`--minutes` no further measurement begins, and the table says so.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import importlib.util
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -56,6 +60,8 @@ Precision = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 Row = tuple[str, str, str]
 """What was measured, under which setting, and the result."""
+PEERS = {"Lightning": "lightning", "timm": "timm"}
+"""Name of a program -> the library that it needs; it is benchmarks/programs/LIBRARY_gpu.py."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +128,12 @@ def memory_rows(spec: TrialSpec, device: Device) -> Iterator[Row]:
     kinds = strategies.LinearProbe(), strategies.LastBlock(), strategies.FullFineTune()
     for strategy, precision in product(kinds, PRECISIONS):
         changed = dataclasses.replace(spec, strategy=strategy, precision=precision)
-        share = result_of(changed, device).metrics.get("measured_over_forecast")
+        metrics = result_of(changed, device).metrics
+        share, resident = (
+            metrics.get(name) for name in ("measured_over_forecast", "resident_examples_mib")
+        )
         text = "not measured on this device" if share is None else f"{share:.3f}"
+        text += f", {resident:.0f} MiB of it examples" if resident else ""
         yield "measured peak / forecast", f"{type(strategy).__name__}, {precision}", text
 
 
@@ -147,17 +157,17 @@ def per_hour(run: Callable[[], object]) -> str:
 
 
 def speed_rows(spec: TrialSpec, device: Device, cache: Cache) -> Iterator[Row]:
-    """Trials per hour of ours and of Lightning."""
-    for precision, compiled in product(PRECISIONS, (False, True)):
+    """Trials per hour of ours and of other programs."""
+    for compiled, precision in product((False, True), PRECISIONS):
         setting = f"{precision}{', compiled' * compiled}"
         changed = dataclasses.replace(spec, precision=precision, compile=compiled)
         yield "ours, trials per hour", setting, per_hour(partial(result_of, changed, device, cache))
-        if importlib.util.find_spec("lightning") is None:
-            yield "Lightning, trials per hour", setting, "not installed"
-            continue
-        program = importlib.import_module("benchmarks.programs.lightning_gpu")
-        run = partial(program.train, changed, device.torch_device.type)
-        yield "Lightning, trials per hour", setting, per_hour(run)
+        for name, library in PEERS.items():
+            text = "not installed"
+            if importlib.util.find_spec(library) is not None:
+                program = importlib.import_module(f"benchmarks.programs.{library}_gpu")
+                text = per_hour(partial(program.train, changed, device.torch_device.type))
+            yield f"{name}, trials per hour", setting, text
 
 
 def sharing_rows(fields: dict[str, Any], device: Device) -> Iterator[Row]:
@@ -176,7 +186,7 @@ def sharing_rows(fields: dict[str, Any], device: Device) -> Iterator[Row]:
         yield "study of 4 trials", f"{workers} worker{'s' * (workers > 1)}", text
 
 
-def rows(size: Size, device: Device) -> Iterator[Row]:
+def rows(size: Size, device: Device) -> Generator[Row]:
     """Every measurement."""
     with tempfile.TemporaryDirectory() as folder:
         images, cache = Path(folder, "images"), Cache(Path(folder, "cache"), 2**33)
@@ -185,8 +195,8 @@ def rows(size: Size, device: Device) -> Iterator[Row]:
         spec = TrialSpec(strategy=strategies.FullFineTune(), **fields)
         yield from memory_rows(spec, device)
         yield from replay_rows(spec, device)
-        yield from speed_rows(spec, device, cache)
         yield from sharing_rows(fields, device)
+        yield from speed_rows(spec, device, cache)
 
 
 def markdown(found: Sequence[Row], device: Device) -> str:
@@ -200,6 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu")
     parser.add_argument("--on-cpu", action="store_true", help="try everything, tiny, on the CPU")
+    parser.add_argument("--minutes", type=float, default=4.0, help="of measuring (default: 4)")
     parser.add_argument("--out", type=Path, help="file (default: benchmarks/results/gpu.md)")
     arguments = parser.parse_args(argv)
     device, size = resolve_device("cpu" if arguments.on_cpu else "auto"), Size()
@@ -211,10 +222,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    found = []
-    for row in rows(size, device):
-        print(*row, sep=", ", file=sys.stderr, flush=True)
-        found.append(row)
+    found, began = list[Row](), time.monotonic()
+    with contextlib.closing(rows(size, device)) as measured:
+        for row in measured:
+            print(*row, sep=", ", file=sys.stderr, flush=True)
+            found.append(row)
+            if time.monotonic() - began > 60 * arguments.minutes:
+                found.append(
+                    ("stopped", f"after {arguments.minutes:g} minutes", "the rest is missing")
+                )
+                break
     table = markdown(found, device)
     if arguments.out or not arguments.on_cpu:
         (arguments.out or ROOT / "benchmarks" / "results" / "gpu.md").write_text(table)

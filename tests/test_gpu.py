@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,17 @@ def test_training_goes_on_bitwise_after_a_checkpoint(make_spec: MakeSpec) -> Non
     assert [e.val_loss for e in resumed] == [e.val_loss for e in whole[1:]]
 
 
+@needs_accelerator
+@pytest.mark.parametrize("augment", ["none", "flip_crop", "rotation"])
+def test_where_examples_are_makes_no_difference(augment: str, make_spec: MakeSpec) -> None:
+    spec, device = make_spec(augment=augment), resolve_device("auto")
+    fits = [Training(spec, replace(device, room=room)) for room in (0, 2**30)]
+    losses = [[epoch.val_loss for epoch in fit] for fit in fits]
+    assert losses[0] == losses[1]
+    resident = [fit.finish(test=False).metrics.get("resident_examples_mib") for fit in fits]
+    assert resident == [None, 90 * 3 * 32 * 32 / 2**20]
+
+
 def test_without_an_accelerator_the_benchmark_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,7 +115,10 @@ def test_without_an_accelerator_the_benchmark_says_so(
 
 @pytest.mark.slow
 def test_benchmark_runs_on_the_cpu_too(tmp_path: Path) -> None:
-    assert gpu.main(["--on-cpu", "--out", str(tmp_path / "gpu.md")]) == 0
+    limits = ("--minutes", "60", "--out", str(tmp_path / "gpu.md"))
+    assert gpu.main(["--on-cpu", *limits]) == 0
     table = (tmp_path / "gpu.md").read_text()
     assert "failed" not in table
+    assert "stopped" not in table
+    assert table.count("| timm, trials per hour |") == 4
     assert table.count("| bitwise replay |") == table.count("| equal |") == 2

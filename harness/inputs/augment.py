@@ -1,4 +1,7 @@
-"""Augmentation of training images: policies by name, with random numbers from the trial's own generator."""
+"""Augmentation of training images: policies by name, with random numbers from the trial's own generator.
+
+It runs where the images are; the random numbers are drawn on the CPU, so they are the same on every device.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +39,9 @@ class Augment:
         """Varied copies of a batch.
 
         Args:
-            images: (n, 3, s, s) uint8.
+            images: (n, 3, s, s) uint8, on any device.
             labels: (n,) int64.
-            generator: source of all random numbers.
+            generator: source of all random numbers, on the CPU.
 
         Returns:
             The images, uint8, and labels, (n,) int64; after mixing, images in float in [0, 255] and (n,
@@ -85,8 +88,9 @@ def _flip_crop(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor
     rows, columns = (torch.arange(side) + shift for shift in shifts)
     rows, columns = ((side - 1 - (side - 1 - x.abs()).abs()) for x in (rows, columns))
     columns = torch.where(flip[:, None], columns.flip(1), columns)
-    which = torch.arange(count)[:, None, None, None]
-    channels = torch.arange(images.shape[1])[None, :, None, None]
+    rows, columns = rows.to(images.device), columns.to(images.device)
+    which = torch.arange(count, device=images.device)[:, None, None, None]
+    channels = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
     return images[which, channels, rows[:, None, :, None], columns[:, None, None, :]]
 
 
@@ -97,7 +101,7 @@ def _rotation(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     matrix = torch.stack(
         [angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos(), zero], dim=1
     ).view(-1, 2, 3)
-    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    grid = F.affine_grid(matrix.to(images.device), list(images.shape), align_corners=False)
     turned = F.grid_sample(images.float(), grid, mode="bilinear", align_corners=False)
     return turned.round().to(torch.uint8)
 
@@ -112,9 +116,11 @@ def _one_by_one(transform: Any) -> Vary:
 
 
 def _seeded(draw: Callable[[], T], generator: torch.Generator) -> T:
-    """Call `draw`, which uses torch's global generator as torchvision does, without changing that
+    """Call `draw`, which uses torch's global generator of the CPU as torchvision does, without changing that
     generator."""
     seed = int(torch.randint(2**31, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(
+            seed
+        )  # not those of other devices, from which dropout draws
         return draw()

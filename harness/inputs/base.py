@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -42,6 +43,11 @@ class Input(ABC):
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
         """Shape of one row."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @abstractmethod
     def __str__(self) -> str:

@@ -102,8 +102,9 @@ class Tokens(Input):
 
     def _drop(self, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         ids, mask = rows[:, 0], rows[:, 1].bool()
-        special = torch.isin(ids, torch.tensor(sorted(self.tokenizer.special), dtype=self.dtype))
-        kept = mask & (special | (torch.rand(ids.shape, generator=generator) >= DROPPED))
+        every = torch.tensor(sorted(self.tokenizer.special), dtype=self.dtype, device=rows.device)
+        stays = (torch.rand(ids.shape, generator=generator) >= DROPPED).to(rows.device)
+        kept = mask & (torch.isin(ids, every) | stays)
         kept |= mask & ~kept.any(1, keepdim=True)  # of a text that would be empty, all tokens stay
         order = kept.logical_not().to(torch.uint8).argsort(stable=True, dim=1)
         ids, mask = ids.gather(1, order), kept.gather(1, order)

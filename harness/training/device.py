@@ -112,9 +112,17 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Device(ABC):
-    """The hardware on which a trial runs, with its synchronisation and peak memory."""
+    """The hardware on which a trial runs, with its synchronisation and memory.
+
+    Attributes:
+        torch_device: the device as torch knows it.
+        room: bytes of examples that may stay on the device during a trial (`harness.training.resident`).
+    """
 
     torch_device: torch.device
+    room: int = field(
+        default=0, kw_only=True, compare=False
+    )  # what is kept per device is not per room
 
     @property
     def name(self) -> str:
@@ -136,6 +144,10 @@ class Device(ABC):
     @abstractmethod
     def peaks(self) -> dict[str, float]:
         """Peak memory in MiB, by name of the metric; metrics that cannot be measured are absent."""
+
+    @abstractmethod
+    def free_memory(self) -> int:
+        """Free bytes of a memory of its own; 0 if it has none, as a CPU, or if that is not known."""
 
 
 @final
@@ -175,6 +187,9 @@ class Cpu(Device):
                 return {"peak_process_rss_mib": int(line.split()[1]) / 1024}
         return {}
 
+    def free_memory(self) -> int:
+        return 0
+
 
 @final
 @dataclass(frozen=True)
@@ -192,8 +207,7 @@ class Accelerator(Device):
         self.backend.synchronize()
 
     def reset_peak(self) -> None:
-        if hasattr(self.backend, "empty_cache"):
-            self.backend.empty_cache()
+        self._return_unused()
         if hasattr(self.backend, "reset_peak_memory_stats"):
             self.backend.reset_peak_memory_stats()
 
@@ -211,6 +225,18 @@ class Accelerator(Device):
             if value > 0:
                 found[metric] = value / MIB
         return found
+
+    def free_memory(self) -> int:
+        self._return_unused()
+        try:
+            return int(self.backend.get_memory_info(self.torch_device)[0])
+        except (AttributeError, RuntimeError, NotImplementedError):
+            return 0
+
+    def _return_unused(self) -> None:
+        """Give the memory that earlier trials freed back to the device."""
+        if hasattr(self.backend, "empty_cache"):
+            self.backend.empty_cache()
 
 
 def keep_freed_memory() -> None:

@@ -46,6 +46,7 @@ from harness.training.features import FittedClassifier
 from harness.training.inference_cost import inference_cost
 from harness.training.network import Network, network_of
 from harness.training.provenance import located_anywhere, provenance_of
+from harness.training.resident import Part
 
 
 class Diverged(Exception):
@@ -117,8 +118,9 @@ class Fit(ABC):
         return None
 
     @abstractmethod
-    def _predict(self, examples: Examples) -> torch.Tensor:
-        """(n, classes) log-probabilities on the CPU."""
+    def _predict(self, examples: Examples, part: Part | None = None) -> torch.Tensor:
+        """(n, classes) log-probabilities on the CPU. `part` is given for examples that are scored in every
+        epoch."""
 
     def finish(self, test: bool) -> TrialResult:
         """Audit the trial, collect the metrics and, if `test` is true, score the test images.
@@ -129,6 +131,8 @@ class Fit(ABC):
         if self._audit is not None:
             self._audit.finish()
         metrics = {**self._shares(), **self._peaks()}
+        if resident := self._network.resident_mib:
+            metrics["resident_examples_mib"] = resident
         if self._seconds.counted is not None:
             metrics["train_seconds"] = self._seconds.cold
             metrics["marginal_seconds"] = self._seconds.marginal
@@ -174,7 +178,7 @@ class Fit(ABC):
         return np.array([target.describe(int(i)) for i in index]) if target.files() else None
 
     def _judge(self, epoch: int, train_loss: float, val: Examples) -> EpochResult:
-        log_p = self._predict(val)
+        log_p = self._predict(val, "val")
         val_loss, val_accuracy = score(log_p, val.labels)
         for name, loss in (("training", train_loss), ("validation", val_loss)):
             if not isfinite(loss):

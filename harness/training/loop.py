@@ -35,6 +35,7 @@ from harness.training.fit import Diverged, Fit, score
 from harness.training.network import Feed
 from harness.training.optimizer import GroupedOptimizer, Schedule, batches
 from harness.training.provenance import located_anywhere, provenance_of
+from harness.training.resident import Part
 
 __all__ = ["Diverged", "FeatureTraining", "Fit", "Training", "score", "start"]
 
@@ -95,6 +96,7 @@ class Training(Fit):
                     varied = Augment("none")
                 feed = self._network.feed(seen)
                 self._seconds.add("train", feed.key, feed.paid_seconds, feed.cold_seconds)
+            feed = self._network.resident(feed, seen, "train")
             step = epoch * per_epoch
             optimizer.begin_epoch(scales, step)
             with torch.random.fork_rng(devices=[]):
@@ -102,6 +104,7 @@ class Training(Fit):
                 torch.manual_seed(derive_seed(spec.seed, "dropout", epoch))
                 total = self._steps(going, feed, varied, step)
             self._seconds.counted = clock.seconds
+            del feed  # the next one may take its place on the device
             with clock.pause():
                 audit.check_rates(optimizer.applied(), scales, optimizer.rate(step + per_epoch - 1))
                 going.epochs.append(self._judge(epoch, float(total) / len(train), val))
@@ -136,7 +139,8 @@ class Training(Fit):
         scalar."""
         total = torch.zeros((), device=self.device.torch_device)
         for rows in self._order(feed.labels, going.order):
-            images, labels = vary(feed.values[rows], feed.labels[rows], going.variation)
+            images = self._network.batch(feed, rows)
+            images, labels = vary(images, feed.labels[rows], going.variation)
             loss = self._network.loss(feed.run(images), labels)
             going.optimizer.step(loss, step)
             total += loss.detach() * len(rows)
@@ -218,7 +222,8 @@ class Training(Fit):
         for step in range(steps):
             queue = queue or list(self._order(train.labels, order))
             rows = queue.pop(0)
-            loss = self._network.loss(feed.run(feed.values[rows]), feed.labels[rows])
+            images = self._network.batch(feed, rows)
+            loss = self._network.loss(feed.run(images), feed.labels[rows])
             value = float(loss.detach())
             optimizer.step(loss, step)
             yield self.spec.lr * Schedule(steps, 0, "range").factor(step, 0), value
@@ -250,7 +255,8 @@ class Training(Fit):
                 for step, batch in enumerate(queue):
                     clock = Clock(self.device.synchronize)
                     rows = torch.arange(len(batch)) % len(few)
-                    loss = self._network.loss(feed.run(feed.values[rows]), feed.labels[rows])
+                    images = self._network.batch(feed, rows)
+                    loss = self._network.loss(feed.run(images), feed.labels[rows])
                     optimizer.step(loss, step)
                     spent.append(clock.seconds)
                 costs[scales] = median(spent[1:])
@@ -276,8 +282,8 @@ class Training(Fit):
                 fall = " to ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies)
                 self._notes["unfreezing"] = f"{fall} % in epoch {epochs[-1].epoch + 1}"
 
-    def _predict(self, examples: Examples) -> torch.Tensor:
-        return self._network.log_probabilities(examples)
+    def _predict(self, examples: Examples, part: Part | None = None) -> torch.Tensor:
+        return self._network.log_probabilities(examples, part)
 
 
 @final
@@ -321,5 +327,5 @@ class FeatureTraining(Fit):
         features: np.ndarray = self._network.features(examples).numpy()
         return features
 
-    def _predict(self, examples: Examples) -> torch.Tensor:
+    def _predict(self, examples: Examples, part: Part | None = None) -> torch.Tensor:
         return torch.from_numpy(self._fitted.log_probabilities(self._features(examples)))

@@ -25,6 +25,7 @@ from harness.data import Examples, load_target
 from harness.data.cached import Cache, CachedView, CacheFull
 from harness.training.device import Device
 from harness.training.prefix import PROBES, Cut, NoCut, Prefix, Tail, find_cut
+from harness.training.resident import Part, Resident
 
 T = TypeVar("T")
 CHUNK = 64
@@ -91,7 +92,8 @@ class Feed:
     """Examples in the form that the network takes with the current frozen part.
 
     Attributes:
-        values: rows of the network's input, or outputs of the frozen part; `values[rows]` is a batch.
+        values: rows of the network's input, or outputs of the frozen part, in the memory of the host or on
+            the device.
         labels: (n,) int64 labels.
         run: function from a batch to (n, classes) logits.
         key: key of the cached outputs; "" for rows of the input.
@@ -137,12 +139,18 @@ class Network:
         self._train_model = torch.compile(backbone.model) if spec.compile else backbone.model
         self._prefix: Prefix | None = None
         self._chunk = CHUNK // 2 if where.type == "cpu" else CHUNK
+        self._resident = Resident(device)
         self.words: dict[str, None] = {}
 
     @property
     def describe_prefix(self) -> str:
         """The `words` in one line."""
         return "; ".join(self.words)
+
+    @property
+    def resident_mib(self) -> float:
+        """MiB of examples that are on the device now."""
+        return self._resident.mib
 
     def freeze(self, scales: Scales, weights: Callable[[int], str]) -> None:
         """Set the frozen part to the leading groups with scale None.
@@ -226,11 +234,27 @@ class Network:
                 return Feed(kept, examples.labels, self._after, kept.rows.key, paid, cold)
         return Feed(examples.values, examples.labels, self._whole)
 
+    def resident(self, feed: Feed, examples: Examples, part: Part) -> Feed:
+        """The feed of a part of the split, whose rows stay on the device where there is room for them."""
+        if not self._device.room:
+            return feed
+        return replace(feed, values=self._resident.place(part, examples, feed.values))
+
+    def batch(self, feed: Feed, rows: torch.Tensor) -> torch.Tensor:
+        """The rows of a batch, on the device."""
+        values = feed.values
+        if isinstance(values, torch.Tensor) and values.device.type != "cpu":
+            rows = self._on_device(rows)
+        return self._on_device(values[rows])
+
     @torch.inference_mode()
-    def log_probabilities(self, examples: Examples) -> torch.Tensor:
-        """(n, classes) log-probabilities on the CPU, from the network in eval()."""
+    def log_probabilities(self, examples: Examples, part: Part | None = None) -> torch.Tensor:
+        """(n, classes) log-probabilities on the CPU, from the network in eval(). With a `part`, the examples
+        stay on the device where there is room for them."""
         self._backbone.model.eval()
         feed = self.feed(examples)
+        if part is not None:
+            feed = self.resident(feed, examples, part)
         parts = [feed.run(batch).float() for batch in self._chunks(feed.values)]
         return torch.cat(parts).log_softmax(1).cpu()
 
@@ -273,10 +297,9 @@ class Network:
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy in nats, weighted by class if there are class weights."""
-        wanted = labels.to(self._device.torch_device, non_blocking=True)
         return F.cross_entropy(
             logits.float(),
-            wanted,
+            self._on_device(labels),
             weight=self._class_weights,
             label_smoothing=self._spec.label_smoothing,
         )
@@ -296,7 +319,7 @@ class Network:
 
     def _after(self, kept: torch.Tensor) -> torch.Tensor:
         assert self._prefix is not None
-        return self._in_precision(self._prefix.tail.after, kept.to(self._device.torch_device))
+        return self._in_precision(self._prefix.tail.after, self._on_device(kept))
 
     def _in_precision(self, run: Callable[[torch.Tensor], T], batch: torch.Tensor) -> T:
         with torch.autocast(
@@ -306,4 +329,12 @@ class Network:
 
     def _input(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows of the input -> the argument of the network, on the device."""
-        return self._prepare(rows.to(self._device.torch_device, non_blocking=True))
+        return self._prepare(self._on_device(rows))
+
+    def _on_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor on the device. Copying from pinned memory does not wait for the device, which computes
+        while the next batch is gathered."""
+        where = self._device.torch_device
+        if where.type == "cuda" and tensor.device.type == "cpu":
+            tensor = tensor.pin_memory()
+        return tensor.to(where, non_blocking=True)

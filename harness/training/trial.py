@@ -40,6 +40,8 @@ from harness.training.waiting import Waiting
 
 CHECKPOINT_SECONDS = 30.0
 """Interval between checkpoints; a shorter trial leaves none."""
+RESIDENT = 0.5
+"""Share of the device memory left by the forecast that examples may take."""
 
 
 @dataclass(frozen=True)
@@ -177,13 +179,13 @@ class _Trial:
     def messages(self) -> Messages:
         """Forecast the memory, then train epoch by epoch, from the checkpoint if there is one."""
         self._check_inputs()
-        expected = self._forecast()
+        device, expected = self._forecast()
         needed, limit = expected.get("forecast_peak_mib", 0.0) * MIB, self.task.limits.memory
         if limit is not None and needed > limit:
             reason = f"forecast {format_bytes(needed)}, --max-memory {format_bytes(limit)}"
             yield TrialResult("oom", expected, NOT_RUN + reason)
             return
-        result = yield from self._train()
+        result = yield from self._train(device)
         yield replace(result, metrics={**result.metrics, **compared(expected, result.metrics)})
 
     def _check_inputs(self) -> None:
@@ -203,16 +205,16 @@ class _Trial:
                     "same files at the same path"
                 )
 
-    def _train(self) -> Generator[Message, bool | None, TrialResult]:
+    def _train(self, device: Device) -> Generator[Message, bool | None, TrialResult]:
         kept, finished = self._find_checkpoint(), False
         try:
             try:
-                fit = self.begin(self.task.spec, self.device, self.task.cache, kept)
+                fit = self.begin(self.task.spec, device, self.task.cache, kept)
                 result = yield from self._follow(fit, kept.epochs if kept else ())
             except BadCheckpoint as error:
                 self._drop(first_line(error))
                 kept = None
-                fit = self.begin(self.task.spec, self.device, self.task.cache)
+                fit = self.begin(self.task.spec, device, self.task.cache)
                 result = yield from self._follow(fit, ())
             finished = result.outcome != "killed"
         except Exception:
@@ -252,18 +254,25 @@ class _Trial:
         assert last is not None  # a spec has at least one epoch
         return replace(result, metrics={**result.metrics, **last.validation})
 
-    def _forecast(self) -> dict[str, float]:
-        """Forecast of the peak accelerator memory as a metric; empty if the network cannot be forecast.
+    def _forecast(self) -> tuple[Device, dict[str, float]]:
+        """The device, with room for examples in the memory that training leaves, and the forecast of the peak
+        accelerator memory as a metric. Without either if the network cannot be forecast.
 
         Raises:
             UserError: if there is a limit and no forecast can be made.
         """
+        limit = self.task.limits.memory
         try:
-            return {"forecast_peak_mib": forecast(self.task.spec).peak_mib}
+            found = forecast(self.task.spec)
         except UserError:
-            if self.task.limits.memory is not None:
+            if limit is not None:
                 raise
-            return {}
+            return self.device, {}
+        free = self.device.free_memory()
+        left = (free if limit is None else min(free, limit)) - found.peak_mib * MIB
+        room = max(0, int(RESIDENT * left))
+        expected = found.with_room(room).peak_mib
+        return replace(self.device, room=room), {"forecast_peak_mib": expected}
 
     # --- checkpoints -------------------------------------------------------------------------------
 

@@ -6,9 +6,9 @@ print(forecast(TrialSpec('digits', 'resnet18', strategies.FullFineTune())))"
 The steps of the trial run on fake tensors (torch's FakeTensorMode), which have shapes and lifetimes but no
 contents, while a meter records which storages are alive. The forecast is the largest sum of their sizes. It
 does not include memory outside of tensors: the CUDA context, workspaces of cuDNN and cuBLAS, rounding and
-fragmentation of the allocator. It assumes that the network is not compiled (TrialSpec.compile makes no
-difference) and that the cache is empty (with cached outputs of frozen layers, a trial needs less). It has
-been checked against real tensors on a CPU, but not yet on an accelerator.
+fragmentation of the allocator, and the batch before it is normalised. It assumes that the network is not
+compiled (TrialSpec.compile makes no difference) and that the cache is empty (with cached outputs of frozen
+layers, a trial needs less). It has been checked against real tensors on a CPU, but not yet on an accelerator.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from harness.training.forecast.fake import AcceleratorNorms, Fake, Workspaces, f
 from harness.training.forecast.storages import StorageMeter
 from harness.training.network import CHUNK, Network
 from harness.training.optimizer import GroupedOptimizer, Schedule
+from harness.training.resident import staying
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ class Forecast:
         activations_mib: everything else: the normalised batch, activations, temporary tensors.
         train_peak_mib: peak of a training step.
         eval_peak_mib: peak of an evaluation between two epochs, in batches of up to 64 images.
-        peak_mib: the higher of the two peaks.
+        fed: bytes of the examples that are fed in every epoch: those for training and for validation.
+        resident_mib: those of them that stay on the device; none before `with_room`.
+        peak_mib: the higher of the two peaks, and the examples on the device.
     """
 
     parameters_mib: float
@@ -60,10 +63,17 @@ class Forecast:
     activations_mib: float
     train_peak_mib: float
     eval_peak_mib: float
+    fed: tuple[int, ...] = ()
+    resident_mib: float = 0.0
 
     @property
     def peak_mib(self) -> float:
-        return max(self.train_peak_mib, self.eval_peak_mib)
+        return max(self.train_peak_mib, self.eval_peak_mib) + self.resident_mib
+
+    def with_room(self, room: int) -> Forecast:
+        """The forecast for a device on which that many bytes of examples may stay; see
+        `harness.training.resident`."""
+        return dataclasses.replace(self, resident_mib=_mib(staying(self.fed, room)))
 
 
 def _mib(sizes: Iterable[int]) -> float:
@@ -115,11 +125,12 @@ def forecast(spec: TrialSpec) -> Forecast:
     reads_train = spec.strategy.classifier != "head" or spec.batch_norm == "reestimate"
     strategy = spec.strategy
     backbone = fake_backbone(*network).backbone
+    form = target.medium.form(backbone.input)
     first, *rows = _rows(spec, len(backbone.groups))
-    return _forecast(
+    found = _forecast(
         _Work(
             network=network,
-            form=target.medium.form(backbone.input),
+            form=form,
             first=first[1] if spec.batch_norm == "auto" and rows != [first] else frozenset(),
             rows=tuple(rows),
             batch=min(count, spec.batch_size) + joins,
@@ -132,6 +143,8 @@ def forecast(spec: TrialSpec) -> Forecast:
             spec=spec,
         )
     )
+    fed = (count, len(split.val)) if strategy.classifier == "head" else ()
+    return dataclasses.replace(found, fed=tuple(n * form.row_bytes for n in fed))
 
 
 def _rows(spec: TrialSpec, groups: int) -> list[tuple[frozenset[int], frozenset[int]]]:
