@@ -120,7 +120,6 @@ def _seeded(draw: Callable[[], T], generator: torch.Generator) -> T:
     generator."""
     seed = int(torch.randint(2**31, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(
-            seed
-        )  # not those of other devices, from which dropout draws
+        # Not the generators of other devices, from which dropout draws.
+        torch.default_generator.manual_seed(seed)
         return draw()

@@ -120,9 +120,8 @@ class Device(ABC):
     """
 
     torch_device: torch.device
-    room: int = field(
-        default=0, kw_only=True, compare=False
-    )  # what is kept per device is not per room
+    # Not compared: what is kept for each device is not kept for each room.
+    room: int = field(default=0, kw_only=True, compare=False)
 
     @property
     def name(self) -> str:
