@@ -78,13 +78,15 @@ class Input(ABC):
     def random(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """(count, *shape) random rows, no two of them equal, on which a network is tested."""
 
-    @abstractmethod
     def at(self, resolution: int) -> Input:
         """The same input in another resolution.
 
         Raises:
             UserError: if this kind has no resolution.
         """
+        raise UserError(
+            f"resolution {resolution} is for networks that take images; this one takes {self}"
+        )
 
     @abstractmethod
     def augmentation(self, name: str, num_classes: int) -> Augment:

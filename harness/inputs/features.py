@@ -134,11 +134,6 @@ class Features(Input):
     def random(self, count: int, generator: torch.Generator) -> torch.Tensor:
         return torch.randn(count, *self.shape, generator=generator)
 
-    def at(self, resolution: int) -> Features:
-        raise UserError(
-            f"resolution {resolution} is for networks that take images; this one takes {self}"
-        )
-
     def augmentation(self, name: str, num_classes: int) -> Augment:
         return sound_augmentation(name, 1, 2, num_classes, self.length)
 

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, final
 import torch
 from torch.nn import functional as F
 
-from harness.core.errors import UserError
 from harness.core.versions import versions
 from harness.inputs.augment import Augment
 from harness.inputs.base import Input, Prepare
@@ -62,11 +61,6 @@ class Frames(Input):
 
     def random(self, count: int, generator: torch.Generator) -> torch.Tensor:
         return torch.rand(count, *self.shape, generator=generator)
-
-    def at(self, resolution: int) -> Frames:
-        raise UserError(
-            f"resolution {resolution} is for networks that take images; this one takes {self}"
-        )
 
     def augmentation(self, name: str, num_classes: int) -> Augment:
         return sound_augmentation(name, 1, 2, num_classes)

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, final
 import torch
 from torch.nn import functional as F
 
-from harness.core.errors import UserError
 from harness.core.versions import versions
 from harness.inputs.augment import Augment
 from harness.inputs.base import Input, Prepare
@@ -83,11 +82,6 @@ class Tokens(Input):
         lengths = 1 + torch.randperm(self.length, generator=generator)
         mask = torch.arange(self.length) < lengths[torch.arange(count) % self.length, None]
         return torch.stack([ids.where(mask, self.tokenizer.pad), mask.to(self.dtype)], 1)
-
-    def at(self, resolution: int) -> Tokens:
-        raise UserError(
-            f"resolution {resolution} is for networks that take images; this one takes {self}"
-        )
 
     def augmentation(self, name: str, num_classes: int) -> Augment:
         """The policy of that name.
