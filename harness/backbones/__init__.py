@@ -35,7 +35,7 @@ from harness.backbones.library import Library
 from harness.backbones.trace import outputs_before
 from harness.backbones.weights import (
     OtherArchitecture,
-    file_sha256,
+    files_sha256,
     load_state,
     read_checkpoint,
     read_weights,
@@ -177,10 +177,8 @@ def weights_sha256(source: str, backbone: str) -> str | None:
         return None
     if source.startswith(recorded.PREFIX):
         return recorded.models_sha256(source)
-    if source == "pretrained" and transformers_models.provides(backbone):
-        return transformers_models.files_sha256(backbone)
-    for file in files_of(source, backbone):
-        return file_sha256(file)
+    if files := files_of(source, backbone):
+        return files_sha256(files)
     return tensors_sha256(_pretrained(backbone, source).model.state_dict())
 
 

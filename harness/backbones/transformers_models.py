@@ -9,7 +9,6 @@ minilm[pool=cls]                        with the first token instead of the mean
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +29,6 @@ from harness.backbones.sound_encoders import (
     divide_sounds,
     prepared,
 )
-from harness.backbones.weights import file_sha256
 from harness.backbones.wheels import MINILM
 from harness.core.errors import UnknownName, UserError, first_line
 from harness.inputs import Features, Input, TokenizerFile, Tokens
@@ -102,14 +100,6 @@ def files(name: str) -> tuple[Path, ...]:
     return tuple(
         sorted(f for pattern in (*CONFIG, *WEIGHTS) for f in folder.glob(pattern) if f.is_file())
     )
-
-
-def files_sha256(name: str) -> str:
-    """Hash of the names and contents of these files."""
-    hashed = hashlib.sha256()
-    for file in files(name):
-        hashed.update(f"{file.name}\x1f{file_sha256(file)}\x1f".encode())
-    return hashed.hexdigest()
 
 
 def check(name: str) -> None:
@@ -299,7 +289,7 @@ def input_of(model: nn.Module) -> Input:
 
 
 def set_resolution(model: nn.Module, size: int) -> None:
-    """Do nothing: `Tokens.at` and `Features.at` refuse a resolution."""
+    """Do nothing: inputs of texts and sounds refuse a resolution (`Input.at`)."""
 
 
 def convert(model: nn.Module, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:

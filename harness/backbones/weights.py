@@ -316,6 +316,20 @@ def file_sha256(path: Path) -> str:
         raise UserError(f"weights file {path} cannot be read: {first_line(error)}") from error
 
 
+def files_sha256(paths: Sequence[Path]) -> str:
+    """Hash of a single weights file; or, of several files, of their names and contents.
+
+    Raises:
+        UserError: if one cannot be read.
+    """
+    if len(paths) == 1:
+        return file_sha256(paths[0])
+    hashed = hashlib.sha256()
+    for path in paths:
+        hashed.update(f"{path.name}\x1f{file_sha256(path)}\x1f".encode())
+    return hashed.hexdigest()
+
+
 def tensors_sha256(state: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 of names, types, shapes and values, without a copy of them in memory.
 
