@@ -250,6 +250,18 @@ def test_ranking_says_when_it_is_no_better_than_one_order_for_all(
     assert "its choice lost 26.7% on average, that of the static ranking 3.3%: NO BETTER" in out
 
 
+def write_recurrent_sources(prefix: str, data: str) -> None:
+    """Record an LSTM and a GRU, untrained, as sources `lstm` and `gru` that learned from `data`."""
+    about = {
+        "data": data, "objective": "supervised", "shots": "5", "val_shots": "3", "resolution": "None",
+        "steps": "5", "number": "0", "classes": "2", "images": "10", "val_images": "6",
+    }  # fmt: skip
+    for name in ("lstm", "gru"):
+        backbone = f"{prefix}{name}"
+        state = build(backbone, "scratch", 2, 0).model.state_dict()
+        write_model(f"{name}.0", state, {**about, "name": name, "backbone": backbone})
+
+
 @pytest.mark.usefixtures("fast")
 def test_sources_for_sounds_are_ranked_in_an_embedding_of_sounds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -259,13 +271,7 @@ def test_sources_for_sounds_are_ranked_in_an_embedding_of_sounds(
         f"folder:{write_tones(tmp_path / name)}[seconds={s}]"
         for name, s in (("a", 0.2), ("b", 0.3))
     )
-    about = {
-        "data": other, "objective": "supervised", "shots": "5", "val_shots": "3", "resolution": "None",
-        "steps": "5", "number": "0", "classes": "2", "images": "10", "val_images": "6",
-    }  # fmt: skip
-    for name in ("small_lstm", "small_gru"):
-        state = build(name, "scratch", 2, 0).model.state_dict()
-        write_model(f"{name[6:]}.0", state, {**about, "name": name[6:], "backbone": name})
+    write_recurrent_sources("small_", other)
     known = f"sqlite:///{tmp_path}/none.db"
     sources = ["--sources", "recorded:lstm,recorded:gru"]
     assert (
@@ -303,13 +309,7 @@ def test_sources_for_texts_are_ranked_and_compared_in_an_embedding_of_texts(
     from tests.texts import write_texts
 
     target, other = (f"folder:{write_texts(tmp_path / name)}[tokens=8]" for name in "ab")
-    about = {
-        "data": other, "objective": "supervised", "shots": "5", "val_shots": "3", "resolution": "None",
-        "steps": "5", "number": "0", "classes": "2", "images": "10", "val_images": "6",
-    }  # fmt: skip
-    for name in ("lstm", "gru"):
-        state = build(f"text_{name}", "scratch", 2, 0).model.state_dict()
-        write_model(f"{name}.0", state, {**about, "name": name, "backbone": f"text_{name}"})
+    write_recurrent_sources("text_", other)
     common = ["--device", "cpu", "--tracking-uri", f"sqlite:///{tmp_path}/none.db"]
     sources = ["--sources", "minilm,recorded:lstm,recorded:gru"]
     assert rank.main(["--target", target, *sources, *common]) == 0
