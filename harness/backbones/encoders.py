@@ -157,7 +157,7 @@ class TokenPool(nn.Module):
 
     Args:
         kind: "mean" or "cls".
-        leading: number of tokens at the begin that stand for the whole.
+        leading: number of tokens at the beginning that stand for the whole.
     """
 
     def __init__(self, kind: str, leading: int = 1) -> None:

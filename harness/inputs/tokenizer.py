@@ -50,7 +50,7 @@ class TokenizerFile:
 
     @cached_property
     def special(self) -> frozenset[int]:
-        """Ids of the special tokens, such as those at the begin and end of a text."""
+        """Ids of the special tokens, such as those at the beginning and end of a text."""
         decoder = _read(self.text).get_added_tokens_decoder()
         return frozenset(i for i, token in decoder.items() if token.special) | {self.pad}
 
