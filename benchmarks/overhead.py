@@ -3,7 +3,8 @@
     python -m benchmarks.overhead --trials 5000
 
 Prints one line of JSON: the median milliseconds from one finished trial to the next, early (trials 5 to
-55) and late (the last 50).
+55) and late (the last 50), and of the same calls of Optuna and MLflow without the harness. The latter depend
+only on the machine, so that measurements on different machines can be compared.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
+
+import optuna
+from mlflow.entities import Metric, Param
+from mlflow.tracking import MlflowClient
 
 from harness.core.results import EpochResult, TrialResult
 from harness.core.spec import TrialSpec
@@ -111,12 +116,40 @@ def summary(spent: Spent) -> dict[str, float]:
     }
 
 
+def of_libraries(trials: int, folder: Path) -> float:
+    """Median milliseconds of what Optuna and MLflow take to record such a trial."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(storage=f"sqlite:///{folder}/optuna.db")
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.create_experiment("libraries", artifact_location=folder.as_uri())
+    tags = {f"tag_{i}": "text" for i in range(30)}
+    params = [Param(f"parameter_{i}", "text") for i in range(30)]
+    seconds = []
+    for _ in range(trials):
+        began = time.perf_counter()
+        trial = study.ask()
+        trial.suggest_float("lr", 3e-4, 3e-2, log=True)
+        trial.suggest_float("weight_decay", 1e-4, 1e-1, log=True)
+        for name in ("slot", "task", "result"):
+            trial.set_user_attr(name, tags)
+        trial.report(0.5, 0)
+        study.tell(trial, 0.5)
+        run = client.create_run(experiment, tags=tags)
+        metrics = [Metric(f"metric_{i}", 0.5, 0, 0) for i in range(10)]
+        client.log_batch(run.info.run_id, metrics, params, [])
+        client.set_terminated(run.info.run_id)
+        seconds.append(time.perf_counter() - began)
+    return 1000 * median(seconds[EARLY.start :])
+
+
 def main() -> None:
     """The program."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead")
     parser.add_argument("--trials", type=int, default=5000)
-    with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(summary(Spent.of(parser.parse_args().trials, Path(folder)))))
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as other:
+        spent = Spent.of(parser.parse_args().trials, Path(folder))
+        libraries = of_libraries(300, Path(other))
+        print(json.dumps(summary(spent) | {"libraries_ms": libraries}))
 
 
 if __name__ == "__main__":

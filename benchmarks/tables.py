@@ -25,7 +25,7 @@ LIMIT = {"linear_probe": (ONE_PASS, 1.3), "full": (BARE, 1.05)}
 """Goal for the ratio of our time to that of a lower limit, at most."""
 MEMORY = 1.3
 DEFAULT_STUDY_SPEEDUP = 1.6
-OVERHEAD_MS, SAME = 60.0, 1.2
+OVERHEAD_MS, SAME = 45.0, 1.2
 FIRST_RESULT = 1.9
 """Goal for the time to the first result, as a multiple of the time of the imports alone; half of the 3.7 that
 it was on 2026-11-30."""
@@ -207,7 +207,8 @@ def _default_study(lines: Sequence[Line]) -> list[Goal]:
 def _overhead(lines: Sequence[Line]) -> list[Goal]:
     work = "overhead"
     found = _lines(lines, work, OURS)
-    early, late = (_median(x[k] for x in found) for k in ("early_ms", "late_ms"))
+    keys = "early_ms", "late_ms", "libraries_ms"
+    early, late, libraries = (_median(x[k] for x in found) for k in keys)
     trials = found[0]["trials"] if found else 0
     ratio = late / early
     return [
@@ -215,7 +216,8 @@ def _overhead(lines: Sequence[Line]) -> list[Goal]:
             work,
             f"under {OVERHEAD_MS:g} ms per trial",
             late,
-            f"{early:.0f} ms at trials 5 to 55, {late:.0f} ms at the last 50 of {trials:,}",
+            f"{early:.0f} ms at trials 5 to 55, {late:.0f} ms at the last 50 of {trials:,}; "
+            f"the calls of Optuna and MLflow alone take {libraries:.0f} ms",
             max(early, late) < OVERHEAD_MS,
         ),
         _judge(

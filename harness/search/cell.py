@@ -126,7 +126,7 @@ class CellSearch:
 
     def done(self, index: int) -> TrialRecord | None:
         """The attempt that completed the slot; None as long as the slot needs work."""
-        trial = self.attempts.done().get(index)
+        trial = self.attempts.completed(index)
         if trial is None or (trial.not_run and _needed(trial) <= self.memory):
             return None
         return trial
@@ -144,7 +144,7 @@ class CellSearch:
     def reference(self) -> TrialRecord | None:
         """Any completed trial; one is enough to compare with, because one function draws all trials of a
         cell."""
-        return next((t for t in self.attempts.done().values() if t.spec), None)
+        return self.attempts.any()
 
     def begin(self, index: int, inline: bool, workers: int = 1) -> OpenTrial:
         """Open a trial for a slot and draw from the space.

@@ -223,7 +223,7 @@ def _race_is_over(info: StudyInfo, cells: Mapping[str, tuple[_Part, _Part]]) -> 
         except StopIteration:
             return True
         own = {cell: cells[cell][now.phase == "repeat"].attempts for cell in now.cells}
-        if any(index not in part.done() for part in own.values() for index in now.indices):
+        if any(part.completed(i) is None for part in own.values() for i in now.indices):
             return False
         slots = len(own) * len(now.indices)
         results = {

@@ -249,6 +249,14 @@ class Attempts:
         """The attempts at one slot."""
         return self._at.get(index, ())
 
+    def completed(self, index: int) -> TrialRecord | None:
+        """The attempt that counts for one slot; None as long as there is none."""
+        return self._done.get(index)
+
+    def any(self) -> TrialRecord | None:
+        """A completed attempt that was drawn, at any slot."""
+        return next((trial for trial in self._done.values() if trial.spec), None)
+
     def done(self, count: int = sys.maxsize) -> dict[int, TrialRecord]:
         """Completed slots among the first `count`: index -> the attempt that counts."""
         return {index: trial for index, trial in self._done.items() if index < count}
