@@ -3,8 +3,8 @@
     python -m benchmarks.overhead --trials 5000
 
 Prints one line of JSON: the median milliseconds from one finished trial to the next, early (trials 5 to
-55) and late (the last 50), and of the same calls of Optuna and MLflow without the harness. The latter depend
-only on the machine, so that measurements on different machines can be compared.
+55) and late (the last 50), and those of similar calls of Optuna and MLflow without the harness. Both take
+turns, trial by trial, so that their ratio does not depend on the machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
 
@@ -66,6 +65,43 @@ def run_nothing(task: TrialTask) -> Messages:
     return run_trial(task, begin)
 
 
+class Libraries:
+    """What Optuna and MLflow take to record such trials, called directly.
+
+    Args:
+        folder: folder for both stores.
+
+    Attributes:
+        seconds: wall seconds of each trial.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.seconds: list[float] = []
+        with quiet_optuna():
+            self._study = optuna.create_study(storage=f"sqlite:///{folder}/optuna.db")
+        self._client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+        location = folder.as_uri()
+        self._experiment = self._client.create_experiment("alone", artifact_location=location)
+
+    def record(self) -> None:
+        """Record one trial with as many values as one of the harness has."""
+        tags = {f"tag_{i}": "text" for i in range(30)}
+        params = [Param(f"parameter_{i}", "text") for i in range(30)]
+        metrics = [Metric(f"metric_{i}", 0.5, 0, 0) for i in range(10)]
+        began = time.perf_counter()
+        trial = self._study.ask()
+        trial.suggest_float("lr", 3e-4, 3e-2, log=True)
+        trial.suggest_float("weight_decay", 1e-4, 1e-1, log=True)
+        for name in ("slot", "task", "result"):
+            trial.set_user_attr(name, tags)
+        trial.report(0.5, 0)
+        self._study.tell(trial, 0.5)
+        run = self._client.create_run(self._experiment, tags=tags)
+        self._client.log_batch(run.info.run_id, metrics, params, [])
+        self._client.set_terminated(run.info.run_id)
+        self.seconds.append(time.perf_counter() - began)
+
+
 @dataclass(frozen=True)
 class Spent:
     """What a study of trials that train nothing took.
@@ -79,11 +115,12 @@ class Spent:
     resident_mib: list[float]
 
     @staticmethod
-    def of(trials: int, folder: Path) -> Spent:
-        """Run that many trials, with both stores in the folder."""
+    def of(trials: int, folder: Path, libraries: Libraries | None = None) -> Spent:
+        """Run that many trials, with both stores in the folder, taking turns with the libraries alone."""
         study = dataclasses.replace(load_study(FILE), trials=trials)
         info, tags = study_info(study, FILE, StudyOptions()), study_file_tags(FILE)
-        ends, resident = [], []
+        seconds, resident = list[float](), list[float]()
+        began = None
         with quiet_optuna():
             record = Record(open_storage(f"sqlite:///{folder}/optuna.db"), folder)
             projection = Projection(f"sqlite:///{folder}/mlflow.db", info, record)
@@ -91,9 +128,13 @@ class Spent:
             for done in Coordinator(study, info, context, Inline(run_nothing)).run():
                 assert done.trial is not None
                 assert done.trial.outcome == "complete", done.trial.reason
-                ends.append(time.perf_counter())
+                if began is not None:
+                    seconds.append(time.perf_counter() - began)
                 resident.append(_resident_mib())
-        return Spent([after - before for before, after in pairwise(ends)], resident)
+                if libraries is not None:
+                    libraries.record()
+                began = time.perf_counter()
+        return Spent(seconds, resident)
 
 
 def _resident_mib() -> float:
@@ -116,40 +157,17 @@ def summary(spent: Spent) -> dict[str, float]:
     }
 
 
-def of_libraries(trials: int, folder: Path) -> float:
-    """Median milliseconds of what Optuna and MLflow take to record such a trial."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(storage=f"sqlite:///{folder}/optuna.db")
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    experiment = client.create_experiment("libraries", artifact_location=folder.as_uri())
-    tags = {f"tag_{i}": "text" for i in range(30)}
-    params = [Param(f"parameter_{i}", "text") for i in range(30)]
-    seconds = []
-    for _ in range(trials):
-        began = time.perf_counter()
-        trial = study.ask()
-        trial.suggest_float("lr", 3e-4, 3e-2, log=True)
-        trial.suggest_float("weight_decay", 1e-4, 1e-1, log=True)
-        for name in ("slot", "task", "result"):
-            trial.set_user_attr(name, tags)
-        trial.report(0.5, 0)
-        study.tell(trial, 0.5)
-        run = client.create_run(experiment, tags=tags)
-        metrics = [Metric(f"metric_{i}", 0.5, 0, 0) for i in range(10)]
-        client.log_batch(run.info.run_id, metrics, params, [])
-        client.set_terminated(run.info.run_id)
-        seconds.append(time.perf_counter() - began)
-    return 1000 * median(seconds[EARLY.start :])
-
-
 def main() -> None:
     """The program."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead")
     parser.add_argument("--trials", type=int, default=5000)
+    trials = parser.parse_args().trials
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as other:
-        spent = Spent.of(parser.parse_args().trials, Path(folder))
-        libraries = of_libraries(300, Path(other))
-        print(json.dumps(summary(spent) | {"libraries_ms": libraries}))
+        alone = Libraries(Path(other))
+        spent = Spent.of(trials, Path(folder), alone)
+    theirs = [1000 * s for s in alone.seconds]
+    shares = {"early_alone_ms": median(theirs[EARLY]), "late_alone_ms": median(theirs[LATE])}
+    print(json.dumps(summary(spent) | shares))
 
 
 if __name__ == "__main__":

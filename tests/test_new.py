@@ -299,3 +299,17 @@ def test_only_as_many_backbones_race_as_the_budget_has_time_for() -> None:
     assert kept.notes[-1].endswith("too short for the first trials of their cells: c.")
     assert fitting(made, costs, Seconds("1h")) == (made, costs)
     assert fitting(made, costs, Seconds("1s"))[0].backbones == ("a",)
+
+
+@pytest.mark.usefixtures("quick")
+def test_encoders_of_sounds_are_suggested_as_comments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("soundfile")
+    monkeypatch.chdir(tmp_path)
+    write_tones(tmp_path / "tones")
+    assert main(["--target", "folder:tones", "--device", "cpu"]) == 0
+    text = Path("studies/tones.py").read_text()
+    suggested = '# "whisper-tiny": "transformers:openai/whisper-tiny",  # weights from the hub'
+    assert suggested in text
+    assert_ruff_is_content(Path("studies/tones.py"))

