@@ -126,7 +126,7 @@ def test_shots_are_an_upper_bound_per_class(make_spec: MakeSpec) -> None:
     assert counts(split, target) == {"train": [50, 24, 5], "val": [30, 6, 1], "test": [50, 10, 2]}
 
 
-def test_class_too_small_for_all_three_gives_half_to_the_test_and_half_of_the_rest_to_validation(
+def test_at_most_half_of_a_class_is_for_the_test_and_half_of_the_rest_for_validation(
     make_spec: MakeSpec,
 ) -> None:
     target = blank(np.repeat([0, 1, 2], [200, 40, 3]))
@@ -148,18 +148,23 @@ def test_all_classes_of_fewer_than_three_images_are_named(
 
 
 @pytest.mark.parametrize("size", range(3, 40))
-@pytest.mark.parametrize("wanted", [1, 5, 20, None])
-def test_test_images_do_not_depend_on_how_many_are_trained_on(
-    size: int, wanted: int | None, make_spec: MakeSpec
+@pytest.mark.parametrize("val", [1, 5, 20, None])
+@pytest.mark.parametrize("test", [1, 10, 30, None])
+def test_other_images_do_not_depend_on_how_many_are_trained_on(
+    size: int, val: int | None, test: int | None, make_spec: MakeSpec
 ) -> None:
     target = blank(np.repeat([0, 1], [size, 100]))
-    splits = [
-        split_indices(target, make_spec(shots=n, val_shots=wanted, test_shots=None))
+    few, *more = [
+        split_indices(target, make_spec(shots=n, val_shots=val, test_shots=test))
         for n in (1, 3, 50, None)
     ]
-    assert len({split.test.tobytes() for split in splits}) == 1
-    tested = set(splits[0].test.tolist())
-    assert not any(tested & set(s.train.tolist()) | tested & set(s.val.tolist()) for s in splits)
+    folded = make_spec(shots=1, val_shots=None, test_shots=test, fold="1/2 of shuffle 3")
+    assert size < 4 or np.array_equal(split_indices(target, folded).test, few.test)
+    for split in more:
+        assert np.array_equal(split.test, few.test)
+        assert np.array_equal(split.val, few.val)
+        assert set(few.train) <= set(split.train)
+        few = split
 
 
 # --- given parts -----------------------------------------------------------------------------------

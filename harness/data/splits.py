@@ -85,8 +85,8 @@ def split_indices(target: Target, spec: TrialSpec) -> SplitIndices:
     if there is an official validation set, the seed draws only the training images. All images of a group are
     in the same part.
 
-    `shots`, `val_shots` and `test_shots` are upper bounds per class. Of a class that is too small for all
-    three, at most half of the images become test images, and at most half of the rest validation images.
+    `shots`, `val_shots` and `test_shots` are upper bounds per class. At most half of the images of a class
+    are drawn as test images, and at most half of the rest as validation images, unless `exact_shots`.
 
     With `fold`, the validation images are that fold of all images that are not test images, those of an
     official validation set among them; the test images are the same as without it.
@@ -260,7 +260,8 @@ class _Sizes:
 
 
 def _sizes(free: int, draws_test: bool, draws_val: bool, spec: TrialSpec) -> _Sizes:
-    """How to divide the images of a class that are in no official part.
+    """How to divide the images of a class that are in no official part: the same for every number of shots,
+    so that cells that differ in it have the same test images.
 
     Args:
         free: number of these images.
@@ -269,17 +270,11 @@ def _sizes(free: int, draws_test: bool, draws_val: bool, spec: TrialSpec) -> _Si
     """
     quarter = round(0.25 * free)
     test = (spec.test_shots or max(1, quarter)) if draws_test else 0
+    test = test if spec.exact_shots else min(test, free // 2)
     aside = max(test, quarter) if draws_test else 0
-    fifth = max(1, round(0.2 * max(0, free - aside)))
-    val = (spec.val_shots or fifth) if draws_val else 0
-    if spec.exact_shots or aside + val + (spec.shots or 1) <= free:
-        return _Sizes(test, aside, val)
-    test = min(test, free // 2)
-    aside = max(test, min(quarter, free // 2)) if draws_test else 0
-    rest = free - aside
-    fifth = max(1, round(0.2 * rest))
-    val = min(spec.val_shots or fifth, rest // 2) if draws_val else 0
-    return _Sizes(test, aside, val)
+    rest = max(0, free - aside)
+    val = (spec.val_shots or max(1, round(0.2 * rest))) if draws_val else 0
+    return _Sizes(test, aside, val if spec.exact_shots else min(val, rest // 2))
 
 
 @lru_cache(maxsize=24)
