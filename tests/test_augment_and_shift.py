@@ -298,6 +298,13 @@ def test_label_shift_keeps_one_image_of_the_rarest_class() -> None:
     assert torch.bincount(shifted(examples(2), "label_shift", DIGITS).labels).min() == 1
 
 
+def test_label_shift_has_all_other_classes_where_one_has_no_test_images() -> None:
+    every = examples(100)
+    without = every.part((every.labels != 2).nonzero()[:, 0])
+    moved = shifted(without, "label_shift", DIGITS)
+    assert torch.bincount(moved.labels).tolist() == [100, 56, 0, 18, 10]
+
+
 def test_scores_under_shift_are_those_of_the_shifted_images(make_spec: MakeSpec) -> None:
     names = ("noise", "blur", "label_shift")
     spec = make_spec(shifts="+".join(names), shots=20, epochs=3, lr=1e-2, test_shots=20)

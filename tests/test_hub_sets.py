@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -172,6 +173,18 @@ def test_groups_are_named_or_noted(tmp_path: Path) -> None:
     groups = load_target(f"{name}[group=patient]").groups
     assert groups is not None
     assert groups.tolist() == [0, 0, 1, 1, 2, 3]
+
+
+def test_nan_is_a_missing_label_or_group(tmp_path: Path) -> None:
+    """As in a float column that was written without a mask."""
+    kinds = {"label": datasets.Value("float32"), "group": datasets.Value("float64")}
+    data = {"label": [0.0, 1.0, math.nan, 1.0, 0.0], "group": [7.0, 7.0, 8.0, math.nan, math.nan]}
+    target = load_target(save(tmp_path, train=rows(data, **kinds)))
+    assert target.classes == ("0", "1")
+    assert target.labels.tolist() == [0, 1, 1, 0]
+    assert "Part train: 1 of 5 images have no label and are skipped." in target.notes
+    assert target.groups is not None
+    assert target.groups.tolist() == [0, 0, 1, 2]
 
 
 def test_classes_without_images_are_left_out(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from harness.data import (
 )
 from harness.data.media import Texts
 from harness.data.splits import Examples
+from harness.data.target import TextTarget
 from harness.data.texts import open_text
 from harness.dataset_report.contact_sheet import draw
 from harness.dataset_report.inspection import inspect_target
@@ -475,6 +476,30 @@ def test_a_field_without_an_end_is_named_by_its_line(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=re.escape(said)):
         load_target(f"csv:{tmp_path / 't.csv'}")
+
+
+def test_quotes_that_would_join_two_rows_are_refused(tmp_path: Path) -> None:
+    rows = ["text,label", "a horse,x", '"Oh, he said,y', "a drill,y", '"Ah" said I,x', "a goat,x"]
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    said = (
+        "t.csv cannot be read as a table: the row that begins in line 3 has quotes that are not closed, or "
+        "not doubled inside of a quoted field"
+    )
+    with pytest.raises(UserError, match=re.escape(said)):
+        load_target(f"csv:{tmp_path / 't.csv'}")
+
+
+def test_tables_separated_by_tabs_may_be_written_without_quoting(tmp_path: Path) -> None:
+    texts = ["a horse", '"Oh, he said', "a drill", '"Ah" said I']
+    (tmp_path / "t.tsv").write_text("\n".join(["text\tlabel", *(f"{t}\t{len(t)}" for t in texts)]))
+    target = load_target(f"csv:{tmp_path / 't.tsv'}")
+    assert isinstance(target, TextTarget)
+    assert list(target.texts) == texts
+    both = pd.DataFrame({"text": ['says "no"', "two\nlines", "a\ttab"], "label": [*"xyx"]})
+    both.to_csv(tmp_path / "quoted.tsv", sep="\t", index=False)
+    target = load_target(f"csv:{tmp_path / 'quoted.tsv'}")
+    assert isinstance(target, TextTarget)
+    assert list(target.texts) == list(both["text"])
 
 
 def test_texts_of_a_group_stay_together(

@@ -269,9 +269,14 @@ def _as_text(rows: Any, label: str) -> list[str]:
     kind, values = rows.features[label], list(rows[label])
     if type(kind).__name__ == "ClassLabel":
         return ["" if v is None or v < 0 else normalized(kind.names[v]) for v in values]
-    if all(value in (None, -1) for value in values):
+    if all(_is_missing(value) or value == -1 for value in values):
         return [""] * len(values)  # -1 for every row: the labels are hidden
-    return ["" if value is None else normalized(str(value)) for value in values]
+    return ["" if _is_missing(value) else normalized(str(value)) for value in values]
+
+
+def _is_missing(value: object) -> bool:
+    """Whether a value is null, or NaN, which stands for null in a column of floats."""
+    return value is None or value != value
 
 
 def _classes(texts: Sequence[str], kind: Any, what: str) -> tuple[tuple[str, ...], Indices]:
@@ -298,7 +303,7 @@ def _values(
     for name in (c for c in columns if c == group or looks_like_groups(c)):
         written = {part: list(rows[name]) for part, rows in parts.items()}
         values = (written[part][row] for part, row in zip(part_of, where, strict=True))
-        found[name] = ["" if value is None else str(value) for value in values]
+        found[name] = ["" if _is_missing(value) else str(value) for value in values]
     return found
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -180,22 +181,7 @@ def _rows(text: str) -> Columns:
     declared = re.match(r'"?sep=(.)"?\r?\n', text)  # as spreadsheets write it
     text = text[declared.end() :] if declared else text
     separator = declared[1] if declared else max(SEPARATORS, key=lambda sign: _fit(text, sign))
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
-    rows: list[tuple[int, list[str]]] = []
-    line = 1
-    try:
-        for row in reader:
-            if any(row):
-                rows.append((reader.line_num, [cell.strip() for cell in row]))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        if "field limit" not in str(error):
-            raise
-        raise ValueError(
-            f"the row that begins in line {line} has a field of more than {csv.field_size_limit():,} "
-            "characters; close its quotes, or put long texts into files of their own and their names into "
-            "the table"
-        ) from error
+    rows = _records(text, separator, csv.QUOTE_MINIMAL)
     if not rows:
         raise ValueError("it is empty")
     header = [name.lstrip("\ufeff") for name in _without_end(rows[0][1])]
@@ -208,6 +194,43 @@ def _rows(text: str) -> Columns:
         for name, cell in itertools.zip_longest(header, row[: len(header)], fillvalue=""):
             columns[name].append(cell)
     return columns
+
+
+def _records(text: str, separator: str, quoting: int) -> list[tuple[int, list[str]]]:
+    """Number of the last line and fields, without surrounding blanks, of each row that is not empty.
+
+    Tables separated by tabs are often written without quoting, so that a text may begin with a quote.
+
+    Raises:
+        ValueError: if quotes are opened and not closed in a row.
+    """
+    lines = list(io.StringIO(text, newline=""))
+    form: dict[str, Any] = {
+        "delimiter": separator,
+        "skipinitialspace": True,
+        "quoting": quoting,
+    }
+    reader = csv.reader(lines, **form)
+    rows: list[tuple[int, list[str]]] = []
+    line = 1
+    try:
+        for row in reader:
+            if reader.line_num > line:  # a quote that is not closed would join it with other rows
+                list(csv.reader(lines[line - 1 : reader.line_num], strict=True, **form))
+            if any(row):
+                rows.append((reader.line_num, [cell.strip() for cell in row]))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        if separator == "\t" and quoting != csv.QUOTE_NONE:
+            return _records(text, separator, csv.QUOTE_NONE)
+        wrong = "quotes that are not closed, or not doubled inside of a quoted field"
+        if "field limit" in str(error):
+            wrong = f"a field of more than {csv.field_size_limit():,} characters"
+        raise ValueError(
+            f"the row that begins in line {line} has {wrong}; close its quotes, or put long texts into files "
+            "of their own and their names into the table"
+        ) from error
+    return rows
 
 
 def _fit(text: str, separator: str) -> tuple[bool, bool, int]:
