@@ -16,6 +16,7 @@ from scipy import stats
 
 from analysis import compare, text, topics
 from analysis.load import StudyTable
+from analysis.topics.section import Table
 from harness import merge_bundles, pack_study
 from harness.core.errors import UserError
 from harness.core.race import ALPHA, FIRST, Result, Results, Round, race, standing
@@ -84,6 +85,12 @@ def test_race_ends_when_nothing_is_left_to_decide() -> None:
     assert cost(clear) < 6000
     equal = played({"a": 0.9, "b": 0.9}, 10_000)
     assert [r.indices.stop for r in equal if r.phase == "repeat"] == [1, 2]
+
+
+@pytest.mark.parametrize("merits", [{"a": 0.9, "b": math.nan, "c": 0.8}, {"a": math.nan}])
+def test_a_cell_of_which_no_trial_completed_is_no_finalist(merits: dict[str, float]) -> None:
+    repeated = {cell for r in played(merits, 100) if r.phase == "repeat" for cell in r.cells}
+    assert repeated == {cell for cell, merit in merits.items() if merit == merit}
 
 
 def test_a_budget_of_years_plans_no_more_trials_at_once_than_a_study_may_have() -> None:
@@ -382,6 +389,19 @@ def test_report_says_who_was_retired_and_who_was_set_aside_and_claims_no_more() 
     assert "asked for" not in warned
     assert "the cells raced for 1m" in text.methods(found, [section.methods])
     assert "same numbers of trials" not in text.methods(found)
+
+
+def test_report_says_of_which_cell_no_trial_completed() -> None:
+    study = made({c: SCORES[c] for c in ("left", "rival")}, {"left": 2, "rival": 2})
+    rows = [{str(k): v for k, v in row.items()} for row in study.trials.to_dict("records")]
+    rows += [trial("large", "tune", i, None) | {"outcome": "oom"} for i in range(2)]
+    found = compare.find(replace(table(rows), info=replace(table(rows).info, budget=60.0)))
+    (answer,) = topics.race.section(found).answer
+    assert "large" not in answer
+    (shown,) = topics.race.section(found).parts
+    assert isinstance(shown, Table)
+    ended = dict(zip(shown.columns["Cell"], shown.columns["How it ended"], strict=True))
+    assert ended["large"] == "none of 2 trials completed"
 
 
 def test_report_of_equal_numbers_says_so_and_has_no_race() -> None:

@@ -53,9 +53,9 @@ def race_table(
     Returns:
         cell, trials (tuning trials that have ended), validation (of the best of them), seeds (on which it was
         compared), seconds (of all its runs), state ("left": among the last; "retired": shown to be behind;
-        "failed": a repeat did not complete; "set aside": after tuning; "waiting": no cell was repeated yet),
-        behind, low, high (how far its mean validation score was behind the leader's when it was last
-        compared, with the ends of the interval; NaN before two seeds).
+        "failed": no trial completed, or not a repeat; "set aside": after tuning; "waiting": no cell was
+        repeated yet), behind, low, high (how far its mean validation score was behind the leader's when it
+        was last compared, with the ends of the interval; NaN before two seeds).
     """
     now = race_standing(trials, factors, selection)
     every = recorded(trials)
@@ -72,7 +72,8 @@ def race_table(
         rows.append(
             {"cell": cell, "trials": int(counts.get(cell, 0))}
             | {"validation": float(best.get(cell, math.nan)), "seeds": now.seeds.get(cell, 0)}
-            | {"seconds": float(seconds.get(cell, 0.0)), "state": _state(now, cell)}
+            | {"seconds": float(seconds.get(cell, 0.0))}
+            | {"state": "failed" if cell in counts and cell not in best else _state(now, cell)}
             | dict(zip(("behind", "low", "high"), gap, strict=True))
         )
     return pd.DataFrame(rows)

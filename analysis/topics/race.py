@@ -56,7 +56,9 @@ def _ended(found: Findings, row: Mapping[Hashable, Any]) -> str:
     return {
         "left": f"left at the end{behind}",
         "retired": f"retired after {row['seeds']} seeds{behind}",
-        "failed": f"a repeat did not complete, after {row['seeds']} seeds",
+        "failed": f"a repeat did not complete, after {row['seeds']} seeds"
+        if row["seeds"]
+        else f"none of {row['trials']} trials completed",
         "set aside": f"set aside after {row['trials']} trials",
         "waiting": "tuned so far",
     }[str(row["state"])]

@@ -6,7 +6,7 @@ A race has two parts:
    stages of equal length, in each of which every remaining cell gets equally many trials. After each stage
    the better half, by the best validation score so far, goes on (successive halving, Jamieson and Talwalkar
    2016), until FINALISTS are left. The others are *set aside*: there is no time for them, and nothing has
-   been shown about them.
+   been shown about them. A cell of which no trial completed is none of the finalists.
 2. Repeats. The chosen configuration of each finalist is run on new seeds, the same for all, one seed at a
    time. After each seed a finalist that is shown to be behind the leader is *retired*. The test is a paired
    t test with one variance for all finalists that are left, one-sided, at the level
@@ -115,7 +115,7 @@ def _screening(
         count = int(share / sum(_mean_seconds(tuned[cell]) for cell in left))
         count = min(count, MAX_EFFORT)  # all of them are planned at once
         yield from _tune(tuned, left, count)
-    return _better(tuned, left, FINALISTS)
+    return tuple(c for c in _better(tuned, left, FINALISTS) if _merits(tuned[c]))
 
 
 def _tune(
@@ -135,11 +135,15 @@ def _better(
     """The cells with the best scores, in their order; of equals the cheaper ones."""
 
     def key(cell: str) -> tuple[float, float]:
-        merits = [r.merit for r in tuned[cell] if not math.isnan(r.merit)]
-        return -max(merits, default=-math.inf), _mean_seconds(tuned[cell])
+        return -max(_merits(tuned[cell]), default=-math.inf), _mean_seconds(tuned[cell])
 
     kept = sorted(cells, key=key)[:count]
     return tuple(cell for cell in cells if cell in kept)
+
+
+def _merits(results: Sequence[Result]) -> list[float]:
+    """The scores of the results that have one."""
+    return [result.merit for result in results if not math.isnan(result.merit)]
 
 
 def _mean_seconds(results: Sequence[Result]) -> float:
