@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from harness.backbones import Backbone, build
@@ -342,6 +343,13 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     (other / "model.safetensors").write_bytes(b"nonsense")
     refused(f"transformers:{other}", "cannot be read")
     assert build(name, "pretrained", 2, 0)
+
+
+def test_weights_that_are_not_recorded_are_refused(tmp_path: Path) -> None:
+    name = save_encoder(tmp_path)
+    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    refused(name, "cannot be read: Error no file named model.safetensors")
 
 
 def test_a_model_of_the_hub_needs_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -352,6 +352,31 @@ def test_an_exported_network_gives_its_logits(
         assert write_onnx(model, tmp_path, pixels) < 1e-4  # takes seconds
 
 
+@needs_peft
+@pytest.mark.parametrize("choice", [{"depth": 2}, {"head": "attentive", "depth": 2}], ids=names)
+def test_a_network_with_adapters_that_ends_early_is_exported_without_its_later_groups(
+    choice: dict[str, Any], tmp_path: Path
+) -> None:
+    network = build("test_vit", "scratch", 3, seed=0, resolution=64, lora_rank=2, **choice)
+    plain = build("test_vit", "scratch", 3, seed=0, resolution=64, **choice)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in (p for n, p in network.model.named_parameters() if "lora_B" in n):
+        parameter.data.normal_(generator=generator)
+    exported = plain_network(network, None)
+    assert exported.state_dict().keys() == plain.model.state_dict().keys()
+    write(
+        tmp_path,
+        exported,
+        describe(network, "test_vit", ("a", "b", "c"), **choice),
+        network.input,
+    )
+    pixels = torch.randint(0, 255, (3, 3, 64, 64), dtype=torch.uint8)
+    model = open_model(tmp_path)
+    wanted = logits(network, model.prepare(pixels))
+    torch.testing.assert_close(model.logits(pixels), wanted, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(wanted, logits(plain, model.prepare(pixels)), atol=1e-3)
+
+
 def test_a_network_that_ends_early_can_be_exported_for_mlflow() -> None:
     """MLflow calls torch.export without strict mode, which follows no exceptions."""
     network = build("test_resnet", "scratch", 3, seed=0, resolution=64, depth=2).model.eval()

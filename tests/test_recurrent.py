@@ -92,6 +92,14 @@ def test_groups_are_the_layers(
     assert sum(p.numel() for p in network.model.parameters()) == parameters
 
 
+@pytest.mark.parametrize("name", ["small_lstm", "small_gru", "text_lstm"])
+def test_biases_of_recurrent_layers_are_biases(name: str) -> None:
+    network = build(name, "scratch", 2, 0)
+    every = {n for n, p in network.model.named_parameters() if p.ndim == 1}
+    assert sum("bias_ih" in n or "bias_hh" in n for n in every) == 4
+    assert network.tuned_names("bias") == every | {"head.weight"}
+
+
 def test_small_networks_see_levels() -> None:
     """A sound of a tenth of the power gives the same input, shifted by one."""
     levels = build("small_gru", "scratch", 2, 0).model.get_submodule("levels")

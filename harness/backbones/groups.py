@@ -81,8 +81,9 @@ class Backbone:
         """Names of the parameters that may train when their group is unfrozen.
 
         Args:
-            kind: "all"; "norm", those of normalisation layers; "bias", those with that name; "lora", those of
-                the adapters. The parameters of the head are always included.
+            kind: "all"; "norm", those of normalisation layers; "bias", those with that name, which is
+                bias_ih_l0 and the like in recurrent layers; "lora", those of the adapters. The parameters of
+                the head are always included.
         """
         norms = {
             f"{path}.{n}"
@@ -93,7 +94,7 @@ class Backbone:
         rules: dict[Tuned, Callable[[str], bool]] = {
             "all": lambda n: True,
             "norm": lambda n: n in norms,
-            "bias": lambda n: n.endswith("bias"),
+            "bias": lambda n: n.endswith("bias") or ".bias_" in n,
             "lora": lambda n: ".lora_" in n,
         }
         wanted = rules[kind]

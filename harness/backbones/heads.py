@@ -264,10 +264,14 @@ def _channels_last(model: nn.Module, shape: torch.Size) -> bool:
 
 def _remove_unused(body: Body, images: torch.Tensor) -> None:
     """Remove parameters on which the output does not depend, with their modules."""
-    named = {n: p for n, p in body.network.named_parameters() if p.requires_grad}
+    named = dict(body.network.named_parameters())
+    trained = [p.requires_grad for p in named.values()]  # not the weights that adapters adapt
+    body.network.requires_grad_(True)
     with torch.enable_grad():
         total = body(images).float().sum()
     found = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+    for parameter, flag in zip(named.values(), trained, strict=True):
+        parameter.requires_grad_(flag)
     unused = {n for n, gradient in zip(named, found, strict=True) if gradient is None}
 
     def walk(path: str, module: nn.Module) -> None:

@@ -133,6 +133,7 @@ def pretrained(name: str) -> nn.Module:
                 output_loading_info=True,
                 local_files_only=True,
                 trust_remote_code=False,
+                use_safetensors=True,  # others are not in `files`, by which weights are recorded
             )
     except Exception as error:  # OSError, safetensors, pickle and RuntimeError kinds
         raise UserError(f"weights of {name} cannot be read: {first_line(error)}") from error
