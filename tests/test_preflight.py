@@ -57,6 +57,22 @@ def test_resolution_that_a_network_cannot_take_is_refused_before_the_study_start
         check_study(make_study(space=tiny))
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"), [({"augment": "token_dropout"}, "augment"), ({"shifts": "typos"}, "shift")]
+)
+def test_policies_of_another_medium_are_refused_in_every_cell(
+    changes: dict[str, str], said: str
+) -> None:
+    def one(strategy: str, value: str, default: str) -> str:
+        return value if strategy == "full" else default
+
+    ((name, value),) = changes.items()
+    default = "none" if name == "augment" else ""
+    odd = scratch(**{name: lambda strategy: one(strategy, value, default)})
+    with pytest.raises(UserError, match=f"{said} '{value}' is not for 32 x 32 pixels"):
+        check_study(make_study(space=odd))
+
+
 def test_strategy_that_freezes_everything_for_an_epoch_is_refused_before_the_study_starts() -> None:
     @dataclasses.dataclass(frozen=True)
     class Rests(strategies.Strategy):

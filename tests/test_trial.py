@@ -198,6 +198,16 @@ def test_pruned_trial_ends_with_what_it_has(task: TrialTask) -> None:
     assert "test_accuracy" not in end(heard).metrics
 
 
+def test_policy_of_another_medium_is_refused_before_the_trial_trains(task: TrialTask) -> None:
+    """A space may draw it for a later trial only, when the checks of the study are done."""
+    spec = replace(task.spec, augment="token_dropout")
+    *earlier, result = run(replace(task, spec=spec))
+    assert [type(message) for message in earlier] == [Started]
+    assert isinstance(result, TrialResult)
+    assert result.outcome == "crashed"
+    assert result.reason.startswith("augment 'token_dropout' is not for 32 x 32 pixels; use none")
+
+
 def test_signal_that_follows_at_once_asks_for_nothing_new(monkeypatch: pytest.MonkeyPatch) -> None:
     before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGUSR1)}
     try:

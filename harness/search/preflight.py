@@ -73,6 +73,8 @@ def check_study(study: Study, cache: Cache = Cache(), memory_is_limited: bool = 
     for (key, *_), same in alike.items():
         spec, network = same[0], network_of(same[0])
         check_network(network, spec)
+        for one in same:
+            network.input.check(one.augment, one.shift_names())
         remarks |= dict.fromkeys(network.notes)
         leak, remark = _try_images(study, spec, network, cache)
         if leak:

@@ -85,6 +85,7 @@ class Fit(ABC):
         self._classes = len(target.classes)
         self._split, self._groups = split_indices(target, spec), target.groups
         self._backbone = network_of(spec, device.torch_device)
+        self._backbone.input.check(spec.augment, spec.shift_names())
         weights = None
         if spec.class_weights == "balanced":
             weights = class_weights(target.labels[self._split.train], target.classes)
