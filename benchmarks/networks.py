@@ -213,7 +213,7 @@ def sweep(names: list[str]) -> Iterator[Row]:
 def table(rows: list[Row]) -> str:
     """The rows as Markdown."""
     lines = [
-        "| family | tried | classifiers | groups | trained at, px | not taken |",
+        "| family | tried | classifiers | groups | trained at, px | not accepted |",
         "|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda r: (r.name.startswith("torchvision:"), r.family, r.name)):

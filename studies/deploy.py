@@ -7,9 +7,8 @@
 Fashion-MNIST with 30 training images per class. The last block of three networks with ImageNet weights (extra
 `backbones`) is trained for 8 epochs at three input sizes.
 
-Answer, 2026-11-30 (one thread of a Xeon with VNNI instructions, 3 trials and 6 seeds per cell, 81
-runs; mean accuracy in %; ms for a single image; validation accuracy lost by 8 bits on 200
-images, in points):
+Answer, 2026-11-30 (one thread of a Xeon with VNNI instructions, 3 trials and 6 seeds per cell, 81 runs; mean
+accuracy in %; ms for a single image; change of validation accuracy by 8 bits on 200 images, in points):
 
                        validation  test   PyTorch        ONNX           ONNX, 8 bits
     Lite0        160       81.6    81.4   15.8 ms  14 MB   5.1 ms  14 MB  -7.5
@@ -24,9 +23,9 @@ images, in points):
 
 The runtime decides. With PyTorch the choice by validation is MobileNetV2 at 96 px. With onnxruntime all nine
 networks are within the limits, so it is Lite0 at 160 px (2.4 points better on test, not shown with 6 seeds).
-In 8 bits, where the export refuses to lose more than one point, it is Lite0 at 96 px, in a quarter of the
-size; Lite0 at 160 px loses too much. Times are medians of 40 images. The machine was busy, so CPU time was
-counted: the times that the study itself records, of the wall clock, were 1.2 to 2.4 times as long, and
+In 8 bits, where the export by default refuses to lose more than one point, it is Lite0 at 96 px, in a quarter
+of the size; Lite0 at 160 px loses too much. Times are medians over 40 images. The machine was busy, so they
+are CPU times: the wall-clock times that the study itself records were 1.2 to 2.4 times as long, and by them
 `analysis.recommend` would have left out MobileNetV2 at 96 px. Measure on a quiet machine.
 """
 

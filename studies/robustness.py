@@ -3,8 +3,8 @@
     python -m harness.study --space studies/robustness.py
 
 EfficientNet-Lite0 with ImageNet weights is adapted to Fashion-MNIST, with 30 images per class at 48 px. The
-same test images are scored unchanged, and with noise, blur, low contrast, shuffled patches and another mix
-of classes.
+same test images are scored unchanged; with noise, blur, low contrast or shuffled patches; and with other
+class frequencies.
 
 Expected before the first run: full fine-tuning is best on the unchanged test set and loses more under shift
 than LP-FT (Kumar et al. 2022). Lee et al. 2022 train the first block to adapt to corrupted training images;
@@ -20,15 +20,15 @@ Answer, 2026-11-30 (one CPU thread, 6 trials and 8 seeds per cell; mean test acc
     full, fixed BN    77.4   62.2   69.0      69.2      17.1         78.8
     LP-FT             76.4   57.9   64.4      67.5      19.9         77.8
 
-As expected, full fine-tuning loses most under shift (29.9 points on average, 26.6 to 33.1), and LP-FT 11.0
-points less (simultaneous interval 5.0 to 17.0). Two things differ between them, and one is enough: full
-fine-tuning with the batch norm statistics of the source, which LP-FT also keeps, loses 11.7 points less
-than without (6.1 to 17.3), and is not told apart from LP-FT. On the unchanged test set no two of the six
-cells are told apart: there, nothing is paid for robustness. A single trained block loses more than LP-FT if
-it is the last one; the first one has the lowest accuracy under noise after full fine-tuning. It was not
-shown that this also holds for larger batches, or for networks without batch norm. (In the first version of
-this study LP-FT let batch norms follow the batch when groups were unfrozen, and had 64.0 % on the unchanged
-set.)
+As expected, full fine-tuning loses most under shift (29.9 points on average, 26.6 to 33.1), and LP-FT
+11.0 points less (simultaneous interval 5.0 to 17.0). Two things differ between them, the probe at the
+beginning and the batch norm statistics, and the second is enough: full fine-tuning with the statistics of the
+source, which LP-FT also keeps, loses 11.7 points less than without (6.1 to 17.3), and cannot be distinguished
+from LP-FT. On the unchanged test set no two of the six cells can be distinguished, so no cost of robustness
+is shown. A single trained block loses more than LP-FT if it is the last one; the first one has the lowest
+accuracy under noise after full fine-tuning. Larger batches and networks without batch norm were not tested.
+(In the first version of this study, LP-FT used the statistics of the batch in unfrozen groups, and had 64.0 %
+on the unchanged set.)
 """
 
 from __future__ import annotations

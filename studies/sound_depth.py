@@ -16,10 +16,10 @@ Each is read by EfficientNet-Lite0 with ImageNet weights, as a picture of the sp
 Resemblyzer's LSTM, which was trained to tell speakers apart, whatever they say.
 
 Expected before the first run: ImageNet weights help on spectrograms, so training from scratch comes last on
-both targets. On words, the probe of Lite0 is far below fine-tuning of all layers, as its features know
-objects; the LSTM's probe is worse still, as it was trained to ignore words, and full fine-tuning makes up for
-most of that. On languages, little depth is needed, as each has sounds of its own: the probes come close to
-full fine-tuning.
+both targets. On words, the probe of Lite0 is far below fine-tuning of all layers, because its features are
+those of photographed objects; the LSTM's probe is worse still, because it was trained to ignore words, and
+full fine-tuning makes up for most of that. On languages, little depth is needed, because each has sounds of
+its own: the probes come close to full fine-tuning.
 
 Answer, 2026-11-30 (one CPU thread of a busy machine, 2 trials and 7 seeds per cell; mean test accuracy in %,
 verdicts by the report's simultaneous intervals; the figure is docs/pages/images/sound_depth.png):
@@ -35,19 +35,20 @@ verdicts by the report's simultaneous intervals; the figure is docs/pages/images
     LSTM full              70.0        73.0
     LSTM discriminative    71.4        98.1
 
-ImageNet weights help, as expected: all strategies that start from them are above training from scratch (by
-30 to 50 points on words, 14 to 20 on languages), except gradual unfreezing on languages, which stays at
-chance with 4 of 7 seeds. Depth was not shown to matter: no two of those strategies are told apart. Against
+ImageNet weights help, as expected: all strategies that start from them are above training from scratch (by 30
+to 50 points on words, 14 to 20 on languages), except gradual unfreezing on languages, which stays at chance
+with 4 of 7 seeds. Depth was not shown to matter: no two of those strategies can be distinguished. Against
 expectation, the probe is not below full fine-tuning (on words, its mean is 16 points higher); the LSTM's
 probe is right for 70 % of the words, although it was trained to ignore them, and more depth adds nothing. On
 languages the LSTM's probe and discriminative rates are above Lite0's probe, last block, full fine-tuning and
 discriminative rates by 13 to 20 points.
 
-Not to be concluded: anything about real speakers, as all voices come from one synthesizer and the report
-lists near duplicates between the parts; that the LSTM knows languages, as each was recorded in sessions of
-its own, which an encoder of voices may recognise; that training from scratch fails with more than 12 epochs;
-that depth makes no difference, as intervals are wide with 5 to 25 sounds per class and two learning rates
-tried. Times were not comparable. LoRA is for attention layers, which neither network has.
+Do not conclude anything about real speakers, because all voices come from one synthesizer and the report
+lists near duplicates between the parts; or that the LSTM knows languages, because each was recorded in
+sessions of its own, which an encoder of voices may recognise; or that training from scratch fails with more
+than 12 epochs; or that depth makes no difference, because intervals are wide with 5 to 25 sounds per class
+and only two learning rates were tried. Times were not comparable. LoRA is for attention layers, which neither
+network has.
 """
 
 from __future__ import annotations

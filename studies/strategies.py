@@ -25,16 +25,15 @@ verdicts by the report's simultaneous intervals over 120 pairs of cells):
                                              from scratch    48.3  46.6 to 50.0
 
 As expected, training from scratch comes last. LP-FT, which Kumar et al. recommend for this case, is the
-choice and is shown to be better than 13 of the 15 other cells, among them full fine-tuning (+5.6 points,
-0.3 to 11.0); it is not told apart from full fine-tuning with the batch norm statistics of the source, which
-LP-FT also keeps (0.0, -2.6 to 2.7), nor from the last three blocks (+2.6, -0.9 to 6.0). In the first
-version of this study, LP-FT let batch norms follow the batch when groups were unfrozen, and had 70.7 %,
-below the last block. Against expectation, discriminative rates and L2-SP are not told apart from full
-fine-tuning, and norm-only and bias-only are worse than frozen features after 4 epochs. A converged linear
-probe is not told apart from full fine-tuning (-2.1, -7.1 to 2.9), at an eighth of its time. The two-phase
-recipe trains its head for two epochs at rates that are low for a head. With 4 trials per cell, part of the
-order is due to chance. (Images have 32 px; the first version had 48 px and 6 seeds, so that its numbers are
-higher.)
+choice and is shown to be better than 13 of the 15 other cells, among them full fine-tuning (+5.6 points, 0.3
+to 11.0). It cannot be distinguished from full fine-tuning with the batch norm statistics of the source, which
+LP-FT also keeps (0.0, -2.6 to 2.7), or from the last three blocks (+2.6, -0.9 to 6.0). In the first version
+of this study, LP-FT used the statistics of the batch in unfrozen groups, and had 70.7 %, below the last
+block. Against expectation, discriminative rates and L2-SP cannot be distinguished from full fine-tuning, and
+norm-only and bias-only are worse than frozen features after 4 epochs. A converged linear probe cannot be
+distinguished from full fine-tuning (-2.1, -7.1 to 2.9), at an eighth of its time. The two-phase recipe trains
+its head for two epochs at rates that are low for a head. With 4 trials per cell, part of the order is due to
+chance. (Images have 32 px; the first version had 48 px and 6 seeds, so its numbers are higher.)
 """
 
 from __future__ import annotations

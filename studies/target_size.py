@@ -19,14 +19,14 @@ report's simultaneous intervals):
     full              39.1   53.6   66.8   69.4   79.4
     from scratch      13.0   25.4   37.1   28.9   64.1
 
-As expected, frozen features are as good as anything with 5 images (18 points above full fine-tuning, 12 to
-24; not told apart from the last block), and training from scratch comes closer by 300 (26 points behind full
-fine-tuning with 5 images, 15 with 300). Against expectation, full fine-tuning is not best from 30 on: it is
-below the last block at 100 (by 4.6 points, 1.5 to 7.6), and not told apart from it at 30 and 300. The probe
-leads it up to about 167 images (interval 29 to 191) and is 5.0 points behind at 300 (2.6 to 7.4). The last
-block, at a quarter of the training time of full fine-tuning or less, is nowhere shown to be worse than
-another strategy. In the version of 2026-11-22 the probe had not converged, and changed places with full fine-
-tuning three times.
+As expected, no strategy is shown to be better than frozen features with 5 images (18 points above full
+fine-tuning, 12 to 24; not distinguishable from the last block), and training from scratch comes closer by 300
+(26 points behind full fine-tuning with 5 images, 15 with 300). Against expectation, full fine-tuning is not
+best from 30 on: it is below the last block at 100 (by 4.6 points, 1.5 to 7.6), and cannot be distinguished
+from it at 30 and 300. The probe leads full fine-tuning up to about 167 images (interval 29 to 191) and is
+5.0 points behind at 300 (2.6 to 7.4). The last block, at a quarter of the training time of full fine-tuning
+or less, is at no size shown to be worse than another strategy. In the version of 2026-11-22 the probe had not
+converged, and its order with full fine-tuning changed three times.
 """
 
 from __future__ import annotations

@@ -4,15 +4,15 @@
     python studies/text_depth.py                     # writes data/glosses.csv
     python -m harness.study --space studies/text_depth.py
 
-The texts are definitions of WordNet 3.0 (without their examples), to be sorted into the lexicographer's files
-from which they come: acts, cognition or communication, 600 of each. MiniLM (all-MiniLM-L6-v2, trained for
-similarity of sentences) is compared with an LSTM from scratch that reads the same tokens. Gradual unfreezing
-has more epochs, because it opens one group after each: all 8 groups with 10 to 100 texts, 4 with 300.
+The texts are definitions from WordNet 3.0 (without their examples). The classes are three of its
+lexicographer files (acts, cognition, communication), with 600 texts each. MiniLM (all-MiniLM-L6-v2, trained
+for sentence similarity) is compared with an LSTM from scratch that reads the same tokens. Gradual unfreezing
+has more epochs, because it unfreezes one group after each: all 8 groups with 10 to 100 texts, 4 with 300.
 
 Expected before the first run (ULMFiT, Howard & Ruder 2018): a pretrained network with 100 texts is as good as
 one from scratch with 10 to 100 times as many. Gradual unfreezing with discriminative rates is best, most
 clearly with few texts, where full fine-tuning forgets; with 300 texts per class, full fine-tuning is as good.
-Training the last layer only, or a probe, is worse by several points. For MiniLM, whose vectors were trained
+Training only the last layer, or a probe, is worse by several points. For MiniLM, whose vectors were trained
 to be compared, the probe should do better than in ULMFiT.
 
 Answer, 2026-11-30 (one CPU thread of a busy machine, 2 trials and 8 seeds per cell; mean test accuracy in %,
@@ -27,20 +27,21 @@ verdicts by the report's simultaneous intervals; the figure is docs/pages/images
     linear probe         60.8   66.0   70.2   75.9
     LSTM from scratch    41.4   47.8   55.0   63.5
 
-As expected, pretraining is worth more than 30 times as many texts: with 10 per class, every strategy but LoRA
-is within 4 points of the LSTM with 300, and at each size the LSTM is below the probe (by 12 to 19 points).
-Depth pays from 100 texts on: full fine-tuning is above the probe by 8.0 points there (2.9 to 13.2) and by 4.8
-with 300 (2.0 to 7.6), gradual unfreezing by 7.1 with 100 (3.8 to 10.4), the last layer by 3.8 (0.3 to 7.2).
-With 10 and 30 texts nothing on MiniLM is told apart from the probe, which takes an eighth of the time of full
-fine-tuning or less. Against expectation, full fine-tuning does not forget with few texts, and discriminative
-rates are not shown to help: with 300 texts they are 6.5 points below gradual unfreezing (0.5 to 12.5).
+As expected, pretraining is worth about 30 times as many texts: with 10 per class, every strategy but LoRA is
+within 4 points of the LSTM with 300, and at each size the LSTM is below the probe (by 12 to 19 points). Depth
+helps from 100 texts on: full fine-tuning is above the probe by 8.0 points there (2.9 to 13.2) and by 4.8 with
+300 (2.0 to 7.6), gradual unfreezing by 7.1 with 100 (3.8 to 10.4), the last layer by 3.8 (0.3 to 7.2). With
+10 and 30 texts no strategy for MiniLM can be distinguished from the probe, which takes an eighth of the time
+of full fine-tuning or less. Against expectation, full fine-tuning does not forget with few texts, and
+discriminative rates are not shown to help: with 300 texts they are 6.5 points below gradual unfreezing (0.5
+to 12.5).
 
-Not to be concluded: that discriminative rates are bad, as one rate of at most 1e-3 serves the head too (the
-probe's best were 4e-3 to 6e-3), and only two rates were tried; that gradual unfreezing is worth its epochs,
-of which it had up to four times as many; that an LSTM cannot do better from scratch, as this one is small and
-had 6 to 48 epochs. Four seeds were run first; four more were added because intervals were too wide. One
-pair of definitions in training and test is nearly equal. MiniLM learned from other texts of the web, perhaps
-from WordNet's.
+Do not conclude that discriminative rates are bad, because the head has the same rate of at most 1e-3 (the
+probe's best were 4e-3 to 6e-3), and only two rates were tried; or that gradual unfreezing is worth its
+epochs, of which it had up to four times as many; or that an LSTM cannot do better from scratch, because this
+one is small and had 6 to 48 epochs. Four seeds were run first; four more were added because intervals were
+too wide. One pair of definitions in training and test is nearly equal. MiniLM was pretrained on texts from
+the web, perhaps including WordNet's.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ from harness import Arms, Study, TrialSpec, strategies
 
 WORDNET, GLOSSES = Path("/usr/share/wordnet/data.noun"), Path("data/glosses.csv")
 CLASSES = {"04": "act", "09": "cognition", "10": "communication"}
-"""Numbers of lexicographer's files, as in lexnames(5WN)."""
+"""Numbers of lexicographer files, as in lexnames(5WN)."""
 PER_CLASS = 600
 
 PROBE, SCRATCH = "linear probe", "LSTM from scratch"
@@ -73,7 +74,7 @@ TUNED = 1e-4, 1e-3
 EPOCHS = {"10": 8, "30": 6, "100": 3, "300": 1}
 GRADUAL = {"10": 10, "30": 10, "100": 8, "300": 4}
 LONGER = {PROBE: 6, SCRATCH: 6}
-"""Times as many epochs, for what costs little or learns slowly."""
+"""Factor on the epochs, for what costs little or learns slowly."""
 
 
 def space(trial: BaseTrial, shots: str, strategy: str) -> TrialSpec:

@@ -1,4 +1,4 @@
-"""What helps against unequal classes, and does the choice depend on the metric?
+"""What helps with unequal classes, and does the choice depend on the metric?
 
     python -m harness.study --space studies/unequal_classes.py
 
@@ -8,8 +8,8 @@ images. The last block of EfficientNet-Lite0 with ImageNet weights is trained fo
 remedy, with weights in the loss, or with balanced batches.
 
 Expected before the first run: accuracy is best without a remedy and balanced accuracy with one, because a
-remedy gives up images of the large classes for those of the small ones; between the two remedies there is no
-difference that 8 seeds can show.
+remedy loses correct predictions in the large classes and gains some in the small ones; between the two
+remedies there is no difference that 8 seeds can show.
 
 Answer, 2026-11-30 (one CPU thread, 4 trials and 8 seeds per cell; on test, in %, 95 % t interval over seeds):
 
@@ -18,14 +18,15 @@ Answer, 2026-11-30 (one CPU thread, 4 trials and 8 seeds per cell; on test, in %
     sampling     87.4  86.5 to 88.3   60.2  58.9 to 61.4   12.5   9.3 to 15.6
     weights      82.8  81.7 to 83.9   61.4  59.7 to 63.0   25.0  21.1 to 28.9
 
-The choice depends on the metric: validation balanced accuracy chooses the weights, validation accuracy would
-choose no remedy. The price is as expected, 6 points of accuracy for the weights. What they gain in balanced
-accuracy was not shown with 8 seeds (1.7 points, -0.03 to 3.5 simultaneously): shirts are recognised six times
-as often, t-shirts and pullovers less often. Against expectation the remedies differ, in accuracy: sampling
-costs 2 points.
+The choice depends on the metric: by balanced accuracy on validation it is the weights, by accuracy it would
+be no remedy. As expected, the remedies cost accuracy: 6 points for the weights. Their gain in balanced
+accuracy was not shown with 8 seeds (1.7 points, simultaneous interval -0.03 to 3.5): shirts are recognised
+six times as often, t-shirts and pullovers less often. Against expectation the remedies differ in accuracy:
+sampling costs only 2 points.
 
-With metric="accuracy" (the same day) no remedy is chosen, and shown to be better in accuracy than weights
-(2.2 points, 1.3 to 3.0) and sampling (1.4, 0.1 to 2.8); configurations were chosen by accuracy as well.
+With metric="accuracy" (the same day) the choice is no remedy. It is shown to be better in accuracy than
+weights (2.2 points, 1.3 to 3.0) and sampling (1.4, 0.1 to 2.8); here, configurations were chosen by accuracy
+too.
 """
 
 from __future__ import annotations
