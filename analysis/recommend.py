@@ -142,7 +142,7 @@ def _to_be_surer(table: StudyTable, row: pd.Series) -> str:
 def recommend_cell(
     table: StudyTable, where: Sequence[str] = (), limits: Mapping[str, float] = {}
 ) -> list[str]:
-    """What to use, the runner-up and how to be surer, in sentences.
+    """What to use, the alternatives and how to become more certain, in sentences.
 
     Args:
         table: from `load_study`.
@@ -189,11 +189,11 @@ def run(
     where: Annotated[tuple[str, ...], Parameter(metavar="FACTOR=VALUE")] = (),
     tracking_uri: str | None = None,
 ) -> int:
-    """Recommend a cell of a study within limits, and say how sure that is.
+    """Recommend a cell of a study within limits, and say how certain that is.
 
     Args:
         study: name of a study (MLflow experiment).
-        table: file of trials made elsewhere.
+        table: table of trials of another program.
         mapping: file that says which column of the table is what (.toml, .json).
         max_memory: limit of the median peak memory of a repeat, e.g. 8GiB.
         max_minutes: limit of the training time of a repeat.
@@ -203,7 +203,7 @@ def run(
         tracking_uri: MLflow tracking URI; the default is sqlite:///mlruns/mlflow.db.
 
     Raises:
-        UserError: if the study cannot be read or a limit is not one.
+        UserError: if the study cannot be read, or a limit is invalid.
     """
     for name, value in (("--max-minutes", max_minutes), ("--max-latency-ms", max_latency_ms)):
         if value is not None and not value > 0:

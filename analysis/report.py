@@ -1,4 +1,4 @@
-"""The report of a study: one page that needs no network, with figures and tables as files beside it.
+"""Write the report of a study: one page that works offline, with figures and tables as files beside it.
 
     python -m analysis.report --study freeze_depth
     python -m analysis.report --compare freeze_depth freeze_depth_again
@@ -39,14 +39,14 @@ def build(table: StudyTable, output: Path, measures: pd.DataFrame | None = None)
 
     Args:
         table: the study as read.
-        output: folder that gets a folder named after the study.
+        output: folder in which a folder named after the study is made.
         measures: similarity of source and target, see `compare.Findings`.
 
     Returns:
         The path of index.html. Figures and tables of an earlier report of the study are replaced.
 
     Raises:
-        UserError: if the study's name cannot be a folder's, or the measures fit no pair.
+        UserError: if the study's name cannot be used as a folder name, or no pair has measures.
         OSError: if the folder cannot be written.
     """
     from analysis import compare, text
@@ -97,10 +97,10 @@ def _empty_folder(output: Path, name: str) -> Path:
 
 @undisturbed()
 def build_comparison(first: StudyTable, second: StudyTable, output: Path) -> Path:
-    """Write the page that puts two studies side by side, and its table; returns the page's path.
+    """Write a page that compares two studies side by side, and its table; returns the path of the page.
 
     Raises:
-        UserError: if a name cannot be a folder's, or the studies share no cell.
+        UserError: if a name cannot be used as a folder name, or the studies share no cell.
         OSError: if the folder cannot be written.
     """
     from analysis import compare, text
@@ -190,20 +190,20 @@ def run(
     tracking_uri: str | None = None,
     out: Path = Path("report"),
 ) -> None:
-    """Report of one study, as a page of its own; or of two, side by side.
+    """Write the report of a study as a single page, or a comparison of two studies.
 
     Args:
         study: name of a study (MLflow experiment).
-        compare: names of two studies, to be put side by side.
-        table: file of trials made elsewhere: .csv, .tsv (.gz), .parquet.
+        compare: names of two studies to compare side by side.
+        table: table of trials of another program: .csv, .tsv (.gz), .parquet.
         mapping: file that says which column of the table is what (.toml, .json).
         measures: table with columns source, target and measures of their similarity, more meaning more
             similar.
         tracking_uri: MLflow tracking URI; the default is sqlite:///mlruns/mlflow.db.
-        out: folder that gets a folder named after the study.
+        out: folder in which a folder named after the study is made.
 
     Raises:
-        UserError: if the study cannot be read or the report not be written.
+        UserError: if the study cannot be read, or the report cannot be written.
     """
     from analysis.load.external import load_measures, open_study
 

@@ -1,4 +1,4 @@
-"""Compare pretrained backbones and fine-tuning strategies on a small image data set, with their cost.
+"""Compare pretrained backbones and fine-tuning strategies on a small data set, and their cost.
 
     from harness import Study, TrialSpec, dry_run, run_study, strategies
 
@@ -16,7 +16,7 @@ if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
 from harness.core.caller import set_variables
 from harness.core.lazy import lazy_names
 
-if sys.argv[:1] == ["-m"]:  # a command, whose process is ours
-    set_variables()  # before anything imports MLflow, which looks at once
+if sys.argv[:1] == ["-m"]:  # this process runs a command
+    set_variables()  # before MLflow is imported, which reads them at once
 
 __getattr__, __dir__ = lazy_names(__name__)

@@ -48,10 +48,10 @@ def average_networks(
         members: largest number of networks in a soup; 1 makes no soup.
         device: auto, cpu, cuda or mps.
         tracking_uri: MLflow tracking URI; the default is sqlite:///mlruns/mlflow.db.
-        target: where its examples are now, e.g. folder:PATH, if they are no longer where they were.
+        target: where the examples are now, e.g. folder:PATH, if they have moved.
 
     Returns:
-        The averages that were made now; all are in `analysis.load_study(...).averages`.
+        The averages made by this call; `analysis.load_study(...).averages` has all of them.
 
     Raises:
         UserError: if there is no such study or cell, or no weights of the cell can be averaged.

@@ -64,7 +64,7 @@ def merge_bundles(
     storage: str | None = None,
     tracking_uri: str | None = None,
 ) -> Merged:
-    """Merge bundles of one study into a record, and write its runs to MLflow. Repeating it changes nothing.
+    """Merge bundles of one study into a record, and write its runs to MLflow. A second call changes nothing.
 
     Args:
         bundles: of one study, e.g. of the jobs that ran its cells.
@@ -108,7 +108,9 @@ def run(
     """
     if bundles or into:
         if not bundles or not into or (study, out) != (None, None):
-            raise UserError("to merge, want BUNDLE [BUNDLE ...] --into FOLDER and no other option")
+            raise UserError(
+                "to merge, give BUNDLE [BUNDLE ...] --into FOLDER, without --study and --out"
+            )
         merged = merge_bundles(bundles, into, storage=storage, tracking_uri=tracking_uri)
         return show_merged(merged, bundles, into)
     if not study or not out:

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CacheContents:
-    """What is kept; a table in a notebook.
+    """Contents of the cache; a table in a notebook.
 
     Attributes:
-        folder: where.
+        folder: the folder of the cache.
         entries: one per kind of rows, with its size in bytes and when it was last used.
     """
 
@@ -48,13 +48,13 @@ class CacheContents:
 
 
 def list_cache(folder: Path | None = None) -> CacheContents:
-    """What is kept of frozen layers and decoded examples.
+    """List cached outputs of frozen layers and decoded examples.
 
     Args:
-        folder: where; None is the folder in the user's cache.
+        folder: the folder of the cache; None is that in the user's cache.
 
     Raises:
-        UserError: if the folder named does not exist.
+        UserError: if the given folder does not exist.
     """
     cache = _cache(folder)
     assert cache.folder is not None
@@ -62,10 +62,10 @@ def list_cache(folder: Path | None = None) -> CacheContents:
 
 
 def empty_cache(folder: Path | None = None) -> int:
-    """Delete every entry, and say how many there were.
+    """Delete every entry, and return their number.
 
     Raises:
-        UserError: if the folder named does not exist.
+        UserError: if the given folder does not exist.
     """
     cache = _cache(folder)
     assert cache.folder is not None

@@ -3,7 +3,7 @@
     python -m harness.export --study freeze_depth
 
 model.safetensors loads into the plain network of timm or torchvision; model.json says which, the classes,
-how an example is prepared, and what using it costs; README.md is a model card. `python -m harness.predict`
+how an example is prepared, and the cost of inference; README.md is a model card. `python -m harness.predict`
 uses the folder.
 """
 
@@ -62,17 +62,19 @@ def export_model(
             harness.average.
         members: largest number of networks in a soup.
         log_model: also log the network as a model of MLflow, with its signature.
-        register: and register it as a new version of this name in MLflow's model registry.
+        register: log the network and register it as a new version of this name in MLflow's model registry.
         device: auto, cpu, cuda or mps.
         tracking_uri: MLflow tracking URI; the default is sqlite:///mlruns/mlflow.db.
-        target: where its examples are now, e.g. folder:PATH, if they are no longer where they were.
+        target: where the examples are now, e.g. folder:PATH, if they have moved.
 
     Raises:
         UserError: if there is no such study or cell, the configuration cannot be trained here or cannot be
-            written as a plain network, or the files do not predict what the network did.
+            written as a plain network, or the files give other predictions than the network.
     """
     if register is not None and (not register or set("/:") & set(register)):
-        raise UserError(f"--register {register!r}: a name in MLflow's registry holds no '/' or ':'")
+        raise UserError(
+            f"--register {register!r}: a name in MLflow's registry cannot contain '/' or ':'"
+        )
 
     if not 0 <= max_loss <= 100:
         raise UserError(f"--max-loss must be from 0 to 100 percentage points, got {max_loss:g}")
@@ -110,7 +112,7 @@ def export_model(
 
 
 def show(done: Exported) -> int:
-    """Print how to use it; the exit code."""
+    """Print how to use it, and return the exit code."""
     command = f"{program('python')} -m harness.predict {shlex.quote(str(done.folder))}"
     print(f"wrote {done.folder}; to use it:\n    {command} {done.noun.upper()}S...")
     if done.problem:

@@ -3,7 +3,8 @@
     python -m harness.new --target folder:PATH
     python -m harness.new --target folder:PATH --budget 20m    # a race of the most promising backbones
 
-Beside it, in report/NAME/, a sheet of the classes: classes.png and classes.html. Nothing is overwritten.
+It also writes a contact sheet of the classes, classes.png and classes.html, in report/NAME/. A study file is
+never overwritten.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 @undisturbed()
 def look_at(target: str) -> DataSetReport:
-    """What is in a data set: counts, sizes, broken and double examples; a page with pictures in a notebook.
+    """Inspect a data set: counts, sizes, broken and duplicate examples; a page with pictures in a notebook.
 
     Args:
         target: as in TrialSpec, e.g. "folder:PATH".
@@ -49,19 +50,19 @@ def propose_study(
 
     Args:
         target: as in TrialSpec, e.g. folder:PATH, csv:PATH or digits.
-        budget: time for all trials of the study, e.g. 20m, for which its cells race. Before, all backbones at
-            hand are screened by a linear probe and nearest neighbours on frozen features; the first ones, as
-            many as fit into this time, are compared.
-        out: study file to write, by default studies/NAME.py; nothing is overwritten.
+        budget: time for all trials of the study, e.g. 20m, in which its cells race. Before that, all
+            installed backbones are screened by a linear probe and nearest neighbours on frozen features; as
+            many of the best as fit into this time are compared.
+        out: study file to write, by default studies/NAME.py; an existing file is not overwritten.
         report: folder in which a folder of the study's name gets classes.png and classes.html.
-        device: auto, cpu, cuda or mps; its time is forecast.
+        device: auto, cpu, cuda or mps; times are forecast for it.
 
     Returns:
-        The study as the file has it.
+        The study that the file defines.
 
     Raises:
-        UserError: if the file is there already, an example cannot be read, there are too few, or the budget
-            is no time or too small.
+        UserError: if the file exists already, an example cannot be read, there are too few, or the budget is
+            invalid or too small.
     """
     from harness.dataset_report.new_study import slug, write_study
 

@@ -2,7 +2,7 @@
 
     python -m harness.predict models/freeze_depth photo.jpg folder/ --top 3
 
-Files that cannot be read are named on stderr, the others predicted; the exit code is then 2.
+Files that cannot be read are named on stderr, and the others are classified; the exit code is then 2.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def predict_images(
 def run(model: Path, images: list[Path], *, top: int = 1, csv: bool = False) -> int:
     """Classify images, sounds or texts with an exported model.
 
-    Files that cannot be read are named on stderr, the others predicted; the exit code is then 2.
+    Files that cannot be read are named on stderr, and the others are classified; the exit code is then 2.
 
     Args:
         model: folder that harness.export wrote.

@@ -20,7 +20,7 @@ from harness.core.study_file import run_file, study_path
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A source model that is there.
+    """A recorded source model.
 
     Attributes:
         source: as a TrialSpec names it, "recorded:NAME".

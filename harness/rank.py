@@ -36,13 +36,14 @@ def rank_sources(
 ) -> Ranking:
     """Rank candidate sources for a target by measures of transferability, before any training.
 
-    Says what recorded studies show about these measures, and when they do no better than one order for all.
+    Also says what recorded studies show about these measures, and if they do no better than a ranking that
+    ignores the target.
 
     Args:
         target: as in TrialSpec, e.g. folder:PATH.
         sources: backbones (with their published weights) and recorded:NAME, joined by commas; the default is
             the backbones whose weights are installed and that take the target's examples.
-        images: training images, or sounds, looked at, at least 10.
+        images: number of training examples to use, at least 10.
         resolution: in pixels, of the backbones that take images or spectrograms, at least 8.
         device: auto, cpu, cuda or mps.
         tracking_uri: MLflow tracking URI of recorded studies; the default is sqlite:///mlruns/mlflow.db.
@@ -125,12 +126,12 @@ def show_candidates(found: Sequence[Candidate]) -> None:
 
 
 def console() -> Console:
-    """Wide lines where nobody's terminal limits them."""
+    """A console with wide lines unless a terminal limits them."""
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
 
 def show_evidence(known: Sequence[Evidence]) -> None:
-    """How each measure picked in recorded studies."""
+    """A table of how well each measure chose sources in recorded studies."""
     if not known:
         return
     table = Table(

@@ -43,7 +43,7 @@ def replay_run(
         device: auto, cpu, cuda or mps; the default is the recorded one if it is there.
         cache_dir: read outputs of frozen layers from this folder; by default they are computed again.
         cache_budget: size limit of that folder; 0 caches nothing.
-        target: where its examples are now, e.g. folder:PATH, if they are no longer where they were.
+        target: where the examples are now, e.g. folder:PATH, if they have moved.
 
     Raises:
         UserError: on bad input.

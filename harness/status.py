@@ -55,9 +55,11 @@ def show(found: Overview) -> None:
 
     Console(highlight=False).print(picture(found))
     if found.holder is None:
-        print(f"\n{'nobody works on it now' if found.outcomes else 'it has no trial yet'}")
+        print(f"\n{'no process runs it now' if found.outcomes else 'it has no trial yet'}")
     elif found.holder.gone:
-        print(f"\nit was left by {found.holder}, which died: the same command goes on")
+        print(
+            f"\nit was left by {found.holder}, which died: run the same command again to resume it"
+        )
     else:
         print(f"\nat work: {found.holder}")
     for work in found.working:

@@ -1,4 +1,4 @@
-"""Run a study: tune every cell, repeat what was chosen on fresh seeds, record every trial.
+"""Run a study: tune every cell, repeat the chosen configurations on fresh seeds, record every trial.
 
     python -m harness.study --space studies/freeze_depth.py
 
@@ -89,7 +89,7 @@ def run(
     options: Annotated[StudyOptions, Parameter(name="*")] = StudyOptions(),
     dry_run: Annotated[bool, OUTPUT] = False,
 ) -> int:
-    """Tune every cell of a study, repeat the chosen configurations on fresh seeds.
+    """Tune every cell of a study, and repeat the chosen configurations on fresh seeds.
 
     Running the same command again resumes the study where the last run stopped.
 

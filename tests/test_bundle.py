@@ -366,8 +366,8 @@ def test_what_cannot_be_packed_is_refused(
     assert refused(["--study", "toy"], capsys).startswith(
         "--study NAME and --out FILE are required"
     )
-    assert "to merge, want" in refused([shards.probe], capsys)
-    assert "to merge, want" in refused([shards.probe, "--into", out, "--study", "toy"], capsys)
+    assert "to merge, give" in refused([shards.probe], capsys)
+    assert "to merge, give" in refused([shards.probe, "--into", out, "--study", "toy"], capsys)
     pack = ["--study", "toy", "--out", out, "--storage", f"sqlite:///{out}"]
     assert "there is no file" in refused(pack, capsys)
 

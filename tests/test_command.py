@@ -128,7 +128,7 @@ def test_missing_argument_is_named(command: str, capsys: pytest.CaptureFixture[s
         ("replay", ["--cache-budget", "8 gigs"], "Invalid value for --cache-budget: size '8 gigs' is not"),
         ("predict", ["--top=0"], "--top must be at least 1, got 0"),
         ("average", ["--members=0"], "--members must be at least 1, got 0"),
-        ("export", ["--register", "a/b"], "--register 'a/b': a name in MLflow's registry holds no"),
+        ("export", ["--register", "a/b"], "--register 'a/b': a name in MLflow's registry cannot"),
         ("lr_find", ["--steps", "9"], "--steps must be at least 10 and --highest above 0"),
         ("rank", ["--images", "9"], "--images must be at least 10, got 9"),
         ("similarity", ["--resamples=-1"], "--resamples must be at least 0, got -1"),

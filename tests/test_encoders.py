@@ -310,7 +310,7 @@ def refused(name: str, said: str, source: str = "pretrained") -> None:
 def test_models_that_generate_text_are_refused_by_name(kind: str, tmp_path: Path) -> None:
     config = transformers.AutoConfig.for_model(kind)
     config.save_pretrained(tmp_path)
-    refused(f"transformers:{tmp_path}", f"of type {kind}, which is no encoder of texts")
+    refused(f"transformers:{tmp_path}", f"of type {kind}, which is not a text or sound encoder")
 
 
 def test_models_whose_layers_share_weights_are_refused(tmp_path: Path) -> None:

@@ -313,7 +313,7 @@ def test_status_tells_from_another_terminal_and_writes_nothing(
     assert re.search(
         r"^  probe, trial 1: 1 of 2 epochs, validation 61.0%, since \d{4}-", said, re.MULTILINE
     )
-    assert "\nnobody works on it now\n" in said
+    assert "\nno process runs it now\n" in said
     with sole_runner(stores, "toy"):
         said = ask(stores, capsys)[1]
         assert re.search(rf"\nat work: process {os.getpid()} on \S+, since \d{{4}}-", said)
@@ -322,7 +322,7 @@ def test_status_tells_from_another_terminal_and_writes_nothing(
     (stores / ".toy.running").write_text(gone)
     said = ask(stores, capsys)[1]
     assert f"\nit was left by process {2**22} on " in said
-    assert "which died: the same command goes on" in said
+    assert "which died: run the same command again to resume it" in said
     assert dump(stores / "optuna.db") == before
 
 

@@ -386,7 +386,7 @@ def refused(name: str, said: str, source: str = "pretrained") -> None:
 @pytest.mark.parametrize("kind", ["vit", "speech_to_text", "sew", "clap"])
 def test_models_that_are_no_known_encoder_are_refused_by_name(kind: str, tmp_path: Path) -> None:
     transformers.AutoConfig.for_model(kind).save_pretrained(tmp_path)
-    said = f"of type {kind}, which is no encoder of texts or sounds; use one such as"
+    said = f"of type {kind}, which is not a text or sound encoder; use one such as"
     refused(f"transformers:{tmp_path}", said)
 
 

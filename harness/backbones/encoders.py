@@ -30,7 +30,7 @@ def joined(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def divided(carried: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n, tokens, width) features and the (n, tokens) mask, True for tokens that are no padding."""
+    """(n, tokens, width) features and the (n, tokens) mask, True for tokens that are not padding."""
     return carried[..., :-1].contiguous(), carried[..., -1].detach() > 0.5
 
 
@@ -122,7 +122,7 @@ class RelativeLayer(Layer):
 
     def __init__(self, block: nn.Module, norm: nn.Module, additive: bool, shared: Any) -> None:
         super().__init__(block, norm, additive)
-        self._shared = (shared,)  # a tuple, so that it is no part of this module
+        self._shared = (shared,)  # in a tuple, so that it is not a part of this module
 
 
 class DebertaLayer(RelativeLayer):
@@ -153,7 +153,7 @@ RELATIVE = {"deberta": DebertaLayer, "deberta-v2": DebertaLayer, "mpnet": MPNetL
 
 
 class TokenPool(nn.Module):
-    """(n, width): the mean over the tokens that are no padding, or over those that stand for the whole.
+    """(n, width): the mean over the tokens that are not padding, or over those that stand for the whole.
 
     Args:
         kind: "mean" or "cls".
@@ -298,7 +298,7 @@ def _at(model: nn.Module, name: str) -> nn.Module | None:
 
 @torch.no_grad()
 def _outputs(model: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Two texts of different lengths, what the model gives for all their tokens, and which are no padding."""
+    """Two texts of different lengths, the model's outputs for all their tokens, and which are not padding."""
     ids = torch.arange(12).view(2, 6) % (model.config.vocab_size - 3) + 3
     mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
     output = model.eval()(input_ids=ids, attention_mask=mask).last_hidden_state

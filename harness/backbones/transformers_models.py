@@ -103,7 +103,7 @@ def files(name: str) -> tuple[Path, ...]:
 
 
 def check(name: str) -> None:
-    """Raise UserError if there is no such model, or it is no encoder of texts or sounds."""
+    """Raise UserError if there is no such model, or it is not a text or sound encoder."""
     _config(name)
 
 
@@ -200,7 +200,7 @@ def _config(name: str) -> Any:
     decodes = config.is_encoder_decoder or getattr(config, "is_decoder", False)
     if (decodes or config.model_type not in ENCODERS) and config.model_type not in EXTRACTORS:
         raise UserError(
-            f"backbone {name} is of type {config.model_type}, which is no encoder of texts or sounds; use "
+            f"backbone {name} is of type {config.model_type}, which is not a text or sound encoder; use "
             "one such as BERT, RoBERTa, DistilBERT, ELECTRA, DeBERTa, MPNet or ModernBERT, or for sounds "
             "AST, wav2vec 2.0, HuBERT, WavLM, Data2Vec or Whisper"
         )

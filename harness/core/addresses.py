@@ -20,7 +20,7 @@ LOCATIONS = (("runs", "artifact_uri"), ("logged_models", "artifact_location"))
 
 
 def sqlite_url(path: Path) -> str:
-    """The URL of a database file, whatever letters its path has."""
+    """The URL of a database file, whatever characters its path has."""
     from sqlalchemy import URL, make_url  # --help must not wait for it
 
     file = str(path.resolve())
@@ -31,11 +31,11 @@ def sqlite_url(path: Path) -> str:
 
 
 def viewer_command(tracking_uri: str, mlflow: str = "mlflow") -> str:
-    """What to type, or where to go, to look at the runs in MLflow; never shows a password.
+    """The command that shows the runs in MLflow, or the address to open; never contains a password.
 
     Args:
         tracking_uri: the store.
-        mlflow: how to type MLflow's program.
+        mlflow: how to call MLflow's program.
     """
     uri = without_password(tracking_uri)
     if uri.startswith(("http://", "https://")):
@@ -77,7 +77,7 @@ def artifact_location(database: Path, experiment: str) -> str:
 
 
 def current_uri(uri: str, experiment: str, tracking_uri: str) -> str:
-    """Where the files of a run are now, which MLflow may know at a place from which they were moved.
+    """Where the files of a run are now, even if they were moved since MLflow recorded their location.
 
     Args:
         uri: as MLflow has it.
@@ -139,8 +139,8 @@ def _moved_experiments(
 def _moved(folder: Path, experiment: str, database: Path) -> Path | None:
     """Where a folder of an experiment is now; None if it is where it was, or never was beside the database.
 
-    It was if its path goes on as ours do from the name of the database's folder; or, where that was renamed
-    too, if it is gone and there is one here.
+    It was beside the database if its path continues after the name of the database's folder as ours do; or,
+    if that folder was renamed too, if it no longer exists there but does here.
     """
     home = database.resolve().parent
     for i in reversed(range(1, len(folder.parts) - 1)):

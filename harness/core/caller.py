@@ -24,9 +24,9 @@ MLFLOW = {
 WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 """Variables that decide how threads wait for each other."""
 SPINS = "2000"
-"""GOMP_SPINCOUNT, unless the user has set one of WAITING: how often a thread of GNU's OpenMP looks for the
-others before it sleeps. By default it looks for so long that another busy program slows training several
-times: `python -m benchmarks.neighbour` shows what it costs and saves."""
+"""GOMP_SPINCOUNT, unless the user has set one of WAITING: how often a waiting thread of GNU OpenMP
+checks for the others before it sleeps. By default it checks for so long that another busy program slows
+training several-fold: `python -m benchmarks.neighbour` measures it."""
 LEVELS = {
     "alembic": logging.WARNING,
     "mlflow.store.db.base_sql_model": logging.WARNING,

@@ -1,4 +1,4 @@
-"""Make commands of typed functions: options from signature and docstring, errors in one line, exit codes."""
+"""Make commands from typed functions: options from signature and docstring, one-line errors, exit codes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from harness.core.units import Seconds, Size
 
 Result = TypeVar("Result")
 File = Annotated[str | Path, Parameter(metavar="PATH")]
-"""A path, given from Python also as text."""
+"""A path; from Python it may also be a string."""
 
 
 def command(
@@ -33,7 +33,7 @@ def command(
     show: Callable[[Result], int | None] = lambda _: 0,
     if_stopped: str = "nothing was lost",
 ) -> Callable[..., int]:
-    """The command `python -m NAME`, which calls a function with what was typed.
+    """The command `python -m NAME`, which calls a function with the command-line arguments.
 
     Its options are the function's parameters, explained by its docstring.
 
@@ -41,11 +41,11 @@ def command(
         name: of the module.
         function: what the command does.
         show: prints the result, and returns the exit code if that is not 0.
-        if_stopped: what Ctrl-C is answered with.
+        if_stopped: end of the message after Ctrl-C.
 
     Returns:
-        A function of the words typed after the name (by default those of this process), which returns the
-        exit code.
+        A function of the arguments after the name (by default those of this process), which returns the exit
+        code.
     """
 
     @functools.wraps(function)
@@ -105,7 +105,7 @@ def _read_as(kind: Callable[[str], Result]) -> Callable[[object, Sequence[Any]],
 
 
 TEXT = Parameter(converter=lambda _, tokens: tokens[-1].value, n_tokens=1)
-"""For an option that is one text when it is typed, though Python callers may give a list."""
+"""For an option that is one string on the command line, while Python callers may give a list."""
 SIZE = Parameter(converter=_read_as(Size), metavar="SIZE")
 """For an option that is a number of bytes."""
 TIME = Parameter(converter=_read_as(Seconds), metavar="TIME")
@@ -113,8 +113,8 @@ TIME = Parameter(converter=_read_as(Seconds), metavar="TIME")
 
 
 def run_command(run: Callable[[], int], if_stopped: str = "nothing was lost") -> int:
-    """The exit code of a command: bad input gives one line and 2, Ctrl-C 130, a closed pipe 1."""
-    # After a shell's >&- there is none: nothing is printed then.
+    """The exit code of a command: 2 after one line about bad input, 130 on Ctrl-C, 1 on a closed pipe."""
+    # After a shell's >&- there is no such stream, and nothing is printed.
     sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
     quiet_libraries()
     try:
@@ -135,13 +135,13 @@ def run_command(run: Callable[[], int], if_stopped: str = "nothing was lost") ->
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
-        print(f"error: {error.filename}: no path of a file, it is too long", file=sys.stderr)
+        print(f"error: {error.filename}: the path is too long", file=sys.stderr)
         return 2
 
 
 @contextmanager
 def escaped_output() -> Iterator[None]:
-    """In the block a letter that the terminal's encoding lacks is printed as an escape, such as \\u201c.
+    """Print characters that the terminal's encoding lacks as escapes, such as \\u201c, inside the block.
     Otherwise it would raise UnicodeEncodeError."""
     streams = [s for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
     errors = [stream.errors or "strict" for stream in streams]
@@ -157,8 +157,8 @@ def escaped_output() -> Iterator[None]:
 
 
 def program(name: str) -> str:
-    """How to type a program of this Python's environment here: plain when the shell finds that very one,
-    else by its path, quoted, relative when it lies below the current folder."""
+    """How to call a program of this Python's environment in the shell: by its name if the shell finds this
+    program, else by its path, quoted, and relative if it is below the current folder."""
     path = Path(sys.executable).parent / name
     found = shutil.which(name)
     if found and Path(found).parent == path.parent:

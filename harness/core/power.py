@@ -21,7 +21,7 @@ WANTED = 2.0
 """Standard deviations over seeds by which two cells differ: the repeats of a study should suffice to confirm
 that."""
 MOST_SEEDS = 500
-"""More seeds than these are not worth a difference."""
+"""A difference that needs more seeds than this is not worth showing."""
 
 
 def least_detectable(sd: float, n: int, pairs: int = 1, folds: int = 1) -> float:

@@ -45,7 +45,7 @@ class Metric:
         return -value if self.less_is_better else value
 
     def text(self, value: float) -> str:
-        """A value in print."""
+        """A value as text."""
         return f"{value:.3f}" if self.less_is_better else f"{value:.1%}"
 
 

@@ -22,8 +22,8 @@ TABLES: dict[Program, frozenset[str]] = {
     "MLflow": frozenset({"experiments", "runs", "tags", "params", "metrics"}),
     "Optuna": frozenset({"studies", "trials", "version_info"}),
 }
-"""What every version of the program has had; it takes a file without them for a new one. The two cannot share
-one file: each calls its schema's version `alembic_version` and refuses the other's."""
+"""Tables that every version of the program has; it regards a file without them as a new database. The
+two cannot share one file: each calls its schema's version `alembic_version` and refuses the other's."""
 OPTION: dict[Program, str] = {"MLflow": "--tracking-uri", "Optuna": "--storage"}
 MOUNTS = Path("/proc/self/mounts")
 NETWORK = frozenset("nfs nfs4 cifs smb3 smbfs lustre gpfs beegfs ceph afs fuse.sshfs".split())
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 def default_tracking_uri(root: Path = ROOT) -> str:
-    """The SQLite database under `root`, as MLflow wants it."""
+    """The SQLite database under `root`, in the form that MLflow expects."""
     return sqlite_url(root / "mlflow.db")
 
 
@@ -80,8 +80,8 @@ def create_sqlite(path: Path, make_tables: Callable[[str], object]) -> None:
 
 
 def require_sqlite(path: Path, program: Program, or_empty: bool = False) -> None:
-    """Look, before the program does, whether `path` is a SQLite database of its own: it would write its
-    tables into any other, and retry a folder or a text file for minutes. The file is not changed.
+    """Check, before the program opens it, that `path` is a SQLite database of this program, which would write
+    its tables into any other, and try a folder or a text file again for minutes. The file is not changed.
 
     Args:
         path: of the file.
@@ -116,7 +116,7 @@ def _tables(path: Path) -> set[str]:
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
             raise
-        # A writer was killed, and who only reads may not undo what it left half done: look past that.
+        # A writer was killed, and a reader may not roll back its incomplete transaction: ignore that.
         return look("immutable=1")
 
 
@@ -140,7 +140,7 @@ def _network_file_system(path: Path) -> str:
     """The kind of the file system that `path` lies on if it is a network's; else ""."""
     try:
         lines = [line.split() for line in MOUNTS.read_text(errors="surrogateescape").splitlines()]
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return ""
     # "\\040" stands for a blank; the deepest mount point counts, of two equal ones the later.
     points = [(Path(line[1].replace("\\040", " ")), line[2]) for line in lines if len(line) > 2]

@@ -63,17 +63,18 @@ class Study:
         seed: seed from which every random stream of the study is derived.
         name: name of the study; if empty, that of its file.
         resampling: "split" (a run has one validation part, drawn by its seed) or "kfold", for few examples:
-            each configuration is scored on every one of `folds` folds of all examples but those of the test,
-            and chosen by the mean; the repeats are runs on the folds of new divisions, so that cells are
-            chosen by repeated k-fold cross-validation. Intervals then allow for runs that share examples.
-        folds: number of folds; of no effect with "split".
+            the examples that are not test examples are divided into `folds` folds, each configuration is
+            scored on every fold, and the one with the best mean is chosen. The repeats are runs on the folds
+            of new divisions, so cells are chosen by repeated k-fold cross-validation. Intervals then allow
+            for runs that share examples.
+        folds: number of folds; without effect with "split".
         metric: metric on validation by which configurations and cells are chosen: "accuracy",
             "balanced_accuracy" (mean recall of the classes), "macro_f1", "auroc" (of each class against the
-            others, mean over the classes) or "log_loss". The report compares its test values; with "log_loss"
-            those of accuracy.
-        budget: time for all trials, such as "20m". The cells then race (see `harness.core.race`): what looks
-            worse gets fewer trials, and `trials` and `repeats` have no effect. None gives every cell the same
-            number of trials.
+            others, mean over the classes) or "log_loss". The report compares its test values, but
+            with "log_loss" those of accuracy.
+        budget: time for all trials, such as "20m". The cells then race (see `harness.core.race`): those that
+            look worse get fewer trials, and `trials` and `repeats` have no effect. None gives every cell the
+            same number of trials.
     """
 
     compare: Mapping[str, Iterable[str]]
@@ -112,7 +113,7 @@ class Study:
 
     @property
     def effort(self) -> str:
-        """The runs of a cell in print."""
+        """The runs of a cell, as text."""
         if self.budget is not None:
             return f"its share of {self.budget}"
         folds = f" x {self.folds} folds" if self.resampling == "kfold" else ""

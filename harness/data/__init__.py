@@ -1,5 +1,4 @@
-"""The images of a trial: targets (data sets by name), splits, seeded variants, shifts, and the search for
-leakage.
+"""The images of a trial: targets (data sets by name), splits, seeded variants, shifts, and leakage checks.
 
 The name of a target and a seed determine the training, validation and test images. Only this package uses
 torchvision's data sets.

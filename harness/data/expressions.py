@@ -1,11 +1,11 @@
 """Targets derived from other targets by an expression: selected classes, parts, mixtures, altered images.
 
     X[classes=0-4]      some classes, by name or position, joined by "+": [classes=bag+boot], [classes=0-2+7]
-    X[part=1/3]         one of three disjoint parts of each class; [part=2-3/3] is the other two mix(X,Y,0.25)
-    a quarter of each class from X, the rest from Y; the total does not depend on the share shuffle(4,X)
-    the 4 x 4 tiles of each image in random order, different for each image permute(X)          the pixels of
-    all images in the same random order random_labels(X)    the labels randomly permuted, so that each occurs
-    as often as before
+    X[part=1/3]         one of three disjoint parts of each class; [part=2-3/3] is the other two
+    mix(X,Y,0.25)       a quarter of each class from X, the rest from Y; the total is the same for any share
+    shuffle(4,X)        the 4 x 4 tiles of each image in random order, different for each image
+    permute(X)          the pixels of all images in the same random order
+    random_labels(X)    the labels randomly permuted, so that each occurs as often as before
 
 X and Y are names of targets or expressions, e.g. shuffle(2,fashion_mnist[classes=0-4][part=1/2]).
 """

@@ -103,7 +103,7 @@ class _Tree:
 
     @cached_property
     def skipped(self) -> SkippedFiles:
-        """The files that are no examples."""
+        """The files that are not examples."""
         return SkippedFiles(self.medium)
 
     @property

@@ -40,11 +40,11 @@ SHARE = 0.95
 LENGTHS = (0.5, 10.0)
 """Shortest and longest length in seconds, if it is not given."""
 BYTES = 4
-"""Of a text, for a token, about: the tokenizer of a network is not known when a target is read."""
+"""Bytes of a text per token, roughly: the tokenizer is not known when a target is read."""
 STEP, FEWEST, MOST = 8, 8, 256
 """The number of tokens is a multiple of the first, between the others, if it is not given."""
 PREVIEW = 1024
-"""Bytes of a text that are looked at without a network."""
+"""Bytes of a text that a preview reads."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Medium(ABC):
         noun: what an example is called in messages.
         task: the task of classifying them, as the Hugging Face Hub calls it.
         options: options of a target that are for this medium only.
-        alike: what of two near duplicates correlates, in words.
+        alike: description of what correlates between two near duplicates.
     """
 
     noun: ClassVar[str]
@@ -113,7 +113,7 @@ class Medium(ABC):
 
     @abstractmethod
     def preview(self) -> Input:
-        """The form in which examples are looked at without a network: for people, and to find duplicates."""
+        """The form of examples where there is no network: to show them, and to find duplicates."""
 
     @abstractmethod
     def key(self) -> dict[str, str]:

@@ -31,7 +31,7 @@ class SkippedFiles:
 
     @property
     def unread(self) -> str:
-        """The kind of the files that are no examples."""
+        """The kind of the files that are not examples."""
         return f"not readable as {self.medium.noun}s"
 
     def add(self, kind: str, path: Path) -> None:

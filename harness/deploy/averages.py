@@ -105,7 +105,7 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """The repeat in print."""
+        """The repeat, as text."""
         return f"{self.run.tags['cell']}, repeat {self.run.tags['index']}"
 
     @cached_property

@@ -77,9 +77,9 @@ class Exported:
     """What was written.
 
     Attributes:
-        folder: where.
+        folder: folder of the model.
         cell: label of the cell.
-        why: it was chosen.
+        why: reason for which it was chosen.
         val_accuracy, test_accuracy: of the network in the folder, as trained now.
         noun: what it classifies.
         problem: why model.int8.onnx, which was asked for, is not in the folder; "" otherwise.

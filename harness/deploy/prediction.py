@@ -67,7 +67,7 @@ def _read(model: Model, paths: Sequence[Path]) -> tuple[torch.Tensor, dict[Path,
 
 
 def example_files(paths: Iterable[Path], medium: type[Medium]) -> tuple[list[Path], list[str]]:
-    """Files as they are, folders as the examples below them, and what is passed over there."""
+    """Files as they are, folders as the examples below them, and notes on the files skipped there."""
     found: list[Path] = []
     notes: list[str] = []
     for path in paths:

@@ -143,7 +143,7 @@ class Input(ABC):
         """How an example is prepared, in Markdown, for use of an exported model without the harness."""
 
     def remark(self, rows: Iterable[torch.Tensor]) -> str:
-        """What people should know of the rows of a data set, which are given in batches; "" if nothing."""
+        """A note on the rows of a data set, given in batches, for the user; "" if there is none."""
         return ""
 
     def files(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Sounds as the encoders of transformers take them: prepared by the feature extractor of the network."""
+"""Sounds as input of transformers' encoders, prepared by the feature extractor of the network."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KINDS = {
 """Feature extractors that are used, and those of their settings that matter. Others are for batches of
 sounds of different lengths, or add random noise."""
 WAVE = "Wav2Vec2FeatureExtractor"
-"""The one that gives the samples themselves, of any number; the others give frames of mel bands."""
+"""The feature extractor that returns any number of samples; the others return frames of mel bands."""
 AST_HOP = 160
 """Samples from one frame of AST to the next."""
 LONGEST = 600.0
@@ -93,7 +93,7 @@ class Features(Input):
 
     @property
     def length(self) -> int:
-        """Number of steps that are no padding."""
+        """Number of steps that are not padding."""
         if not self.padded:
             return self.shape[0]
         share = self.seconds / self.longest
@@ -192,7 +192,7 @@ def extractor_settings(text: str, kind: str) -> str:
         kind: the feature extractor of the network, one of KINDS.
 
     Raises:
-        UserError: if these are no settings of that feature extractor, or transformers is not installed.
+        UserError: if these are not settings of that feature extractor, or transformers is not installed.
     """
     try:
         given = json.loads(text)

@@ -24,7 +24,7 @@ def sound_augmentation(
             the bands, without time warping; Park et al. 2019); "mixup" (Zhang et al. 2018, alpha 0.2).
         time, band: axes of time and frequency in (n, ...) rows.
         num_classes: number of classes, needed to mix labels.
-        length: number of leading steps of time that are no padding; None is all.
+        length: number of leading time steps that are not padding; None is all.
     """
 
     def shift(rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

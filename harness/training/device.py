@@ -242,8 +242,8 @@ def keep_freed_memory() -> None:
     """Let this process reuse freed memory for new tensors (glibc only; elsewhere nothing happens).
 
     By default glibc returns every large block to the system, which then has to clear each page again: this
-        takes
-    an eighth of the time of fine-tuning on a CPU. `Cpu.reset_peak` still returns the memory between trials.
+    takes an eighth of the time of fine-tuning on a CPU. `Cpu.reset_peak` still returns the memory between
+    trials.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -81,7 +81,7 @@ def fit_classifier(
     best: tuple[tuple[float, float], FittedClassifier] | None = None
     for setting in C_GRID if kind == "logistic" else [k for k in K_GRID if k <= len(labels)]:
         with warnings.catch_warnings():
-            # Of one image per class it suspects that they are no classes.
+            # With one image per class, it suspects that the labels are not classes.
             warnings.filterwarnings("ignore", "The number of unique classes is greater than")
             if kind == "logistic":
                 weights = "balanced" if balanced else None

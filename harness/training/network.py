@@ -120,7 +120,7 @@ class Network:
         class_weights: (classes,) weights of the classes in the loss; None weighs all equally.
 
     Attributes:
-        words: descriptions of what was cached of the frozen part, or why nothing was: one key per cut, in
+        words: descriptions of what was cached of the frozen part, or of why nothing was; one key per cut, in
             order.
     """
 

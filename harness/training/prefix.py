@@ -97,7 +97,7 @@ def _find_cut(backbone: Backbone, depth: int, images: torch.Tensor) -> Cut:
         again, swapped = tail.after(kept), tail.after(kept.flip(0))
     exact = images.device.type == "cpu"
     if not (torch.equal(whole, again) if exact else torch.allclose(whole, again, 1e-3, 1e-3)):
-        raise NoCut(f"the network is no chain of modules at {cut.gate}")
+        raise NoCut(f"the network is not a chain of modules at {cut.gate}")
     if torch.equal(again, swapped):
         raise NoCut(
             "its logits are the same for different examples, so that nothing can be checked"

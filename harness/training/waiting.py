@@ -8,7 +8,7 @@ TASKS = Path("/proc/self/task")
 
 
 class Waiting:
-    """Counts from its creation.
+    """Measures from its creation on.
 
     Args:
         tasks: folder with one folder per thread, as Linux has it; elsewhere nothing is measured.
