@@ -313,6 +313,18 @@ def test_given_test_part_stays_and_validation_keeps_groups_together(make_spec: M
     assert shared_groups(target) == 0
 
 
+def test_drawn_test_part_has_no_group_with_given_validation_images(make_spec: MakeSpec) -> None:
+    base = patients([(0, 20, 3), (1, 20, 3)])
+    is_val = np.zeros(120, np.bool_)
+    is_val[::6] = True  # one image of every other patient
+    target = dataclasses.replace(base, official_val=is_val)
+    for fold in ("", "1/3 of shuffle 0"):
+        split = split_indices(target, make_spec(**EVERYTHING, fold=fold))
+        train, val, test = groups_of(split, target)
+        assert test
+        assert not test & (train | val)
+
+
 def test_groups_that_given_parts_tear_apart_are_counted() -> None:
     base = patients([(0, 20, 3), (1, 20, 3)])
     is_test = np.zeros(120, np.bool_)

@@ -43,9 +43,11 @@ def grouped_parts(target: Target, seed: int) -> tuple[Mask, Mask]:
 
 def grouped_test(target: Target) -> Mask:
     """The test images of a target with groups; see `grouped_parts`."""
-    test, val = target.official_test, target.official_val
+    test, val, groups = target.official_test, target.official_val, target.groups
     if test is None:
-        rest = np.ones(len(target.labels), np.bool_) if val is None else ~val
+        assert groups is not None
+        # Not from groups with validation images, which with k-fold resampling are trained on too.
+        rest = np.ones(len(groups), np.bool_) if val is None else ~np.isin(groups, groups[val])
         left = 2 if val is None else 1
         test = held_out(target, rest, TEST_FOLDS, left, derive_seed("test", target.identity))
     return test
