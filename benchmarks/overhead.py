@@ -35,6 +35,7 @@ from harness.search.options import StudyOptions
 from harness.search.record import Record
 from harness.search.space import quiet_optuna
 from harness.search.storage import open_storage
+from harness.tracking.experiment import open_store
 from harness.tracking.projection import Projection
 from harness.training.device import Device
 from harness.training.fit import Fit
@@ -66,7 +67,7 @@ def run_nothing(task: TrialTask) -> Messages:
 
 
 class Libraries:
-    """What Optuna and MLflow take to record such trials, called directly.
+    """What Optuna and MLflow take to record such trials, called directly on stores with the same settings.
 
     Args:
         folder: folder for both stores.
@@ -78,8 +79,12 @@ class Libraries:
     def __init__(self, folder: Path) -> None:
         self.seconds: list[float] = []
         with quiet_optuna():
-            self._study = optuna.create_study(storage=f"sqlite:///{folder}/optuna.db")
-        self._client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+            self._study = optuna.create_study(
+                storage=open_storage(f"sqlite:///{folder}/optuna.db"),
+                sampler=optuna.samplers.RandomSampler(),  # as in the study
+            )
+        open_store(uri := f"sqlite:///{folder}/mlflow.db")
+        self._client = MlflowClient(uri)
         location = folder.as_uri()
         self._experiment = self._client.create_experiment("alone", artifact_location=location)
 
