@@ -99,16 +99,16 @@ def pretrain_sources(
             {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": NOTE},
         )
         try:
-            for one in pretrain_all(sources, recorder, where, tags, cache):
-                name, metrics = f"{PREFIX}{one.model.name}", metrics_of(one.model)
-                done.append(Pretrained(name, one.resumed, metrics))
-                if not one.resumed:
+            for model, resumed in pretrain_all(sources, recorder, where, tags, cache):
+                name, metrics = f"{PREFIX}{model.name}", metrics_of(model)
+                done.append(Pretrained(name, resumed, metrics))
+                if not resumed:
                     shown = ", ".join(f"{k} {v:.3g}" for k, v in metrics.items())
                     print(f"[{len(done):>3}/{total}] {name}: {shown}", flush=True)
         except Diverged as error:
             raise UserError(f"training diverged ({error}); lower the source's lr") from error
-    resumed = sum(one.resumed for one in done)
-    print(f"{total - resumed} models trained, {resumed} of {total} were recorded before")
+    before = sum(one.resumed for one in done)
+    print(f"{total - before} models trained, {before} of {total} were recorded before")
     return tuple(done)
 
 

@@ -20,7 +20,7 @@ from harness.core.errors import UserError
 
 if TYPE_CHECKING:
     from harness.similarity.sources.evidence import Evidence
-    from harness.similarity.sources.ranking import Candidate, Ranking
+    from harness.similarity.sources.ranking import Ranking
 
 
 @undisturbed()
@@ -99,7 +99,7 @@ def rank_sources(
 def show(found: Ranking) -> None:
     """Print it."""
     print(found.describe())
-    show_candidates(found.candidates)
+    show_candidates(found)
     show_evidence(found.evidence)
     print(*found.verdict, sep="\n")
     print(
@@ -108,13 +108,11 @@ def show(found: Ranking) -> None:
     )
 
 
-def show_candidates(found: Sequence[Candidate]) -> None:
+def show_candidates(found: Ranking) -> None:
     """A table: one row per measure that has a value for any candidate, one column per candidate."""
-    names = dict.fromkeys(n for c in found for n in c.measures)
     absent: dict[str, list[str]] = {}
-    table = Table("measure", "better", *(c.name for c in found), box=None)
-    for name in names:
-        measured = [c.measures[name] for c in found]
+    table = Table("measure", "better", *(c.name for c in found.candidates), box=None)
+    for name, measured in found.by_measure().items():
         if all(m.refused for m in measured):
             absent.setdefault("; ".join(dict.fromkeys(m.reason for m in measured)), []).append(name)
             continue

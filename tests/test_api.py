@@ -21,8 +21,7 @@ import harness
 from harness import StudyOptions, study
 from harness.core.errors import UserError
 from harness.data.cache_folder import Entry
-from harness.similarity import Measurement
-from harness.similarity.sources.ranking import Candidate
+from harness.similarity import Candidate, Measurement
 from harness.tracking.replay import Comparison
 from harness.tracking.results import CellRecord
 from harness.tracking.runs import Recorded

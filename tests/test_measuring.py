@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -31,7 +32,7 @@ from harness.search.space import first_draw
 from harness.similarity import MEASURES, Measurement, needs, static_rank
 from harness.similarity.__main__ import main as similarity_main
 from harness.similarity.sources import measuring
-from harness.similarity.sources.evidence import Results, evidence, read_results
+from harness.similarity.sources.evidence import PAIR, evidence, read_results
 from harness.similarity.sources.measuring import (
     Measuring,
     features,
@@ -149,12 +150,16 @@ def test_a_source_that_learned_from_images_of_the_target_is_noticed() -> None:
 ACCURACY = np.array([[0.9, 0.8, 0.7], [0.6, 0.8, 0.7], [0.5, 0.9, 0.6]])
 
 
-def results(**measures: np.ndarray) -> Results:
-    return Results("toy", ("x", "y", "z"), ("a", "b", "c"), ACCURACY, measures)
+def results(**measures: np.ndarray) -> pd.DataFrame:
+    pairs = pd.MultiIndex.from_product([["toy"], [*"xyz"], [*"abc"]], names=PAIR).to_frame(
+        index=False
+    )
+    columns = {name: values.ravel() for name, values in measures.items()}
+    return pairs.assign(accuracy=ACCURACY.ravel(), **columns)
 
 
 def test_regret_is_what_the_picked_source_lacks_of_the_best() -> None:
-    found = {e.measure: e for e in evidence([results(good=ACCURACY, bad=-ACCURACY)])}
+    found = {e.measure: e for e in evidence(results(good=ACCURACY, bad=-ACCURACY))}
     assert found["good"].regret == 0
     assert found["good"].tau == pytest.approx(1)
     assert found["bad"].regret == pytest.approx((0.2 + 0.2 + 0.4) / 3)
@@ -168,7 +173,7 @@ def test_regret_is_what_the_picked_source_lacks_of_the_best() -> None:
 
 def test_a_measure_without_enough_sources_says_nothing() -> None:
     gaps = np.where(np.eye(3, dtype=bool), np.nan, ACCURACY)
-    assert "gaps" not in {e.measure for e in evidence([results(gaps=gaps)])}
+    assert "gaps" not in {e.measure for e in evidence(results(gaps=gaps))}
 
 
 def test_recorded_runs_become_a_table_that_turns_distances_round() -> None:
@@ -183,11 +188,12 @@ def test_recorded_runs_become_a_table_that_turns_distances_round() -> None:
         *(repeat("b", 0.4), repeat("b", 0.1, outcome="diverged")),
         Recorded("", "toy", told, {"target": "x"}, values),
     ]
-    (found,) = read_results(runs)
-    assert (found.targets, found.sources) == (("x",), ("a", "b"))
-    assert found.accuracy == pytest.approx(np.array([[0.6, 0.4]]))
-    assert np.array_equal(found.measures["otdd"], [[-3.0, np.nan]], equal_nan=True)
-    assert np.array_equal(found.measures["logme"], [[2.0, np.nan]], equal_nan=True)
+    found = read_results(runs)
+    assert found[PAIR].to_numpy().tolist() == [["toy", "x", "a"], ["toy", "x", "b"]]
+    assert found["accuracy"].tolist() == pytest.approx([0.6, 0.4])
+    assert found["otdd"].tolist() == pytest.approx([-3.0, np.nan], nan_ok=True)
+    assert found["logme"].tolist() == pytest.approx([2.0, np.nan], nan_ok=True)
+    assert evidence(read_results([])) == []
 
 
 # --- the commands ----------------------------------------------------------------------------------

@@ -232,8 +232,8 @@ def test_screening_keeps_the_first_by_linear_probe_and_the_first_by_neighbours(
     accuracies = {"poor": 0.6, "good": 0.8, "ends": 1, "close": 0.77, "best": 0.9}
     done = screen_digits(monkeypatch, accuracies)
     assert done.kept == ("best", "good", "ends")
-    assert [c.backbone for c in done.found][:3] == ["best", "good", "close"]
-    assert done.found[0].probe.value == pytest.approx(0.9, abs=0.06)
+    assert [c.name for c in done.found][:3] == ["best", "good", "close"]
+    assert done.found[0].measures["probe_accuracy"].value == pytest.approx(0.9, abs=0.06)
     screened, dropped, missed = done.describe()
     assert "200 training images" in screened
     assert "ends" in screened

@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 from harness.similarity.baselines import log_source_size, source_accuracy, static_rank
 from harness.similarity.distances import frechet, median_bandwidth, mmd, otdd, principal_axes
-from harness.similarity.measurement import Better, Measurement, measured
+from harness.similarity.measurement import Better, Candidate, Measurement, measured
 from harness.similarity.source_head import leep, nce
 from harness.similarity.transferability import hscore, knn_accuracy, logme, probe_accuracy
 
@@ -65,6 +65,7 @@ def needs(measure: Measure) -> tuple[str, ...]:
 __all__ = [
     "MEASURES",
     "Better",
+    "Candidate",
     "Measure",
     "Measurement",
     "frechet",

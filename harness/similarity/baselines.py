@@ -8,6 +8,7 @@ A measure that ranks no better than these says nothing about similarity.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,17 +40,17 @@ def static_rank(accuracy: npt.NDArray[Any], source: int, target: int) -> Measure
     others = np.delete(table, target, axis=0)
     others = others[np.isfinite(others).all(axis=1)]
     n, d = others.shape
+    found = Measurement("static_rank", math.nan, n, d, better="lower")
     if n == 0 or d < 2:
         what = "no other target has all sources" if d >= 2 else "there is only one source"
-        return _baseline("static_rank", math.nan, n, d, "lower", f"nothing to rank: {what}")
+        return replace(found, reason=f"nothing to rank: {what}")
     ranks = stats.rankdata(-others, axis=1)[:, source]
-    mean = float(ranks.mean())
+    found = replace(found, value=float(ranks.mean()))
     if n < 2:
-        return _baseline("static_rank", mean, n, d, "lower", "no interval: only one other target")
-    spread = float(ranks.std(ddof=1)) / math.sqrt(n)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * spread
-    ends = max(1.0, mean - half), min(float(d), mean + half)
-    return _baseline("static_rank", mean, n, d, "lower", "", ends)
+        return replace(found, reason="no interval: only one other target")
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * stats.sem(ranks))
+    low, high = max(1.0, found.value - half), min(float(d), found.value + half)
+    return replace(found, low=low, high=high)
 
 
 def source_accuracy(accuracy: float, images: int, classes: int) -> Measurement:
@@ -69,12 +70,12 @@ def source_accuracy(accuracy: float, images: int, classes: int) -> Measurement:
         )
     if not 0 <= accuracy <= 1:
         reason = f"accuracy {accuracy:g} is outside 0 to 1"
-        return _baseline("source_accuracy", math.nan, images, classes, "higher", reason)
+        return Measurement("source_accuracy", math.nan, images, classes, reason=reason)
     interval = stats.binomtest(round(accuracy * images), images).proportion_ci(
         CONFIDENCE, method="wilson"
     )
-    ends = float(interval.low), float(interval.high)
-    return _baseline("source_accuracy", float(accuracy), images, classes, "higher", "", ends)
+    low, high = float(interval.low), float(interval.high)
+    return Measurement("source_accuracy", float(accuracy), images, classes, low=low, high=high)
 
 
 def log_source_size(images: int) -> Measurement:
@@ -87,16 +88,4 @@ def log_source_size(images: int) -> Measurement:
     if images < 1:
         raise ValueError(f"{images} source examples; there should be at least 1")
     size = math.log(images)
-    return _baseline("log_source_size", size, images, 1, "higher", "", (size, size))
-
-
-def _baseline(
-    name: str,
-    value: float,
-    n: int,
-    d: int,
-    better: Any,
-    reason: str,
-    ends: tuple[float, float] = (math.nan, math.nan),
-) -> Measurement:
-    return Measurement(name, value, n, d, 0, *ends, 0, better, reason)
+    return Measurement("log_source_size", size, images, 1, low=size, high=size)

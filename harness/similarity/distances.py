@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -93,22 +94,11 @@ def frechet(source: Array, target: Array, *, seed: int = 0, resamples: int = 200
     x, y = (side[draw(one_stratum(len(side)), n, rng)] for side in (x, y))
 
     def prepare() -> Statistic:
-        _require_both_finite(x, y)
         if n <= d:
             raise Refusal(f"{n} examples per side for d={d}: the covariances do not have full rank")
         return lambda a, b: gaussian_distance(*_gaussian(x[a]), *_gaussian(y[b]))
 
-    strata = (one_stratum(n), one_stratum(n))
-    return measured(
-        "frechet",
-        "lower",
-        prepare,
-        strata,
-        d=d,
-        seed=seed,
-        resamples=resamples,
-        bounds=(0, math.inf),
-    )
+    return _measured("frechet", x, y, prepare, seed, resamples)
 
 
 def mmd(
@@ -141,21 +131,11 @@ def mmd(
     kernel: list[Floats] = []
 
     def prepare() -> Statistic:
-        _require_both_finite(x, y)
         both = np.concatenate([x, y])
         kernel.append(rbf_kernel(both, gamma=1 / (2 * bandwidth**2)))
         return lambda a, b: _mmd(kernel[0], a, b + n)
 
-    found = measured(
-        "mmd",
-        "lower",
-        prepare,
-        (one_stratum(n), one_stratum(len(y))),
-        d=x.shape[1],
-        seed=seed,
-        resamples=resamples,
-        bounds=(-2, 2),
-    )
+    found = _measured("mmd", x, y, prepare, seed, resamples, bounds=(-2, 2))
     if found.refused or permutations < 1:
         return found
     p = _permutation_p(kernel[0], n, permutations, np.random.default_rng((seed, 2)))
@@ -193,7 +173,6 @@ def otdd(
     own_x, own_y = classes[0][rows[0]], classes[1][rows[1]]
 
     def prepare() -> Statistic:
-        _require_both_finite(x, y)
         require_members(classes[0], 2, "source_labels")
         require_members(classes[1], 2, "labels")
         cost = cdist(x, y, "sqeuclidean")
@@ -206,16 +185,7 @@ def otdd(
 
         return statistic
 
-    return measured(
-        "otdd",
-        "lower",
-        prepare,
-        (own_x, own_y),
-        d=x.shape[1],
-        seed=seed,
-        resamples=resamples,
-        bounds=(0, math.inf),
-    )
+    return _measured("otdd", x, y, prepare, seed, resamples, strata=(own_x, own_y))
 
 
 def gaussian_distance(mean1: Floats, factor1: Floats, mean2: Floats, factor2: Floats) -> float:
@@ -284,6 +254,23 @@ def _sides(source: Array, target: Array) -> tuple[Floats, Floats]:
     return x, y
 
 
-def _require_both_finite(x: Floats, y: Floats) -> None:
-    require_finite(x, "source")
-    require_finite(y, "target")
+def _measured(
+    name: str,
+    x: Floats,
+    y: Floats,
+    prepare: Callable[[], Statistic],
+    seed: int,
+    resamples: int,
+    strata: tuple[Ints, Ints] | None = None,
+    bounds: tuple[float, float] = (0, math.inf),
+) -> Measurement:
+    """`measured` for a distance between two finite sides, whose images have classes only with `strata`."""
+
+    def checked() -> Statistic:
+        require_finite(x, "source")
+        require_finite(y, "target")
+        return prepare()
+
+    strata = strata or (one_stratum(len(x)), one_stratum(len(y)))
+    options = {"seed": seed, "resamples": resamples}
+    return measured(name, "lower", checked, strata, d=x.shape[1], bounds=bounds, **options)

@@ -17,8 +17,8 @@ distances near zero, it is too wide rather than too narrow.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -55,11 +55,11 @@ class Measurement:
     value: float
     n: int
     d: int
-    seed: int
-    low: float
-    high: float
-    resamples: int
-    better: Better
+    seed: int = 0
+    low: float = math.nan
+    high: float = math.nan
+    resamples: int = 0
+    better: Better = "higher"
     reason: str = ""
     p: float = math.nan
 
@@ -75,6 +75,14 @@ class Measurement:
         if math.isnan(self.low):
             return f"{self.value:.3g}"
         return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A source and its measurements for one target, by the name of the measure."""
+
+    name: str
+    measures: Mapping[str, Measurement]
 
 
 class Refusal(Exception):
@@ -108,25 +116,23 @@ def measured(
     if resamples < 0:
         raise ValueError(f"resamples = {resamples} is negative; 0 means no interval")
     n = min(len(side) for side in strata)
-    value, low, high, used, reason = math.nan, math.nan, math.nan, 0, ""
+    found = Measurement(name, math.nan, n, d, seed, better=better)
     try:
         if n < 2:
             raise Refusal(f"{n} examples: at least 2 are needed")
         statistic = prepare()
         value = _within(bounds, statistic(*(np.arange(len(side)) for side in strata)))
     except (Refusal, np.linalg.LinAlgError) as problem:
-        reason = str(problem)
-        return Measurement(name, math.nan, n, d, seed, low, high, used, better, reason)
-    if resamples >= 2:
-        try:
-            half = _half_length(statistic, strata, seed, resamples, share)
-            low, high = max(bounds[0], value - half), min(bounds[1], value + half)
-            used = resamples
-        except (Refusal, np.linalg.LinAlgError) as problem:
-            reason = f"no interval: on {share:.0%} of the examples, {problem}"
-    else:
-        reason = f"no interval: {resamples} resamples were requested"
-    return Measurement(name, value, n, d, seed, low, high, used, better, reason)
+        return replace(found, reason=str(problem))
+    found = replace(found, value=value)
+    if resamples < 2:
+        return replace(found, reason=f"no interval: {resamples} resamples were requested")
+    try:
+        half = _half_length(statistic, strata, seed, resamples, share)
+    except (Refusal, np.linalg.LinAlgError) as problem:
+        return replace(found, reason=f"no interval: on {share:.0%} of the examples, {problem}")
+    low, high = max(bounds[0], value - half), min(bounds[1], value + half)
+    return replace(found, low=low, high=high, resamples=resamples)
 
 
 def _within(bounds: tuple[float, float], value: float) -> float:
@@ -215,9 +221,7 @@ def require_varied(x: Floats, name: str) -> None:
 
 def require_classes(y: Ints, least: int, name: str) -> None:
     """Raise Refusal for fewer than two classes, or a class with fewer than `least` images."""
-    counts = np.bincount(y)
-    counts = counts[counts > 0]
-    if len(counts) < 2:
+    if len(np.unique(y)) < 2:
         raise Refusal(f"{name} has only one class")
     require_members(y, least, name)
 

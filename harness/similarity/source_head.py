@@ -108,13 +108,7 @@ def _measured(
             )
         return lambda rows: value(theta[rows], y[rows])
 
+    options = {"seed": seed, "resamples": resamples}
     return measured(
-        name,
-        "higher",
-        prepare,
-        (y,),
-        d=theta.shape[1],
-        seed=seed,
-        resamples=resamples,
-        bounds=(-entropy, 0),
+        name, "higher", prepare, (y,), d=theta.shape[1], bounds=(-entropy, 0), **options
     )

@@ -9,6 +9,7 @@ labels (n,) as integers. Intervals: see `harness.similarity.measurement`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -62,10 +63,8 @@ def knn_accuracy(
     Raises:
         ValueError: for other shapes.
     """
-    x, y = _features_and_labels(features, labels)
 
-    def prepare() -> Statistic:
-        require_varied(x, "features")
+    def prepare(x: Floats, y: Ints) -> Statistic:
         distances = euclidean_distances(x)
 
         def statistic(rows: Ints) -> float:
@@ -75,17 +74,8 @@ def knn_accuracy(
 
         return statistic
 
-    return measured(
-        "knn_accuracy",
-        "higher",
-        prepare,
-        (y,),
-        d=x.shape[1],
-        seed=seed,
-        resamples=resamples,
-        bounds=(0, 1),
-        share=CV_SHARE,
-    )
+    given = features, labels
+    return _measured("knn_accuracy", *given, prepare, seed, resamples, (0, 1), CV_SHARE)
 
 
 def probe_accuracy(
@@ -100,10 +90,8 @@ def probe_accuracy(
     Raises:
         ValueError: for other shapes.
     """
-    x, y = _features_and_labels(features, labels)
 
-    def prepare() -> Statistic:
-        require_varied(x, "features")
+    def prepare(x: Floats, y: Ints) -> Statistic:
         centred = x - x.mean(axis=0)
         scaled = _rotated(centred / math.sqrt(float(np.mean(centred**2))))
 
@@ -113,17 +101,8 @@ def probe_accuracy(
 
         return statistic
 
-    return measured(
-        "probe_accuracy",
-        "higher",
-        prepare,
-        (y,),
-        d=x.shape[1],
-        seed=seed,
-        resamples=resamples,
-        bounds=(0, 1),
-        share=CV_SHARE,
-    )
+    given = features, labels
+    return _measured("probe_accuracy", *given, prepare, seed, resamples, (0, 1), CV_SHARE)
 
 
 def logme(features: Array, labels: Array, *, seed: int = 0, resamples: int = 20) -> Measurement:
@@ -140,13 +119,11 @@ def logme(features: Array, labels: Array, *, seed: int = 0, resamples: int = 20)
     Raises:
         ValueError: for other shapes.
     """
-    x, y = _features_and_labels(features, labels)
 
-    def prepare() -> Statistic:
-        require_varied(x, "features")
+    def prepare(x: Floats, y: Ints) -> Statistic:
         return lambda rows: _evidence(x[rows], y[rows]) / len(rows)
 
-    return measured("logme", "higher", prepare, (y,), d=x.shape[1], seed=seed, resamples=resamples)
+    return _measured("logme", features, labels, prepare, seed, resamples)
 
 
 def hscore(features: Array, labels: Array, *, seed: int = 0, resamples: int = 10) -> Measurement:
@@ -161,27 +138,36 @@ def hscore(features: Array, labels: Array, *, seed: int = 0, resamples: int = 10
     Raises:
         ValueError: for other shapes.
     """
-    x, y = _features_and_labels(features, labels)
 
-    def prepare() -> Statistic:
-        require_varied(x, "features")
+    def prepare(x: Floats, y: Ints) -> Statistic:
         return lambda rows: _pillai(x[rows], y[rows])
 
-    return measured(
-        "hscore",
-        "higher",
-        prepare,
-        (y,),
-        d=x.shape[1],
-        seed=seed,
-        resamples=resamples,
-        bounds=(0, int(y.max())),
-    )
+    most = len(np.unique(labels)) - 1
+    return _measured("hscore", features, labels, prepare, seed, resamples, (0, most))
 
 
-def _features_and_labels(features: Array, labels: Array) -> tuple[Floats, Ints]:
+def _measured(
+    name: str,
+    features: Array,
+    labels: Array,
+    prepare: Callable[[Floats, Ints], Statistic],
+    seed: int,
+    resamples: int,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+    share: float = 0.8,
+) -> Measurement:
+    """`measured` for a measure whose `prepare` gets the features, which vary, and the labels."""
     x = as_features(features, "features")
-    return x, as_labels(labels, len(x), "labels")
+    y = as_labels(labels, len(x), "labels")
+
+    def checked() -> Statistic:
+        require_varied(x, "features")
+        return prepare(x, y)
+
+    options = {"seed": seed, "resamples": resamples}
+    return measured(
+        name, "higher", checked, (y,), d=x.shape[1], share=share, bounds=bounds, **options
+    )
 
 
 def _cv_accuracy(model: ClassifierMixin, x: Floats, y: Ints, seed: int) -> float:

@@ -10,10 +10,11 @@ this one. A measure that does no better than that says nothing about similarity.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy.stats import weightedtau
 
 from harness.similarity import static_rank
@@ -21,27 +22,10 @@ from harness.similarity.sources.measuring import labels_of
 from harness.tracking.runs import Recorded
 
 PHASES = ("repeat", "similarity")
+PAIR = ["study", "target", "source"]
 STATIC = "static_rank"
 LEAST = 3
 """Smallest number of sources with which a target counts."""
-
-
-@dataclass(frozen=True)
-class Results:
-    """Accuracies and measures of one study.
-
-    Attributes:
-        study: name of the study.
-        targets, sources: names of the rows and columns below.
-        accuracy: (targets, sources) mean test accuracy, as a share; NaN where there is no run.
-        measures: name -> (targets, sources) values, where higher is more promising; NaN where there is none.
-    """
-
-    study: str
-    targets: tuple[str, ...]
-    sources: tuple[str, ...]
-    accuracy: np.ndarray
-    measures: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -68,67 +52,60 @@ class Evidence:
         return self.regret < self.static_regret
 
 
-def read_results(runs: Iterable[Recorded]) -> list[Results]:
-    """One entry per study with results. Results are averaged over conditions (strategy, size, seed); only
-    sources and targets with the same conditions can be compared fairly."""
-    scores: dict[str, dict[tuple[str, str], list[float]]] = {}
-    measures: dict[str, dict[str, dict[tuple[str, str], float]]] = {}
+def read_results(runs: Iterable[Recorded]) -> pd.DataFrame:
+    """Accuracies and measures of the pairs of recorded studies.
+
+    Returns:
+        PAIR, accuracy (mean test accuracy over conditions: strategy, size, seed; only sources and targets
+        with the same conditions can be compared fairly) and one column per measure, where higher is more
+        promising; NaN where there is none. Of a pair measured twice the later counts.
+    """
+    rows: list[dict[str, object]] = []
     for run in runs:
         source, target = labels_of(run.tags, {"source": "?", "target": "?", **run.params})
+        row: dict[str, object] = dict(zip(PAIR, (run.experiment, target, source), strict=True))
         if run.tags["phase"] == "similarity":
-            for name, better in run.tags.items():
-                if name.startswith("better."):
-                    name = name.removeprefix("better.")
-                    value = run.metrics[f"similarity.{name}"] * (1 if better == "higher" else -1)
-                    own = measures.setdefault(run.experiment, {}).setdefault(name, {})
-                    own[target, source] = value
+            for tag, better in run.tags.items():
+                if (name := tag.removeprefix("better.")) != tag:
+                    value = run.metrics[f"similarity.{name}"]
+                    row[name] = value if better == "higher" else -value
         elif run.tags.get("outcome") == "complete" and run.tags.get("superseded") != "true":
-            own_scores = scores.setdefault(run.experiment, {})
-            own_scores.setdefault((target, source), []).append(run.metrics["test_accuracy"])
-    return [_results(study, own, measures.get(study, {})) for study, own in scores.items()]
+            row["accuracy"] = run.metrics["test_accuracy"]
+        rows.append(row)
+    every = pd.DataFrame(rows)
+    every = every.reindex(columns=list(dict.fromkeys([*PAIR, "accuracy", *every.columns])))
+    pairs = every.astype({"accuracy": float}).groupby(PAIR, sort=False)
+    found = pairs.last().assign(accuracy=pairs["accuracy"].mean())
+    return found.dropna(subset="accuracy").reset_index()
 
 
-def _results(
-    study: str,
-    scores: Mapping[tuple[str, str], Sequence[float]],
-    measures: Mapping[str, Mapping[tuple[str, str], float]],
-) -> Results:
-    targets = tuple(dict.fromkeys(target for target, _ in scores))
-    sources = tuple(dict.fromkeys(source for _, source in scores))
-
-    def table(values: Mapping[tuple[str, str], float]) -> np.ndarray:
-        return np.array([[values.get((t, s), math.nan) for s in sources] for t in targets])
-
-    accuracy = table({key: float(np.mean(own)) for key, own in scores.items()})
-    return Results(study, targets, sources, accuracy, {n: table(v) for n, v in measures.items()})
-
-
-def evidence(results: Sequence[Results]) -> list[Evidence]:
-    """How well each measure has chosen sources, lowest regret first, including the static ranking."""
+def evidence(results: pd.DataFrame) -> list[Evidence]:
+    """How well each measure has chosen sources, lowest regret first, including the static ranking; `results`
+    from `read_results`."""
     rows: dict[str, list[tuple[float, float, float]]] = {}
-    for result in results:
-        static = _static(result)
-        for name, values in {**result.measures, STATIC: static}.items():
-            for t in range(len(result.targets)):
-                found = _pick(values[t], result.accuracy[t])
-                if found is not None:
-                    both = np.where(np.isfinite(values[t]), static[t], math.nan)
-                    other = _pick(both, result.accuracy[t])
+    for _, own in results.groupby("study", sort=False):
+        accuracy = own.pivot(index="target", columns="source", values="accuracy")
+        measures = {
+            str(name): own.pivot(index="target", columns="source", values=name).to_numpy(
+                dtype=float
+            )
+            for name in own.columns.drop([*PAIR, "accuracy"])
+        }
+        reached = accuracy.to_numpy(dtype=float)
+        static = np.array(
+            [[-static_rank(reached, s, t).value for s in range(reached.shape[1])]
+             for t in range(len(reached))]
+        )  # fmt: skip
+        for name, values in {**measures, STATIC: static}.items():
+            for of_target, of_static, scores in zip(values, static, reached, strict=True):
+                if (found := _pick(of_target, scores)) is not None:
+                    other = _pick(np.where(np.isfinite(of_target), of_static, math.nan), scores)
                     rows.setdefault(name, []).append((*found, other[0] if other else math.nan))
     found_all = [
-        Evidence(name, len(own), *(float(np.mean(column)) for column in zip(*own, strict=True)))
-        for name, own in rows.items()
+        Evidence(name, len(picks), *(float(np.mean(column)) for column in zip(*picks, strict=True)))
+        for name, picks in rows.items()
     ]
     return sorted(found_all, key=lambda e: (e.regret, e.measure))
-
-
-def _static(result: Results) -> np.ndarray:
-    """(targets, sources) negative mean rank on the other targets."""
-    rows = [
-        [-static_rank(result.accuracy, s, t).value for s in range(len(result.sources))]
-        for t in range(len(result.targets))
-    ]
-    return np.array(rows)
 
 
 def _pick(values: np.ndarray, accuracy: np.ndarray) -> tuple[float, float] | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.backbones import Backbone, build, weights_sha256
+from harness.backbones import build, weights_sha256
 from harness.backbones.recorded import PREFIX, Model, find_models
 from harness.core.spec import TrialSpec
 from harness.core.strategies import FeatureTransfer, LinearProbe
@@ -36,7 +36,7 @@ from harness.similarity import (
 )
 from harness.similarity.sources.pretraining import split_source
 from harness.similarity.sources.recording import metrics_of
-from harness.similarity.sources.spec import spec_from
+from harness.similarity.sources.spec import SourceSpec, spec_from
 from harness.training.audit import Audit
 from harness.training.device import Device
 from harness.training.network import Network
@@ -117,8 +117,7 @@ class Pair:
         with this harness."""
         if self.model is None:
             return None
-        spec, number = spec_from(self.model.about)
-        train = split_source(load_target(spec.data), spec, number).train
+        spec, train = _learned_from(self.model)
         return (spec.data, _some(train, self.most)) if spec.steps else None
 
     def identity(self) -> str:
@@ -144,13 +143,10 @@ def pairs_of(drawn: Iterable[tuple[Cell, TrialSpec]]) -> list[Pair]:
         UserError: if a source is not recorded.
     """
     found: dict[tuple[str, str, str], TrialSpec] = {}
-    labels: dict[tuple[str, str, str], tuple[str, str]] = {}
     for cell, spec in drawn:
         key = (*labels_of(cell, spec.flat()), spec.backbone)
-        if key not in found or _rank(spec) > _rank(found[key]):
-            found[key] = spec
-        labels[key] = key[:2]
-    return [Pair(*labels[key], spec, first_model(spec.source)) for key, spec in found.items()]
+        found[key] = max(found.get(key, spec), spec, key=_rank)
+    return [Pair(s, t, spec, first_model(spec.source)) for (s, t, _), spec in found.items()]
 
 
 def labels_of(cell: Mapping[str, str], flat: Mapping[str, object]) -> tuple[str, str]:
@@ -177,11 +173,16 @@ def shared_images(pair: Pair) -> int:
     """Number of the source's examples that are also in the target, in any of its parts."""
     if pair.model is None:
         return 0
-    spec, number = spec_from(pair.model.about)
-    source = load_target(spec.data)
-    seen = set(roots(source, split_source(source, spec, number).train))
+    spec, train = _learned_from(pair.model)
+    seen = set(roots(load_target(spec.data), train))
     target = load_target(pair.spec.target)
     return len(seen & set(roots(target, np.arange(len(target.labels)))))
+
+
+def _learned_from(model: Model) -> tuple[SourceSpec, np.ndarray]:
+    """The spec of a recorded model, and the positions of its training examples in its data."""
+    spec, number = spec_from(model.about)
+    return spec, split_source(load_target(spec.data), spec, number).train
 
 
 class Measuring:
@@ -221,7 +222,8 @@ class Measuring:
         for name, measure in MEASURES.items():
             names = needs(measure)
             if any(name not in given for name in names):
-                yield _refused(name, NO_DATA if "source" in names else NO_HEAD)
+                reason = NO_DATA if "source" in names else NO_HEAD
+                yield Measurement(name, math.nan, 0, 0, reason=reason)
                 continue
             yield measure(**{name: given[name] for name in names}, **options)
         yield from baselines(pair.model)
@@ -230,8 +232,8 @@ class Measuring:
         target = pair.target_data
         given: dict[str, Any] = {"labels": _labels(target)}
         given["features"] = features(pair.spec, target, self._device, self._cache)
-        source, reference = pair.source_data, pair.reference
-        if source is not None:
+        if (source := pair.source_data) is not None:
+            reference = pair.reference
             given |= {"source": self._embedded[reference, source]}
             given |= {"target": self._embedded[reference, target]}
             given |= {"source_labels": _labels(source), "bandwidth": self._bandwidth[reference]}
@@ -254,14 +256,14 @@ class Measuring:
 def baselines(model: Model | None) -> Iterator[Measurement]:
     """The baselines that do not use the target."""
     if model is None:
-        yield from (
-            _refused(n, "the source was not trained with this harness")
-            for n in ("source_accuracy", "log_source_size")
-        )
+        for name in ("source_accuracy", "log_source_size"):
+            reason = "the source was not trained with this harness"
+            yield Measurement(name, math.nan, 0, 0, reason=reason)
         return
     accuracy, classes = metrics_of(model).get("val_accuracy"), int(model.about["classes"])
     if accuracy is None:
-        yield _refused("source_accuracy", "the source was trained without labels")
+        reason = "the source was trained without labels"
+        yield Measurement("source_accuracy", math.nan, 0, 0, reason=reason)
     else:
         yield source_accuracy(accuracy, int(model.about["val_images"]), classes)
     yield log_source_size(int(model.about["images"]))
@@ -273,9 +275,7 @@ def features(spec: TrialSpec, data: Data, device: Device, cache: Cache) -> np.nd
     Statistics of batch norms are those of the source, or averaged over these examples if the spec says so.
     """
     strategy = LinearProbe() if spec.batch_norm == "reestimate" else FeatureTransfer()
-    spec = replace(spec, strategy=strategy, augment="none", views=None)
-    backbone = _build(spec, 2, device)
-    network, examples = _frozen(spec, backbone, data, device, cache)
+    network, examples = _frozen(replace(spec, strategy=strategy), data, device, cache)
     found: np.ndarray = network.features(examples).numpy()
     return found
 
@@ -284,28 +284,33 @@ def probabilities(pair: Pair, device: Device, cache: Cache) -> np.ndarray:
     """(n, source classes) probabilities of the source's own head for the target's training examples."""
     assert pair.model is not None
     spec = replace(pair.spec, strategy=FeatureTransfer(), batch_norm="train")
-    spec = replace(spec, augment="none", views=None)
-    backbone = _build(spec, int(pair.model.about["classes"]), device)
-    backbone.model.load_state_dict(pair.model.read())
-    network, examples = _frozen(spec, backbone, pair.target_data, device, cache)
+    network, examples = _frozen(spec, pair.target_data, device, cache, pair.model)
     theta: np.ndarray = network.log_probabilities(examples).double().softmax(1).numpy()
     return theta
 
 
-def _build(spec: TrialSpec, outputs: int, device: Device) -> Backbone:
-    model = first_model(spec.source)
-    source = spec.source if model is None else f"{PREFIX}{model.name}"
-    return build(spec.backbone, source, outputs, spec.seed, device.torch_device, spec.resolution)
-
-
 def _frozen(
-    spec: TrialSpec, backbone: Backbone, data: Data, device: Device, cache: Cache
+    spec: TrialSpec, data: Data, device: Device, cache: Cache, head_of: Model | None = None
 ) -> tuple[Network, Examples]:
-    """The network with all groups frozen, so that their outputs are cached, and the examples."""
+    """The network with all groups frozen, so that their outputs are cached, and the examples.
+
+    Args:
+        spec: of a trial that would start with it.
+        data: the examples.
+        device: where to compute.
+        cache: where examples and outputs are stored.
+        head_of: the model whose head it has; None for a new head.
+    """
+    spec, model = replace(spec, augment="none", views=None), first_model(spec.source)
+    source = spec.source if model is None else f"{PREFIX}{model.name}"
+    outputs = 2 if head_of is None else int(head_of.about["classes"])
+    place = device.torch_device
+    backbone = build(spec.backbone, source, outputs, spec.seed, place, spec.resolution)
+    if head_of is not None:
+        backbone.model.load_state_dict(head_of.read())
     form = load_target(data[0]).medium.form(backbone.input)
-    backbone = replace(backbone, input=form)
-    network = Network(backbone, spec, device, cache)
-    examples = read_examples(*data, backbone.input, cache)
+    network = Network(replace(backbone, input=form), spec, device, cache)
+    examples = read_examples(*data, form, cache)
     if spec.batch_norm == "reestimate":
         network.reestimate_statistics(examples)
     audit = Audit(backbone.groups, frozenset())
@@ -324,10 +329,6 @@ def _some(rows: np.ndarray, most: int) -> tuple[int, ...]:
 def _labels(data: Data) -> np.ndarray:
     labels: np.ndarray = load_target(data[0]).labels[list(data[1])]
     return labels
-
-
-def _refused(name: str, reason: str) -> Measurement:
-    return Measurement(name, math.nan, 0, 0, SEED, math.nan, math.nan, 0, "higher", reason)
 
 
 def as_run(pair: Pair, found: Sequence[Measurement]) -> tuple[dict[str, object], dict[str, float]]:
@@ -349,7 +350,7 @@ def as_run(pair: Pair, found: Sequence[Measurement]) -> tuple[dict[str, object],
         if one.refused:
             continue
         tags[f"better.{one.name}"] = one.better
-        metrics |= {f"similarity.{one.name}": one.value, f"similarity.{one.name}.n": one.n}
-        ends: Mapping[str, float] = {"low": one.low, "high": one.high, "d": one.d, "p": one.p}
-        metrics |= {f"similarity.{one.name}.{k}": v for k, v in ends.items()}
+        more = {"n": one.n, "low": one.low, "high": one.high, "d": one.d, "p": one.p}
+        metrics[f"similarity.{one.name}"] = one.value
+        metrics |= {f"similarity.{one.name}.{k}": v for k, v in more.items()}
     return tags, metrics

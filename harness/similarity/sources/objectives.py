@@ -56,15 +56,13 @@ class Objective(ABC):
         generator: random number generator for the noise.
     """
 
+    outputs: ClassVar[int | None] = None
+    """Number of outputs of the backbone's head; None for one per class."""
+
     def __init__(self, backbone: Backbone, generator: torch.Generator) -> None:
         self.model, self.generator, self.device = backbone.model, generator, backbone.device
         self.prepare = backbone.input.preparation(backbone.device, backbone.layout)
         self.players = self.make_players(backbone.input)
-
-    @staticmethod
-    @abstractmethod
-    def outputs(classes: int) -> int:
-        """Number of outputs of the backbone's head."""
 
     @abstractmethod
     def make_players(self, form: Input) -> tuple[Player, ...]:
@@ -84,10 +82,6 @@ class Objective(ABC):
 class Supervised(Objective):
     """Cross-entropy of the labels."""
 
-    @staticmethod
-    def outputs(classes: int) -> int:
-        return classes
-
     def make_players(self, form: Input) -> tuple[Player, ...]:
         return (Player(self.model, lambda x, y: F.cross_entropy(self.see(x), y)),)
 
@@ -103,9 +97,7 @@ class Supervised(Objective):
 class Autoencoder(Objective):
     """Mean squared error of the image reconstructed from 64 numbers (Hinton & Salakhutdinov 2006)."""
 
-    @staticmethod
-    def outputs(classes: int) -> int:
-        return CODE
+    outputs = CODE
 
     def make_players(self, form: Input) -> tuple[Player, ...]:
         self.decoder = Decoder(form.shape[-1]).to(self.device)
@@ -124,11 +116,8 @@ class Gan(Objective):
     """The backbone learns to distinguish real images from those that a generator makes of noise, with the
     non-saturating loss (Goodfellow et al. 2014) and DCGAN's betas (Radford et al. 2016)."""
 
+    outputs = 1
     betas: ClassVar[tuple[float, float]] = (0.5, 0.999)
-
-    @staticmethod
-    def outputs(classes: int) -> int:
-        return 1
 
     def make_players(self, form: Input) -> tuple[Player, ...]:
         self.decoder = Decoder(form.shape[-1]).to(self.device)

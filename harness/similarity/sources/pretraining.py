@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import nn
 from harness.backbones import build
 from harness.core.errors import UserError
 from harness.core.spec import derive_seed
-from harness.data import Examples, Target, load_target, read_examples
+from harness.data import Examples, SplitIndices, Target, load_target, read_examples
 from harness.data.cached import Cache
 from harness.data.groups import held_out
 from harness.similarity.sources.objectives import OBJECTIVES, Objective, check_objective
@@ -25,14 +25,6 @@ from harness.training.optimizer import Schedule, batches
 
 WARMUP = 0.1
 """Share of the steps in which the learning rate rises."""
-
-
-@dataclass(frozen=True)
-class SourceSplit:
-    """Positions of training and validation examples in the data, without official test examples."""
-
-    train: np.ndarray
-    val: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -53,8 +45,9 @@ class Trained:
     metrics: Mapping[str, float]
 
 
-def split_source(target: Target, spec: SourceSpec, number: int) -> SourceSplit:
-    """The training and validation examples of model `number`, stratified and drawn by its seed.
+def split_source(target: Target, spec: SourceSpec, number: int) -> SplitIndices:
+    """The training and validation examples of model `number`, stratified and drawn by its seed; there are no
+    test examples.
 
     `shots` and `val_shots` are upper bounds per class. Official test examples are left out, an official
     validation set is used as it is, and all examples of a group are in the same part.
@@ -62,9 +55,7 @@ def split_source(target: Target, spec: SourceSpec, number: int) -> SourceSplit:
     Raises:
         UserError: naming the class that is too small.
     """
-    name = (
-        target.identity if ":" in spec.data else spec.data
-    )  # independent of the path of the user's files
+    name = target.identity if ":" in spec.data else spec.data  # whatever the path of the files
     seed = derive_seed("source split", name, spec.seed(number))
     rng, is_val, noun = np.random.default_rng(seed), target.official_val, target.medium.noun
     own = np.ones(len(target.labels), np.bool_)
@@ -90,7 +81,7 @@ def split_source(target: Target, spec: SourceSpec, number: int) -> SourceSplit:
         parts[0].append(train[: spec.shots])
         parts[1].append(val)
     train, val_rows = (np.sort(np.concatenate(part)).astype(np.int64) for part in parts)
-    return SourceSplit(train, val_rows)
+    return SplitIndices(train, val_rows, np.array([], dtype=np.int64))
 
 
 def pretrain(spec: SourceSpec, number: int, device: Device, cache: Cache = Cache()) -> Trained:
@@ -109,14 +100,8 @@ def pretrain(spec: SourceSpec, number: int, device: Device, cache: Cache = Cache
     target = load_target(spec.data)
     split, seed = split_source(target, spec, number), spec.seed(number)
     kind = OBJECTIVES[spec.objective]
-    backbone = build(
-        spec.backbone,
-        "scratch",
-        kind.outputs(len(target.classes)),
-        seed,
-        device.torch_device,
-        spec.resolution,
-    )
+    outputs, place = kind.outputs or len(target.classes), device.torch_device
+    backbone = build(spec.backbone, "scratch", outputs, seed, place, spec.resolution)
     backbone = replace(backbone, input=target.medium.form(backbone.input))
     check_objective(spec.objective, backbone.input)
     train, val = (
@@ -144,7 +129,11 @@ def _fit(
         player.module.train()
     schedule = Schedule(spec.steps, round(WARMUP * spec.steps))
     values = [math.nan] * len(optimizers)
-    for step, drawn in enumerate(itertools.islice(_endless(len(train), spec, seed), spec.steps)):
+    order = torch.Generator().manual_seed(derive_seed(seed, "batches"))
+    size = min(spec.batch_size, len(train))
+    epochs = (batches(len(train), size, order) for _ in itertools.count())
+    every = itertools.chain.from_iterable(epochs)
+    for step, drawn in enumerate(itertools.islice(every, spec.steps)):
         rows, labels = (x[drawn].to(device.torch_device) for x in (train.values, train.labels))
         for i, (player, optimizer) in enumerate(zip(objective.players, optimizers, strict=True)):
             for entry in optimizer.param_groups:
@@ -158,12 +147,6 @@ def _fit(
             raise Diverged(f"loss {values} in step {step}")
     names = ("train_loss",) if len(values) == 1 else ("train_loss", "train_loss.generator")
     return dict(zip(names, values, strict=True)) if spec.steps else {}
-
-
-def _endless(count: int, spec: SourceSpec, seed: int) -> Iterator[torch.Tensor]:
-    order = torch.Generator().manual_seed(derive_seed(seed, "batches"))
-    while True:
-        yield from batches(count, min(spec.batch_size, count), order)
 
 
 def _optimizer(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from harness.core.strategies import FeatureTransfer
 from harness.data import load_target
 from harness.data.cached import Cache
 from harness.inputs import Pixels
-from harness.similarity import Measurement, static_rank
+from harness.similarity import Candidate, Measurement, static_rank
 from harness.similarity.sources.evidence import STATIC, Evidence
 from harness.similarity.sources.measuring import Measuring, Pair, first_model
 from harness.tracking.runs import Recorded
@@ -27,14 +27,6 @@ from harness.training.device import Device
 
 DEFAULT = "probe_accuracy"
 """The measure to rank by if there are no recorded studies: it uses target and source, and is bounded."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A source and its measurements, by the name of the measure."""
-
-    name: str
-    measures: Mapping[str, Measurement]
 
 
 @dataclass(frozen=True)
@@ -68,12 +60,17 @@ class Ranking:
             f"sets in {self.embedding}"
         )
 
+    def by_measure(self) -> dict[str, list[Measurement]]:
+        """What each measure says of the candidates, in their order."""
+        names = dict.fromkeys(n for c in self.candidates for n in c.measures)
+        return {name: [c.measures[name] for c in self.candidates] for name in names}
+
     def _repr_html_(self) -> str:
-        rows = []
-        for name in dict.fromkeys(n for c in self.candidates for n in c.measures):
-            measured = [c.measures[name] for c in self.candidates]
-            if not all(m.refused for m in measured):
-                rows.append((name, *(m.describe() for m in measured)))
+        rows = [
+            (name, *(m.describe() for m in measured))
+            for name, measured in self.by_measure().items()
+            if not all(m.refused for m in measured)
+        ]
         caption = f"{self.describe()}; {'; '.join(self.verdict)}"
         return as_table(caption, ("measure", *(c.name for c in self.candidates)), rows)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from harness.backbones import input_named
 from harness.backbones.recorded import Model, find_models, write_model
@@ -27,14 +26,6 @@ EXPERIMENT = "pretraining"
 NOTE = "Source models, trained by python -m harness.pretrain; the weights are among the artifacts."
 MEASURED = "metric."
 """Prefix of the names of metrics in the description of a model file."""
-
-
-@dataclass(frozen=True)
-class RecordedModel:
-    """One model; `resumed` if it was trained before."""
-
-    model: Model
-    resumed: bool
 
 
 def check_sources(sources: Sequence[SourceSpec]) -> None:
@@ -60,9 +51,9 @@ def pretrain_all(
     device: Device,
     tags: Mapping[str, str],
     cache: Cache = Cache(),
-) -> Iterator[RecordedModel]:
+) -> Iterator[tuple[Model, bool]]:
     """Train and record all models that are not recorded yet: first number 0 of all sources, then number 1,
-    ...
+    ...; gives each, and whether it was trained before.
 
     Args:
         sources: sources to train.
@@ -88,7 +79,7 @@ def pretrain_all(
                 model = write_model(f"{spec.name}.{number}", trained.state, about)
             if not (resumed and model.sha256 in known):
                 _record(recorder, model, spec, tags)
-            yield RecordedModel(model, resumed)
+            yield model, resumed
 
 
 def recorded_model(spec: SourceSpec, number: int) -> Model | None:

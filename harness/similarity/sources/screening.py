@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from harness.core.spec import TrialSpec
 from harness.data import load_target
 from harness.data.cached import Cache
-from harness.similarity import Measurement, knn_accuracy, probe_accuracy
+from harness.similarity import MEASURES, Candidate
 from harness.similarity.sources.measuring import Pair, features, first_model
 from harness.training.device import Device
 
+SCREENED = ("probe_accuracy", "knn_accuracy")
 EXAMPLES = 200
 """Largest number of training examples that are looked at."""
 SHARE, LEAST = 1 / 3, 2
@@ -27,59 +28,45 @@ MISSES = (
 
 
 @dataclass(frozen=True)
-class Screened:
-    """A backbone, with its cross-validated accuracies on frozen features."""
-
-    backbone: str
-    probe: Measurement
-    neighbours: Measurement
-
-    def describe(self) -> str:
-        """The backbone with both accuracies, and the interval of the first."""
-        probe, neighbours = self.probe, self.neighbours
-        values = f"{probe.value:.0%} ({probe.low:.0%} to {probe.high:.0%}), {neighbours.value:.0%}"
-        return f"{self.backbone} {values}"
-
-
-@dataclass(frozen=True)
 class Screening:
     """What was screened.
 
     Attributes:
-        found: the backbones, those with the best linear probe first.
+        found: the backbones with the measures SCREENED, those with the best linear probe first.
         kept: names of those that are kept, in this order.
         examples: what was looked at, e.g. "200 training images".
         seconds: what it took.
     """
 
-    found: tuple[Screened, ...]
+    found: tuple[Candidate, ...]
     kept: tuple[str, ...]
     examples: str
     seconds: float
 
     def describe(self) -> list[str]:
         """What was screened, what was dropped and why, and what may be missed, in sentences."""
-        if reason := next((m.reason for c in self.found for m in _both(c) if m.refused), ""):
+        if reason := next(_refusals(self.found), ""):
             return [f"The backbones could not be screened, so all are kept: {reason}."]
-        values = "; ".join(c.describe() for c in self.found)
+        values = "; ".join(_describe(c) for c in self.found)
         lines = [
             f"Screened on frozen features of {self.examples} in {self.seconds:.0f} s (cross-validated "
             f"accuracy of a linear probe with its 95% interval, then of nearest neighbours): {values}."
         ]
-        dropped = [c for c in self.found if c.backbone not in self.kept]
+        dropped = [c for c in self.found if c.name not in self.kept]
         if not dropped:
             return [*lines, "None was dropped."]
         count = number_kept(len(self.found))
-        last = self.found[count - 1]
+        last, probe = self.found[count - 1], "probe_accuracy"
         why = (
-            f"Dropped: {', '.join(c.backbone for c in dropped)}. By the linear probe not among the first "
+            f"Dropped: {', '.join(c.name for c in dropped)}. By the linear probe not among the first "
             f"{count} of {len(self.found)}, nor first by nearest neighbours."
         )
-        close = [c.backbone for c in dropped if not c.probe.high < last.probe.low]
+        lowest = last.measures[probe].low
+        close = [c.name for c in dropped if not c.measures[probe].high < lowest]
         if close:
             why += (
                 f" This does not show that they are worse: the intervals of {', '.join(close)} overlap with "
-                f"that of {last.backbone}."
+                f"that of {last.name}."
             )
         return [*lines, why, MISSES]
 
@@ -110,16 +97,23 @@ def screen(specs: Iterable[TrialSpec], device: Device, cache: Cache) -> Screenin
         rows, target = pair.target_data[1], load_target(spec.target)
         examples = f"{len(rows)} training {target.medium.noun}s"
         x, y = features(spec, pair.target_data, device, cache), target.labels[list(rows)]
-        found.append(Screened(name, probe_accuracy(x, y), knn_accuracy(x, y)))
+        found.append(Candidate(name, {m: MEASURES[m](x, y) for m in SCREENED}))
     kept = set(first)
-    if not any(m.refused for c in found for m in _both(c)):
-        found.sort(key=lambda c: c.probe.value, reverse=True)
-        kept = {c.backbone for c in found[: number_kept(len(found))]}
-        kept.add(max(found, key=lambda c: c.neighbours.value).backbone)
+    if not any(_refusals(found)):
+        found.sort(key=lambda c: c.measures["probe_accuracy"].value, reverse=True)
+        kept = {c.name for c in found[: number_kept(len(found))]}
+        kept.add(max(found, key=lambda c: c.measures["knn_accuracy"].value).name)
     seconds = time.perf_counter() - began
-    names = tuple(c.backbone for c in found if c.backbone in kept)
+    names = tuple(c.name for c in found if c.name in kept)
     return Screening(tuple(found), names, examples, seconds)
 
 
-def _both(one: Screened) -> tuple[Measurement, Measurement]:
-    return one.probe, one.neighbours
+def _refusals(found: Iterable[Candidate]) -> Iterator[str]:
+    return (m.reason for c in found for m in c.measures.values() if m.refused)
+
+
+def _describe(one: Candidate) -> str:
+    """A backbone with both accuracies, and the interval of the first."""
+    probe, neighbours = (one.measures[m] for m in SCREENED)
+    ends = f"{probe.low:.0%} to {probe.high:.0%}"
+    return f"{one.name} {probe.value:.0%} ({ends}), {neighbours.value:.0%}"

@@ -6,10 +6,10 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from harness.core.errors import UserError, require_count
-from harness.core.spec import derive_seed, require_short, typed
+from harness.core.spec import derive_seed, require_choices, require_short, typed
 from harness.core.strategies import Scalar
 from harness.core.study import SAFE_NAME
 
@@ -60,11 +60,7 @@ class SourceSpec:
                 "with a number, because the number of the model is appended"
             )
         require_short(f"SourceSpec {self.name}", self.flat())
-        if self.objective not in get_args(Objective):
-            raise UserError(
-                f"SourceSpec {self.name}: objective must be one of "
-                f"{', '.join(get_args(Objective))}, got {self.objective!r}"
-            )
+        require_choices(self)
         for field, least in (("steps", 0), ("batch_size", 2), ("models", 1)):
             require_count(f"SourceSpec {self.name}: {field}", getattr(self, field), least)
         for field in ("shots", "val_shots", "resolution"):
@@ -100,19 +96,16 @@ def sources_of(defined: Mapping[str, Any], path: object) -> list[SourceSpec]:
     Raises:
         UserError: if there are no `sources`, or they are not a list of SourceSpec.
     """
-    sources = defined.get("sources")
-    if sources is None:
+    if "sources" not in defined:
         raise UserError(
             f"study file {path} defines no `sources`; end it with sources = [SourceSpec(...), ...]"
         )
-    wrong = sources if not isinstance(sources, (list, tuple)) else None
-    for source in () if wrong is not None else sources:
-        wrong = wrong if isinstance(source, SourceSpec) else source
-    if wrong is not None or not sources:
-        raise UserError(
-            f"study file {path}: `sources` must be a list of SourceSpec, got "
-            f"{'an empty one' if not sources else type(wrong).__name__}"
-        )
+    sources = defined["sources"]
+    listed = isinstance(sources, (list, tuple))
+    wrong = [s for s in sources if not isinstance(s, SourceSpec)] if listed else [sources]
+    if wrong or not sources:
+        got = type(wrong[0]).__name__ if wrong else "an empty one"
+        raise UserError(f"study file {path}: `sources` must be a list of SourceSpec, got {got}")
     names = [source.name for source in sources]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"study file {path}: source {twice!r} is defined twice")
