@@ -15,6 +15,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
@@ -54,6 +55,8 @@ class Style:
 
 BACKGROUND = Style((0.72, 0.72, 0.72), "o")
 """One of many."""
+MEAN = Style(to_rgb(INK), "o")
+"""What is no cell, such as a mean of several."""
 
 
 def styles(cells: Sequence[str], lines: Mapping[str, str] | None = None) -> dict[str, Style]:
@@ -88,6 +91,14 @@ def canvas(
         sns.despine(ax=panel)
         panel.tick_params(labelsize=9.5, colors=INK)
     return figure, list(panels.flat)
+
+
+def draw_interval(
+    axes: Axes, at: float, value: float, ends: tuple[float, float], look: Style, size: float = 8
+) -> Line2D:
+    """A mark at `value` and a bar between the ends of its interval, in the row at `at`; gives the mark."""
+    axes.plot(ends, [at, at], color=look.color, lw=2.5)
+    return axes.plot(value, at, marker=look.marker, ms=size, color=look.color, mec="white")[0]
 
 
 def annotate(mark: Line2D, text: str) -> None:

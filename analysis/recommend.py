@@ -11,6 +11,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,46 +59,42 @@ def within(table: StudyTable, where: Sequence[str]) -> dict[str, list[str]]:
     return factors
 
 
-def recommendation(
-    table: StudyTable, choices: pd.DataFrame, rivals: pd.DataFrame, memory_kind: str, behind: float
-) -> list[str]:
-    """What to use, in sentences.
-
-    Args:
-        table: the study.
-        choices: from `compare.choice`.
-        rivals: from `compare.surer`.
-        memory_kind: from `compare.memory_kind`.
-        behind: from `compare.most_behind`.
-    """
+def _recommend(
+    table: StudyTable, where: Sequence[str], limits: Mapping[str, float]
+) -> tuple[list[str], bool]:
+    """What to use, in sentences, and whether any cell fits."""
     from analysis import compare
     from analysis.text.numbers import in_seeds, listed, quoted, short
 
+    info = replace(table.info, factors=within(table, where))
+    trials = table.trials[table.trials["cell"].isin(compare.cells(info.factors)["cell"])]
+    choices = compare.choice(trials, info, limits)
     fit, out = choices[choices["fits"]], choices[~choices["fits"]]
     excluded = [f"left out: “{row['cell']}” ({row['why']})" for row in out.to_dict("records")]
     if fit.empty:
         near = out.dropna(subset="over").sort_values("over", kind="stable")
         nearest = [f"“{row['cell']}” comes nearest." for row in near[:1].to_dict("records")]
-        return [" ".join(["No cell fits.", *nearest]), *excluded]
+        return [" ".join(["No cell fits.", *nearest]), *excluded], False
     best = fit.iloc[0]
-    what = [f"test {table.info.metric} {100 * best['mean']:.1f}% ({in_seeds(best['n'])})"]
+    what = [f"test {info.metric} {100 * best['mean']:.1f}% ({in_seeds(best['n'])})"]
     if not math.isnan(best["seconds"]):
         what.append(f"{short(best['seconds'])} s of training")
     if not math.isnan(best["memory_mib"]):
-        what.append(f"{short(best['memory_mib'])} MiB ({memory_kind})")
+        what.append(f"{short(best['memory_mib'])} MiB ({compare.memory_kind(trials)})")
     text = [f"Use “{best['cell']}”: {', '.join(what)}."]
     if len(fit) == 1:
-        return [*text, "No other cell fits.", *excluded]
+        return [*text, "No other cell fits.", *excluded], True
     if best["by_test"]:
         text.append("There are no validation scores to choose by: it has the highest test score.")
     else:
-        last = " and stayed longest in the race" * (table.info.budget is not None)
+        last = " and stayed longest in the race" * (info.budget is not None)
         text.append(
             f"It has the best mean validation score of the {len(fit)} cells that fit{last}."
         )
         leader = compare.best_by_test(choices)
         if leader != best["cell"]:
             text.append(f"On test “{leader}” is ahead, but cells are not chosen by test scores.")
+    rivals = compare.surer(trials, info, choices)
     for verdict, words in (
         ("higher", "Shown to be better than"),
         ("lower", "Shown to be worse than"),
@@ -106,14 +103,15 @@ def recommendation(
         names = rivals.loc[rivals["verdict"] == verdict, "rival"]
         if len(names):
             text.append(f"{words}: {listed(quoted(names))}.")
-    if behind == behind:
+    pairs = compare.contrasts(trials, info)
+    if (behind := compare.most_behind(pairs, str(best["cell"]))) == behind:
         text.append(
             f"It is at most {behind:.1f} points below the best cell of the study (95% confidence)."
         )
     unclear = rivals[rivals["verdict"] != "higher"]
     if len(unclear):
         text.append(_to_be_surer(table, unclear.iloc[0]))
-    return [*text, *excluded]
+    return [*text, *excluded], True
 
 
 def _to_be_surer(table: StudyTable, row: pd.Series) -> str:
@@ -153,23 +151,6 @@ def recommend_cell(
         UserError: if there is no such factor or value, or several targets remain.
     """
     return _recommend(table, where, limits)[0]
-
-
-def _recommend(
-    table: StudyTable, where: Sequence[str], limits: Mapping[str, float]
-) -> tuple[list[str], bool]:
-    """The sentences, and whether any cell fits."""
-    from analysis import compare
-
-    factors = within(table, where)
-    trials = table.trials[table.trials["cell"].isin(compare.cells(factors)["cell"])]
-    selection = table.info.selection
-    choices = compare.choice(trials, factors, limits, selection, table.info.budget is not None)
-    pairs = compare.contrasts(trials, factors, table.info.folds)
-    rivals = compare.surer(trials, factors, choices, table.info.folds)
-    behind = compare.most_behind(pairs, str(choices["cell"].iloc[0]))
-    kind = compare.memory_kind(trials)
-    return recommendation(table, choices, rivals, kind, behind), bool(choices["fits"].any())
 
 
 WHAT = Parameter(

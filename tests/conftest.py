@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -31,6 +32,16 @@ def one_thread() -> None:
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands keep nothing in the cache of whoever runs the tests."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def tables() -> Path:
+    """The folder of published tables: $HARNESS_TABLES, or ../shared/tables beside the repository."""
+    beside = Path(__file__).parents[1].parent / "shared" / "tables"
+    folder = Path(os.environ.get("HARNESS_TABLES", beside))
+    if not (folder / "README.md").is_file():
+        pytest.skip(f"no published tables in {folder}: set HARNESS_TABLES")
+    return folder
 
 
 @pytest.fixture(autouse=True)

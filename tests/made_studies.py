@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,13 +12,7 @@ from analysis.load import Info, StudyTable
 from analysis.load import study as load
 
 SEEDS = range(6)
-CONSTANT = {
-    "device": "cpu",
-    "threads": 2,
-    "env.torch": "2.14.0",
-    "env.dirty": "false",
-    "param.epochs": 3.0,
-}
+CONSTANT: dict[str, object] = {"env.torch": "2.14.0", "env.dirty": "false", "param.epochs": 3.0}
 
 
 def trial(
@@ -27,17 +22,47 @@ def trial(
     scored = {} if accuracy is None else {"val_score": accuracy, "val_loss": 1 - accuracy}
     if phase == "repeat" and accuracy is not None:
         scored |= {"test_score": accuracy, "test_accuracy": accuracy}
-    return (
-        {"run_id": f"{cell}-{phase}-{index}", "cell": cell, "phase": phase, "index": index}
-        | {
-            "seed": index,
-            "outcome": "complete",
-            "superseded": False,
-            "param.lr": 10.0 ** -(index + 1),
-        }
-        | scored
-        | more
+    named = {"run_id": f"{cell}-{phase}-{index}", "cell": cell, "phase": phase, "index": index}
+    return named | {"seed": index, "param.lr": 10.0 ** -(index + 1)} | scored | more
+
+
+def frame(rows: Sequence[Mapping[str, object]], **common: object) -> pd.DataFrame:
+    """Runs with every column of analysis.load; what neither a row nor `common` has is missing."""
+    numbers = [*load.EPOCH_METRICS, *load.FINAL_METRICS]
+    base = ["run_id", "superseded", *load.TEXT_TAGS, *load.INTEGER_TAGS, *numbers]
+    blank = {"outcome": "complete", "superseded": False, "device": "cpu", "threads": 2}
+    made = pd.DataFrame(
+        [
+            {"run_id": f"run{i}", "index": i, "seed": i} | blank | common | dict(row)
+            for i, row in enumerate(rows)
+        ]
     )
+    made = made.reindex(columns=list(dict.fromkeys([*base, *made.columns])))
+    types = dict.fromkeys(numbers, "float") | dict.fromkeys(load.INTEGER_TAGS, "Int64")
+    return made.astype(types | {"superseded": "bool"})
+
+
+def repeats(cell: str, scores: Sequence[float], **more: object) -> list[dict[str, object]]:
+    """Repeats with these test scores, on seeds 0, 1, ..."""
+    return [
+        {"cell": cell, "phase": "repeat", "index": i, "seed": i, "test_score": s} | more
+        for i, s in enumerate(scores)
+    ]
+
+
+def tuned(cell: str, scores: Sequence[float], **more: object) -> list[dict[str, object]]:
+    """Tuning trials with these validation scores."""
+    return [
+        {"cell": cell, "phase": "tune", "index": i, "val_score": s, "val_loss": 1 - s} | more
+        for i, s in enumerate(scores)
+    ]
+
+
+def predicted(cell: str, right: np.ndarray) -> pd.DataFrame:
+    """Predictions of a cell from a 0/1 matrix, seeds x examples."""
+    seeds, examples = np.indices(right.shape)
+    kept = {"run_id": "r", "cell": cell, "seed": seeds.ravel(), "example": examples.ravel()}
+    return pd.DataFrame(kept | {"label": 1, "predicted": right.ravel().astype(int)})
 
 
 def table(
@@ -46,27 +71,23 @@ def table(
     baseline: Mapping[str, str] | None = None,
     question: str = "How deep?",
     repeats: int = len(SEEDS),
+    **more: Any,
 ) -> StudyTable:
+    """A study of these runs; `more` are further fields of its Info."""
     factors = dict(factors or {"strategy": sorted({str(row["cell"]) for row in rows})})
-    info = Info("depth", question, "python -m study", factors, dict(baseline or {}), 1, repeats)
-    base = [*load.TEXT_TAGS, *load.INTEGER_TAGS, *load.EPOCH_METRICS, *load.FINAL_METRICS]
-    frame = pd.DataFrame([CONSTANT | dict(row) for row in rows])
-    frame = frame.reindex(
-        columns=list(dict.fromkeys(["run_id", "superseded", *base, *frame.columns]))
-    )
-    numeric = [*load.EPOCH_METRICS, *load.FINAL_METRICS]
-    frame = frame.astype(dict.fromkeys(numeric, float) | dict.fromkeys(load.INTEGER_TAGS, "Int64"))
-    frame["superseded"] = frame["superseded"].astype(bool)
-    frame["start_time"] = pd.Timestamp("2026-01-02 03:04", tz="UTC")
+    asked: dict[str, Any] = {"question": question, "command": "python -m study", "trials": 1}
+    info = Info("depth", factors, baseline=dict(baseline or {}), repeats=repeats, **asked, **more)
+    runs = frame(rows, **CONSTANT)
+    runs["start_time"] = pd.Timestamp("2026-01-02 03:04", tz="UTC")
     epochs = pd.DataFrame(
         [
             {"run_id": run, "epoch": e, "val_score": a * (e + 1) / 3}
-            for run, a in zip(frame["run_id"], frame["val_score"], strict=True)
+            for run, a in zip(runs["run_id"], runs["val_score"], strict=True)
             for e in range(3)
         ],
         columns=["run_id", "epoch", *load.EPOCH_METRICS],
     )
-    tested = frame.dropna(subset="test_accuracy")
+    tested = runs.dropna(subset="test_accuracy")
     predictions = pd.DataFrame(  # a thousand images, of which as many right as the score says
         {
             "run_id": np.repeat(tested["run_id"].to_numpy(), 1000),
@@ -80,7 +101,7 @@ def table(
             "confidence": 0.9,
         }
     )
-    return StudyTable(info, "sqlite:////data/mlflow.db", frame, epochs, predictions)
+    return StudyTable(info, "sqlite:////data/mlflow.db", runs, epochs, predictions)
 
 
 def scored(

@@ -24,7 +24,7 @@ from analysis import compare, recommend, report
 from analysis.compare.agreement import mean_agreement, null_taus, rank_agreement
 from analysis.compare.similarity import family_of
 from analysis.compare.slopes import decisive_targets, shuffled_p
-from analysis.load import StudyTable
+from analysis.load import Info, StudyTable
 from analysis.load.external import load_table
 from analysis.load.mapping import mapping_from
 from analysis.text import methods, warnings
@@ -59,8 +59,8 @@ def repeats(accuracy: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def cells_of(count: int) -> dict[str, list[str]]:
-    return {"cell_name": [chr(97 + i) for i in range(count)]}
+def cells_of(count: int, folds: int = 1) -> Info:
+    return Info("s", {"cell_name": [chr(97 + i) for i in range(count)]}, folds=folds)
 
 
 def drawn(
@@ -173,7 +173,7 @@ def test_the_interval_of_a_crossing_covers_it(seeds: int) -> None:
         )
         if not (changes := sizes.sign_changes(places, points.mean(axis=0))):
             continue
-        low, high = sizes.zero_interval(places, points, changes[0][0])
+        low, high = sizes.zero_interval(places, points, changes[0])
         seen += 1
         covered += bool(low <= truth <= high)
     assert seen > 0.9 * MANY
@@ -189,7 +189,7 @@ def test_parallel_lines_are_not_said_to_cross(repetitions: int) -> None:
         rows = repeats(points)
         names = [f"{s} | {a}" for s in factors["shots"] for a in factors["arm"]]
         rows["cell"] = rows["cell"].map(lambda c, names=names: names[ord(c) - 97])
-        claimed += bool(sizes.crossings(rows, factors)["shown"].any())
+        claimed += bool(sizes.crossings(rows, Info("s", factors))["shown"].any())
     assert at_most(claimed, repetitions, 0.05)
 
 
@@ -261,10 +261,10 @@ def test_intervals_stay_within_what_the_number_can_be() -> None:
         for arm in factors["arm"]
         for row in scored(f"{target} | {arm}", float(random.uniform(0.4, 0.9)))
     ]
-    ranks = compare.mean_ranks(table(rows, factors).trials, factors)
+    ranks = compare.mean_ranks(table(rows, factors).trials, Info("s", factors))
     assert ranks["low"].min() >= 1
     assert ranks["high"].max() <= 9
-    near = compare.summary(table([*scored("a", 0.9995)]).trials, {"strategy": ["a"]})
+    near = compare.find(table([*scored("a", 0.9995)])).summary
     assert near["high"].max() <= 1
     pairs = pd.DataFrame(
         [
@@ -460,7 +460,7 @@ def test_two_seeds_leave_no_more_open_than_100_points() -> None:
             for c, s, a in rows
         ]
     )  # fmt: skip
-    table = compare.contrasts(trials, {"arm": list("abcdef")})
+    table = compare.contrasts(trials, Info("s", {"arm": list("abcdef")}))
     assert table["low"].min() == -100
     assert table["high"].max() <= 100
     uneven = table[table["least_detectable"] > 100].iloc[0].to_dict()
@@ -490,8 +490,8 @@ def test_of_equal_means_the_cell_that_is_faster_on_average_is_chosen_as_by_expor
     assert choose(cell_records(kept))[0].cell == "fast"
     assert compare.find(made).chosen == "fast"
     assert recommend.recommend_cell(made)[0].startswith("Use “fast”")
-    assert compare.chosen_by(made.trials, made.info.factors, "accuracy") == "fast"
-    assert compare.chosen_by(made.trials, made.info.factors, "macro_f1") == ""
+    assert compare.chosen_by(made.trials, made.info, "accuracy") == "fast"
+    assert compare.chosen_by(made.trials, made.info, "macro_f1") == ""
 
 
 def test_identical_scores_are_not_taken_for_exact_differences() -> None:
@@ -502,9 +502,9 @@ def test_identical_scores_are_not_taken_for_exact_differences() -> None:
         for seed in range(6)
     ]
     made = table(rows)
-    choices = compare.choice(made.trials, made.info.factors)
-    (row,) = compare.surer(made.trials, made.info.factors, choices).to_dict("records")
-    (pair,) = compare.contrasts(made.trials, made.info.factors).to_dict("records")
+    choices = compare.choice(made.trials, made.info)
+    (row,) = compare.surer(made.trials, made.info, choices).to_dict("records")
+    (pair,) = compare.contrasts(made.trials, made.info).to_dict("records")
     assert pair["least_detectable"] > 2  # points; one image of ten is 10
     assert row["lead"] == 0
     assert row["seeds"] > row["n"]

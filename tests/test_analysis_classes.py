@@ -158,7 +158,7 @@ def jpeg(shade: int) -> bytes:
 
 def test_image_intervals_of_balanced_accuracy_are_around_its_mean(unequal: StudyTable) -> None:
     got = compare.over_examples(unequal.predictions, score="balanced_accuracy").set_index("cell")
-    values = compare.by_metric(unequal.trials, unequal.info.factors)
+    values = compare.by_metric(unequal.trials, unequal.info)
     own = values[values["metric"] == "balanced_accuracy"].set_index("cell")
     np.testing.assert_allclose(got["mean"], own.loc[got.index, "mean"])
     fair = compare.per_class(unequal.predictions[unequal.predictions["cell"] == "fair"])

@@ -15,55 +15,17 @@ import pytest
 from scipy import stats
 
 from analysis import compare
+from analysis.load import Info
 from analysis.topics import budget
 from harness.core.errors import UserError
 from harness.core.power import least_detectable
+from tests.made_studies import frame, repeats, tuned
 
-STRATEGIES = {"strategy": ["probe", "full", "scratch"]}
+STRATEGIES = Info("s", {"strategy": ["probe", "full", "scratch"]})
 
 
 def make(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
-    """Trials with the columns of analysis.load; what a row leaves out is missing."""
-    blank = {
-        "run_id": None,
-        "study": "s",
-        "cell": "probe",
-        "phase": "tune",
-        "index": 0,
-        "seed": 0,
-        "outcome": "complete",
-        "superseded": False,
-    } | dict.fromkeys(
-        [
-            "val_score",
-            "val_loss",
-            "test_score",
-            "train_seconds",
-            "peak_process_rss_mib",
-            "peak_accelerator_allocated_mib",
-            "trained_depth",
-            "trainable_share",
-        ],
-        math.nan,
-    )
-    return pd.DataFrame(
-        [blank | {"run_id": f"run{i}"} | dict(row) for i, row in enumerate(rows)],
-        columns=list(blank),
-    )
-
-
-def repeats(cell: str, scores: Sequence[float], **more: object) -> list[dict[str, object]]:
-    return [
-        {"cell": cell, "phase": "repeat", "index": i, "seed": 100 + i, "test_score": s} | more
-        for i, s in enumerate(scores)
-    ]
-
-
-def tune(cell: str, scores: Sequence[float], **more: object) -> list[dict[str, object]]:
-    return [
-        {"cell": cell, "index": i, "val_score": s, "val_loss": 1.0} | more
-        for i, s in enumerate(scores)
-    ]
+    return frame(rows, cell="probe", phase="tune", index=0, seed=0)
 
 
 def test_chosen_is_the_best_on_validation_with_ties_by_loss_then_index() -> None:
@@ -81,7 +43,7 @@ def test_chosen_is_the_best_on_validation_with_ties_by_loss_then_index() -> None
 
 def test_a_slot_filled_twice_is_refused_by_name() -> None:
     trials = make([*repeats("probe", [0.5]), *repeats("probe", [0.6])])
-    with pytest.raises(UserError, match="two complete repeat runs for cell 'probe', seed 100"):
+    with pytest.raises(UserError, match="two complete repeat runs for cell 'probe', seed 0"):
         compare.completed(trials, "repeat")
 
 
@@ -112,13 +74,13 @@ def test_fewer_than_two_values_have_no_interval(values: list[float]) -> None:
 def test_summary_lists_every_cell_and_leaves_missing_missing() -> None:
     trials = make(
         [
-            *tune("probe", [0.6, 0.7]),
-            *tune("full", [math.nan], outcome="oom"),
+            *tuned("probe", [0.6, 0.7]),
+            *tuned("full", [math.nan], outcome="oom"),
             *repeats("probe", [0.5, 0.6], train_seconds=3.0),
         ]
     )
     table = compare.summary(trials, STRATEGIES).set_index("cell")
-    assert list(table.index) == STRATEGIES["strategy"]
+    assert list(table.index) == STRATEGIES.factors["strategy"]
     assert list(table["n"]) == [2, 0, 0]
     assert list(table["failed"]) == [0, 1, 0]
     assert table.loc["probe", "val_score"] == 0.7
@@ -173,14 +135,15 @@ def test_only_shared_seeds_are_paired_and_a_pair_can_be_turned() -> None:
 def test_each_cell_meets_the_baseline_that_equals_it_in_the_other_factors() -> None:
     factors = {"net": ["a", "b"], "strategy": ["probe", "full"]}
     rows = [r for n in "ab" for s in ("probe", "full") for r in repeats(f"{n} | {s}", [0.5, 0.6])]
-    every = compare.contrasts(make(rows), factors)
-    table = compare.against_baseline(every, factors, {"strategy": "probe"})
+    info = Info("s", factors, baseline={"strategy": "probe"})
+    every = compare.contrasts(make(rows), info)
+    table = compare.against_baseline(every, info)
     assert list(zip(table["cell"], table["reference"], strict=True)) == [
         ("a | full", "a | probe"),
         ("b | full", "b | probe"),
     ]
     assert set(every["pairs"]) == {6}  # the family is that of all pairs
-    assert compare.against_baseline(every, factors, {}).empty
+    assert compare.against_baseline(every, Info("s", factors)).empty
 
 
 @pytest.mark.parametrize(
@@ -264,18 +227,18 @@ def test_expected_best_equals_the_mean_over_all_subsets() -> None:
         np.mean([max(subset) for subset in itertools.combinations(values, n)])
         for n in range(1, len(values) + 1)
     ]
-    curve = budget.budget_curve(make(tune("probe", values)))
+    curve = budget.budget_curve(make(tuned("probe", values)))
     assert curve["val_score"].tolist() == pytest.approx(expected)
 
 
 def test_wasted_trials_use_up_budget_and_faulty_ones_do_not() -> None:
     trials = make(
         [
-            *tune("probe", [0.6, 0.8]),
+            *tuned("probe", [0.6, 0.8]),
             {"cell": "probe", "index": 2, "outcome": "diverged"},
             {"cell": "probe", "index": 3, "outcome": "crashed"},
             {"cell": "probe", "index": 4, "outcome": "killed"},
-            *tune("full", [0.2]),
+            *tuned("full", [0.2]),
         ]
     )
     curve = budget.budget_curve(trials)
@@ -288,7 +251,7 @@ def test_outcomes_count_every_run_once_and_name_only_what_was_seen() -> None:
         [
             *repeats("full", [0.5]),
             *repeats("full", [0.5], superseded=True),
-            *tune("full", [0.5]),
+            *tuned("full", [0.5]),
             {"cell": "probe", "outcome": "oom"},
         ]
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -19,54 +20,13 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.power import TTestPower
 
 from analysis import compare, recommend
-from analysis.load.study import (
-    EPOCH_METRICS,
-    FINAL_METRICS,
-    INTEGER_TAGS,
-    TEXT_TAGS,
-    Info,
-    StudyTable,
-)
+from analysis.load.study import Info, StudyTable
 from analysis.topics import budget, importance, learning_rates
 from harness.core.errors import UserError
 from harness.core.power import seeds_needed
+from tests.made_studies import frame, predicted, repeats, tuned
 
-AB = {"strategy": ["a", "b"]}
-
-
-def frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
-    """Trials with every column of analysis.load; what a row leaves out is missing."""
-    numbers = [*EPOCH_METRICS, *FINAL_METRICS]
-    base = ["run_id", "superseded", *TEXT_TAGS, *INTEGER_TAGS, *numbers]
-    full = [
-        {"run_id": f"r{i}", "outcome": "complete", "superseded": False, "device": "cpu"}
-        | {"threads": 2, "phase": "repeat", "index": i, "seed": i}
-        | dict(row)
-        for i, row in enumerate(rows)
-    ]
-    table = pd.DataFrame(full)
-    table = table.reindex(columns=list(dict.fromkeys([*base, *table.columns])))
-    return table.astype(dict.fromkeys(numbers, float) | dict.fromkeys(INTEGER_TAGS, "Int64"))
-
-
-def repeats(cell: str, scores: Sequence[float], **more: object) -> list[dict[str, object]]:
-    return [
-        {"cell": cell, "seed": i, "index": i, "test_score": s} | more for i, s in enumerate(scores)
-    ]
-
-
-def tuned(cell: str, scores: Sequence[float], **more: object) -> list[dict[str, object]]:
-    return [
-        {"cell": cell, "phase": "tune", "index": i, "val_score": s, "val_loss": 1 - s} | more
-        for i, s in enumerate(scores)
-    ]
-
-
-def predicted(cell: str, right: np.ndarray) -> pd.DataFrame:
-    """Predictions of a cell from a 0/1 matrix, seeds x examples."""
-    seeds, examples = np.indices(right.shape)
-    table = {"run_id": "r", "cell": cell, "seed": seeds.ravel(), "example": examples.ravel()}
-    return pd.DataFrame(table | {"label": 1, "predicted": right.ravel().astype(int)})
+AB = Info("s", {"strategy": ["a", "b"]}, command="python -m harness.study --space s.py")
 
 
 @pytest.mark.slow
@@ -140,8 +100,8 @@ def test_times_of_another_device_or_number_of_threads_are_not_pooled() -> None:
         [
             *repeats("a", [0.5, 0.6, 0.7], train_seconds=10.0, peak_process_rss_mib=100.0),
             *repeats("b", [0.5, 0.6], train_seconds=1.0, device="cuda"),
-            {"cell": "b", "seed": 7, "test_score": 0.5, "train_seconds": 20.0, "threads": 2},
-            {"cell": "b", "seed": 8, "test_score": 0.5, "train_seconds": 5.0, "threads": 1},
+            repeats("b", [0.5], seed=7, train_seconds=20.0)[0],
+            repeats("b", [0.5], seed=8, train_seconds=5.0, threads=1)[0],
         ]
     )
     table = compare.summary(trials, AB).set_index("cell")
@@ -297,18 +257,18 @@ def test_the_range_of_good_rates_worked_by_hand() -> None:
 
 
 def test_arms_are_ranked_within_each_target() -> None:
-    factors = {"target": ["x", "y", "z"], "net": ["a", "b"]}
+    info = Info("s", {"target": ["x", "y", "z"], "net": ["a", "b"]})
     scores = {"x | a": 0.9, "x | b": 0.8, "y | a": 0.3, "y | b": 0.2, "z | a": 0.5, "z | b": 0.6}
     trials = frame([row for cell, s in scores.items() for row in repeats(cell, [s])])
-    table = compare.mean_ranks(trials, factors).set_index("arm")
+    table = compare.mean_ranks(trials, info).set_index("arm")
     assert table.loc["a", "mean_rank"] == pytest.approx(4 / 3)
     assert table["wins"].to_dict() == {"a": 2, "b": 1}
     assert table.loc["b", "behind"] == pytest.approx(100 * (0.1 + 0.1) / 3)
-    pairs = compare.contrasts(trials, factors)
+    pairs = compare.contrasts(trials, info)
     assert list(zip(pairs["cell"], pairs["reference"], strict=True)) == [
         (f"{t} | a", f"{t} | b") for t in "xyz"
     ]
-    assert compare.mean_ranks(trials, {"net": ["a", "b"]}).empty
+    assert compare.mean_ranks(trials, Info("s", {"net": ["a", "b"]})).empty
 
 
 def test_two_studies_are_paired_on_shared_seeds_and_else_compared_by_welch() -> None:
@@ -325,10 +285,8 @@ def test_two_studies_are_paired_on_shared_seeds_and_else_compared_by_welch() -> 
     assert rows["pairs"].to_dict() == {"a": 6, "b": 0}
 
 
-def study(rows: Sequence[Mapping[str, object]], **more: object) -> StudyTable:
-    info = Info("s", "?", "python -m harness.study --space s.py", AB, {}, 1, 6)
-    empty = pd.DataFrame()
-    return StudyTable(info, "", frame(rows), empty, empty)
+def study(rows: Sequence[Mapping[str, object]]) -> StudyTable:
+    return StudyTable(AB, "", frame(rows))
 
 
 def test_limits_leave_out_what_is_over_or_unmeasured_and_name_the_runs_that_would_help() -> None:
@@ -355,9 +313,8 @@ def test_limits_leave_out_what_is_over_or_unmeasured_and_name_the_runs_that_woul
 
 
 def test_a_study_of_several_targets_asks_which_one() -> None:
-    table = study(repeats("a", [0.5]))
-    info = Info("s", "", "", {"target": ["x", "y"], "net": ["a"]}, {}, 1, 1)
-    several = StudyTable(info, "", table.trials, table.epochs, table.predictions)
+    info = Info("s", {"target": ["x", "y"], "net": ["a"]})
+    several = replace(study(repeats("a", [0.5])), info=info)
     with pytest.raises(UserError, match="choose one with --where target=NAME"):
         recommend.within(several, [])
     assert recommend.within(several, ["target=y"])["target"] == ["y"]

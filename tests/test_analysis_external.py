@@ -1,8 +1,6 @@
 """Tables of trials of other programs are read correctly, and bad tables are refused in one line.
 
-    python -m pytest tests/test_analysis_external.py
-
-The published tables are found in $HARNESS_TABLES or in ../shared/tables beside the repository.
+python -m pytest tests/test_analysis_external.py
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ import gzip
 import importlib
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -27,9 +24,6 @@ from analysis.load.study import StudyTable, trials_frame
 from analysis.topics import TOPICS
 from harness.core.errors import UserError
 
-TABLES = Path(
-    os.environ.get("HARNESS_TABLES", Path(__file__).parents[1].parent / "shared" / "tables")
-)
 MEDMNIST: dict[str, Any] = {
     "factors": ["source", "target"],
     "val": "val_auc",
@@ -54,13 +48,6 @@ b,x,r4,0.1,0.70,0.90,0.50,4,,FINISHED
 b,x,r5,0.2,,,,,,running
 """
 PLAIN: dict[str, Any] = {"factors": ["source", "target"], "test": "test_acc", "val": "val_acc"}
-
-
-@pytest.fixture
-def tables() -> Path:
-    if not (TABLES / "medmnist_hpo_runs.csv.gz").is_file():
-        pytest.skip(f"no published tables in {TABLES}: set HARNESS_TABLES")
-    return TABLES
 
 
 def read(folder: Path, text: str = ROWS, **mapping: Any) -> StudyTable:
@@ -216,7 +203,7 @@ def test_toml_and_json_say_the_same(tmp_path: Path) -> None:
         (ROWS, {"val": "val_accuracy"}, "no column 'val_accuracy'; near: 'val_acc'"),
         (ROWS.replace("r2", "r1"), {"trial": "id"}, "trial 'r1' occurs twice, in rows 1 and 2"),
         (ROWS.replace("0.60,0.60", "0.60,good"), {}, "'test_acc' holds 'good' in row 2, not a number"),
-        (ROWS.replace("0.60,0.60", "0.60,60"), {}, "holds 60 in row 2, not a score in .* percent = true"),
+        (ROWS.replace("0.60,0.60", "0.60,60"), {}, "holds '60' in row 2, not a score in .* percent = true"),
         ("", {}, "is empty"),
         (ROWS.splitlines()[0], {}, "has no rows"),
         ("source,target,val_acc,test_acc\na,x,,.5\n", {}, "'val_acc' has no number in any row"),

@@ -369,6 +369,38 @@ def test_database_of_another_mlflow_is_refused_with_the_way_to_upgrade_it(
         assert said in capsys.readouterr().err
 
 
+def test_the_report_goes_from_store_to_page(
+    uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two repeats, of which the first is wrong on one of two examples."""
+    ends: tuple[tuple[Phase, dict[str, float]], ...] = (
+        ("tune", {}), ("repeat", {"test_accuracy": 0.5}), ("repeat", {"test_accuracy": 1.0}),
+    )  # fmt: skip
+    kept = Kept(
+        [
+            attempt(
+                "linear probe", phase, i, TrialSpec("digits", "resnet18", LinearProbe(), seed=i),
+                outcome="complete", metrics=score, epochs=(EpochResult(0, 1.0, 1.0, 0.6, 2.0, 2.0),),
+                predictions=f"{i}.parquet" if score else "",
+            )
+            for i, (phase, score) in enumerate(ends)
+        ],
+        tmp_path,
+    )  # fmt: skip
+    for i, wrong in ((1, 1), (2, 0)):
+        predicted = np.array([0, wrong])
+        guess = Predictions(np.arange(2), np.zeros(2, int), predicted, np.ones(2), np.ones(2))
+        kept.predict(f"{i}.parquet", guess)
+    project(uri, INFO, kept)
+    out = tmp_path / "out"
+    assert report.main(["--study", INFO.name, "--tracking-uri", uri, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    page = out / INFO.name / "index.html"
+    assert str(page) in printed
+    assert f"--backend-store-uri {uri} --host 127.0.0.1 --workers 1" in printed
+    assert "“linear probe” is the choice: test accuracy 75.0%" in page.read_text(encoding="utf-8")
+
+
 def test_an_absent_database_is_refused_and_not_created(tmp_path: Path) -> None:
     path = tmp_path / "nowhere" / "mlflow.db"
     with pytest.raises(UserError, match="no tracking database"):

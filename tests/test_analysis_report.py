@@ -1,5 +1,5 @@
-"""The report states what the data show, and no more. Pages are built from tables that are made here; one test
-starts with a store that the harness wrote.
+"""The report states what the data show, and no more. Pages are built from tables that are made here;
+`test_analysis_load` has one from a store that the harness wrote.
 
     python -m pytest tests/test_analysis_report.py
 """
@@ -18,25 +18,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
 from analysis import compare, report
-from analysis.load import Info, StudyTable
+from analysis.load import StudyTable
 from analysis.load import study as load
 from analysis.text import methods, warnings
 from analysis.topics.sizes import crossing, crossing_interval
 from harness.core.addresses import viewer_command
 from harness.core.errors import UserError
-from harness.core.records import Slot, StudyInfo, TrialRecord
-from harness.core.results import EpochResult, Predictions
-from harness.core.spec import TrialSpec
-from harness.core.strategies import LinearProbe
-from harness.core.study import Phase
 from tests.made_studies import SEEDS, scored, table, trial
-from tests.records import Kept, project
 
 
 @pytest.fixture
@@ -126,35 +119,89 @@ def test_pictures_of_an_earlier_report_do_not_linger(tmp_path: Path) -> None:
     assert list(page.parent.glob("figures/*.png")) == []
 
 
-def test_without_repeats_no_cell_is_called_better(tmp_path: Path) -> None:
-    rows = [trial("probe", "tune", 0, 0.8), trial("full", "tune", 0, 0.9)]
-    text = read(report.build(table(rows, repeats=0), tmp_path))
-    assert "The study asked for no repeats, so nothing was scored on test" in text
-    assert "highest validation accuracy in tuning was that of “full”: 90.0%" in text
-    assert "Read this first" not in text
+LEAK = "target digits: 1 exact and 0 near duplicates between train, validation and test: <3> = 7"
+COLD = "cold-equivalent, as if nothing had been kept from other trials; in this study it took 0.5 s"
+PAGES: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
+    "without repeats no cell is called better": (
+        {"rows": [trial("probe", "tune", 0, 0.8), trial("full", "tune", 0, 0.9)], "repeats": 0},
+        ["The study asked for no repeats, so nothing was scored on test",
+         "highest validation accuracy in tuning was that of “full”: 90.0%"],
+        ["Read this first"],
+    ),
+    "cells that all failed are loud": (
+        {"rows": [trial("full", "tune", 0, None, outcome="oom"), *scored("probe", 0.8)]},
+        ["No tuning trial of “full” completed: 1 oom.", "No other cell has a test score"], [],
+    ),
+    "no result at all": (
+        {"rows": [trial("full", "tune", 0, None, outcome="crashed")]},
+        ["There is no answer yet: no trial was completed and scored (1 crashed)."], [],
+    ),
+    "no result yet": (
+        {"rows": [trial("full", "tune", 0, None, outcome="unfinished")]},
+        ["There is no answer yet: no trial was completed and scored (1 unfinished)."], [],
+    ),
+    "two factors are compared within the other": (
+        {
+            "rows": [
+                row
+                for net, plus in (("a", 0.0), ("b", 0.03))
+                for strategy, accuracy in (("probe", 0.8), ("full", 0.9))
+                for row in scored(f"{net} | {strategy}", accuracy + plus)
+            ],
+            "factors": {"net": ["a", "b"], "strategy": ["probe", "full"]},
+            "baseline": {"strategy": "probe"},
+        },
+        ["“a | full” is 10.0 points above “a | probe”", "“b | full” is 10.0 points above “b | probe”"], [],
+    ),
+    "images shared between the parts": (
+        {"rows": scored("a", 0.8), "leaks": (LEAK,)}, [f"Scores may be too high: {LEAK}"], [],
+    ),
+    "cold-equivalent time, beside what was spent": (
+        {"rows": [*scored("probe", 0.8, marginal_seconds=0.5), *scored("full", 0.7, marginal_seconds=3.0)]},
+        ["It costs 3 s of training", COLD, "Spent here, s"], [],
+    ),
+    "times of a busy machine": (
+        {"rows": [*scored("probe", 0.8, waited_share=0.004), *scored("full", 0.7, waited_share=0.4)]},
+        ["in 6 of 12 repeats the threads waited for a processor more than 10%", "(at most 40%)",
+         "Waited for the processor, %"], [],
+    ),
+    "every failure with its reason": (
+        {
+            "rows": [
+                trial("full", "tune", 3, None, outcome="crashed", reason="RuntimeError: <boom>"),
+                *scored("probe", 0.8),
+            ]
+        },
+        ["full tune 3 crashed RuntimeError: <boom>"], [],
+    ),
+    "nothing of what the study has not": (
+        {"rows": scored("full", 0.9, waited_share=0.004, images_per_class='{"train": 30, "test": 50}')},
+        [], ["Spent here, s", "aited for", "unequal", "Shifted test sets", "Sign changes"],
+    ),
+}  # fmt: skip
+"""What a study is -> its table, and what its page says and does not say."""
 
 
-def test_cells_that_all_failed_are_loud(tmp_path: Path) -> None:
-    rows = [trial("full", "tune", 0, None, outcome="oom"), *scored("probe", 0.8)]
-    page = report.build(table(rows), tmp_path)
-    text = read(page)
-    assert "No tuning trial of “full” completed: 1 oom." in text
-    assert "No other cell has a test score" in text
-    assert re.search(r'class="bad">\s*1', page.read_text())
-
-
-@pytest.mark.parametrize("outcome", ["crashed", "unfinished"])
-def test_a_study_with_no_result_at_all_still_has_a_page(tmp_path: Path, outcome: str) -> None:
-    text = read(report.build(table([trial("full", "tune", 0, None, outcome=outcome)]), tmp_path))
-    assert f"There is no answer yet: no trial was completed and scored (1 {outcome})." in text
+@pytest.mark.parametrize("what", PAGES)
+def test_the_page_says_what_the_runs_show_and_no_more(what: str, tmp_path: Path) -> None:
+    made, said, unsaid = PAGES[what]
+    text = read(report.build(table(**made), tmp_path))
+    assert [words for words in said if words not in text] == []
+    assert [words for words in unsaid if words in text] == []
 
 
 def test_a_study_that_has_not_begun_still_has_a_page(tmp_path: Path) -> None:
-    empty = table([trial("full", "tune", 0, 0.5)])
-    empty = StudyTable(
-        empty.info, empty.tracking_uri, empty.trials[:0], empty.epochs[:0], empty.predictions
-    )
+    made = table([trial("full", "tune", 0, 0.5)])
+    empty = StudyTable(made.info, made.tracking_uri, made.trials[:0])
     assert "no runs at all" in read(report.build(empty, tmp_path))
+
+
+def test_bad_ends_stand_out_and_what_is_not_there_has_no_file(tmp_path: Path) -> None:
+    rows = [trial("full", "tune", 0, None, outcome="oom"), *scored("probe", 0.8)]
+    page = report.build(table(rows), tmp_path)
+    assert re.search(r'class="bad">\s*1', page.read_text())
+    written = {path.stem for path in page.parent.glob("*/*")}
+    assert not {"shifted", "losses", "by_size", "crossings"} & written
 
 
 @pytest.mark.usefixtures("pictures")
@@ -165,20 +212,6 @@ def test_missing_costs_are_said_not_drawn(tmp_path: Path) -> None:
     page = report.build(table(rows), tmp_path)
     assert "What it costs was not measured." in read(page)
     assert not (page.parent / "figures" / "train_seconds.png").exists()
-
-
-@pytest.mark.usefixtures("pictures")
-def test_two_factors_are_compared_within_the_other(tmp_path: Path) -> None:
-    factors = {"net": ["a", "b"], "strategy": ["probe", "full"]}
-    rows = [
-        row
-        for net, plus in (("a", 0.0), ("b", 0.03))
-        for strategy, accuracy in (("probe", 0.8), ("full", 0.9))
-        for row in scored(f"{net} | {strategy}", accuracy + plus)
-    ]
-    text = read(report.build(table(rows, factors, {"strategy": "probe"}), tmp_path))
-    assert "“a | full” is 10.0 points above “a | probe”" in text
-    assert "“b | full” is 10.0 points above “b | probe”" in text
 
 
 @pytest.mark.parametrize(
@@ -209,15 +242,6 @@ def test_what_spoils_the_comparison_is_said_before_the_figures(
 ) -> None:
     made = table(rows)
     assert any(warning in line for line in warnings(compare.find(made)))
-
-
-def test_images_shared_between_the_parts_are_a_warning(tmp_path: Path) -> None:
-    made = table(scored("a", 0.8))
-    leak = (
-        "target digits: 1 exact and 0 near duplicates between train, validation and test: <3> = 7"
-    )
-    made = replace(made, info=replace(made.info, leaks=(leak,)))
-    assert f"Scores may be too high: {leak}" in read(report.build(made, tmp_path))
 
 
 def test_what_was_trained_is_shown_as_shares(tmp_path: Path) -> None:
@@ -294,14 +318,6 @@ def test_a_crossing_that_was_not_shown_is_not_claimed() -> None:
     assert "(one seed: no interval)" in crossing(alone, "shots")
 
 
-def test_sizes_and_shifts_leave_no_trace_where_there_are_none(tmp_path: Path) -> None:
-    page = report.build(table([*scored("probe", 0.8), *scored("full", 0.9)]), tmp_path)
-    assert not {"shifted", "losses", "by_size", "crossings"} & {
-        path.stem for path in page.parent.glob("*/*")
-    }
-    assert "Shifted test sets" not in read(page)
-
-
 def test_predictions_that_contradict_a_score_are_reported() -> None:
     made = table(scored("full", 0.9))
     made.predictions["predicted"] = 0
@@ -314,28 +330,6 @@ def test_words_from_the_store_cannot_become_markup(tmp_path: Path) -> None:
     page = report.build(table(scored(cell, 0.9), question="<script>alert(1)</script>?"), tmp_path)
     assert "<script>alert" not in page.read_text()
     assert "&lt;b&gt;" in page.read_text()
-
-
-def test_cold_equivalent_time_is_named_and_what_was_spent_stands_beside_it(tmp_path: Path) -> None:
-    rows = [*scored("probe", 0.8, marginal_seconds=0.5), *scored("full", 0.7, marginal_seconds=3.0)]
-    text = read(report.build(table(rows), tmp_path))
-    assert "It costs 3 s of training" in text
-    assert (
-        "cold-equivalent, as if nothing had been kept from other trials; in this study it took 0.5 s"
-        in text
-    )
-    assert "Spent here, s" in text
-    assert "Spent here, s" not in read(report.build(table(scored("full", 0.9)), tmp_path))
-
-
-def test_times_of_a_busy_machine_are_marked_and_warned_of(tmp_path: Path) -> None:
-    rows = [*scored("probe", 0.8, waited_share=0.004), *scored("full", 0.7, waited_share=0.4)]
-    text = read(report.build(table(rows), tmp_path))
-    assert re.search(r"in 6 of 12 repeats the threads waited for a processor more than 10%", text)
-    assert "(at most 40%)" in text
-    assert "Waited for the processor, %" in text
-    quiet = read(report.build(table(scored("probe", 0.8, waited_share=0.004)), tmp_path / "quiet"))
-    assert "aited for" not in quiet
 
 
 def test_costs_of_other_conditions_are_left_out_with_a_sentence() -> None:
@@ -361,12 +355,6 @@ def test_cells_out_of_memory_are_named_and_shown(tmp_path: Path) -> None:
     assert "Hollow triangles" in text
     assert re.search(r"<td>full</td><td>oom</td><td>2</td><td>2</td><td>no</td><td>–</td><td>9000</td>",
                      page.read_text())  # fmt: skip
-
-
-def test_every_failure_is_listed_with_its_reason(tmp_path: Path) -> None:
-    bad = trial("full", "tune", 3, None, outcome="crashed", reason="RuntimeError: <boom>")
-    text = read(report.build(table([bad, *scored("probe", 0.8)]), tmp_path))
-    assert "full tune 3 crashed RuntimeError: <boom>" in text
 
 
 def test_the_methods_paragraph_tells_the_numbers_of_this_study(tmp_path: Path) -> None:
@@ -519,9 +507,8 @@ def test_a_table_without_a_mapping_and_measures_that_fit_nothing_are_refused(
 def test_a_study_name_cannot_leave_the_output_folder(tmp_path: Path) -> None:
     made = table(scored("full", 0.9))
     for name in ("../elsewhere", "a/b", ".."):
-        info = Info(name, "", "", made.info.factors, {}, 1, 6)
         with pytest.raises(UserError, match="folder name"):
-            report.build(StudyTable(info, "", made.trials, made.epochs, made.predictions), tmp_path)
+            report.build(replace(made, info=replace(made.info, name=name)), tmp_path)
 
 
 def test_the_viewer_command_hides_passwords() -> None:
@@ -532,53 +519,6 @@ def test_the_viewer_command_hides_passwords() -> None:
         viewer_command("http://ann:s3cret@host:5000")
         == "open http://ann:***@host:5000 in a browser"
     )
-
-
-PHASES: tuple[tuple[Phase, int, dict[str, float]], ...] = (
-    ("tune", 0, {}),
-    ("repeat", 1, {"test_accuracy": 0.5}),
-    ("repeat", 2, {"test_accuracy": 1.0}),
-)
-
-
-def test_the_command_goes_from_store_to_page(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    cell = {"strategy": "probe"}
-    info = StudyInfo(
-        "depth", "How deep?", "python -m x", {"strategy": ["probe"]}, {}, 1, 2, "random", 0, (), "x.py", ""
-    )  # fmt: skip
-    kept = Kept(
-        [
-            TrialRecord(
-                key=f"depth/probe#{seed}",
-                slot=Slot(cell, phase, seed),
-                number=seed,
-                attempt=1,
-                seed=seed,
-                spec=TrialSpec("digits", "resnet18", LinearProbe(), epochs=1, seed=seed).flat(),
-                outcome="complete",
-                metrics=score,
-                epochs=(EpochResult(0, 1.0, 1.0, 0.6, 2.0, 2.0),),
-                predictions=f"{seed}.parquet" if score else "",
-            )
-            for phase, seed, score in PHASES
-        ],
-        tmp_path,
-    )
-    for known in kept.known[1:]:
-        wrong = np.array([0, known.number % 2])
-        guess = Predictions(np.arange(2), np.zeros(2, int), wrong, np.ones(2), np.ones(2))
-        kept.predict(known.predictions, guess)
-    project(uri, info, kept)
-    code = report.main(["--study", "depth", "--tracking-uri", uri, "--out", str(tmp_path / "out")])
-    printed = capsys.readouterr()
-    assert code == 0, printed.err
-    page = tmp_path / "out" / "depth" / "index.html"
-    assert str(page) in printed.out
-    assert f"--backend-store-uri {uri} --host 127.0.0.1 --workers 1" in printed.out
-    assert "“probe” is the choice: test accuracy 75.0%" in read(page)
 
 
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -616,10 +556,3 @@ def test_unequal_classes_are_said_with_what_they_do_to_the_metric() -> None:
         line for line in warnings(compare.find(replace(study, info=info))) if "unequal" in line
     )
     assert "All count equally in balanced accuracy, so it depends much on the few examples" in said
-
-
-def test_equal_classes_are_not_mentioned(tmp_path: Path) -> None:
-    named = json.dumps({"train": 30, "val": 20, "test": 50})
-    assert "unequal" not in read(
-        report.build(table(scored("full", 0.9, images_per_class=named)), tmp_path)
-    )

@@ -127,7 +127,7 @@ def test_without_repeats_the_lowest_loss_is_named_not_the_highest_accuracy(
     best = table.trials.dropna(subset="val_loss").sort_values("val_loss").iloc[0]
     text = " ".join(scores.answer(compare.find(table)))
     assert f"lowest validation loss in tuning was that of “{best['cell']}”: " in text
-    assert f"{best['val_loss']:.3g}, the best of 3 trials" in text
+    assert f"{best['val_loss']:.3f}, the best of 3 trials" in text
     assert "highest" not in text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import pytest
 
 from analysis import compare, topics
 from analysis.load import StudyTable
-from analysis.load.ensembles import Votes
 from analysis.load.predictions import predictions_frames
 from harness.core.results import Predictions, predictions_parquet
 from tests.made_studies import table, trial
@@ -34,18 +34,25 @@ def predictions(network: list[list[float]]) -> Predictions:
     )
 
 
-@pytest.fixture
-def loaded(tmp_path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The frames of three repeats of one cell, read from their files."""
+def read(path: Path, kept: Sequence[bool]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The frames of repeats of one cell, read from their files; the probabilities of some were kept."""
     runs, folders = [], {}
-    for i, network in enumerate(NETWORKS):
-        folder = tmp_path / str(i)
+    for i, (network, whole) in enumerate(zip(NETWORKS, kept, strict=False)):
+        folder = path / str(i)
         folder.mkdir()
-        (folder / "predictions.parquet").write_bytes(predictions_parquet(predictions(network)))
+        made = predictions(network)
+        made = made if whole else replace(made, probabilities=None)
+        (folder / "predictions.parquet").write_bytes(predictions_parquet(made))
         folders[f"r{i}"] = folder.as_uri()
         runs.append({"run_id": f"r{i}", "cell": "full", "phase": "repeat", "seed": i})
     trials = pd.DataFrame(runs).assign(outcome="complete", superseded=False)
     return predictions_frames(trials, folders, "")
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Those of three repeats whose probabilities were kept."""
+    return read(tmp_path, [True] * 3)
 
 
 def test_an_ensemble_predicts_by_the_mean_of_the_probabilities(
@@ -80,14 +87,11 @@ def test_the_gain_is_over_the_mean_of_the_single_networks(
     assert len(section.parts) == 1
 
 
-def test_without_the_probabilities_of_one_network_there_is_no_ensemble() -> None:
-    votes = Votes()
-    for kept in (True, False):
-        rows = pd.DataFrame({"example": [1, 2], "label": [0, 1]})
-        shares = pd.DataFrame({"p.0": [0.9, 0.2], "p.1": [0.1, 0.8]})
-        votes.add(rows, shares if kept else shares[[]])
-    assert votes.ensemble().empty
-    assert Votes().ensemble().empty
+@pytest.mark.parametrize("kept", [[True], [True, False], [False, True]])
+def test_without_the_probabilities_of_several_networks_there_is_no_ensemble(
+    kept: list[bool], tmp_path: Path
+) -> None:
+    assert read(tmp_path, kept)[1].empty
 
 
 def test_the_gain_is_not_over_repeats_of_another_configuration(

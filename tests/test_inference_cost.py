@@ -103,7 +103,7 @@ def test_when_nothing_fits_the_nearest_is_named() -> None:
 
 def test_a_cell_whose_latency_is_not_known_does_not_fit() -> None:
     study = table(scored("full", 0.9))
-    rows = compare.choice(study.trials, study.info.factors, {"latency_ms": 1e9})
+    rows = compare.choice(study.trials, study.info, {"latency_ms": 1e9})
     assert rows["why"].iloc[0] == "time of an example not measured"
     assert math.isnan(rows["over"].iloc[0])
 

@@ -20,8 +20,8 @@ from analysis.load import load_study
 from analysis.text import methods, warnings
 from harness.core.folds import independent_runs
 from harness.core.power import least_detectable, seeds_needed
+from tests.made_studies import predicted
 from tests.test_analysis_claims import cells_of, repeats
-from tests.test_analysis_evidence import predicted
 from tests.test_kfold import ONE_CELL, kfold, script
 from tests.toy import Place
 
@@ -45,7 +45,7 @@ def test_paired_test_is_the_corrected_resampled_t_test(rounds: int, folds: int) 
     gap, n = 100 * (scores[:, 0] - scores[:, 1]), rounds * folds
     # As in Bouckaert and Frank (2004), equation of the corrected repeated k-fold cv test.
     t = gap.mean() / math.sqrt((1 / n + (1 / folds) / ((folds - 1) / folds)) * gap.var(ddof=1))
-    (row,) = compare.contrasts(repeats(scores), cells_of(2), folds).to_dict("records")
+    (row,) = compare.contrasts(repeats(scores), cells_of(2, folds)).to_dict("records")
     assert row["p"] == pytest.approx(2 * stats.t.sf(abs(t), n - 1))
     half = stats.t.ppf(0.975, n - 1) * gap.mean() / t
     assert (row["low"], row["high"]) == pytest.approx((gap.mean() - half, gap.mean() + half))
@@ -189,9 +189,9 @@ def test_report_chooses_the_configuration_that_the_study_repeated(tmp_path: Path
     assert best["val_accuracy"].tolist() == pytest.approx([0.3])
     assert set(table.trials.loc[table.trials["phase"] == "repeat", "chosen"]) == {1}
     assert table.info.notes == ("Not eligible: 1 configuration that failed on at least one fold.",)
-    row = compare.summary(table.trials, table.info.factors).iloc[0]
+    row = compare.summary(table.trials, table.info).iloc[0]
     assert (row["tuned"], row["failed"], row["n"]) == (2, 1, 6)
-    counts = compare.outcomes(compare.recorded(table.trials), table.info.factors)
+    counts = compare.outcomes(compare.recorded(table.trials), table.info)
     assert counts.set_index("phase")["complete"].to_dict() == {"fold": 8, "repeat": 6}
 
 

@@ -116,6 +116,6 @@ def test_runs_of_the_same_images_at_two_paths_are_read_as_one_target() -> None:
             "tags.sha256.images": ["aa", "aa", "bb", None],
         }
     )
-    info = Info("x", "", "", {"strategy": ["full"]}, {}, 1, 1)
+    info = Info("x", {"strategy": ["full"]})
     found = trials_frame(raw, info)["param.target"].tolist()
     assert found == ["folder:/1/pets", "folder:/1/pets", "folder:/1/birds", "digits"]

@@ -374,7 +374,7 @@ def test_report_says_who_was_retired_and_who_was_set_aside_and_claims_no_more() 
     study = made(scores, {"left": 4, "rival": 4, "retired": 4, "aside": 2})
     found = compare.find(study)
     assert found.chosen == "left"
-    rows = compare.race_table(found.trials, found.info.factors).set_index("cell")
+    rows = compare.race_table(found.trials, found.info).set_index("cell")
     assert rows["state"].to_dict() == {
         "aside": "set aside", "left": "left", "retired": "retired", "rival": "left"
     }  # fmt: skip

@@ -3,10 +3,11 @@
     python -c "from analysis import compare, load_study; \\
                print(compare.find(load_study('freeze_depth')).summary)"
 
-Takes the trials of `analysis.load`. Accuracies are shares in [0, 1]; differences are in points (1
-point is an accuracy of .01). Unless said otherwise an interval is a 95% t interval over seeds: it says
-how far the mean would move with other training draws on these test images, not how far with other
-test images. What only one topic of the report needs is in `analysis.topics`.
+Takes the trials of `analysis.load`, all or some, and `info`, the study that they are of. Accuracies are
+shares in [0, 1]; differences are in points (1 point is an accuracy of .01). Unless said otherwise an
+interval is a 95% t interval over seeds: it says how far the mean would move with other training draws on
+these test images, not how far with other test images. What only one topic of the report needs is in
+`analysis.topics`.
 """
 
 from analysis.compare.cells import outcomes, prediction_mismatches, summary
@@ -22,7 +23,6 @@ from analysis.compare.classes import (
     per_class,
     reliability,
 )
-from analysis.compare.contexts import arms, mean_ranks
 from analysis.compare.contrasts import (
     against,
     against_baseline,
@@ -41,6 +41,7 @@ from analysis.compare.costs import (
     pareto_front,
 )
 from analysis.compare.examples import are_grouped, hits, mcnemar_over_seeds, over_examples
+from analysis.compare.factors import arms, mean_ranks, size_factor, size_lines
 from analysis.compare.findings import Findings, find
 from analysis.compare.race import race_standing, race_table
 from analysis.compare.responses import responses
@@ -53,10 +54,8 @@ from analysis.compare.runs import (
     split_sizes,
 )
 from analysis.compare.similarity import Similarity, similarity_effect
-from analysis.compare.sizes import size_factor, size_lines
 from analysis.compare.slopes import slopes
 from analysis.compare.studies import side_by_side
-from analysis.compare.variance import variance_shares
 from analysis.compare.verdicts import interaction_verdicts, verdicts
 
 __all__ = [

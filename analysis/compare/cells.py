@@ -1,59 +1,43 @@
 """Score and cost of each cell, and how its runs ended.
 
     python -c "from analysis import compare, load; t = load.load_study('freeze_depth'); \\
-               print(compare.summary(t.trials, t.info.factors))"
+               print(compare.summary(t.trials, t.info))"
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from scipy import stats
 
 from analysis.compare.costs import COSTS, FORECAST, SIZES, pareto_front, priced
 from analysis.compare.runs import cells, chosen, completed, mean_interval, tuning
+from analysis.load.study import Info
 from harness.core.results import WAITED
 
 SHARES = ("trained_depth", "trainable_share")
 
 
-def summary(
-    trials: pd.DataFrame,
-    factors: Mapping[str, Sequence[str]],
-    selection: str = "val_score",
-    folds: int = 1,
-) -> pd.DataFrame:
+def summary(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
     """One row per cell of the study, also for cells without a single complete run.
 
-    Args:
-        trials: as loaded.
-        factors: the cells.
-        selection: the score that configurations are chosen by; see `runs.chosen`.
-        folds: see `mean_interval`.
-
     Returns:
-        cell, the factors, tuned and failed (numbers of tuning trials), val_score of the trial chosen by
-        `selection`, n (repeats with a test score), mean, sd, low, high of test_score (interval resamples
-        seeds), iqm (mean of the middle half of the seeds, as of Agarwal 2021; NaN under 4 seeds), median over
-        repeats of trained_depth (share of the layer groups trained, from the head down) and trainable_share
-        (of the parameters), median, min and max over repeats of COSTS, and medians of SIZES (see `costs`),
-        forecast_mib and waited_share (medians), and time_front, memory_front and latency_front: on the Pareto
-        front of accuracy against that cost.
+        cell, the factors, tuned and failed (numbers of tuning trials), val_score of the chosen trial, n
+        (repeats with a test score), mean, sd, low, high of test_score (interval resamples seeds), iqm (mean
+        of the middle half of the seeds, as of Agarwal 2021; NaN under 4 seeds), median, min and max over
+        repeats of COSTS (see `costs`), medians of trained_depth (share of the layer groups trained, from
+        the head down), trainable_share (of the parameters), SIZES, forecast_mib and waited_share, and
+        time_front, memory_front and latency_front: on the Pareto front of accuracy against that cost.
     """
-    repeats = priced(trials)
+    repeats, tune = priced(trials), tuning(trials)
     repeats = repeats.assign(**{c: math.nan for c in (FORECAST, WAITED) if c not in repeats})
-    best = chosen(trials, selection).set_index("cell")["val_score"]
-    groups = dict(iter(repeats.groupby("cell")))
-    tune = tuning(trials)
-    tried = dict(iter(tune.groupby("cell")["outcome"]))
+    best = chosen(trials, info.selection).set_index("cell")["val_score"]
     rows = []
-    for row in cells(factors).to_dict("records"):
-        own = groups.get(row["cell"], repeats[:0])
-        ended = tried.get(row["cell"], tune["outcome"][:0])
-        scores = own["test_score"].dropna()
-        mean, sd, low, high = mean_interval(scores, within=(0, 1), folds=folds)
+    for row in cells(info.factors).to_dict("records"):
+        ended = tune.loc[tune["cell"] == row["cell"], "outcome"]
+        scores = repeats.loc[repeats["cell"] == row["cell"], "test_score"].dropna()
+        mean, sd, low, high = mean_interval(scores, within=(0, 1), folds=info.folds)
         rows.append(
             row
             | {"tuned": int((ended == "complete").sum())}
@@ -61,37 +45,36 @@ def summary(
             | {"val_score": best.get(row["cell"], math.nan), "n": len(scores)}
             | {"mean": mean, "sd": sd, "low": low, "high": high}
             | {"iqm": float(stats.trim_mean(scores, 0.25)) if len(scores) > 3 else math.nan}
-            | {share: float(own[share].median()) for share in SHARES}
-            | {
-                f"{cost}_{name}": float(getattr(own[cost], name)())
-                for cost in COSTS
-                for name in ("median", "min", "max")
-            }
-            | {size: float(own[size].median()) for size in SIZES}
-            | {"forecast_mib": float(own[FORECAST].median())}
-            | {WAITED: float(own[WAITED].median())}
         )
+    groups = repeats.groupby("cell")
+    costs = groups[COSTS].agg(["median", "min", "max"])
+    costs.columns = ["_".join(pair) for pair in costs.columns]
+    medians = groups[[*SHARES, *SIZES, FORECAST, WAITED]].median()
+    medians = medians.rename(columns={FORECAST: "forecast_mib"})
     table = pd.DataFrame(rows)
+    rest = medians.drop(columns=[*SHARES])
+    measured = pd.concat([medians[[*SHARES]], costs, rest], axis=1).reindex(table["cell"])
+    for name, values in measured.items():
+        table[name] = values.to_numpy()
     table["time_front"] = pareto_front(table, "mean", ["train_seconds_median"])
     table["memory_front"] = pareto_front(table, "mean", ["peak_memory_mib_median"])
     table["latency_front"] = pareto_front(table, "mean", ["latency_ms_median"])
     return table
 
 
-def outcomes(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+def outcomes(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
     """How many runs of each cell and phase ended how: one row per cell and phase that has runs, one
     column per outcome seen, and last those that are superseded, however they ended. Killed attempts that were
     tried again count here."""
     ended = trials["outcome"].where(~trials["superseded"], "superseded")
     table = pd.crosstab([trials["cell"], trials["phase"]], ended)
     table["superseded"] = table.pop("superseded") if "superseded" in table else 0
-    order = {cell: i for i, cell in enumerate(cells(factors)["cell"])}
+    names = [*cells(info.factors)["cell"], "tune", "fold", "repeat"]
+    order = {name: i for i, name in enumerate(names)}
     table = table.rename_axis(columns=None).reset_index()
-    table["phase"] = table["phase"].astype(pd.CategoricalDtype(["tune", "fold", "repeat"]))
-    rank = table["cell"].map(lambda cell: order.get(cell, len(order)))
-    table = table.assign(_rank=rank).sort_values(["_rank", "phase"]).drop(columns="_rank")
-    table["phase"] = table["phase"].astype("str")
-    return table.reset_index(drop=True)
+    return table.sort_values(
+        ["cell", "phase"], key=lambda names: names.map(order), ignore_index=True
+    )
 
 
 def prediction_mismatches(trials: pd.DataFrame, predictions: pd.DataFrame) -> list[str]:

@@ -1,13 +1,14 @@
 """The cell to use: chosen by validation among those that fit limits on its costs.
 
     python -c "from analysis import compare, load_study; t = load_study('freeze_depth'); \\
-               print(compare.choice(t.trials, t.info.factors, {'train_seconds': 60}))"
+               print(compare.choice(t.trials, t.info, {'train_seconds': 60}))"
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from statistics import fmean
 
 import pandas as pd
@@ -16,6 +17,7 @@ from analysis.compare.contrasts import FEWEST, against, contrasts
 from analysis.compare.costs import priced
 from analysis.compare.race import race_standing
 from analysis.compare.runs import cells, completed
+from analysis.load.study import Info
 from harness.core.power import seeds_needed
 from harness.core.race import rounding_error
 from harness.core.selection import METRICS, preference
@@ -31,13 +33,7 @@ LEAST = 0.5
 """Points: a smaller lead is not worth more seeds."""
 
 
-def choice(
-    trials: pd.DataFrame,
-    factors: Mapping[str, Sequence[str]],
-    limits: Mapping[str, float] = {},
-    selection: str = "val_score",
-    race: bool = False,
-) -> pd.DataFrame:
+def choice(trials: pd.DataFrame, info: Info, limits: Mapping[str, float] = {}) -> pd.DataFrame:
     """Every cell, those that fit the limits first, by the rule of `harness.core.selection`; after a race
     those first that stayed in it for more seeds, by the seeds that they were compared on.
 
@@ -45,20 +41,20 @@ def choice(
 
     Args:
         trials: as loaded.
-        factors: the cells.
+        info: the study.
         limits: column of LIMITED -> its highest value.
-        selection: the validation score: "val_score", "val_loss" (lower is better), or "" if there is none.
-        race: whether the study has a time budget.
 
     Returns:
-        cell, n (repeats with a test score), validation (mean of `selection` over the repeats), mean (of the
-        test scores), seconds, memory_mib, by_test (no cell that fits has a validation score, so test scores
-        rank them), fits, why (why not), over (the highest ratio of a cost to its limit; NaN without limits).
+        cell, n (repeats with a test score), validation (mean of `info.selection` over the repeats), mean (of
+        the test scores), seconds, memory_mib, by_test (no cell that fits has a validation score, so test
+        scores rank them), fits, why (why not), over (the highest ratio of a cost to its limit; NaN without
+        limits).
     """
     repeats, trained = priced(trials), completed(trials, "repeat").groupby("cell")["train_seconds"]
-    seeds = race_standing(trials, factors, selection).seeds if race else {}
+    race, selection = info.budget is not None, info.selection
+    seeds = race_standing(trials, info).seeds if race else {}
     rows = []
-    for cell in cells(factors)["cell"]:
+    for cell in cells(info.factors)["cell"]:
         own = repeats[repeats["cell"] == cell]
         scores = own["test_score"].dropna()
         compared = own[own["index"] < seeds.get(cell, 0)] if race else own
@@ -96,14 +92,12 @@ def _mean(values: pd.Series) -> float:
     return fmean(known) if known else math.nan
 
 
-def chosen_by(
-    trials: pd.DataFrame, factors: Mapping[str, Sequence[str]], metric: str, race: bool = False
-) -> str:
+def chosen_by(trials: pd.DataFrame, info: Info, metric: str) -> str:
     """The cell that the validation values of a metric would choose; "" if none were recorded."""
     selection = METRICS[metric].validation
     if selection not in trials:
         return ""
-    table = choice(trials, factors, selection=selection, race=race)
+    table = choice(trials, replace(info, selection=selection))
     return "" if table["by_test"].any() else str(table["cell"].iloc[0])
 
 
@@ -122,19 +116,13 @@ def most_behind(table: pd.DataFrame, cell: str) -> float:
     return behind if behind < 100 else math.nan
 
 
-def surer(
-    trials: pd.DataFrame,
-    factors: Mapping[str, Sequence[str]],
-    table: pd.DataFrame,
-    folds: int = 1,
-) -> pd.DataFrame:
+def surer(trials: pd.DataFrame, info: Info, table: pd.DataFrame) -> pd.DataFrame:
     """What would have to be run to tell the chosen cell from each rival that fits.
 
     Args:
         trials: as loaded.
-        factors: the cells.
+        info: the study.
         table: from `choice`.
-        folds: see `contrasts`.
 
     Returns:
         rival, n shared seeds, lead (points), verdict, seeds (with which a difference of that size, at least
@@ -150,7 +138,7 @@ def surer(
     repeats = completed(trials, "repeat")
     spent = repeats.groupby("cell")[["total_seconds", "train_seconds"]].median()
     each = spent["total_seconds"].fillna(spent["train_seconds"])
-    pairs = against(contrasts(trials, factors, folds), best).set_index("reference")
+    pairs = against(contrasts(trials, info), best).set_index("reference")
     scores = 100 * repeats.pivot(index="seed", columns="cell", values="test_score")
     floor = rounding_error(scores.to_numpy(dtype=float))
     rows = []
@@ -159,7 +147,7 @@ def surer(
         sd = max(float((scores[best] - scores[rival]).std(ddof=1)), floor)
         sd = sd if row["n"] >= FEWEST else math.nan
         lead, family = max(abs(row["difference"]), LEAST), max(1, int(row["pairs"]))
-        needed = seeds_needed(sd, lead, family, folds)
+        needed = seeds_needed(sd, lead, family, info.folds)
         more = max(0.0, needed - row["n"])
         rows.append(
             {"rival": rival, "n": row["n"], "lead": row["difference"], "verdict": row["verdict"]}

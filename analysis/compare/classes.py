@@ -1,20 +1,20 @@
 """Metrics beyond the compared score, class by class, and the reliability of confidences.
 
     python -c "from analysis import compare, load_study; t = load_study('freeze_depth'); \\
-               print(compare.by_metric(t.trials, t.info.factors))"
+               print(compare.by_metric(t.trials, t.info))"
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import numpy as np
 import pandas as pd
 
 from analysis.compare.runs import cells, completed, mean_interval
+from analysis.load.study import Info
 from harness.core.metrics import by_class, calibration, confusion
 from harness.core.selection import METRICS
 
@@ -22,28 +22,21 @@ UNEQUAL = 1.5
 """Classes are unequal if the largest has more than this many times the test images of the smallest."""
 
 
-def by_metric(
-    trials: pd.DataFrame, factors: Mapping[str, Sequence[str]], folds: int = 1
-) -> pd.DataFrame:
+def by_metric(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
     """Every metric that was recorded on test, for each cell.
-
-    Args:
-        trials: as loaded.
-        factors: the cells.
-        folds: see `mean_interval`.
 
     Returns:
         cell, metric (its name), n (repeats), validation (mean over the repeats; NaN if it was not recorded),
         mean, low, high (of the test values, 95% t interval over seeds).
     """
     repeats, rows = completed(trials, "repeat"), []
-    for cell in cells(factors)["cell"]:
+    for cell in cells(info.factors)["cell"]:
         own = repeats[repeats["cell"] == cell]
         for metric in METRICS.values():
             if metric.test not in own or own[metric.test].isna().all():
                 continue
             inside = (0.0, math.inf if metric.less_is_better else 1.0)
-            mean, _, low, high = mean_interval(own[metric.test], within=inside, folds=folds)
+            mean, _, low, high = mean_interval(own[metric.test], within=inside, folds=info.folds)
             known = own[metric.validation] if metric.validation in own else pd.Series(dtype=float)
             rows.append(
                 {"cell": cell, "metric": metric.name, "n": int(own[metric.test].notna().sum())}

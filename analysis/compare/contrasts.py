@@ -1,7 +1,7 @@
 """Paired comparisons of cells over shared seeds, with one verdict for each pair.
 
     python -c "from analysis import compare, load_study; t = load_study('freeze_depth'); \\
-               print(compare.contrasts(t.trials, t.info.factors))"
+               print(compare.contrasts(t.trials, t.info))"
 
 All pairs of cells are one family. Each has a paired t interval over seeds at the level 1 - .05 / number of
 pairs (Bonferroni), so that all intervals hold at once with 95% confidence: whichever pair is looked at
@@ -21,9 +21,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.compare.contexts import arms
 from analysis.compare.examples import hits, mcnemar_over_seeds
+from analysis.compare.factors import arms
 from analysis.compare.runs import CONFIDENCE, cells, completed
+from analysis.load.study import Info
 from harness.core.folds import independent_runs
 from harness.core.power import MOST_SEEDS, least_detectable, seeds_needed
 from harness.core.race import rounding_error
@@ -35,27 +36,14 @@ FEWEST = 4
 """Seeds under which the spread of differences is too uncertain to say how many seeds would do."""
 WORTH = (2.0, 1.0, 0.5)
 """Differences, in points, that are worth seeing: a sentence names the first that the seeds would miss."""
-COLUMNS = [
-    "cell",
-    "reference",
-    "n",
-    "pairs",
-    "difference",
-    "low",
-    "high",
-    "p",
-    "alone_low",
-    "alone_high",
-]
-COLUMNS += ["least_detectable", "worth", "seeds_needed", "verdict"]
+MEASURED = "difference low high p alone_low alone_high least_detectable worth seeds_needed".split()
+COLUMNS = ["cell", "reference", "n", "pairs", *MEASURED, "verdict"]
 
 
-def contrasts(
-    trials: pd.DataFrame, factors: Mapping[str, Sequence[str]], folds: int = 1
-) -> pd.DataFrame:
+def contrasts(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
     """Every pair of scored cells, compared over the seeds that both were repeated on; within each target
-    where targets are compared, whose scores are not of one kind. With `folds` the runs are those of k-fold
-    resampling, and the t test is the corrected one (see `harness.core.folds.independent_runs`).
+    where targets are compared, whose scores are not of one kind. For runs of k-fold resampling the t test is
+    the corrected one (see `harness.core.folds.independent_runs`).
 
     Returns:
         One row per pair: cell, reference, n shared seeds, pairs (tested in this study), difference (points of
@@ -67,7 +55,7 @@ def contrasts(
     """
     scores = completed(trials, "repeat").pivot(index="seed", columns="cell", values="test_score")
     scores = 100 * scores.dropna(axis="columns", how="all")
-    table = arms(factors)
+    table = arms(info.factors)
     table = table[table["cell"].isin(scores.columns)]
     names = [
         pair
@@ -80,7 +68,7 @@ def contrasts(
     family = sum(len(one) > 1 for one in points)
     floor = rounding_error(scores.to_numpy(dtype=float))
     rows = [
-        {"cell": a, "reference": b, "pairs": family} | paired_test(one, family, floor, folds)
+        {"cell": a, "reference": b, "pairs": family} | paired_test(one, family, floor, info.folds)
         for (a, b), one in zip(names, points, strict=True)
     ]
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -90,7 +78,7 @@ def paired_test(points: np.ndarray, family: int, floor: float, folds: int = 1) -
     """The paired t test of one pair, of `family` that are tested; see `contrasts`. The standard deviation is
     not taken to be less than `floor`."""
     n = len(points)
-    row: dict[str, Any] = dict.fromkeys(COLUMNS[4:-1], math.nan)
+    row: dict[str, Any] = dict.fromkeys(MEASURED, math.nan)
     row |= {"n": n, "verdict": "untested", "difference": float(points.mean()) if n else math.nan}
     if n < 2:
         return row
@@ -155,14 +143,12 @@ def against(table: pd.DataFrame, cell: str) -> pd.DataFrame:
     return pd.concat([own, turned[COLUMNS]]).sort_index().reset_index(drop=True)
 
 
-def against_baseline(
-    table: pd.DataFrame, factors: Mapping[str, Sequence[str]], baseline: Mapping[str, str]
-) -> pd.DataFrame:
+def against_baseline(table: pd.DataFrame, info: Info) -> pd.DataFrame:
     """Of the rows of `contrasts`, each cell against the one that has the baseline's values and equals it in
     the other factors; empty without a baseline."""
     parts = []
-    for row in cells(factors).to_dict("records"):
-        reference = cell_label({k: baseline.get(k, str(row[k])) for k in factors})
+    for row in cells(info.factors).to_dict("records"):
+        reference = cell_label({k: info.baseline.get(k, str(row[k])) for k in info.factors})
         if reference != row["cell"]:
             own = against(table, str(row["cell"]))
             parts.append(own[own["reference"] == reference])
@@ -202,7 +188,8 @@ def describe_contrast(row: Mapping[Hashable, Any] | pd.Series[Any]) -> str:
             f"{a} can't be told apart from {b}: {mean} points ({interval}). "
             f"{describe_power(row)}{_more_seeds(row)}."
         )
-    return f"{a} is {abs(row['difference']):.1f} points {_side(row)} {b} ({interval})."
+    side = "above" if row["difference"] > 0 else "below"
+    return f"{a} is {abs(row['difference']):.1f} points {side} {b} ({interval})."
 
 
 def describe_power(row: Mapping[Hashable, Any] | pd.Series[Any]) -> str:
@@ -211,10 +198,6 @@ def describe_power(row: Mapping[Hashable, Any] | pd.Series[Any]) -> str:
     if least >= 100:
         return f"With {n} seeds no difference can be shown"
     return f"With {n} seeds a difference of {least:.1f} points would be missed one time in five"
-
-
-def _side(row: Mapping[Hashable, Any] | pd.Series[Any]) -> str:
-    return "above" if row["difference"] > 0 else "below"
 
 
 def _more_seeds(row: Mapping[Hashable, Any] | pd.Series[Any]) -> str:

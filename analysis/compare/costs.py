@@ -1,7 +1,7 @@
 """Costs of the cells, and the Pareto fronts of score and cost.
 
     python -c "from analysis import compare, load; t = load.load_study('freeze_depth'); \\
-               print(compare.front_chance(t.trials, t.info.factors))"
+               print(compare.front_chance(t.trials, t.info))"
 
 Time is that of training, *cold-equivalent* where the study says so: as if nothing had been kept from
 other trials, so what the strategy costs someone who runs it alone. What the run itself spent is
@@ -12,17 +12,22 @@ pooled: the condition with the most compared repeats counts, the others are left
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from analysis.compare.runs import cells, completed, recorded
+from analysis.load.study import Info
 from harness.core.folds import independent_runs
 
-ACCELERATOR = "peak_accelerator_allocated_mib"
-PROCESS = "peak_process_rss_mib"
 FORECAST = "forecast_peak_mib"
+MEMORY = {
+    "peak_accelerator_allocated_mib": "accelerator, measured",
+    FORECAST: "accelerator, forecast",
+    "peak_process_rss_mib": "process, measured",
+}
+"""Metrics of memory, the one to compare first, and what they are in print."""
 COSTS = ["train_seconds", "marginal_seconds", "peak_memory_mib", "latency_ms", "images_per_second"]
 """Costs that depend on the device and the number of threads."""
 SIZES = ["parameters", "weights_mib", "multiply_adds"]
@@ -36,19 +41,13 @@ def memory_column(trials: pd.DataFrame) -> str:
     process's, most of which is libraries. One for the whole study: they measure different things and are
     never mixed."""
     repeats = completed(trials, "repeat")
-    for column in (ACCELERATOR, FORECAST):
-        if column in repeats and repeats[column].notna().any():
-            return column
-    return PROCESS
+    known = [column for column in MEMORY if column in repeats and repeats[column].notna().any()]
+    return known[0] if known else list(MEMORY)[-1]
 
 
 def memory_kind(trials: pd.DataFrame) -> str:
     """What `memory_column` is, in print."""
-    return {
-        ACCELERATOR: "accelerator, measured",
-        PROCESS: "process, measured",
-        FORECAST: "accelerator, forecast",
-    }[memory_column(trials)]
+    return MEMORY[memory_column(trials)]
 
 
 def conditions(runs: pd.DataFrame) -> pd.Series:
@@ -91,7 +90,7 @@ def left_out(trials: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["condition", "runs", "cells"])
 
 
-def censored(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+def censored(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
     """Cells in which a run went out of memory or of time: they cost at least what was seen, or more than
     there was.
 
@@ -104,7 +103,7 @@ def censored(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.D
     counted = recorded(trials[~trials["superseded"]])
     ended = counted[counted["outcome"].isin(CENSORED)]
     done = set(completed(trials, "repeat").dropna(subset="test_score")["cell"])
-    for cell in cells(factors)["cell"]:
+    for cell in cells(info.factors)["cell"]:
         for outcome, own in ended[ended["cell"] == cell].groupby("outcome"):
             memory = own[memory_column(trials)]
             if FORECAST in own:
@@ -140,18 +139,13 @@ def drawn_means(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     return means
 
 
-def front_chance(
-    trials: pd.DataFrame,
-    factors: Mapping[str, Sequence[str]],
-    resamples: int = RESAMPLES,
-    folds: int = 1,
-) -> pd.DataFrame:
+def front_chance(trials: pd.DataFrame, info: Info, resamples: int = RESAMPLES) -> pd.DataFrame:
     """How surely each cell is on the Pareto front of accuracy, time and memory.
 
     Seeds are drawn with replacement, the same for every cell, and the front is taken of the mean of
     each of the three in that resample. A cost that no cell has plays no part; a cell that misses one of
-    the others cannot be on the front. One seed: the share is 0 or 1 and says nothing about chance. With
-    `folds` the deviations of the accuracy are scaled up, as the runs count as fewer independent ones, see
+    the others cannot be on the front. One seed: the share is 0 or 1 and says nothing about chance. Deviations
+    of the accuracy of runs on folds are scaled up, as they count as fewer independent ones, see
     `harness.core.folds.independent_runs`.
 
     Returns:
@@ -159,7 +153,7 @@ def front_chance(
         (which ones).
     """
     repeats = priced(trials).dropna(subset="test_score")
-    names = [cell for cell in cells(factors)["cell"] if cell in set(repeats["cell"])]
+    names = [cell for cell in cells(info.factors)["cell"] if cell in set(repeats["cell"])]
     used = [c for c in ("train_seconds", "peak_memory_mib") if repeats[c].notna().any()]
     columns = ["cell", "n", "on_front", "chance", "costs"]
     if not names or not used:
@@ -168,8 +162,8 @@ def front_chance(
     measured = [table[name][names].to_numpy(dtype=float) for name in ("test_score", *used)]
     weights = np.vstack([np.ones((1, len(table))), seed_weights(len(table), resamples)])
     drawn = [drawn_means(weights, values) for values in measured]
-    if folds > 1:
-        stretch = math.sqrt(len(table) / independent_runs(len(table), folds))
+    if info.folds > 1:
+        stretch = math.sqrt(len(table) / independent_runs(len(table), info.folds))
         drawn[0] = drawn[0][0] + stretch * (drawn[0] - drawn[0][0])
     points = np.stack([drawn[0], *(-cost for cost in drawn[1:])], axis=-1)
     fronts = np.stack([on_front(cloud) for cloud in points])

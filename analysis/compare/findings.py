@@ -9,9 +9,9 @@ import pandas as pd
 
 from analysis.compare.cells import summary
 from analysis.compare.choice import choice
-from analysis.compare.contexts import mean_ranks
 from analysis.compare.contrasts import against_baseline, contrasts
 from analysis.compare.examples import over_examples
+from analysis.compare.factors import mean_ranks
 from analysis.compare.runs import cells, completed
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Findings:
         ranking: see `choice.choice`; the first row is the chosen cell.
         contrasts: see `contrasts.contrasts`: the verdict on every pair of cells.
         differences: those with the baseline.
-        ranks: see `contexts.mean_ranks`.
+        ranks: see `factors.mean_ranks`.
         examples: see `examples.over_examples`.
     """
 
@@ -78,23 +78,20 @@ def find(table: StudyTable, measures: pd.DataFrame | None = None) -> Findings:
     Raises:
         UserError: if two complete runs fill the same slot.
     """
-    factors = table.info.factors
-    trials = table.trials[table.trials["cell"].isin(cells(factors)["cell"])]
-    folds = table.info.folds
-    per_cell = summary(trials, factors, table.info.selection, folds)
-    pairs = contrasts(trials, factors, folds)
+    info = table.info
+    trials = table.trials[table.trials["cell"].isin(cells(info.factors)["cell"])]
+    pairs = contrasts(trials, info)
     kept = table.predictions
-    compared = kept["run_id"].isin(completed(trials, "repeat")["run_id"]) if len(kept) else None
+    if len(kept):
+        kept = kept[kept["run_id"].isin(completed(trials, "repeat")["run_id"])]
     return Findings(
         table=table,
         trials=trials,
         measures=measures,
-        summary=per_cell,
-        ranking=choice(trials, factors, {}, table.info.selection, table.info.budget is not None),
+        summary=summary(trials, info),
+        ranking=choice(trials, info),
         contrasts=pairs,
-        differences=against_baseline(pairs, factors, table.info.baseline),
-        ranks=mean_ranks(trials, factors),
-        examples=over_examples(
-            kept if compared is None else kept[compared], folds=folds, score=table.info.score
-        ),
+        differences=against_baseline(pairs, info),
+        ranks=mean_ranks(trials, info),
+        examples=over_examples(kept, folds=info.folds, score=info.score),
     )

@@ -1,53 +1,44 @@
 """How the race of a study with a time budget went; see `harness.core.race`.
 
     python -c "from analysis import compare, load_study; t = load_study('my_study'); \\
-               print(compare.race_table(t.trials, t.info.factors))"
+               print(compare.race_table(t.trials, t.info))"
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from itertools import count, takewhile
 
 import pandas as pd
 
 from analysis.compare.runs import cells, recorded
+from analysis.load.study import Info
 from harness.core.race import Standing, standing
 
 NO_RESULT = ("unfinished", "killed")
 """Outcomes of runs whose slot still needs one."""
 
 
-def race_standing(
-    trials: pd.DataFrame, factors: Mapping[str, Sequence[str]], selection: str = "val_score"
-) -> Standing:
-    """Which finalists were retired, and after how many seeds.
-
-    Args:
-        trials: as loaded.
-        factors: the cells.
-        selection: the validation score: "val_score", or "val_loss" (lower is better).
-    """
+def race_standing(trials: pd.DataFrame, info: Info) -> Standing:
+    """Which finalists were retired, and after how many seeds."""
     repeats = recorded(trials)
     repeats = repeats[(repeats["phase"] == "repeat") & ~repeats["superseded"]]
     repeats = repeats[~repeats["outcome"].isin(NO_RESULT)]
     scores: dict[str, list[float]] = {}
-    for cell in cells(factors)["cell"]:
+    sign = -1.0 if info.choosing.less_is_better else 1.0
+    for cell in cells(info.factors)["cell"]:
         own = repeats[repeats["cell"] == cell].sort_values(["index", "attempt"])
         by_index = {
-            int(row["index"]): row[selection] if row["outcome"] == "complete" else math.nan
+            int(row["index"]): row[info.selection] if row["outcome"] == "complete" else math.nan
             for row in own.to_dict("records")
         }
-        count = next((n for n in range(len(by_index)) if n not in by_index), len(by_index))
-        if count:
-            sign = -1.0 if selection == "val_loss" else 1.0
-            scores[cell] = [sign * by_index[n] for n in range(count)]
+        if 0 in by_index:
+            in_a_row = takewhile(by_index.__contains__, count())
+            scores[cell] = [sign * by_index[n] for n in in_a_row]
     return standing(scores)
 
 
-def race_table(
-    trials: pd.DataFrame, factors: Mapping[str, Sequence[str]], selection: str = "val_score"
-) -> pd.DataFrame:
+def race_table(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
     """What each cell got, and how it ended.
 
     Returns:
@@ -57,17 +48,17 @@ def race_table(
         repeated yet), behind, low, high (how far its mean validation score was behind the leader's when it
         was last compared, with the ends of the interval; NaN before two seeds).
     """
-    now = race_standing(trials, factors, selection)
+    now = race_standing(trials, info)
     every = recorded(trials)
     ended = every[~every["outcome"].isin(NO_RESULT)]
     spent = ended["total_seconds"].fillna(ended["train_seconds"])
     seconds = spent.groupby(ended["cell"]).sum()
     tuned = ended[(ended["phase"] == "tune") & ~ended["superseded"]]
     counts = tuned.groupby("cell")["index"].nunique()
-    scores = tuned[tuned["outcome"] == "complete"].groupby("cell")[selection]
-    best = scores.min() if selection == "val_loss" else scores.max()
+    scores = tuned[tuned["outcome"] == "complete"].groupby("cell")[info.selection]
+    best = scores.min() if info.choosing.less_is_better else scores.max()
     rows = []
-    for cell in cells(factors)["cell"]:
+    for cell in cells(info.factors)["cell"]:
         gap = now.behind.get(cell, (math.nan,) * 3)
         rows.append(
             {"cell": cell, "trials": int(counts.get(cell, 0))}

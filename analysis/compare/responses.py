@@ -1,4 +1,5 @@
-"""What a source gives beyond random weights: gains in points, and on the logit scale.
+"""What a source gives beyond random weights, in points and on the logit scale: by run, and by pair of a
+source and a target, the observations of the similarity effect.
 
     python -c "import pandas as pd; from analysis.compare.responses import *; \\
                print(gains(with_scratch(pd.read_csv('scores.csv')), ['source']))"
@@ -15,7 +16,7 @@ import pandas as pd
 from scipy.special import logit
 
 from analysis.compare.agreement import require
-from analysis.compare.runs import mean_interval
+from analysis.compare.runs import mean_intervals
 from harness.core.errors import UserError
 
 CONDITIONS = ("strategy", "size")
@@ -86,17 +87,10 @@ def gains(scores: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         mean over their runs), low, high (t interval over targets).
     """
     require(scores, ["target", "accuracy", "scratch", *by])
-    points = 100 * (scores["accuracy"] - scores["scratch"])
-    table = scores.assign(gain=points).groupby([*by, "target"], sort=False)["gain"].mean()
-    rows = []
-    for key, own in table.groupby(level=list(range(len(by))), sort=False):
-        mean, _, low, high = mean_interval(own)
-        names = key if isinstance(key, tuple) else (key,)
-        rows.append(
-            dict(zip(by, names, strict=True))
-            | {"targets": int(own.notna().sum()), "gain": mean, "low": low, "high": high}
-        )
-    return pd.DataFrame(rows, columns=[*by, "targets", "gain", "low", "high"])
+    points = scores.assign(gain=100 * (scores["accuracy"] - scores["scratch"]))
+    table = points.groupby([*by, "target"], sort=False, as_index=False)[["gain"]].mean()
+    means = mean_intervals(table, "gain", by).drop(columns="sd")
+    return means.rename(columns={"n": "targets", "mean": "gain"})
 
 
 def pair_gains(scores: pd.DataFrame, folds: int = 1) -> pd.DataFrame:
@@ -113,9 +107,40 @@ def pair_gains(scores: pd.DataFrame, folds: int = 1) -> pd.DataFrame:
     require(scores, ["source", "target", "accuracy", "scratch"])
     keys = ["source", "target", *(name for name in CONDITIONS if name in scores)]
     points = scores.assign(gain=100 * (scores["accuracy"] - scores["scratch"]))
-    rows = []
-    for key, own in points.groupby(keys, sort=False)["gain"]:
-        mean, _, low, high = mean_interval(own, folds=folds)
-        row = dict(zip(keys, key, strict=True)) | {"seeds": int(own.notna().sum())}
-        rows.append(row | {"gain": mean, "low": low, "high": high})
-    return pd.DataFrame(rows, columns=[*keys, "seeds", "gain", "low", "high"])
+    means = mean_intervals(points, "gain", keys, folds=folds).drop(columns="sd")
+    return means.rename(columns={"n": "seeds", "mean": "gain"})
+
+
+def by_condition(scores: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
+    """Mean response over the seeds of each pair and condition; only pairs that have every condition, or
+    the mean of a pair would depend on which of its conditions failed."""
+    require(scores, ["source", "target", "response", *measures])
+    if (own := scores["source"] == scores["target"]).any():
+        name = scores.loc[own, "source"].iloc[0]
+        raise UserError(f"source and target are both {name!r}: its score is no transfer, drop it")
+    conditions = [name for name in CONDITIONS if name in scores]
+    known = scores.dropna(subset="response")
+    keys = ["source", "target", *(name for name in ("family",) if name in scores), *conditions]
+    table = known.groupby(keys, sort=False, as_index=False)[["response", *measures]].mean()
+    wanted = len(table[conditions].drop_duplicates()) if conditions else 1
+    full = table.groupby(["source", "target"])["response"].transform("size") == wanted
+    return table[full]
+
+
+def pair_means(scores: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
+    """One row per pair: source, target, family where known, response and measures, means over its
+    conditions."""
+    table = by_condition(scores, measures)
+    keys = ["source", "target", *(name for name in ("family",) if name in table)]
+    return table.groupby(keys, sort=False, as_index=False)[["response", *measures]].mean()
+
+
+def standardised(pairs: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """source, target, response, family where known, and z: the measure with mean 0 and standard deviation 1
+    (n - 1) within each target; targets on which it is constant or has fewer than two sources drop out."""
+    known = pairs.dropna(subset=[measure, "response"])
+    groups = known.groupby("target")[measure]
+    spread = groups.transform("std")
+    z = (known[measure] - groups.transform("mean")) / spread.where(spread > 1e-12)
+    kept = [c for c in ("source", "target", "response", "family") if c in known]
+    return known[kept].assign(z=z).dropna(subset="z").reset_index(drop=True)

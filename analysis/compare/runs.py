@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -76,41 +76,77 @@ def chosen(trials: pd.DataFrame, selection: str = "val_score") -> pd.DataFrame:
     return ranked.drop_duplicates("cell").reset_index(drop=True)
 
 
+def class_counts(
+    runs: pd.DataFrame, classes: int = 0
+) -> Iterator[tuple[str, list[tuple[int, str]], int]]:
+    """Each part of the split, with the images of its classes and their total, in every way that was recorded.
+
+    Args:
+        runs: as loaded.
+        classes: their number, for the total where all have equally many.
+
+    Yields:
+        The part; numbers of images with their classes (at least the least and the most), none where all
+        are equal; and the total.
+    """
+    for recorded in runs["images_per_class"].dropna().unique():
+        with suppress(
+            ValueError, KeyError, TypeError, AttributeError
+        ):  # not written by the harness
+            for part, counts in json.loads(recorded).items():
+                if isinstance(counts, int):
+                    yield part, [], counts * classes
+                elif counts.keys() == {"least", "most", "all"}:
+                    ends = [(int(n), str(name)) for n, name in (counts["least"], counts["most"])]
+                    yield part, ends, int(counts["all"])
+                else:
+                    named = [(int(n), str(name)) for name, n in counts.items()]
+                    yield part, named, sum(n for n, _ in named)
+
+
 def split_sizes(runs: pd.DataFrame, predictions: pd.DataFrame) -> dict[str, int]:
     """Number of training, validation and test images of runs, as far as recorded and equal for all of
     them."""
     if "images_per_class" not in runs:
         return {}
     own = predictions[predictions["cell"].isin(runs["cell"])] if len(predictions) else predictions
-    classes = own["label"].nunique() if len(own) else 0
     found: dict[str, set[int]] = {}
-    for recorded in runs["images_per_class"].dropna().unique():
-        with suppress(ValueError, TypeError, AttributeError):
-            for part, counts in json.loads(recorded).items():
-                if isinstance(counts, int):
-                    total = counts * classes
-                else:
-                    total = counts["all"] if "all" in counts else sum(counts.values())
-                found.setdefault(part, set()).add(int(total))
+    for part, _, total in class_counts(runs, own["label"].nunique() if len(own) else 0):
+        found.setdefault(part, set()).add(total)
     return {part: min(n) for part, n in found.items() if len(n) == 1 and min(n) > 0}
 
 
 def mean_interval(
     values: Iterable[float],
-    confidence: float = CONFIDENCE,
     within: tuple[float, float] = (-math.inf, math.inf),
     folds: int = 1,
 ) -> tuple[float, float, float, float]:
-    """Mean, standard deviation (n - 1) and t interval (95% unless told) of `values`, NaNs left out.
+    """Mean, standard deviation (n - 1) and 95% t interval of `values`, NaNs left out.
 
-    mean -+ t((1 + confidence) / 2, n - 1) sd / sqrt(n) (Student 1908), cut off at the ends of what the mean
-    can be, `within`. With n < 2 all but the mean are NaN. The values of k-fold runs count as fewer than n,
-    see `harness.core.folds.independent_runs`."""
+    mean -+ t(.975, n - 1) sd / sqrt(n) (Student 1908), cut off at the ends of what the mean can be, `within`.
+    With n < 2 all but the mean are NaN. The values of k-fold runs count as fewer than n, see
+    `harness.core.folds.independent_runs`."""
     x = np.asarray(list(values), dtype=float)
     x = x[~np.isnan(x)]
     if len(x) < 2:
         return (float(x[0]) if len(x) else math.nan), math.nan, math.nan, math.nan
     mean, sd = float(x.mean()), float(x.std(ddof=1))
     error = sd / math.sqrt(independent_runs(len(x), folds))
-    half = float(stats.t.ppf((1 + confidence) / 2, len(x) - 1)) * error
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(x) - 1)) * error
     return mean, sd, max(within[0], mean - half), min(within[1], mean + half)
+
+
+def mean_intervals(
+    rows: pd.DataFrame,
+    value: str,
+    by: Sequence[str],
+    within: tuple[float, float] = (-math.inf, math.inf),
+    folds: int = 1,
+) -> pd.DataFrame:
+    """`mean_interval` of the column `value` for each combination of the columns `by`, in their order: those,
+    n (known values), mean, sd, low and high."""
+    found = [
+        (*key, int(own.notna().sum()), *mean_interval(own, within=within, folds=folds))
+        for key, own in rows.groupby(list(by), sort=False)[value]
+    ]
+    return pd.DataFrame(found, columns=[*by, "n", "mean", "sd", "low", "high"])

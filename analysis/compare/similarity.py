@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -21,12 +21,17 @@ from analysis.compare.agreement import (
     rank_agreement,
     static_ranking,
 )
-from analysis.compare.pairs import standardised
-from analysis.compare.responses import CONDITIONS, gains, pair_gains, responses, with_scratch
+from analysis.compare.factors import size_factor
+from analysis.compare.responses import (
+    CONDITIONS,
+    gains,
+    pair_gains,
+    responses,
+    standardised,
+    with_scratch,
+)
 from analysis.compare.runs import completed
-from analysis.compare.sizes import size_factor
-from analysis.compare.slopes import decisive_targets, interactions, slopes
-from analysis.compare.variance import variance_shares
+from analysis.compare.slopes import decisive_targets, interactions, slopes, variance_shares
 from analysis.compare.verdicts import verdicts
 from harness.core.errors import UserError
 
@@ -166,41 +171,43 @@ def similarity_effect(table: StudyTable, measures: pd.DataFrame | None = None) -
         UserError: if measures are given but the study has no factors source and target, or none of its
             pairs is among them.
     """
-    given = [] if measures is None else [str(c) for c in measures if c not in KEYS]
+    given, notes = measures is not None, list[str]()
     if not set(PAIR) <= set(table.info.factors):
         if given:
             raise UserError("measures need a study with the factors source and target")
         return Similarity()
-    notes: list[str] = []
-    if measures is None:
+    if not given:
         try:
             measures = recorded_measures(table)
         except UserError as error:
             notes.append(f"Measures are not shown: {error}.")
     names = [] if measures is None else [str(c) for c in measures if c not in KEYS]
     scores = _comparable(pair_scores(table, measures), notes)
-    if given and scores[given].isna().all(axis=None):
-        raise UserError("the measures have no source and target in common with the study")
     names = [name for name in names if scores[name].notna().any()]
+    if given and not names:
+        raise UserError("the measures have no source and target in common with the study")
     runs = scores[scores["source"] != SCRATCH]
-    altered = controls(table)
-    known = Similarity()
+    altered, found = controls(table), dict[str, pd.DataFrame]()
     if len(runs) < len(scores):
         try:
             runs = with_scratch(scores)
-            by = ["source", *(name for name in CONDITIONS if name in runs)]
-            table_of_gains = gains(runs, by)
-            marked = table_of_gains.assign(control=table_of_gains["source"].isin(altered))
-            known = replace(known, gains=marked)
+            of_source = gains(runs, ["source", *(name for name in CONDITIONS if name in runs)])
+            found["gains"] = of_source.assign(control=of_source["source"].isin(altered))
         except UserError as error:
             notes.append(f"Gains over scratch are not shown: {error}.")
     if runs["source"].nunique() < 3 or runs["target"].nunique() < 2:
         note = " ".join(notes or ["Rankings need 3 sources and 2 targets."])
-        return replace(known, note=note)
-    known = _effect(_ranked(known, runs, names), runs, names, notes)
-    if len(known.gains) and names:
-        known = replace(known, points=_points(runs, known, altered, table.info.folds))
-    return replace(known, note=" ".join(notes))
+        return Similarity(**found, blind=(), note=note)
+    blind = tuple(n for n in names if (runs.groupby("source")[n].nunique() <= 1).all())
+    pairs = runs.groupby(PAIR, sort=False, as_index=False)[["accuracy", *names]].mean()
+    agreement = rank_agreement(static_ranking(pairs), [*names, STATIC])
+    found |= {"agreement": agreement, "means": mean_agreement(agreement)}
+    if seeing := [name for name in names if name not in blind]:
+        found |= _effect(runs, seeing, found["means"], notes)
+        if "gains" in found:
+            means = found["means"][found["means"]["measure"].isin(seeing)]
+            found["points"] = _points(runs, means, altered, table.info.folds)
+    return Similarity(**found, blind=blind, note=" ".join(notes))
 
 
 def _comparable(scores: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
@@ -214,38 +221,28 @@ def _comparable(scores: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     return scores[~other]
 
 
-def _ranked(known: Similarity, runs: pd.DataFrame, names: Sequence[str]) -> Similarity:
-    """With agreement and means."""
-    pairs = runs.groupby(PAIR, sort=False, as_index=False)[["accuracy", *names]].mean()
-    ranked = static_ranking(pairs)
-    agreement = rank_agreement(ranked, [*names, STATIC])
-    return replace(known, agreement=agreement, means=mean_agreement(agreement))
-
-
 def _effect(
-    known: Similarity, runs: pd.DataFrame, names: Sequence[str], notes: list[str]
-) -> Similarity:
-    """With slopes, verdicts, interactions and variance of the measures that look at the target."""
-    blind = tuple(n for n in names if (runs.groupby("source")[n].nunique() <= 1).all())
-    seeing = [name for name in names if name not in blind]
-    known = replace(known, blind=blind)
-    if not seeing:
-        return known
+    runs: pd.DataFrame, measures: Sequence[str], means: pd.DataFrame, notes: list[str]
+) -> dict[str, pd.DataFrame]:
+    """Slopes, verdicts, interactions and variance of measures that look at the target."""
     try:
         answered = responses(runs)
-        found = slopes(answered, seeing)
-        known = replace(known, slopes=found, verdicts=_with_targets(found, known.means, answered))
-        known = replace(known, interactions=interactions(answered, seeing))
+        judged = slopes(answered, measures)
+        found = {
+            "slopes": judged,
+            "verdicts": _with_targets(judged, means, answered),
+            "interactions": interactions(answered, measures),
+        }
     except UserError as error:
         notes.append(f"Slopes are not shown: {error}.")
-        return known
-    parts = []
-    for name in seeing:
+        return {}
+    shares = []
+    for name in measures:
         try:
-            parts.append(variance_shares(answered, name))
+            shares.append(variance_shares(answered, name))
         except UserError as error:
             notes.append(f"{str(error)[:1].upper()}{str(error)[1:]}.")
-    return replace(known, variance=pd.DataFrame(parts))
+    return found | {"variance": pd.DataFrame(shares)}
 
 
 def _with_targets(found: pd.DataFrame, means: pd.DataFrame, answered: pd.DataFrame) -> pd.DataFrame:
@@ -262,12 +259,12 @@ def _with_targets(found: pd.DataFrame, means: pd.DataFrame, answered: pd.DataFra
     return rows.assign(sentence=sentences)
 
 
-def _points(runs: pd.DataFrame, known: Similarity, altered: set[str], folds: int) -> pd.DataFrame:
+def _points(runs: pd.DataFrame, means: pd.DataFrame, altered: set[str], folds: int) -> pd.DataFrame:
     """Gains of the pairs beside their similarity; see Similarity.points."""
-    means = known.means[~known.means["measure"].isin([STATIC, *known.blind])].dropna(subset="tau_w")
+    means = means.dropna(subset="tau_w").sort_values("tau_w", kind="stable")
     if means.empty:
-        return pd.DataFrame()
-    measure = str(means.sort_values("tau_w", kind="stable")["measure"].iloc[-1])
+        return means
+    measure = str(means["measure"].iloc[-1])
     pairs = runs.groupby(PAIR, sort=False, as_index=False)[[measure]].mean()
     z = standardised(pairs.assign(response=0.0), measure)[[*PAIR, "z"]]
     table = pair_gains(runs, folds).merge(z.rename(columns={"z": "similarity"}), on=PAIR)

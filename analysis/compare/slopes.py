@@ -1,5 +1,5 @@
-"""Slopes of transfer on the similarity of source and target, and how they differ between strategies and
-sizes.
+"""Slopes of transfer on the similarity of source and target, how they differ between strategies and sizes,
+and shares of the variance of transfer.
 
     python -c "import pandas as pd; from analysis.compare.slopes import *; \\
                print(slopes(pd.read_csv('responses.csv'), ['logme']))"
@@ -25,7 +25,7 @@ import statsmodels.formula.api as smf
 from statsmodels.stats.multitest import multipletests
 
 from analysis.compare.agreement import STATIC
-from analysis.compare.pairs import by_condition, pair_means, standardised
+from analysis.compare.responses import by_condition, pair_means, standardised
 from harness.core.errors import UserError
 
 PERMUTATIONS = 10_000
@@ -106,11 +106,8 @@ def _all_slopes(table: pd.DataFrame, permutations: int) -> list[dict[str, Any]]:
     shape |= {"targets": table["target"].nunique()}
     rows: list[dict[str, Any]] = []
     for model in MODELS:
-        row: dict[str, Any] = {
-            "model": model,
-            **dict.fromkeys(("slope", "low", "high", "p"), math.nan),
-        }
-        row |= {**shape, "note": ""}
+        row: dict[str, Any] = {"model": model, "slope": math.nan, "low": math.nan}
+        row |= {"high": math.nan, "p": math.nan, **shape, "note": ""}
         if shape["sources"] < 3 or shape["targets"] < 2:
             row["note"] = "fewer than 3 sources or 2 targets"
         elif model == "crossed":
@@ -237,3 +234,32 @@ def interactions(
             rows += [{"term": term, "measure": measure, **row} for row in found]
     columns = "term measure model slope low high p n sources targets note".split()
     return _adjusted(pd.DataFrame(rows, columns=columns))
+
+
+def variance_shares(scores: pd.DataFrame, measure: str) -> dict[str, object]:
+    """How much of the response each part explains: sums of squares, each after the parts before it.
+
+    Returns:
+        measure, n pairs, and as shares: target, source, added (by the measure, to both), residual, which add
+        up to 1; at_most (what the measure explains if it comes before the source).
+
+    Raises:
+        UserError: if a column is missing, or fewer than 3 sources or 2 targets have the measure.
+    """
+    table = standardised(pair_means(scores, [measure]), measure)
+    if table["source"].nunique() < 3 or table["target"].nunique() < 2:
+        raise UserError(f"variance shares need 3 sources and 2 targets with {measure!r}")
+
+    def left(terms: str) -> float:
+        return float(smf.ols(f"response ~ {terms}", table).fit().ssr)
+
+    total, of_target = left("1"), left("C(target)")
+    both, all_three = left("C(target) + C(source)"), left("C(target) + C(source) + z")
+    shares = {
+        "target": total - of_target,
+        "source": of_target - both,
+        "added": max(0.0, both - all_three),
+        "at_most": of_target - left("C(target) + z"),
+        "residual": all_three,
+    }
+    return {"measure": measure, "n": len(table)} | {k: v / total for k, v in shares.items()}

@@ -25,18 +25,12 @@ def averages_frame(raw: pd.DataFrame, compared: Metric, choosing: Metric) -> pd.
     """
     parts = [pd.DataFrame(columns=AVERAGE_COLUMNS)]
     for kind in KINDS:
-        wanted = {
-            "amount": "amount",
-            "val_score": choosing.validation,
-            "test_score": compared.test,
+        metrics = ("amount", choosing.validation, compared.test)
+        named = {
+            f"metrics.{kind}.{m}": n for m, n in zip(metrics, AVERAGE_COLUMNS[3:], strict=True)
         }
-        columns = {name: f"metrics.{kind}.{metric}" for name, metric in wanted.items()}
-        if not {*columns.values()} <= {*raw.columns}:
-            continue
-        frame = pd.DataFrame(
-            {"run_id": raw["tags.repeat"].astype("str"), "cell": raw["tags.cell"].astype("str")}
-            | {"kind": kind}
-            | {name: raw[column].astype(float) for name, column in columns.items()}
-        )
-        parts.append(frame.dropna(subset="test_score").drop_duplicates("run_id", keep="last"))
+        named |= {"tags.repeat": "run_id", "tags.cell": "cell"}
+        if named.keys() <= {*raw.columns}:
+            frame = raw[[*named]].rename(columns=named).assign(kind=kind)[AVERAGE_COLUMNS]
+            parts.append(frame.dropna(subset="test_score").drop_duplicates("run_id", keep="last"))
     return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)

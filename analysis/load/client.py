@@ -61,7 +61,7 @@ class Client:
     def history(self, run_ids: Sequence[str], keys: Sequence[str]) -> pd.DataFrame:
         """See Database.history. One call per run and metric: the client has no public bulk call."""
         rows = [
-            {"run_id": run_id, "epoch": point.step, "metric": key, "value": unclipped(point.value)}
+            {"run_id": run_id, "epoch": point.step, "metric": key, "value": point.value}
             for run_id in run_ids
             for key in keys
             for point in sorted(
@@ -69,6 +69,7 @@ class Client:
             )
         ]
         long = pd.DataFrame(rows, columns=["run_id", "epoch", "metric", "value"])
+        long["value"] = unclipped(long["value"].to_numpy(dtype=float))
         long = long.drop_duplicates(["run_id", "epoch", "metric"], keep="first")
         wide = long.pivot(index=["run_id", "epoch"], columns="metric", values="value")
         wide = wide.reindex(columns=list(keys)).rename_axis(columns=None)
@@ -98,5 +99,5 @@ def _row(run: Run) -> dict[str, object]:
         "artifact_uri": run.info.artifact_uri,
         **{f"tags.{key}": value for key, value in run.data.tags.items()},
         **{f"params.{key}": value for key, value in run.data.params.items()},
-        **{f"metrics.{key}": unclipped(value) for key, value in run.data.metrics.items()},
+        **{f"metrics.{key}": float(unclipped(v)) for key, v in run.data.metrics.items()},
     }

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,16 +27,8 @@ import pandas as pd
 from harness.core.errors import UserError
 
 CHUNK = 50_000
-SCHEMA = {
-    "experiments": "experiment_id, name, lifecycle_stage",
-    "experiment_tags": "experiment_id, key, value",
-    "runs": "run_uuid, experiment_id, start_time, lifecycle_stage, artifact_uri",
-    "tags": "run_uuid, key, value",
-    "params": "run_uuid, key, value",
-    "latest_metrics": "run_uuid, key, value, is_nan",
-    "metrics": "run_uuid, key, value, is_nan, step, timestamp",
-}
-"""The tables and columns that are read; MLflow has had them since 1.0."""
+FLOAT = "CASE WHEN is_nan THEN NULL ELSE value END"
+"""The value of a metric; MLflow keeps a NaN as 0 and `is_nan`."""
 ITS_OWN = frozenset({"experiments", "runs", "tags", "params", "metrics"})
 """Tables of every MLflow; its client would make them, and all others, in a file that lacks them."""
 
@@ -80,28 +72,16 @@ class Database:
             )
         self._connection.execute("BEGIN")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
         self._connection.close()
 
     def known(self) -> bool:
-        """Whether it is of the installed MLflow's schema, and every table has the columns that are read here;
-        else MLflow's client must read it, or say how to upgrade it."""
-        try:
-            if "alembic_version" in self._names:
-                found = {v for (v,) in self._rows("SELECT version_num FROM alembic_version")}
-                if (newest := newest_schemas()) and found != newest:
-                    return False
-            for table, columns in SCHEMA.items():
-                self._connection.execute(f"SELECT {columns} FROM {table} LIMIT 0")
-        except sqlite3.Error:
+        """Whether it is of the installed MLflow's schema; else MLflow's client must read it, or say how to
+        upgrade it."""
+        if "alembic_version" not in self._names:
             return False
-        return True
+        found = {v for (v,) in self._rows("SELECT version_num FROM alembic_version")}
+        return found == newest_schemas()
 
     def experiments(self) -> list[Experiment]:
         """Every experiment that was not deleted, with its tags."""
@@ -137,34 +117,27 @@ class Database:
         }
         place = {run: i for i, run in enumerate(columns["run_id"])}
         for table in ("tags", "params"):
-            columns |= {f"{table}.{k}": v for k, v in self._texts(table, place).items()}
-        return pd.DataFrame(columns | self._latest(place))
+            texts = self._columns(f"SELECT run_uuid, key, value FROM {table}", place, None)
+            columns |= {f"{table}.{key}": values for key, values in texts.items()}
+        command = f"SELECT run_uuid, key, {FLOAT} FROM latest_metrics"
+        latest = self._columns(command, place, math.nan)
+        return pd.DataFrame(
+            columns | {f"metrics.{key}": unclipped(values) for key, values in latest.items()}
+        )
 
-    def _texts(self, table: str, place: dict[str, int]) -> dict[str, np.ndarray]:
+    def _columns(
+        self, command: str, place: dict[str, int], missing: float | None
+    ) -> dict[str, np.ndarray]:
         """One column per key; equal texts are one object, as most are shared by all runs."""
         columns: dict[str, np.ndarray] = {}
         texts: dict[str, str] = {}
-        for run, key, value in self._rows(f"SELECT run_uuid, key, value FROM {table}"):
-            at = place.get(run)
-            if at is None or value is None:
-                continue
-            if key not in columns:
-                columns[key] = np.full(len(place), None, dtype=object)
-            columns[key][at] = texts.setdefault(value, value)
+        kind = object if missing is None else float
+        for run, key, value in self._rows(command):
+            if (at := place.get(run)) is not None:
+                if key not in columns:
+                    columns[key] = np.full(len(place), missing, dtype=kind)
+                columns[key][at] = texts.setdefault(value, value) if missing is None else value
         return columns
-
-    def _latest(self, place: dict[str, int]) -> dict[str, np.ndarray]:
-        columns: dict[str, np.ndarray] = {}
-        for run, key, value, is_nan in self._rows(
-            "SELECT run_uuid, key, value, is_nan FROM latest_metrics"
-        ):
-            at = place.get(run)
-            if at is None:
-                continue
-            if key not in columns:
-                columns[key] = np.full(len(place), math.nan)
-            columns[key][at] = math.nan if is_nan else unclipped(value)
-        return {f"metrics.{key}": column for key, column in columns.items()}
 
     def history(self, run_ids: Sequence[str], keys: Sequence[str]) -> pd.DataFrame:
         """Every value of the metrics `keys`, by run and step.
@@ -186,24 +159,14 @@ class Database:
     def _values(self, key: str, place: dict[str, int]) -> pd.Series:
         """Values of one metric by place and step; the primary key gives them in the order of time."""
         parts = [np.empty((0, 3))]
-        cursor = self._connection.execute(
-            "SELECT run_uuid, step, value, is_nan FROM metrics WHERE key = ? ORDER BY timestamp",
-            (key,),
-        )
-        with closing(cursor):
+        command = f"SELECT run_uuid, step, {FLOAT} FROM metrics WHERE key = ? ORDER BY timestamp"
+        with closing(self._connection.execute(command, (key,))) as cursor:
             while rows := cursor.fetchmany(CHUNK):
-                kept = [
-                    (at, step, math.nan if is_nan else value)
-                    for run, step, value, is_nan in rows
-                    if (at := place.get(run)) is not None
-                ]
+                kept = [(place[run], step, value) for run, step, value in rows if run in place]
                 parts.append(np.asarray(kept, dtype=float).reshape(-1, 3))
         table = np.concatenate(parts)
-        where = pd.MultiIndex.from_arrays([table[:, 0].astype(int), table[:, 1].astype(int)])
-        values = table[:, 2]
-        largest = np.abs(values) == sys.float_info.max
-        series = pd.Series(np.where(largest, np.copysign(np.inf, values), values), index=where)
-        return series[~where.duplicated()]
+        where = pd.MultiIndex.from_arrays(list(table[:, :2].astype(int).T))
+        return pd.Series(unclipped(table[:, 2]), index=where)[~where.duplicated()]
 
     def _rows(self, command: str, *values: object) -> Iterator[tuple[Any, ...]]:
         with closing(self._connection.execute(command, values)) as cursor:
@@ -225,6 +188,8 @@ def newest_schemas() -> frozenset[str]:
     return frozenset(versions - followed)
 
 
-def unclipped(value: float) -> float:
+def unclipped(values: np.ndarray | float) -> np.ndarray:
     """MLflow's databases keep an infinity as the largest float; give it back."""
-    return math.copysign(math.inf, value) if abs(value) == sys.float_info.max else value
+    largest = np.abs(values) == sys.float_info.max
+    given: np.ndarray = np.where(largest, np.copysign(np.inf, values), values)
+    return given

@@ -14,8 +14,7 @@ What is assumed, since no table says it:
   score is the only one compared, and it was not run again. So map the seed only if each seed was a
   search of its own, never one that differs with every trial.
 - `over_seeds = true`: every configuration (its values of `parameters`) was run on several seeds. The one with
-the
-  best mean validation score over its seeds is chosen, and its rows are the repeats. A configuration that
+  the best mean validation score over its seeds is chosen, and its rows are the repeats. A configuration that
   misses a seed that another one of the cell has is not eligible, and the report says how many there are.
 - Without a validation column nothing was chosen here: every row is a repeat.
 - Runs of different cells with the same seed are a pair. No seed column: one repeat per cell, seed 0.
@@ -25,6 +24,7 @@ the
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,15 +33,7 @@ import pandas as pd
 from pyarrow import parquet
 
 from analysis.load.mapping import MEMORY, MIB, SECONDS, STATUS, TableMapping, near, read_mapping
-from analysis.load.predictions import PREDICTION_TYPES
-from analysis.load.study import (
-    DERIVED,
-    EPOCH_METRICS,
-    Info,
-    StudyTable,
-    load_study,
-    trials_frame,
-)
+from analysis.load.study import DERIVED, Info, StudyTable, load_study, trials_frame
 from harness.core.caller import undisturbed
 from harness.core.errors import UserError, first_line
 from harness.core.study import cell_label
@@ -61,9 +53,9 @@ def open_study(
     Raises:
         UserError: if it cannot be read.
     """
-    if table is None:
-        assert study is not None
+    if study is not None:
         return load_study(study, uri, predictions)
+    assert table is not None
     if mapping is None:
         raise UserError("--table needs --mapping FILE, which says what its columns are")
     return load_table(table, read_mapping(mapping))
@@ -82,19 +74,14 @@ def load_table(path: str | Path, mapping: TableMapping) -> StudyTable:
             else than it should or nothing at all, or a trial occurs twice.
     """
     raw = read_table(Path(path))
-    for column in mapping.columns().values():
-        if column not in raw:
-            raise UserError(f"{path} has no column {column!r}{near(column, raw.columns)}")
+    _require(raw, path, mapping.columns().values())
     frame = _typed(raw, mapping)
     stem = Path(path).name.partition(".")[0]
     info = Info(
         name=mapping.name or stem,
         question=mapping.question or f"Trials read from {Path(path).name}",
-        command="",
         factors={name: list(frame[name].unique()) for name in mapping.factors},
         baseline=mapping.baseline,
-        trials=0,
-        repeats=0,
         sampler=mapping.sampler,
         metric=mapping.metric,
         score="",
@@ -113,10 +100,7 @@ def load_table(path: str | Path, mapping: TableMapping) -> StudyTable:
     tuned = [column for column in frame.columns if column.startswith("param.")]
     dtypes: dict[Any, Any] = blank.dtypes.to_dict()
     trials = frame.reindex(columns=[*blank.columns, DERIVED, *tuned]).astype(dtypes)
-    epochs = pd.DataFrame(columns=["run_id", "epoch", *EPOCH_METRICS])
-    predictions = pd.DataFrame(columns=["run_id", "cell", "seed", *PREDICTION_TYPES])
-    types: dict[Any, Any] = {"run_id": "str", "epoch": int, **dict.fromkeys(EPOCH_METRICS, float)}
-    return StudyTable(info, "", trials, epochs.astype(types), predictions)
+    return StudyTable(info, "", trials)
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -151,16 +135,13 @@ def read_table(path: Path) -> pd.DataFrame:
 @undisturbed()
 def load_measures(path: str | Path) -> pd.DataFrame:
     """Similarity of sources and targets: columns source, target and one per measure, more meaning more
-    similar,
-    and perhaps family: sources of one family are shuffled among themselves only.
+    similar, and perhaps family: sources of one family are shuffled among themselves only.
 
     Raises:
         UserError: if it cannot be read, lacks a column, holds something else than numbers, or a pair twice.
     """
     raw = read_table(Path(path))
-    for column in ("source", "target"):
-        if column not in raw:
-            raise UserError(f"{path} has no column {column!r}{near(column, raw.columns)}")
+    _require(raw, path, ("source", "target"))
     keys = [column for column in ("source", "target", "family") if column in raw]
     names = [column for column in raw.columns if column not in keys]
     if not names:
@@ -168,6 +149,12 @@ def load_measures(path: str | Path) -> pd.DataFrame:
     if (double := raw.duplicated(["source", "target"])).any():
         raise UserError(f"{path} has the pair of row {_row(double)} twice")
     return raw[keys].assign(**{name: _numbers(raw[name], name) for name in names})
+
+
+def _require(raw: pd.DataFrame, path: str | Path, columns: Iterable[str]) -> None:
+    for column in columns:
+        if column not in raw:
+            raise UserError(f"{path} has no column {column!r}{near(column, raw.columns)}")
 
 
 def _typed(raw: pd.DataFrame, mapping: TableMapping) -> pd.DataFrame:
@@ -200,11 +187,8 @@ def _typed(raw: pd.DataFrame, mapping: TableMapping) -> pd.DataFrame:
         frame[MEMORY[mapping.memory_of]] *= MIB[mapping.memory_unit]
     if "outcome" not in frame:
         frame["outcome"] = "complete"
-    factors = list(mapping.factors)
-    cells = frame[factors].drop_duplicates()
-    values = list(zip(*(cells[factor] for factor in factors), strict=True))
-    labels = {key: cell_label(dict(zip(factors, key, strict=True))) for key in values}
-    frame["cell"] = [labels[key] for key in zip(*(frame[f] for f in factors), strict=True)]
+    rows = frame[list(mapping.factors)].itertuples(index=False, name=None)
+    frame["cell"] = [cell_label(dict(zip(mapping.factors, row, strict=True))) for row in rows]
     return frame
 
 
@@ -213,15 +197,18 @@ def _row(where: pd.Series) -> int:
     return int(where.to_numpy().argmax()) + 1
 
 
+def _refuse(bad: pd.Series, text: pd.Series, column: str, wanted: str) -> None:
+    """Refuse a column where `bad` marks a row whose text is not what is wanted."""
+    if bad.any():
+        held, row = text.iloc[_row(bad) - 1], _row(bad)
+        raise UserError(f"column {column!r} holds {held!r} in row {row}, not {wanted}")
+
+
 def _numbers(text: pd.Series, column: str) -> pd.Series:
     """Text to floats, a missing one to NaN."""
     missing = text.str.lower().isin(BLANK)
     values = pd.to_numeric(text.mask(missing), errors="coerce").astype(float)
-    if (bad := values.isna() & ~missing).any():
-        row = _row(bad)
-        raise UserError(
-            f"column {column!r} holds {text.iloc[row - 1]!r} in row {row}, not a number"
-        )
+    _refuse(values.isna() & ~missing, text, column, "a number")
     if missing.all():
         raise UserError(f"column {column!r} has no number in any row")
     return values
@@ -230,14 +217,8 @@ def _numbers(text: pd.Series, column: str) -> pd.Series:
 def _shares(values: pd.Series, column: str, percent: bool) -> pd.Series:
     """Scores as shares; refuses what cannot be one."""
     shares = values / 100 if percent else values
-    if (bad := (shares < 0) | (shares > 1)).any():
-        row = _row(bad)
-        hint = "" if percent else " (for [0, 100]: percent = true)"
-        top = 100 if percent else 1
-        raise UserError(
-            f"column {column!r} holds {values.iloc[row - 1]:g} in row {row}, not a score in "
-            f"[0, {top}]{hint}"
-        )
+    what = "a score in [0, 100]" if percent else "a score in [0, 1] (for [0, 100]: percent = true)"
+    _refuse((shares < 0) | (shares > 1), values.map("{:g}".format), column, what)
     return shares
 
 
@@ -245,12 +226,8 @@ def _times(text: pd.Series, column: str) -> pd.Series:
     """ISO 8601 dates and times; UTC where they don't say."""
     missing = text.str.lower().isin(BLANK)
     times = pd.to_datetime(text.mask(missing), utc=True, errors="coerce", format="ISO8601")
-    if (bad := times.isna() & ~missing).any():
-        row = _row(bad)
-        raise UserError(
-            f"column {column!r} holds {text.iloc[row - 1]!r} in row {row}, not a date and time such as "
-            f"2025-01-31T12:00:00Z"
-        )
+    what = "a date and time such as 2025-01-31T12:00:00Z"
+    _refuse(times.isna() & ~missing, text, column, what)
     return times
 
 
@@ -294,25 +271,20 @@ def _numbered(frame: pd.DataFrame, mapping: TableMapping) -> pd.DataFrame:
             f"trial {name!r} occurs twice, in rows {rows[0]} and {rows[1]}: delete one, or map no "
             f"trial column if it is not one's name"
         )
-    repeats = frame["phase"] == "repeat"
-    if (
-        double := repeats & frame[repeats].duplicated(slot).reindex(frame.index, fill_value=False)
-    ).any():
+    if (double := (frame["phase"] == "repeat") & frame.duplicated(slot)).any():
         raise UserError(
             f"cell {frame['cell'].iloc[_row(double) - 1]!r} has a second repeat of one seed in row "
             f"{_row(double)}: map the seed column, or the missing factor or validation score"
         )
-    rows = "row " + (frame.index + 1).astype("str")
-    unique = mapping.trial and frame["trial"].is_unique
-    frame["run_id"] = frame["trial"] if unique else rows
-    numbers = (
-        pd.to_numeric(frame["trial"], errors="coerce") if mapping.trial else pd.Series(dtype=float)
-    )
-    whole = bool(len(numbers)) and bool((numbers % 1 == 0).all())
-    if whole and not frame.assign(index=numbers).duplicated(["cell", "phase", "index"]).any():
-        frame["index"] = numbers
-    else:
-        frame["index"] = frame.groupby(["cell", "phase"]).cumcount()
+    frame["run_id"] = "row " + (frame.index + 1).astype("str")
+    frame["index"] = frame.groupby(["cell", "phase"]).cumcount()
+    if mapping.trial and frame["trial"].is_unique:
+        frame["run_id"] = frame["trial"]
+    if mapping.trial:
+        numbers = pd.to_numeric(frame["trial"], errors="coerce")
+        numbered = frame.assign(index=numbers)
+        if (numbers % 1 == 0).all() and not numbered.duplicated(["cell", "phase", "index"]).any():
+            return numbered
     return frame
 
 
@@ -320,9 +292,7 @@ def _with_phases(frame: pd.DataFrame, mapping: TableMapping) -> pd.DataFrame:
     """Where no phase is told, the chosen trial of each cell and seed a second time, as its repeat."""
     if mapping.phase or not mapping.selection:
         return frame
-    scored = frame[frame["outcome"] == "complete"].dropna(subset=mapping.selection)
-    if scored.empty:
-        raise UserError("no complete trial has a validation score: nothing can be chosen")
+    scored = _scored(frame, mapping)
     ascending = {"val_score": False, "val_loss": True, "index": True}
     ties = [c for c in ("val_loss", "index") if c in scored and c != mapping.selection]
     order = [mapping.selection, *ties]
@@ -339,6 +309,14 @@ def _with_phases(frame: pd.DataFrame, mapping: TableMapping) -> pd.DataFrame:
     return pd.concat([frame, repeats.sort_index()], ignore_index=True)
 
 
+def _scored(frame: pd.DataFrame, mapping: TableMapping) -> pd.DataFrame:
+    """The complete trials that can be chosen."""
+    scored = frame[frame["outcome"] == "complete"].dropna(subset=mapping.selection)
+    if scored.empty:
+        raise UserError("no complete trial has a validation score: nothing can be chosen")
+    return scored
+
+
 def _chosen_over_seeds(
     frame: pd.DataFrame, mapping: TableMapping
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -353,9 +331,7 @@ def _chosen_over_seeds(
             f"parameter in which they differ"
         )
     frame["chosen"] -= frame.groupby("cell")["chosen"].transform("min")
-    done = frame[frame["outcome"] == "complete"].dropna(subset=mapping.selection)
-    if done.empty:
-        raise UserError("no complete trial has a validation score: nothing can be chosen")
+    done = _scored(frame, mapping)
     scores = [c for c in ("val_score", "val_loss", "train_seconds") if c in frame]
     groups = done.groupby(["cell", "chosen"], sort=False)
     tuned = groups.first().assign(**groups[scores].mean(), seeds=groups.size()).reset_index()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from pyarrow import parquet
 
 from analysis.load.client import Client
-from analysis.load.ensembles import ENSEMBLE_COLUMNS, Votes
 from harness.core.addresses import local_folder
 from harness.core.results import CLASS_COLUMN, OPTIONAL_COLUMNS, PREDICTIONS_FILE
 
@@ -22,11 +23,17 @@ PREDICTION_TYPES = {
 }
 
 
+PREDICTION_COLUMNS = ["run_id", "cell", "seed", *PREDICTION_TYPES]
+ENSEMBLE_COLUMNS = ["cell", "networks", "example", "label", "predicted", "probability"]
+"""Cell, number of networks, position of the example, its true class, the predicted class, and the probability
+of the true class."""
+
+
 def predictions_frames(
     trials: pd.DataFrame, folders: dict[str, str], uri: str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Test predictions of every complete repeat, and those of the ensemble of each cell's repeats; a repeat
-    whose file is missing has no rows.
+    """Test predictions of every complete repeat, and of the ensemble of each cell's repeats, by the mean of
+    their class probabilities. A repeat whose file is missing has no rows.
 
     Args:
         trials: from `trials_frame`.
@@ -37,8 +44,8 @@ def predictions_frames(
     frames, together = [], [pd.DataFrame(columns=ENSEMBLE_COLUMNS)]
     with tempfile.TemporaryDirectory() as temporary:
         for cell, own in repeats.groupby("cell", sort=False):
-            # Of one cell at a time: the probabilities of all classes take much memory.
-            votes = Votes()
+            # Summed as they are read: the probabilities of all classes take much memory.
+            counted, total = list[pd.DataFrame](), pd.DataFrame()
             for run in own.to_dict("records"):
                 run_id, folder = run["run_id"], local_folder(folders[run["run_id"]])
                 try:
@@ -49,17 +56,43 @@ def predictions_frames(
                 except (OSError, ValueError):
                     continue
                 if not run["superseded"]:
-                    votes.add(table, by_class)
+                    by_class = by_class.set_axis(table["example"]).astype(float)
+                    total = total + by_class if counted else by_class
+                    counted.append(table)
                 for position, name in enumerate(("run_id", "cell", "seed")):
                     table.insert(position, name, run[name])
                 frames.append(table)
-            together.append(votes.ensemble().assign(cell=cell))
-    columns = ["run_id", "cell", "seed", *PREDICTION_TYPES]
+            together.append(_ensemble(counted, total).assign(cell=cell))
     ensembles = pd.concat([t for t in together if len(t)] or together, ignore_index=True)
     if not frames:
-        return pd.DataFrame(columns=columns), ensembles
-    columns += [name for name in OPTIONAL_COLUMNS if any(name in frame for frame in frames)]
-    return pd.concat(frames, ignore_index=True).reindex(columns=columns), ensembles
+        return pd.DataFrame(columns=PREDICTION_COLUMNS), ensembles
+    predictions = pd.concat(frames, ignore_index=True)
+    more = [name for name in OPTIONAL_COLUMNS if name in predictions]
+    return predictions.reindex(columns=[*PREDICTION_COLUMNS, *more]), ensembles
+
+
+def _ensemble(networks: Sequence[pd.DataFrame], total: pd.DataFrame) -> pd.DataFrame:
+    """ENSEMBLE_COLUMNS without the cell, for the examples that all networks were scored on; no rows for
+    fewer than two networks, or if one did not keep the probability of every class.
+
+    Args:
+        networks: predictions of each.
+        total: examples x classes, the sum of their probabilities; NaN where one of them has none.
+    """
+    total = total.dropna(axis="columns", how="all").dropna()
+    if len(networks) < 2 or total.empty:
+        return pd.DataFrame(columns=ENSEMBLE_COLUMNS[1:])
+    share = total.to_numpy() / len(networks)
+    labels = networks[0].set_index("example").loc[total.index, "label"].to_numpy()
+    return pd.DataFrame(
+        {
+            "networks": len(networks),
+            "example": total.index,
+            "label": labels,
+            "predicted": share.argmax(axis=1),
+            "probability": share[np.arange(len(labels)), labels],
+        }
+    )
 
 
 def _read_predictions(file: Path) -> tuple[pd.DataFrame, pd.DataFrame]:

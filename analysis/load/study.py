@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,15 +19,14 @@ import pandas as pd
 from analysis.load.averages import AVERAGE_COLUMNS, PHASE, averages_frame
 from analysis.load.client import Client
 from analysis.load.database import Database, Experiment
-from analysis.load.ensembles import ENSEMBLE_COLUMNS
 from analysis.load.folds import by_configuration
-from analysis.load.predictions import predictions_frames
+from analysis.load.predictions import ENSEMBLE_COLUMNS, PREDICTION_COLUMNS, predictions_frames
 from harness.core.addresses import current_uri, sqlite_path
 from harness.core.caller import undisturbed
-from harness.core.errors import UserError, refusal, without_password
+from harness.core.errors import UserError, one_line, without_password
 from harness.core.html import as_table
 from harness.core.results import NOT_RUN, WAITED
-from harness.core.selection import METRICS
+from harness.core.selection import METRICS, Metric
 from harness.core.stores import default_tracking_uri
 
 RECORDED_BY_EPOCH = ["train_loss", "val_loss", "val_accuracy", "train_seconds", "marginal_seconds"]
@@ -66,9 +66,9 @@ class Info:
 
     Attributes:
         name: study and experiment name.
+        factors: factor -> compared labels, in the order written.
         question: the study file's docstring.
         command: what to type to repeat the study.
-        factors: factor -> compared labels, in the order written.
         baseline: one value of some factors; empty when nothing was declared.
         trials: configurations asked for per cell.
         repeats: seeds asked for per cell.
@@ -90,12 +90,12 @@ class Info:
     """
 
     name: str
-    question: str
-    command: str
     factors: dict[str, list[str]]
-    baseline: dict[str, str]
-    trials: int
-    repeats: int
+    question: str = ""
+    command: str = ""
+    baseline: dict[str, str] = field(default_factory=dict)
+    trials: int = 0
+    repeats: int = 0
     sampler: str = ""
     leaks: tuple[str, ...] = ()
     metric: str = "accuracy"
@@ -107,6 +107,12 @@ class Info:
     notes: tuple[str, ...] = ()
     folds: int = 1
     budget: float | None = None
+
+    @property
+    def choosing(self) -> Metric:
+        """The metric of the column `selection`, as text calls it."""
+        loss = replace(METRICS["log_loss"], label="loss")
+        return loss if self.selection == "val_loss" else Metric(self.score, self.metric)
 
 
 @dataclass(frozen=True)
@@ -145,8 +151,10 @@ class StudyTable:
     info: Info
     tracking_uri: str
     trials: pd.DataFrame
-    epochs: pd.DataFrame
-    predictions: pd.DataFrame
+    epochs: pd.DataFrame = field(default_factory=lambda: typed_epochs(pd.DataFrame()))
+    predictions: pd.DataFrame = field(
+        default_factory=lambda: pd.DataFrame(columns=PREDICTION_COLUMNS)
+    )
     measures: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=MEASURE_COLUMNS))
     ensembles: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=ENSEMBLE_COLUMNS))
     averages: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=AVERAGE_COLUMNS))
@@ -171,16 +179,12 @@ def load_study(name: str, tracking_uri: str | None = None, predictions: bool = T
         UserError: if there is no such store or study, or the store cannot be read.
     """
     uri = tracking_uri or default_tracking_uri()
-    try:
+    with one_line(f"cannot read the tracking store {without_password(uri)}"):
         if (path := sqlite_path(uri)) is not None:
-            with Database(path) as database:
+            with closing(Database(path)) as database:
                 if database.known():
                     return _read(database, name, uri, predictions)
         return _read(Client(uri), name, uri, predictions)
-    except UserError:
-        raise
-    except Exception as error:  # MLflow, SQLAlchemy, sqlite3 and requests raise many kinds here
-        raise _unreadable(uri, error) from error
 
 
 def _read(store: Database | Client, name: str, uri: str, with_predictions: bool) -> StudyTable:
@@ -196,13 +200,11 @@ def _read(store: Database | Client, name: str, uri: str, with_predictions: bool)
     if (measured := every[phase == "similarity"]).size:
         measures = measures_frame(measured, _learned_from(store, experiments))
     compared = METRICS[info.score]
-    choosing = METRICS["log_loss"] if info.selection == "val_loss" else compared
-    averages = averages_frame(every[phase == PHASE], compared, choosing)
+    averages = averages_frame(every[phase == PHASE], compared, info.choosing)
     trials = trials_frame(raw, info)
     score = compared.validation
     epochs = store.history(list(trials["run_id"]), list(dict.fromkeys([*RECORDED_BY_EPOCH, score])))
     epochs["val_score"] = epochs[score]
-    epochs = epochs[["run_id", "epoch", *EPOCH_METRICS]]
     located = zip(trials["run_id"], _column(raw, "artifact_uri"), strict=True)
     folders = {run_id: current_uri(location, info.name, uri) for run_id, location in located}
     predictions, ensembles = predictions_frames(
@@ -211,10 +213,15 @@ def _read(store: Database | Client, name: str, uri: str, with_predictions: bool)
     if info.folds > 1:
         trials, notes = by_configuration(trials, info.folds, DERIVED)
         info = replace(info, notes=(*info.notes, *notes))
-    types: dict[str, Any] = {"run_id": "str", "epoch": int, **dict.fromkeys(EPOCH_METRICS, float)}
     return StudyTable(
-        info, uri, trials, epochs.astype(types), predictions, measures, ensembles, averages
+        info, uri, trials, typed_epochs(epochs), predictions, measures, ensembles, averages
     )
+
+
+def typed_epochs(epochs: pd.DataFrame) -> pd.DataFrame:
+    """In the columns and types that StudyTable.epochs promises; of an empty frame, empty ones."""
+    types: dict[str, Any] = {"run_id": "str", "epoch": int, **dict.fromkeys(EPOCH_METRICS, float)}
+    return epochs.reindex(columns=list(types)).astype(types)
 
 
 def _learned_from(store: Database | Client, experiments: Sequence[Experiment]) -> dict[str, str]:
@@ -225,10 +232,6 @@ def _learned_from(store: Database | Client, experiments: Sequence[Experiment]) -
         models = zip(_column(runs, "tags.model"), _column(runs, "params.data"), strict=True)
         found |= {model: data for model, data in models if isinstance(data, str)}
     return found
-
-
-def _unreadable(uri: str, error: Exception) -> UserError:
-    return UserError(f"cannot read the tracking store {without_password(uri)}: {refusal(error)}")
 
 
 def find_experiment(experiments: Sequence[Experiment], name: str, uri: str) -> Experiment:
@@ -355,17 +358,13 @@ def measures_frame(raw: pd.DataFrame, learned_from: Mapping[str, str]) -> pd.Dat
     refused = [c.removeprefix(why) for c in raw.columns if c.startswith(why)]
     names = [n for n in dict.fromkeys([*named, *refused]) if "." not in n]
     pair = pd.DataFrame({k: _text(raw, f"tags.{k}") for k in ("source", "target", "backbone")})
-    pair["source_data"] = (
-        _column(raw, "tags.model").map(dict(learned_from)).fillna("").astype("str")
-    )
+    data = _column(raw, "tags.model").map(dict(learned_from))
+    pair["source_data"] = data.fillna("").astype("str")
     parts = []
     for name in names:
-        one = pair.assign(measure=name)
-        for column, metric in (
-            ("value", name),
-            *((k, f"{name}.{k}") for k in ("low", "high", "n")),
-        ):
-            one[column] = _column(raw, prefix + metric).astype(float)
+        one = pair.assign(measure=name, value=_column(raw, prefix + name).astype(float))
+        for end in ("low", "high", "n"):
+            one[end] = _column(raw, f"{prefix}{name}.{end}").astype(float)
         one["better"] = _text(raw, f"tags.better.{name}")
         one["reason"] = _text(raw, why + name)
         parts.append(one[one["value"].notna() | one["reason"].notna()])

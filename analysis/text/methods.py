@@ -48,10 +48,7 @@ def _choice(table: StudyTable) -> str:
     tried = trials[trials["phase"] == "tune"].groupby("cell")["index"].nunique()
     how = {"random": ", drawn independently at random", "tpe": ", proposed by Optuna's TPE"}
     tuned, text = tuned_names(trials), ""
-    rule = {
-        "val_score": f"the one with the highest validation {info.metric} was chosen",
-        "val_loss": "the one with the lowest validation loss was chosen",
-    }
+    rule = f"; the one with the {info.choosing.best} validation {info.choosing.label} was chosen"
     if len(tried):
         several = f"{span(tried)} configurations{f' of {tuned}' * bool(tuned)}"
         if info.budget is None and not info.rows:
@@ -61,7 +58,7 @@ def _choice(table: StudyTable) -> str:
             f", each on all {info.folds} folds of the examples that are not test examples (stratified by "
             "class, examples of a group in one fold)"
         ) * (info.folds > 1)
-        text += f"; {rule[info.selection]}" if info.selection else ""
+        text += rule * bool(info.selection)
         text += ", by its mean over seeds" * info.over_seeds + ", by its mean over folds" * (
             info.folds > 1
         )

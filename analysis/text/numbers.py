@@ -52,6 +52,14 @@ def intervals(
     ]
 
 
+def with_interval(
+    value: float, low: float, high: float, form: str, scale: float = 1, unit: str = ""
+) -> str:
+    """A number with its unit and its interval: "1.5 points (1.0 to 2.0)"; without one where there is none."""
+    ends = f" ({number(low, form, scale)} to {number(high, form, scale)})" if low == low else ""
+    return f"{number(value, form, scale)}{unit}{ends}"
+
+
 def short(value: float) -> str:
     """A number in print with three significant digits or all before the point; – if missing."""
     return number(value, ".0f" if value >= 1000 else ".3g")

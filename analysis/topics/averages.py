@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis import compare
 from analysis.compare import Findings
-from analysis.text.numbers import intervals, numbers, shorts
+from analysis.text.numbers import intervals, numbers, shorts, with_interval
 from analysis.topics.section import Section, Table, correction
 
 NAMES = {"soup": "Soup", "wise_ft": "WiSE-FT"}
@@ -34,15 +34,14 @@ def section(found: Findings) -> Section:
     rows = gains(found)
     if rows.empty:
         return Section("Averages of weights")
-    by_loss = found.info.selection == "val_loss"
-    unit, form, scale = ("loss", ".3f", 1) if by_loss else (f"{found.info.metric}, %", ".1f", 100)
+    metric = found.info.choosing
     shown = {
         "Cell": list(rows["cell"]),
         "Network": [_name(row) for row in rows.to_dict("records")],
         "Gain on test, points": numbers(rows["gain"], "+.1f", 100),
-        "95% interval": intervals(100 * rows["low"], 100 * rows["high"], "+.1f"),
+        "95% interval": intervals(rows["low"], rows["high"], "+.1f", 100),
         f"Test {found.info.metric}, %": numbers(rows["test"], ".1f", 100),
-        f"Validation {unit}": numbers(rows["validation"], form, scale),
+        f"Validation {metric.label}{metric.unit}": numbers(rows["validation"], *metric.form),
         "Latency of a single example, ms": shorts(rows["latency_ms"]),
     }
     note = f"{NOTE} Interval: paired t over the repeats{correction(found)}; not adjusted for several rows."
@@ -60,14 +59,11 @@ def gains(found: Findings) -> pd.DataFrame:
     """
     single = found.repeats.set_index("run_id")
     latency = found.summary.set_index("cell")["latency_ms_median"]
-    choosing = found.info.selection or "val_score"
+    choosing = found.info.selection
     own = found.table.averages[found.table.averages["run_id"].isin(single.index)]
     rows: list[dict[str, object]] = []
     for cell, averages in own.groupby("cell", sort=False):
-        about: dict[str, object] = {
-            "cell": cell,
-            "latency_ms": float(latency.get(cell, float("nan"))),
-        }
+        about: dict[str, object] = {"cell": cell, "latency_ms": latency[cell]}
         alone = single.loc[averages["run_id"].unique()]
         rows.append(
             {**about, "kind": "single", "n": len(alone)}
@@ -101,16 +97,14 @@ def answer(found: Findings, rows: pd.DataFrame) -> list[str]:
     own = rows[(rows["cell"] == found.chosen) & (rows["kind"] != "single")]
     if own.empty:
         return []
-    by_loss = found.info.selection == "val_loss"
-    best = own.sort_values("validation", ascending=by_loss, kind="stable").iloc[0].to_dict()
-    ends = f" ({100 * best['low']:+.1f} to {100 * best['high']:+.1f})" * (
-        best["low"] == best["low"]
-    )
+    less = found.info.choosing.less_is_better
+    best = own.sort_values("validation", ascending=less, kind="stable").iloc[0].to_dict()
+    gain = with_interval(best["gain"], best["low"], best["high"], "+.1f", 100, " points")
     what = {
         "soup": "a soup of its networks",
         "wise_ft": "its mixture with a linear probe (WiSE-FT)",
     }
     return [
-        f"For “{found.chosen}”, {what[best['kind']]} has {100 * best['gain']:+.1f} points{ends} of test "
-        f"{found.info.metric} more than a single network, at the same cost of inference."
+        f"For “{found.chosen}”, {what[best['kind']]} has {gain} of test {found.info.metric} more than a "
+        "single network, at the same cost of inference."
     ]

@@ -7,24 +7,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 from scipy.special import gammaln
 
 from analysis.compare import Findings, arms, completed
 from analysis.compare.runs import CONFIDENCE, tuning
+from analysis.load import Info
 from analysis.plots import (
     GREY,
     INK,
     ROUND,
-    Style,
     add_key,
     canvas,
     crowded,
@@ -35,6 +34,7 @@ from analysis.plots import (
 from analysis.text.numbers import span
 from analysis.topics.section import Plot, Section, cell_styles
 
+TITLE = "What tuning was worth"
 LINES = 12
 """Curves above which one picture shows none."""
 WORTHLESS = ("diverged", "oom", "timeout", "pruned")
@@ -52,15 +52,15 @@ TAILS = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
 
 def section(found: Findings) -> Section:
     """The budget curves, by trials and by seconds, and the ranks at each budget."""
-    curve, order = budget_curve(found.trials), budget_ranks(found.trials, found.info.factors)
+    curve, order = budget_curve(found.trials), budget_ranks(found.trials, found.info)
     tables = {"budget": curve, "budget_ranks": order}
-    return Section("What tuning was worth", _plots(found, curve, order), tables=tables)
+    shown = len(curve) and found.info.sampler != "tpe"
+    plots = _plots(found, curve, order) if shown else []
+    return Section(TITLE, plots, tables=tables)
 
 
 def _plots(found: Findings, curve: pd.DataFrame, order: pd.DataFrame) -> list[Plot]:
-    if curve.empty or found.info.sampler == "tpe":
-        return []
-    metric, style = found.info.metric, cell_styles(found)
+    metric = found.info.metric
     trials = span(curve.groupby("cell")["trials"].max())
     worth = (
         f"Expected best validation {metric} if only n of the tuning trials had been run: exact over all "
@@ -73,30 +73,18 @@ def _plots(found: Findings, curve: pd.DataFrame, order: pd.DataFrame) -> list[Pl
         "differ and is no confidence interval: of 5 trials it holds the truth about 80% of the time at "
         "one trial and 55% at five, for no resample is better than the best trial."
     ) + drawn
-    title, plots = "What tuning was worth", []
     if curve["cell"].nunique() > LINES:
-        caption = (
-            f"{worth} Line: the median cell; band: the middle half of the cells, not an "
-            f"interval.{drawn}"
-        )
-        plots.append(Plot("budget_of_many", title, plot_budget_of_many(curve, metric), caption))
+        plots = [_plot_of_many(found, curve, worth, drawn)]
     else:
-        figure = plot_budget(curve, style, "trials", metric)
-        plots.append(Plot("budget", title, figure, worth + band))
+        plots = [_plot(found, curve, "trials", worth + band)]
         if (curve["seconds"] > 0).all() and curve["trials"].max() > 1:
-            figure = plot_budget(curve, style, "seconds", metric)
-            caption = (
+            cost = (
                 "As above, against what the trials cost: n times the median training time of the cell's "
-                "trials." + band
+                "trials."
             )
-            plots.append(Plot("budget_seconds", f"{title}, in seconds", figure, caption))
+            plots.append(_plot(found, curve, "seconds", cost + band))
     if 1 < order["cell"].nunique() <= LINES and order["budget"].nunique() > 2:
-        caption = (
-            f"Rank by the expected best validation {metric} of the trials that fit the budget. Their "
-            "uncertainty is in tables/budget_ranks.csv."
-        )
-        figure = plot_budget_ranks(order, style)
-        plots.append(Plot("budget_ranks", "Who would have been ahead with less", figure, caption))
+        plots.append(_plot_ranks(found, order))
     return plots
 
 
@@ -173,7 +161,7 @@ def budget_curve(trials: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def budget_ranks(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+def budget_ranks(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
     """Which cell would have been ahead on validation had less been spent, in trials and in seconds.
 
     Returns:
@@ -183,7 +171,7 @@ def budget_ranks(trials: pd.DataFrame, factors: Mapping[str, Sequence[str]]) -> 
         resamples in which it is first). A cell that has fewer trials than fit is ranked with all it has.
     """
     spent = _spent(trials)
-    table = arms(factors)
+    table = arms(info.factors)
     rows: list[dict[str, object]] = []
     for context, own in table[table["cell"].isin(spent)].groupby("context", sort=False):
         group = {cell: spent[cell] for cell in own["cell"]}
@@ -212,24 +200,18 @@ def _ranked(
     ranks = stats.rankdata(-drawn, axis=1)
     low, high = np.quantile(ranks[1:], TAILS, axis=0)
     first = (ranks[1:] == ranks[1:].min(axis=1, keepdims=True)).mean(axis=0)
+    columns = {"val_score": drawn[0], "rank": ranks[0], "spread_low": low, "spread_high": high}
     return [
-        {
-            **head,
-            "cell": cell,
-            "trials": fit[cell],
-            "val_score": drawn[0, i],
-            "rank": ranks[0, i],
-        }
-        | {"spread_low": low[i], "spread_high": high[i], "first": first[i]}
+        {**head, "cell": cell, "trials": fit[cell], "first": first[i]}
+        | {name: values[i] for name, values in columns.items()}
         for i, cell in enumerate(group)
     ]
 
 
-def plot_budget(
-    curve: pd.DataFrame, style: Mapping[str, Style], unit: str = "trials", metric: str = "accuracy"
-) -> Figure:
-    """Expected best validation accuracy of each cell after n tuning trials, with the spread of resamples;
+def _plot(found: Findings, curve: pd.DataFrame, unit: str, caption: str) -> Plot:
+    """Expected best validation score of each cell after n tuning trials, with the spread of resamples;
     `unit` "seconds" puts it against what these trials cost."""
+    style = cell_styles(found)
     figure, (axes,) = canvas(4.2)
     ends = []
     for name in (name for name in style if name in set(curve["cell"])):
@@ -246,15 +228,17 @@ def plot_budget(
         log_cost(
             axes, curve[unit].min(), curve[unit].max(), "Training time of the tuning trials (s)"
         )
-    percent(axes, "y", f"Expected best validation {metric}")
+    percent(axes, "y", f"Expected best validation {found.info.metric}")
     if crowded([name for _, _, name in ends]) or unit != "trials":
         add_key(figure, [name for _, _, name in ends], style)
     else:
         name_ends(axes, ends, style)
-    return figure
+    if unit == "trials":
+        return Plot("budget", TITLE, figure, caption)
+    return Plot("budget_seconds", f"{TITLE}, in seconds", figure, caption)
 
 
-def plot_budget_of_many(curve: pd.DataFrame, metric: str = "accuracy") -> Figure:
+def _plot_of_many(found: Findings, curve: pd.DataFrame, worth: str, drawn: str) -> Plot:
     """How far below its own best each of many cells still is after n trials: median and quartiles."""
     top = curve.groupby("cell")["val_score"].transform("max")
     behind = curve.assign(behind=100 * (top - curve["val_score"])).groupby("trials")["behind"]
@@ -264,13 +248,16 @@ def plot_budget_of_many(curve: pd.DataFrame, metric: str = "accuracy") -> Figure
     axes.fill_between(middle.index, low, high, color=GREY, alpha=0.35, lw=0)
     axes.plot(middle.index, middle, color=INK, lw=2)
     axes.set_xlabel("Tuning trials per cell")
-    axes.set_ylabel(f"Expected best validation {metric}:\npoints below that of all trials")
+    label = f"Expected best validation {found.info.metric}:\npoints below that of all trials"
+    axes.set_ylabel(label)
     axes.set_ylim(bottom=0)
-    return figure
+    caption = f"{worth} Line: the median cell; band: the middle half of the cells, not an interval.{drawn}"
+    return Plot("budget_of_many", TITLE, figure, caption)
 
 
-def plot_budget_ranks(table: pd.DataFrame, style: Mapping[str, Style]) -> Figure:
+def _plot_ranks(found: Findings, table: pd.DataFrame) -> Plot:
     """Rank of each cell by its expected best score, against the trials and against the seconds spent."""
+    style = cell_styles(found)
     units = [unit for unit in ("trials", "seconds") if unit in set(table["unit"])]
     figure, panels = canvas(3.8, 1, len(units), share_x=False)
     names = [name for name in style if name in set(table["cell"])]
@@ -287,4 +274,8 @@ def plot_budget_ranks(table: pd.DataFrame, style: Mapping[str, Style]) -> Figure
     panels[0].yaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0].set_ylabel("Rank (1 is the best)")
     add_key(figure, names, style)
-    return figure
+    caption = (
+        f"Rank by the expected best validation {found.info.metric} of the trials that fit the budget. Their "
+        "uncertainty is in tables/budget_ranks.csv."
+    )
+    return Plot("budget_ranks", "Who would have been ahead with less", figure, caption)

@@ -9,15 +9,31 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from markupsafe import Markup
-from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis import compare
 from analysis.compare import Findings
-from analysis.plots import GREY, Style, add_key, annotate, canvas, escape, name_rows, percent
-from analysis.text.numbers import number, numbers
-from analysis.topics.section import Columns, Plot, Section, Table, cell_styles, over_seeds
+from analysis.plots import (
+    GREY,
+    add_key,
+    annotate,
+    canvas,
+    draw_interval,
+    escape,
+    name_rows,
+    percent,
+)
+from analysis.text.numbers import numbers, with_interval
+from analysis.topics.section import (
+    Columns,
+    Parts,
+    Plot,
+    Section,
+    Table,
+    cell_styles,
+    over_seeds,
+    stacked,
+)
 from harness.core.selection import METRICS, Metric
 
 Row = Mapping[Hashable, Any]
@@ -32,10 +48,10 @@ SHOWN = 10
 
 def section(found: Findings) -> Section:
     """What the kept predictions say beyond the compared score; empty for a table from elsewhere."""
-    values = compare.by_metric(found.trials, found.info.factors, found.info.folds)
+    values = compare.by_metric(found.trials, found.info)
     kept, shown = found.predictions, compared_cells(found)
     mine = kept[kept["cell"].isin(shown)]
-    parts: list[Plot | Table | str | list[str]] = []
+    parts: Parts = []
     tables = {"metrics": values}
     if len(mine):
         per_class = compare.per_class(mine, found.info.folds)
@@ -76,23 +92,16 @@ def answer(found: Findings) -> list[str]:
         f"The test classes are unequal ({sizes.min():.0f} to {sizes.max():.0f} examples). The lowest recall "
         f"of “{cell}” is that of {names[int(worst['label'])]}: {_recall(worst)}."
     )
-    values = compare.by_metric(found.trials, found.info.factors, found.info.folds)
-    by_loss = found.info.selection == "val_loss"
-    used = "log_loss" if by_loss else found.info.score
+    values = compare.by_metric(found.trials, found.info)
     for name in ("accuracy", "balanced_accuracy"):
-        if name == used:
-            continue
-        other = compare.chosen_by(
-            found.trials, found.info.factors, name, found.info.budget is not None
-        )
-        if other:
+        other = compare.chosen_by(found.trials, found.info, name)
+        if other and name != found.info.choosing.name:
             text += _other_choice(values, METRICS[name], cell, other)
     return [text]
 
 
 def _recall(row: Row) -> str:
-    interval = f" ({100 * row['recall_low']:.1f} to {100 * row['recall_high']:.1f})"
-    return f"{100 * row['recall']:.1f}%{interval if row['recall_low'] == row['recall_low'] else ''}"
+    return with_interval(row["recall"], row["recall_low"], row["recall_high"], ".1f", 100, "%")
 
 
 def _other_choice(values: pd.DataFrame, metric: Metric, cell: str, other: str) -> str:
@@ -113,17 +122,30 @@ def _by_cell(rows: pd.DataFrame, metric: str) -> dict[str, Row]:
 
 def _value(row: Row, metric: Metric) -> str:
     """A test value with its interval."""
-    ends = f" ({metric.text(row['low'])} to {metric.text(row['high'])})"
-    return f"{metric.text(row['mean'])}{ends if row['low'] == row['low'] else ''}"
+    form = ".3f" if metric.less_is_better else ".1%"
+    return with_interval(row["mean"], row["low"], row["high"], form)
 
 
 def _recall_plot(
     found: Findings, rows: pd.DataFrame, names: Sequence[str], cells: Sequence[str]
 ) -> Plot:
+    """Mean recall with its interval, a row per class and a mark per cell."""
     lowest = rows[rows["cell"] == cells[0]].nsmallest(MOST_CLASSES, "recall")["label"]
-    shown = [label for label in range(len(names)) if label in set(lowest)]
-    some = f" The {len(shown)} classes with the lowest recall." if len(shown) < len(names) else ""
-    figure = plot_recall(rows, shown, names, {cell: cell_styles(found)[cell] for cell in cells})
+    labels = sorted(lowest)
+    figure, (axes,) = canvas(1.0 + 0.36 * len(labels))
+    sizes, style = rows.groupby("label")["examples"].mean(), cell_styles(found)
+    for at, cell in enumerate(cells):
+        own = {row["label"]: row for row in rows[rows["cell"] == cell].to_dict("records")}
+        aside = 0.12 * (2 * at - 1) if len(cells) > 1 else 0.0
+        for i, label in enumerate(labels):
+            row = own[label]
+            ends = row["recall_low"], row["recall_high"]
+            mark = draw_interval(axes, i + aside, row["recall"], ends, style[cell], 6)
+            annotate(mark, f"{cell}, {names[label]}: {_recall(row)}")
+    name_rows(axes, [f"{names[label]} ({sizes[label]:.0f})" for label in labels])
+    percent(axes, "x", "Recall; in brackets: test examples")
+    add_key(figure, cells, style)
+    some = f" The {len(labels)} classes with the lowest recall." * (len(labels) < len(names))
     caption = (
         "Share of the test examples of each class that are predicted correctly: mean of the repeats and "
         f"interval, of the chosen cell{' and the next one' * (len(cells) > 1)}.{some} {over_seeds(found)}"
@@ -131,39 +153,10 @@ def _recall_plot(
     return Plot("recall", "Recall by class", figure, caption)
 
 
-def plot_recall(
-    rows: pd.DataFrame, labels: Sequence[int], names: Sequence[str], style: Mapping[str, Style]
-) -> Figure:
-    """Mean recall with its interval, a row per class and a mark per cell."""
-    figure, (axes,) = canvas(1.0 + 0.36 * len(labels))
-    sizes = rows.groupby("label")["examples"].mean()
-    for at, (cell, look) in enumerate(style.items()):
-        own = {row["label"]: row for row in rows[rows["cell"] == cell].to_dict("records")}
-        aside = 0.12 * (2 * at - 1) if len(style) > 1 else 0.0
-        for i, label in enumerate(labels):
-            row = own[label]
-            axes.plot(
-                [row["recall_low"], row["recall_high"]], [i + aside] * 2, color=look.color, lw=2
-            )
-            mark = axes.plot(
-                row["recall"], i + aside, marker=look.marker, ms=6, color=look.color, mec="white"
-            )
-            annotate(mark[0], f"{cell}, {names[label]}: {_recall(row)}")
-    name_rows(axes, [f"{names[label]} ({sizes[label]:.0f})" for label in labels])
-    percent(axes, "x", "Recall; in brackets: test examples")
-    add_key(figure, style, style)
-    return figure
-
-
 def _confusion(kept: pd.DataFrame, cell: str, names: Sequence[str]) -> list[Plot | Table]:
     own = kept[kept["cell"] == cell]
-    title = f"Confusion matrix of “{cell}”"
     if len(names) <= MOST_CLASSES:
-        caption = (
-            "Share of the examples of a class (row) that are predicted as each class (column), in %, mean of "
-            "the repeats; no interval. White: 0."
-        )
-        return [Plot("confusion", title, plot_confusion(own, names), caption)]
+        return [_confusion_plot(own, cell, names)]
     pairs = compare.confused_pairs(own).head(SHOWN)
     columns: Columns = {
         "Class": [names[label] for label in pairs["label"]],
@@ -175,7 +168,7 @@ def _confusion(kept: pd.DataFrame, cell: str, names: Sequence[str]) -> list[Plot
     return [Table(columns, title, "Means of the repeats, largest shares first.")]
 
 
-def plot_confusion(predictions: pd.DataFrame, names: Sequence[str]) -> Figure:
+def _confusion_plot(predictions: pd.DataFrame, cell: str, names: Sequence[str]) -> Plot:
     """Confusion matrix of one cell: shares of each row in percent, the mean of its repeats."""
     tables = compare.confusions(predictions).astype(float)
     sizes = tables.sum(axis=2, keepdims=True)
@@ -192,12 +185,27 @@ def plot_confusion(predictions: pd.DataFrame, names: Sequence[str]) -> Figure:
     axes.set_yticklabels(shown, rotation=0, fontsize=8)
     axes.set_xlabel("Predicted class")
     axes.set_ylabel("True class")
-    return figure
+    caption = (
+        "Share of the examples of a class (row) that are predicted as each class (column), in %, mean of "
+        "the repeats; no interval. White: 0."
+    )
+    return Plot("confusion", f"Confusion matrix of “{cell}”", figure, caption)
 
 
 def _reliability_plot(found: Findings, bins: pd.DataFrame, values: pd.DataFrame) -> Plot:
-    errors = _by_cell(values, "ece")
+    """Reliability diagram (Guo et al. 2017): accuracy against confidence, a line per cell."""
+    errors, style = _by_cell(values, "ece"), cell_styles(found)
     cells = [cell for cell in compared_cells(found) if cell in set(bins["cell"])]
+    figure, (axes,) = canvas(4.0)
+    axes.plot([0, 1], [0, 1], color=GREY, lw=1, zorder=1)
+    for cell in cells:
+        own, look = bins[bins["cell"] == cell], style[cell]
+        axes.plot(own["confidence"], own["accuracy"], color=look.color, lw=1, alpha=0.6)
+        axes.scatter(own["confidence"], own["accuracy"], s=12 + 300 * own["share"], color=[look.color],
+                     marker=look.marker, edgecolors="white", zorder=3)  # fmt: skip
+    percent(axes, "x", "Confidence")
+    percent(axes, "y", "Accuracy")
+    add_key(figure, cells, style)
     said = [f"“{c}” {_value(errors[c], METRICS['ece'])}" for c in cells if c in errors]
     caption = (
         "Share of correct predictions against their confidence (15 equal bins, all repeats together); the "
@@ -205,24 +213,7 @@ def _reliability_plot(found: Findings, bins: pd.DataFrame, values: pd.DataFrame)
     )
     if said:
         caption += f" Expected calibration error: {'; '.join(said)}. {over_seeds(found)}"
-    style = cell_styles(found)
-    figure = plot_reliability(bins, {cell: style[cell] for cell in cells})
     return Plot("reliability", "Reliability diagram", figure, caption)
-
-
-def plot_reliability(bins: pd.DataFrame, style: Mapping[str, Style]) -> Figure:
-    """Reliability diagram (Guo et al. 2017): accuracy against confidence, a line per cell."""
-    figure, (axes,) = canvas(4.0)
-    axes.plot([0, 1], [0, 1], color=GREY, lw=1, zorder=1)
-    for cell, look in style.items():
-        own = bins[bins["cell"] == cell]
-        axes.plot(own["confidence"], own["accuracy"], color=look.color, lw=1, alpha=0.6)
-        axes.scatter(own["confidence"], own["accuracy"], s=12 + 300 * own["share"], color=[look.color],
-                     marker=look.marker, edgecolors="white", zorder=3)  # fmt: skip
-    percent(axes, "x", "Confidence")
-    percent(axes, "y", "Accuracy")
-    add_key(figure, style, style)
-    return figure
 
 
 def _mistakes(mistakes: pd.DataFrame, title: str, names: Sequence[str]) -> list[Plot | Table]:
@@ -244,16 +235,12 @@ def _mistakes(mistakes: pd.DataFrame, title: str, names: Sequence[str]) -> list[
     )
     if "image" not in mistakes:
         return [Table(columns, title, note)]
-    kept = mistakes.dropna(subset="image").head(3 * IN_A_ROW)
-    caption = (
-        "True class, and what it is taken for, in the order of the table. Of each repeat the most confident "
-        "mistakes are kept, as the network sees them, but with at most 96 pixels a side."
-    )
-    return [Plot("mistakes", title, plot_mistakes(kept, names), caption), Table(columns, note=note)]
+    return [_mistakes_plot(mistakes, title, names), Table(columns, note=note)]
 
 
-def plot_mistakes(mistakes: pd.DataFrame, names: Sequence[str]) -> Figure:
-    """Images in rows, each with its class and what it is taken for."""
+def _mistakes_plot(mistakes: pd.DataFrame, title: str, names: Sequence[str]) -> Plot:
+    """The first images that were kept, each with its class and what it is taken for."""
+    mistakes = mistakes.dropna(subset="image").head(3 * IN_A_ROW)
     rows = -(-len(mistakes) // IN_A_ROW)
     figure, panels = canvas(1.75 * rows, rows, IN_A_ROW)
     for axes in panels:
@@ -262,7 +249,11 @@ def plot_mistakes(mistakes: pd.DataFrame, names: Sequence[str]) -> Figure:
         axes.imshow(Image.open(io.BytesIO(row["image"])))
         classes = [_fitting(names[row[column]]) for column in ("label", "predicted")]
         axes.set_title(f"{classes[0]}\nas {classes[1]}", fontsize=8.5, pad=3)
-    return figure
+    caption = (
+        "True class, and what it is taken for, in the order of the table. Of each repeat the most confident "
+        "mistakes are kept, as the network sees them, but with at most 96 pixels a side."
+    )
+    return Plot("mistakes", title, figure, caption)
 
 
 def _fitting(name: str) -> str:
@@ -280,23 +271,13 @@ def _every_metric(values: pd.DataFrame) -> Table:
     cells = list(values["cell"].unique())
     columns: Columns = {"Cell": cells}
     for metric in METRICS.values():
-        own = _by_cell(values, metric.name)
-        if not own:
-            continue
-        unit = "" if metric.less_is_better else ", %"
-        head = f"{metric.label[:1].upper()}{metric.label[1:]}{unit}"
-        columns[head] = [_cell(own[c], metric) if c in own else "–" for c in cells]
+        own = values[values["metric"] == metric.name].set_index("cell").reindex(cells)
+        if own["mean"].notna().any():
+            head = f"{metric.label[:1].upper()}{metric.label[1:]}{metric.unit}"
+            columns[head] = stacked(own["mean"], own["low"], own["high"], *metric.form)
     note = (
         "On test: mean of the repeats and 95% t interval over seeds. Macro F1 and balanced accuracy are "
         "means over the classes; AUROC is that of each class against the others, mean over the classes. "
         "Lower is better for log loss (nats), Brier score (0 to 2) and expected calibration error (15 bins)."
     )
     return Table(columns, "All metrics", note)
-
-
-def _cell(row: Row, metric: Metric) -> object:
-    """A value with its interval in a line of its own."""
-    form, scale = (".3f", 1) if metric.less_is_better else (".1f", 100)
-    mean, low, high = (number(row[name], form, scale) for name in ("mean", "low", "high"))
-    ends = "" if low == "–" else f"{low} to {high}"
-    return Markup("{}<br><small>{}</small>").format(mean, ends) if ends else mean

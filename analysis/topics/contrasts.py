@@ -7,14 +7,21 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from analysis import compare
 from analysis.compare import Findings, describe_contrast
-from analysis.plots import INK, MANY, Style, canvas, escape
+from analysis.plots import INK, MANY, canvas, draw_interval, escape
 from analysis.text.numbers import intervals, listed, numbers, quoted, span
 from analysis.topics.scores import LONG
-from analysis.topics.section import Columns, Plot, Section, Table, cell_styles, correction
+from analysis.topics.section import (
+    Columns,
+    Parts,
+    Plot,
+    Section,
+    Table,
+    cell_styles,
+    correction,
+)
 
 NARROW = 40
 """Characters in a line of an axis label beside long names."""
@@ -31,7 +38,7 @@ NOTE = (
 
 def section(found: Findings) -> Section:
     """Differences in points with their verdicts."""
-    parts: list[Plot | Table | str | list[str]] = []
+    parts: Parts = []
     kept, differences, folds = found.predictions, found.differences, found.info.folds
     if found.info.score != "accuracy":  # McNemar's test counts right images
         kept = kept[:0]
@@ -39,14 +46,7 @@ def section(found: Findings) -> Section:
     pairs = int(found.contrasts["pairs"].max()) if len(found.contrasts) else 0
     note = NOTE.format(pairs=pairs, correction=correction(found))
     if 0 < differences["difference"].notna().sum() <= 2 * MANY:
-        base = ", ".join(" ".join(pair) for pair in found.info.baseline.items())
-        caption = (
-            f"Mean of the differences on shared seeds ({span(differences['n'])} pairs of scores) with "
-            "the simultaneous 95% interval over seeds; one that crosses 0 leaves the sign open. A row's "
-            f"reference has the baseline ({base}) and equals it in every other factor."
-        )
-        figure = plot_differences(differences, cell_styles(found), found.info.metric)
-        parts.append(Plot("differences", "Difference from the baseline", figure, caption))
+        parts.append(_plot(found))
     if len(differences):
         tables["differences"] = compare.with_other_tests(differences, found.trials, kept, folds)
         parts.append(Table(_columns(tables["differences"]), "Against the baseline", note))
@@ -144,20 +144,17 @@ def _methods(found: Findings, pairs: int) -> str:
     return text
 
 
-def plot_differences(
-    table: pd.DataFrame, style: Mapping[str, Style], metric: str = "accuracy"
-) -> Figure:
+def _plot(found: Findings) -> Plot:
     """Paired differences in points with their interval, a row each; the line at 0: no difference. Many
     rows are set closer and do not name their reference."""
-    table = table.dropna(subset="difference").reset_index(drop=True)
+    style = cell_styles(found)
+    table = found.differences.dropna(subset="difference").reset_index(drop=True)
     several = table["reference"].nunique() > 1
     long = len(table) > LONG
     figure, (axes,) = canvas(1.1 + (0.32 if long else 0.55 if several else 0.42) * len(table))
     axes.axvline(0, color=INK, lw=1)
     for i, row in enumerate(table.to_dict("records")):
-        look = style[row["cell"]]
-        axes.plot([row["low"], row["high"]], [i, i], color=look.color, lw=2.5)
-        axes.plot(row["difference"], i, marker=look.marker, ms=8, color=look.color, mec="white")
+        draw_interval(axes, i, row["difference"], (row["low"], row["high"]), style[row["cell"]])
     names = [
         escape(f"{c}\n− {r}" if several and not long else c)
         for c, r in zip(table["cell"], table["reference"], strict=True)
@@ -166,6 +163,13 @@ def plot_differences(
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     reference = "its reference" if several else f"“{escape(table['reference'].iloc[0])}”"
-    axes.set_xlabel(textwrap.fill(f"Test {metric} minus that of {reference} (points)", NARROW))
+    label = f"Test {found.info.metric} minus that of {reference} (points)"
+    axes.set_xlabel(textwrap.fill(label, NARROW))
     axes.margins(x=0.06)
-    return figure
+    base = ", ".join(" ".join(pair) for pair in found.info.baseline.items())
+    caption = (
+        f"Mean of the differences on shared seeds ({span(found.differences['n'])} pairs of scores) with "
+        "the simultaneous 95% interval over seeds; one that crosses 0 leaves the sign open. A row's "
+        f"reference has the baseline ({base}) and equals it in every other factor."
+    )
+    return Plot("differences", "Difference from the baseline", figure, caption)

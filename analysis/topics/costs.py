@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from analysis import compare
 from analysis.compare import Findings
@@ -14,7 +13,6 @@ from analysis.plots import (
     BACKGROUND,
     INK,
     MANY,
-    Style,
     add_key,
     annotate,
     canvas,
@@ -27,6 +25,7 @@ from analysis.text.numbers import listed, numbers, quoted, short, shorts
 from analysis.topics.scores import score
 from analysis.topics.section import (
     Columns,
+    Parts,
     Plot,
     Section,
     Table,
@@ -43,12 +42,10 @@ SURE = 0.95
 def section(found: Findings) -> Section:
     """Time and memory of every cell, the fronts, and the cells that ran out of either."""
     over_targets = len(found.ranks) > 0  # scores of different targets have no common front
-    factors = found.info.factors
-    fronts = compare.front_chance(
-        found.trials[:0] if over_targets else found.trials, factors, folds=found.info.folds
-    )
-    dead = compare.censored(found.trials, factors)
-    parts: list[Plot | Table | str | list[str]] = []
+    compared = found.trials[:0] if over_targets else found.trials
+    fronts = compare.front_chance(compared, found.info)
+    dead = compare.censored(found.trials, found.info)
+    parts: Parts = []
     if not over_targets:
         parts += _plots(found, dead)
     parts.append(_table(found, fronts))
@@ -60,13 +57,13 @@ def section(found: Findings) -> Section:
 
 def _plots(found: Findings, dead: pd.DataFrame) -> list[Plot]:
     summary, metric, plots = found.summary, found.info.metric, []
-    dead = dead[~dead["scored"]]
     cold = bool(summary["marginal_seconds_median"].notna().any())
-    many = " Only cells on the front are named." * (len(summary) > 30)
+    many = " Only cells on the front are named." * (len(summary) > MANY)
     hollow = (
         " Hollow triangles: cells without a score, out of memory or time, at the most that was seen: "
         "they cost more."
-    ) * bool(len(compare.censored(found.trials, found.info.factors)))
+    ) * bool(len(dead))
+    dead = dead[~dead["scored"]]
     marks = (
         f"Marks: mean {metric} and median cost of {repeats_of(found)} repeats; upright bars: intervals; "
         "level bars: least and greatest cost. Dotted: the Pareto front, cells that no other beats in "
@@ -75,19 +72,16 @@ def _plots(found: Findings, dead: pd.DataFrame) -> list[Plot]:
     clock = " Evaluation and set-up time are excluded." + (
         " Cold-equivalent: as if nothing had been kept from other trials." * cold
     )
-    name = metric[:1].upper() + metric[1:]
     memory = f"Peak memory, {compare.memory_kind(found.trials)} (MiB)"
     seconds = f"Training time of one repeat{', cold-equivalent' * cold} (s)"
-    for cost, front, label, bound, title, more in (
-        ("train_seconds", "time_front", seconds, "seconds", "time", clock),
-        ("peak_memory_mib", "memory_front", memory, "memory_mib", "memory", ""),
+    for cost, name, label, bound, more in (
+        ("train_seconds", "time", seconds, "seconds", clock),
+        ("peak_memory_mib", "memory", memory, "memory_mib", ""),
     ):
         if (summary["mean"].notna() & (summary[f"{cost}_min"] > 0)).any():
-            limits = dead.rename(columns={bound: "at_least"})
-            known = limits[limits["at_least"] > 0]
-            figure = plot_cost(summary, cost, front, label, cell_styles(found), metric, known)
+            known = dead.loc[dead[bound] > 0, ["cell", bound]].itertuples(index=False, name=None)
             plots.append(
-                Plot(cost, f"{name} against {title}", figure, marks + more + many + hollow)
+                plot_cost(found, cost, name, label, marks + more + many + hollow, list(known))
             )
     return plots
 
@@ -197,21 +191,27 @@ def _costs(row: pd.Series, found: Findings) -> str:
 
 
 def plot_cost(
-    summary: pd.DataFrame,
+    found: Findings,
     cost: str,
-    front: str,
+    name: str,
     label: str,
-    style: Mapping[str, Style],
-    metric: str = "accuracy",
-    censored: pd.DataFrame | None = None,
-) -> Figure:
-    """Mean test accuracy against the median of `cost` (column prefix), with the cells that column `front`
-    marks joined by a line. Costs of 0 have no place on the log scale.
+    caption: str,
+    censored: Sequence[tuple[str, float]] = (),
+) -> Plot:
+    """Mean test score against the median of `cost` (column prefix), with the cells of the front joined by a
+    line. Costs of 0 have no place on the log scale. Of more cells than can be named only those on the front
+    are coloured.
 
-    Of more cells than can be named only those on the front are coloured. `censored` (cell, at least): cells
-    without a score that cost more than `at_least`, as hollow triangles on the lower edge.
+    Args:
+        found: the study.
+        cost: column prefix of the cost in its summary.
+        name: of the cost, in the title and as the prefix of the front's column.
+        label: of the axis, with the unit in brackets.
+        caption: of the plot.
+        censored: cells without a score that cost more than so much: hollow triangles on the lower edge.
     """
-    table = summary.dropna(subset=["mean", f"{cost}_median"])
+    metric, style, front = found.info.metric, cell_styles(found), f"{name}_front"
+    table = found.summary.dropna(subset=["mean", f"{cost}_median"])
     table = table[table[f"{cost}_min"] > 0].reset_index(drop=True)
     named = table[table[front]] if len(table) > MANY else table
     figure, (axes,) = canvas(4.2)
@@ -231,14 +231,13 @@ def plot_cost(
     corners = list(zip(best[f"{cost}_median"], best["mean"], strict=True))
     axes.step(*zip(*corners, strict=True), where="post", color=INK, lw=1, ls=":", zorder=1)
     ends = [table[f"{cost}_min"].min(), table[f"{cost}_max"].max()]
-    dead = [] if censored is None else censored.to_dict("records")
-    limits = [float(row["at_least"]) for row in dead]
+    limits = [at_least for _, at_least in censored]
     log_cost(axes, min([*ends, *limits]), max([*ends, *limits]), label)
     percent(axes, "y", f"Test {metric}")
     axes.margins(y=0.12)
-    for row in dead:
-        axes.plot(row["at_least"], 0.03, marker=">", ms=8, mfc="white", ls="", clip_on=False,
-                  mec=style[row["cell"]].color, transform=axes.get_xaxis_transform())  # fmt: skip
+    for cell, at_least in censored:
+        axes.plot(at_least, 0.03, marker=">", ms=8, mfc="white", ls="", clip_on=False,
+                  mec=style[cell].color, transform=axes.get_xaxis_transform())  # fmt: skip
     rows = named.dropna(subset="low").to_dict("records")
     lines = [((r[f"{cost}_median"], r["low"]), (r[f"{cost}_median"], r["high"])) for r in rows]
     lines += [((r[f"{cost}_min"], r["mean"]), (r[f"{cost}_max"], r["mean"])) for r in rows]
@@ -246,7 +245,7 @@ def plot_cost(
         lines += [((x0, y0), (x1, y0)), ((x1, y0), (x1, y1))]
     if crowded(named["cell"]):
         add_key(figure, named["cell"], style)
-        return figure
-    points = zip(named[f"{cost}_median"], named["mean"], named["cell"], strict=True)
-    place_labels(axes, [(x, y, cell, style[cell]) for x, y, cell in points], lines)
-    return figure
+    else:
+        points = zip(named[f"{cost}_median"], named["mean"], named["cell"], strict=True)
+        place_labels(axes, [(x, y, cell, style[cell]) for x, y, cell in points], lines)
+    return Plot(cost, f"{metric[:1].upper()}{metric[1:]} against {name}", figure, caption)

@@ -26,7 +26,7 @@ def section(found: Findings) -> Section:
         "Single network, %": numbers(rows["single"], ".1f", 100),
         "Ensemble, %": numbers(rows["ensemble"], ".1f", 100),
         "Gain, points": numbers(rows["gain"], "+.1f", 100),
-        "95% interval": intervals(100 * rows["low"], 100 * rows["high"], "+.1f"),
+        "95% interval": intervals(rows["low"], rows["high"], "+.1f", 100),
         "Latency of a single example, ms": shorts(rows["latency_ms"]),
     }
     note = (
@@ -53,7 +53,7 @@ def gains(found: Findings, resamples: int = 1000) -> pd.DataFrame:
     latency = found.summary.set_index("cell")["latency_ms_median"]
     rows = []
     for cell, own in found.table.ensembles.groupby("cell", sort=False):
-        if str(cell) not in each:
+        if cell not in each:
             continue
         single = each[str(cell)].mean(axis=0)
         groups = pd.Series(

@@ -7,18 +7,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 
 import optuna
 import pandas as pd
-from matplotlib.figure import Figure
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import create_trial
 
 from analysis.compare import Findings, completed
-from analysis.plots import BACKGROUND, INK, MANY, Style, add_key, canvas, name_rows
+from analysis.plots import BACKGROUND, INK, MANY, add_key, canvas, name_rows
 from analysis.topics.section import Plot, Section, cell_styles
+from harness.core.caller import undisturbed
 
 FEWEST = 10
 """Complete trials under which an importance would be noise."""
@@ -29,16 +28,8 @@ GRID = 8
 def section(found: Findings) -> Section:
     """Importance of every tuned parameter; empty with few trials."""
     table = importances(found.trials)
-    if table.empty:
-        return Section("Importance of the parameters")
-    caption = (
-        "PED-ANOVA (Optuna): share of each tuned parameter in telling the best tenth of a cell's trials "
-        f"from all of them. A mark per cell with at least {FEWEST} complete trials; bar: their mean. It "
-        "speaks of the ranges that were tried."
-    )
-    figure = plot_importances(table, cell_styles(found))
-    plot = Plot("importances", "Which hyper-parameter mattered", figure, caption)
-    return Section("Importance of the parameters", [plot], tables={"importances": table})
+    parts = [_plot(found, table)] if len(table) else []
+    return Section("Importance of the parameters", parts, tables={"importances": table})
 
 
 def importances(trials: pd.DataFrame) -> pd.DataFrame:
@@ -79,9 +70,8 @@ def _distribution(values: pd.Series) -> BaseDistribution | None:
 
 
 def _importances(own: pd.DataFrame, space: dict[str, BaseDistribution]) -> dict[str, float]:
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
+    with undisturbed(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "experimental", and ties in the best tenth
         study = optuna.create_study(direction="maximize")
         study.add_trials(
             create_trial(
@@ -94,17 +84,13 @@ def _importances(own: pd.DataFrame, space: dict[str, BaseDistribution]) -> dict[
             )
             for row in own[[*space, "val_score"]].to_dict("records")
         )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "experimental", and ties in the best tenth
-            return optuna.importance.get_param_importances(
-                study, evaluator=PedAnovaImportanceEvaluator()
-            )
-    finally:
-        optuna.logging.set_verbosity(level)
+        evaluator = PedAnovaImportanceEvaluator()
+        return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
 
-def plot_importances(table: pd.DataFrame, style: Mapping[str, Style]) -> Figure:
+def _plot(found: Findings, table: pd.DataFrame) -> Plot:
     """Importance of each tuned parameter: a mark per cell, a bar at their mean."""
+    style = cell_styles(found)
     many = table["cell"].nunique() > MANY
     order = list(table.groupby("parameter")["importance"].mean().sort_values().index[::-1])
     figure, (axes,) = canvas(1.1 + 0.5 * len(order))
@@ -122,4 +108,9 @@ def plot_importances(table: pd.DataFrame, style: Mapping[str, Style]) -> Figure:
     axes.set_xlabel("Share of importance")
     if not many:
         add_key(figure, names, style)
-    return figure
+    caption = (
+        "PED-ANOVA (Optuna): share of each tuned parameter in telling the best tenth of a cell's trials "
+        f"from all of them. A mark per cell with at least {FEWEST} complete trials; bar: their mean. It "
+        "speaks of the ranges that were tried."
+    )
+    return Plot("importances", "Which hyper-parameter mattered", figure, caption)

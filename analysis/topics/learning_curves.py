@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pandas as pd
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.compare import Findings, chosen, completed
-from analysis.plots import GREY, MANY, ROUND, Style, panel_grid, percent
+from analysis.plots import GREY, MANY, ROUND, panel_grid, percent
 from analysis.topics.section import Plot, Section, cell_styles, repeats_of
 
 
 def section(found: Findings) -> Section:
     """The curves of each cell; no picture of many cells."""
-    metric = found.info.metric
     curves = learning_curves(found.trials, found.table.epochs, found.info.selection)
-    parts = []
-    if 0 < curves["cell"].nunique() <= MANY:
-        what = "one repeat each" if repeats_of(found) != "0" else "the chosen tuning trial"
-        caption = (
-            f"Validation {metric} by epoch. Thin: {what}; thick: mean; grey: the means of the other "
-            "cells. No interval: read the spread of the thin lines."
-        )
-        figure = plot_curves(curves, cell_styles(found), metric)
-        parts = [Plot("learning_curves", "Learning curves", figure, caption)]
+    parts = [_plot(found, curves)] if 0 < curves["cell"].nunique() <= MANY else []
     return Section("Training", parts, tables={"curves": curves})
 
 
@@ -45,11 +33,10 @@ def learning_curves(
     return curves[["run_id", "cell", "epoch", "val_score"]].assign(mean=mean)
 
 
-def plot_curves(
-    curves: pd.DataFrame, style: Mapping[str, Style], metric: str = "accuracy"
-) -> Figure:
-    """Validation accuracy by epoch: a panel per cell, thin lines its runs, thick their mean, grey
-    the means of the other cells."""
+def _plot(found: Findings, curves: pd.DataFrame) -> Plot:
+    """Validation score by epoch: a panel per cell, thin lines its runs, thick their mean, grey the means of
+    the other cells."""
+    metric, style = found.info.metric, cell_styles(found)
     names = [name for name in style if name in set(curves["cell"])]
     figure, panels = panel_grid(names)
     means = curves.drop_duplicates(["cell", "epoch"]).sort_values("epoch")
@@ -69,4 +56,9 @@ def plot_curves(
         panel.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=ROUND))
     figure.supxlabel("Epoch", fontsize=10)
     figure.supylabel(f"Validation {metric} (%)", fontsize=10)
-    return figure
+    what = "one repeat each" if repeats_of(found) != "0" else "the chosen tuning trial"
+    caption = (
+        f"Validation {metric} by epoch. Thin: {what}; thick: mean; grey: the means of the other "
+        "cells. No interval: read the spread of the thin lines."
+    )
+    return Plot("learning_curves", "Learning curves", figure, caption)

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from contextlib import suppress
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from analysis.compare import Findings, chosen, completed
 from analysis.compare.runs import tuning
-from analysis.plots import (
-    BACKGROUND,
-    INK,
-    MANY,
-    Style,
-    canvas,
-    name_rows,
-    panel_grid,
-    percent,
-)
+from analysis.plots import BACKGROUND, INK, MANY, canvas, name_rows, panel_grid, percent
 from analysis.text.numbers import numbers, plain, shorts, span
-from analysis.topics.section import Columns, Plot, Section, Table, cell_styles, run_links
+from analysis.topics.section import Columns, Parts, Plot, Section, Table, cell_styles, run_links
 
 NEAR = 2.0
 """Points from the cell's best validation score within which a learning rate counts as good."""
@@ -33,30 +22,14 @@ LR = "param.lr"
 
 def section(found: Findings) -> Section:
     """The chosen configurations, and the scores by learning rate."""
-    metric, style = found.info.metric, cell_styles(found)
     best, ranges = chosen(found.trials, found.info.selection), rate_ranges(found.trials)
     tuned = completed(found.trials, "tune")
-    parts: list[Plot | Table | str | list[str]] = []
+    parts: Parts = []
     if LR in tuned and len(tuned.dropna(subset=[LR, "val_score"])):
         if tuned["cell"].nunique() <= MANY:
-            caption = (
-                "One mark per complete tuning trial; grey: those of the other cells. A best score at "
-                "the edge of the declared range (see the table) means that the range was too narrow."
-            )
-            figure = plot_rates(tuned, style, metric)
-            parts.append(
-                Plot("learning_rates", "Tuned score against learning rate", figure, caption)
-            )
+            parts.append(_plot_rates(found, tuned))
         if len(ranges):
-            trials = span(tuned["cell"].value_counts())
-            caption = (
-                "Thin: rates tried. Bar: from the lowest to the highest rate of a trial within 2 points "
-                f"of the cell's best validation {metric}. Mark: the rate of that best trial. {trials} "
-                "complete trials per cell; nothing is resampled."
-            )
-            figure = plot_ranges(ranges, style)
-            name = "How forgiving the learning rate is"
-            parts.append(Plot("rate_ranges", name, figure, caption))
+            parts.append(_plot_ranges(found, tuned, ranges))
     if len(best):
         parts.append(_chosen(found, best))
     if len(ranges):
@@ -73,11 +46,9 @@ def _chosen(found: Findings, best: pd.DataFrame) -> Table:
     for name in tuned_parameters(best):
         shown[name.removeprefix("param.")] = [plain(value) for value in best[name]]
     shown["Validation, %"] = numbers(best["val_score"], ".1f", 100)
-    rule = (
-        f"Highest validation {found.info.metric} of the cell; ties go to the lower validation loss."
-    )
-    if found.info.selection == "val_loss":
-        rule = "Lowest validation loss of the cell."
+    metric = found.info.choosing
+    rule = f"{metric.best.capitalize()} validation {metric.label} of the cell"
+    rule += "." if metric.less_is_better else "; ties go to the lower validation loss."
     link = " A trial's number leads to its run while the viewer below is open."
     linked = bool(found.info.experiment_id)
     note = f"{rule} Only parameters that differ are shown.{link * linked}"
@@ -94,10 +65,7 @@ def _ranges(rows: pd.DataFrame) -> Table:
             "Within 2 points of the best": _ends(rows["good_low"], rows["good_high"]),
             "Decades": numbers(rows["decades"], ".1f"),
             "Trials there, %": numbers(rows["good_share"], ".0f", 100),
-            "Range declared": [
-                f"{a} to {b}" if a != "–" else a
-                for a, b in zip(shorts(rows["space_low"]), shorts(rows["space_high"]), strict=True)
-            ],
+            "Range declared": _ends(rows["space_low"], rows["space_high"]),
             "Best at its edge": [edge or "–" for edge in rows["edge"]],
         },
         "Ranges of the learning rate",
@@ -107,7 +75,8 @@ def _ranges(rows: pd.DataFrame) -> Table:
 
 
 def _ends(low: pd.Series, high: pd.Series) -> list[object]:
-    return [f"{a} to {b}" for a, b in zip(shorts(low), shorts(high), strict=True)]
+    ends = zip(shorts(low), shorts(high), strict=True)
+    return [a if a == "–" else f"{a} to {b}" for a, b in ends]
 
 
 def tuned_parameters(chosen: pd.DataFrame) -> list[str]:
@@ -169,8 +138,9 @@ def declared_range(runs: pd.DataFrame, name: str) -> tuple[float, float]:
     return low, high
 
 
-def plot_rates(tuned: pd.DataFrame, style: Mapping[str, Style], metric: str = "accuracy") -> Figure:
-    """Validation accuracy of each complete tuning trial by its learning rate, a panel per cell."""
+def _plot_rates(found: Findings, tuned: pd.DataFrame) -> Plot:
+    """Validation score of each complete tuning trial by its learning rate, a panel per cell."""
+    style = cell_styles(found)
     tuned = tuned.dropna(subset=["param.lr", "val_score"])
     names = [name for name in style if name in set(tuned["cell"])]
     figure, panels = panel_grid(names)
@@ -183,15 +153,20 @@ def plot_rates(tuned: pd.DataFrame, style: Mapping[str, Style], metric: str = "a
         percent(panel, "y", "")
         panel.set_ylabel("")
     figure.supxlabel("Learning rate", fontsize=10)
-    figure.supylabel(f"Validation {metric} (%)", fontsize=10)
-    return figure
+    figure.supylabel(f"Validation {found.info.metric} (%)", fontsize=10)
+    caption = (
+        "One mark per complete tuning trial; grey: those of the other cells. A best score at "
+        "the edge of the declared range (see the table) means that the range was too narrow."
+    )
+    return Plot("learning_rates", "Tuned score against learning rate", figure, caption)
 
 
-def plot_ranges(table: pd.DataFrame, style: Mapping[str, Style]) -> Figure:
+def _plot_ranges(found: Findings, tuned: pd.DataFrame, table: pd.DataFrame) -> Plot:
     """Learning rates that were tried (grey), of trials close to the cell's best (bar), and the best (mark).
 
     Of more cells than can be named each is a line, in the order of their best rates.
     """
+    style = cell_styles(found)
     many = len(table) > MANY
     table = table.sort_values("best") if many else table
     figure, (axes,) = canvas(4.4 if many else 1.1 + 0.34 * len(table))
@@ -209,4 +184,10 @@ def plot_ranges(table: pd.DataFrame, style: Mapping[str, Style]) -> Figure:
         name_rows(axes, list(table["cell"]))
     axes.set_xscale("log")
     axes.set_xlabel("Learning rate")
-    return figure
+    trials = span(tuned["cell"].value_counts())
+    caption = (
+        "Thin: rates tried. Bar: from the lowest to the highest rate of a trial within 2 points of the "
+        f"cell's best validation {found.info.metric}. Mark: the rate of that best trial. {trials} complete "
+        "trials per cell; nothing is resampled."
+    )
+    return Plot("rate_ranges", "How forgiving the learning rate is", figure, caption)

@@ -17,7 +17,7 @@ ENDED_WELL = ("complete", "pruned", "unfinished")
 def section(found: Findings) -> Section:
     """Counts of outcomes by cell and phase, and every run that did not end well."""
     trials = compare.recorded(found.table.trials)
-    counts, bad = compare.outcomes(trials, found.info.factors), failures(trials)
+    counts, bad = compare.outcomes(trials, found.info), failures(trials)
     tables = {"outcomes": counts, "failures": bad}
     if counts.empty:
         return Section("How the runs ended", ["No runs were recorded."], tables=tables)

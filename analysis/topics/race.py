@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis import compare
 from analysis.compare import Findings
-from analysis.text.numbers import listed, numbers, quoted, short
+from analysis.text.numbers import listed, number, numbers, quoted, short
 from analysis.topics.section import Section, Table
 from harness.core.race import ALPHA, FINALISTS, INDIFFERENCE, SCREENING
 from harness.core.units import Seconds
@@ -27,15 +27,12 @@ def section(found: Findings) -> Section:
     """The table of the race; empty without a budget."""
     if found.info.budget is None:
         return Section("The race")
-    rows = compare.race_table(found.trials, found.info.factors, found.info.selection)
-    scale, by_loss = (1, True) if found.info.selection == "val_loss" else (100, False)
-    total = max(1e-9, rows["seconds"].sum())
+    rows = compare.race_table(found.trials, found.info)
+    metric, total = found.info.choosing, max(1e-9, rows["seconds"].sum())
     columns = {
         "Cell": list(rows["cell"]),
         "Tuning trials": list(rows["trials"]),
-        f"Best validation {'loss' if by_loss else found.info.metric + ', %'}": numbers(
-            rows["validation"], ".3f" if by_loss else ".1f", scale
-        ),
+        f"Best validation {metric.label}{metric.unit}": numbers(rows["validation"], *metric.form),
         "Seeds": list(rows["seeds"]),
         "Time, s": numbers(rows["seconds"], ".1f"),
         "Share of time, %": numbers(rows["seconds"] / total, ".0f", 100),
@@ -47,10 +44,8 @@ def section(found: Findings) -> Section:
 
 def _ended(found: Findings, row: Mapping[Hashable, Any]) -> str:
     """How the race ended for a cell."""
-    behind = ""
-    if row["behind"] == row["behind"]:
-        ends = f"{_points(found, row['low'])} to {_points(found, row['high'])}"
-        behind = f", {_points(found, row['behind'])}{_unit(found)} behind ({ends})"
+    gap, low, high = numbers((row[n] for n in ("behind", "low", "high")), *found.info.choosing.form)
+    behind = "" if gap == "–" else f", {gap}{_unit(found)} behind ({low} to {high})"
     if row["cell"] == found.chosen:
         return "chosen"
     return {
@@ -64,26 +59,23 @@ def _ended(found: Findings, row: Mapping[Hashable, Any]) -> str:
     }[str(row["state"])]
 
 
-def _points(found: Findings, value: float) -> str:
-    return f"{value:.3f}" if found.info.selection == "val_loss" else f"{100 * value:.1f}"
-
-
 def _unit(found: Findings) -> str:
-    return "" if found.info.selection == "val_loss" else " points"
+    """The unit of differences."""
+    return "" if found.info.choosing.less_is_better else " points"
 
 
 def _answer(found: Findings, rows: pd.DataFrame) -> list[str]:
     """What the time was spent on, and how sure the choice is."""
     budget, spent = Seconds(found.info.budget or 0), rows["seconds"].sum()
     text = [f"The cells raced with a budget of {budget}; their runs took {short(spent)} s."]
-    now = compare.race_standing(found.trials, found.info.factors, found.info.selection)
-    what = "loss" if found.info.selection == "val_loss" else found.info.metric
+    now = compare.race_standing(found.trials, found.info)
+    metric = found.info.choosing
     rivals = [cell for cell in now.left if cell != found.chosen]
     if rivals and now.most_behind < 1:
         text.append(
             f"Not retired: {listed(quoted(rivals))}; with {1 - ALPHA:.0%} confidence none of the finalists "
-            f"is better than the choice by more than {_points(found, now.most_behind)}{_unit(found)} of "
-            f"mean validation {what}."
+            f"is better than the choice by more than {number(now.most_behind, *metric.form)}{_unit(found)} "
+            f"of mean validation {metric.label}."
         )
     elif len(now.seeds) > 1 and not rivals and now.left:
         text.append(
@@ -99,11 +91,7 @@ def _answer(found: Findings, rows: pd.DataFrame) -> list[str]:
 
 
 def _methods(found: Findings) -> str:
-    unit = (
-        f"{INDIFFERENCE:g}"
-        if found.info.selection == "val_loss"
-        else f"{100 * INDIFFERENCE:g} points"
-    )
+    unit = f"{found.info.choosing.form[1] * INDIFFERENCE:g}{_unit(found)}"
     return (
         "The numbers of trials and repeats were not fixed in advance: the cells raced for "
         f"{Seconds(found.info.budget or 0)} of run time. In {SCREENING:.0%} of it they were tuned by "

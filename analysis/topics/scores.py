@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.figure import Figure
 
 from analysis import compare
 from analysis.compare import Findings
-from analysis.plots import MANY, Style, annotate, canvas, escape, name_rows, percent
-from analysis.text.numbers import intervals, numbers
+from analysis.plots import MANY, annotate, canvas, draw_interval, escape, name_rows, percent
+from analysis.text.numbers import intervals, numbers, with_interval
 from analysis.topics.section import (
     Columns,
     Plot,
@@ -40,26 +39,10 @@ def section(found: Findings) -> Section:
 
 def _plots(found: Findings) -> list[Plot]:
     """The score of each cell; of many cells a matrix of two factors."""
-    factors, metric, n = found.info.factors, found.info.metric, repeats_of(found)
     scored = int(found.summary["mean"].notna().sum())
-    if scored > MANY and len(factors) > 1:
-        row = next(name for name in factors if name != "target")
-        column = "target" if "target" in factors else list(factors)[-1]
-        caption = (
-            f"Numbers: mean test {metric} in %; colour: points below the best of the column, so that "
-            f"only cells of one column are compared. White: not tried. {n} scored run{'s' * (n != '1')} "
-            "per cell; no interval."
-        )
-        figure = plot_matrix(found.summary, row, column, metric)
-        return [Plot("matrix", f"Test {metric} of every pair", figure, caption)]
-    if not scored:
-        return []
-    caption = (
-        f"Small marks: one repeat each ({n} per cell). Large mark and bar: mean and interval. "
-        f"{over_seeds(found)}"
-    )
-    figure = plot_scores(found.summary, found.repeats, cell_styles(found), metric)
-    return [Plot("accuracy", f"Test {metric}", figure, caption)]
+    if scored > MANY and len(found.info.factors) > 1:
+        return [_plot_matrix(found)]
+    return [_plot_scores(found)] if scored else []
 
 
 def _columns(found: Findings) -> Columns:
@@ -142,7 +125,7 @@ def _beside(found: Findings, cell: str) -> str:
     other = {"accuracy": "balanced_accuracy", "balanced_accuracy": "accuracy"}.get(found.info.score)
     if other is None or kept.empty or not compare.are_unequal(kept[kept["cell"] == cell]):
         return ""
-    values = compare.by_metric(found.trials, found.info.factors, found.info.folds)
+    values = compare.by_metric(found.trials, found.info)
     own = values[(values["cell"] == cell) & (values["metric"] == other)].to_dict("records")
     return f"; {METRICS[other].label} {score(own[0])}" if own else ""
 
@@ -159,19 +142,14 @@ def _interval(found: Findings, cell: str, row: pd.Series) -> str:
 
 def _chosen_by(found: Findings, fit: pd.DataFrame) -> str:
     """How the cell was chosen, and by how little its configuration was."""
-    info, best = found.info, fit.iloc[0]
-    if info.selection == "val_loss":
-        form, what = "{:.3g}", "lowest mean validation loss"
-        scores = fit["validation"]
-    else:
-        form, what = "{:.1f}%", f"highest mean validation {info.metric}"
-        scores = 100 * fit["validation"]
+    metric, best = found.info.choosing, fit.iloc[0]
     repeats = f"its {best['n']} repeats" if best["n"] > 1 else "its repeat"
-    text = f"It has the {what} over {repeats}, {form.format(scores.iloc[0])}"
-    if len(fit) > 1:
-        text += f"; next “{fit['cell'].iloc[1]}”, {form.format(scores.iloc[1])}"
-    return f"{text}. Test scores played no part, so its own is not raised by the choice." + _luck(
-        found
+    text = f"It has the {metric.best} mean validation {metric.label} over {repeats}, "
+    text += metric.text(best["validation"])
+    for row in fit[1:2].to_dict("records"):
+        text += f"; next “{row['cell']}”, {metric.text(row['validation'])}"
+    return (
+        f"{text}. Test scores played no part, so its own is not raised by the choice.{_luck(found)}"
     )
 
 
@@ -197,8 +175,8 @@ def _luck(found: Findings) -> str:
 
 def _untested(found: Findings) -> list[str]:
     """What can be said when no repeat has a test score."""
-    by_loss = found.info.selection == "val_loss"
-    tuned = compare.chosen(found.trials, found.info.selection)
+    metric, selection = found.info.choosing, found.info.selection
+    tuned = compare.chosen(found.trials, selection)
     counts = found.table.trials["outcome"].value_counts()
     if tuned.empty:
         seen = ", ".join(f"{n} {outcome}" for outcome, n in counts.items()) or "no runs at all"
@@ -208,28 +186,21 @@ def _untested(found: Findings) -> list[str]:
         if found.info.repeats == 0
         else f"None of the {found.info.repeats} repeats per cell has a test score yet"
     )
-    if by_loss:
-        best = tuned.sort_values("val_loss", kind="stable").iloc[0]
-        what, value = "lowest validation loss", f"{best['val_loss']:.3g}"
-    else:
-        best = tuned.sort_values("val_score", ascending=False, kind="stable").iloc[0]
-        what, value = f"highest validation {found.info.metric}", f"{100 * best['val_score']:.1f}%"
+    ranked = tuned.sort_values(selection, ascending=metric.less_is_better, kind="stable")
+    best = ranked.iloc[0]
     trials = found.summary.loc[found.summary["cell"] == best["cell"], "tuned"].iloc[0]
     return [
         f"{why}, so nothing was scored on test and no cell can be called better than another.",
-        f"The {what} in tuning was that of “{best['cell']}”: {value}, the best of {trials} trials. A "
-        "best-of-many validation score is optimistic and has no interval.",
+        f"The {metric.best} validation {metric.label} in tuning was that of “{best['cell']}”: "
+        f"{metric.text(best[selection])}, the best of {trials} trials. A best-of-many validation score is "
+        "optimistic and has no interval.",
     ]
 
 
-def plot_scores(
-    summary: pd.DataFrame,
-    repeats: pd.DataFrame,
-    style: Mapping[str, Style],
-    metric: str = "accuracy",
-) -> Figure:
-    """One dot per repeat, and the mean with its interval, of each scored cell in `summary`."""
-    table = summary.dropna(subset="mean").reset_index(drop=True)
+def _plot_scores(found: Findings) -> Plot:
+    """One dot per repeat, and the mean with its interval, of each scored cell."""
+    style, metric, repeats = cell_styles(found), found.info.metric, found.repeats
+    table = found.summary.dropna(subset="mean").reset_index(drop=True)
     figure, (axes,) = canvas(1.1 + (0.5 if len(table) <= LONG else 0.36) * len(table))
     for i, row in enumerate(table.to_dict("records")):
         look = style[row["cell"]]
@@ -237,26 +208,29 @@ def plot_scores(
         spread = np.linspace(-0.09, 0.09, len(scores)) if len(scores) > 1 else [0.0]
         axes.plot(scores, i + 0.2 + np.asarray(spread), ls="", marker=look.marker, ms=4,
                   color=look.color, alpha=0.55, mew=0)  # fmt: skip
-        axes.plot([row["low"], row["high"]], [i - 0.1] * 2, color=look.color, lw=2.5)
-        mean = axes.plot(
-            row["mean"], i - 0.1, marker=look.marker, ms=8, color=look.color, mec="white"
-        )
-        annotate(mean[0], f"{row['cell']}: {score(row)}")
+        mean = draw_interval(axes, i - 0.1, row["mean"], (row["low"], row["high"]), look)
+        annotate(mean, f"{row['cell']}: {score(row)}")
     name_rows(axes, list(table["cell"]))
     percent(axes, "x", f"Test {metric}")
-    return figure
+    caption = (
+        f"Small marks: one repeat each ({repeats_of(found)} per cell). Large mark and bar: mean and "
+        f"interval. {over_seeds(found)}"
+    )
+    return Plot("accuracy", f"Test {metric}", figure, caption)
 
 
 def score(row: Mapping[Hashable, Any]) -> str:
     """Mean and interval in print."""
-    interval = f" ({row['low']:.1%} to {row['high']:.1%})" if row["low"] == row["low"] else ""
-    return f"{row['mean']:.1%}{interval}"
+    return with_interval(row["mean"], row["low"], row["high"], ".1%")
 
 
-def plot_matrix(summary: pd.DataFrame, row: str, column: str, metric: str = "accuracy") -> Figure:
-    """Mean test score of each pair of the factors `row` and `column` (a mean over the others) in
-    percent; the darker, the further below the best of its column. White: not tried."""
-    wide = 100 * summary.pivot_table(index=row, columns=column, values="mean", sort=False)
+def _plot_matrix(found: Findings) -> Plot:
+    """Mean test score of each pair of two factors (a mean over the others) in percent; the darker, the
+    further below the best of its column."""
+    factors, metric, n = found.info.factors, found.info.metric, repeats_of(found)
+    row = next(name for name in factors if name != "target")
+    column = "target" if "target" in factors else list(factors)[-1]
+    wide = 100 * found.summary.pivot_table(index=row, columns=column, values="mean", sort=False)
     figure, (axes,) = canvas(1.3 + 0.26 * len(wide))
     small = len(wide.columns) > 8
     sns.heatmap(
@@ -270,4 +244,9 @@ def plot_matrix(summary: pd.DataFrame, row: str, column: str, metric: str = "acc
     axes.set_yticklabels([escape(str(r)) for r in wide.index], rotation=0, fontsize=8)
     axes.set_xlabel(escape(column))
     axes.set_ylabel(escape(row))
-    return figure
+    caption = (
+        f"Numbers: mean test {metric} in %; colour: points below the best of the column, so that "
+        f"only cells of one column are compared. White: not tried. {n} scored run{'s' * (n != '1')} "
+        "per cell; no interval."
+    )
+    return Plot("matrix", f"Test {metric} of every pair", figure, caption)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from analysis.compare import Findings, size_lines
 from analysis.plots import Style, styles
-from analysis.text.numbers import span
+from analysis.text.numbers import intervals, numbers, span
 from harness.core.errors import without_password
 
 VIEWER = "http://127.0.0.1:5000"
@@ -68,6 +68,10 @@ class Table:
         return list(zip(*self.columns.values(), strict=True))
 
 
+Parts = list[Plot | Table | str | list[str]]
+"""Plots, tables and paragraphs in their order; a list is shown as bullet points."""
+
+
 @dataclass(frozen=True)
 class Section:
     """What the report says about one topic; empty where the study holds nothing of the kind.
@@ -115,6 +119,22 @@ def correction(found: Findings) -> str:
 def repeats_of(found: Findings) -> str:
     """Numbers of repeats per cell in print: "8" or "5 to 8"."""
     return span(found.summary.loc[found.summary["n"] > 0, "n"])
+
+
+def stacked(
+    values: Iterable[float],
+    lows: Iterable[float],
+    highs: Iterable[float],
+    form: str,
+    scale: float = 1,
+) -> list[object]:
+    """Numbers in print, each with its interval in a line of its own."""
+    both = Markup("{}<br><small>{}</small>")
+    ends = intervals(lows, highs, form, scale)
+    return [
+        number if interval == "–" else both.format(number, interval)
+        for number, interval in zip(numbers(values, form, scale), ends, strict=True)
+    ]
 
 
 def run_links(found: Findings, run_ids: pd.Series, texts: pd.Series) -> list[object]:

@@ -1,7 +1,7 @@
 """Accuracy on test images that are not like the training images.
 
     python -c "from analysis import load_study, topics; t = load_study('robustness'); \\
-               print(topics.shifts.shifted(t.trials, t.info.factors))"
+               print(topics.shifts.shifted(t.trials, t.info))"
 
 A shifted test set is scored by the same network as the plain one, so a loss is a difference within one
 repeat, and two cells' losses are paired on their seed.
@@ -11,25 +11,26 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
-from markupsafe import Markup, escape
-from matplotlib.figure import Figure
 
 from analysis.compare import Findings, cells, completed, mean_interval
-from analysis.compare.runs import CONFIDENCE
-from analysis.plots import INK, Style, canvas, name_rows, percent
-from analysis.plots import escape as plain
-from analysis.text.numbers import in_seeds, intervals, listed, number, numbers, quoted, span
+from analysis.compare.contrasts import paired_test
+from analysis.compare.runs import mean_intervals
+from analysis.load import Info
+from analysis.plots import INK, canvas, draw_interval, escape, name_rows, percent
+from analysis.text.numbers import in_seeds, listed, numbers, quoted, span, with_interval
 from analysis.topics.section import (
     Columns,
+    Parts,
     Plot,
     Section,
     Table,
     cell_styles,
     over_seeds,
     repeats_of,
+    stacked,
 )
 from harness.core.spec import SHIFTS
 
@@ -39,21 +40,12 @@ PREFIX = "test_accuracy."
 
 def section(found: Findings) -> Section:
     """Scores on every test set and what is lost; empty when no repeat was scored on a shifted set."""
-    factors, metric = found.info.factors, "accuracy"
-    folds = found.info.folds
-    table = shifted(found.trials, factors, folds)
+    table = shifted(found.trials, found.info)
     if table.empty:
         return Section("Shifted test sets")
-    losses = shift_losses(found.trials, factors, folds)
-    pairs = loss_pairs(found.trials, list(losses["cell"]), folds)
-    caption = (
-        f"Mark and bar: mean and interval of {repeats_of(found)} repeats on each test set; hollow: the "
-        "same cell's mean on the plain set. Each repeat is scored on all sets by the same network. "
-        f"{over_seeds(found)}"
-    )
-    figure = plot_shifted(table, cell_styles(found), metric)
-    name = f"{metric[:1].upper() + metric[1:]} on shifted test sets"
-    parts: list[Plot | Table] = [Plot("shifted", name, figure, caption), _table(table, losses)]
+    losses = shift_losses(found.trials, found.info)
+    pairs = loss_pairs(found.trials, list(losses["cell"]), found.info.folds)
+    parts: Parts = [_plot(found, table), _table(table, losses)]
     tables = {"shifted": table, "losses": losses, "loss_pairs": pairs}
     return Section("Shifted test sets", parts, answer(table, losses, pairs), tables=tables)
 
@@ -68,8 +60,9 @@ def _table(table: pd.DataFrame, losses: pd.DataFrame) -> Table:
     }
     for name in sets[1:]:
         own = known.loc[name].reindex(losses["cell"])
-        columns[f"Lost, {name.replace('_', ' ')}"] = _lost(own, "loss", "loss_low", "loss_high")
-    columns["Lost, mean of shifts"] = _lost(losses, "loss", "low", "high")
+        lost = stacked(own["loss"], own["loss_low"], own["loss_high"], ".1f")
+        columns[f"Lost, {name.replace('_', ' ')}"] = lost
+    columns["Lost, mean of shifts"] = stacked(losses["loss"], losses["low"], losses["high"], ".1f")
     return Table(
         columns,
         note="Points of accuracy that a repeat loses from the plain test set, mean and 95% t interval "
@@ -78,17 +71,6 @@ def _table(table: pd.DataFrame, losses: pd.DataFrame) -> Table:
         "interval of their paired difference in mean loss is clear of 0 after Bonferroni over all pairs "
         "of cells.",
     )
-
-
-def _lost(rows: pd.DataFrame, value: str, low: str, high: str) -> list[object]:
-    """Points with the interval in a line of its own."""
-    ends = intervals(rows[low], rows[high], ".1f")
-    return [
-        Markup("{}<br><small>{}</small>").format(number(points, ".1f"), interval)
-        if interval != "–"
-        else escape(number(points, ".1f"))
-        for points, interval in zip(rows[value], ends, strict=True)
-    ]
 
 
 def answer(table: pd.DataFrame, losses: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
@@ -108,7 +90,7 @@ def answer(table: pd.DataFrame, losses: pd.DataFrame, pairs: pd.DataFrame) -> li
         ]
     text = (
         f"On {under} “{least['cell']}” loses least of its accuracy on average, "
-        f"{_points(least)}, and “{most['cell']}” most, {_points(most)} ({in_seeds(n)})."
+        f"{_lost(least)}, and “{most['cell']}” most, {_lost(most)} ({in_seeds(n)})."
     )
     unclear = pairs[~pairs["told_apart"]]
     for name, end, other in (("least", "cell", "reference"), ("most", "reference", "cell")):
@@ -118,8 +100,8 @@ def answer(table: pd.DataFrame, losses: pd.DataFrame, pairs: pd.DataFrame) -> li
     return [text]
 
 
-def _points(row: pd.Series) -> str:
-    return f"{row['loss']:.1f} points ({row['low']:.1f} to {row['high']:.1f})"
+def _lost(row: pd.Series) -> str:
+    return with_interval(row["loss"], row["low"], row["high"], ".1f", unit=" points")
 
 
 def _scores(trials: pd.DataFrame) -> pd.DataFrame:
@@ -135,9 +117,7 @@ def _scores(trials: pd.DataFrame) -> pd.DataFrame:
     return repeats[["cell", "seed", *names]].rename(columns=names)
 
 
-def shifted(
-    trials: pd.DataFrame, factors: Mapping[str, Sequence[str]], folds: int = 1
-) -> pd.DataFrame:
+def shifted(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
     """Accuracy of each cell on each test set and what it loses there.
 
     Returns:
@@ -146,9 +126,9 @@ def shifted(
         repeats fall from the plain set, t interval over seeds; NaN on the plain set itself).
         Empty when no repeat was scored on a shifted set.
     """
-    scores = _scores(trials)
+    scores, folds = _scores(trials), info.folds
     rows = []
-    for cell, name in itertools.product(cells(factors)["cell"], scores.columns[2:]):
+    for cell, name in itertools.product(cells(info.factors)["cell"], scores.columns[2:]):
         own = scores[scores["cell"] == cell]
         n = int(own[name].notna().sum())
         if not n:
@@ -175,22 +155,17 @@ def _mean_losses(trials: pd.DataFrame) -> pd.DataFrame:
     return scores.assign(lost=lost).pivot(index="seed", columns="cell", values="lost")
 
 
-def shift_losses(
-    trials: pd.DataFrame, factors: Mapping[str, Sequence[str]], folds: int = 1
-) -> pd.DataFrame:
+def shift_losses(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
     """What each cell loses from the plain set on average over the shifts, the least first.
 
     Returns:
         cell, n repeats, loss (points), low, high (t interval over seeds).
     """
-    lost = _mean_losses(trials)
-    rows = []
-    for cell in (c for c in cells(factors)["cell"] if c in lost and lost[c].notna().any()):
-        loss, _, low, high = mean_interval(lost[cell], folds=folds)
-        n = int(lost[cell].notna().sum())
-        rows.append({"cell": cell, "n": n, "loss": loss, "low": low, "high": high})
-    table = pd.DataFrame(rows, columns=["cell", "n", "loss", "low", "high"])
-    return table.sort_values("loss", kind="stable", ignore_index=True)
+    lost = _mean_losses(trials).reindex(columns=cells(info.factors)["cell"])
+    known = lost.melt(var_name="cell", value_name="loss").dropna()
+    means = mean_intervals(known, "loss", ["cell"], folds=info.folds).drop(columns="sd")
+    means = means.rename(columns={"mean": "loss"})
+    return means.sort_values("loss", kind="stable", ignore_index=True)
 
 
 def loss_pairs(trials: pd.DataFrame, order: Sequence[str], folds: int = 1) -> pd.DataFrame:
@@ -209,24 +184,23 @@ def loss_pairs(trials: pd.DataFrame, order: Sequence[str], folds: int = 1) -> pd
     """
     lost = _mean_losses(trials)
     pairs = list(itertools.combinations(order, 2))
-    level, rows = 1 - (1 - CONFIDENCE) / max(1, len(pairs)), []
+    rows = []
     for cell, reference in pairs:
-        more = (lost[reference] - lost[cell]).dropna()
-        mean, _, low, high = mean_interval(more, level, folds=folds)
-        apart = not math.isnan(low) and (low > 0 or high < 0)
+        more = (lost[reference] - lost[cell]).dropna().to_numpy()
         rows.append(
-            {"cell": cell, "reference": reference, "n": len(more), "difference": mean}
-            | {"low": low, "high": high, "told_apart": apart}
+            {"cell": cell, "reference": reference} | paired_test(more, len(pairs), 0.0, folds)
         )
-    columns = ["cell", "reference", "n", "difference", "low", "high", "told_apart"]
-    return pd.DataFrame(rows, columns=columns).astype({"told_apart": bool})
+    table = pd.DataFrame(
+        rows, columns=["cell", "reference", "n", "difference", "low", "high", "verdict"]
+    )
+    table["told_apart"] = table.pop("verdict").isin(["higher", "lower"])
+    return table
 
 
-def plot_shifted(
-    table: pd.DataFrame, style: Mapping[str, Style], metric: str = "accuracy"
-) -> Figure:
+def _plot(found: Findings, table: pd.DataFrame) -> Plot:
     """A panel per test set with the mean and interval of each cell; a hollow mark and a thin line
     show where the cell stood on the plain test set."""
+    style = cell_styles(found)
     cells = [name for name in style if name in set(table["cell"])]
     sets = list(table["test_set"].unique())
     records = {(row["cell"], row["test_set"]): row for row in table.to_dict("records")}
@@ -235,7 +209,7 @@ def plot_shifted(
     for panel in panels[len(sets) :]:
         panel.set_visible(False)
     for k, (name, panel) in enumerate(zip(sets, panels, strict=False)):
-        panel.set_title(plain(name.replace("_", " ")), fontsize=10, color=INK, loc="left")
+        panel.set_title(escape(name.replace("_", " ")), fontsize=10, color=INK, loc="left")
         for i, cell in enumerate(cells):
             if (cell, name) not in records:
                 continue
@@ -244,13 +218,15 @@ def plot_shifted(
             if name != sets[0]:
                 panel.plot([start, row["mean"]], [i, i], color=look.color, lw=0.8, zorder=1)
                 panel.plot(start, i, marker=look.marker, ms=4, color=look.color, mfc="white")
-            panel.plot([row["low"], row["high"]], [i, i], color=look.color, lw=2.5)
-            panel.plot(
-                row["mean"], i, marker=look.marker, ms=5.5, color=look.color, mec="white", mew=0.6
-            )
+            draw_interval(panel, i, row["mean"], (row["low"], row["high"]), look, 5.5)
         name_rows(panel, cells, 20)
         percent(panel, "x", "")
         panel.set_xlabel("")
         panel.tick_params(labelbottom=k + 2 >= len(sets))
-    figure.supxlabel(f"Test {metric} (%)", fontsize=10)
-    return figure
+    figure.supxlabel("Test accuracy (%)", fontsize=10)
+    caption = (
+        f"Mark and bar: mean and interval of {repeats_of(found)} repeats on each test set; hollow: the "
+        "same cell's mean on the plain set. Each repeat is scored on all sets by the same network. "
+        f"{over_seeds(found)}"
+    )
+    return Plot("shifted", "Accuracy on shifted test sets", figure, caption)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pandas as pd
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis import compare
@@ -14,22 +13,23 @@ from analysis.plots import (
     BACKGROUND,
     INK,
     MARKERS,
+    MEAN,
     annotate,
     canvas,
+    draw_interval,
     escape,
     name_rows,
     panel_grid,
     styles,
 )
 from analysis.text.numbers import intervals, listed, numbers, plain, quoted
-from analysis.topics.section import Columns, Plot, Section, Table, repeats_of
+from analysis.topics.section import Columns, Parts, Plot, Section, Table, repeats_of
 
 METHODS = (
     "The effect of similarity on the logit of the score was estimated in a mixed model with crossed "
     "random sources and targets, with source and target fixed effects, and by a permutation of the "
     "sources; a measure counts only if all three agree after Holm."
 )
-Parts = list[Plot | Table | str | list[str]]
 
 
 def section(found: Findings) -> Section:
@@ -39,46 +39,22 @@ def section(found: Findings) -> Section:
         UserError: if measures were given that fit no pair.
     """
     known = compare.similarity_effect(found.table, found.measures)
-    parts: Parts = [*_plots(found, known)]
+    parts: Parts = []
     if len(known.means):
-        parts.append(_means(known.means))
-    if len(known.verdicts):
-        parts.append(list(known.verdicts["sentence"]))
+        gain = [_plot_gain(found, known.points)] if len(known.points) else []
+        parts += [_plot_agreement(known), *gain, _means(known.means)]
     if len(known.slopes):
-        parts.append(_slopes(known))
-    parts += [*_interactions(known.interactions), *_variance(known.variance)]
+        parts += [list(known.verdicts["sentence"]), _slopes(known)]
+    if len(known.interactions):
+        parts += _interactions(compare.interaction_verdicts(known.interactions))
+    if len(known.variance):
+        parts += _variance(known.variance)
     if len(known.gains):
         parts.append(_gains(known.gains))
     tables = {f"similarity_{k}": v for k, v in vars(known).items() if isinstance(v, pd.DataFrame)}
     methods = METHODS if len(known.slopes) else ""
     title = "Similarity of source and target"
     return Section(title, parts, describe_similarity(known), methods, tables)
-
-
-def _plots(found: Findings, known: Similarity) -> list[Plot]:
-    plots = []
-    if len(known.means):
-        caption = (
-            "Small marks: weighted Kendall tau between a measure and the scores, one per target; large "
-            "mark and bar: mean and 95% t interval over targets. Grey band: where 95% of shuffled "
-            "orders of one target lie. “static” ignores the target: how the source ranks on the other "
-            "targets."
-        )
-        figure = plot_agreement(known.agreement, known.means)
-        plots.append(Plot("agreement", "What predicts the order of the sources", figure, caption))
-    if len(known.points):
-        caption = (
-            "One mark per source and target: mean difference in points to the run from random weights "
-            f"with the same seed; bar: 95% t interval over {repeats_of(found)} seeds (pretraining and "
-            f"target draws, not test examples). Across: {known.points['measure'].iloc[0]}, more is more "
-            "similar, centred and scaled within each target. It is the measure that agrees best with "
-            "the scores, so it looks better here than it would on other targets."
-        )
-        if known.points["control"].any():
-            caption += " Hollow: controls, which learned from shuffled or permuted pictures or random labels."
-        figure = plot_gain(known.points)
-        plots.append(Plot("gain", "Gain over scratch against similarity", figure, caption))
-    return plots
 
 
 def _means(rows: pd.DataFrame) -> Table:
@@ -120,10 +96,7 @@ def _slopes(known: Similarity) -> Table:
     )
 
 
-def _interactions(found: pd.DataFrame) -> Parts:
-    if found.empty:
-        return []
-    rows = compare.interaction_verdicts(found)
+def _interactions(rows: pd.DataFrame) -> Parts:
     shown = Table(
         {
             "Measure": list(rows["measure"]),
@@ -146,8 +119,6 @@ def _interactions(found: pd.DataFrame) -> Parts:
 
 
 def _variance(rows: pd.DataFrame) -> Parts:
-    if rows.empty:
-        return []
     shown = Table(
         {
             "Measure": list(rows["measure"]),
@@ -190,25 +161,23 @@ def describe_similarity(known: Similarity) -> list[str]:
     text = _measures(known)
     if len(known.means):
         row = known.means[known.means["measure"] == "static"].iloc[0]
-        ranking = (
+        chance = row["tau_w"] <= 0
+        text.append(
             f"A ranking of the sources that ignores the target (how they do on the other targets) agrees "
             f"with the scores at a mean weighted tau of {row['tau_w']:.2f} ({row['low']:.2f} to "
-            f"{row['high']:.2f}, {row['targets']} targets)"
+            f"{row['high']:.2f}, {row['targets']} targets): "
+            f"{'no better than chance' if chance else 'what a measure of similarity must beat'}."
         )
-        beat = (
-            "what a measure of similarity must beat"
-            if row["tau_w"] > 0
-            else "no better than chance"
-        )
-        text.append(f"{ranking}: {beat}.")
     return [*text, known.note] if known.note else text
 
 
 def _measures(known: Similarity) -> list[str]:
     """The verdict on one or two measures in full; on more of them in sum, the table has the rest."""
     rows = known.verdicts
+    if rows.empty:
+        return []
     if len(rows) <= 2:
-        return list(rows["sentence"]) if len(rows) else []
+        return list(rows["sentence"])
     names = list(rows["measure"].unique())
     text = f"{len(names)} measures of similarity were judged ({', '.join(names)})."
     for strategy, own in rows.groupby("strategy", sort=False):
@@ -216,15 +185,16 @@ def _measures(known: Similarity) -> list[str]:
         passed = own.loc[own["verdict"] == "similarity", "measure"]
         source = own.loc[own["verdict"] == "source", "measure"]
         if len(passed):
-            which = f"{listed(quoted(passed))} {_were(passed)} shown"
-            text += f" {under} {which} to tell which source suits a target."
+            were = "were" if len(passed) > 1 else "was"
+            text += f" {under} {listed(quoted(passed))} {were} shown to tell which source suits a target."
         else:
             text += (
                 f" {under} none was shown to tell which source suits a given target, beyond which "
                 "sources are good everywhere."
             )
         if len(source):
-            text += f" {listed(quoted(source))} {_tell(source)} good sources, not similarity."
+            tell = "tell" if len(source) > 1 else "tells"
+            text += f" {listed(quoted(source))} {tell} good sources, not similarity."
     shown = rows[rows["verdict"] == "similarity"]
     naive = known.slopes[(known.slopes["model"] == "naive") & (known.slopes["p_holm"] <= 0.05)]
     keys = ["strategy", "measure"]
@@ -238,14 +208,6 @@ def _measures(known: Similarity) -> list[str]:
     if rests:
         text += f" {len(rests)} of the {len(shown)} rest on few targets (see the list below)."
     return [text]
-
-
-def _were(names: pd.Series) -> str:
-    return "were" if len(names) > 1 else "was"
-
-
-def _tell(names: pd.Series) -> str:
-    return "tell" if len(names) > 1 else "tells"
 
 
 def describe_interactions(rows: pd.DataFrame) -> str:
@@ -290,10 +252,11 @@ def describe_variance(rows: pd.DataFrame) -> str:
     )
 
 
-def plot_agreement(table: pd.DataFrame, means: pd.DataFrame) -> Figure:
+def _plot_agreement(known: Similarity) -> Plot:
     """Weighted tau of each measure: a small mark per target, the mean over targets and its interval; the
     band is where 95% of shuffled rankings of one target lie."""
-    means = means.sort_values("tau_w", ascending=False, ignore_index=True)
+    table = known.agreement
+    means = known.means.sort_values("tau_w", ascending=False, ignore_index=True)
     figure, (axes,) = canvas(1.2 + 0.42 * len(means))
     reach = 1.96 * float(table["null_sd"].mean())
     axes.axvspan(-reach, reach, color="#eeeeee", zorder=0)
@@ -301,20 +264,21 @@ def plot_agreement(table: pd.DataFrame, means: pd.DataFrame) -> Figure:
     for i, row in enumerate(means.to_dict("records")):
         own = table.loc[table["measure"] == row["measure"], "tau_w"].dropna()
         axes.plot(own, [i + 0.2] * len(own), ls="", marker="o", ms=4, mew=0, color=BACKGROUND.color)
-        axes.plot([row["low"], row["high"]], [i - 0.1] * 2, color=INK, lw=2.5)
-        axes.plot(row["tau_w"], i - 0.1, marker="o", ms=8, color=INK, mec="white")
+        draw_interval(axes, i - 0.1, row["tau_w"], (row["low"], row["high"]), MEAN)
     name_rows(axes, list(means["measure"]))
     axes.set_xlabel("Weighted Kendall tau with the scores reached")
-    return figure
+    caption = (
+        "Small marks: weighted Kendall tau between a measure and the scores, one per target; large "
+        "mark and bar: mean and 95% t interval over targets. Grey band: where 95% of shuffled "
+        "orders of one target lie. “static” ignores the target: how the source ranks on the other "
+        "targets."
+    )
+    return Plot("agreement", "What predicts the order of the sources", figure, caption)
 
 
-def plot_gain(points: pd.DataFrame) -> Figure:
+def _plot_gain(found: Findings, points: pd.DataFrame) -> Plot:
     """Points gained over scratch by each pair, with its interval, against the similarity of source and
-    target; a panel per strategy and size, a colour per target; hollow: sources trained on altered data.
-
-    Args:
-        points: from `compare.Similarity`.
-    """
+    target; a panel per strategy and size, a colour per target; hollow: sources trained on altered data."""
     keys = [name for name in ("strategy", "size") if name in points]
     labels = pd.Series("", index=points.index)
     for name in keys:
@@ -345,4 +309,15 @@ def plot_gain(points: pd.DataFrame) -> Figure:
         key.append(Line2D([], [], ls="", marker="o", mfc="white", mec=INK, label="control"))
     figure.set_figheight(figure.get_figheight() + 0.5)
     figure.legend(handles=key, loc="outside upper center", ncols=3, fontsize=9, frameon=False)
-    return figure
+    caption = (
+        "One mark per source and target: mean difference in points to the run from random weights "
+        f"with the same seed; bar: 95% t interval over {repeats_of(found)} seeds (pretraining and "
+        f"target draws, not test examples). Across: {points['measure'].iloc[0]}, more is more "
+        "similar, centred and scaled within each target. It is the measure that agrees best with "
+        "the scores, so it looks better here than it would on other targets."
+    )
+    if points["control"].any():
+        caption += (
+            " Hollow: controls, which learned from shuffled or permuted pictures or random labels."
+        )
+    return Plot("gain", "Gain over scratch against similarity", figure, caption)

@@ -1,7 +1,7 @@
 """Test scores by the size of the target, and where two lines cross.
 
     python -c "from analysis import load_study, topics; t = load_study('target_size'); \\
-               print(topics.sizes.crossings(t.trials, t.info.factors))"
+               print(topics.sizes.crossings(t.trials, t.info))"
 """
 
 from __future__ import annotations
@@ -13,47 +13,37 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from scipy import stats
 
 from analysis import compare
-from analysis.compare import Findings, completed, mean_interval, size_lines
-from analysis.compare.runs import CONFIDENCE
-from analysis.plots import MANY, Style, add_key, canvas, crowded, name_ends, percent, styles
+from analysis.compare import Findings, completed, size_lines
+from analysis.compare.runs import CONFIDENCE, mean_intervals
+from analysis.load import Info
+from analysis.plots import MANY, add_key, canvas, crowded, name_ends, percent, styles
 from analysis.text.numbers import in_seeds, listed, short
-from analysis.topics.section import Plot, Section, Table, over_seeds, repeats_of
+from analysis.topics.section import Parts, Plot, Section, Table, over_seeds, repeats_of
 from harness.core.folds import independent_runs
 
 LINES = 24
 """Lines above which their crossings are not looked for: there would be hundreds."""
 SHOWN = 4
 """Crossings that the answer names; the table has them all."""
-Change = tuple[float, bool]
-"""Where a difference changes sign, and whether it rises there."""
 
 
 def section(found: Findings) -> Section:
     """Scores by size and the crossings of the lines; empty without a factor of sizes."""
-    factors, metric = found.info.factors, found.info.metric
+    factors = found.info.factors
     factor, lines = compare.size_factor(factors), size_lines(factors)
     title = f"By {factor or 'size'}"
     if factor is None:
         return Section(title)
-    table = by_size(found.trials, factors, found.info.folds)
+    table = by_size(found.trials, found.info)
     n_lines = lines["line"].nunique()
     few = found.trials if n_lines <= LINES else found.trials[:0]
-    crossed = crossings(few, factors, found.contrasts, found.info.folds)
-    parts: list[Plot | Table | str | list[str]] = []
+    crossed = crossings(few, found.info, found.contrasts)
+    parts: Parts = []
     if n_lines <= MANY and table["size"].nunique() > 1:
-        scores = found.repeats[["cell", "test_score"]].merge(lines, on="cell")
-        figure = plot_by_size(table, scores, factor, styles(list(lines["line"].unique())), metric)
-        caption = (
-            f"Small marks: one repeat each ({repeats_of(found)} per cell). Large marks: means; upright "
-            "bars: intervals. Log scale; lines stand a little apart so that bars do not hide each "
-            f"other. {over_seeds(found)}"
-        )
-        name = f"{metric[:1].upper() + metric[1:]} by {factor}"
-        parts.append(Plot("by_size", name, figure, caption))
+        parts.append(_plot(found, table, factor))
     if len(crossed):
         parts += _crossings(crossed, factor)
     tables = {"by_size": table, "crossings": crossed}
@@ -141,38 +131,27 @@ def crossing_interval(row: Mapping[Hashable, Any]) -> str:
     return " to ".join(dict.fromkeys(ends))
 
 
-def by_size(
-    trials: pd.DataFrame, factors: Mapping[str, Sequence[str]], folds: int = 1
-) -> pd.DataFrame:
+def by_size(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
     """Test accuracy of each line at each size.
 
     Returns:
         One row per scored cell: cell, line, size, n, mean, low, high (t interval over seeds).
     """
-    repeats = completed(trials, "repeat")
-    rows = []
-    for row in size_lines(factors).to_dict("records"):
-        scores = repeats.loc[repeats["cell"] == row["cell"], "test_score"].dropna()
-        mean, _, low, high = mean_interval(scores, within=(0, 1), folds=folds)
-        rows.append({**row, "n": len(scores), "mean": mean, "low": low, "high": high})
-    columns = ["cell", "line", "size", "n", "mean", "low", "high"]
-    return pd.DataFrame(rows, columns=columns).dropna(subset="mean").reset_index(drop=True)
+    scores = completed(trials, "repeat")[["cell", "test_score"]].dropna()
+    scores = size_lines(info.factors).merge(scores, on="cell")
+    by = ["cell", "line", "size"]
+    means = mean_intervals(scores, "test_score", by, within=(0, 1), folds=info.folds)
+    return means.drop(columns="sd")
 
 
-def crossings(
-    trials: pd.DataFrame,
-    factors: Mapping[str, Sequence[str]],
-    pairs: pd.DataFrame | None = None,
-    folds: int = 1,
-) -> pd.DataFrame:
+def crossings(trials: pd.DataFrame, info: Info, pairs: pd.DataFrame | None = None) -> pd.DataFrame:
     """Where, as the size grows, one line overtakes another: for each pair of lines, the sizes at
     which the mean of their paired differences changes sign, linear in log size in between.
 
     Args:
         trials: as loaded.
-        factors: the cells.
+        info: the study.
         pairs: from `compare.contrasts`; None makes it.
-        folds: see `compare.contrasts`.
 
     Returns:
         One row per pair with at least two shared sizes: line (ahead at the smaller sizes), other,
@@ -182,8 +161,8 @@ def crossings(
         fewer than two seeds), and shown: the verdicts of `pairs` put the line above the other at a smaller
         size, and below it at a larger one.
     """
-    lines = size_lines(factors)
-    pairs = compare.contrasts(trials, factors, folds) if pairs is None else pairs
+    lines = size_lines(info.factors)
+    pairs = compare.contrasts(trials, info) if pairs is None else pairs
     verdict = dict(
         zip(zip(pairs["cell"], pairs["reference"], strict=True), pairs["verdict"], strict=True)
     )
@@ -200,7 +179,7 @@ def crossings(
         points = points.dropna(axis="columns", how="all").dropna(axis="index", how="all")
         if points.shape[1] < 2:
             continue
-        row = _crossing(a, b, points, folds)
+        row = _crossing(a, b, points, info.folds)
         ahead, other = str(row["line"]), str(row["other"])
         found = [verdict.get((cell[ahead, s], cell[other, s])) for s in points.columns]
         after = found[found.index("higher") + 1 :] if "higher" in found else []
@@ -222,8 +201,8 @@ def _crossing(a: str, b: str, points: pd.DataFrame, folds: int) -> dict[str, obj
     row |= {"smallest": points.columns[0], "largest": points.columns[-1], "changes": len(seen)}
     row |= dict.fromkeys(("size", "low", "high"), math.nan)
     if seen:
-        row["size"] = math.exp(seen[0][0])
-        row["low"], row["high"] = zero_interval(sizes, values, seen[0][0], folds)
+        row["size"] = math.exp(seen[0])
+        row["low"], row["high"] = zero_interval(sizes, values, seen[0], folds)
     return row
 
 
@@ -274,14 +253,14 @@ def zero_interval(
 
 def sign_changes(
     sizes: Sequence[float] | np.ndarray, means: Sequence[float] | np.ndarray
-) -> list[Change]:
+) -> list[float]:
     """Every place on the axis of `sizes` at which the broken line through `means` changes sign.
 
     Where it only touches 0 it does not change; where it lies on 0 between two signs the first such
     size is the place. NaN means are passed over.
     """
     known = [(float(x), float(y)) for x, y in zip(sizes, means, strict=True) if not math.isnan(y)]
-    found: list[Change] = []
+    found: list[float] = []
     last = None
     for i, (x, y) in enumerate(known):
         if y == 0:
@@ -289,20 +268,17 @@ def sign_changes(
         if last is not None and (known[last][1] > 0) != (y > 0):
             x0, y0 = known[last]
             flat = i - last > 1
-            found.append((known[last + 1][0] if flat else x0 + (x - x0) * y0 / (y0 - y), y > 0))
+            found.append(known[last + 1][0] if flat else x0 + (x - x0) * y0 / (y0 - y))
         last = i
     return found
 
 
-def plot_by_size(
-    table: pd.DataFrame,
-    repeats: pd.DataFrame,
-    factor: str,
-    style: Mapping[str, Style],
-    metric: str = "accuracy",
-) -> Figure:
-    """Mean test accuracy with its interval against size, a line per combination of the other
-    factors, and a dot per repeat (`repeats`: line, size, test_score). Lines stand a little apart."""
+def _plot(found: Findings, table: pd.DataFrame, factor: str) -> Plot:
+    """Mean test score with its interval against size, a line per combination of the other factors, and a dot
+    per repeat."""
+    metric, lines = found.info.metric, size_lines(found.info.factors)
+    repeats = found.repeats[["cell", "test_score"]].merge(lines, on="cell")
+    style = styles(list(lines["line"].unique()))
     figure, (axes,) = canvas(4.6)
     names = [name for name in style if name in set(table["line"])]
     sizes = sorted(table["size"].unique())
@@ -324,10 +300,14 @@ def plot_by_size(
     axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
     axes.set_xlabel(f"{factor} (log scale)")
     percent(axes, "y", f"Test {metric}")
-    if len(names) == 1:
-        return figure
-    if crowded(names):
+    if len(names) > 1 and crowded(names):
         add_key(figure, names, style)
-    else:
+    elif len(names) > 1:
         name_ends(axes, ends, style)
-    return figure
+    caption = (
+        f"Small marks: one repeat each ({repeats_of(found)} per cell). Large marks: means; upright "
+        "bars: intervals. Log scale; lines stand a little apart so that bars do not hide each "
+        f"other. {over_seeds(found)}"
+    )
+    name = f"{metric[:1].upper() + metric[1:]} by {factor}"
+    return Plot("by_size", name, figure, caption)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pandas as pd
-from matplotlib.figure import Figure
 
 from analysis.compare import Findings
-from analysis.plots import Style, canvas, name_rows, styles
+from analysis.plots import canvas, draw_interval, name_rows, styles
 from analysis.text.numbers import intervals, listed, numbers
 from analysis.topics.section import Plot, Section, Table
 
@@ -21,14 +18,7 @@ def section(found: Findings) -> Section:
     ranks, metric = found.ranks, found.info.metric
     if ranks.empty:
         return Section("Over the targets")
-    plots = []
-    if len(ranks) > 1:
-        caption = (
-            f"Within each target the arms are ranked by their mean test {metric} (1 is the best). Mark: mean "
-            f"rank; bar: 95% t interval over the {ranks['targets'].iloc[0]} targets."
-        )
-        figure = plot_ranks(ranks, styles(list(ranks["arm"])))
-        plots = [Plot("ranks", "Rank over the targets", figure, caption)]
+    plots = [_plot(found)] if len(ranks) > 1 else []
     shown = Table(
         {
             "Arm": list(ranks["arm"]),
@@ -88,13 +78,17 @@ def _rank(row: pd.Series) -> str:
     return f"{row['mean_rank']:.1f} (95% interval {row['low']:.1f} to {row['high']:.1f})"
 
 
-def plot_ranks(table: pd.DataFrame, style: Mapping[str, Style]) -> Figure:
+def _plot(found: Findings) -> Plot:
     """Mean rank over the targets of each arm with its interval, the best on top."""
-    figure, (axes,) = canvas(1.1 + 0.3 * len(table))
-    for i, line in enumerate(table.to_dict("records")):
-        look = style[line["arm"]]
-        axes.plot([line["low"], line["high"]], [i, i], color=look.color, lw=2.5)
-        axes.plot(line["mean_rank"], i, marker=look.marker, ms=7, color=look.color, mec="white")
-    name_rows(axes, list(table["arm"]))
+    ranks = found.ranks
+    style = styles(list(ranks["arm"]))
+    figure, (axes,) = canvas(1.1 + 0.3 * len(ranks))
+    for i, row in enumerate(ranks.to_dict("records")):
+        draw_interval(axes, i, row["mean_rank"], (row["low"], row["high"]), style[row["arm"]], 7)
+    name_rows(axes, list(ranks["arm"]))
     axes.set_xlabel("Mean rank over the targets (1 is the best)")
-    return figure
+    caption = (
+        f"Within each target the arms are ranked by their mean test {found.info.metric} (1 is the best). "
+        f"Mark: mean rank; bar: 95% t interval over the {ranks['targets'].iloc[0]} targets."
+    )
+    return Plot("ranks", "Rank over the targets", figure, caption)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 
 from analysis import compare
 from analysis.compare import Findings
 from analysis.text.numbers import short, shorts
 from analysis.topics.costs import plot_cost
-from analysis.topics.section import Plot, Section, Table, cell_styles, over_seeds, repeats_of
+from analysis.topics.section import Parts, Section, Table, over_seeds, repeats_of
 
 SIZE = ["parameters", "multiply_adds"]
 
@@ -19,18 +21,16 @@ def section(found: Findings) -> Section:
     if measured.empty:
         return Section("Inference")
     where = compare.condition(found.trials) or "the device of the study"
-    parts: list[Plot | Table | str | list[str]] = []
+    parts: Parts = []
     if len(measured[SIZE].drop_duplicates()) > 1 and not len(found.ranks):
-        metric = found.info.metric
         label = f"Latency of a single example on {where.partition(',')[0]} (ms)"
-        style = cell_styles(found)
-        figure = plot_cost(found.summary, "latency_ms", "latency_front", label, style, metric)
         caption = (
-            f"Marks: mean {metric} of {repeats_of(found)} repeats and median time for a single example on "
-            f"{where}; level bars: least and greatest. Dotted: the Pareto front. {over_seeds(found)}"
+            f"Marks: mean {found.info.metric} of {repeats_of(found)} repeats and median time for a single "
+            f"example on {where}; level bars: least and greatest. Dotted: the Pareto front. "
+            f"{over_seeds(found)}"
         )
-        title = f"{metric[:1].upper()}{metric[1:]} against latency"
-        parts.append(Plot("latency", title, figure, caption))
+        plot = plot_cost(found, "latency_ms", "latency", label, caption)
+        parts.append(replace(plot, name="latency"))
     parts.append(_table(measured, where))
     return Section("Inference", parts, answer(found, where))
 

@@ -44,6 +44,21 @@ class Metric:
         value = values.get(self.validation, math.nan)
         return -value if self.less_is_better else value
 
+    @property
+    def best(self) -> str:
+        """Which of its values is the best, in text."""
+        return "lowest" if self.less_is_better else "highest"
+
+    @property
+    def unit(self) -> str:
+        """What follows its label at the head of a column of numbers: ", %" or nothing."""
+        return "" if self.less_is_better else ", %"
+
+    @property
+    def form(self) -> tuple[str, float]:
+        """Format and scale of the numbers in such a column."""
+        return (".3f", 1) if self.less_is_better else (".1f", 100)
+
     def text(self, value: float) -> str:
         """A value as text."""
         return f"{value:.3f}" if self.less_is_better else f"{value:.1%}"

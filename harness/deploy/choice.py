@@ -37,7 +37,7 @@ def choose(records: Sequence[CellRecord], cell: str | None = None) -> tuple[Cell
     ranked = sorted(records, key=_preference)
     best = ranked[0]
     why = (
-        f"{'lowest' if best.metric.less_is_better else 'highest'} mean validation {best.metric.label}, "
+        f"{best.metric.best} mean validation {best.metric.label}, "
         f"{best.validation} over {len(best.repeats)} repeats"
     )
     if len(ranked) > 1:
