@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.ledgers import Ledger, World, classifiers, medmnist
-from harness.core.race import SCREENING, Result, Results, race, standing
+from harness.core.race import SCREENING, Result, Results, Round, race, standing
 
 RUNS = "medmnist_hpo_runs.csv.gz"
 EQUAL = ((16, 5), (6, 10))
@@ -65,16 +65,12 @@ def equal(world: World, trials: int, repeats: int) -> Outcome:
 def raced(world: World, budget: float) -> Outcome:
     """A study with a budget in seconds."""
     cells, count = world.val.shape
-    rounds = race([str(cell) for cell in range(cells)], budget, SCREENING * budget)
     tuned, spent, chosen = dict.fromkeys(range(cells), 0), 0.0, dict[int, int]()
     repeats: dict[str, list[float]] = {}
-    results: Results | None = None
-    while True:
-        try:
-            now = next(rounds) if results is None else rounds.send(results)
-        except StopIteration:
-            break
-        results = {}
+
+    def run(now: Round) -> Results:
+        nonlocal spent
+        results: dict[str, list[Result]] = {}
         for name in now.cells:
             cell = int(name)
             if now.phase == "tune":
@@ -90,6 +86,10 @@ def raced(world: World, budget: float) -> Outcome:
                 Result(*pair) for pair in zip(scores.tolist(), seconds.tolist(), strict=True)
             ]
             spent += float(seconds.sum())
+        return results
+
+    for _ in race([str(cell) for cell in range(cells)], budget, SCREENING * budget, run):
+        pass
     seeds = standing(repeats).seeds
     last = [cell for cell in chosen if seeds[str(cell)] == max(seeds.values())]
     best = max(last, key=lambda c: float(np.mean(repeats[str(c)])))

@@ -42,14 +42,11 @@ def pack_study(
     Raises:
         UserError: if there is no such study, its files are not what was recorded, or `out` cannot be written.
     """
-    from harness.core.stores import record_home, record_url
     from harness.search.bundles import Part, pack
-    from harness.search.record import Record, StorageFailed, storage_failures
+    from harness.search.record import StorageFailed, read_record, storage_failures
     from harness.search.space import quiet_optuna
-    from harness.search.storage import read_storage
 
-    home = record_home(storage, tracking_uri)
-    record = Record(read_storage(record_url(storage, tracking_uri)), home)
+    record = read_record(storage, tracking_uri)
     try:
         with quiet_optuna(), storage_failures():
             return pack(Part.of(record, study, "the record"), Path(out))

@@ -33,25 +33,22 @@ def study_status(
     Raises:
         UserError: if there is no such study, or a store cannot be read.
     """
-    from harness.core.stores import record_home, record_url
     from harness.search.lock import holder_of
     from harness.search.overview import overview
-    from harness.search.record import Record
-    from harness.search.storage import read_storage
+    from harness.search.record import read_record
 
-    url = record_url(storage, tracking_uri)
-    home = record_home(storage, tracking_uri)
-    record = Record(read_storage(url), home)
+    record = read_record(storage, tracking_uri)
     info = record.info(study)
     found = overview(info, record.trials(info))
-    return replace(found, holder=holder_of(home, study))
+    return replace(found, holder=holder_of(record.folder, study))
 
 
 def show(found: Overview) -> None:
     """Print it."""
     from rich.console import Console
 
-    from harness.search.progress import describe_working, picture
+    from harness.core.selection import METRICS
+    from harness.search.progress import describe_epochs, picture
 
     Console(highlight=False).print(picture(found))
     if found.holder is None:
@@ -62,8 +59,9 @@ def show(found: Overview) -> None:
         )
     else:
         print(f"\nat work: {found.holder}")
-    for work in found.working:
-        print(f"  {describe_working(work)}")
+    for trial in found.working:
+        since = "" if trial.started is None else f", since {trial.started:%Y-%m-%d %H:%M:%S}"
+        print(f"  {trial.slot}: {describe_epochs(trial, METRICS[found.info.metric])}{since}")
 
 
 main = command("harness.status", study_status, show)

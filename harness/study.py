@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,11 +25,9 @@ from cyclopts import Parameter
 from harness.core.caller import importing, undisturbed
 from harness.core.command_line import command, escaped_output
 from harness.core.errors import UserError, without_password
-from harness.core.stores import default_tracking_uri, sqlite_path
 from harness.core.study import Study
 from harness.core.study_file import load_study, study_path
 from harness.search.options import OUTPUT, STUDY, StudyOptions
-from harness.tracking.new_store import NewStore
 
 if TYPE_CHECKING:
     from harness.tracking.results import StudyResult
@@ -106,14 +103,10 @@ def run(
         print(
             f"warning: MLFLOW_TRACKING_URI={shown} is not used; --tracking-uri is", file=sys.stderr
         )
-    file = study_path(space)
-    store = sqlite_path(options.tracking_uri or default_tracking_uri())
-    new = NewStore() if store and not store.exists() and not dry_run else nullcontext()
-    with new as made:
-        with importing():  # torch and Optuna: not for --help
-            from harness.search.launch import launch
+    with importing():  # torch and Optuna: not for --help
+        from harness.search.launch import launch
 
-        return launch(file, options, dry_run, made)
+    return launch(study_path(space), options, dry_run)
 
 
 main = command("harness.study", run, int, "run the same command again to go on")

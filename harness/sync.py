@@ -60,24 +60,18 @@ def sync_study(
     """
     from contextlib import nullcontext
 
-    from harness.core.errors import UserError, refusal
-    from harness.core.stores import default_tracking_uri, record_home, record_url
+    from harness.core.errors import one_line
+    from harness.core.stores import default_tracking_uri
     from harness.search.lock import sole_runner
-    from harness.search.record import Record
-    from harness.search.storage import read_storage
+    from harness.search.record import read_record
     from harness.tracking.study_runs import StudyRuns
 
-    home = record_home(storage, tracking_uri)
-    record = Record(read_storage(record_url(storage, tracking_uri)), home)
+    record = read_record(storage, tracking_uri)
     info = record.info(study)
-    with nullcontext() if check else sole_runner(home, study):
+    with nullcontext() if check else sole_runner(record.folder, study):
         runs = StudyRuns(tracking_uri or default_tracking_uri(), info, record)
-        try:
+        with one_line("cannot sync with MLflow"):
             found = runs.sync(check, restore)
-        except UserError:
-            raise
-        except Exception as error:  # MLflow, SQLAlchemy and the operating system raise many kinds
-            raise UserError(f"cannot sync with MLflow: {refusal(error)}") from error
         return Synced(study, len(record.trials(info)), tuple(found))
 
 

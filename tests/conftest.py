@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +80,7 @@ def make_spec() -> Callable[..., TrialSpec]:
 
 @pytest.fixture(scope="session", autouse=True)
 def migrations_run_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Every new MLflow database is a copy of the first one: its migrations take seconds, and a command has
-    another process do them."""
-    from harness import study
+    """Every new MLflow database is a copy of the first one, because its migrations take seconds."""
     from harness.tracking import experiment
 
     first, make_tables = tmp_path_factory.mktemp("first") / "mlflow.db", experiment._make_tables
@@ -95,7 +92,6 @@ def migrations_run_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "_make_tables", copy)
-        patch.setattr(study, "NewStore", nullcontext)
         yield
 
 

@@ -81,7 +81,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, StudyOptions, 
     """What would have been run, of a study that ends early."""
     seen: list[tuple[Path, StudyOptions, bool]] = []
 
-    def noted(path: Path, options: StudyOptions, dry_run: bool = False, _: object = None) -> int:
+    def noted(path: Path, options: StudyOptions, dry_run: bool = False) -> int:
         seen.append((path, options, dry_run))
         return 1
 

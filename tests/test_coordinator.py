@@ -26,6 +26,7 @@ from harness.data import load_target
 from harness.search import cell as cell_module
 from harness.search.coordinator import SlotDone, StudyStopped
 from harness.search.space import first_draw
+from harness.tracking.study_runs import Difference, StudyRuns
 from harness.training.audit import AuditFailed
 from harness.training.fit import Diverged
 from harness.training.forecast import forecast
@@ -172,11 +173,21 @@ def test_images_that_are_written_while_the_study_runs_end_it(
     assert lab.complete_slots() == dict.fromkeys(ALL_SLOTS, 1)
 
 
-def test_finished_study_has_nothing_left_to_do(world: World, shown: Lab) -> None:
+def test_finished_study_has_nothing_left_to_do(
+    world: World, shown: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown.run(make_study())
     world.specs.clear()
+    real, compared_with = StudyRuns.sync, []
+
+    def sync(runs: StudyRuns) -> list[Difference]:
+        compared_with.append(runs)
+        return real(runs)
+
+    monkeypatch.setattr(StudyRuns, "sync", sync)
     done = shown.run(make_study())
     assert world.specs == []
+    assert len(compared_with) == 1, "with many trials it takes seconds"
     assert [d.trial for d in done] == [None] * 10
     assert len(shown.runs()) == 10
 
@@ -248,7 +259,7 @@ def test_repeat_of_an_old_choice_that_was_killed_is_closed_too(world: World, lab
     world.truth = lambda spec: (1.0, 0.1)
     lab.run(make_study(**ONE_CELL, trials=1, repeats=0))
     study = make_study(**ONE_CELL, trials=1)
-    lab.search(study, chosen=lab.search(study).choose()).begin(0, inline=True)
+    lab.search(study, chosen=lab.search(study).attempts.best("accuracy")).begin(0, inline=True)
     world.truth = lambda spec: (1.0, 0.9)
     lab.run(make_study(**ONE_CELL, trials=2))
     assert {t.chosen for t in lab.trials(phase="repeat", outcome="complete")} == {1}

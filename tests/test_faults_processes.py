@@ -51,9 +51,9 @@ HANG = """signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM}); time.sleep
         return super().lr_scales(num_groups, epoch)
 
 
-from harness.search.executors import inline
+from harness.search.executors import processes
 
-inline.HUNG_SECONDS = 1
+processes.HUNG_SECONDS = 1
 
 
 @dataclass(frozen=True)
@@ -121,14 +121,14 @@ def test_1_slot_that_ends_its_worker_each_time_is_crashed_and_the_others_are_run
     write_study(here, "os.kill(os.getpid(), signal.SIGSEGV)")
     done = call(here, RUN, "--workers", "2")
     assert done.returncode == 0, done.stderr
-    assert outcomes(here) == {"complete": 7, "killed": 2, "crashed": 1}
+    assert outcomes(here) == {"complete": 7, "killed": 1, "crashed": 1}
     [given_up] = trials_of(here).query("outcome == 'crashed'").to_dict("records")
     assert (given_up["cell"], given_up["index"]) == ("b", 1)
     assert given_up["reason"] == (
         "its process ended 2 times (its process died: SIGSEGV); it is not tried again"
     )
     assert call(here, RUN).returncode == 0
-    assert len(trials_of(here)) == 10
+    assert len(trials_of(here)) == 9
 
 
 @pytest.mark.slow
@@ -137,7 +137,7 @@ def test_1_slot_that_ends_the_command_each_time_is_crashed_and_the_others_are_ru
 ) -> None:
     write_study(here, "os.kill(os.getpid(), signal.SIGSEGV)")
     assert [call(here, RUN).returncode for _ in range(3)] == [-signal.SIGSEGV] * 2 + [0]
-    assert outcomes(here) == {"complete": 7, "killed": 2, "crashed": 1}
+    assert outcomes(here) == {"complete": 7, "killed": 1, "crashed": 1}
 
 
 @pytest.mark.slow
@@ -277,16 +277,9 @@ def test_28_workers_end_with_a_command_that_is_killed_and_the_next_one_says_so(h
 @pytest.mark.parametrize("workers", [1, 2])
 def test_30_trial_that_nothing_interrupts_ends_with_its_process(here: Path, workers: int) -> None:
     write_study(here, HANG)
-    options = ("--workers", str(workers), "--max-minutes", "0.1")
-    done = call(here, RUN, *options)
-    assert "Traceback" not in done.stderr
-    if workers == 1:
-        assert done.returncode == 1
-        assert (
-            "b, trial 1 took longer than --max-minutes, and could not be interrupted" in done.stderr
-        )
-        done = call(here, RUN, *options)
+    done = call(here, RUN, "--workers", str(workers), "--max-minutes", "0.1")
     assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
     assert outcomes(here) == {"complete": 7, "timeout": 1}
     [hung] = trials_of(here).query("outcome == 'timeout'").to_dict("records")
     assert (hung["cell"], hung["index"]) == ("b", 1)

@@ -219,7 +219,7 @@ def test_configuration_with_the_best_mean_over_folds_is_chosen(world: World, lab
     lab.run(kfold(**ONE_CELL))
     assert {t.chosen for t in lab.trials(phase="repeat")} == {1}
     assert {s.lr for s in world.specs[9:]} == {world.specs[3].lr}
-    best = lab.search(kfold(**ONE_CELL)).choose()
+    best = lab.search(kfold(**ONE_CELL)).attempts.best("accuracy")
     assert best is not None
     assert best.metrics["val_accuracy"] == pytest.approx(1.6 / 3)
 

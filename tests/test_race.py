@@ -17,11 +17,12 @@ from scipy import stats
 from analysis import compare, text, topics
 from analysis.load import StudyTable
 from analysis.topics.section import Table
-from harness import merge_bundles, pack_study
+from harness import merge_bundles, pack_study, strategies
 from harness.core.errors import UserError
 from harness.core.race import ALPHA, FIRST, Result, Results, Round, race, standing
 from harness.core.records import TrialRecord
 from harness.core.selection import METRICS
+from harness.core.spec import TrialSpec
 from harness.core.study import MAX_EFFORT, Study
 from harness.core.units import Seconds
 from harness.deploy.choice import choose
@@ -33,6 +34,7 @@ from harness.search.storage import read_storage
 from harness.study import main
 from harness.tracking.results import after_race, cell_records
 from harness.tracking.runs import Recorded
+from harness.training.fit import Diverged
 from harness.training.forecast import Forecast
 from tests.lab import Lab, World, info_of, make_study
 from tests.made_studies import table, trial
@@ -42,16 +44,11 @@ from tests.made_studies import table, trial
 
 def played(merits: dict[str, float], budget: float, seconds: float = 1.0) -> list[Round]:
     """The rounds of a race in which every result of a cell is the same."""
-    rounds, done = race(list(merits), budget, budget / 2), []
-    results: Results | None = None
-    while True:
-        try:
-            done.append(next(rounds) if results is None else rounds.send(results))
-        except StopIteration:
-            return done
-        results = {
-            c: [Result(merits[c], seconds) for _ in done[-1].indices] for c in done[-1].cells
-        }
+
+    def read(now: Round) -> Results:
+        return {c: [Result(merits[c], seconds) for _ in now.indices] for c in now.cells}
+
+    return list(race(list(merits), budget, budget / 2, read))
 
 
 def cost(rounds: Sequence[Round]) -> int:
@@ -198,6 +195,17 @@ def test_an_interrupted_race_goes_on_as_its_record_decides(world: World, raced: 
     assert over(raced)
     after = {t.slot.key: t.params for t in raced.trials(outcome="complete")}
     assert before.items() <= after.items()
+
+
+def test_a_cell_without_a_complete_trial_is_not_repeated(world: World, raced: Lab) -> None:
+    def diverge(spec: TrialSpec, epoch: int) -> None:
+        if isinstance(spec.strategy, strategies.FullFineTune):
+            raise Diverged("nan")
+
+    world.disturb = diverge
+    raced.run(make_study(**RACE))
+    assert over(raced)
+    assert {t.slot.cell["strategy"] for t in raced.trials(phase="repeat")} == {"probe"}
 
 
 def test_more_time_goes_on_with_the_same_finalists(world: World, raced: Lab) -> None:

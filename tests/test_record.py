@@ -45,14 +45,13 @@ def end(
     index: int,
     outcome: str = "complete",
     accuracy: float = 0.5,
-    died: bool = False,
 ) -> None:
     """Run the slot's trial, which ends so."""
     opened = cell.begin(index, inline=False)
     cell.report(opened, EPOCH)
     metrics = {"val_accuracy": accuracy, "val_loss": 1.0}
     result = TrialResult(outcome, metrics, "because", notes={"a": "b"})  # type: ignore[arg-type]
-    cell.finish(opened, result, "x.csv", died)
+    cell.finish(opened, result, "x.csv")
 
 
 def test_everything_about_a_trial_is_read_back(place: Place) -> None:
@@ -69,7 +68,7 @@ def test_everything_about_a_trial_is_read_back(place: Place) -> None:
         cell.report(opened, epoch)
     metrics = {"val_accuracy": 0.75, "val_loss": 0.5, "odd": float("inf")}
     result = TrialResult("complete", metrics, "because", notes={"prefix": "found"})
-    opened.provenance = {"device": "cpu"}
+    opened.record = opened.record.but(provenance={"device": "cpu"})
     returned = cell.finish(opened, result, "x.csv")
     [read] = place.record().trials(INFO)
     assert read == returned
@@ -117,7 +116,7 @@ def test_slot_is_settled_by_what_says_something_of_its_configuration(
 ) -> None:
     for outcome in outcomes:
         end(search(place), 0, outcome)
-    found = search(place).done(0)
+    found = search(place).attempts.completed(0)
     assert (found.outcome if found else None) == settled
     assert [t.attempt for t in place.record().trials(INFO)] == list(range(1, 1 + len(outcomes)))
 
@@ -125,18 +124,18 @@ def test_slot_is_settled_by_what_says_something_of_its_configuration(
 def test_trial_that_a_dead_process_left_is_killed(place: Place) -> None:
     cell = search(place)
     cell.report(cell.begin(0, inline=True), EPOCH)
-    [closed] = search(place).close_abandoned()
+    [closed] = search(place).attempts
     assert (closed.outcome, closed.reason, closed.died) == ("killed", "its process died", True)
     assert [e.val_accuracy for e in closed.epochs] == [0.25]
     assert [t.state for t in place.optuna_trials()] == [TrialState.FAIL]
-    assert search(place).close_abandoned() == []
+    assert list(search(place).attempts) == [closed]
 
 
 def test_trial_whose_result_a_dead_process_had_written_ends_as_that_says(place: Place) -> None:
     opened = search(place).begin(0, inline=True)
     result = {"outcome": "complete", "metrics": {"val_accuracy": 0.75, "val_loss": 0.5}}
     opened.trial.set_user_attr("result", result)
-    [closed] = search(place).close_abandoned()
+    [closed] = search(place).attempts
     assert (closed.outcome, closed.died) == ("complete", False)
     assert [(t.state, t.value) for t in place.optuna_trials()] == [(TrialState.COMPLETE, 0.75)]
 
@@ -159,16 +158,15 @@ def test_slot_is_given_up_when_its_process_dies_without_a_new_epoch(
         cell = search(place)
         opened = cell.begin(0, inline=True)
         for epoch in (EPOCH, LAST, LAST, LAST)[:count]:
-            cell.report(opened, EpochResult(len(opened.epochs), *list(vars(epoch).values())[1:]))
-        search(place).close_abandoned()
+            number = len(opened.record.epochs)
+            cell.report(opened, EpochResult(number, *list(vars(epoch).values())[1:]))
     found = search(place)
-    assert found.kills_its_process(0) == given_up
+    *_, ended = found.attempts
+    assert (ended.attempt, ended.died) == (len(epochs), True)
+    assert (ended.outcome, ended.lasting) == (("crashed", True) if given_up else ("killed", False))
+    assert found.attempts.completed(0) == (ended if given_up else None)
     if given_up:
-        ended = found.give_up(0)
-        assert (ended.outcome, ended.lasting, ended.attempt) == ("crashed", True, len(epochs) + 1)
-        settled = search(place)
-        assert settled.done(0) == ended
-        assert settled.reference == ended, "it is known by its parameters like any other"
+        assert found.attempts.any() == ended, "it is known by its parameters like any other"
         assert ended.params != {}
 
 

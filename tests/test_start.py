@@ -1,20 +1,13 @@
-"""What a command does before its first trial: variables, imports, an empty MLflow database."""
+"""What a command does before its first trial: variables and imports."""
 
 from __future__ import annotations
 
 import gc
 import os
-import re
-import sqlite3
 import subprocess
 import sys
-from contextlib import closing
-from pathlib import Path
-
-import pytest
 
 from harness.core.caller import SPINS, WAITING, importing
-from harness.tracking.new_store import NewStore
 
 SET = "import os; from harness.core.caller import set_variables; set_variables(); "
 ASK = SET + "print(os.environ.get('GOMP_SPINCOUNT'))"
@@ -62,29 +55,3 @@ def test_nothing_is_collected_while_libraries_are_imported() -> None:
     with importing():
         assert not gc.isenabled()
     assert gc.isenabled()
-
-
-def schema(path: Path) -> dict[str, list[str]]:
-    """The clauses of each table and index; MLflow writes those of a table in any order."""
-    with closing(sqlite3.connect(path)) as connection:
-        found = connection.execute("SELECT name, sql FROM sqlite_master")
-        return {
-            name: sorted(part.rstrip(")\n ") for part in re.split(r",\s*", sql or ""))
-            for name, sql in found
-        }
-
-
-def test_new_store_is_the_one_that_mlflow_makes(tmp_path: Path, mlflow_template: Path) -> None:
-    with NewStore() as new:
-        new.put(tmp_path / "mlflow.db")
-    assert schema(tmp_path / "mlflow.db") == schema(mlflow_template)
-    assert [file.name for file in tmp_path.iterdir()] == ["mlflow.db"]
-
-
-def test_store_that_could_not_be_made_is_left_to_mlflow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    with NewStore() as new:
-        new.put(tmp_path / "mlflow.db")
-    assert not list(tmp_path.iterdir())

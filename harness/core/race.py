@@ -22,7 +22,7 @@ trials, so a resumed study decides as before.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -71,16 +71,19 @@ Results = Mapping[str, Sequence[Result]]
 """Cell -> the results of the slots of a round, by index."""
 
 
-def race(cells: Sequence[str], budget: float, screening: float) -> Generator[Round, Results, None]:
-    """The rounds of a race; each is answered with its results.
+def race(
+    cells: Sequence[str], budget: float, screening: float, read: Callable[[Round], Results]
+) -> Iterator[Round]:
+    """The rounds of a race; the caller runs the slots of each before it asks for the next one.
 
     Args:
         cells: labels of the cells.
         budget: seconds.
         screening: seconds of it for tuning.
+        read: returns the results of a round that was run.
     """
     tuned: dict[str, list[Result]] = {cell: [] for cell in cells}
-    finalists = yield from _screening(tuned, screening)
+    finalists = yield from _screening(tuned, screening, read)
     spent = sum(result.seconds for own in tuned.values() for result in own)
     each = {cell: _mean_seconds(tuned[cell]) for cell in finalists}
     repeats: dict[str, list[float]] = {cell: [] for cell in finalists}
@@ -88,19 +91,21 @@ def race(cells: Sequence[str], budget: float, screening: float) -> Generator[Rou
     for n in range(MOST_REPEATS):
         if n and spent + sum(each[cell] for cell in left) > budget:
             return
-        results = yield Round("repeat", left, range(n, n + 1))
+        now = Round("repeat", left, range(n, n + 1))
+        yield now
+        results = read(now)
         for cell in left:
             spent += results[cell][0].seconds
             repeats[cell].append(results[cell][0].merit)
-        now = standing(repeats)
-        left = now.left
-        if len(left) < 2 or now.most_behind < INDIFFERENCE:
+        after = standing(repeats)
+        left = after.left
+        if len(left) < 2 or after.most_behind < INDIFFERENCE:
             return
 
 
 def _screening(
-    tuned: dict[str, list[Result]], seconds: float
-) -> Generator[Round, Results, tuple[str, ...]]:
+    tuned: dict[str, list[Result]], seconds: float, read: Callable[[Round], Results]
+) -> Generator[Round, None, tuple[str, ...]]:
     """Tune; `tuned` is filled with the results. Returns the finalists."""
     left = tuple(tuned)
     count = FIRST
@@ -109,22 +114,27 @@ def _screening(
         if stage:
             left = _better(tuned, left, max(FINALISTS, math.ceil(len(left) / 2)))
         else:
-            yield from _tune(tuned, left, FIRST)
+            yield from _tune(tuned, left, FIRST, read)
         spent = sum(result.seconds for own in tuned.values() for result in own)
         share = seconds * (stage + 1) / stages - spent
         count = int(share / sum(_mean_seconds(tuned[cell]) for cell in left))
         count = min(count, MAX_EFFORT)  # all of them are planned at once
-        yield from _tune(tuned, left, count)
+        yield from _tune(tuned, left, count, read)
     return tuple(c for c in _better(tuned, left, FINALISTS) if _merits(tuned[c]))
 
 
 def _tune(
-    tuned: dict[str, list[Result]], cells: tuple[str, ...], count: int
-) -> Generator[Round, Results, None]:
+    tuned: dict[str, list[Result]],
+    cells: tuple[str, ...],
+    count: int,
+    read: Callable[[Round], Results],
+) -> Iterator[Round]:
     if count < 1:
         return
     done = len(tuned[cells[0]])
-    results = yield Round("tune", cells, range(done, done + count))
+    now = Round("tune", cells, range(done, done + count))
+    yield now
+    results = read(now)
     for cell in cells:
         tuned[cell] += results[cell]
 

@@ -34,19 +34,15 @@ class Slot:
     @property
     def name(self) -> str:
         """Kind and number, without the cell."""
+        kind = "trial" if self.phase == "tune" else "repeat"
         if self.folds == 1:
-            return f"{self.kind} {self.index}"
-        return f"{self.kind} {self.round}, fold {self.index % self.folds + 1}/{self.folds}"
+            return f"{kind} {self.index}"
+        return f"{kind} {self.round}, fold {self.index % self.folds + 1}/{self.folds}"
 
     @property
     def round(self) -> int:
         """Number of the slot's round: of its configuration, or of its division of the images."""
         return self.index // self.folds
-
-    @property
-    def kind(self) -> str:
-        """Kind of the slot's trials: "trial" or "repeat"."""
-        return "trial" if self.phase == "tune" else "repeat"
 
     @property
     def key(self) -> tuple[str, Phase, int]:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+from itertools import pairwise
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.core.errors import UserError
 from harness.core.records import Slot, TrialRecord
-from harness.core.results import BROKEN, EpochResult, TrialResult
+from harness.core.results import EpochResult, TrialResult
 from harness.core.selection import METRICS
 from harness.core.signals import TrialTimeout, time_limit
 from harness.core.spec import TrialSpec
 from harness.core.study import Cell, Phase, Study, cell_label
 from harness.search.plan import trial_seed
 from harness.search.record import (
+    DIED,
     Attempts,
     Record,
     opened_record,
@@ -27,7 +31,6 @@ from harness.search.record import (
 from harness.search.sampling import fixed, sampler_of
 from harness.search.space import draw
 from harness.search.storage import patiently
-from harness.training.device import MIB
 from harness.training.provenance import inputs_of
 
 DRAW_SECONDS = 270.0
@@ -45,36 +48,23 @@ class OpenTrial:
 
     Attributes:
         trial: Optuna's trial.
-        record: what is recorded so far.
+        record: what is known of it so far.
         spec: the spec that the space returned, or the exception if it failed.
-        broke_before: whether an earlier attempt at the slot ended as broken.
-        epochs: results of its epochs so far.
-        provenance: tags of the process that runs it.
     """
 
     trial: optuna.Trial
     record: TrialRecord
     spec: TrialSpec | UserError
-    broke_before: bool
-    epochs: list[EpochResult] = field(default_factory=list)
-    provenance: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def now(self) -> TrialRecord:
-        """The record with the epochs so far."""
-        return self.record.but(epochs=tuple(self.epochs), provenance=self.provenance)
 
 
 class CellSearch:
-    """One phase of one cell.
+    """One phase of one cell. Trials that a dead process left open are ended.
 
     Args:
         record: the study's record.
         study: the whole study.
         cell: one value per factor.
         chosen: a trial of the cell's chosen configuration; given for the repeats, None while tuning.
-        memory: current memory limit of a trial in bytes. Trials that a lower limit kept from running are run
-            now; 0 runs none of them.
 
     Attributes:
         attempts: every attempt at its slots that has ended.
@@ -86,65 +76,53 @@ class CellSearch:
         study: Study,
         cell: Cell,
         chosen: TrialRecord | None = None,
-        memory: float = 0,
     ) -> None:
         self.record, self.study, self.cell, self.chosen = record, study, cell, chosen
         self.phase: Phase = "tune" if chosen is None else "repeat"
-        self.memory = memory
         self._metric = METRICS[study.metric]
         self._number = None if chosen is None else chosen.slot.round
         self.name = study_name(study.name, cell_label(cell), self._number)
+        median = study.pruner == "median"
         self._optuna = optuna.create_study(
             study_name=self.name,
             storage=record.storage,
             direction="maximize",
             load_if_exists=True,
-            pruner=_pruner(study),
+            pruner=optuna.pruners.MedianPruner() if median else optuna.pruners.NopPruner(),
         )
         if [d.name for d in self._optuna.directions] != ["MAXIMIZE"]:
             raise UserError(f"Optuna study {self.name!r} was not made by this harness")
         self.attempts = self._read()
+        if self._end_abandoned():
+            self.attempts = self._read()
 
     def _read(self) -> Attempts:
-        return Attempts(read_trials(self.record.storage, self.name, self.cell, self._number))
+        trials = read_trials(self.record.storage, self.name, self.cell, self._number)
+        return Attempts(trials, self.study.tuning_runs if self.phase == "tune" else sys.maxsize)
 
-    def slot(self, index: int) -> Slot:
-        """The index-th slot."""
-        return Slot(self.cell, self.phase, index, self.study.fold_count)
+    def _end_abandoned(self) -> bool:
+        """End the trials that a dead process left open. If the result of one was already written, it ends
+        with that result."""
+        found = self._optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        for trial in found:
+            result = trial.user_attrs.get("result") or self._result_of_abandoned(trial)
+            self._tell(trial.number, result)
+        return bool(found)
 
-    def close_abandoned(self) -> list[TrialRecord]:
-        """End the trials that a dead process left open, and return them. If the result of one was already
-        written, it ends with that result."""
-        closed = []
-        for trial in self._optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            result = trial.user_attrs.get("result", {})
-            self._tell(trial.number, result.get("outcome", "killed"), result.get("metrics", {}))
-            closed.append(trial.number)
-        if closed:
-            self.attempts = self._read()
-        return [t for t in self.attempts if t.number in closed]
-
-    def done(self, index: int) -> TrialRecord | None:
-        """The attempt that completed the slot; None as long as the slot needs work."""
-        trial = self.attempts.completed(index)
-        if trial is None or (trial.not_run and _needed(trial) <= self.memory):
-            return None
-        return trial
-
-    def kills_its_process(self, index: int) -> bool:
-        """True if attempts at that slot keep killing their process, so that it is not tried again."""
-        deaths = [t for t in self.attempts.at(index) if t.died]
-        stuck = 0
-        for before, after in zip([None, *deaths], deaths, strict=False):
-            progress = before is not None and len(after.epochs) > len(before.epochs)
-            stuck = 1 if progress else stuck + 1
-        return stuck >= DEATHS_AT_MOST or len(deaths) >= ATTEMPTS_OF_THE_DYING
-
-    @property
-    def reference(self) -> TrialRecord | None:
-        """Any completed trial; one is enough to compare with, because one function draws all trials of a
-        cell."""
-        return self.attempts.any()
+    def _result_of_abandoned(self, trial: FrozenTrial) -> Mapping[str, Any]:
+        """The result of a trial of a dead process; it is written if no reader can infer it."""
+        about = trial.user_attrs.get("slot", {})
+        if not about.get("inline", False):
+            return {"outcome": "killed"}
+        *before, last = self.attempts.at(about["index"])
+        result = result_of_dead(before, last, DIED)
+        if result["outcome"] == "crashed":
+            storage = self.record.storage
+            study = storage.get_study_id_from_name(self.name)
+            number = storage.get_trial_id_from_study_id_trial_number(study, trial.number)
+            storage.set_trial_user_attr(number, "result", result)
+            print(f"warning: {last.slot}: {result['reason']}", file=sys.stderr)
+        return result
 
     def begin(self, index: int, inline: bool, workers: int = 1) -> OpenTrial:
         """Open a trial for a slot and draw from the space.
@@ -156,13 +134,19 @@ class CellSearch:
             inline: whether this process also runs the trial, so that the trial may end this process.
             workers: number of trials at a time.
         """
-        slot = self.slot(index)
+        slot = Slot(self.cell, self.phase, index, self.study.fold_count)
         base = sampler_of(self.study, self.cell, slot.round)
         self._optuna.sampler = fixed(dict(self.chosen.params), base) if self.chosen else base
         trial = patiently(self._optuna.ask)
-        attempts = self.attempts.at(index)
-        seed = trial_seed(self.study, self.phase, index)
-        about = self._about(slot, seed) | {"inline": inline, "workers": workers}
+        about = {
+            "index": index,
+            "folds": slot.folds,
+            "attempt": len(self.attempts.at(index)) + 1,
+            "seed": trial_seed(self.study, self.phase, index),
+            "metric": self.study.metric,
+            "inline": inline,
+            "workers": workers,
+        }
         patiently(lambda: trial.set_user_attr("slot", about))
         drawn: TrialSpec | UserError
         try:
@@ -174,88 +158,75 @@ class CellSearch:
         except (UserError, TrialTimeout) as error:  # with other values the space may work
             drawn = UserError(f"space: {error}" if isinstance(error, TrialTimeout) else str(error))
         record = opened_record(self.name, trial, slot, self._number)
-        return OpenTrial(trial, record, drawn, any(t.outcome in BROKEN for t in attempts))
-
-    def _about(self, slot: Slot, seed: int | None) -> dict[str, object]:
-        """What the record says of a trial when it is created."""
-        attempt, metric = len(self.attempts.at(slot.index)) + 1, self.study.metric
-        place = {"index": slot.index, "folds": slot.folds}
-        return {**place, "attempt": attempt, "seed": seed, "metric": metric}
+        return OpenTrial(trial, record, drawn)
 
     def report(self, open_trial: OpenTrial, epoch: EpochResult) -> None:
         """Record an epoch."""
-        open_trial.epochs.append(epoch)
+        open_trial.record = open_trial.record.but(epochs=(*open_trial.record.epochs, epoch))
         merit = self._metric.merit(epoch.validation)
         patiently(lambda: open_trial.trial.report(merit, epoch.epoch))
 
     def finish(
-        self,
-        open_trial: OpenTrial,
-        result: TrialResult,
-        predictions: str = "",
-        died: bool = False,
+        self, open_trial: OpenTrial, result: TrialResult, predictions: str = ""
     ) -> TrialRecord:
         """Record how a trial ended; it does not count before."""
-        trial = open_trial.trial
         written = {
             "outcome": result.outcome,
             "reason": result.reason,
             "metrics": dict(result.metrics),
-            "epochs": [list(astuple(e)) for e in open_trial.epochs],
             "notes": dict(result.notes),
-            "provenance": dict(open_trial.provenance),
             "predictions": predictions,
-            "died": died,
         }
+        return self._end(open_trial, written)
+
+    def lose(self, open_trial: OpenTrial, how: str, final: bool = False) -> TrialRecord:
+        """Record that the process of a trial died.
+
+        Args:
+            open_trial: the trial.
+            how: cause of the death.
+            final: whether it was already run again without success.
+        """
+        now = open_trial.record
+        before = self.attempts.at(now.slot.index)
+        return self._end(open_trial, result_of_dead(before, now, f"{DIED}: {how}", final))
+
+    def _end(self, open_trial: OpenTrial, result: Mapping[str, Any]) -> TrialRecord:
+        trial, now = open_trial.trial, open_trial.record
+        epochs = [list(astuple(e)) for e in now.epochs]
+        written = {**result, "epochs": epochs, "provenance": dict(now.provenance)}
         patiently(lambda: trial.set_user_attr("result", written))
-        told = patiently(lambda: self._tell(trial, result.outcome, result.metrics))
-        ended = trial_record(self.name, told, open_trial.record.slot, self._number)
+        told = patiently(lambda: self._tell(trial, result))
+        ended = trial_record(self.name, told, now.slot, self._number)
         self.attempts.add(ended)
         return ended
 
-    def _tell(
-        self, trial: optuna.Trial | int, outcome: str, metrics: Mapping[str, float]
-    ) -> FrozenTrial:
+    def _tell(self, trial: optuna.Trial | int, result: Mapping[str, Any]) -> FrozenTrial:
         """Set Optuna's own final state of a trial whose result is written."""
-        if outcome == "complete":
-            merit = float(self._metric.merit(metrics))
+        if result["outcome"] == "complete":
+            merit = float(self._metric.merit(result["metrics"]))
             return self._optuna.tell(trial, merit, skip_if_finished=True)
-        state = TrialState.PRUNED if outcome == "pruned" else TrialState.FAIL
+        state = TrialState.PRUNED if result["outcome"] == "pruned" else TrialState.FAIL
         return self._optuna.tell(trial, state=state, skip_if_finished=True)
 
-    def give_up(self, index: int) -> TrialRecord:
-        """Record, as a further trial, that a slot keeps killing its process."""
-        attempts = self.attempts.at(index)
-        last = attempts[-1]
-        how = next((t.reason for t in reversed(attempts) if t.reason), "")
-        died = sum(t.died for t in attempts)
-        reason = f"its process ended {died} times ({how}); it is not tried again"
-        about = self._about(last.slot, last.seed)
-        result = {"outcome": "crashed", "lasting": True, "reason": reason}
-        task = {"spec": dict(last.spec), "inputs": dict(last.inputs)}
-        kept = self._optuna.get_trials(deepcopy=False)[last.number]
-        self._optuna.add_trial(
-            optuna.trial.create_trial(
-                state=TrialState.FAIL,
-                params=kept.params,
-                distributions=kept.distributions,
-                user_attrs={"slot": about, "task": task, "result": result},
-            )
-        )
-        told = self._optuna.get_trials(deepcopy=False)[-1]
-        ended = trial_record(self.name, told, self.slot(index), self._number)
-        self.attempts.add(ended)
-        return ended
 
-    def choose(self) -> TrialRecord | None:
-        """A trial of the configuration that is best on validation; see `Attempts.best`."""
-        return self.attempts.best(self.study.metric, self.study.tuning_runs)
+def result_of_dead(
+    before: Sequence[TrialRecord], now: TrialRecord, how: str, final: bool = False
+) -> dict[str, Any]:
+    """The result of a trial whose process died: killed, and its slot is tried again from the last
+    checkpoint; crashed for good if the slot keeps ending its process.
 
-
-def _needed(trial: TrialRecord) -> float:
-    """Forecast memory of the trial in bytes."""
-    return trial.metrics["forecast_peak_mib"] * MIB
-
-
-def _pruner(study: Study) -> optuna.pruners.BasePruner:
-    return optuna.pruners.MedianPruner() if study.pruner == "median" else optuna.pruners.NopPruner()
+    Args:
+        before: earlier attempts at the slot.
+        now: the trial.
+        how: cause of the death.
+        final: whether it was already run again without success.
+    """
+    deaths = [t for t in before if t.died] + [now]
+    stuck = 1
+    for earlier, later in pairwise(len(t.epochs) for t in deaths):
+        stuck = 1 if later > earlier else stuck + 1
+    if final or stuck >= DEATHS_AT_MOST or len(deaths) >= ATTEMPTS_OF_THE_DYING:
+        reason = f"its process ended {len(deaths)} times ({how}); it is not tried again"
+        return {"outcome": "crashed", "lasting": True, "reason": reason, "died": True}
+    return {"outcome": "killed", "reason": how, "died": True}

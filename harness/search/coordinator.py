@@ -6,35 +6,25 @@ that writes to the record and to MLflow.
 
 from __future__ import annotations
 
-import math
 import sys
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from harness.core.race import Results, race
 from harness.core.records import Slot, StudyInfo, TrialRecord
-from harness.core.results import RETRIED, EpochResult, TrialResult, predictions_parquet
+from harness.core.results import BROKEN, EpochResult, TrialResult, predictions_parquet
 from harness.core.signals import Terminated, stop_requested
-from harness.core.study import Study, cell_label
+from harness.core.study import Phase, Study, cell_label
 from harness.data.cached import Cache
 from harness.search.cell import CellSearch, OpenTrial
 from harness.search.executors import Died, Executor
 from harness.search.plan import Shard
-from harness.search.record import Record, StorageFailed, storage_failures
-from harness.search.unchanged import (
-    Inputs,
-    check_same_choice,
-    check_unchanged,
-    with_first_screening,
-)
+from harness.search.record import Attempts, Record, StorageFailed, rounds_of, storage_failures
+from harness.search.unchanged import Inputs, check_unchanged, continued
 from harness.tracking.projection import Projection
+from harness.training.device import MIB
 from harness.training.outcomes import FailureStreak
 from harness.training.trial import Limits, Message, Started, TrialTask
-
-KILLED_AT_MOST = 3
-"""How often one run of the command runs a trial again whose worker died."""
 
 
 class StudyStopped(Exception):
@@ -63,11 +53,6 @@ class RunContext:
     shard: Shard = field(default_factory=Shard)
     tags: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints of interrupted trials."""
-        return self.record.folder / "checkpoints"
-
 
 @dataclass(frozen=True)
 class SlotDone:
@@ -76,23 +61,16 @@ class SlotDone:
     Attributes:
         slot: the slot.
         trial: the attempt that this run made; None if the slot was done before.
-        broke_before: whether an earlier attempt at the slot ended as broken.
     """
 
     slot: Slot
     trial: TrialRecord | None = None
-    broke_before: bool = False
-
-    @property
-    def counts(self) -> bool:
-        """True if this attempt completed the slot."""
-        return self.trial is not None and self.trial.lasts
 
 
 class Coordinator:
     """Keeps the executor busy; writes to the record first, which is authoritative, and then to MLflow.
 
-    Checks that this is the recorded study, and closes trials that a dead process left open.
+    Checks that this is the recorded study, and ends trials that a dead process left open.
 
     Args:
         study: the study, with the wanted numbers of trials and repeats.
@@ -117,36 +95,28 @@ class Coordinator:
         self._submitted = 0
         self._unshown: list[TrialRecord] = []
         self._streak, self._inputs = FailureStreak(), Inputs()
-        self._ends: dict[tuple[str, str, int], Counter[str]] = {}
-        memory = math.inf if context.limits.memory is None else context.limits.memory
         with storage_failures():
-            check_same_choice(self._record, info)
-            self.info = with_first_screening(self._record, info)
+            self.info = continued(self._record, info)
             self._record.describe(self.info)
             self._tune = [
-                CellSearch(self._record, study, cell, memory=memory)
-                for cell in context.shard.cells(study)
+                CellSearch(self._record, study, cell) for cell in context.shard.cells(study)
             ]
             for search in self._tune:
                 check_unchanged(search)
-                search.close_abandoned()
             self._repeat = self._repeats(s for s in self._tune if study.seconds is None)
-            for search in self._repeat:
-                search.close_abandoned()
-        executor.on_hang = self._end_hung
 
     def _repeats(self, tuned: Iterable[CellSearch]) -> list[CellSearch]:
         """The repeats of the chosen configuration of each of these cells."""
         return [
-            CellSearch(s.record, s.study, s.cell, best, s.memory)
+            CellSearch(s.record, s.study, s.cell, best)
             for s in tuned
-            if (best := s.choose()) is not None
+            if (best := s.attempts.best(s.study.metric)) is not None
         ]
 
     def trials(self) -> list[TrialRecord]:
         """Every attempt at a slot, including those that run now; may be called from another thread."""
         ended = [trial for search in (*self._tune, *self._repeat) for trial in search.attempts]
-        return [*ended, *(trial.now for _, trial in list(self._running.values()))]
+        return [*ended, *(trial.record for _, trial in list(self._running.values()))]
 
     def run(self) -> Iterator[SlotDone]:
         """Tune every cell, choose on validation, repeat the chosen configurations and score them on test;
@@ -180,38 +150,29 @@ class Coordinator:
     def _race(self) -> Iterator[SlotDone]:
         """The rounds of the race. Slots that are recorded are not run again, so it is resumed by replaying
         it."""
-        assert self.info.budget is not None
-        assert self.info.screening is not None
         tune = {cell_label(search.cell): search for search in self._tune}
-        rounds = race(list(tune), self.info.budget, self.info.screening)
-        results: Results | None = None
-        while True:
-            try:
-                now = next(rounds) if results is None else rounds.send(results)
-            except StopIteration:
-                return
-            if now.phase == "repeat" and not self._repeat:
+        attempts: dict[Phase, dict[str, Attempts]] = {
+            "tune": {cell: search.attempts for cell, search in tune.items()},
+            "repeat": {},
+        }
+        for now in rounds_of(self.info, attempts):
+            if now.phase == "repeat" and not attempts["repeat"]:
                 self._repeat = self._repeats(tune[cell] for cell in now.cells)
-                for search in self._repeat:
-                    search.close_abandoned()
+                attempts["repeat"] |= {cell_label(s.cell): s.attempts for s in self._repeat}
             phase = self._tune if now.phase == "tune" else self._repeat
-            own = {c: s for s in phase if (c := cell_label(s.cell)) in now.cells}
-            slots = _in_turns(list(own.values()), now.indices)
-            yield from self._work_off(slots)
-            results = {
-                c: [s.attempts.result(i, self._study.metric, len(slots)) for i in now.indices]
-                for c, s in own.items()
-            }
+            own = [search for search in phase if cell_label(search.cell) in now.cells]
+            yield from self._work_off(_in_turns(own, now.indices))
 
     def _work_off(self, slots: Sequence[tuple[CellSearch, int]]) -> Iterator[SlotDone]:
         """Run every slot that is not done yet."""
         left = deque(slots)
         while left or self._running:
             while left and len(self._running) < self._executor.capacity and not stop_requested():
-                done = self._begin(*left.popleft())
+                search, index = left.popleft()
+                done = self._begin(search, index)
                 if done is not None:
                     yield done
-                    self._check_streak(done)
+                    self._check_streak(search, done)
             self._show_ended()
             if not self._running:
                 if stop_requested():
@@ -222,11 +183,11 @@ class Coordinator:
             done = self._received(number, message)
             if done is None:
                 continue
-            if done.trial is not None and done.trial.died and not self._gave_up(done.slot):
+            if done.trial is not None and done.trial.died and not done.trial.lasts:
                 left.appendleft((search, done.slot.index))
                 continue
             yield done
-            self._check_streak(done)
+            self._check_streak(search, done)
         self._show_ended()
         if stop_requested():
             raise Terminated
@@ -238,13 +199,9 @@ class Coordinator:
 
     def _begin(self, search: CellSearch, index: int) -> SlotDone | None:
         """Submit the slot's trial; returns a SlotDone if there is nothing to run."""
-        slot = search.slot(index)
-        if search.done(index) is not None or self._gave_up(slot):
-            return SlotDone(slot)
-        if search.kills_its_process(index):
-            ended = search.give_up(index)
-            self._unshown.append(ended)
-            return SlotDone(slot, ended)
+        done = search.attempts.completed(index)
+        if done is not None and not self._fits_now(done):
+            return SlotDone(done.slot)
         trial = search.begin(index, self._executor.inline, self._executor.capacity)
         self._submitted += 1
         self._running[self._submitted] = search, trial
@@ -258,71 +215,59 @@ class Coordinator:
             device=self._context.device,
             cache=self._context.cache,
             limits=self._context.limits,
-            checkpoints=self._context.checkpoints,
+            checkpoints=self._record.folder / "checkpoints",
             inputs=trial.record.inputs,
         )
         self._executor.submit(self._submitted, task)
         return None
 
+    def _fits_now(self, done: TrialRecord) -> bool:
+        """True if a lower memory limit kept the trial from running."""
+        limit = self._context.limits.memory
+        return done.not_run and (limit is None or done.metrics["forecast_peak_mib"] * MIB <= limit)
+
     def _received(self, number: int, message: Message | Died) -> SlotDone | None:
         search, trial = self._running[number]
         if isinstance(message, Started):
-            trial.provenance = {**self._context.tags, **message.provenance}
+            tags = {**self._context.tags, **message.provenance}
+            trial.record = trial.record.but(provenance=tags)
         elif isinstance(message, EpochResult):
             search.report(trial, message)
             if self._prunes(search):
                 self._executor.reply(number, not trial.trial.should_prune())
-            self._projection.show_live(trial.now)
+            self._projection.show_live(trial.record)
         elif isinstance(message, TrialResult):
             return self._finish(number, message)
         else:
-            return self._lost(number, message)
+            return self._ended(number, search.lose(trial, message.how, message.final))
         return None
 
     def _prunes(self, search: CellSearch) -> bool:
         """Whether trials of this phase are asked after each epoch whether to go on."""
         return search.phase == "tune" and self._study.pruner != "none"
 
-    def _lost(self, number: int, message: Died) -> SlotDone:
-        """End a trial whose process died."""
-        search, trial = self._running[number]
-        timeout = message.outcome == "timeout"
-        reason = message.how if timeout else f"its process died: {message.how}"
-        result = TrialResult("timeout" if timeout else "killed", reason=reason)
-        done = self._finish(number, result, died=not timeout)
-        if message.final:
-            ended = search.give_up(trial.record.slot.index)
-            self._unshown.append(ended)
-            return SlotDone(done.slot, ended)
-        return done
-
-    def _finish(self, number: int, result: TrialResult, died: bool = False) -> SlotDone:
+    def _finish(self, number: int, result: TrialResult) -> SlotDone:
         """Record how a trial ended."""
         search, trial = self._running[number]
         file = ""
         if result.predictions is not None:
             content = predictions_parquet(result.predictions)
             file = self._record.keep_predictions(self._study.name, content)
-        ended = search.finish(trial, result, file, died)
+        return self._ended(number, search.finish(trial, result, file))
+
+    def _ended(self, number: int, ended: TrialRecord) -> SlotDone:
         del self._running[number]
         self._unshown.append(ended)
-        self._ends.setdefault(ended.slot.key, Counter())[ended.outcome] += 1
-        if result.outcome == "killed" and stop_requested():
-            return SlotDone(ended.slot)
-        return SlotDone(ended.slot, ended, trial.broke_before)
+        stopped = ended.outcome == "killed" and stop_requested()
+        return SlotDone(ended.slot, None if stopped else ended)
 
-    def _gave_up(self, slot: Slot) -> bool:
-        """True if this run of the command does not try the slot again."""
-        ends = self._ends.get(slot.key, Counter())
-        return ends["killed"] > KILLED_AT_MOST or any(
-            ends[outcome] for outcome in RETRIED if outcome != "killed"
-        )
-
-    def _check_streak(self, done: SlotDone) -> None:
+    def _check_streak(self, search: CellSearch, done: SlotDone) -> None:
         """Raises StudyStopped if this trial completes too long a streak of failures."""
         if done.trial is None or done.trial.outcome == "killed":
             return
-        self._streak = self._streak.then(done.trial.outcome, done.trial.reason, done.broke_before)
+        *before, _ = search.attempts.at(done.slot.index)
+        broke_before = any(trial.outcome in BROKEN for trial in before)
+        self._streak = self._streak.then(done.trial.outcome, done.trial.reason, broke_before)
         if self._streak.is_too_long:
             raise StudyStopped(
                 f"{self._streak.length} trials in a row ended as {done.trial.outcome}, the last one "
@@ -345,17 +290,6 @@ class Coordinator:
                     print(f"warning: {failure}", file=sys.stderr)
                 return
             self._show_ended()
-
-    def _end_hung(self) -> None:
-        """Record why this process is about to be ended: the trial of an inline executor hangs."""
-        reason = (
-            "took longer than --max-minutes, and could not be interrupted: its process was ended"
-        )
-        for number, (_, trial) in list(self._running.items()):
-            slot = trial.record.slot
-            self._finish(number, TrialResult("timeout", reason=reason))
-            self._show_ended()
-            print(f"{slot} {reason}; run the same command again to go on", file=sys.stderr)
 
 
 def _in_turns(searches: Sequence[CellSearch], indices: range) -> list[tuple[CellSearch, int]]:

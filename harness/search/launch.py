@@ -44,26 +44,22 @@ from harness.search.plan import Shard
 from harness.search.preflight import Preflight, check_study
 from harness.search.preview import print_costs, print_plan
 from harness.search.progress import show
-from harness.search.record import Record, StorageFailed
+from harness.search.record import Record, StorageFailed, read_record
 from harness.search.space import quiet_optuna
-from harness.search.storage import check_storage_url, open_storage, read_storage
-from harness.tracking.new_store import NewStore
+from harness.search.storage import check_storage_url, open_storage
 from harness.tracking.projection import Projection
 from harness.training.device import resolve_device
 from harness.training.provenance import clear_caches
 from harness.training.trial import Limits
 
 
-def launch(
-    path: Path, options: StudyOptions, dry_run: bool = False, new: NewStore | None = None
-) -> int:
+def launch(path: Path, options: StudyOptions, dry_run: bool = False) -> int:
     """Check a study, then run or resume it; returns the exit code of the command.
 
     Args:
         path: the study file.
         options: how it is run.
         dry_run: print what would run, and run nothing.
-        new: an empty MLflow database, for a tracking store that does not exist yet.
 
     Raises:
         UserError: on bad input, if another command runs the study, or if it differs from the recorded one.
@@ -105,7 +101,7 @@ def launch(
         info = study_info(study, path, options, checked.leaks)
         forget_request()
         with handlers_put_back():
-            return _carry_out(study, info, path, options, shard, cache, new)
+            return _carry_out(study, info, path, options, shard, cache)
 
 
 def print_notes(checked: Preflight, options: StudyOptions) -> None:
@@ -129,10 +125,8 @@ def print_notes(checked: Preflight, options: StudyOptions) -> None:
 def is_recorded(name: str, options: StudyOptions) -> bool:
     """Whether there is a record of the study. Nothing is created; stores that cannot be read count as empty,
     because opening them says what is wrong."""
-    home = record_home(options.storage, options.tracking_uri)
     with suppress(UserError):
-        storage = read_storage(record_url(options.storage, options.tracking_uri))
-        return Record(storage, home).has(name)
+        return read_record(options.storage, options.tracking_uri).has(name)
     return False
 
 
@@ -153,7 +147,6 @@ def _carry_out(
     options: StudyOptions,
     shard: Shard,
     cache: Cache,
-    new: NewStore | None,
 ) -> int:
     # If there is no cluster, this fails before a store is created.
     executor = executor_of(path, options)
@@ -167,7 +160,7 @@ def _carry_out(
     try:
         with sole_runner(home, study.name):
             uri = options.tracking_uri or default_tracking_uri()
-            projection = Projection(uri, info, record, new=new)
+            projection = Projection(uri, info, record)
             projection.open()
             context = RunContext(
                 record=record,
@@ -217,7 +210,7 @@ def executor_of(path: Path, options: StudyOptions) -> Executor:
         room = Room(cpus, options.worker_gpus or 0.0)
         connect(options.address or "auto", room)
         return RayTasks(options.workers, room, path)
-    if options.workers > 1:
+    if options.workers > 1 or options.max_minutes is not None:  # a process can be ended
         from harness.search.executors.processes import Processes
 
         return Processes(options.workers, path)

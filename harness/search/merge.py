@@ -28,9 +28,9 @@ from harness.search.lock import sole_runner
 from harness.search.record import Attempts, Record, StorageFailed, storage_failures
 from harness.search.space import quiet_optuna
 from harness.search.storage import check_storage_url, open_storage
+from harness.search.unchanged import inputs_read
 from harness.tracking.experiment import check_tracking_uri
 from harness.tracking.study_runs import StudyRuns
-from harness.training.provenance import IMAGES, WEIGHTS
 
 SAME = {
     "name": "name",
@@ -191,10 +191,8 @@ def _require_same_study(one: Part, other: Part) -> None:
 
 def _require_same_inputs(part: Part, read: dict[tuple[str, ...], tuple[str, Part]]) -> None:
     """Check that all machines had the same images and weights, because cells are compared with each other."""
-    names = {IMAGES: ("target",), WEIGHTS: ("backbone", "source")}
     for trial in part.trials:
-        for what, found in trial.inputs.items():
-            of = tuple(str(trial.spec.get(name)) for name in names.get(what, ()))
+        for (what, *of), found in inputs_read(trial).items():
             before, where = read.setdefault((what, *of), (found, part))
             if before != found:
                 raise UserError(
@@ -209,7 +207,7 @@ def _require_free_slots(
     """Raises UserError if another trial has already completed a slot. A trial that was not run because of
     its memory forecast is replaced by one that was."""
     for name, trials in groupby(part.trials, optuna_study):
-        for index, trial in Attempts(trials).done().items():
+        for index, trial in Attempts(trials).done.items():
             before, where = settled.get((name, index), (None, part))
             if before is None or (before.not_run and not trial.not_run):
                 settled[name, index] = trial, part

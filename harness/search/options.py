@@ -26,9 +26,6 @@ CACHE_BUDGET = Size("10GiB")
 class StudyOptions:
     """How a study is run: keywords of `run_study`, and options of `python -m harness.study`.
 
-    A trial that cannot be interrupted at its time limit ends the process (of a notebook the kernel) a minute
-    later.
-
     Attributes:
         device: auto, cpu, cuda or mps.
         trials: configurations per cell, instead of the file's.
@@ -41,7 +38,7 @@ class StudyOptions:
         cache_dir: folder that caches outputs of frozen layers; the default is in the user's cache.
         cache_budget: size limit of that folder; 0 caches nothing.
         max_memory: memory limit such as 8GiB: a trial with a higher forecast is recorded as oom, not run.
-        max_minutes: time limit of a trial: a longer one is recorded as timeout.
+        max_minutes: time limit of a trial: a longer one ends as timeout; its process is ended if it hangs.
         workers: trials at a time, each with its share of threads or GPUs.
         engine: run trials in processes of this machine or on a Ray cluster.
         address: address of the Ray cluster; the default is auto.

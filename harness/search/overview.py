@@ -9,12 +9,11 @@ from datetime import datetime
 from statistics import median
 
 from harness.core.html import as_table
-from harness.core.race import Results, Round, race
 from harness.core.records import StudyInfo, TrialRecord
 from harness.core.selection import METRICS, Metric
 from harness.core.study import Cell, Phase, cell_label
 from harness.search.lock import Holder
-from harness.search.record import Attempts
+from harness.search.record import Attempts, rounds_of
 
 COLUMNS = ("cell", "trials", "repeats", "best validation", "median training", "peak memory")
 PEAKS = ("peak_accelerator_allocated_mib", "peak_process_rss_mib")
@@ -42,25 +41,6 @@ class CellProgress:
 
 
 @dataclass(frozen=True)
-class Working:
-    """A running trial.
-
-    Attributes:
-        slot: cell and number, as text.
-        since: start time.
-        epochs_done: completed epochs.
-        epochs: total number of epochs; None before the configuration is drawn.
-        validation: score after the last completed epoch in print, by the study's metric; "" before the first.
-    """
-
-    slot: str
-    since: datetime | None
-    epochs_done: int = 0
-    epochs: int | None = None
-    validation: str = ""
-
-
-@dataclass(frozen=True)
 class Overview:
     """Progress of a study.
 
@@ -79,7 +59,7 @@ class Overview:
     info: StudyInfo
     cells: tuple[CellProgress, ...]
     outcomes: Mapping[str, int]
-    working: tuple[Working, ...]
+    working: tuple[TrialRecord, ...]
     seconds_left: float | None
     holder: Holder | None = None
     spent: float = 0.0
@@ -128,22 +108,6 @@ class Overview:
         return as_table(f"{caption}{len(self.working)} at work", COLUMNS, self.rows())
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One phase of one cell, and how many of its slots are asked for."""
-
-    attempts: Attempts
-    asked: int
-
-    @property
-    def done(self) -> Sequence[TrialRecord]:
-        """The attempt that completed each slot."""
-        return list(self.attempts.done(self.asked).values())
-
-    def durations(self) -> list[float]:
-        return [t.seconds for t in self.done if t.seconds is not None]
-
-
 def overview(
     info: StudyInfo, trials: Iterable[TrialRecord], cells: Iterable[Cell] | None = None
 ) -> Overview:
@@ -158,20 +122,17 @@ def overview(
     by_cell: defaultdict[tuple[str, Phase], list[TrialRecord]] = defaultdict(list)
     for trial in trials:
         by_cell[cell_label(trial.slot.cell), trial.slot.phase].append(trial)
-    pairs: list[tuple[_Part, _Part]] = []
+    pairs: list[tuple[Attempts, Attempts]] = []
     for cell in labels:
-        tune = _Part(Attempts(by_cell[cell, "tune"]), info.tuning_runs)
-        best = tune.attempts.best(info.metric, info.tuning_runs)
+        tune = Attempts(by_cell[cell, "tune"], info.tuning_runs)
+        best = tune.best(info.metric)
         nothing_to_repeat = best is None and len(tune.done) == info.tuning_runs
-        chosen = None if best is None else best.slot.round
-        mine = [t for t in by_cell[cell, "repeat"] if t.chosen == chosen]
-        pairs.append((tune, _Part(Attempts(mine), 0 if nothing_to_repeat else info.repeat_runs)))
+        mine = [t for t in by_cell[cell, "repeat"] if best and t.chosen == best.slot.round]
+        pairs.append((tune, Attempts(mine, 0 if nothing_to_repeat else info.repeat_runs)))
     metric = METRICS[info.metric]
-    every = [trial for pair in pairs for part in pair for trial in part.attempts]
+    every = [trial for pair in pairs for part in pair for trial in part]
     spent = sum((t.seconds or 0.0) / t.workers for t in every if t.outcome != "killed")
-    working = sorted(
-        (_working(t, metric) for t in every if not t.outcome), key=lambda w: w.since or datetime.min
-    )
+    working = sorted((t for t in every if not t.outcome), key=lambda t: t.started or datetime.min)
     return Overview(
         info,
         tuple(_progress(cell, metric, *pair) for cell, pair in zip(labels, pairs, strict=True)),
@@ -183,12 +144,13 @@ def overview(
     )
 
 
-def _progress(cell: str, metric: Metric, tune: _Part, repeats: _Part) -> CellProgress:
-    complete = [t.metrics for t in (*tune.done, *repeats.done) if t.outcome == "complete"]
+def _progress(cell: str, metric: Metric, tune: Attempts, repeats: Attempts) -> CellProgress:
+    done = (*tune.done.values(), *repeats.done.values())
+    complete = [t.metrics for t in done if t.outcome == "complete"]
     seconds = [m["train_seconds"] for m in complete if "train_seconds" in m]
-    ended = [t.metrics for t in (*tune.attempts, *repeats.attempts)]
+    ended = [t.metrics for t in (*tune, *repeats)]
     peaks = [next((m[name] for name in PEAKS if name in m), 0.0) for m in ended]
-    best = tune.attempts.best(metric.name, tune.asked)
+    best = tune.best(metric.name)
     return CellProgress(
         cell,
         len(tune.done),
@@ -199,48 +161,34 @@ def _progress(cell: str, metric: Metric, tune: _Part, repeats: _Part) -> CellPro
     )
 
 
-def _working(trial: TrialRecord, metric: Metric) -> Working:
-    validation = trial.epochs[-1].validation.get(metric.validation) if trial.epochs else None
-    epochs = trial.spec.get("epochs")
-    return Working(
-        str(trial.slot),
-        trial.started,
-        len(trial.epochs),
-        epochs if isinstance(epochs, int) else None,
-        "" if validation is None else metric.text(validation),
+def _race_is_over(info: StudyInfo, cells: Mapping[str, tuple[Attempts, Attempts]]) -> bool:
+    """Whether the recorded results leave no further round."""
+    attempts: dict[Phase, dict[str, Attempts]] = {
+        "tune": {cell: tune for cell, (tune, _) in cells.items()},
+        "repeat": {cell: repeats for cell, (_, repeats) in cells.items()},
+    }
+    return all(
+        attempts[now.phase][cell].completed(index) is not None
+        for now in rounds_of(info, attempts)
+        for cell in now.cells
+        for index in now.indices
     )
 
 
-def _race_is_over(info: StudyInfo, cells: Mapping[str, tuple[_Part, _Part]]) -> bool:
-    """Whether the recorded results leave no further round."""
-    assert info.budget is not None
-    assert info.screening is not None
-    rounds = race(list(cells), info.budget, info.screening)
-    results: Results | None = None
-    while True:
-        try:
-            now: Round = next(rounds) if results is None else rounds.send(results)
-        except StopIteration:
-            return True
-        own = {cell: cells[cell][now.phase == "repeat"].attempts for cell in now.cells}
-        if any(part.completed(i) is None for part in own.values() for i in now.indices):
-            return False
-        slots = len(own) * len(now.indices)
-        results = {
-            cell: [part.result(index, info.metric, slots) for index in now.indices]
-            for cell, part in own.items()
-        }
-
-
-def _seconds_left(pairs: Sequence[tuple[_Part, _Part]], busy: int) -> float | None:
+def _seconds_left(pairs: Sequence[tuple[Attempts, Attempts]], busy: int) -> float | None:
     """Estimated time left: remaining trials of each cell times the median duration of its trials (of all
     trials if it has none), divided by the number of running trials."""
-    everybody = [d for pair in pairs for part in pair for d in part.durations()]
+    taken = [[_durations(part) for part in pair] for pair in pairs]
+    everybody = [seconds for own in taken for known in own for seconds in known]
     if not everybody:
         return None
     total = 0.0
-    for pair in pairs:
-        for part in pair:
-            known = part.durations() or [d for p in pair for d in p.durations()] or everybody
-            total += (part.asked - len(part.done)) * median(known)
+    for pair, own in zip(pairs, taken, strict=True):
+        for part, known in zip(pair, own, strict=True):
+            alike = known or [seconds for part in own for seconds in part] or everybody
+            total += (part.asked - len(part.done)) * median(alike)
     return total / busy
+
+
+def _durations(part: Attempts) -> list[float]:
+    return [t.seconds for t in part.done.values() if t.seconds is not None]

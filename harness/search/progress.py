@@ -18,9 +18,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from harness.core.records import TrialRecord
 from harness.core.results import BROKEN, BUSY, WAITED
 from harness.core.selection import METRICS, Metric
-from harness.search.overview import COLUMNS, Overview, Working
+from harness.search.overview import COLUMNS, Overview
 
 if TYPE_CHECKING:
     from harness.search.coordinator import SlotDone
@@ -57,9 +58,8 @@ def show(
     """
     console = Console(highlight=False)
     found = read()
-    slots, before, done = found.slots, found.done, found.done
-    of = "" if slots is None else f"/{slots}"
-    resumed, own, broken, tuning = 0, 0, 0, True
+    slots, metric = found.slots, METRICS[found.info.metric]
+    resumed, ran, completed, broken = 0, 0, 0, 0
     told = False
     live = (console.is_terminal or console.is_jupyter) and detail != "quiet"
     with _table(console, read) if live else nullcontext():
@@ -71,30 +71,24 @@ def show(
             if waited > BUSY and not told:
                 told = True
                 print(BUSY_MACHINE.format(waited), file=sys.stderr)
-            own += event.counts
+            ran += 1
+            completed += event.trial.lasts
             broken += event.trial.outcome in BROKEN and not event.trial.lasting
-            # When all is tuned, repeats of what is not chosen any more no longer count. A slot that its
-            # forecast kept from running, and that is run later, is counted twice.
-            chosen = tuning and event.slot.phase == "repeat"
-            done = read().done if chosen else done + event.counts
-            if slots is not None:
-                done = min(done, slots)
-            tuning = tuning and not chosen
             failed = event.trial.outcome not in ("complete", "pruned")
             if detail == "verbose" or (detail == "normal" and (not live or failed)):
-                head, metric = f"[{done:>3}{of}] ", METRICS[found.info.metric]
+                of = "" if slots is None else f"/{slots}"
+                head = f"[{resumed + completed:>3}{of}] "
                 for line in _lines(head, event, metric, detail == "verbose"):
                     _say(console, line)
-    # If more trials change a cell's choice, earlier repeats no longer count.
-    if kept := min(before, resumed):
+    if resumed:
         of = "" if slots is None else f" of {slots}"
-        _say(console, f"{kept}{of} were finished before and not run again")
+        _say(console, f"{resumed}{of} were finished before and not run again")
     if broken:
         _say(
             console,
             f"{broken} ended as crashed or audit_failed; the same command tries them again",
         )
-    if resumed == (slots or resumed) and not own:
+    if not ran:
         _say(console, "nothing was left to do")
 
 
@@ -205,7 +199,8 @@ def picture(found: Overview) -> Group:
 def _whole(found: Overview) -> Group:
     """The progress of the study and of the running trials."""
     working = found.working
-    lines = [f"{work.slot}: {describe_epochs(work)}" for work in working[:MOST_AT_WORK]]
+    metric = METRICS[found.info.metric]
+    lines = [f"{t.slot}: {describe_epochs(t, metric)}" for t in working[:MOST_AT_WORK]]
     more = [f"and {len(working) - MOST_AT_WORK} more"] if len(working) > MOST_AT_WORK else []
     now = [Text(f"now {line}", style="dim") for line in (*lines, *more)]
     return Group(picture(found), *now)
@@ -217,17 +212,12 @@ def describe_outcomes(found: Overview) -> str:
     return ", ".join(f"{count} {name}" for name, count in ranked) or "none yet"
 
 
-def describe_epochs(work: Working) -> str:
+def describe_epochs(trial: TrialRecord, metric: Metric) -> str:
     """Progress of a trial."""
-    of = "" if work.epochs is None else f" of {work.epochs}"
-    after = f", validation {work.validation}" if work.validation else ""
-    return f"{work.epochs_done}{of} epochs{after}"
-
-
-def describe_working(work: Working) -> str:
-    """Progress and start time of a trial."""
-    since = "" if work.since is None else f", since {work.since:%Y-%m-%d %H:%M:%S}"
-    return f"{work.slot}: {describe_epochs(work)}{since}"
+    of = f" of {trial.spec['epochs']}" if trial.spec else ""
+    last = trial.epochs[-1].validation.get(metric.validation) if trial.epochs else None
+    after = "" if last is None else f", validation {metric.text(last)}"
+    return f"{len(trial.epochs)}{of} epochs{after}"
 
 
 def duration(seconds: float) -> str:

@@ -31,11 +31,13 @@ from optuna.trial import BaseTrial, FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
 from harness.core.errors import UserError, first_line
-from harness.core.race import Result
+from harness.core.race import Result, Results, Round, race
 from harness.core.records import Slot, StudyInfo, TrialRecord
 from harness.core.results import EpochResult
 from harness.core.selection import METRICS
+from harness.core.stores import record_home, record_url
 from harness.core.study import Cell, Phase, cell_label
+from harness.search.storage import read_storage
 
 FORMAT = 2
 """Format of the record; in the first edition no Optuna study described the study as a whole."""
@@ -54,6 +56,16 @@ def storage_failures() -> Iterator[None]:
         raise StorageFailed(
             f"the search storage failed: {first_line(error.__cause__ or error)}"
         ) from error
+
+
+def read_record(storage: str | None, tracking_uri: str | None) -> Record:
+    """The record at these addresses, or at their defaults, to be read.
+
+    Raises:
+        UserError: if there is none or it cannot be read.
+    """
+    home = record_home(storage, tracking_uri)
+    return Record(read_storage(record_url(storage, tracking_uri)), home)
 
 
 class Record:
@@ -123,7 +135,7 @@ class Record:
             if name not in names:
                 continue
             tuned = read_trials(self.storage, name, cell)
-            best = Attempts(tuned).best(info.metric, info.tuning_runs)
+            best = Attempts(tuned, info.tuning_runs).best(info.metric)
             found += tuned
             for other in (n for n in names if n.startswith(f"{name}{REPEATS}")):
                 chosen = int(other.removeprefix(f"{name}{REPEATS}"))
@@ -177,12 +189,16 @@ def read_trials(
     ]
 
 
-RESULT = ("outcome", "lasting", "reason", "metrics", "notes", "provenance", "predictions")
+RESULT = ("outcome", "lasting", "reason", "metrics", "notes", "provenance", "predictions", "died")
 """Fields of a TrialRecord that are in the attribute `result` under their own name."""
+DIED = "its process died"
+"""The reason of an attempt begins with this if its process ended without reporting a result."""
 
 
-def opened_record(name: str, trial: BaseTrial, slot: Slot, chosen: int | None) -> TrialRecord:
-    """What is recorded of a trial before it has ended."""
+def opened_record(
+    name: str, trial: BaseTrial, slot: Slot, chosen: int | None, **ended: Any
+) -> TrialRecord:
+    """What is recorded of a trial before it has ended, with what its end adds to that."""
     attributes = trial.user_attrs
     about, task = attributes["slot"], attributes.get("task", {})
     return TrialRecord(
@@ -198,6 +214,7 @@ def opened_record(name: str, trial: BaseTrial, slot: Slot, chosen: int | None) -
         inputs=task.get("inputs", {}),
         started=trial.datetime_start,
         workers=about.get("workers", 1),
+        **ended,
     )
 
 
@@ -209,16 +226,14 @@ def trial_record(name: str, trial: FrozenTrial, slot: Slot, chosen: int | None) 
         metric = trial.user_attrs["slot"].get("metric", "accuracy")
         values = sorted(trial.intermediate_values.items())
         epochs = [EpochResult.of_merit(epoch, metric, value) for epoch, value in values]
-    opened = opened_record(name, trial, slot, chosen).but(epochs=tuple(epochs))
+    ended: dict[str, Any] = {"epochs": tuple(epochs)}
     # The process may die between writing the result and ending the trial: it counts only when the
     # trial ended.
-    if not trial.state.is_finished():
-        return opened
-    inline = trial.user_attrs["slot"].get("inline", False)
-    ended = {"outcome": "killed", "reason": "its process died", "died": inline}
-    if result:
-        ended = {k: result[k] for k in RESULT if k in result} | {"died": result.get("died", False)}
-    return opened.but(**ended, ended=trial.datetime_complete)
+    if trial.state.is_finished():
+        inline = trial.user_attrs["slot"].get("inline", False)
+        found = result or {"outcome": "killed", "reason": DIED, "died": inline}
+        ended |= {k: found[k] for k in RESULT if k in found} | {"ended": trial.datetime_complete}
+    return opened_record(name, trial, slot, chosen, **ended)
 
 
 class Attempts:
@@ -226,9 +241,11 @@ class Attempts:
 
     Args:
         trials: the attempts, in the order in which they were made.
+        asked: number of slots that count; of a longer plan more may be recorded.
     """
 
-    def __init__(self, trials: Iterable[TrialRecord] = ()) -> None:
+    def __init__(self, trials: Iterable[TrialRecord] = (), asked: int = sys.maxsize) -> None:
+        self.asked = asked
         self._at: dict[int, list[TrialRecord]] = {}
         self._done: dict[int, TrialRecord] = {}
         for trial in trials:
@@ -257,26 +274,12 @@ class Attempts:
         """A completed attempt that was drawn, at any slot."""
         return next((trial for trial in self._done.values() if trial.spec), None)
 
-    def done(self, count: int = sys.maxsize) -> dict[int, TrialRecord]:
-        """Completed slots among the first `count`: index -> the attempt that counts."""
-        return {index: trial for index, trial in self._done.items() if index < count}
+    @property
+    def done(self) -> dict[int, TrialRecord]:
+        """Completed slots that are asked for: index -> the attempt that counts."""
+        return {index: trial for index, trial in self._done.items() if index < self.asked}
 
-    def result(self, index: int, metric: str, at_once: int) -> Result:
-        """What a race takes from a slot.
-
-        Args:
-            index: index of the slot.
-            metric: name of the study's metric.
-            at_once: number of slots in its round; of many workers so many are busy.
-        """
-        trial = self._done.get(index)
-        complete = trial is not None and trial.outcome == "complete"
-        merit = METRICS[metric].merit(trial.metrics) if trial and complete else math.nan
-        # A killed attempt may have been recorded as ended days later.
-        ended = [t for t in self.at(index) if t.outcome != "killed"]
-        return Result(merit, sum((t.seconds or 0.0) / min(t.workers, at_once) for t in ended))
-
-    def best(self, metric: str, count: int = sys.maxsize) -> TrialRecord | None:
+    def best(self, metric: str) -> TrialRecord | None:
         """The complete trial that is best on validation: by that metric, then loss, then the earlier one.
 
         With k-fold resampling it is the first complete trial of the best configuration, by means over its
@@ -284,7 +287,7 @@ class Attempts:
         has more complete folds, because the best of many incomplete means is a lucky one.
         """
         rounds: dict[int, list[TrialRecord]] = {}
-        for _, trial in sorted(self.done(count).items()):
+        for _, trial in sorted(self.done.items()):
             if trial.outcome == "complete":
                 rounds.setdefault(trial.slot.round, []).append(trial)
         most = max(map(len, rounds.values()), default=0)
@@ -297,8 +300,38 @@ class Attempts:
         return max(whole, key=preference, default=None)
 
 
+def rounds_of(info: StudyInfo, attempts: Mapping[Phase, Mapping[str, Attempts]]) -> Iterator[Round]:
+    """The rounds of the race of a study with a budget. The results of a round are taken from the attempts at
+    its slots when the next one is asked for, so a race is resumed by replaying it.
+
+    Args:
+        info: the study as a whole.
+        attempts: phase -> cell -> the attempts; of the repeats those of the finalists are enough.
+    """
+    assert info.budget is not None
+    assert info.screening is not None
+
+    def result(own: Attempts, index: int, slots: int) -> Result:
+        trial, merit = own.completed(index), math.nan
+        if trial is not None and trial.outcome == "complete":
+            merit = METRICS[info.metric].merit(trial.metrics)
+        # A killed attempt may have been recorded as ended days later. Of many workers at most as many are
+        # busy as the round has slots.
+        ended = [t for t in own.at(index) if t.outcome != "killed"]
+        return Result(merit, sum((t.seconds or 0.0) / min(t.workers, slots) for t in ended))
+
+    def read(now: Round) -> Results:
+        own = {cell: attempts[now.phase][cell] for cell in now.cells}
+        slots = len(own) * len(now.indices)
+        return {c: [result(part, i, slots) for i in now.indices] for c, part in own.items()}
+
+    return race(list(attempts["tune"]), info.budget, info.screening, read)
+
+
 def _mean_of(trials: Sequence[TrialRecord]) -> TrialRecord:
     """The first of the trials, with the mean of their validation metrics."""
+    if len(trials) == 1:
+        return trials[0]
     shared = set.intersection(*(set(t.metrics) for t in trials))
     names = [n for n in shared if n.startswith("val_")]
     means = {n: fmean(t.metrics[n] for t in trials) for n in names}

@@ -44,7 +44,7 @@ def fixed(
         return optuna.samplers.PartialFixedSampler(values, otherwise)
 
 
-class SobolPoint(optuna.samplers.BaseSampler):
+class SobolPoint(optuna.samplers.RandomSampler):
     """One point of a scrambled Sobol sequence (Owen 1998, by scipy); its k-th coordinate is the k-th value
     drawn. Optuna's own QMCSampler takes the next free point of the study instead, so that the point of a
     trial depends on the order in which trials begin.
@@ -57,6 +57,7 @@ class SobolPoint(optuna.samplers.BaseSampler):
     def __init__(self, index: int, seed: int) -> None:
         from scipy.stats import qmc  # takes a second to import
 
+        super().__init__(seed)
         sequence = qmc.Sobol(DIMENSIONS, scramble=True, rng=seed)
         if index:
             sequence.fast_forward(index)
@@ -65,18 +66,6 @@ class SobolPoint(optuna.samplers.BaseSampler):
             warnings.simplefilter("ignore", UserWarning)
             self._point = sequence.random(1)[0]
         self._next = 0
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """Nothing: values are drawn one by one."""
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Nothing: values are drawn one by one."""
-        return {}
 
     def sample_independent(
         self,

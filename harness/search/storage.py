@@ -41,7 +41,6 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
             server = {"pool_pre_ping": True, "pool_size": 1, "max_overflow": 2}
             return _cached(optuna.storages.RDBStorage(url, engine_kwargs=server))
         create_sqlite(sqlite, lambda uri: optuna.storages.RDBStorage(uri).engine.dispose())
-        require_sqlite(sqlite, "Optuna", or_empty=True)
         with closing(sqlite3.connect(sqlite, timeout=SQLITE_TIMEOUT_SECONDS)) as connection:
             connection.isolation_level = None
             connection.execute("BEGIN IMMEDIATE")  # fails where the file cannot be written

@@ -26,7 +26,8 @@ def check_unchanged(search: CellSearch) -> None:
     Raises:
         UserError: naming the fields of a recorded trial that the current study file sets differently.
     """
-    recorded = search.reference
+    # One trial is enough to compare with, because one function draws all trials of a cell.
+    recorded = search.attempts.any()
     if recorded is None:
         return
     fixed = optuna.trial.FixedTrial(dict(recorded.params))
@@ -57,15 +58,16 @@ def check_unchanged(search: CellSearch) -> None:
         )
 
 
-def check_same_choice(record: Record, info: StudyInfo) -> None:
-    """Refuse to resume a study with another metric or another number of folds, by which other configurations
-    would have been chosen, or one with a budget without it, or the reverse.
+def continued(record: Record, info: StudyInfo) -> StudyInfo:
+    """The description of a study that may have been recorded before. The time for screening stays as it was
+    first recorded, so that a race with a changed budget continues with the same finalists.
 
     Raises:
-        UserError: naming both.
+        UserError: if it had another metric or another number of folds, by which other configurations would
+            have been chosen, or a budget and has none now, or the reverse; naming both.
     """
     if not record.has(info.name):
-        return
+        return info
     recorded, other = record.info(info.name), ""
     if recorded.metric != info.metric:
         other = f"chooses by {recorded.metric} in its record, now by {info.metric}"
@@ -82,21 +84,14 @@ def check_same_choice(record: Record, info: StudyInfo) -> None:
         other = f"has {then} in its record, now {now}"
     if other:
         raise UserError(f"study {info.name!r} {other}; give the study another name")
-
-
-def with_first_screening(record: Record, info: StudyInfo) -> StudyInfo:
-    """The study with the time for screening that was first recorded, so that a race with a changed budget
-    continues with the same finalists."""
-    if info.budget is None or not record.has(info.name):
-        return info
-    return dataclasses.replace(info, screening=record.info(info.name).screening)
+    return dataclasses.replace(info, screening=recorded.screening)
 
 
 class Inputs:
     """Hashes of the images and weights that this process has seen trials read; they must not change."""
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[object, ...], str] = {}
+        self._seen: dict[tuple[str, ...], str] = {}
 
     def check(self, search: CellSearch, trial: TrialRecord) -> None:
         """Refuse images or weights that have changed while the study runs.
@@ -104,22 +99,28 @@ class Inputs:
         Raises:
             UserError: if an earlier trial read different files under the same names.
         """
-        if (recorded := search.reference) is not None:
-            self._differing(recorded)
-        if changes := self._differing(trial):
+        if (recorded := search.attempts.any()) is not None:
+            self._seen = inputs_read(recorded) | self._seen
+        now = inputs_read(trial)
+        self._seen = now | self._seen
+        if changes := [
+            f"{what} was {self._seen[what, *of]}, is {found}"
+            for (what, *of), found in now.items()
+            if self._seen[what, *of] != found
+        ]:
             raise UserError(
                 f"study {search.study.name!r}: {'; '.join(changes)}: files were written while it ran; put "
                 "them back as they were, or give the study another name"
             )
 
-    def _differing(self, trial: TrialRecord) -> list[str]:
-        """Describe the hashes that differ from those first seen under the same names."""
-        changes = []
-        for what, now in trial.inputs.items():
-            names = ("target",) if what == IMAGES else ("source", "backbone")
-            then = self._seen.setdefault((what, *(trial.spec[name] for name in names)), now)
-            changes += difference({what: then}, {what: now})
-        return changes
+
+def inputs_read(trial: TrialRecord) -> dict[tuple[str, ...], str]:
+    """What a trial read: the images of a target, or the weights of a backbone from a source -> their hash."""
+    names = {IMAGES: ("target",), WEIGHTS: ("backbone", "source")}
+    return {
+        (what, *(str(trial.spec.get(name)) for name in names.get(what, ()))): found
+        for what, found in trial.inputs.items()
+    }
 
 
 def difference(recorded: Mapping[str, object], now: Mapping[str, object]) -> list[str]:

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -107,14 +107,26 @@ class Experiment:
             params, tags, metrics: its contents; metrics that are NaN or infinite are left out.
             artifacts: name of each artifact -> path of its file.
         """
+        with self.run(name, tags, metrics, params) as run_id:
+            for kept_as, path in (artifacts or {}).items():
+                self.attach(run_id, kept_as, path)
+
+    @contextmanager
+    def run(
+        self,
+        name: str,
+        tags: Mapping[str, object],
+        metrics: Mapping[str, float],
+        params: Mapping[str, object] | None = None,
+    ) -> Iterator[str]:
+        """Open a run with these contents for the block, which gets its id, and end it."""
         run_id = self.create(name, tags)
         status = "FAILED"
         try:
             now = int(time.time() * 1000)
             points = [Metric(k, v, now, 0) for k, v in finite(metrics).items()]
             self.write(run_id, points, params)
-            for kept_as, path in (artifacts or {}).items():
-                self.attach(run_id, kept_as, path)
+            yield run_id
             status = "FINISHED"
         finally:  # also after Ctrl-C or with a full disk, because nothing else would end the run
             self.client.set_terminated(run_id, status=status)

@@ -6,7 +6,6 @@ python -m harness.export --study freeze_depth --log-model --register digits
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,17 +14,14 @@ from pathlib import Path
 
 import mlflow
 import torch
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
 from torch import nn
 
 from harness.backbones import as_graph
-from harness.core.addresses import adopt_artifacts, sqlite_path
 from harness.core.errors import UserError, first_line, without_password
 from harness.core.versions import versions
+from harness.tracking.experiment import Experiment
 
-PROGRESS_BAR = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
 LOGGERS = ("mlflow", "mlflow.models.model", "mlflow.pytorch", "torch.export")
 
 
@@ -67,19 +63,19 @@ def log_model(
     Raises:
         UserError: if torch.export or the store refuses.
     """
-    client = MlflowClient(tracking_uri=tracking_uri)
-    database = sqlite_path(tracking_uri)
     example = images[:2].contiguous()
     with torch.inference_mode():
         signature = infer_signature(example.numpy(), network(example).numpy())
-    run_id = ""
     try:
-        if database is not None:
-            adopt_artifacts(database)
-        run_id = _run(client, tags)
-        for name, value in metrics.items():
-            client.log_metric(run_id, name, value)
-        with _quiet_at(tracking_uri):
+        experiment = Experiment(tracking_uri, tags["study"], {})
+        parents = [run.info.run_id for run in experiment.search("tags.kind = 'study'")]
+        # A run of kind "model" is not a trial and therefore in no comparison.
+        under = {"mlflow.parentRunId": parents[0]} if parents else {}
+        tags = {**under, "kind": "model", **tags}
+        with (
+            experiment.run(f"model {tags['cell']}", tags, metrics) as run_id,
+            _quiet_at(tracking_uri),
+        ):
             found = Model.log(
                 artifact_path=None,
                 name="winner",
@@ -94,36 +90,12 @@ def log_model(
                 pip_requirements=[f"{k}=={v}" for k, v in versions("torch", "mlflow").items()],
                 serialization_format="pt2",
             )
-        client.set_terminated(run_id)
     except Exception as error:  # MLflow, its stores and torch.export raise many kinds
-        if run_id:
-            client.set_terminated(run_id, status="FAILED")
         raise UserError(
             f"the model could not be logged to {without_password(tracking_uri)}: "
             f"{first_line(error)}"
         ) from error
     return LoggedModel(found.model_uri, run_id, str(found.registered_model_version or ""))
-
-
-def _run(client: MlflowClient, tags: Mapping[str, str]) -> str:
-    """A run of kind "model", which is not a trial and therefore in no comparison."""
-    experiment = client.get_experiment_by_name(tags["study"])
-    if experiment is None:
-        raise MlflowException(f"no experiment {tags['study']!r}")
-    parents = client.search_runs(
-        [experiment.experiment_id],
-        "tags.kind = 'study'",
-        order_by=["attributes.start_time ASC"],
-        max_results=1,
-    )
-    under = {"mlflow.parentRunId": parents[0].info.run_id} if parents else {}
-    run = client.create_run(
-        experiment.experiment_id,
-        run_name=f"model {tags['cell']}",
-        tags={**under, "kind": "model", **tags},
-    )
-    run_id: str = run.info.run_id
-    return run_id
 
 
 @contextmanager
@@ -132,9 +104,7 @@ def _quiet_at(tracking_uri: str) -> Iterator[None]:
     messages."""
     before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None  # type: ignore[no-untyped-call]
     levels = [logging.getLogger(n).level for n in LOGGERS]
-    bar = os.environ.get(PROGRESS_BAR)
     mlflow.set_tracking_uri(tracking_uri)
-    os.environ[PROGRESS_BAR] = "false"
     try:
         for name in LOGGERS:
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -143,8 +113,5 @@ def _quiet_at(tracking_uri: str) -> Iterator[None]:
             yield
     finally:
         mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None: as if it had not been set
-        os.environ.pop(PROGRESS_BAR)
-        if bar is not None:
-            os.environ[PROGRESS_BAR] = bar
         for name, level in zip(LOGGERS, levels, strict=True):
             logging.getLogger(name).setLevel(level)

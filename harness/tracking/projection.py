@@ -21,7 +21,6 @@ from harness.core.caller import importing
 from harness.core.errors import REFUSALS, UserError, first_line
 from harness.core.records import StudyInfo, TrialRecord
 from harness.core.stores import sqlite_path
-from harness.tracking.new_store import NewStore
 
 if TYPE_CHECKING:
     from harness.tracking.study_runs import Source, StudyRuns
@@ -41,7 +40,6 @@ class Projection:
         info: the study as a whole.
         source: its record.
         clock: monotonic clock in seconds.
-        new: an empty database, for a SQLite store that does not exist yet.
 
     Attributes:
         behind: whether MLflow is incomplete because its store did not answer.
@@ -53,14 +51,12 @@ class Projection:
         info: StudyInfo,
         source: Source,
         clock: Callable[[], float] = time.monotonic,
-        new: NewStore | None = None,
     ) -> None:
         self._uri, self._info, self._source, self._clock = tracking_uri, info, source, clock
         self._silent_until, self._warned, self.behind = -math.inf, False, False
-        self._told = False
+        self._told, self._settled = False, False
         self._live: dict[str, float] = {}
         self._runs: StudyRuns | None = None
-        self._new = new
 
     def open(self) -> None:
         """Refuse a store that can never be used. A server that does not answer may come back, so it only
@@ -88,14 +84,12 @@ class Projection:
             with importing():
                 from harness.tracking.study_runs import StudyRuns
 
-            path = sqlite_path(self._uri)
-            if self._new is not None and path is not None:
-                self._new.put(path)
             self._runs = StudyRuns(self._uri, self._info, self._source)
         return self._runs
 
     def show_live(self, trial: TrialRecord) -> None:
         """Write the epochs of a running trial, unless that was done a moment ago."""
+        self._settled = False
         now = self._clock()
         if now - self._live.setdefault(trial.key, now) >= LIVE_SECONDS:
             self._attempt(lambda: self.runs().write(trial))
@@ -103,11 +97,15 @@ class Projection:
 
     def show(self, trial: TrialRecord) -> None:
         """Write a finished trial."""
+        self._settled = False
         self._attempt(lambda: self.runs().write(trial), synced=True)
         self._live.pop(trial.key, None)
 
     def settle(self) -> None:
-        """Bring MLflow into agreement with the record, if its store answers."""
+        """Bring MLflow into agreement with the record, if its store answers. With many trials this takes
+        seconds, so it is not done again if nothing was shown since."""
+        if self._settled:
+            return
         self._silent_until, self.behind = -math.inf, False
         if self._is_new() and not self._source.trials(self._info):
             return
@@ -115,6 +113,7 @@ class Projection:
 
     def _settle(self) -> None:
         left = [found for found in self.runs().sync() if not found.mended]
+        self._settled = True
         if left and not self._told:
             self._told = True
             more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""

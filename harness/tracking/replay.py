@@ -16,7 +16,7 @@ from harness.core.spec import TrialSpec
 from harness.core.study_file import study_sha256
 from harness.core.versions import COMPUTING
 from harness.data.cached import Cache
-from harness.tracking.runs import RecordedRun
+from harness.tracking.runs import Recorded
 from harness.training.device import Device, resolve_device
 from harness.training.loop import Fit, start
 from harness.training.provenance import environment, input_tags, inputs_of
@@ -102,7 +102,7 @@ class Replayed:
 
 
 def replay_run(
-    recorded: RecordedRun,
+    recorded: Recorded,
     device: str | None,
     space: Path | None,
     cache_dir: Path | None,
@@ -125,7 +125,8 @@ def replay_run(
     run_id, spec = recorded.run_id, spec_of(recorded)
     spec = replace(spec, target=target or spec.target)
     where = _device(device, recorded)
-    now = {tag: "absent" for tag in COMPUTES if tag in recorded.tags} | _now(spec, where)
+    now = {tag: "absent" for tag in COMPUTES if tag in recorded.tags} | environment(where)
+    now |= input_tags(inputs_of(spec.target, spec.backbone, spec.source))
     if space is not None:
         now[STUDY_FILE] = study_sha256(space)
     changed = differences(recorded, now)
@@ -152,7 +153,7 @@ def replay_run(
     return Replayed(run_id, agreed, tuple(values), (*changed.values(), *ways.values()))
 
 
-def spec_of(recorded: RecordedRun) -> TrialSpec:
+def spec_of(recorded: Recorded) -> TrialSpec:
     """The trial that a run records.
 
     Raises:
@@ -174,7 +175,7 @@ def spec_of(recorded: RecordedRun) -> TrialSpec:
         raise kind(f"the parameters of {run} make no trial here: {error}") from error
 
 
-def _device(asked: str | None, recorded: RecordedRun) -> Device:
+def _device(asked: str | None, recorded: Recorded) -> Device:
     """The one asked for, else the recorded one, else what there is; as many threads as then."""
     if (threads := recorded.tags.get("threads", "")).isdecimal() and int(threads):
         torch.set_num_threads(int(threads))  # else sums would be made in another order
@@ -186,13 +187,7 @@ def _device(asked: str | None, recorded: RecordedRun) -> Device:
         return resolve_device("auto")
 
 
-def _now(spec: TrialSpec, device: Device) -> dict[str, str]:
-    """The tags that a run of this trial would get here and now."""
-    inputs = inputs_of(spec.target, spec.backbone, spec.source)
-    return {**environment(device), **input_tags(inputs)}
-
-
-def differences(recorded: RecordedRun, now: Mapping[str, str]) -> dict[str, str]:
+def differences(recorded: Recorded, now: Mapping[str, str]) -> dict[str, str]:
     """Tag -> what it was and what it is, for those recorded that are not as they were."""
     return {
         tag: f"{tag} was {recorded.tags[tag]}, is {value}"
@@ -222,12 +217,12 @@ def run_again(fit: Fit, test: bool) -> tuple[Values, Mapping[str, str]] | str:
 
 
 def compared(
-    recorded: RecordedRun, replayed: Mapping[str, Mapping[int, float]]
+    recorded: Recorded, replayed: Mapping[str, Mapping[int, float]]
 ) -> Iterator[Comparison]:
     """Every value that was recorded or replayed; NaN where one of the two lacks it."""
-    names = [n for n in recorded.metrics if n.startswith(("val_", "test_"))]
+    names = [n for n in recorded.history if n.startswith(("val_", "test_"))]
     for name in dict.fromkeys((*PER_EPOCH, *names, *replayed)):
-        then, now = recorded.metrics.get(name, {}), replayed.get(name, {})
+        then, now = recorded.history.get(name, {}), replayed.get(name, {})
         for epoch in sorted({*then, *now}):
             yield Comparison(name, epoch, then.get(epoch, math.nan), now.get(epoch, math.nan))
 

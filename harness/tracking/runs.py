@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run
@@ -18,13 +18,27 @@ from harness.tracking.experiment import search
 
 @dataclass(frozen=True)
 class Recorded:
-    """A recorded run: its id, name of its experiment, tags, parameters and last values of its metrics."""
+    """A recorded run.
+
+    Attributes:
+        run_id: MLflow's id of the run.
+        experiment: name of its experiment, which is that of the study.
+        tags, params: as text.
+        metrics: their last values.
+        history: metric -> step -> the last value logged for that step; of one run, from `read_run`.
+    """
 
     run_id: str
     experiment: str
     tags: Mapping[str, str]
     params: Mapping[str, str]
     metrics: Mapping[str, float]
+    history: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.tags["mlflow.runName"]
 
     @classmethod
     def of(cls, run: Run, experiment: Experiment) -> Recorded:
@@ -110,28 +124,8 @@ def every_run(study: str, tracking_uri: str) -> list[Run]:
         return [] if found is None else list(search(client, found.experiment_id, deleted=True))
 
 
-@dataclass(frozen=True)
-class RecordedRun:
-    """One run with every epoch of its metrics.
-
-    Attributes:
-        run_id: MLflow's id of the run.
-        name: name of the run.
-        experiment: name of its experiment, which is that of the study.
-        tags, params: as text.
-        metrics: name -> step -> the last value logged for that step.
-    """
-
-    run_id: str
-    name: str
-    experiment: str
-    tags: Mapping[str, str]
-    params: Mapping[str, str]
-    metrics: Mapping[str, Mapping[int, float]]
-
-
-def read_run(tracking_uri: str, run_id: str) -> RecordedRun:
-    """The run of that id.
+def read_run(tracking_uri: str, run_id: str) -> Recorded:
+    """The run of that id, with every epoch of its metrics.
 
     Raises:
         UserError: if there is no such store or no such run in it.
@@ -146,14 +140,12 @@ def read_run(tracking_uri: str, run_id: str) -> RecordedRun:
                 f"no run {run_id!r} in {without_password(tracking_uri)}; the MLflow UI shows a run's id on "
                 "its page"
             ) from error
-        experiment = client.get_experiment(run.info.experiment_id)
-        metrics = {
+        history = {
             name: {m.step: m.value for m in client.get_metric_history(run_id, name)}
             for name in run.data.metrics
         }
-    return RecordedRun(
-        run_id, run.info.run_name, experiment.name, run.data.tags, run.data.params, metrics
-    )
+        found = Recorded.of(run, client.get_experiment(run.info.experiment_id))
+    return replace(found, history=history)
 
 
 def _is_absent(uri: str) -> bool:

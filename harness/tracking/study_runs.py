@@ -57,14 +57,6 @@ class Difference:
     mended: bool
 
 
-@dataclass
-class _Written:
-    """How many epochs of a trial its run has."""
-
-    run_id: str
-    epochs: int
-
-
 class StudyRuns:
     """The runs of one study.
 
@@ -76,7 +68,8 @@ class StudyRuns:
 
     def __init__(self, tracking_uri: str, info: StudyInfo, source: Source) -> None:
         self._uri, self._info, self._source = tracking_uri, info, source
-        self._written: dict[str, _Written] = {}
+        # Trial -> its run, and how many of its epochs the run has.
+        self._written: dict[str, tuple[str, int]] = {}
         self._parents: dict[str, str] = {}
         self._opened: Experiment | None = None
         self._file: tuple[int, int] | None = None
@@ -109,8 +102,12 @@ class StudyRuns:
             UserError, MlflowException: if the store cannot be read or written.
         """
         trials = self._source.trials(self._info)
-        stored = every_run(self._info.name, self._uri) if check else self._every_run()
-        runs, deleted, others = _by_trial(stored)
+        stored: Iterable[Run] = (
+            every_run(self._info.name, self._uri)
+            if check
+            else self.experiment().search(deleted=True)
+        )
+        runs, deleted = _by_trial(stored)
         if not check:
             self._parent()
         found: list[Difference] = []
@@ -135,14 +132,9 @@ class StudyRuns:
                 for run in unknown
                 if not is_closed(run)
             ]
-        if others:
-            found.append(Difference(f"{others} runs have no tag that names their trial", False))
         if not check:
             self._summarise(trials)
         return found
-
-    def _every_run(self) -> Iterable[Run]:
-        return self.experiment().search(deleted=True)
 
     def _compare(self, trial: TrialRecord, runs: list[Run], check: bool) -> Iterator[str]:
         """Describe the differences between a trial and its runs; unless `check`, correct them."""
@@ -154,19 +146,18 @@ class StudyRuns:
                 yield f"has {which} {run.info.run_id}"
                 if not check:
                     self._close(run)
-        if best is None and trial.outcome:
-            yield f"({trial.outcome}) has no run"
-            if not check:
-                self.write(trial)
-        elif best is not None and (wrong := difference(trial, best)):
-            yield wrong
-            if not check:
-                client, run_id = self.experiment().client, best.info.run_id
-                known = client.get_metric_history(run_id, "val_accuracy")
-                self._written[trial.key] = _Written(run_id, len(known))
-                self.write(trial)
         if best is not None:
+            wrong = difference(trial, best)
+        else:
+            wrong = f"({trial.outcome}) has no run" if trial.outcome else ""
+        if wrong:
+            yield wrong
+        if not check:
             self._written.pop(trial.key, None)
+            if best is not None and (wrong or not trial.outcome):
+                self._written[trial.key] = best.info.run_id, 0
+            if wrong:
+                self.write(trial)
 
     def _close(self, run: Run) -> None:
         """Mark a run as superfluous because another run shows the same trial."""
@@ -176,31 +167,30 @@ class StudyRuns:
 
     def write(self, trial: TrialRecord) -> None:
         """Write everything that the record has of a trial to its run, which is made if there is none."""
-        experiment, written = self.experiment(), self._written.get(trial.key)
-        fresh = written is None
-        if written is None:
+        experiment = self.experiment()
+        if fresh := trial.key not in self._written:
             parent = self._parent(trial.slot.cell)
             tags = {"mlflow.parentRunId": parent, **run_tags(trial)}
             name = f"{cell_label(trial.slot.cell)} {trial.slot.name}"
-            run_id = experiment.create(name, tags, milliseconds(trial))
-            written = self._written[trial.key] = _Written(run_id, 0)
-        metrics = [m for e in trial.epochs[written.epochs :] for m in epoch_metrics(trial, e)]
-        params = (trial.spec or trial.params) if trial.outcome or not written.epochs else {}
+            self._written[trial.key] = experiment.create(name, tags, milliseconds(trial)), 0
+        run_id, epochs = self._written[trial.key]
+        metrics = [m for e in trial.epochs[epochs:] for m in epoch_metrics(trial, e)]
+        params = (trial.spec or trial.params) if trial.outcome or not epochs else {}
         tags = {}
         if trial.outcome:
             ended = milliseconds(trial, over=True)
             metrics += [Metric(k, v, ended, 0) for k, v in final_metrics(trial).items()]
             if trial.predictions:
                 file = self._source.predictions(trial)
-                experiment.attach(written.run_id, PREDICTIONS_FILE, file)
+                experiment.attach(run_id, PREDICTIONS_FILE, file)
             reason = {"reason": trial.reason} if trial.reason else {}
             again = {} if fresh else run_tags(trial)
             drawn = {"ranges": json.dumps(trial.ranges)} if trial.ranges else {}
             tags = {**again, **drawn, **trial.notes, **reason, "outcome": trial.outcome}
-        experiment.write(written.run_id, metrics, params, tags)
-        written.epochs = len(trial.epochs)
+        experiment.write(run_id, metrics, params, tags)
+        self._written[trial.key] = run_id, len(trial.epochs)
         if trial.outcome:
-            experiment.client.set_terminated(written.run_id, status_of(trial), ended)
+            experiment.client.set_terminated(run_id, status_of(trial), ended)
             del self._written[trial.key]
 
     def _parent(self, cell: Cell | None = None) -> str:
@@ -247,18 +237,14 @@ def _identity(uri: str) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _by_trial(stored: Iterable[Run]) -> tuple[dict[str, list[Run]], dict[str, Run], int]:
-    """Runs of trials by key, those that were deleted, and how many have no key."""
+def _by_trial(stored: Iterable[Run]) -> tuple[dict[str, list[Run]], dict[str, Run]]:
+    """Runs of trials by key, and those that were deleted."""
     runs: defaultdict[str, list[Run]] = defaultdict(list)
     deleted: dict[str, Run] = {}
-    others = 0
     for run in stored:
         key = run.data.tags.get(KEY)
-        gone = run.info.lifecycle_stage == "deleted"
-        if key is None:
-            others += "index" in run.data.tags and not gone
-        elif gone:
+        if key is not None and run.info.lifecycle_stage == "deleted":
             deleted[key] = run
-        else:
+        elif key is not None:
             runs[key].append(run)
-    return dict(runs), deleted, others
+    return dict(runs), deleted

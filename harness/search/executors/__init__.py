@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,23 +15,15 @@ class Died:
 
     Attributes:
         how: cause of the death for messages, e.g. "SIGSEGV" or "exit code 3".
-        outcome: "killed", or "timeout" if it was ended because it took too long.
         final: whether the executor has already run the task again, without success.
     """
 
     how: str
-    outcome: str = "killed"
     final: bool = False
 
 
 class Executor(Protocol):
-    """Runs tasks, several at a time.
-
-    Attributes:
-        on_hang: called before the coordinator's own process is ended because a task in it hangs.
-    """
-
-    on_hang: Callable[[], None]
+    """Runs tasks, several at a time."""
 
     @property
     def capacity(self) -> int:

@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
 from concurrent.futures import TimeoutError as TookTooLong
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -26,10 +25,13 @@ from pebble import ProcessExpired, ProcessFuture, ProcessPool
 from harness.core.errors import UserError, first_line
 from harness.core.results import TrialResult
 from harness.search.executors import Died
-from harness.search.executors.inline import HUNG_SECONDS
 from harness.search.executors.worker import begin_worker, run_and_send
 from harness.training.trial import Message, Started, TrialTask
 
+HUNG_SECONDS = 60.0
+"""The process of a trial that no alarm has interrupted this long after its time limit is ended."""
+POLL_SECONDS = 0.1
+"""Interval at which the death of a worker that sends nothing is noticed."""
 NOT_STARTED = "worker processes end before they can run a trial; try --workers 1, which shows why"
 
 
@@ -47,8 +49,7 @@ class Processes:
 
     def __init__(self, count: int, study_file: Path | None) -> None:
         self.capacity = count
-        self.on_hang: Callable[[], None] = lambda: None  # its tasks are in other processes
-        threads = max(1, (os.cpu_count() or 1) // count)
+        threads = None if count == 1 else max(1, (os.cpu_count() or 1) // count)
         self._pool = ProcessPool(
             max_workers=count,
             initializer=begin_worker,
@@ -57,9 +58,7 @@ class Processes:
         )
         self._seats = list(range(count))
         self._tasks: dict[int, _Running] = {}
-        self._over = set[int]()
         self._stopping = False
-        self._woken, self._wake = multiprocessing.Pipe(duplex=False)
 
     def submit(self, number: int, task: TrialTask) -> None:
         """Hand a task to the pool."""
@@ -75,26 +74,21 @@ class Processes:
         except RuntimeError as error:  # the pool has given up
             raise UserError(NOT_STARTED) from error
         self._tasks[number] = _Running(future, ours, theirs, seat)
-        future.add_done_callback(lambda _: self._wake.send(number))
 
     def receive(self) -> tuple[int, Message | Died]:
         """Wait for the next message of any task."""
         while True:
-            for number in [n for n in self._over if self._tasks[n].is_silent()]:
-                return number, self._ended(number)
-            pipes = {r.ours: n for n, r in self._tasks.items() if not r.at_end}
-            for ready in wait([*pipes, self._woken]):
-                assert isinstance(ready, Connection)
-                if ready is self._woken:
-                    self._over |= {self._woken.recv()} & self._tasks.keys()
-                    continue
-                number = pipes[ready]
+            wait([running.ours for running in self._tasks.values()], POLL_SECONDS)
+            for number, running in self._tasks.items():
+                over = running.future.done()  # asked first: what was sent before counts
                 try:
-                    message: Message = ready.recv()
+                    if running.ours.poll():
+                        message: Message = running.ours.recv()
+                        return self._received(number, message)
                 except (EOFError, OSError):
-                    self._tasks[number].at_end = True
-                else:
-                    return self._received(number, message)
+                    over = True
+                if over:
+                    return number, self._ended(number)
 
     def _received(self, number: int, message: Message) -> tuple[int, Message]:
         running = self._tasks[number]
@@ -109,20 +103,19 @@ class Processes:
 
     def _leave(self, number: int) -> None:
         running = self._tasks.pop(number)
-        self._over.discard(number)
         running.ours.close()
         running.theirs.close()
         self._seats.append(running.seat)
 
-    def _ended(self, number: int) -> Died:
-        """Why a task ended without a result."""
+    def _ended(self, number: int) -> TrialResult | Died:
+        """Why a task ended without a result of its own."""
         error = self._tasks[number].future.exception()
         self._leave(number)
         if isinstance(error, ProcessExpired):
             return Died(_describe_exit(error.exitcode))
         if isinstance(error, TookTooLong):
             how = "took longer than --max-minutes, and could not be interrupted: its process was ended"
-            return Died(how, outcome="timeout")
+            return TrialResult("timeout", reason=how)
         if isinstance(error, UserError):
             raise error
         if isinstance(error, BrokenProcessPool):
@@ -162,11 +155,6 @@ class _Running:
     theirs: Connection
     seat: int
     process: int | None = None
-    at_end: bool = False
-
-    def is_silent(self) -> bool:
-        """True if nothing more can be received."""
-        return self.at_end or not self.ours.poll()
 
 
 def _describe_exit(code: int) -> str:

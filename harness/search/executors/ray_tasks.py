@@ -8,12 +8,14 @@ Imported only with `--engine ray`, because Ray is an optional extra.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import pickle
 import platform
 import socket
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +99,6 @@ class RayTasks:
 
     def __init__(self, count: int, room: Room, study_file: Path | None) -> None:
         self.capacity = count
-        self.on_hang: Callable[[], None] = lambda: None  # its tasks are in other processes
         self._study_file = None if study_file is None else study_file.resolve()
         self._folder = Path.cwd()
         self._task: Any = ray.remote(
@@ -154,19 +155,15 @@ class _Mailbox:
     """An actor that holds the answers for each task."""
 
     def __init__(self) -> None:
-        import asyncio
-
-        self._queues: dict[int, Any] = {}
-        self._make = asyncio.Queue
+        self._queues: defaultdict[int, asyncio.Queue[bool]] = defaultdict(asyncio.Queue)
 
     async def put(self, number: int, go_on: bool) -> None:
         """Leave an answer."""
-        await self._queues.setdefault(number, self._make()).put(go_on)
+        await self._queues[number].put(go_on)
 
     async def take(self, number: int) -> bool:
         """Wait for the next answer."""
-        answer: bool = await self._queues.setdefault(number, self._make()).get()
-        return answer
+        return await self._queues[number].get()
 
 
 def _run(

@@ -17,16 +17,19 @@ if TYPE_CHECKING:
     from harness.training.trial import TrialTask
 
 
-def begin_worker(parent: int, study_file: Path | None, threads: int, path: Sequence[str]) -> None:
+def begin_worker(
+    parent: int, study_file: Path | None, threads: int | None, path: Sequence[str]
+) -> None:
     """Initialise this process: signal handlers, threads, and the names that the study file defines.
 
     Args:
         parent: process id of the coordinator.
         study_file: imported, so that strategies it defines can be unpickled; None if there is none.
-        threads: number of threads, unless the user has set OMP_NUM_THREADS.
+        threads: number of threads, unless the user has set OMP_NUM_THREADS; None leaves it to torch.
         path: value of sys.path.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    if threads is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     sys.path[:] = path
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the coordinator handles Ctrl-C
     from harness.core.signals import die_with_parent, request_stop_on_signal
