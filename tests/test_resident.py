@@ -245,3 +245,15 @@ def test_augmentation_of_texts_runs_on_the_device() -> None:
     from tests.texts import word_tokenizer
 
     check_device(Tokens(word_tokenizer(), 16, 32), "token_dropout")
+
+
+def test_a_layer_that_works_in_place_does_not_change_what_stays(
+    make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    """The head of MobileNetV3 begins with such an activation, behind the last frozen layer."""
+    changes = {"backbone": "mobilenetv3_small_050", "resolution": 64, "epochs": 3}
+    spec = make_spec(strategy=strategies.LinearProbe(), **changes)
+    cache = Cache(tmp_path / "cache")
+    beside, there = (run(spec, accelerator(room=room), cache) for room in (0, 2**40))
+    assert resident(there) > 0
+    assert there.losses == beside.losses

@@ -306,7 +306,9 @@ class Network:
 
     def _chunks(self, values: torch.Tensor | CachedView) -> Iterator[torch.Tensor]:
         for start in range(0, len(values), self._chunk):
-            yield values[start : start + self._chunk]
+            rows = values[start : start + self._chunk]
+            # A copy, because the layer behind the frozen ones may work in place.
+            yield rows.clone() if isinstance(values, torch.Tensor) else rows
 
     def _whole(self, rows: torch.Tensor) -> torch.Tensor:
         model = self._train_model if torch.is_grad_enabled() else self._backbone.model
