@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from harness.core.strategies import FullFineTune
 from harness.data import clear_caches
 from tests.lab import Lab, World
 
-pytest.register_assert_rewrite("tests.toy")
+pytest.register_assert_rewrite("tests.toy", "tests.trials")
+NUMBERS = count()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,8 +32,9 @@ def one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands keep nothing in the cache of whoever runs the tests."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    """Commands keep nothing in the cache of whoever runs the tests. The folder is made when it is needed."""
+    cache = tmp_path_factory.getbasetemp() / "caches" / str(next(NUMBERS))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +51,14 @@ def tables() -> Path:
 def other_programs_are_not_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether trials wait for a processor depends on what else runs beside the tests."""
     monkeypatch.setattr("harness.search.progress.BUSY", 2.0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def inference_is_timed_for_a_moment() -> Iterator[None]:
+    """Every trial that is tested times its network, for a second or two."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("harness.training.inference_cost.SECONDS", 0.02)
+        yield
 
 
 @pytest.fixture
@@ -155,6 +167,31 @@ def lab(world: World, tmp_path: Path) -> Lab:
 def shown(world: World, tmp_path: Path, tracking_uri: str) -> Lab:
     """A study's record, and MLflow beside it."""
     return Lab(world, tmp_path, tracking_uri)
+
+
+@pytest.fixture
+def one_cell_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proposed study has one cell, so that its costs are soon known."""
+    monkeypatch.setattr("harness.dataset_report.proposal.AT_HAND", ("tf_efficientnet_lite0",))
+    by_shots = ((10**9, ("linear probe",)),)
+    monkeypatch.setattr("harness.dataset_report.proposal.BY_SHOTS", by_shots)
+
+
+@pytest.fixture
+def for_nobody() -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A folder, and what makes the process one whose files' permissions count: root is above them."""
+
+    def become() -> None:
+        if os.geteuid() == 0:
+            os.seteuid(65534)
+
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name), become
+        if os.geteuid() == 65534:
+            os.seteuid(0)
+        for folder in Path(name).rglob("*/"):
+            folder.chmod(0o755)
 
 
 @pytest.fixture

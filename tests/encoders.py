@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+from harness.backbones import build
+from tests.refusals import refused
+
 WORDS = "the a cat dog bird fish runs swims flies eats red blue green big small fast".split()
 
 
@@ -153,3 +156,9 @@ def save_sound_encoder(folder: Path, name: str, **settings: Any) -> str:
     _save_model(folder, kind, {**fields, **settings})
     getattr(library, extractor)(**own).save_pretrained(folder)
     return f"transformers:{folder}"
+
+
+def refused_network(name: str, said: str, source: str = "pretrained") -> None:
+    """The network is not built, for that reason."""
+    with refused(said):
+        build(name, source, 2, 0)

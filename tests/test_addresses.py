@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import shlex
 import shutil
 import sqlite3
@@ -25,21 +24,19 @@ from harness.core.command_line import program
 from harness.core.stores import default_tracking_uri
 from harness.search.storage import open_storage, read_storage
 from harness.tracking.experiment import Experiment
-from tests.test_callers import STUDY, furnish
+from tests.processes import environment
+from tests.test_callers import STUDY, WithStores, furnish
 
 ODD = ["a#b", "a?b", "a%41b", "a b", "100%", "Käfer λ", "a+b;c&d=e", 'it\'s "x"', "a@b:c"]
 
 
 @pytest.mark.parametrize("name", ODD)
 def test_url_of_a_file_leads_every_library_to_that_file(
-    name: str, tmp_path: Path, mlflow_template: Path, optuna_template: Path
+    name: str, tmp_path: Path, with_stores: WithStores
 ) -> None:
-    folder = tmp_path / name / "mlruns"
-    folder.mkdir(parents=True)
+    folder = with_stores(tmp_path / name / "mlruns")
     uri = default_tracking_uri(folder)
     assert sqlite_path(uri) == folder / "mlflow.db"
-    shutil.copy(mlflow_template, folder / "mlflow.db")
-    shutil.copy(optuna_template, folder / "optuna.db")
     made = Experiment(uri, "toy", {})
     (tmp_path / "weights").write_text("some")
     made.keep("a", {}, {}, {}, {"weights": tmp_path / "weights"})
@@ -133,12 +130,11 @@ def files(folder: Path) -> Mapping[Path, bytes]:
 def test_study_goes_on_where_its_folder_was_moved_to(
     how: str,
     tmp_path: Path,
-    mlflow_template: Path,
-    optuna_template: Path,
+    with_stores: WithStores,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     old, new = tmp_path / "old", tmp_path / "new #1"
-    furnish(old, mlflow_template, optuna_template)
+    furnish(old, with_stores)
     command(old, monkeypatch, "harness.study --space toy.py --device cpu")
     shutil.copytree(old, new)
     if how != "copied":
@@ -192,20 +188,21 @@ def test_database_that_may_not_be_written_keeps_its_report_to_itself(
 
 @pytest.mark.slow
 def test_printed_commands_run_in_a_folder_whose_name_is_no_plain_url(
-    tmp_path: Path, mlflow_template: Path, optuna_template: Path
+    tmp_path: Path, with_stores: WithStores
 ) -> None:
-    here = furnish(tmp_path / "it's #1, 50%41 ä?b", mlflow_template, optuna_template)
+    here = furnish(tmp_path / "it's #1, 50%41 ä?b", with_stores)
     (here / "toy.py").rename(here / "my toy.py")
     (here / "my toy.py").write_text(STUDY.replace("repeats=1)", "repeats=1, name='toy')"))
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-        "OMP_NUM_THREADS": "1",
-    }
 
     def shell(line: str) -> str:
         done = subprocess.run(
-            line, shell=True, cwd=here, env=environment, capture_output=True, text=True, check=False
+            line,
+            shell=True,
+            cwd=here,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -8,8 +8,6 @@ import inspect
 import math
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,21 +17,22 @@ import pytest
 import analysis
 import harness
 from harness import StudyOptions, study
-from harness.core.errors import UserError
 from harness.data.cache_folder import Entry
 from harness.similarity import Candidate, Measurement
 from harness.tracking.replay import Comparison
 from harness.tracking.results import CellRecord
 from harness.tracking.runs import Recorded
+from tests.processes import output_of
+from tests.refusals import refused
 from tests.test_command import NEEDED
 
 
 def test_import_is_light_and_every_offered_name_is_there() -> None:
     code = (
-        "import sys, harness, analysis; harness.Study; print({'torch', 'mlflow'} & {*sys.modules})"
+        "import sys, harness, analysis, harness.core.spec; harness.Study, harness.strategies; "
+        "print({'torch', 'mlflow'} & {*sys.modules})"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
+    assert output_of("-c", code) == "set()"
     for package in (harness, analysis):
         for name in package.__all__:
             assert getattr(package, name) is not None
@@ -92,20 +91,20 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, StudyOptions, 
 def test_options_of_a_study_may_be_given_by_name(
     launched: list[tuple[Path, StudyOptions, bool]],
 ) -> None:
-    with pytest.raises(UserError, match="ended early"):
+    with refused("ended early"):
         harness.run_study("toy.py", trials=5, cache_budget=0, max_memory="8GiB", cache_dir="kept")
     [(path, given, dry)] = launched
     assert (path, dry) == (Path("toy.py"), False)
     assert (given.trials, given.repeats, given.cache_budget) == (5, None, 0)
     assert (given.max_memory, given.cache_dir) == (8 * 2**30, Path("kept"))
-    with pytest.raises(UserError, match="ended early"):
+    with refused("ended early"):
         harness.run_study("toy.py", given, trials=6)
     assert launched[1][1] == dataclasses.replace(given, trials=6)
     with pytest.raises(TypeError, match="unexpected keyword argument 'trails'"):
         harness.run_study("toy.py", trails=5)
-    with pytest.raises(UserError, match="--max-memory: size 'lots' is not valid"):
+    with refused("--max-memory: size 'lots' is not valid"):
         harness.run_study("toy.py", max_memory="lots")
-    with pytest.raises(UserError, match="--engine must be processes or ray, got 'dask'"):
+    with refused("--engine must be processes or ray, got 'dask'"):
         harness.run_study("toy.py", engine="dask")
     assert len(launched) == 2
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,14 +13,14 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
 from harness import strategies
-from harness.core.spec import SHIFTS, TrialSpec
+from harness.core.spec import SHIFTS
 from harness.data import Examples, load_target, read_examples, shifted, split_indices
 from harness.inputs import Pixels
 from harness.inputs.augment import image_augmentation
 from harness.training.device import Cpu
 from harness.training.loop import Training
+from tests.trials import MakeSpec
 
-MakeSpec = Callable[..., TrialSpec]
 SIZE, CLASSES = 32, 5
 POLICIES = Pixels.augmentations
 DIGITS = load_target("digits")
@@ -61,20 +60,13 @@ def test_variation_follows_its_generator_and_not_the_global_one(name: str) -> No
     torch.manual_seed(1)
     first = vary(name, original, seed=3)
     torch.manual_seed(2)
+    state = torch.get_rng_state()
     again = vary(name, original, seed=3)
+    assert torch.equal(torch.get_rng_state(), state), "the global generator is left alone"
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert torch.equal(original, random_images(16)), "the caller's images are left alone"
     other = vary(name, original, seed=4)[0]
     assert torch.equal(first[0], other) == (name == "none")
-
-
-@pytest.mark.parametrize("name", POLICIES)
-def test_varying_leaves_the_global_generator_alone(name: str) -> None:
-    torch.manual_seed(5)
-    wanted = torch.rand(3)
-    torch.manual_seed(5)
-    vary(name, random_images(4))
-    assert torch.equal(torch.rand(3), wanted)
 
 
 @pytest.mark.parametrize("name", [p for p in POLICIES if p != "none" and p not in MIXING])
@@ -156,29 +148,8 @@ def test_mixing_is_torchvisions_with_the_same_seed(
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 
 
-@pytest.mark.parametrize("name", MIXING)
-def test_mixed_labels_are_distributions_over_the_two_mixed_classes(name: str) -> None:
-    images, labels = random_images(6), torch.tensor([0, 1, 2, 3, 4, 0])
-    for seed in range(10):
-        _, mixed = vary(name, images, seed, labels)
-        # Two float32 numbers are added.
-        torch.testing.assert_close(mixed.sum(1), torch.ones(6), rtol=1e-6, atol=0)
-        # torchvision mixes each image with the one before it in the batch.
-        for row, (own, partner) in enumerate(zip(labels, labels.roll(1), strict=True)):
-            assert set(torch.nonzero(mixed[row])[:, 0].tolist()) <= {int(own), int(partner)}
-
-
-def test_mixed_up_pixels_are_mixed_as_the_labels_are() -> None:
-    images, labels = random_images(4).float(), torch.arange(4)
-    mixed, shares = vary("mixup", images.byte(), 1, labels)
-    for row in range(4):
-        own = shares[row, row]
-        wanted = own * images[row] + (1 - own) * images[row - 1]
-        torch.testing.assert_close(mixed[row], wanted, rtol=1e-5, atol=1e-3)  # float32 rounding
-
-
-@pytest.mark.parametrize("name", POLICIES)
-def test_training_with_each_policy_is_repeatable_and_differs_from_training_without(
+@pytest.mark.parametrize("name", ["none", "flip_crop", "mixup"])
+def test_training_with_a_policy_is_repeatable_and_differs_from_training_without(
     name: str, make_spec: MakeSpec
 ) -> None:
     first, second, plain = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +19,6 @@ from analysis.load import load_study
 from harness import run_study
 from harness.average import average_networks, main
 from harness.backbones import build
-from harness.core.errors import UserError
 from harness.core.selection import METRICS
 from harness.core.spec import TrialSpec
 from harness.core.strategies import FeatureTransfer, LinearProbe, LoRA
@@ -34,6 +33,9 @@ from harness.tracking.results import CellRecord
 from harness.tracking.runs import Recorded
 from harness.training.device import Cpu
 from tests.made_studies import table, trial
+from tests.refusals import refused
+from tests.study_files import study_text
+from tests.trials import MakeSpec
 
 ACCURACY = METRICS["accuracy"]
 NO_CACHE = Cache(None, 0)
@@ -48,7 +50,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def spec(make_spec: Callable[..., TrialSpec], weights: str) -> TrialSpec:
+def spec(make_spec: MakeSpec, weights: str) -> TrialSpec:
     return make_spec(source=weights, lr=3e-3)
 
 
@@ -128,9 +130,7 @@ def test_the_ends_of_the_path_are_the_networks_themselves(spec: TrialSpec) -> No
 
 
 @pytest.mark.parametrize("strategy", [LoRA(rank=2)])
-def test_adapters_are_merged_before_they_are_averaged(
-    strategy: LoRA, make_spec: Callable[..., TrialSpec]
-) -> None:
+def test_adapters_are_merged_before_they_are_averaged(strategy: LoRA, make_spec: MakeSpec) -> None:
     pytest.importorskip("peft")
     lora = make_spec(backbone="test_vit", strategy=strategy, resolution=160, epochs=1, shots=2)
     state = state_of(lora)
@@ -237,7 +237,7 @@ def test_what_cannot_be_averaged_is_refused_with_the_reason(spec: TrialSpec) -> 
     assert no_soup([spec, features]) == "some of the configurations train no weights"
     for one, said in ((scratch, "random weights"), (probe, "two configurations; only the head")):
         record = CellRecord("full", (kept(one, 0.9, "repeat", index="0", seed="0"),))
-        with pytest.raises(UserError, match=f"no weights of cell “full” can be averaged: .*{said}"):
+        with refused(f"no weights of cell “full” can be averaged: .*{said}"):
             plans(record, [], 4)
 
 
@@ -254,34 +254,20 @@ def test_without_a_soup_there_is_still_wise_ft(spec: TrialSpec) -> None:
 def test_a_repeat_that_diverges_now_is_named(spec: TrialSpec) -> None:
     wild = dataclasses.replace(spec, optimizer="sgd", lr=1e30)
     plan = Plan(kept(wild, 0.9, "repeat", index="3", seed="0"), ACCURACY, (wild,), True)
-    with pytest.raises(UserError, match="“full, repeat 3” diverged"):
+    with refused("“full, repeat 3” diverged"):
         plan.carry_out(Cpu(), NO_CACHE)
 
 
 # --- the command -----------------------------------------------------------------------------------
-
-STUDY = '''"""Does it?"""
-from harness import Study, TrialSpec, strategies
-
-
-def space(trial, strategy):
-    return TrialSpec(
-        target="digits", backbone="test_resnet", source={source!r},
-        strategy=strategies.FullFineTune(),
-        shots=5, val_shots=4, test_shots=6, resolution=32, epochs=2, batch_size=16,
-        lr=trial.suggest_float("lr", 1e-3, 1e-2, log=True),
-    )
-
-
-study = Study(compare={{"strategy": ["full"]}}, space=space, trials=2, repeats=2, name="toy")
-'''
 
 
 @pytest.mark.slow
 def test_averages_are_recorded_once_and_in_the_report(
     weights: str, tracking_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "toy.py").write_text(STUDY.format(source=weights))
+    sizes = {"shots": 5, "val_shots": 4, "test_shots": 6, "epochs": 2, "batch_size": 16}
+    text = study_text({"full": "strategies.FullFineTune()"}, 2, 2, True, source=weights, **sizes)
+    (tmp_path / "toy.py").write_text(text)
     run_study(tmp_path / "toy.py", tracking_uri=tracking_uri, device="cpu")
     before = load_study("toy", tracking_uri)
     options = ["--study", "toy", "--device", "cpu", "--tracking-uri", tracking_uri]
@@ -308,7 +294,7 @@ def test_averages_are_recorded_once_and_in_the_report(
     section = topics.averages.section(compare.find(after))
     assert cast(topics.Table, section.parts[0]).columns["Cell"] == ["full"] * 3
     assert section.answer[0].startswith("For “full”, ")
-    with pytest.raises(UserError, match="no cell 'x'"):
+    with refused("no cell 'x'"):
         average_networks("toy", cell="x", tracking_uri=tracking_uri)
 
     out = tmp_path / "model"
@@ -319,9 +305,7 @@ def test_averages_are_recorded_once_and_in_the_report(
     assert about["exported"]["test_accuracy"] == pytest.approx(row["test_score"])
     assert f"WiSE-FT at {row['amount']:g}" in about["made"]
     assert "This model is an average of weights (WiSE-FT" in (out / "README.md").read_text()
-    with pytest.raises(
-        UserError, match="cell “full”: no soup: it needs at least two configurations"
-    ):
+    with refused("cell “full”: no soup: it needs at least two configurations"):
         export_model(
             "toy", average="soup", members=1, out=tmp_path / "x", tracking_uri=tracking_uri
         )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import io
-import os
-import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,19 +16,13 @@ from PIL import Image
 
 from analysis.load import load_study
 from harness import study
+from tests.processes import ROOT, python
+from tests.study_files import study_text
 
-ROOT = Path(__file__).parents[1]
-STUDY = '''"""Toy."""
-from harness import strategies
-from harness.core.spec import TrialSpec
-from harness.core.study import Study
-
-def space(trial, strategy):
-    return TrialSpec("digits", "small_cnn", strategies.LinearProbe(), source="scratch", shots=4,
-                     val_shots=4, test_shots=4, resolution=28, epochs=1)
-
-study = Study(compare={"strategy": ["a", "b"]}, space=space, trials=1, repeats=1)
-'''
+TINY: dict[str, Any] = {"backbone": "small_cnn", "resolution": 28}
+TINY |= dict.fromkeys(("shots", "val_shots", "test_shots"), 4)
+PROBE = "strategies.LinearProbe()"
+STUDY = study_text({"a": PROBE, "b": PROBE}, **TINY)
 CALL = """
 from harness import run_study
 print("called")
@@ -38,32 +32,24 @@ print(len(result.cells), "cells")
 GUARDED = f"if __name__ == '__main__':\n{textwrap.indent(CALL, '    ')}"
 
 
+WithStores = Callable[[Path], Path]
+
+
 @pytest.fixture
-def here(tmp_path: Path, mlflow_template: Path, optuna_template: Path) -> Path:
+def here(tmp_path: Path, with_stores: WithStores) -> Path:
     """A folder with a study and both databases, where something is typed."""
-    return furnish(tmp_path, mlflow_template, optuna_template)
+    return furnish(tmp_path, with_stores)
 
 
-def furnish(folder: Path, mlflow_template: Path, optuna_template: Path) -> Path:
-    (folder / "mlruns").mkdir(parents=True)
-    (folder / "mlruns" / "mlflow.db").write_bytes(mlflow_template.read_bytes())
-    (folder / "mlruns" / "optuna.db").write_bytes(optuna_template.read_bytes())
+def furnish(folder: Path, with_stores: WithStores) -> Path:
+    with_stores(folder / "mlruns")
     (folder / "toy.py").write_text(STUDY)
     return folder
 
 
-def run(folder: Path, *words: str, given: str = "", **environment: str) -> str:
+def run(folder: Path, *words: str, given: str = "", **variables: str) -> str:
     """What a Python program prints that is run in that folder and does well."""
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
-        input=given,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = python(*words, folder=folder, given=given, more=variables)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return done.stdout
@@ -100,7 +86,7 @@ def test_study_of_two_workers_runs_in_a_notebook(
 
 # --- terminals -------------------------------------------------------------------------------------
 
-FOREIGN = STUDY.replace('"a", "b"', '"Käfer “λ”"').replace("digits", "folder:Tiere")
+FOREIGN = study_text({"Käfer “λ”": PROBE}, **TINY, target="folder:Tiere")
 COMMANDS = [
     "harness.new --target folder:Tiere --out studies/nochmal.py --device cpu",
     "harness.study --space toy.py --device cpu --dry-run",
@@ -242,16 +228,7 @@ print("as before")
 @pytest.mark.parametrize("session", [SESSION, FRESH], ids=["libraries in use", "fresh"])
 def test_session_of_the_caller_is_as_before(session: str, here: Path) -> None:
     # MLflow writes the variable of its own address, and another test may have had it do so.
-    own = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    done = subprocess.run(
-        [sys.executable, "-c", session],
-        cwd=here,
-        env={**own, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = python("-c", session, folder=here, without=["MLFLOW_TRACKING_URI"])
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("as before\n")
     assert "MLFLOW_TRACKING_URI" not in done.stderr
@@ -265,3 +242,19 @@ def test_store_that_the_shell_names_is_warned_of_by_the_command(
     assert study.main(["--space", "gone.py"]) == 2
     warning = "warning: MLFLOW_TRACKING_URI=sqlite:///other.db is not used"
     assert warning in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_study_runs_in_an_odd_environment(tmp_path: Path) -> None:
+    """No threads, no home, locale C, an odd time zone, inside another run of another MLflow."""
+    (tmp_path / "toy.py").write_text(STUDY)
+    odd = {"OMP_NUM_THREADS": "abc", "LC_ALL": "C", "TZ": "Australia/Lord_Howe"}
+    odd |= {"MLFLOW_RUN_ID": "0" * 32, "MLFLOW_TRACKING_URI": "sqlite:///other.db"}
+    odd |= {"XDG_CACHE_HOME": "/proc/none"}
+    command = ["-m", "harness.study", "--space", "toy.py", "--device", "cpu"]
+    done = python(*command, folder=tmp_path, without=["HOME", "LANG"], more=odd)
+    assert done.returncode == 0, done.stderr
+    assert "MLFLOW_TRACKING_URI=sqlite:///other.db is not used" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "mlruns" / "mlflow.db").exists()
+    assert not (tmp_path / "other.db").exists()

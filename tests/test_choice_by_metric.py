@@ -12,7 +12,6 @@ from optuna.trial import BaseTrial
 from analysis import compare, load_study, report
 from analysis.recommend import recommend_cell
 from analysis.topics import scores
-from harness.core.errors import UserError
 from harness.core.results import EpochResult
 from harness.core.selection import METRICS
 from harness.core.spec import TrialSpec
@@ -26,6 +25,7 @@ from harness.search.preflight import check_study
 from harness.tracking.results import load_result
 from harness.training.provenance import clear_caches
 from tests.lab import Lab, World, make_study
+from tests.refusals import refused
 
 
 def opposed() -> World:
@@ -147,14 +147,12 @@ def test_study_chosen_by_log_loss_compares_accuracies(tmp_path: Path, tracking_u
 def test_study_cannot_go_on_with_another_metric(tmp_path: Path) -> None:
     lab = Lab(opposed(), tmp_path)
     lab.run(make_study(repeats=0))
-    with pytest.raises(UserError, match="chooses by accuracy in its record, now by macro_f1"):
+    with refused("chooses by accuracy in its record, now by macro_f1"):
         lab.run(make_study(metric="macro_f1"))
 
 
 def test_metric_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(
-        UserError, match=r"metric must be one of accuracy, balanced_accuracy, .* 'f2'"
-    ):
+    with refused(r"metric must be one of accuracy, balanced_accuracy, .* 'f2'"):
         make_study(metric="f2")
 
 
@@ -174,7 +172,7 @@ def test_auroc_needs_two_classes_on_validation(monkeypatch: pytest.MonkeyPatch) 
     wanted = (
         "metric 'auroc' needs validation examples of at least two classes; those of target lonely"
     )
-    with pytest.raises(UserError, match=wanted):
+    with refused(wanted):
         check_study(study("auroc"), Cache(), False)
     assert check_study(study("balanced_accuracy"), Cache(), False).specs
     clear_caches()

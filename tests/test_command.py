@@ -5,17 +5,20 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import io
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from harness.core.command_line import run_command
 from harness.core.errors import UserError
 from harness.core.units import format_bytes, parse_size
+from tests.processes import ROOT, environment, output_of
+from tests.refusals import refused
 
 NEEDED: Mapping[str, tuple[str, ...]] = {
     "analysis.recommend": ("--study", "x"),
@@ -48,14 +51,18 @@ def said(command: str, arguments: list[str], capsys: pytest.CaptureFixture[str])
     return err.removeprefix("error: ").rstrip()
 
 
-def test_every_command_is_in_the_table() -> None:
-    root = Path(__file__).parents[1]
-    spec = importlib.util.spec_from_file_location("docs_hooks", root / "docs" / "hooks.py")
+def docs_hooks() -> ModuleType:
+    """What makes the pages of commands."""
+    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs" / "hooks.py")
     assert spec is not None
     assert spec.loader is not None
-    hooks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hooks)
-    assert hooks.commands() == sorted(NEEDED)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_command_is_in_the_table() -> None:
+    assert docs_hooks().commands() == sorted(NEEDED)
 
 
 def main_of(command: str) -> Callable[[Sequence[str]], int]:
@@ -94,9 +101,7 @@ for command in {[c for c in NEEDED if c != "harness.similarity"]}:  # the packag
     heavy = {{"torch", "timm", "mlflow", "optuna", "sklearn", "torchvision", "pandas"}} & {{*sys.modules}}
     assert not heavy, (command, heavy)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "--space" in done.stdout
+    assert "--space" in output_of("-c", code)
 
 
 @pytest.mark.parametrize("command", NEEDED)
@@ -184,7 +189,7 @@ def test_sizes_are_read_as_coreutils_does(text: str, wanted: int) -> None:
     "text", ["9" * 400, "", "GiB", "-1GB", "8 gigs", "1e9", "1,5G", "nan", "8GiB4"]
 )
 def test_size_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="is not valid; write"):
+    with refused("is not valid; write"):
         parse_size(text)
 
 
@@ -197,3 +202,39 @@ def test_closed_streams_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
         return 0
 
     assert run_command(speaks) == 0
+
+
+PRINTS = """
+import sys
+from harness.core.command_line import run_command
+from harness.core.errors import UserError
+sys.stdin.close()
+sys.exit(run_command(lambda: [print("x" * 100) for _ in range(10_000)] and 0))
+"""
+
+
+def test_closed_pipe_ends_the_command_without_a_traceback() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-c", PRINTS],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_error_is_told_where_its_letters_are_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="backslashreplace")
+    monkeypatch.setattr(sys, "stderr", plain)
+
+    def fails() -> int:
+        raise UserError("no class 'Kätzchen'")
+
+    assert run_command(fails) == 2
+    plain.seek(0)
+    assert plain.read() == "error: no class 'K\\xe4tzchen'\n"

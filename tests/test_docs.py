@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import sys
@@ -27,8 +26,9 @@ from harness.similarity import MEASURES
 from harness.training.device import resolve_device
 from harness.training.loop import start
 from tests import made_studies as made
+from tests.processes import ROOT
+from tests.test_command import docs_hooks
 
-ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "pages"
 FOR_READERS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 WRITTEN = [*FOR_READERS, ROOT / "benchmarks" / "README.md", *sorted(PAGES.glob("*.md"))]
@@ -162,20 +162,11 @@ def test_relative_links_of_pages_outside_the_site_point_to_files(page: Path) -> 
     assert missing == []
 
 
-@pytest.fixture(scope="module")
-def hooks() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs" / "hooks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 COMMAND = re.compile(r"python -m ((?:harness|analysis)(?:\.\w+)+)((?: (?!#)[^\s`|;)]+)*)")
 
 
-def test_every_command_shown_is_one_and_knows_its_options(hooks: ModuleType) -> None:
+def test_every_command_shown_is_one_and_knows_its_options() -> None:
+    hooks = docs_hooks()
     known = {name: hooks.help_of(name) for name in hooks.commands()}
     assert "harness.study" in known
     shown = [(p, *m) for p in WRITTEN for m in COMMAND.findall(text_of(p))]

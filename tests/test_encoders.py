@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 from harness.backbones import Backbone, build
 from harness.backbones.wheels import MINILM
-from harness.core.errors import UserError
 from harness.core.spec import TrialSpec
 from harness.core.strategies import (
     BiasOnly,
@@ -30,16 +27,17 @@ from harness.core.strategies import (
 )
 from harness.data import load_target
 from harness.data.cached import Cache
-from harness.deploy.model import describe, open_model, plain_network, write
-from harness.deploy.onnx import write_onnx
+from harness.deploy.model import plain_network
 from harness.inputs import Tokens
-from harness.training.device import MIB, Cpu
+from harness.training.device import Cpu
 from harness.training.forecast import forecast
-from harness.training.forecast.storages import StorageMeter
 from harness.training.inference_cost import inference_cost
 from harness.training.loop import Training
 from harness.training.network import check_network
-from tests.encoders import WORDS, save_encoder
+from tests.encoders import WORDS, refused_network, save_encoder
+from tests.live_memory import inputs_of, loop_peaks
+from tests.refusals import refused
+from tests.trials import MakeSpec, check_caching, run, values
 
 transformers = pytest.importorskip("transformers")
 has_minilm = pytest.mark.skipif(MINILM.file() is None, reason="the wheel is not installed")
@@ -129,15 +127,14 @@ def test_parts_together_are_the_librarys_model(kind: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("kind", ["bert", "deberta-v2", "modernbert"])
 def test_every_group_is_a_place_to_divide_it(
-    kind: str, make_spec: Callable[..., TrialSpec], texts: str, tmp_path: Path
+    kind: str, make_spec: MakeSpec, texts: str, tmp_path: Path
 ) -> None:
     """A strategy that keeps the first groups frozen takes them from the cache, and learns the same."""
     name = save_encoder(tmp_path, kind, **KINDS[kind])
     spec = spec_of(make_spec, texts, name, strategy=GradualUnfreezing(every=1), epochs=3)
-    fit, cut = run(spec, Cache())
-    uncut = run(spec, Cache(budget=0))[1]
-    np.testing.assert_allclose(cut, uncut, rtol=2e-5)
-    kept = fit.finish(test=False).notes["prefix"]
+    _, cut, result = run(spec, Cache())
+    np.testing.assert_allclose(values(cut), values(run(spec)[1]), rtol=2e-5)
+    kept = result.notes["prefix"]
     assert {"kept after pool", "kept after layer1", "kept after layer0"} == {
         part.partition(",")[0] for part in kept.split("; ")
     }
@@ -164,33 +161,16 @@ def test_sentence_embeddings_of_minilm_are_those_of_the_library() -> None:
     assert sum(p.numel() for p in network.model.parameters()) == 22_565_376 + 2 * 385
 
 
-def spec_of(
-    make_spec: Callable[..., TrialSpec], texts: str, name: str, **changes: Any
-) -> TrialSpec:
+def spec_of(make_spec: MakeSpec, texts: str, name: str, **changes: Any) -> TrialSpec:
     fields = {"target": texts, "backbone": name, "resolution": None, "source": "pretrained"}
     return make_spec(**{**fields, "lr": 1e-2, "augment": "none", **changes})
 
 
-def run(spec: TrialSpec, cache: Cache) -> tuple[Training, list[tuple[float, float, float]]]:
-    fit = Training(spec, Cpu(), cache)
-    return fit, [(e.train_loss, e.val_loss, e.val_accuracy) for e in fit]
-
-
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_strategies_train_it_with_and_without_cached_layers(
-    strategy: Strategy, make_spec: Callable[..., TrialSpec], texts: str, bert: str
+    strategy: Strategy, make_spec: MakeSpec, texts: str, bert: str
 ) -> None:
-    """Audited by `finish`; a second run is equal bit for bit."""
-    spec = spec_of(make_spec, texts, bert, strategy=strategy, epochs=3)
-    fit, uncut = run(spec, Cache(budget=0))
-    assert fit.finish(test=True).metrics["test_loss"] > 0
-    assert len(set(uncut)) > 1
-    cached, again = run(spec, Cache())
-    np.testing.assert_allclose(again, uncut, rtol=2e-5)  # sums depend on the size of a batch
-    assert run(spec, Cache(budget=0))[1] == uncut
-    kept = cached.finish(test=False).notes["prefix"]
-    frozen = isinstance(strategy, LinearProbe | LastBlock | GradualUnfreezing)
-    assert ("kept after" in kept) == frozen
+    check_caching(spec_of(make_spec, texts, bert, strategy=strategy, epochs=3), rtol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -217,38 +197,14 @@ def test_heads_on_any_depth_do_not_see_the_padding(head: Any, depth: int | None,
 def test_memory_is_that_of_live_tensors(
     kind: str,
     strategy: Strategy,
-    make_spec: Callable[..., TrialSpec],
+    make_spec: MakeSpec,
     texts: str,
     tmp_path: Path,
 ) -> None:
     name = save_encoder(tmp_path, kind, **KINDS[kind])
     spec = spec_of(make_spec, texts, name, strategy=strategy, batch_size=8, epochs=3)
-    backbone = build(name, "scratch", 2, 0, lora_rank=strategy.lora_rank)
-    rows = load_target(spec.target).medium.form(backbone.input).blank(8)
-    tuned = backbone.tuned_names(strategy.tuned)
-    scales = strategy.lr_scales(len(backbone.groups), spec.epochs - 1)
-    parameters = [
-        p
-        for group, scale in zip(backbone.groups, scales, strict=True)
-        for n, p in group.parameters.items()
-        if scale is not None and n in tuned
-    ]
-    backbone.model.requires_grad_(False)
-    for parameter in parameters:
-        parameter.requires_grad_()
-    backbone.train_mode(g for g, scale in enumerate(scales) if scale is not None)
-    optimizer = torch.optim.AdamW(parameters, fused=True)
-    meter = StorageMeter()
-    with meter:
-        meter.follow([*backbone.model.parameters(), *backbone.model.buffers()])
-        for _ in range(2):
-            logits = backbone.model(rows.long())
-            nn.functional.cross_entropy(logits, torch.zeros(8).long()).backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            del logits
-    live = sum(meter.peak().values()) / MIB
-    assert forecast(spec).train_peak_mib == pytest.approx(live, rel=0.02)
+    train, _ = loop_peaks(spec, inputs_of(spec), classes=2)
+    assert forecast(spec).train_peak_mib == pytest.approx(train, rel=0.02)
 
 
 def test_adapters_are_in_all_linear_layers_of_attention(bert: str) -> None:
@@ -273,65 +229,41 @@ def test_operations_are_counted(bert: str, texts: str) -> None:
     assert inference_cost(bert, 5, None, Cpu(), form)["multiply_adds"] == 3 * layer + width * 5
 
 
-def test_its_export_classifies_texts(
-    make_spec: Callable[..., TrialSpec], texts: str, bert: str, tmp_path: Path
-) -> None:
-    fit, _ = run(spec_of(make_spec, texts, bert), Cache())
-    about = describe(fit.backbone, bert, ("first", "second"))
-    write(tmp_path / "model", plain_network(fit.backbone, None), about, fit.backbone.input)
-    model = open_model(tmp_path / "model")
-    rows = fit.backbone.input.random(4, torch.Generator())
-    with torch.no_grad():
-        wanted = fit.backbone.model.eval()(fit.backbone.prepared(rows)).softmax(1)
-    torch.testing.assert_close(model.probabilities(rows), wanted, rtol=0, atol=1e-6)
-
-
-@pytest.mark.slow
-def test_its_onnx_file_gives_the_same_logits(bert: str, tmp_path: Path) -> None:
-    """Compared by `write_onnx` itself, with texts of different lengths."""
-    for name in ("onnx", "onnxruntime", "onnxscript"):
-        pytest.importorskip(name)
-    network = build(bert, "pretrained", 3, 0)
-    about = describe(network, bert, ("a", "b", "c"))
-    write(tmp_path / "model", plain_network(network, None), about, network.input)
-    rows = network.input.random(4, torch.Generator().manual_seed(0))
-    assert write_onnx(open_model(tmp_path / "model"), tmp_path / "model", rows) < 1e-5
-
-
 # --- bad input ---------------------------------------------------------------------------------------
-
-
-def refused(name: str, said: str, source: str = "pretrained") -> None:
-    with pytest.raises(UserError, match=said):
-        build(name, source, 2, 0)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "t5"])
 def test_models_that_generate_text_are_refused_by_name(kind: str, tmp_path: Path) -> None:
     config = transformers.AutoConfig.for_model(kind)
     config.save_pretrained(tmp_path)
-    refused(f"transformers:{tmp_path}", f"of type {kind}, which is not a text or sound encoder")
+    refused_network(
+        f"transformers:{tmp_path}", f"of type {kind}, which is not a text or sound encoder"
+    )
 
 
 def test_models_whose_layers_share_weights_are_refused(tmp_path: Path) -> None:
     name = save_encoder(tmp_path, "albert", embedding_size=8)
-    refused(name, "albert has no list of layers, or its layers share weights")
+    refused_network(name, "albert has no list of layers, or its layers share weights")
 
 
 def test_a_folder_without_a_tokenizer_or_a_model_is_refused(bert: str, tmp_path: Path) -> None:
     name = save_encoder(tmp_path / "model")
     (tmp_path / "model" / "tokenizer.json").unlink()
-    refused(name, r"has no tokenizer: .*tokenizer.json cannot be read; save that of transformers")
+    refused_network(
+        name, r"has no tokenizer: .*tokenizer.json cannot be read; save that of transformers"
+    )
     (tmp_path / "empty").mkdir()
-    refused(f"transformers:{tmp_path / 'empty'}", "has no config.json of a model of transformers")
-    refused(f"transformers:{tmp_path / 'absent'}", "there is no folder .*absent")
-    refused(f"{bert}[pool=max]", r"use minilm, .* nothing or \[pool=...\] with mean or cls")
-    refused(bert, "has no weights 'imagenet'; use source 'pretrained'", "imagenet")
+    refused_network(
+        f"transformers:{tmp_path / 'empty'}", "has no config.json of a model of transformers"
+    )
+    refused_network(f"transformers:{tmp_path / 'absent'}", "there is no folder .*absent")
+    refused_network(f"{bert}[pool=max]", r"use minilm, .* nothing or \[pool=...\] with mean or cls")
+    refused_network(bert, "has no weights 'imagenet'; use source 'pretrained'", "imagenet")
 
 
 def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(tmp_path: Path) -> None:
     name = save_encoder(tmp_path, vocab_size=10)
-    refused(name, r"tokenizer has 21 tokens, but the model only 10 embeddings")
+    refused_network(name, r"tokenizer has 21 tokens, but the model only 10 embeddings")
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
@@ -339,9 +271,9 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     other = Path(save_encoder(tmp_path / "three").removeprefix("transformers:"))
     weights = (tmp_path / "two" / "model.safetensors").read_bytes()
     (other / "model.safetensors").write_bytes(weights)
-    refused(f"transformers:{other}", "belong to another architecture: 16 are missing")
+    refused_network(f"transformers:{other}", "belong to another architecture: 16 are missing")
     (other / "model.safetensors").write_bytes(b"nonsense")
-    refused(f"transformers:{other}", "cannot be read")
+    refused_network(f"transformers:{other}", "cannot be read")
     assert build(name, "pretrained", 2, 0)
 
 
@@ -357,7 +289,7 @@ def test_a_model_of_the_hub_needs_it(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         raise OSError("no network")
 
     monkeypatch.setattr(socket, "create_connection", unreachable)
-    refused(
+    refused_network(
         "transformers:nobody/no-such-model",
         "nobody/no-such-model is not on this machine and could not be loaded from the hub",
     )
@@ -365,21 +297,16 @@ def test_a_model_of_the_hub_needs_it(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_the_extra_is_asked_for(monkeypatch: pytest.MonkeyPatch, bert: str) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    refused(bert, r"networks of transformers need the extra: pip install -e '.\[text\]'", "scratch")
+    refused_network(
+        bert, r"networks of transformers need the extra: pip install -e '.\[text\]'", "scratch"
+    )
 
 
-def test_what_does_not_suit_it_is_refused(
-    make_spec: Callable[..., TrialSpec], texts: str, bert: str
-) -> None:
+def test_what_does_not_suit_it_is_refused(make_spec: MakeSpec, texts: str, bert: str) -> None:
     def check(spec: TrialSpec) -> None:
         check_network(Training(spec, Cpu()).backbone, spec)
 
-    with pytest.raises(UserError, match="takes 24 tokens of text and cannot be used for images"):
+    with refused("takes 24 tokens of text and cannot be used for images"):
         check(spec_of(make_spec, "digits", bert))
-    with pytest.raises(UserError, match="resolution 64 is for networks that take images"):
+    with refused("resolution 64 is for networks that take images"):
         check(spec_of(make_spec, texts, bert, resolution=64))
-
-
-def test_texts_are_at_most_as_long_as_the_network_takes(texts: str, bert: str) -> None:
-    target = load_target(texts.replace("tokens=12", "tokens=100"))
-    assert target.medium.form(build(bert, "scratch", 2, 0).input).shape == (2, 24)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from harness.study import main
 STUDY = '''"""Does a toy learn anywhere?"""
 import json, os, sys
 from dataclasses import dataclass
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from harness import strategies
@@ -50,25 +50,35 @@ study = Study(compare={"strategy": ARMS}, space=space, trials=2, repeats=1, prun
 '''
 
 
+OPTIONS: dict[str, list[str]] = {
+    "inline": [],
+    "processes": ["--workers", "2"],
+    **{f"shard {k}": ["--cells", f"{k}/2"] for k in (1, 2)},
+}
+Place = Callable[[str], Path]
+
+
 @pytest.fixture(scope="module")
-def places(
+def place(
     tmp_path_factory: pytest.TempPathFactory, with_stores: Callable[[Path], Path]
-) -> dict[str, Path]:
-    """The study run inline, by two processes, and as two shards with stores of their own."""
-    found = {}
-    options = {"inline": [], "processes": ["--workers", "2"]}
-    options |= {f"shard {k}": ["--cells", f"{k}/2"] for k in (1, 2)}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        for name, more in options.items():
+) -> Iterator[Place]:
+    """Runs the study inline, by two processes, or as a shard with stores of its own; returns where."""
+    found: dict[str, Path] = {}
+
+    def run(name: str) -> Path:
+        if name not in found:
             folder = found[name] = tmp_path_factory.mktemp(name.replace(" ", "_"))
             with_stores(folder / "mlruns")
             (folder / "toy.py").write_text(STUDY)
-            patch.chdir(folder)
-            assert main(["--space", "toy.py", "--device", "cpu", "--quiet", *more]) == 0, name
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("OMP_NUM_THREADS", "1")
+                patch.chdir(folder)
+                command = ["--space", "toy.py", "--device", "cpu", "--quiet", *OPTIONS[name]]
+                assert main(command) == 0, name
+        return found[name]
+
+    yield run
     clear_caches()
-    return found
 
 
 def trials(*folders: Path) -> dict[tuple[str, str, int], TrialRecord]:
@@ -92,20 +102,20 @@ def measured(trial: TrialRecord) -> tuple[object, ...]:
 @pytest.mark.parametrize("other", [("processes",), ("shard 1", "shard 2")], ids=" + ".join)
 @pytest.mark.slow
 def test_configurations_and_accuracies_are_those_of_one_process(
-    other: tuple[str, ...], places: dict[str, Path]
+    other: tuple[str, ...], place: Place
 ) -> None:
-    wanted = trials(places["inline"])
-    found = trials(*(places[name] for name in other))
+    wanted = trials(place("inline"))
+    found = trials(*map(place, other))
     assert len(wanted) == 2 * (2 + 1)
     assert {k: measured(t) for k, t in found.items()} == {k: measured(t) for k, t in wanted.items()}
 
 
 def test_worker_knows_the_strategies_of_the_study_file_and_loads_no_store(
-    places: dict[str, Path],
+    place: Place,
 ) -> None:
     by_process = {
         int(file.name): json.loads(file.read_text())
-        for file in (places["processes"] / "seen").iterdir()
+        for file in (place("processes") / "seen").iterdir()
     }
     here = by_process.pop(
         os.getpid()

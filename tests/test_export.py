@@ -9,7 +9,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from PIL import Image
 
-from harness.core.errors import UserError
 from harness.core.spec import TrialSpec
 from harness.core.strategies import FeatureTransfer, FullFineTune, LoRA, names
 from harness.core.study_file import clear_caches, load_study
@@ -40,6 +39,8 @@ from harness.tracking.results import cell_records
 from harness.tracking.runs import Recorded
 from harness.training.device import Cpu
 from harness.training.loop import start
+from tests.refusals import refused
+from tests.trials import MakeSpec
 
 SPEC = TrialSpec(
     target="digits",
@@ -201,15 +202,8 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_trained_or_said(
             "file is not a writable folder",
         ),
     ):
-        arguments = [
-            "--study",
-            "toy",
-            "--tracking-uri",
-            tracking_uri,
-            "--out",
-            str(tmp_path / "model"),
-        ]
-        assert main([*arguments, *options]) == 2
+        stores = ["--study", "toy", "--tracking-uri", tracking_uri]
+        assert main([*stores, "--out", str(tmp_path / "model"), *options]) == 2
         printed = capsys.readouterr()
         assert printed.out == ""
         assert re.fullmatch(rf"error: .*{said}.*\n", printed.err)
@@ -226,11 +220,11 @@ def test_cell_is_chosen_by_mean_validation_then_by_time() -> None:
     assert best.cell == "c"
     assert "85.0% over 1 repeats; next “b”, 85.0%, equal but slower" in why
     assert choose(cell_records(runs), "a")[0].mean("val_accuracy") == pytest.approx(0.8)
-    with pytest.raises(UserError, match="no cell 'd'"):
+    with refused("no cell 'd'"):
         choose(cell_records(runs), "d")
-    with pytest.raises(UserError, match="different targets"):
+    with refused("different targets"):
         choose(cell_records([*runs, kept("d", 0.1, 1, target="y")]))
-    with pytest.raises(UserError, match="no complete repeats"):
+    with refused("no complete repeats"):
         choose([])
 
 
@@ -282,7 +276,7 @@ def test_strategy_of_a_study_file_is_exported_with_that_file(
     ("target", "classes"), [("digits[classes=3+8]", 2), ("digits", 10)], ids=["two", "ten"]
 )
 def test_readout_on_features_becomes_the_head(
-    target: str, classes: int, make_spec: Callable[..., TrialSpec]
+    target: str, classes: int, make_spec: MakeSpec
 ) -> None:
     fit = start(make_spec(target=target, strategy=FeatureTransfer()), Cpu(), Cache(None, 0))
     list(fit)
@@ -295,16 +289,16 @@ def test_readout_on_features_becomes_the_head(
 
 
 def test_nearest_neighbours_cannot_be_written_as_a_network(
-    make_spec: Callable[..., TrialSpec],
+    make_spec: MakeSpec,
 ) -> None:
     fit = start(make_spec(strategy=FeatureTransfer("knn")), Cpu(), Cache(None, 0))
     list(fit)
-    with pytest.raises(UserError, match=r"KNeighborsClassifier .* cannot be exported as a network"):
+    with refused(r"KNeighborsClassifier .* cannot be exported as a network"):
         plain_network(fit.backbone, fit.classifier)
 
 
 def test_adapters_are_merged_into_the_layers_they_adapt(
-    make_spec: Callable[..., TrialSpec],
+    make_spec: MakeSpec,
 ) -> None:
     pytest.importorskip("peft")
     fit = start(make_spec(backbone="test_vit", strategy=LoRA(rank=2)), Cpu(), Cache(None, 0))
@@ -334,61 +328,49 @@ def test_onnx_gives_the_same_logits_or_is_refused(
     np.testing.assert_allclose(logits, expected, atol=1e-3)
     with torch.no_grad():
         next(p for p in model.network.parameters() if p.ndim == 1).add_(0.5)
-    with pytest.raises(UserError, match="a logit differs by"):
+    with refused("a logit differs by"):
         onnx_file._compare(model, tmp_path / "model.onnx", model.prepare(pixels))
     assert not (tmp_path / "model.onnx").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quiet_default_store")
-def test_logged_model_is_the_exported_one_with_signature_example_and_version(
-    exported: tuple[Path, str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+@pytest.mark.parametrize("options", [["--register", "strokes"], ["--log-model"]], ids=str)
+def test_logged_model_is_the_exported_one_with_signature_and_example(
+    options: list[str],
+    exported: tuple[Path, str, str],
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     uri = f"sqlite:///{exported[0].parent}/mlflow.db"
     arguments = ["--study", "toy", "--tracking-uri", uri, "--device", "cpu"]
-    assert main([*arguments, "--out", str(tmp_path / "model"), "--register", "strokes"]) == 0
-    said = capsys.readouterr().out
-    assert "registered as strokes version 1" in said
+    assert main([*arguments, "--out", str(tmp_path / "model"), *options]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
     model = open_model(exported[0])
     images = model.prepare(torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8))
     with torch.inference_mode():
         wanted = model.network(images)
+    client = MlflowClient(tracking_uri=uri)
     mlflow.set_tracking_uri(uri)
-    loaded = mlflow.pyfunc.load_model("models:/strokes/1")
+    if options == ["--log-model"]:
+        (logged,) = re.findall(r"logged to MLflow: mlflow\.pytorch\.load_model\('(.*)'\)", out)
+        with torch.inference_mode():
+            torch.testing.assert_close(mlflow.pytorch.load_model(logged)(images), wanted)
+        run_id = mlflow.models.get_model_info(logged).run_id or ""
+        assert list(client.search_model_versions(f"run_id = '{run_id}'")) == []
+    else:
+        assert "registered as strokes version 1" in out
+        logged, run_id = "models:/strokes/1", client.get_model_version("strokes", "1").run_id or ""
+    loaded = mlflow.pyfunc.load_model(logged)
     assert np.allclose(loaded.predict(images.numpy()), wanted.numpy(), atol=1e-5)
     assert loaded.metadata.signature.inputs.inputs[0].shape == (-1, 3, 32, 32)
+    assert loaded.metadata.signature.outputs.inputs[0].shape == (-1, 10)
     assert loaded.input_example.shape == (2, 3, 32, 32)
-    client = MlflowClient(tracking_uri=uri)
-    run = client.get_run(client.get_model_version("strokes", "1").run_id or "")
+    run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert (run.data.tags["kind"], run.data.tags["cell"]) == ("model", "better")
     assert "phase" not in run.data.tags, "no comparison counts it"
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("quiet_default_store")
-def test_model_that_is_logged_and_not_registered_is_the_exported_one(
-    exported: tuple[Path, str, str], capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    uri = f"sqlite:///{exported[0].parent}/mlflow.db"
-    arguments = ["--study", "toy", "--tracking-uri", uri, "--device", "cpu"]
-    assert main([*arguments, "--out", str(tmp_path / "model"), "--log-model"]) == 0
-    out, err = capfd.readouterr()
-    assert err == ""
-    (logged,) = re.findall(r"logged to MLflow: mlflow\.pytorch\.load_model\('(.*)'\)", out)
-    model = open_model(exported[0])
-    images = model.prepare(torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8))
-    mlflow.set_tracking_uri(uri)
-    loaded = mlflow.pytorch.load_model(logged)
-    with torch.inference_mode():
-        torch.testing.assert_close(loaded(images), model.network(images))
-    about = mlflow.models.get_model_info(logged)
-    assert about.signature is not None
-    assert about.signature.inputs.inputs[0].shape == (-1, 3, 32, 32)
-    assert about.signature.outputs.inputs[0].shape == (-1, 10)
-    assert mlflow.pyfunc.load_model(logged).input_example.shape == (2, 3, 32, 32)
-    named = MlflowClient(tracking_uri=uri).search_model_versions(f"run_id = '{about.run_id}'")
-    assert list(named) == []
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from safetensors.torch import save_file
 from statsmodels.stats.proportion import proportion_confint
 
 from harness.backbones import build
-from harness.core.errors import UserError
 from harness.data import load_target, read_examples, split_indices
 from harness.deploy import int8
 from harness.deploy.card import loading
@@ -30,6 +29,7 @@ from harness.deploy.temperature import LOWEST, fit_temperature
 from harness.export import main
 from harness.inputs import Pixels
 from harness.predict import predict_images
+from tests.refusals import refused
 from tests.test_export import SPEC, record
 
 BRIEF = dataclasses.replace(SPEC, epochs=4)
@@ -228,7 +228,7 @@ def test_8_bits_that_lose_more_than_is_allowed_are_not_kept(
         for p in (split.train, split.val)
     )
     arguments = (model, tmp_path, train.tensor[:5], val)
-    with pytest.raises(UserError, match=r"loses .* \(101.0% to .*more than --max-loss 1, so there"):
+    with refused(r"loses .* \(101.0% to .*more than --max-loss 1, so there"):
         int8.write_int8(*arguments, before=1.01, max_loss=1)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import accumulate
@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from harness.backbones import Backbone, Group, build
-from harness.core.errors import UserError
 from harness.core.spec import TrialSpec
 from harness.core.strategies import (
     L2SP,
@@ -37,11 +36,10 @@ from harness.core.strategies import (
 )
 from harness.inputs import Pixels
 from harness.training import forecast as module
+from harness.training.device import MIB
 from harness.training.forecast import Forecast, fake, forecast
-from harness.training.forecast.storages import StorageMeter
-
-MIB = 2**20
-needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="extra lora is not installed")
+from tests.live_memory import live_peak, loop_peaks
+from tests.refusals import refused
 
 
 @pytest.fixture(autouse=True)
@@ -68,33 +66,10 @@ def spec(backbone: str, strategy: Strategy, **changes: Any) -> TrialSpec:
 # --- against real tensors ----------------------------------------------------------------------------
 
 
-def live_peak(run: Callable[[], object], held: Iterable[torch.Tensor] = ()) -> float:
-    """Highest sum of the sizes of live tensors, in MiB, while `run()` computes with real ones; those `held`
-    were made before."""
-    meter = StorageMeter()
-    with meter:
-        meter.follow(held)
-        run()
-    return sum(meter.peak().values()) / MIB
-
-
 def measured(trial: TrialSpec) -> tuple[float, float]:
-    """Peaks of training and of evaluation over all epochs of a plain loop with real tensors, in MiB."""
-    rank, size = trial.strategy.lora_rank, trial.resolution
+    """Peaks of training on digits, and of evaluation on 30."""
+    size = trial.resolution
     assert size is not None
-    choice: dict[str, Any] = {"head": trial.head, "depth": trial.depth}
-    backbone = build(trial.backbone, "scratch", 10, 0, resolution=size, lora_rank=rank, **choice)
-    model, tuned = backbone.model, backbone.tuned_names(trial.strategy.tuned)
-    learn = [p for n, p in model.named_parameters() if n in tuned]
-    optimizer: torch.optim.Optimizer = (
-        torch.optim.AdamW(learn, fused=True)
-        if trial.optimizer == "adamw"
-        else torch.optim.SGD(learn, lr=0.01, momentum=0.9, fused=True)
-    )
-    anchors = [p.detach().clone() for n, p in model.named_parameters() if "fc" not in n]
-    held_anchors = anchors if trial.strategy.l2_sp else []
-    low_precision = trial.precision == "bfloat16"
-
     # Pixels lie in the host's memory: made where nothing is measured.
     pixels = torch.zeros(max(30, trial.batch_size), 3, size, size, dtype=torch.uint8)
     in_batches = {n: pixels[:n].clone() for n in (30, trial.batch_size)}
@@ -102,86 +77,55 @@ def measured(trial: TrialSpec) -> tuple[float, float]:
     def images(count: int) -> torch.Tensor:
         return ((in_batches[count].float() - 9) / 5).contiguous(memory_format=torch.channels_last)
 
-    def logits(count: int) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16, low_precision):
-            out: torch.Tensor = model(images(count))
-        return out.float()
-
-    def step() -> None:
-        loss = F.cross_entropy(logits(trial.batch_size), torch.arange(trial.batch_size) % 10)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    def evaluate() -> None:
-        model.eval()
-        with torch.inference_mode():
-            logits(30)
-
-    def held() -> Iterator[torch.Tensor]:
-        yield from [*model.parameters(), *model.buffers(), *held_anchors]
-        yield from (p.grad for p in model.parameters() if p.grad is not None)
-        for state in optimizer.state.values():
-            yield from (v for v in state.values() if isinstance(v, torch.Tensor))
-
-    train, evaluation = [], []
-    for epoch in range(trial.epochs):
-        optimizer.zero_grad()
-        scales = trial.strategy.lr_scales(len(backbone.groups), epoch)
-        for group, scale in zip(backbone.groups, scales, strict=True):
-            for name, parameter in group.parameters.items():
-                parameter.requires_grad_(scale is not None and name in tuned)
-        backbone.train_mode(g for g, scale in enumerate(scales) if scale is not None)
-        if trial.strategy.classifier == "head":
-            train += [live_peak(step, held()) for _ in range(2)]
-        evaluation.append(live_peak(evaluate, held()))
-    return max(train, default=max(evaluation)), max(evaluation)
+    return loop_peaks(trial, images, classes=10, tested=30)
 
 
+TINY_VIT = "vit_tiny_patch16_224"
+LOW = {"precision": "bfloat16", "resolution": 32}
 CASES = [
     ("resnet18", LinearProbe(), {}),
-    pytest.param("tf_efficientnet_lite0", FullFineTune(), {}, marks=pytest.mark.slow),
-    pytest.param("resnet18", LastBlock(), {}, marks=pytest.mark.slow),
-    pytest.param("resnet18", FullFineTune(), {"optimizer": "sgd"}, marks=pytest.mark.slow),
-    pytest.param("resnet18", NormOnly(), {}, marks=pytest.mark.slow),
-    pytest.param("resnet18", L2SP(), {}, marks=pytest.mark.slow),
     ("resnet18", FeatureTransfer(), {"shots": 3}),
-    ("resnet10t", Surgical(1), {"precision": "bfloat16", "resolution": 32}),
-    pytest.param(
-        "resnet10t",
-        FullFineTune(),
-        {"precision": "bfloat16", "resolution": 32},
-        marks=pytest.mark.slow,
-    ),
-    pytest.param(
-        "torchvision:mobilenet_v3_small", LastBlock(), {"optimizer": "sgd"}, marks=pytest.mark.slow
-    ),
-    ("vit_tiny_patch16_224", LastBlock(), {}),
-    pytest.param("vit_tiny_patch16_224", FullFineTune(), {}, marks=pytest.mark.slow),
-    pytest.param("vit_tiny_patch16_224", BiasOnly(), {"optimizer": "sgd"}, marks=pytest.mark.slow),
+    ("resnet10t", Surgical(1), LOW),
+    (TINY_VIT, LastBlock(), {}),
     ("test_vit", FullFineTune(), {"precision": "bfloat16"}),
-    pytest.param("vit_tiny_patch16_224", LoRA(), {}, marks=[needs_peft, pytest.mark.slow]),
     ("test_resnet", TwoPhase(1), {"epochs": 3}),
     ("test_resnet", GradualUnfreezing(), {"epochs": 3}),
     ("resnet18", LinearProbe(), {"depth": 2}),
     ("resnet18", FullFineTune(), {"head": "mlp", "depth": 3}),
-    pytest.param(
-        "vit_tiny_patch16_224", LinearProbe(), {"head": "attentive"}, marks=pytest.mark.slow
-    ),
-    ("vit_tiny_patch16_224", LastBlock(), {"head": "attentive", "depth": 9}),
+    (TINY_VIT, LastBlock(), {"head": "attentive", "depth": 9}),
+]
+MORE = [
+    ("tf_efficientnet_lite0", FullFineTune(), {}),
+    ("resnet18", LastBlock(), {}),
+    ("resnet18", FullFineTune(), {"optimizer": "sgd"}),
+    ("resnet18", NormOnly(), {}),
+    ("resnet18", L2SP(), {}),
+    ("resnet10t", FullFineTune(), LOW),
+    ("torchvision:mobilenet_v3_small", LastBlock(), {"optimizer": "sgd"}),
+    (TINY_VIT, FullFineTune(), {}),
+    (TINY_VIT, BiasOnly(), {"optimizer": "sgd"}),
+    (TINY_VIT, LinearProbe(), {"head": "attentive"}),
+    *((TINY_VIT, LoRA(), {}) for _ in range(find_spec("peft") is not None)),
 ]
 
 
-@pytest.mark.parametrize(("backbone", "strategy", "changes"), CASES)
+@pytest.mark.parametrize(
+    ("backbone", "strategy", "changes"),
+    [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)],
+)
 def test_forecast_equals_the_peak_of_real_tensors(
     backbone: str, strategy: Strategy, changes: dict[str, Any]
 ) -> None:
-    trial = spec(backbone, strategy, **changes)
+    found = check_peaks(spec(backbone, strategy, **changes))
+    assert found.peak_mib == max(found.train_peak_mib, found.eval_peak_mib)
+
+
+def check_peaks(trial: TrialSpec) -> Forecast:
     found = forecast(trial)
     train, evaluation = measured(trial)
     assert found.train_peak_mib == pytest.approx(train, rel=0.01)
     assert found.eval_peak_mib == pytest.approx(evaluation, rel=0.01)
-    assert found.peak_mib == max(found.train_peak_mib, found.eval_peak_mib)
+    return found
 
 
 def test_layer_norms_in_bfloat16_count_as_on_an_accelerator(
@@ -209,11 +153,7 @@ def test_moments_of_a_group_that_froze_again_count() -> None:
             top = (None,) * (num_groups - 1) + (1.0,)
             return (None,) * (num_groups - 2) + (1.0, None) if epoch == 0 else top
 
-    trial = spec("resnet10t", DownAgain(), epochs=2, batch_size=16)
-    train, evaluation = measured(trial)
-    found = forecast(trial)
-    assert found.train_peak_mib == pytest.approx(train, rel=0.01)
-    assert found.eval_peak_mib == pytest.approx(evaluation, rel=0.01)
+    check_peaks(spec("resnet10t", DownAgain(), epochs=2, batch_size=16))
 
 
 def allocated_peak(run: Callable[[], object], trace: Path) -> float:
@@ -412,9 +352,7 @@ def test_network_that_computes_by_values_has_no_forecast(monkeypatch: pytest.Mon
         return backbone
 
     monkeypatch.setattr(fake, "build", by_values)
-    with pytest.raises(
-        UserError, match=r"no memory forecast for backbone test_resnet: .* depends on the values"
-    ):
+    with refused(r"no memory forecast for backbone test_resnet: .* depends on the values"):
         forecast(spec("test_resnet", FullFineTune()))
 
 

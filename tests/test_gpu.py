@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +17,8 @@ from harness.data.cached import Cache
 from harness.training.device import resolve_device
 from harness.training.loop import Training
 from harness.training.trial import TrialTask, run_trial
+from tests.trials import MakeSpec
 
-MakeSpec = Callable[..., TrialSpec]
 needs_accelerator = pytest.mark.skipif(
     not torch.accelerator.is_available(), reason="this machine has no accelerator"
 )

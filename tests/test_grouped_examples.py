@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,7 @@ from harness.data import clear_caches, images_per_class, load_target, split_indi
 from harness.data.target import ArrayTarget
 from harness.training.device import resolve_device
 from harness.training.loop import start
-
-MakeSpec = Callable[..., TrialSpec]
+from tests.trials import MakeSpec
 
 
 def predicted(cell: str, right: NDArray[np.bool_], group: NDArray[np.int64] | None) -> pd.DataFrame:

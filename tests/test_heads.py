@@ -19,8 +19,6 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from harness.backbones import Backbone, as_graph, build, separate
 from harness.backbones.heads import EfficientProbing
-from harness.core.errors import UserError
-from harness.core.results import EpochResult, TrialResult
 from harness.core.spec import TrialSpec
 from harness.core.strategies import (
     L2SP,
@@ -35,18 +33,15 @@ from harness.core.strategies import (
     Strategy,
     Surgical,
 )
-from harness.core.study import Study
 from harness.data.cached import Cache
-from harness.deploy.model import describe, open_model, plain_network, write
 from harness.deploy.onnx import write_onnx
 from harness.inputs import Pixels
 from harness.search.preflight import check_study
-from harness.training.checkpoint import Checkpoint
 from harness.training.device import Cpu
 from harness.training.inference_cost import inference_cost
-from harness.training.loop import Fit, start
+from tests.refusals import refused
+from tests.trials import NOTHING_KEPT, MakeSpec, export, run, study_of
 
-MakeSpec = Callable[..., TrialSpec]
 needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="extra lora is not installed")
 
 
@@ -241,12 +236,6 @@ def test_a_shallower_network_costs_less() -> None:
 # --- a trial -----------------------------------------------------------------------------------------
 
 
-def run(spec: TrialSpec, cache: Cache) -> tuple[Fit, list[EpochResult], TrialResult]:
-    fit = start(spec, Cpu(), cache)
-    epochs = list(fit)
-    return fit, epochs, fit.finish(test=True)
-
-
 WHOLE = {"shots": 16, "val_shots": 16, "test_shots": 16, "batch_size": 32}
 """Whole batches of 32, as many as the prefix takes at a time on a CPU."""
 
@@ -264,7 +253,7 @@ def test_kept_outputs_give_bitwise_the_same_trial(
 ) -> None:
     spec = make_spec(backbone=backbone, strategy=strategy, resolution=64, **WHOLE, **choice)
     assert TrialSpec.from_flat({k: str(v) for k, v in spec.flat().items()}) == spec
-    _, without, plain = run(spec, Cache(budget=0))
+    _, without, plain = run(spec, NOTHING_KEPT)
     for _ in range(2):  # once to make them, once to read them
         _, epochs, result = run(spec, Cache(tmp_path / "cache"))
         assert [e.val_loss for e in epochs] == [e.val_loss for e in without]
@@ -297,7 +286,7 @@ def test_every_strategy_passes_its_audit(
     strategy: Strategy, choice: dict[str, Any], make_spec: MakeSpec
 ) -> None:
     spec = make_spec(backbone="test_vit", strategy=strategy, resolution=64, **choice)
-    _, epochs, result = run(spec, Cache(budget=0))
+    _, epochs, result = run(spec, NOTHING_KEPT)
     assert result.outcome == "complete"
     assert all(math.isfinite(e.val_loss) for e in epochs)
     shares = result.metrics["trainable_share"], result.metrics["trained_depth"]
@@ -314,19 +303,6 @@ def test_scikit_learn_classifies_the_features_of_an_earlier_group(
     assert result.notes["prefix"].startswith("kept after pool")
 
 
-def test_an_interrupted_trial_goes_on_bit_for_bit(make_spec: MakeSpec, tmp_path: Path) -> None:
-    spec = make_spec(strategy=LastBlock(), resolution=64, head="attentive", depth=3, epochs=3)
-    _, whole, _ = run(spec, Cache(budget=0))
-    fit = start(spec, Cpu(), Cache(budget=0))
-    next(iter(fit))
-    state = fit.checkpoint()
-    assert state is not None
-    state.save(tmp_path / "checkpoint")
-    rest = list(start(spec, Cpu(), Cache(budget=0), Checkpoint.load(tmp_path / "checkpoint")))
-    assert [e.train_loss for e in rest] == [e.train_loss for e in whole[1:]]
-    assert [e.val_loss for e in rest] == [e.val_loss for e in whole[1:]]
-
-
 # --- export ------------------------------------------------------------------------------------------
 
 
@@ -337,14 +313,8 @@ def test_an_exported_network_gives_its_logits(
     name: str, choice: dict[str, Any], tmp_path: Path
 ) -> None:
     network = build(name, "scratch", 3, seed=0, resolution=64, **choice)
-    write(
-        tmp_path,
-        plain_network(network, None),
-        describe(network, name, ("a", "b", "c"), **choice),
-        network.input,
-    )
     pixels = torch.randint(0, 255, (3, 3, 64, 64), dtype=torch.uint8)
-    model = open_model(tmp_path)
+    model = export(network, name, ("a", "b", "c"), tmp_path, **choice)
     wanted = logits(network, model.prepare(pixels))
     torch.testing.assert_close(model.logits(pixels), wanted, rtol=1e-5, atol=1e-6)
     if (name, choice) in (("test_resnet", {"depth": 2}), ("test_vit", {"head": "attentive"})):
@@ -362,16 +332,9 @@ def test_a_network_with_adapters_that_ends_early_is_exported_without_its_later_g
     generator = torch.Generator().manual_seed(3)
     for parameter in (p for n, p in network.model.named_parameters() if "lora_B" in n):
         parameter.data.normal_(generator=generator)
-    exported = plain_network(network, None)
-    assert exported.state_dict().keys() == plain.model.state_dict().keys()
-    write(
-        tmp_path,
-        exported,
-        describe(network, "test_vit", ("a", "b", "c"), **choice),
-        network.input,
-    )
+    model = export(network, "test_vit", ("a", "b", "c"), tmp_path, **choice)
+    assert model.network.state_dict().keys() == plain.model.state_dict().keys()
     pixels = torch.randint(0, 255, (3, 3, 64, 64), dtype=torch.uint8)
-    model = open_model(tmp_path)
     wanted = logits(network, model.prepare(pixels))
     torch.testing.assert_close(model.logits(pixels), wanted, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(wanted, logits(plain, model.prepare(pixels)), atol=1e-3)
@@ -387,24 +350,6 @@ def test_a_network_that_ends_early_can_be_exported_for_mlflow() -> None:
 
 
 # --- refused -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"head": "deep"}, "head must be one of linear, mlp, attentive, got 'deep'"),
-        ({"depth": 0}, "depth must be a whole number of at least 1"),
-        (
-            {"head": "mlp", "strategy": FeatureTransfer()},
-            "head 'mlp' needs a strategy with gradient steps.*FeatureTransfer replaces the head",
-        ),
-    ],
-)
-def test_a_spec_without_a_sense_is_refused(
-    changes: dict[str, Any], message: str, make_spec: MakeSpec
-) -> None:
-    with pytest.raises(UserError, match=message):
-        make_spec(**changes)
 
 
 @pytest.mark.parametrize(
@@ -429,9 +374,8 @@ def test_a_network_that_cannot_have_the_head_is_refused_before_the_study_starts(
     changes: dict[str, Any], message: str, make_spec: MakeSpec
 ) -> None:
     spec = make_spec(strategy=LinearProbe(), **changes)
-    study = Study(compare={"strategy": ["probe"]}, space=lambda trial, strategy: spec, name="toy")
-    with pytest.raises(UserError, match=message):
-        check_study(study)
+    with refused(message):
+        check_study(study_of(spec))
 
 
 # --- encoders trained without labels ------------------------------------------------------------------
@@ -474,13 +418,6 @@ def test_towers_of_dino_clip_and_siglip_are_probed(
         _, _, result = run(spec, Cache(tmp_path / "cache"))
         assert result.outcome == "complete"
         assert "kept after" in result.notes["prefix"]
-
-
-def test_weights_that_timm_does_not_have_are_refused_with_those_that_it_has() -> None:
-    with pytest.raises(
-        UserError, match=r"unknown weights 'lvd143m' of backbone .*known: .*lvd142m"
-    ):
-        build("vit_small_patch14_dinov2.lvd143m", "scratch", 5, seed=0)
 
 
 def test_a_copy_of_a_network_that_ends_early_ends_early_too() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,14 +12,12 @@ from torch import nn
 
 from analysis import compare, recommend, report
 from analysis.load import StudyTable
-from harness.core.errors import UserError
-from harness.core.spec import TrialSpec
 from harness.training.device import Cpu
 from harness.training.inference_cost import inference_cost
 from harness.training.loop import start
 from tests.made_studies import scored, table
-
-MakeSpec = Callable[..., TrialSpec]
+from tests.refusals import refused
+from tests.trials import MakeSpec
 
 
 def by_hand(model: nn.Module, size: int) -> int:
@@ -111,7 +108,7 @@ def test_a_cell_whose_latency_is_not_known_does_not_fit() -> None:
 def test_a_limit_must_be_above_zero(capsys: pytest.CaptureFixture[str]) -> None:
     assert recommend.main(["--study", "none", "--max-latency-ms", "0"]) == 2
     assert "--max-latency-ms must be above 0, got 0" in capsys.readouterr().err
-    with pytest.raises(UserError, match="factor"):
+    with refused("factor"):
         recommend.recommend_cell(two_networks(), where=["colour=red"])
 
 

@@ -210,7 +210,7 @@ def test_unfinished_configuration_is_not_eligible_yet(tmp_path: Path) -> None:
 
 def test_methods_say_how_folds_were_used(tmp_path: Path) -> None:
     place = Place(tmp_path)
-    place.run(kfold())
+    place.run(kfold(trials=2, repeats=3))
     found = compare.find(load_study("toy", f"sqlite:///{place.mlflow}"))
     text = methods(found)
     assert any("Runs on folds share examples" in line for line in warnings(found))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,12 +12,13 @@ import torch
 from torch import nn
 
 from harness.backbones import Backbone, Group, build, check_gradients, memory_format
-from harness.core.errors import UserError
 from harness.core.spec import TrialSpec
 from harness.core.strategies import FullFineTune, LastBlock, LinearProbe
 from harness.core.study import Study
 from harness.inputs import Pixels
 from harness.search import preflight
+from tests.processes import python
+from tests.refusals import refused
 
 CPU = torch.device("cpu")
 LITE0 = "tf_efficientnet_lite0"
@@ -121,7 +120,7 @@ def toy(between: Callable[[torch.Tensor], torch.Tensor]) -> Backbone:
 
 def test_a_gradient_that_depends_on_the_order_is_refused_by_name() -> None:
     said = r"backbone toy on 16 x 16 pixels: torch \S+ computes wrong gradients .*stem\.\w+ is wrong by 14%"
-    with pytest.raises(UserError, match=said):
+    with refused(said):
         check_gradients(toy(lambda x: Treacherous.apply(x)), "toy")
 
 
@@ -177,10 +176,9 @@ def run_child(cases: list[Case], order: str, dtype: str = "float32", isa: str = 
     """What a child says of gradients that are wrong, or how it died; "" if all are right."""
     allowed = {"float32": 1e-4, "bfloat16": 3e-2}[dtype]
     text = CHILD.format(cases=cases, order=order, dtype=dtype, allowed=allowed)
-    variables = {**os.environ, **({"ONEDNN_MAX_CPU_ISA": isa} if isa else {})}
-    command = [sys.executable, "-c", text]
+    variables = {"ONEDNN_MAX_CPU_ISA": isa} if isa else {}
     try:
-        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=200)
+        done = python("-c", text, timeout=200, more=variables)
     except subprocess.TimeoutExpired:
         return "hangs"
     return f"exit status {done.returncode}: {done.stderr[-300:]}" if done.returncode else ""

@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,9 +26,8 @@ from harness.data import (
     split_indices,
 )
 from harness.inputs import Pixels
-
-MakeSpec = Callable[..., TrialSpec]
-
+from tests.study_files import study_text
+from tests.trials import MakeSpec
 
 pytestmark = pytest.mark.usefixtures("forget_targets")
 
@@ -142,15 +142,9 @@ def command(
     album: Path, tmp_path: Path, tracking_uri: str, optuna_template: Path
 ) -> Iterator[list[str]]:
     """The command line of a study of one short trial on the album."""
-    (tmp_path / "album.py").write_text(
-        '"""Does the album leak?"""\n'
-        "from harness import strategies\n"
-        "from harness import Study, TrialSpec\n"
-        "def space(trial, arm):\n"
-        f"    return TrialSpec({f'csv:{album}/table.csv'!r}, 'test_resnet', strategies.LinearProbe(),\n"
-        "                     source='scratch', val_shots=1, resolution=32, epochs=1)\n"
-        "study = Study(compare={'arm': ['probe']}, space=space, trials=1, repeats=0)\n"
-    )
+    sizes: dict[str, Any] = {"shots": None, "val_shots": 1, "test_shots": None}
+    text = study_text(repeats=0, target=f"csv:{album}/table.csv", **sizes)
+    (tmp_path / "album.py").write_text(text)
     shutil.copy(optuna_template, tmp_path / "optuna.db")
     before = signal.getsignal(signal.SIGTERM)
     yield [

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from harness.core.errors import UserError
 from harness.lr_find import main
 from harness.training.lr_range import suggest
+from tests.refusals import refused
+from tests.study_files import study_text
 
 
 def test_suggestion_brackets_the_steepest_fall_and_a_tenth_of_the_minimum() -> None:
@@ -23,7 +25,7 @@ def test_suggestion_brackets_the_steepest_fall_and_a_tenth_of_the_minimum() -> N
 
 
 def test_losses_that_are_not_finite_at_once_are_refused() -> None:
-    with pytest.raises(UserError, match="diverged at once"):
+    with refused("diverged at once"):
         suggest([1e-6, 1e-5, 1e-4, 1e-3], [1.0, math.nan, math.inf, math.nan])
 
 
@@ -31,15 +33,9 @@ def test_command_prints_a_range_per_cell_and_refuses_too_few_steps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "tiny.py"
-    file.write_text(
-        "from harness import Study, TrialSpec\n"
-        "from harness import strategies\n"
-        "ARMS = {'probe': strategies.LinearProbe(), 'features': strategies.FeatureTransfer()}\n"
-        "def space(trial, strategy):\n"
-        "    return TrialSpec('digits', 'resnet10t', ARMS[strategy], source='scratch', shots=5,\n"
-        "                     val_shots=5, test_shots=5, resolution=32, epochs=1)\n"
-        "study = Study(compare={'strategy': ARMS}, space=space)\n"
-    )
+    arms = {"probe": "strategies.LinearProbe()", "features": "strategies.FeatureTransfer()"}
+    sizes: dict[str, Any] = dict.fromkeys(("shots", "val_shots", "test_shots"), 5)
+    file.write_text(study_text(arms, **sizes))
     assert main(["--space", str(file), "--steps", "3"]) == 2
     assert "at least 10" in capsys.readouterr().err
     assert main(["--space", str(file), "--steps", "20", "--device", "cpu"]) == 0

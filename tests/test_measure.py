@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from harness.core.errors import UserError
 from harness.training.device import Accelerator, Clock, Cpu, choose_accelerator, resolve_device
+from tests.processes import output_of
+from tests.refusals import refused
 
 
 class Time:
@@ -213,7 +213,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, kind: str | None) -> None:
 
 @pytest.mark.parametrize("name", ["gpu", "", "CPU", "cuda:0"])
 def test_unknown_device_lists_the_choices(name: str) -> None:
-    with pytest.raises(UserError, match=r"unknown device .*auto, cpu, cuda, mps"):
+    with refused(r"unknown device .*auto, cpu, cuda, mps"):
         resolve_device(name)
 
 
@@ -224,7 +224,7 @@ def test_device_that_is_not_there_is_refused_with_what_is(
     name: str, there: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, there)
-    with pytest.raises(UserError, match=f"device {name} is not available: .* has cpu") as caught:
+    with refused(f"device {name} is not available: .* has cpu") as caught:
         resolve_device(name)
     assert there is None or f"and {there}" in str(caught.value)
 
@@ -278,9 +278,6 @@ again = min(faults(mebibytes) for mebibytes in range(79, 70, -1))
 device.reset_peak()
 print(first, again, faults(70))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    first, again, after_reset = map(int, done.stdout.split())
+    first, again, after_reset = map(int, output_of("-c", program).split())
     assert again < first / 10
     assert after_reset > first / 2

@@ -13,24 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import python
+from tests.study_files import study_text
+
 CHROMIUM = Path("/usr/bin/chromium")
 PATIENCE_MS = 120_000
-STUDY = '''"""Is a probe enough?"""
-from harness import strategies
-from harness.core.spec import TrialSpec
-from harness.core.study import Study
-
-ARMS = {"probe": strategies.LinearProbe(), "full": strategies.FullFineTune()}
-
-def space(trial, strategy):
-    return TrialSpec(
-        target="digits", backbone="test_resnet", strategy=ARMS[strategy], source="scratch",
-        shots=5, val_shots=4, test_shots=6, resolution=32, epochs=1, batch_size=16,
-        lr=trial.suggest_float("lr", 1e-3, 1e-1, log=True),
-    )
-
-study = Study(compare={"strategy": ARMS}, space=space, trials=2, repeats=2)
-'''
 
 pytestmark = [
     pytest.mark.slow,
@@ -43,16 +30,13 @@ playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a study was run and its report made."""
     made = tmp_path_factory.mktemp("ui")
-    (made / "toy.py").write_text(STUDY)
+    arms = {"probe": "strategies.LinearProbe()", "full": "strategies.FullFineTune()"}
+    (made / "toy.py").write_text(study_text(arms, trials=2, repeats=2, rates=True))
     for command in (
         ["-m", "harness.study", "--space", "toy.py", "--device", "cpu"],
         ["-m", "analysis.report", "--study", "toy"],
     ):
-        environment = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, *command], cwd=made, capture_output=True, text=True, timeout=600,
-            env={**environment, "HOME": str(made), "PATH": "/usr/bin:/bin"},
-        )  # fmt: skip
+        done = python(*command, folder=made, more={"HOME": str(made)})
         assert done.returncode == 0, done.stderr
     return made
 
@@ -102,7 +86,7 @@ def test_a_person_finds_filters_compares_and_fetches_the_report(
         page.goto(f"{address}/#/experiments")
         page.get_by_text("Model training").first.click()
         page.get_by_role("link", name="toy").first.click()
-        page.get_by_text("Is a probe enough?").first.wait_for()  # the question, as description
+        page.get_by_text("Does it?").first.wait_for()  # the question, as description
         page.get_by_text("11 matching runs").wait_for()  # 8 trials, 2 cells, the study
 
         page.get_by_placeholder("metrics.rmse").fill(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,26 +16,20 @@ from analysis.load.study import Info, trials_frame
 from harness import export, replay, study
 from harness.core import study_file
 from harness.training.provenance import clear_caches
+from tests.study_files import study_text
 
-SPACE = '''"""Does it come out again?"""
-from harness import strategies
-from harness.core.spec import TrialSpec
-from harness.core.study import Study
-
-def space(trial, strategy):
-    return TrialSpec(
-        target="folder:scratch/101/pets", backbone="test_resnet", strategy=strategies.LinearProbe(),
-        source="scratch", shots=3, val_shots=3, test_shots=3, resolution=32, epochs=2,
-        batch_size=16, lr=trial.suggest_float("lr", 1e-3, 1e-1, log=True),
-    )
-
-study = Study(compare={"strategy": ["probe"]}, space=space, trials=1, repeats=1)
-'''
+SPACE = study_text(
+    {"probe": "strategies.LinearProbe()"},
+    rates=True,
+    target="folder:scratch/101/pets",
+    epochs=2,
+    batch_size=16,
+)
 
 
 @pytest.fixture
 def project(
-    tmp_path: Path, mlflow_template: Path, optuna_template: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, with_stores: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Path]:
     """A folder in which a study of images in scratch/101/pets was run; they are in 102/pets now."""
     random = np.random.default_rng(0)
@@ -45,9 +39,7 @@ def project(
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(random.integers(0, 255, (16, 16, 3), np.uint8)).save(path)
     (tmp_path / "moved.py").write_text(SPACE)
-    (tmp_path / "mlruns").mkdir()
-    for template in (mlflow_template, optuna_template):
-        shutil.copy(template, tmp_path / "mlruns" / template.name)
+    with_stores(tmp_path / "mlruns")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("signal.signal", lambda *_: None)
     assert study.main(["--space", "moved.py", "--device", "cpu"]) == 0

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.core.errors import UserError
 from harness.core.spec import TrialSpec
 from harness.core.strategies import LinearProbe
 from harness.core.study_file import load_study
@@ -31,6 +30,7 @@ from harness.similarity.sources import screening
 from harness.similarity.sources.screening import Screening
 from harness.training.device import resolve_device
 from harness.training.forecast import Forecast
+from tests.refusals import refused
 from tests.sounds import write_tones
 
 CONFIG = Path(__file__).parents[1] / "pyproject.toml"
@@ -53,13 +53,6 @@ def pets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     clear_caches()  # by name, and the next working directory has its own folder:pets
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One cell, so that its costs are soon known."""
-    monkeypatch.setattr(proposal, "AT_HAND", ("tf_efficientnet_lite0",))
-    monkeypatch.setattr(proposal, "BY_SHOTS", ((10**9, ("linear probe",)),))
-
-
 def assert_ruff_is_content(file: Path) -> None:
     options = ("--config", str(CONFIG), "--config", f"src = ['{CONFIG.parent}']")
     for checked in (("format", "--check"), ("check",)):
@@ -68,7 +61,7 @@ def assert_ruff_is_content(file: Path) -> None:
         assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("one_cell_proposed")
 def test_written_study_is_formatted_and_splits_and_says_its_costs(
     pets: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,29 +144,35 @@ def test_too_few_images_are_refused_with_what_would_be_enough() -> None:
     for i in range(2):
         noise(Path("few", "cat", f"{i}.png"), i)
         noise(Path("few", "dog", f"{i}.png"), 10 + i)
-    with pytest.raises(
-        UserError, match=r"cat has 2, dog has 2\); at least 2 classes need 5 images"
-    ):
+    with refused(r"cat has 2, dog has 2\); at least 2 classes need 5 images"):
         propose_study("folder:few", out="few.py", device="cpu")
     assert not Path("few.py").exists()
 
 
-def test_proposed_sizes_can_be_drawn_from_the_smallest_class() -> None:
-    report, two = inspect_target("digits"), load_target("digits[classes=0+1]")
-    for count in (5, 6, 9, 31, 400):
-        labels = np.repeat(np.arange(2), (count, count + count // 8))
-        made = replace(two, labels=labels)
-        p = proposal.propose(
-            replace(report, target=made, counts=np.bincount(labels)), "x", accelerator=False
-        )
-        spec = replace(
-            TrialSpec(target="x", backbone="x", strategy=LinearProbe()),
-            shots=p.shots,
-            val_shots=p.val_shots,
-            test_shots=p.test_shots,
-        )
-        assert len(split_indices(made, spec).train) == 2 * p.shots
-        assert p.shots >= max(3, min(100, count // 2))
+def proposed_split(*sizes: int) -> tuple[proposal.Proposal, dict[str, list[int]]]:
+    """What is proposed for two classes of these sizes, and the images of each class and part."""
+    labels = np.repeat(np.arange(2), sizes)
+    two = replace(load_target("digits[classes=0+1]"), labels=labels)
+    report = replace(inspect_target("digits"), target=two, counts=np.bincount(labels))
+    p = proposal.propose(report, "x", accelerator=False)
+    spec = TrialSpec("x", "x", LinearProbe(), shots=p.shots, val_shots=p.val_shots)
+    split = split_indices(two, replace(spec, test_shots=p.test_shots))
+    parts = {"train": split.train, "val": split.val, "test": split.test}
+    return p, {part: np.bincount(labels[at]).tolist() for part, at in parts.items()}
+
+
+@pytest.mark.parametrize("size", [5, 6, 9, 31, 400])
+def test_proposed_sizes_can_be_drawn_from_the_smallest_class(size: int) -> None:
+    p, parts = proposed_split(size, size + size // 8)
+    assert sum(parts["train"]) == 2 * p.shots
+    assert p.shots >= max(3, min(100, size // 2))
+
+
+@pytest.mark.parametrize("sizes", [(5, 9), (20, 200), (31, 1000)])
+def test_proposed_sizes_take_all_of_the_smaller_class(sizes: tuple[int, int]) -> None:
+    _, parts = proposed_split(*sizes)
+    assert sum(counts[0] for counts in parts.values()) == sizes[0]
+    assert parts["test"] == [round(size / 4) for size in sizes]
 
 
 def test_study_is_named_after_the_folder() -> None:
@@ -193,6 +192,52 @@ def test_few_images_are_divided_into_folds(target: str, folds: int, tmp_path: Pa
     split = split_indices(load_target(target), spec)
     assert len(split.val) == pytest.approx(len(split.train) / 4, rel=0.25)
     assert study.repeats % folds == 0
+
+
+# --- other media -----------------------------------------------------------------------------------
+
+
+def text_encoder(folder: Path) -> str:
+    from tests.encoders import save_encoder
+    from tests.texts import word_tokenizer
+
+    name = save_encoder(folder)
+    (folder / "tokenizer.json").write_text(word_tokenizer().text)
+    return name
+
+
+@pytest.mark.usefixtures("one_cell_proposed")
+@pytest.mark.parametrize("kind", ["sounds", "texts"])
+def test_a_study_is_proposed_for_a_folder_of(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if kind == "sounds":
+        pytest.importorskip("soundfile")
+        target, augment = f"folder:{write_tones(tmp_path / 'mine')}", "time_shift"
+    else:
+        pytest.importorskip("transformers")
+        from tests.texts import write_texts
+
+        encoder = text_encoder(tmp_path / "encoder")
+        monkeypatch.setattr(proposal, "FOR_TEXTS", (encoder,))
+        target, augment = f"folder:{write_texts(tmp_path / 'mine')}", "token_dropout"
+    study = propose_study(target, device="cpu")
+    text = Path("studies/mine.py").read_text()
+    assert f'"""Which backbone and which strategy suit these {kind}?' in text
+    assert f'# augment="{augment}"' in text
+    assert f"training {kind} per class" in text
+    assert "flip_crop" not in text
+    assert study.cells()
+    assert Path("report/mine/classes.png").is_file()
+    assert f"2 classes, 24 {kind}" in capsys.readouterr().out
+    if kind == "texts":
+        assert 'source="pretrained"' in text
+        assert "resolution" not in text
+        monkeypatch.setattr(proposal, "BY_SHOTS", ((10**9, ("linear probe", "last block")),))
+        propose_study(target, device="cpu", budget="5m", out="studies/race.py")
+        only = f"Nothing was screened: {encoder} is the only backbone for texts whose weights are"
+        assert only in " ".join(Path("studies/race.py").read_text().split())
 
 
 # --- with a time budget ----------------------------------------------------------------------------

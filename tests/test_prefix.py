@@ -14,9 +14,6 @@ from torch import nn
 
 from harness import strategies
 from harness.backbones import Backbone, Group, build
-from harness.core.errors import UserError
-from harness.core.results import EpochResult, TrialResult
-from harness.core.spec import TrialSpec
 from harness.core.strategies import Scales, Strategy
 from harness.data import cached, read_examples, seeded_view
 from harness.data.cached import Cache, CachedView
@@ -26,9 +23,8 @@ from harness.training import network as network_module
 from harness.training.device import Cpu
 from harness.training.loop import Fit, start
 from harness.training.prefix import NoCut, Tail, find_cut
+from tests.trials import NOTHING_KEPT, MakeSpec, run, values
 
-MakeSpec = Callable[..., TrialSpec]
-NOTHING = Cache(budget=0)
 WHOLE = {"shots": 16, "val_shots": 16, "test_shots": 16, "batch_size": 32}
 """160 images each: whole batches of 32, as many as the prefix takes at a time on a CPU."""
 
@@ -36,16 +32,6 @@ WHOLE = {"shots": 16, "val_shots": 16, "test_shots": 16, "batch_size": 32}
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
     return Cache(tmp_path / "cache")
-
-
-def run(spec: TrialSpec, cache: Cache) -> tuple[Fit, list[EpochResult], TrialResult]:
-    fit = start(spec, Cpu(), cache)
-    epochs = list(fit)
-    return fit, epochs, fit.finish(test=True)
-
-
-def values(epochs: list[EpochResult]) -> list[tuple[float, float, float]]:
-    return [(e.train_loss, e.val_loss, e.val_accuracy) for e in epochs]
 
 
 # --- the same results --------------------------------------------------------------------------------
@@ -85,7 +71,7 @@ def test_kept_outputs_give_bitwise_the_same_trial(
     strategy: Strategy, backbone: str, make_spec: MakeSpec, cache: Cache
 ) -> None:
     spec = make_spec(strategy=strategy, backbone=backbone, epochs=3, shifts="noise", **WHOLE)
-    _, without, plain = run(spec, NOTHING)
+    _, without, plain = run(spec, NOTHING_KEPT)
     for _ in range(2):  # once to make them, once to read them
         _, epochs, result = run(spec, cache)
         assert values(epochs) == values(without)
@@ -104,7 +90,7 @@ def test_other_batches_statistics_and_precisions_agree_to_rounding(
     """Batches of 7 against the prefix's 32: sums in another order. bfloat16 has 8 bits of mantissa."""
     changes = {"strategy": strategies.LastBlock(), "batch_size": 7, "lr": 1e-4}
     spec = make_spec(batch_norm=batch_norm, precision=precision, **changes)
-    _, without, _ = run(spec, NOTHING)
+    _, without, _ = run(spec, NOTHING_KEPT)
     _, epochs, result = run(spec, cache)
     assert "kept after" in result.notes["prefix"]
     losses = np.array(values(epochs))[:, :2], np.array(values(without))[:, :2]
@@ -114,7 +100,7 @@ def test_other_batches_statistics_and_precisions_agree_to_rounding(
 
 def test_precision_changes_what_is_computed(make_spec: MakeSpec) -> None:
     full, low = (
-        run(make_spec(precision=p, strategy=strategies.LinearProbe()), NOTHING)[1]
+        run(make_spec(precision=p, strategy=strategies.LinearProbe()), NOTHING_KEPT)[1]
         for p in ("float32", "bfloat16")
     )
     assert full[-1].val_loss != low[-1].val_loss
@@ -175,7 +161,7 @@ def test_other_weights_sizes_or_precisions_are_never_mixed_up(
     run(make_spec(strategy=strategies.LinearProbe()), cache)
     spec = make_spec(strategy=strategies.LinearProbe(), **change)
     np.testing.assert_allclose(
-        values(run(spec, cache)[1]), values(run(spec, NOTHING)[1]), rtol=1e-2
+        values(run(spec, cache)[1]), values(run(spec, NOTHING_KEPT)[1]), rtol=1e-2
     )
     what = [entry.what for entry in cache.entries() if "up to" in entry.what]
     assert len(what) == 2
@@ -197,7 +183,7 @@ def test_cold_seconds_include_what_another_trial_paid(make_spec: MakeSpec, cache
     assert borrowed == pytest.approx(paid, rel=0.9), "what the first paid, give or take the clock"
     assert epochs[-1].train_seconds == second.metrics["train_seconds"]
     assert epochs[-1].marginal_seconds == second.metrics["marginal_seconds"]
-    _, _, alone = run(spec, NOTHING)
+    _, _, alone = run(spec, NOTHING_KEPT)
     assert alone.metrics["train_seconds"] == alone.metrics["marginal_seconds"]
 
 
@@ -324,7 +310,7 @@ def test_it_steps_aside_when_the_outputs_do_not_fit(make_spec: MakeSpec, tmp_pat
     _, epochs, result = run(spec, Cache(None, 150 * 3 * 32 * 32 + 1000))
     assert "whole network" in result.notes["prefix"]
     assert "do not fit" in result.notes["prefix"]
-    np.testing.assert_allclose(values(epochs), values(run(spec, NOTHING)[1]), rtol=1e-4)
+    np.testing.assert_allclose(values(epochs), values(run(spec, NOTHING_KEPT)[1]), rtol=1e-4)
 
 
 def test_compiled_trials_train_through_torch_compile(
@@ -345,7 +331,7 @@ def test_compiled_trials_train_through_torch_compile(
     _, epochs, result = run(spec, cache)
     assert steps == [16, 16, 16, 2] * 2, "training only: evaluation has other shapes"
     assert "compiled" in result.notes["prefix"]
-    assert values(epochs) == values(run(dataclasses.replace(spec, compile=False), NOTHING)[1])
+    assert values(epochs) == values(run(dataclasses.replace(spec, compile=False), NOTHING_KEPT)[1])
 
 
 # --- augmentation with a finite number of views ------------------------------------------------------
@@ -357,7 +343,7 @@ def test_views_are_kept_and_train_as_without_keeping(make_spec: MakeSpec, cache:
     )
     _, epochs, result = run(spec, cache)
     assert "kept after global_pool" in result.notes["prefix"]
-    assert values(epochs) == values(run(spec, NOTHING)[1])
+    assert values(epochs) == values(run(spec, NOTHING_KEPT)[1])
     plain = run(dataclasses.replace(spec, augment="none", views=None), cache)[1]
     assert values(epochs)[-1] != values(plain)[-1]
 
@@ -405,14 +391,6 @@ def test_network_that_cannot_be_traced_is_run_whole(
     assert "running_mean should contain" in result.notes["prefix"]
 
 
-@pytest.mark.parametrize("augment", ["none", "mixup", "cutmix"])
-def test_views_are_refused_where_images_are_not_varied_by_themselves(
-    augment: str, make_spec: MakeSpec
-) -> None:
-    with pytest.raises(UserError, match="views need an augment"):
-        make_spec(augment=augment, views=2)
-
-
 def test_a_strategy_of_ones_own_needs_no_word_about_it(make_spec: MakeSpec, cache: Cache) -> None:
     @dataclasses.dataclass(frozen=True)
     class UpAndDown(Strategy):
@@ -424,7 +402,7 @@ def test_a_strategy_of_ones_own_needs_no_word_about_it(make_spec: MakeSpec, cach
     _, epochs, _ = run(spec, cache)
     # The block under the head moved before it was frozen again: its second outputs are others.
     assert sum("up to global_pool" in entry.what for entry in cache.entries()) == 2
-    assert values(epochs) == values(run(spec, NOTHING)[1])
+    assert values(epochs) == values(run(spec, NOTHING_KEPT)[1])
 
 
 def test_cuts_are_found_once_per_process(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import optuna
@@ -16,9 +15,11 @@ from harness.core.spec import TrialSpec
 from harness.search import preflight
 from harness.search.preflight import check_study
 from tests.lab import make_study, space
+from tests.refusals import refused
+from tests.trials import MakeSpec
 
 
-def scratch(**changes: Any) -> Callable[..., TrialSpec]:
+def scratch(**changes: Any) -> MakeSpec:
     def made(trial: BaseTrial, strategy: str) -> TrialSpec:
         plain = dataclasses.replace(space(trial, strategy), source="scratch", resolution=32)
         return dataclasses.replace(plain, **{k: v(strategy) for k, v in changes.items()})
@@ -47,13 +48,13 @@ def test_cell_whose_split_is_impossible_is_refused_before_the_study_starts(name:
     sizes = scratch(
         **{name: lambda strategy: 5 if strategy == "probe" else 500}, exact_shots=lambda _: True
     )
-    with pytest.raises(UserError, match="too few"):
+    with refused("too few"):
         check_study(make_study(space=sizes))
 
 
 def test_resolution_that_a_network_cannot_take_is_refused_before_the_study_starts() -> None:
     tiny = scratch(resolution=lambda _: 33, backbone=lambda _: "test_vit")
-    with pytest.raises(UserError, match=r"test_vit .*33"):
+    with refused(r"test_vit .*33"):
         check_study(make_study(space=tiny))
 
 
@@ -83,7 +84,7 @@ def test_strategy_that_freezes_everything_for_an_epoch_is_refused_before_the_stu
         spec = space(trial, "full")
         return dataclasses.replace(spec, strategy=Rests(), epochs=2, source="scratch")
 
-    with pytest.raises(UserError, match="freezes every group in epoch 1"):
+    with refused("freezes every group in epoch 1"):
         check_study(make_study(space=resting))
 
 
@@ -95,7 +96,7 @@ def test_limit_of_memory_that_no_forecast_can_keep_is_refused_before_the_study_s
 
     monkeypatch.setattr(preflight, "forecast", by_values)
     check_study(make_study(space=scratch()))
-    with pytest.raises(UserError, match="depends on values"):
+    with refused("depends on values"):
         check_study(make_study(space=scratch()), memory_is_limited=True)
 
 

@@ -6,11 +6,7 @@ One machine stands for others: oneDNN and ATen can be told to use older instruct
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +15,9 @@ import torch
 from harness.core.spec import TrialSpec
 from harness.training.device import Cpu
 from harness.training.loop import Training
+from tests.processes import output_of
+from tests.trials import MakeSpec
 
-ROOT = Path(__file__).parents[1]
 BACKBONES = ("test_resnet", "test_vit", "test_efficientnet")
 BILINEAR = ("test_resnet",)
 """Those whose images are resized so; the others' are bicubic."""
@@ -58,7 +55,7 @@ def main(golden: dict[str, Any], flats: list[dict[str, Any]]) -> None:
 
 
 @pytest.fixture(scope="module")
-def specs(make_spec: Callable[..., TrialSpec]) -> list[TrialSpec]:
+def specs(make_spec: MakeSpec) -> list[TrialSpec]:
     found = [make_spec(backbone=name, shots=3, epochs=1) for name in BACKBONES]
     assert all(
         spec.shots and spec.batch_size < 10 * spec.shots <= 2 * spec.batch_size for spec in found
@@ -71,7 +68,7 @@ GOLDEN = [2.349086, 2.299512]
 
 
 @pytest.fixture(scope="module")
-def golden(make_spec: Callable[..., TrialSpec]) -> TrialSpec:
+def golden(make_spec: MakeSpec) -> TrialSpec:
     """One epoch of four steps, on images that every processor makes alike."""
     found = make_spec(backbone="test_efficientnet", lr=1e-3)
     assert found.backbone not in BILINEAR
@@ -94,15 +91,8 @@ def test_beginning_is_the_same_with_older_instructions(
     instructions: str, golden: TrialSpec, specs: list[TrialSpec], here: list[dict[str, Any]]
 ) -> None:
     asked = json.dumps(golden.flat()), json.dumps([spec.flat() for spec in specs])
-    done = subprocess.run(
-        [sys.executable, __file__, *asked],
-        env={**os.environ, **OLDER[instructions], "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    capability, there, again, losses = json.loads(done.stdout)
+    done = output_of(__file__, *asked, more=OLDER[instructions])
+    capability, there, again, losses = json.loads(done)
     if instructions == "sse4.1":
         assert capability == "DEFAULT", "the processor's own instructions were used"
     assert there == again, "one setting gives equal bits"

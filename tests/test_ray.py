@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.core.errors import UserError
 from harness.core.results import TrialResult
-from tests.toy import RUN, assert_whole, environment, results, trials_of, wait_for, write_study
+from tests.processes import environment
+from tests.refusals import refused
+from tests.toy import RUN, assert_whole, results, trials_of, wait_for, write_study
 
 SAY = "Path('new').write_text(str(os.getppid())); os.rename('new', 'mark')"
 WAIT = f"if epoch == 1 and once('begun'): {SAY}; time.sleep(600)"
@@ -65,12 +66,12 @@ def test_cluster_that_is_not_there_is_told() -> None:
     pytest.importorskip("ray")
     from harness.search.executors.ray_tasks import Room, connect
 
-    with pytest.raises(UserError, match=r"no Ray cluster at '127\.0\.0\.1:1' .*ray start --head"):
+    with refused(r"no Ray cluster at '127\.0\.0\.1:1' .*ray start --head"):
         connect("127.0.0.1:1", Room())
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "harness.search.executors.ray_tasks", raising=False)
-    with pytest.raises(UserError, match=r"pip install \"transfer-harness\[ray\]\""):
+    with refused(r"pip install \"transfer-harness\[ray\]\""):
         importlib.import_module("harness.search.executors.ray_tasks")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,19 +13,18 @@ import pytest
 import torch
 
 from harness.backbones import build
-from harness.core.errors import UserError
 from harness.core.spec import TrialSpec
 from harness.core.strategies import LoRA
 from harness.data import load_target
-from harness.data.cached import Cache
-from harness.deploy.model import describe, open_model, plain_network, write
-from harness.inputs import Frames, Pixels, described
+from harness.inputs import Frames, described
 from harness.inputs.mel import Mel
 from harness.training.device import Cpu
 from harness.training.inference_cost import inference_cost
 from harness.training.loop import Training
 from harness.training.network import check_network
+from tests.refusals import refused
 from tests.sounds import tone, write_tones
+from tests.trials import MakeSpec, export, run
 
 pytest.importorskip("soundfile")
 
@@ -107,12 +105,6 @@ def test_small_networks_see_levels() -> None:
     torch.testing.assert_close(levels(power), torch.tensor([2.0, 1.0, 0.0, -4.0]))
 
 
-@pytest.mark.parametrize("source", ["imagenet", "pretrained"])
-def test_small_networks_have_no_published_weights(source: str) -> None:
-    with pytest.raises(UserError, match=r"small_lstm has no pretrained weights; .*'recorded:NAME'"):
-        build("small_lstm", source, 2, 0)
-
-
 def test_quiet_sounds_are_amplified_and_loud_ones_are_not() -> None:
     from harness.inputs.waveform import Waveform
 
@@ -134,22 +126,14 @@ def test_form_is_read_back_and_shown_as_a_picture() -> None:
     assert form.pictures(rows).dtype == torch.uint8
 
 
-def spec_of(make_spec: Callable[..., TrialSpec], tones: Path, **changes: Any) -> TrialSpec:
+def spec_of(make_spec: MakeSpec, tones: Path, **changes: Any) -> TrialSpec:
     fields = {"target": f"folder:{tones}[seconds=0.2]", "backbone": NAME, "resolution": None}
     return make_spec(**{**fields, "lr": 1e-2, **changes})
 
 
-def run(spec: TrialSpec, cache: Cache) -> tuple[Training, list[tuple[float, float, float]]]:
-    fit = Training(spec, Cpu(), cache)
-    return fit, [(e.train_loss, e.val_loss, e.val_accuracy) for e in fit]
-
-
-def test_augmentation_and_shifts_work_on_frames(
-    make_spec: Callable[..., TrialSpec], tones: Path
-) -> None:
+def test_augmentation_and_shifts_work_on_frames(make_spec: MakeSpec, tones: Path) -> None:
     spec = spec_of(make_spec, tones, augment="spec_augment", shifts="snr0+band_limit")
-    metrics = run(spec, Cache())[0].finish(test=True).metrics
-    assert {"test_accuracy.snr0", "test_accuracy.band_limit"} <= metrics.keys()
+    assert {"test_accuracy.snr0", "test_accuracy.band_limit"} <= run(spec)[2].metrics.keys()
 
 
 def test_operations_of_its_layers_are_counted() -> None:
@@ -171,28 +155,16 @@ def test_operations_of_its_layers_are_counted() -> None:
     ],
 )
 def test_what_does_not_suit_it_is_refused(
-    changes: dict[str, Any], said: str, make_spec: Callable[..., TrialSpec], tones: Path
+    changes: dict[str, Any], said: str, make_spec: MakeSpec, tones: Path
 ) -> None:
     spec = spec_of(make_spec, tones, **changes)
-    with pytest.raises(UserError, match=said):
+    with refused(said):
         check_network(Training(spec, Cpu()).backbone, spec)
 
 
-def test_networks_for_images_have_no_other_pretrained_weights() -> None:
-    with pytest.raises(
-        UserError, match="test_resnet has no weights 'pretrained'; use source 'imag"
-    ):
-        build("test_resnet", "pretrained", 2, 0)
-    assert isinstance(build("test_resnet", "scratch", 2, 0).input, Pixels)
-
-
-def test_its_export_classifies_sounds(
-    make_spec: Callable[..., TrialSpec], tones: Path, tmp_path: Path
-) -> None:
-    fit, _ = run(spec_of(make_spec, tones), Cache())
-    about = describe(fit.backbone, NAME, ("high", "low"))
-    write(tmp_path / "model", plain_network(fit.backbone, None), about, fit.backbone.input)
-    model = open_model(tmp_path / "model")
+def test_its_export_classifies_sounds(make_spec: MakeSpec, tones: Path, tmp_path: Path) -> None:
+    fit, _, _ = run(spec_of(make_spec, tones))
+    model = export(fit.backbone, NAME, ("high", "low"), tmp_path / "model")
     path = tones / "low" / "low03.wav"
     target = load_target(f"folder:{tones}[seconds=0.2]")
     (at,) = [i for i, file in enumerate(target.files()) if file.name == path.name]

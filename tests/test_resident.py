@@ -5,7 +5,6 @@ The accelerator is the processor under another name: torch computes as always, m
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +25,8 @@ from harness.training.forecast import forecast
 from harness.training.loop import start
 from harness.training.resident import staying
 from harness.training.trial import Limits, TrialTask, run_trial
+from tests.trials import MakeSpec
 
-MakeSpec = Callable[..., TrialSpec]
 MIB = 2**20
 IMAGE = 3 * 32 * 32
 TRAIN, VAL = 50 * IMAGE, 40 * IMAGE

@@ -17,6 +17,7 @@ from harness.core.caller import undisturbed
 from harness.core.errors import first_line, without_password
 from harness.search.storage import open_storage
 from harness.study import main
+from tests.study_files import study_text
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [
@@ -24,16 +25,7 @@ SOURCES = [
     for part in ("harness", "analysis", "benchmarks", "studies")
     for p in (ROOT / part).rglob("*.py")
 ]
-STUDY = """from harness import strategies
-from harness.core.spec import TrialSpec
-from harness.core.study import Study
-
-def space(trial, strategy):
-    return TrialSpec("digits", "test_resnet", strategies.LinearProbe(), source="scratch", shots=3,
-                     val_shots=3, test_shots=3, resolution=32, epochs=1)
-
-study = Study(compare={"strategy": ["a"]}, space=space, trials=1, repeats=1)
-"""  # fmt: skip
+STUDY = study_text()
 
 
 def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:

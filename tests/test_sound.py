@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +15,19 @@ import torch
 from scipy.signal import welch
 
 from harness.core.errors import UserError
-from harness.core.spec import TrialSpec
-from harness.core.study import Study
 from harness.data import clear_caches, load_target, read_examples, shifted, split_indices
 from harness.data.sounds import open_sound
 from harness.dataset_report.inspection import inspect_target
 from harness.dataset_report.text import findings
-from harness.deploy.model import describe, open_model, plain_network, write
 from harness.inputs import Pixels, Spectrogram, described
 from harness.inputs.mel import Mel, filters
 from harness.inputs.sound_augment import AUGMENTATIONS, sound_augmentation
 from harness.inputs.waveform import Waveform
-from harness.new import propose_study
 from harness.predict import predict_images
 from harness.search.preflight import check_study
-from harness.training.device import Cpu
-from harness.training.loop import Training
+from tests.refusals import refused
 from tests.sounds import RATE, tone, write_tones
+from tests.trials import MakeSpec, export, run, study_of
 
 soundfile = pytest.importorskip("soundfile")
 
@@ -311,14 +306,14 @@ def test_sounds_that_cannot_be_read_are_named(tones: Path) -> None:
     ],
 )
 def test_bad_options_are_refused(option: str, said: str, tones: Path) -> None:
-    with pytest.raises(UserError, match=re.escape(said)):
+    with refused(re.escape(said)):
         load_target(f"folder:{tones}[{option}]")
 
 
 def test_without_the_extra_its_name_is_said(tones: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clear_caches()
     monkeypatch.setitem(sys.modules, "soundfile", None)
-    with pytest.raises(UserError, match=r"sound files need the extra: pip install -e '.\[sound\]'"):
+    with refused(r"sound files need the extra: pip install -e '.\[sound\]'"):
         load_target(f"folder:{tones}")
 
 
@@ -335,25 +330,22 @@ def test_without_the_extra_its_name_is_said(tones: Path, monkeypatch: pytest.Mon
     ],
 )
 def test_policies_of_another_medium_are_refused_before_a_study_begins(
-    changes: dict[str, Any], said: str, make_spec: Callable[..., TrialSpec], tones: Path
+    changes: dict[str, Any], said: str, make_spec: MakeSpec, tones: Path
 ) -> None:
     spec = make_spec(**{"target": f"folder:{tones}", **changes})
-    study = Study(compare={"strategy": ["full"]}, space=lambda trial, strategy: spec, name="toy")
-    with pytest.raises(UserError, match=re.escape(said)):
-        check_study(study)
+    with refused(re.escape(said)):
+        check_study(study_of(spec))
 
 
 def test_sounds_and_images_are_not_mixed(tones: Path) -> None:
-    with pytest.raises(UserError, match="sounds and images cannot be mixed"):
+    with refused("sounds and images cannot be mixed"):
         load_target(f"mix(folder:{tones},digits[classes=0-1],0.5)")
 
 
 # --- trials ----------------------------------------------------------------------------------------
 
 
-def test_low_and_high_tones_are_told_apart(
-    make_spec: Callable[..., TrialSpec], tones: Path
-) -> None:
+def test_low_and_high_tones_are_told_apart(make_spec: MakeSpec, tones: Path) -> None:
     spec = make_spec(
         target=f"folder:{tones}",
         backbone="small_cnn",
@@ -366,9 +358,7 @@ def test_low_and_high_tones_are_told_apart(
         lr=3e-3,
         batch_size=4,
     )
-    fit = Training(spec, Cpu())
-    list(fit)
-    metrics = fit.finish(test=True).metrics
+    metrics = run(spec)[2].metrics
     assert metrics["test_accuracy"] == 1
     assert metrics["test_accuracy.band_limit"] == 1
     assert "test_accuracy.snr0" in metrics
@@ -378,15 +368,12 @@ def test_low_and_high_tones_are_told_apart(
 
 
 def test_an_exported_model_classifies_sound_files(
-    make_spec: Callable[..., TrialSpec], tones: Path, tmp_path: Path
+    make_spec: MakeSpec, tones: Path, tmp_path: Path
 ) -> None:
-    fit = Training(make_spec(target=f"folder:{tones}", backbone="small_cnn"), Cpu())
-    list(fit)
-    about = describe(fit.backbone, "small_cnn", ("high", "low"))
-    write(tmp_path / "model", plain_network(fit.backbone, None), about, fit.backbone.input)
+    fit, _, _ = run(make_spec(target=f"folder:{tones}", backbone="small_cnn"))
+    model = export(fit.backbone, "small_cnn", ("high", "low"), tmp_path / "model")
     found = list(predict_images(tmp_path / "model", [tones / "low", tones / "high"], top=2))
     assert [prediction.path.parent.name for prediction in found] == ["low"] * 12 + ["high"] * 12
-    model = open_model(tmp_path / "model")
     target = load_target(f"folder:{tones}")
     rows = target.read(np.arange(24), fit.backbone.input)
     wanted = model.probabilities(rows)[:, 1].tolist()
@@ -394,29 +381,8 @@ def test_an_exported_model_classifies_sound_files(
     assert shares == pytest.approx(wanted[12:] + wanted[:12])
 
 
-def test_a_study_is_proposed_for_a_folder_of_sounds(
-    tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from harness.dataset_report import proposal
-
-    monkeypatch.setattr(proposal, "AT_HAND", ("tf_efficientnet_lite0",))
-    monkeypatch.setattr(proposal, "BY_SHOTS", ((10**9, ("linear probe",)),))
-    monkeypatch.chdir(tmp_path)
-    study = propose_study(f"folder:{tones}", device="cpu")
-    text = Path("studies/tones.py").read_text()
-    assert '"""Which backbone and which strategy suit these sounds?' in text
-    assert '# augment="time_shift"' in text
-    assert "flip_crop" not in text
-    assert "training sounds per class" in text
-    assert study.cells()
-    assert Path("report/tones/classes.png").is_file()
-    assert "2 classes, 24 sounds" in capsys.readouterr().out
-
-
-def test_split_of_sounds_that_are_too_few_names_them(
-    make_spec: Callable[..., TrialSpec], tmp_path: Path
-) -> None:
+def test_split_of_sounds_that_are_too_few_names_them(make_spec: MakeSpec, tmp_path: Path) -> None:
     folder = write_tones(tmp_path / "few", count=2)
     target = load_target(f"folder:{folder}")
-    with pytest.raises(UserError, match=r"class 'high' has 2 sounds, too few .* \(add sounds"):
+    with refused(r"class 'high' has 2 sounds, too few .* \(add sounds"):
         split_indices(target, make_spec(target=f"folder:{folder}"))

@@ -7,8 +7,6 @@ import importlib
 import json
 import math
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +15,12 @@ import pytest
 import torch
 
 from harness.backbones import Backbone, build, input_named, weights_sha256
-from harness.core.errors import UserError
 from harness.core.spec import TrialSpec
 from harness.core.strategies import BiasOnly, FullFineTune, LoRA, Strategy
 from harness.core.study_file import load_study
 from harness.data import load_target
 from harness.data.cached import Cache
-from harness.dataset_report import proposal
-from harness.deploy.model import Model, describe, open_model, plain_network, write
+from harness.deploy.model import Model, open_model, plain_network
 from harness.deploy.onnx import write_onnx
 from harness.inputs import Features, described
 from harness.inputs.features import extractor_settings
@@ -37,16 +33,17 @@ from harness.similarity import MEASURES
 from harness.similarity.sources import measuring
 from harness.training.device import Cpu
 from harness.training.inference_cost import inference_cost
-from harness.training.loop import Training
+from harness.training.loop import Fit, Training
 from harness.training.network import check_network
-from tests.encoders import SOUND_ENCODERS, save_encoder, save_sound_encoder
+from tests.encoders import SOUND_ENCODERS, refused_network, save_encoder, save_sound_encoder
+from tests.refusals import refused
 from tests.sounds import tone, write_tones
+from tests.trials import MakeSpec, export, run
 
 pytest.importorskip("soundfile")
 pytest.importorskip("transformers")
 transformers: Any = importlib.import_module("transformers")
 
-MakeSpec = Callable[..., TrialSpec]
 EACH = ("wav2vec2", "ast", "whisper")
 """One for each feature extractor."""
 
@@ -277,7 +274,7 @@ def exported(
     tones: Path,
     encoders: dict[str, str],
     tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[Path, Training]:
+) -> tuple[Path, Fit]:
     """Folder of an exported model, and the trial."""
     folder = tmp_path_factory.mktemp("exported") / "model"
     spec = spec_of(
@@ -289,19 +286,13 @@ def exported(
         shifts="snr0+band_limit",
         epochs=3,
     )
-    fit = Training(spec, Cpu(), Cache())
-    list(fit)
-    assert {"test_accuracy.snr0", "test_accuracy.band_limit"} <= fit.finish(
-        test=True
-    ).metrics.keys()
-    about = describe(fit.backbone, spec.backbone, ("high", "low"))
-    write(folder, plain_network(fit.backbone, None), about, fit.backbone.input)
+    fit, _, result = run(spec, Cache())
+    assert {"test_accuracy.snr0", "test_accuracy.band_limit"} <= result.metrics.keys()
+    export(fit.backbone, spec.backbone, ("high", "low"), folder)
     return folder, fit
 
 
-def test_an_exported_model_classifies_sound_files(
-    exported: tuple[Path, Training], tones: Path
-) -> None:
+def test_an_exported_model_classifies_sound_files(exported: tuple[Path, Fit], tones: Path) -> None:
     folder, fit = exported
     model = open_model(folder)
     assert model.form == fit.backbone.input
@@ -317,9 +308,7 @@ def test_an_exported_model_classifies_sound_files(
     assert found == pytest.approx(logits.softmax(1)[:, 1].tolist(), abs=1e-5)
 
 
-def test_its_onnx_file_gives_the_same_logits(
-    exported: tuple[Path, Training], tmp_path: Path
-) -> None:
+def test_its_onnx_file_gives_the_same_logits(exported: tuple[Path, Fit], tmp_path: Path) -> None:
     for name in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(name)
     model: Model = open_model(exported[0])
@@ -339,6 +328,7 @@ def test_operations_are_counted(encoders: dict[str, str]) -> None:
     assert found == wanted + 2 * layer + width * 5
 
 
+@pytest.mark.usefixtures("one_cell_proposed")
 def test_a_study_is_proposed_and_sources_are_ranked_with_it(
     tones: Path,
     encoders: dict[str, str],
@@ -350,8 +340,6 @@ def test_a_study_is_proposed_and_sources_are_ranked_with_it(
     """The proposed study compares networks on spectrograms; the name of an encoder can take their place."""
     few = {name: MEASURES[name] for name in ("probe_accuracy", "logme")}
     monkeypatch.setattr(measuring, "MEASURES", few)
-    monkeypatch.setattr(proposal, "BY_SHOTS", ((10**9, ("linear probe",)),))
-    monkeypatch.setattr(proposal, "AT_HAND", ("tf_efficientnet_lite0",))
     monkeypatch.chdir(tmp_path)
     propose_study(f"folder:{tones}", device="cpu")
     written = Path("studies/tones.py").read_text()
@@ -378,16 +366,11 @@ def test_a_study_is_proposed_and_sources_are_ranked_with_it(
 # --- bad input ---------------------------------------------------------------------------------------
 
 
-def refused(name: str, said: str, source: str = "pretrained") -> None:
-    with pytest.raises(UserError, match=said):
-        build(name, source, 2, 0)
-
-
 @pytest.mark.parametrize("kind", ["vit", "speech_to_text", "sew", "clap"])
 def test_models_that_are_no_known_encoder_are_refused_by_name(kind: str, tmp_path: Path) -> None:
     transformers.AutoConfig.for_model(kind).save_pretrained(tmp_path)
     said = f"of type {kind}, which is not a text or sound encoder; use one such as"
-    refused(f"transformers:{tmp_path}", said)
+    refused_network(f"transformers:{tmp_path}", said)
 
 
 def test_examples_of_another_kind_are_refused(
@@ -397,28 +380,24 @@ def test_examples_of_another_kind_are_refused(
         spec = spec_of(make_spec, tones, encoders["wav2vec2"], **changes)
         check_network(Training(spec, Cpu()).backbone, spec)
 
-    with pytest.raises(
-        UserError, match="takes sounds of 1 s at 16000 Hz and cannot be used for im"
-    ):
+    with refused("takes sounds of 1 s at 16000 Hz and cannot be used for im"):
         check(target="digits")
-    with pytest.raises(UserError, match="resolution 64 is for networks that take images"):
+    with refused("resolution 64 is for networks that take images"):
         check(resolution=64)
-    with pytest.raises(UserError, match=r"augment 'mixup' is not for sounds of 0\.2 s at 16000 Hz"):
+    with refused(r"augment 'mixup' is not for sounds of 0\.2 s at 16000 Hz"):
         check(augment="mixup")
-    with pytest.raises(UserError, match="takes 24 tokens of text and cannot be used for sounds"):
+    with refused("takes 24 tokens of text and cannot be used for sounds"):
         check(backbone=save_encoder(tmp_path / "bert"))
     for name in ("one", "two"):
         (tmp_path / "texts" / name).mkdir(parents=True)
         for i in range(12):
             (tmp_path / "texts" / name / f"{i}.txt").write_text(f"{name} {i}")
-    with pytest.raises(
-        UserError, match="takes sounds of 1 s at 16000 Hz and cannot be used for te"
-    ):
+    with refused("takes sounds of 1 s at 16000 Hz and cannot be used for te"):
         check(target=f"folder:{tmp_path / 'texts'}")
 
 
 def test_pooling_by_a_token_needs_one(encoders: dict[str, str]) -> None:
-    refused(
+    refused_network(
         f"{encoders['whisper']}[pool=cls]",
         r"whisper has no token that stands for the whole; leave out \[pool=cls\]",
     )
@@ -429,7 +408,7 @@ def test_feature_extractors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "ast" / "preprocessor_config.json"
     own = json.loads(file.read_text())
     file.write_text(json.dumps({**own, "num_mel_bins": 8}))
-    refused(name, "makes 32 frames of 8 bands, but the model takes 32 of 16; use the")
+    refused_network(name, "makes 32 frames of 8 bands, but the model takes 32 of 16; use the")
     for wrong, said in (
         ({**own, "feature_extractor_type": "ClapFeatureExtractor"}, "it is for a ClapFeatureExtra"),
         (
@@ -439,21 +418,17 @@ def test_feature_extractors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         (["x"], "it is not a JSON object"),
     ):
         file.write_text(json.dumps(wrong))
-        refused(name, said)
+        refused_network(name, said)
     file.unlink()
-    refused(name, r"has no feature extractor: .*preprocessor_config.json cannot be read; save that")
+    refused_network(
+        name, r"has no feature extractor: .*preprocessor_config.json cannot be read; save that"
+    )
 
 
 def test_a_model_without_convolutions_of_samples_is_refused(tmp_path: Path) -> None:
     """With an adapter, wav2vec 2.0 makes fewer tokens behind its layers."""
     name = save_sound_encoder(tmp_path, "wav2vec2", add_adapter=True)
-    refused(name, "wav2vec2 cannot be divided into layers: they need more than the outputs")
-
-
-def test_the_extra_is_asked_for(monkeypatch: pytest.MonkeyPatch, encoders: dict[str, str]) -> None:
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    said = r"networks of transformers need the extra: pip install -e '.\[text\]'"
-    refused(encoders["hubert"], said, "scratch")
+    refused_network(name, "wav2vec2 cannot be divided into layers: they need more than the outputs")
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "preprocessor_config.json"])

@@ -4,18 +4,13 @@ network that sees spectrograms as pictures, for recurrent ones, and for encoders
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from mlflow import MlflowClient
-from torch.nn import functional as F
 
 from harness import replay, study
-from harness.backbones import build
 from harness.core.spec import TrialSpec
 from harness.core.strategies import (
     DiscriminativeLR,
@@ -25,14 +20,11 @@ from harness.core.strategies import (
     LinearProbe,
     Strategy,
 )
-from harness.data import load_target
-from harness.data.cached import Cache
-from harness.training.device import MIB, Cpu
 from harness.training.forecast import forecast
-from harness.training.forecast.storages import StorageMeter
-from harness.training.loop import Training
 from tests.encoders import save_sound_encoder
+from tests.live_memory import inputs_of, loop_peaks
 from tests.sounds import write_tones
+from tests.trials import MakeSpec, check_caching
 
 pytest.importorskip("soundfile")
 
@@ -65,7 +57,7 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture
-def make(make_spec: Callable[..., TrialSpec], tones: Path, encoders: dict[str, str]) -> Make:
+def make(make_spec: MakeSpec, tones: Path, encoders: dict[str, str]) -> Make:
     """A trial of three epochs on short sounds."""
 
     def made(backbone: str, strategy: Strategy) -> TrialSpec:
@@ -85,65 +77,12 @@ def make(make_spec: Callable[..., TrialSpec], tones: Path, encoders: dict[str, s
     return made
 
 
-def run(spec: TrialSpec, cache: Cache) -> tuple[dict[str, Any], list[tuple[float, ...]]]:
-    """Notes and values of a trial; `finish` audits which tensors have changed."""
-    fit = Training(spec, Cpu(), cache)
-    epochs = [(e.train_loss, e.val_loss, e.val_accuracy) for e in fit]
-    result = fit.finish(test=True)
-    return dict(result.notes), [
-        *epochs,
-        tuple(result.metrics[f"test_{n}"] for n in ("loss", "accuracy")),
-    ]
-
-
 @on_networks
 @on_strategies
 def test_trials_are_audited_and_cached_layers_change_nothing_but_rounding(
     backbone: str, strategy: Strategy, make: Make
 ) -> None:
-    spec = make(backbone, strategy)
-    _, uncut = run(spec, Cache(budget=0))
-    assert run(spec, Cache(budget=0))[1] == uncut, "the same again, bit by bit"
-    notes, cached = run(spec, Cache())
-    for found, wanted in zip(cached, uncut, strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-5)  # sums depend on the size of a batch
-    frozen = isinstance(strategy, LinearProbe | LastBlock | GradualUnfreezing)
-    assert ("kept after" in notes["prefix"]) == frozen
-
-
-def live_peak(spec: TrialSpec) -> float:
-    """Highest sum of the sizes of live tensors, in MiB, of a plain loop with real tensors."""
-    backbone = build(spec.backbone, "scratch", 2, 0, resolution=spec.resolution)
-    form = load_target(spec.target).medium.form(backbone.input)
-    prepare = form.preparation(torch.device("cpu"), backbone.layout)
-    rows = form.random(spec.batch_size, torch.Generator().manual_seed(0))
-    optimizer = torch.optim.AdamW(backbone.model.parameters(), fused=True)
-
-    def step() -> None:
-        seen = prepare(rows if rows.dtype == torch.uint8 else rows.clone())
-        F.cross_entropy(backbone.model(seen), torch.arange(len(rows)) % 2).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    def held() -> Iterator[torch.Tensor]:
-        yield from [*backbone.model.parameters(), *backbone.model.buffers()]
-        for state in optimizer.state.values():
-            yield from (v for v in state.values() if isinstance(v, torch.Tensor))
-
-    peaks = []
-    for epoch in range(spec.epochs):
-        scales = spec.strategy.lr_scales(len(backbone.groups), epoch)
-        for group, scale in zip(backbone.groups, scales, strict=True):
-            for parameter in group.parameters.values():
-                parameter.requires_grad_(scale is not None)
-        backbone.train_mode(g for g, scale in enumerate(scales) if scale is not None)
-        for _ in range(2):
-            meter = StorageMeter()
-            with meter:
-                meter.follow(held())
-                step()
-            peaks.append(sum(meter.peak().values()) / MIB)
-    return max(peaks)
+    check_caching(make(backbone, strategy), rtol=1e-5)
 
 
 @on_networks
@@ -151,7 +90,8 @@ def live_peak(spec: TrialSpec) -> float:
 @pytest.mark.slow
 def test_memory_is_that_of_live_tensors(backbone: str, strategy: Strategy, make: Make) -> None:
     spec = make(backbone, strategy)
-    assert forecast(spec).train_peak_mib == pytest.approx(live_peak(spec), rel=0.02)
+    train, _ = loop_peaks(spec, inputs_of(spec), classes=2)
+    assert forecast(spec).train_peak_mib == pytest.approx(train, rel=0.02)
 
 
 SPACE = '''"""Does a sound come out again?"""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,9 @@ from mlflow import MlflowClient
 
 from harness.backbones import build, weights_sha256
 from harness.backbones.recorded import content_sha256, find_models, folder, model_for, write_model
-from harness.core.errors import UserError
-from harness.core.spec import TrialSpec
 from harness.core.strategies import FullFineTune, LinearProbe
 from harness.data import load_target
 from harness.data.expressions import roots
-from harness.data.target import ArrayTarget
 from harness.inputs import Pixels
 from harness.pretrain import main
 from harness.similarity.sources import SourceSpec
@@ -31,7 +27,10 @@ from harness.similarity.sources.recording import check_sources
 from harness.similarity.sources.spec import spec_from
 from harness.training.device import Cpu
 from harness.training.loop import start
+from tests.refusals import refused
 from tests.sounds import write_tones
+from tests.test_splits import blank
+from tests.trials import MakeSpec
 
 LOW = "digits[classes=0-4]"
 FILE = f'''
@@ -81,11 +80,9 @@ def test_the_small_network_has_about_sixty_thousand_parameters_in_five_groups() 
     assert 55_000 < sum(p.numel() for p in found.model.parameters()) < 65_000
     assert len(found.groups) == 5
     assert [len(g.buffers) for g in found.groups] == [3, 3, 3, 3, 0]
-    with pytest.raises(UserError, match=r"small_cnn has no pretrained weights.*recorded:NAME"):
-        build("small_cnn", "imagenet", 5, seed=0)
 
 
-def test_its_frozen_part_can_be_kept(make_spec: Callable[..., TrialSpec]) -> None:
+def test_its_frozen_part_can_be_kept(make_spec: MakeSpec) -> None:
     fit = start(make_spec(backbone="small_cnn", strategy=LinearProbe()), Cpu())
     list(fit)
     assert "kept after flatten" in fit.finish(test=False).notes["prefix"]
@@ -133,7 +130,7 @@ def test_both_players_of_a_gan_learn() -> None:
 @pytest.mark.parametrize("backbone", ["small_lstm", "small_gru", "small_cnn"])
 @pytest.mark.slow
 def test_a_source_learns_sounds_and_trials_on_other_sounds_start_from_it(
-    backbone: str, here: Path, tracking_uri: str, make_spec: Callable[..., TrialSpec]
+    backbone: str, here: Path, tracking_uri: str, make_spec: MakeSpec
 ) -> None:
     pytest.importorskip("soundfile")
     tones, others = (
@@ -187,7 +184,7 @@ def test_what_a_recurrent_source_cannot_learn_is_refused_before_any_training(
         "shots": 3,
         "val_shots": 3,
     }
-    with pytest.raises(UserError, match=said):
+    with refused(said):
         check_sources([make(**{**fields, **changes})])
 
 
@@ -221,38 +218,28 @@ def test_two_numbers_draw_different_images_of_the_same_data() -> None:
 
 
 def test_a_class_with_too_few_images_is_named() -> None:
-    labels = np.repeat([0, 1], [30, 1])
-    pixels = np.zeros((31, 8, 8), np.uint8)
-    target = ArrayTarget("small", ("big", "tiny"), labels, None, pixels)
-    with pytest.raises(
-        UserError, match=r"source low: class 'tiny' of .* has 1 images, too few for"
-    ):
-        split_source(target, make(), 0)
+    with refused(r"source low: class 'class 1' of .* has 1 images, too few for"):
+        split_source(blank(np.repeat([0, 1], [30, 1])), make(), 0)
 
 
 def test_a_class_with_fewer_images_gives_what_it_has() -> None:
     labels = np.repeat([0, 1], [100, 8])
-    pixels = np.zeros((108, 8, 8), np.uint8)
-    target = ArrayTarget("unequal", ("big", "small"), labels, None, pixels)
-    split = split_source(target, make(shots=40, val_shots=20), 0)
+    split = split_source(blank(labels), make(shots=40, val_shots=20), 0)
     assert np.bincount(labels[split.train]).tolist() == [40, 4]
     assert np.bincount(labels[split.val]).tolist() == [20, 4]
 
 
 def test_images_of_a_group_are_learned_from_or_judged_on() -> None:
     labels, groups = np.repeat([0, 1], 60), np.arange(120) // 4
-    pixels = np.zeros((120, 8, 8), np.uint8)
-    target = ArrayTarget("grouped", ("a", "b"), labels, None, pixels, groups=groups)
-    split = split_source(target, make(shots=None, val_shots=None), 0)
+    split = split_source(blank(labels, groups=groups), make(shots=None, val_shots=None), 0)
     assert not set(groups[split.train]) & set(groups[split.val])
     assert len(split.train) + len(split.val) == 120
     assert np.bincount(labels[split.val]).min() > 0
 
 
 def test_validation_images_of_a_data_set_are_judged_on() -> None:
-    labels = np.repeat([0, 1], 30)
-    pixels, is_val = np.zeros((60, 8, 8), np.uint8), np.arange(60) % 3 == 0
-    target = ArrayTarget("given", ("a", "b"), labels, None, pixels, official_val=is_val)
+    is_val = np.arange(60) % 3 == 0
+    target = blank(np.repeat([0, 1], 30), official_val=is_val)
     split = split_source(target, make(shots=None, val_shots=None), 0)
     assert split.val.tolist() == np.flatnonzero(is_val).tolist()
     assert split.train.tolist() == np.flatnonzero(~is_val).tolist()
@@ -270,7 +257,7 @@ def test_validation_images_of_a_data_set_are_judged_on() -> None:
     ],
 )
 def test_a_wrong_description_is_refused(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+    with refused(said):
         make(**changes)
 
 
@@ -304,7 +291,7 @@ def test_the_seed_of_a_trial_decides_which_of_a_sources_models_it_gets() -> None
     assert len(hashes) == 3
 
 
-def test_a_trial_runs_from_a_recorded_source(make_spec: Callable[..., TrialSpec]) -> None:
+def test_a_trial_runs_from_a_recorded_source(make_spec: MakeSpec) -> None:
     keep("low.0")
     spec = make_spec(backbone="small_cnn", source="recorded:low", strategy=FullFineTune())
     fit = start(spec, Cpu())
@@ -314,7 +301,7 @@ def test_a_trial_runs_from_a_recorded_source(make_spec: Callable[..., TrialSpec]
 
 def test_an_absent_source_is_refused_with_those_there_are() -> None:
     keep("low.0")
-    with pytest.raises(UserError, match=r"no recorded source 'lwo' in .*recorded: low\)"):
+    with refused(r"no recorded source 'lwo' in .*recorded: low\)"):
         build("small_cnn", "recorded:lwo", 5, seed=0)
 
 
@@ -323,19 +310,16 @@ def test_a_damaged_source_is_refused_in_one_line(shelf: Path) -> None:
     path = shelf / "low.0.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(
-        UserError, match=r"low\.0\.safetensors is damaged .*weights differ from the rec"
-    ):
+    with refused(r"low\.0\.safetensors is damaged .*weights differ from the rec"):
         build("small_cnn", "recorded:low", 5, seed=0)
     path.write_bytes(whole[:-100])
-    with pytest.raises(UserError, match=r"low\.0\.safetensors is damaged") as found:
+    with refused(r"low\.0\.safetensors is damaged"):
         build("small_cnn", "recorded:low", 5, seed=0)
-    assert "\n" not in str(found.value)
 
 
 def test_a_source_of_another_backbone_is_refused() -> None:
     keep("low.0")
-    with pytest.raises(UserError, match=r"'low\.0' has backbone small_cnn, not test_resnet"):
+    with refused(r"'low\.0' has backbone small_cnn, not test_resnet"):
         build("test_resnet", "recorded:low", 5, seed=0)
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from harness.core.errors import UserError
 from harness.core.spec import TrialSpec
 from harness.data import (
     SplitIndices,
@@ -30,8 +28,9 @@ from harness.data.cached import Cache
 from harness.data.groups import shared_groups
 from harness.data.target import ArrayTarget, FileTarget
 from harness.inputs import Pixels
+from tests.refusals import refused
+from tests.trials import MakeSpec
 
-MakeSpec = Callable[..., TrialSpec]
 EVERYTHING: dict[str, Any] = {"shots": None, "val_shots": None, "test_shots": None}
 
 
@@ -139,9 +138,7 @@ def test_all_classes_of_fewer_than_three_images_are_named(
     sizes: dict[str, Any], make_spec: MakeSpec
 ) -> None:
     target = blank(np.repeat([0, 1, 2, 3], [50, 2, 3, 1]))
-    with pytest.raises(
-        UserError, match=r"'class 1' has 2 images.*'class 3' has 1 images"
-    ) as caught:
+    with refused(r"'class 1' has 2 images.*'class 3' has 1 images") as caught:
         split_indices(target, make_spec(**sizes))
     assert "class 0" not in str(caught.value)
     assert "class 2" not in str(caught.value)
@@ -174,7 +171,9 @@ def given(train: int, val: int, test: int) -> ArrayTarget:
     """Two classes with so many images each in parts of their own."""
     labels = np.tile(np.repeat([0, 1], [1, 1]), train + val + test)
     part = np.repeat([0, 1, 2], [2 * train, 2 * val, 2 * test])
-    return blank(labels, official_test=(part == 2) if test else None, official_val=part == 1)
+    return blank(
+        labels, official_test=(part == 2) if test else None, official_val=part == 1 if val else None
+    )
 
 
 @pytest.mark.parametrize("seed", [0, 5])
@@ -196,6 +195,18 @@ def test_seeds_vary_the_training_images_only_where_validation_is_given(
     assert {len(s.val) for s in splits} == {4}
 
 
+@pytest.mark.parametrize("count", [None, 2])
+def test_images_are_tested_on_in_a_given_test_part_alone(
+    count: int | None, make_spec: MakeSpec
+) -> None:
+    split = split_indices(given(10, 0, 3), make_spec(**EVERYTHING | {"test_shots": count}))
+    tested = set(split.test.tolist())
+    assert len(tested) == 2 * (count or 3)
+    assert tested <= set(range(20, 26))
+    assert {*split.train.tolist(), *split.val.tolist()} == set(range(20))
+    assert len(split.val) == 4  # 20 % of 10, in each of 2 classes
+
+
 def test_test_images_are_drawn_where_only_validation_is_given(make_spec: MakeSpec) -> None:
     split = split_indices(given(12, 4, 0), make_spec(**EVERYTHING))
     assert split.val.tolist() == list(range(24, 32))
@@ -213,7 +224,7 @@ def test_class_that_is_missing_in_a_given_part_is_no_obstacle(make_spec: MakeSpe
 def test_class_without_training_images_is_named(make_spec: MakeSpec) -> None:
     labels = np.array([0] * 10 + [1] * 5)
     target = blank(labels, official_test=np.repeat([False, True], [10, 5]))
-    with pytest.raises(UserError, match="'class 1' has 5 images, too few"):
+    with refused("'class 1' has 5 images, too few"):
         split_indices(target, make_spec())
 
 
@@ -273,8 +284,10 @@ def test_parts_of_grouped_data_have_about_the_usual_shares(make_spec: MakeSpec) 
         assert counts(split, target)[part] == pytest.approx([200 * share] * 2, abs=10)
 
 
-def test_fewer_shots_are_a_subset_of_more_with_groups_too(make_spec: MakeSpec) -> None:
-    target = CLINICS["many patients"]
+@pytest.mark.parametrize("target", [load_target("digits"), CLINICS["many patients"]])
+def test_fewer_shots_are_a_subset_of_more_on_the_same_validation(
+    target: Target, make_spec: MakeSpec
+) -> None:
     few, more = (split_indices(target, make_spec(shots=n, seed=9)) for n in (5, 20))
     assert set(few.train) < set(more.train)
     assert few.val.tolist() == more.val.tolist()
@@ -296,7 +309,7 @@ def test_seeds_draw_other_groups_to_select_on(make_spec: MakeSpec) -> None:
 def test_class_of_too_few_groups_is_named(
     target: Target, message: str, make_spec: MakeSpec
 ) -> None:
-    with pytest.raises(UserError, match=message):
+    with refused(message):
         split_indices(target, make_spec(**EVERYTHING))
 
 
@@ -545,5 +558,5 @@ def test_file_that_vanished_is_named(tmp_path: Path) -> None:
     root = write_pets(tmp_path / "pets")
     target = load_target(f"folder:{root}")
     (root / "dog" / "7.png").unlink()
-    with pytest.raises(UserError, match=r"dog/7\.png cannot be read: .*No such file"):
+    with refused(r"dog/7\.png cannot be read: .*No such file"):
         target.fingerprint()

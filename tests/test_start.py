@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import gc
-import os
-import subprocess
-import sys
+
+import pytest
 
 from harness.core.caller import SPINS, WAITING, importing
+from tests.processes import output_of
 
 SET = "import os; from harness.core.caller import set_variables; set_variables(); "
 ASK = SET + "print(os.environ.get('GOMP_SPINCOUNT'))"
 
 
 def said(script: str, **variables: str) -> str:
-    known = {k: v for k, v in os.environ.items() if k not in WAITING}
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**known, **variables},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout.strip()
+    return output_of("-c", script, without=WAITING, more=variables)
 
 
 def test_threads_sleep_soon_unless_the_user_has_decided_how_they_wait() -> None:
@@ -32,22 +24,22 @@ def test_threads_sleep_soon_unless_the_user_has_decided_how_they_wait() -> None:
     assert said("import torch; " + ASK) == "None", "OpenMP has looked already"
 
 
-def test_running_a_study_needs_no_library_that_its_first_trial_does_not() -> None:
-    late = "mlflow", "pandas", "sklearn", "matplotlib", "scipy.stats", "scipy.optimize"
-    found = said(
-        "import sys, harness.search.launch; from harness.data import load_target; load_target('digits'); "
-        f"print([name for name in {late} if name in sys.modules])"
-    )
-    assert found == "[]"
-
-
-def test_status_needs_no_torch_and_no_mlflow() -> None:
-    late = "torch", "mlflow", "pandas"
-    found = said(
-        "import sys, harness.status, harness.search.progress, harness.search.storage; "
-        f"print([name for name in {late} if name in sys.modules])"
-    )
-    assert found == "[]"
+@pytest.mark.parametrize(
+    ("begins", "late"),
+    [
+        (
+            "import harness.search.launch; from harness.data import load_target; load_target('digits')",
+            ("mlflow", "pandas", "sklearn", "matplotlib", "scipy.stats", "scipy.optimize"),
+        ),
+        (
+            "import harness.status, harness.search.progress, harness.search.storage",
+            ("torch", "mlflow", "pandas"),
+        ),
+    ],
+    ids=["a study", "its status"],
+)
+def test_no_library_is_loaded_before_it_is_needed(begins: str, late: tuple[str, ...]) -> None:
+    assert said(f"import sys; {begins}; print({{*{late}}} & {{*sys.modules}})") == "set()"
 
 
 def test_nothing_is_collected_while_libraries_are_imported() -> None:

@@ -1,10 +1,12 @@
-"""Every command leaves databases of other programs unchanged."""
+"""The databases of a study: made, refused, and those of other programs left as they are."""
 
 from __future__ import annotations
 
 import importlib
+import logging
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -12,21 +14,32 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import optuna
 import pytest
 from mlflow import MlflowClient
 
-from harness.core.errors import UserError
-from harness.core.stores import require_sqlite, sqlite_path
+from harness.core import stores
+from harness.core.stores import default_tracking_uri, require_sqlite, sqlite_path
+from harness.search.cell import CellSearch
+from harness.search.record import Record
 from harness.search.storage import open_storage
 from harness.tracking.experiment import Experiment, open_store
+from tests.lab import make_study
+from tests.processes import python
+from tests.refusals import refused
 
+STUDY = ["--study", "toy"]
+RANK = ["--target", "digits", "--sources", "tf_efficientnet_lite0,mobilenetv2_100"]
 READERS = {
-    "harness.export": ["--study", "toy"],
-    "harness.replay": ["0" * 32],
-    "harness.rank": ["--target", "digits", "--sources", "tf_efficientnet_lite0,mobilenetv2_100"],
-    "analysis.report": ["--study", "toy"],
-    "analysis.recommend": ["--study", "toy"],
+    "harness.export": ("MLflow", STUDY),
+    "harness.replay": ("MLflow", ["0" * 32]),
+    "harness.rank": ("MLflow", RANK),
+    "analysis.report": ("MLflow", STUDY),
+    "analysis.recommend": ("MLflow", STUDY),
+    "harness.status": ("Optuna", STUDY),
+    "harness.sync": ("Optuna", STUDY),
 }
+"""Command -> the library whose tables it looks for first, and what it cannot do without."""
 
 
 @pytest.fixture(params=["empty", "another program's", "the other store"])
@@ -60,35 +73,24 @@ def refused_by(name: str, arguments: list[str], capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_reader_leaves_a_database_without_mlflows_tables_as_it_is(
+def test_a_reader_leaves_a_database_without_its_tables_as_it_is(
     name: str,
     foreign: Callable[[Path], Path],
+    tracking_uri: str,
+    mlflow_template: Path,
     optuna_template: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path = foreign(optuna_template)
-    before = path.read_bytes()
-    line = refused_by(name, [*READERS[name], "--tracking-uri", f"sqlite:///{path}"], capsys)
-    assert f"{path} holds no MLflow tables; it " in line
-    assert path.read_bytes() == before
-
-
-@pytest.mark.parametrize("name", ["harness.status", "harness.sync"])
-def test_a_reader_leaves_a_database_without_optunas_tables_as_it_is(
-    name: str,
-    foreign: Callable[[Path], Path],
-    tracking_uri: str,
-    mlflow_template: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    path = foreign(mlflow_template)
-    before = path.read_bytes()
-    stores = ["--tracking-uri", tracking_uri, "--storage", f"sqlite:///{path}"]
-    line = refused_by(name, ["--study", "toy", *stores], capsys)
-    assert f"{path} holds no Optuna tables; it " in line
+    library, arguments = READERS[name]
+    path = foreign(optuna_template if library == "MLflow" else mlflow_template)
+    before, url = path.read_bytes(), f"sqlite:///{path}"
+    of_mlflow = url if library == "MLflow" else tracking_uri
+    storage = [] if library == "MLflow" else ["--storage", url]
+    line = refused_by(name, [*arguments, "--tracking-uri", of_mlflow, *storage], capsys)
+    assert f"{path} holds no {library} tables; it " in line
     assert path.read_bytes() == before
 
 
@@ -107,9 +109,9 @@ def test_a_study_leaves_the_database_of_another_program_as_it_is(
     space = ["--space", "freeze_depth", "--device", "cpu"]
     line = refused_by("harness.study", [*space, "--storage", f"sqlite:///{mlflow}"], capsys)
     assert "m.db holds no Optuna tables; it is MLflow's" in line
-    with pytest.raises(UserError, match=r"o\.db holds no MLflow tables; it is Optuna's"):
+    with refused(r"o\.db holds no MLflow tables; it is Optuna's"):
         Experiment(f"sqlite:///{optuna}", "toy", {})
-    with pytest.raises(UserError, match=r"m\.db holds no Optuna tables"):
+    with refused(r"m\.db holds no Optuna tables"):
         open_storage(f"sqlite:///{mlflow}")
     assert (mlflow.read_bytes(), optuna.read_bytes()) == before
     assert sorted(p.name for p in tmp_path.glob("*.db")) == ["m.db", "o.db"]
@@ -151,7 +153,7 @@ def test_kill_while_the_tables_are_made_leaves_none_that_a_later_process_would_t
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "mlflow.db"
-    killed = subprocess.run([sys.executable, "-c", KILLED_IN_THE_MIDDLE, str(path)])
+    killed = python("-c", KILLED_IN_THE_MIDDLE, str(path))
     assert killed.returncode == -signal.SIGKILL
     assert not path.exists()
     Experiment(f"sqlite:///{path}", "toy", {})
@@ -215,3 +217,150 @@ def test_database_that_is_there_is_left_alone(tracking_uri: str) -> None:
     inode = path.stat().st_ino
     open_store(tracking_uri)
     assert path.stat().st_ino == inode
+
+
+# --- what is refused --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def database(optuna_template: Path, tmp_path: Path) -> Path:
+    """An Optuna database without studies."""
+    return Path(shutil.copy(optuna_template, tmp_path / "study.db"))
+
+
+@pytest.mark.parametrize("content", [b"These are no trials\n" * 200, None], ids=["text", "folder"])
+def test_what_is_no_database_is_refused(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with refused("^cannot open the storage sqlite:///.*study.db"):
+        open_storage(f"sqlite:///{path}")
+    assert content is None or path.read_bytes() == content
+
+
+def test_empty_file_becomes_a_database(tmp_path: Path) -> None:
+    (tmp_path / "study.db").touch()
+    found = open_storage(f"sqlite:///{tmp_path / 'study.db'}")
+    assert optuna.get_all_study_names(found) == []
+
+
+def test_database_that_may_not_be_written_is_refused(
+    optuna_template: Path, for_nobody: tuple[Path, Callable[[], None]]
+) -> None:
+    folder, become = for_nobody
+    path = Path(shutil.copy(optuna_template, folder / "study.db"))
+    path.chmod(0o444)
+    become()
+    with refused("^cannot open the storage .*(readonly|unable to open)"):
+        open_storage(f"sqlite:///{path}")
+
+
+@pytest.mark.parametrize("schema", ["v3.0.0.d", "v99.0.0.a"], ids=["older", "newer"])
+def test_database_of_another_optuna_is_refused_with_the_way_out(
+    schema: str, database: Path
+) -> None:
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = ?", (schema,))
+        connection.commit()
+    with refused("^cannot open the storage .*(optuna storage upgrade|pip install -U optuna)"):
+        open_storage(f"sqlite:///{database}")
+
+
+def test_study_that_minimizes_is_refused() -> None:
+    kept = optuna.storages.InMemoryStorage()
+    optuna.create_study(study_name="toy/full", storage=kept, direction="minimize")
+    study = make_study(compare={"strategy": ["full"]})
+    with refused("^Optuna study 'toy/full' was not made by this harness"):
+        CellSearch(Record(kept, Path()), study, {"strategy": "full"})
+
+
+def unreachable() -> int:
+    """A port that refuses connections at once."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+nodriver://ann:s3cret@h/x",
+        "postgresql+psycopg://ann:s3cret@127.0.0.1:{port}/x",
+        "postgresql://ann@127.0.0.1:{port}/x?password=s3cret&connect_timeout=1",
+        "mysql://ann:s3cr@t/s3cret@127.0.0.1:{port}/x",
+        "redis://:s3cret@127.0.0.1:{port}",
+    ],
+    ids=["no driver", "no server", "in the query", "with @ and /", "no user"],
+)
+def test_password_of_a_storage_is_not_shown(url: str) -> None:
+    with refused("^cannot open the storage ") as caught:
+        open_storage(url.format(port=unreachable()))
+    assert "s3cr" not in str(caught.value)
+    assert "127.0.0.1" in str(caught.value) or "nodriver" in str(caught.value)
+
+
+def test_password_in_a_drivers_message_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError("no route for host=h user=ann password=s3cret, postgresql://ann:s3cret@h/x")
+
+    monkeypatch.setattr(optuna.storages, "RDBStorage", fails)
+    with refused("^cannot open the storage .*no route for host=h") as caught:
+        open_storage("postgresql+psycopg://ann:s3cret@h/x")
+    assert "s3cret" not in str(caught.value)
+
+
+def test_journal_is_refused_with_what_takes_its_place(tmp_path: Path) -> None:
+    with refused(r"^cannot open the storage journal:.*\(want sqlite:///PATH or postgresql"):
+        open_storage(f"journal:{tmp_path}/study.log")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "warned"), [("nfs4", True), ("ext4", False)], ids=["nfs", "local"]
+)
+def test_database_on_a_network_is_warned_of(
+    kind: str,
+    warned: bool,
+    database: Path,
+    mlflow_template: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    mounts = database.with_name("mounts")
+    mounts.write_text(f"disk / ext4 rw 0 0\nhost:/x {database.parent} {kind} rw 0 0\n")
+    monkeypatch.setattr(stores, "MOUNTS", mounts)
+    with caplog.at_level(logging.WARNING):
+        open_storage(f"sqlite:///{database}")
+        assert ("a local disk, or a PostgreSQL server" in caplog.text) == warned
+        shutil.copy(mlflow_template, database.with_name("mlflow.db"))
+        Experiment(f"sqlite:///{database.with_name('mlflow.db')}", "toy", {})
+    assert ("of an MLflow server" in caplog.text) == warned
+
+
+def test_deleted_experiment_is_refused_with_the_way_out(tracking_uri: str) -> None:
+    made = Experiment(tracking_uri, "toy", {})
+    made.client.delete_experiment(made.id)
+    with refused(
+        r"^experiment 'toy' was deleted in MLflow: restore it \(mlflow experiments restore"
+    ):
+        Experiment(tracking_uri, "toy", {})
+
+
+def test_file_store_beside_the_database_does_no_harm(tracking_uri: str, tmp_path: Path) -> None:
+    (tmp_path / "mlruns" / "0").mkdir()
+    (tmp_path / "mlruns" / "0" / "meta.yaml").write_text("artifact_location: x\nname: Default\n")
+    assert default_tracking_uri(tmp_path / "mlruns") == tracking_uri
+    assert list(Experiment(tracking_uri, "toy", {}).search()) == []
+
+
+def test_file_store_as_the_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mlruns").mkdir()
+    with refused("^cannot open the tracking store file:.*maintenance mode"):
+        Experiment(f"file:{tmp_path}/mlruns", "toy", {})
+
+
+def test_output_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mlruns").touch()
+    uri = default_tracking_uri(tmp_path / "mlruns")
+    with refused("^cannot open the tracking store .*mlruns"):
+        Experiment(uri, "toy", {})

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import pickle
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from harness.core.errors import UserError
-from harness.core.study_file import clear_caches, load_study, run_file
-
-ROOT = Path(__file__).parents[1]
-STUDY = '''"""Toy."""
-from my_parts import probe
-from harness.core.spec import TrialSpec
 from harness.core.study import Study
+from harness.core.study_file import clear_caches, load_study, run_file
+from tests.processes import environment, output_of, python
+from tests.refusals import refused
+from tests.study_files import study_text
 
-def space(trial, strategy):
-    return TrialSpec("digits", "test_resnet", probe(), source="scratch", shots=3,
-                     val_shots=3, test_shots=3, resolution=32, epochs=1)
-
-study = Study(compare={"strategy": ["a"]}, space=space, trials=1, repeats=1)
-'''
+STUDY = '"""Toy."""\nfrom my_parts import probe\n'
+STUDY += study_text({"a": "probe()"}).partition("\n")[2]
 PARTS = "from harness import strategies\nprobe = strategies.LinearProbe\n"
 
 
@@ -48,16 +43,61 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
-def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A command as it is typed in that folder."""
-    return subprocess.run(
-        [sys.executable, "-m", *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+# --- what is in it ----------------------------------------------------------------------------------
+
+GOOD = """from harness import Study
+study = Study(compare={"strategy": ["a"]}, space=print)
+"""
+
+
+def read(folder: Path, before: str, encoding: str = "utf-8") -> Study:
+    (folder / "toy.py").write_bytes((before + GOOD).encode(encoding))
+    return load_study(folder / "toy.py")
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [
+        ("import sys\nsys.exit(0)\n", r"toy\.py:2: SystemExit: 0"),
+        ("\nb = bytearray(2**62)\n", r"toy\.py:2: MemoryError"),
+        (
+            "from harness import Study\nStudy(compair={})\n",
+            r"toy\.py:2: .*; did you mean compare\?",
+        ),
+        ("def f():\n    f()\nf()\n", r"toy\.py:2: RecursionError"),
+    ],
+    ids=["exits", "memory", "misspelt", "recursion"],
+)
+def test_study_file_that_would_end_the_command_is_refused(
+    before: str, said: str, tmp_path: Path
+) -> None:
+    with refused(f"^study file .*{said}"):
+        read(tmp_path, before)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_study_file_that_loops(tmp_path: Path) -> None:
+    (tmp_path / "toy.py").write_text("print('loops', flush=True)\nwhile True:\n    pass\n")
+    command = [sys.executable, "-m", "harness.study", "--space", "toy.py"]
+    pipe: Any = subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdout=pipe, stderr=pipe, text=True
+    ) as running:
+        try:
+            assert running.stdout is not None
+            assert running.stdout.readline() == "loops\n"
+            running.send_signal(signal.SIGINT)
+            _, said = running.communicate(timeout=30)
+        finally:
+            running.kill()  # it would loop forever where Ctrl-C is ignored
+    assert (running.returncode, said.partition(";")[0]) == (130, "stopped by Ctrl-C")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_study_file_may_have_a_byte_order_mark_but_is_utf_8(encoding: str, tmp_path: Path) -> None:
+    fine = encoding == "utf-8-sig"
+    with contextlib.nullcontext() if fine else refused("^study file .*null bytes"):
+        assert read(tmp_path, "a = 'ä'\r\n", encoding).name == "toy"
 
 
 # --- modules beside it -----------------------------------------------------------------------------
@@ -68,10 +108,9 @@ def test_module_beside_the_file_is_imported_wherever_the_command_is_typed(
     project: Path, tmp_path: Path
 ) -> None:
     options = ["--space", "proj/sibling.py", "--device", "cpu"]
-    study = run(tmp_path, "harness.study", *options)
-    assert study.returncode == 0, study.stderr
-    export = run(tmp_path, "harness.export", "--study", "sibling", *options)
-    assert export.returncode == 0, export.stderr
+    for command in (["harness.study"], ["harness.export", "--study", "sibling"]):
+        done = python("-m", *command, *options, folder=tmp_path)
+        assert done.returncode == 0, done.stderr
 
 
 def test_package_beside_the_file_is_imported_late_too(project: Path) -> None:
@@ -123,7 +162,7 @@ def test_error_in_a_module_beside_the_file_is_named_with_its_line(
     parts: str, said: str, project: Path
 ) -> None:
     (project / "my_parts.py").write_text(parts)
-    with pytest.raises(UserError, match=rf"\Astudy file .*{said}\Z"):
+    with refused(rf"\Astudy file .*{said}\Z"):
         load_study(project / "sibling.py")
     (project / "my_parts.py").write_text(PARTS)
     assert load_study(project / "sibling.py").name == "sibling"
@@ -140,8 +179,7 @@ def test_classes_of_the_file_can_be_pickled(name: str, project: Path) -> None:
     kept = pickle.dumps(mine)
     assert pickle.loads(kept) is mine
     code = f"import pickle, sys; sys.path[:] = {sys.path!r}; print(pickle.loads({kept!r}).__name__)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout == "Mine\n", done.stderr
+    assert output_of("-c", code) == "Mine"
 
 
 @pytest.mark.parametrize(
@@ -149,7 +187,7 @@ def test_classes_of_the_file_can_be_pickled(name: str, project: Path) -> None:
 )
 def test_file_that_has_the_name_of_another_module_is_refused(name: str, project: Path) -> None:
     file = (project / "sibling.py").rename(project / f"{name}.py")
-    with pytest.raises(UserError, match=rf"has the name of the module '{name}'.*rename the file\Z"):
+    with refused(rf"has the name of the module '{name}'.*rename the file\Z"):
         load_study(file)
 
 
@@ -162,7 +200,7 @@ def test_file_beside_a_module_with_the_name_of_a_library_is_refused(
     else:
         (project / name).mkdir()
         (project / name / "__init__.py").touch()
-    with pytest.raises(UserError, match=f"in the same folder as {name.removesuffix('.py')}"):
+    with refused(f"in the same folder as {name.removesuffix('.py')}"):
         load_study(project / "sibling.py")
 
 
@@ -180,7 +218,7 @@ def test_commands_say_so_in_one_line_where_the_current_folder_holds_such_a_file(
     name: str, project: Path
 ) -> None:
     (project / "sibling.py").rename(project / f"{name}.py")
-    done = run(project, "harness.study", "--space", f"{name}.py")
+    done = python("-m", "harness.study", "--space", f"{name}.py", folder=project)
     assert done.returncode == 2
     assert re.fullmatch(rf"error: study file {name}\.py has the name of .*\n", done.stderr)
 
@@ -190,7 +228,7 @@ def test_file_with_a_librarys_name_in_the_current_folder_does_not_break_other_co
 ) -> None:
     (project / "random.py").write_text("1 / 0\n")
     for words in (["harness.status"], ["analysis.report"], ["analysis.recommend"]):
-        done = run(project, *words, "--study", "none")
+        done = python("-m", *words, "--study", "none", folder=project)
         assert done.returncode == 2
         assert re.fullmatch("error: .*no (tracking (store|database)|file).*\n", done.stderr), (
             done.stderr

@@ -8,7 +8,6 @@ import pickle
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,6 @@ import torch
 pytest.importorskip("tokenizers")
 
 from harness.core.errors import UserError
-from harness.core.spec import TrialSpec
-from harness.core.study import Study
 from harness.data import (
     clear_caches,
     find_leaks,
@@ -37,11 +34,13 @@ from harness.data.texts import open_text
 from harness.dataset_report.contact_sheet import draw
 from harness.dataset_report.inspection import inspect_target
 from harness.dataset_report.text import findings
-from harness.inputs import Pixels, TokenizerFile, Tokens, described
+from harness.inputs import TokenizerFile, Tokens, described
 from harness.inputs.text import corrupted
 from harness.inputs.tokenizer import byte_tokenizer
 from harness.search.preflight import check_study
+from tests.refusals import refused
 from tests.texts import OWN, SHARED, SPECIAL, sentence, word_tokenizer, write_texts
+from tests.trials import MakeSpec, study_of
 
 WORDS = word_tokenizer()
 FORM = Tokens(WORDS, 16, 32)
@@ -143,7 +142,7 @@ def test_lines_in_the_model_card_give_the_same_tokens(
 
 
 def test_resolution_is_refused() -> None:
-    with pytest.raises(UserError, match="resolution 64 is for networks that take images"):
+    with refused("resolution 64 is for networks that take images"):
         FORM.at(64)
 
 
@@ -319,7 +318,7 @@ def test_other_containers_give_the_same_rows(kind: str, texts: Path, tmp_path: P
 def test_the_text_column_of_a_table_is_named(tmp_path: Path) -> None:
     rows = {"title": ["a horse", "a drill"], "body": ["the", "of"], "label": ["x", "y"]}
     pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
-    with pytest.raises(UserError, match="no column for the images, sounds or texts is recognised"):
+    with refused("no column for the images, sounds or texts is recognised"):
         load_target(f"csv:{tmp_path / 't.csv'}")
     target = load_target(f"csv:{tmp_path / 't.csv'}[text=title]")
     assert torch.equal(target.read(np.arange(2), FORM), rows_of("a horse", "a drill"))
@@ -357,9 +356,9 @@ def test_text_targets_are_selected_and_mixed_but_not_moved(texts: Path) -> None:
     chosen = load_target(f"folder:{texts}[tokens=16][classes=tools+animals]")
     assert chosen.classes == ("tools", "animals")
     for expression in ("shuffle(2,", "permute("):
-        with pytest.raises(UserError, match="only the pixels of images can be moved"):
+        with refused("only the pixels of images can be moved"):
             load_target(f"{expression}folder:{texts})")
-    with pytest.raises(UserError, match="texts and images cannot be mixed"):
+    with refused("texts and images cannot be mixed"):
         load_target(f"mix(folder:{texts},digits[classes=0-1],0.5)")
 
 
@@ -410,15 +409,13 @@ def test_texts_that_cannot_be_read_are_named(texts: Path) -> None:
 
 def test_an_empty_text_in_a_table_is_named(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text('text,label\na horse,x\n"  ",y\n')
-    with pytest.raises(UserError, match="row 2 has no text or no label"):
+    with refused("row 2 has no text or no label"):
         load_target(f"csv:{tmp_path / 't.csv'}")
     datasets = pytest.importorskip("datasets")
     rows = {"text": ["a horse", None, " "], "label": ["x", "y", "y"]}
     datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "set")
     target = load_target(f"hf:{tmp_path / 'set'}")
-    with pytest.raises(
-        UserError, match=r"text hf:set: row 1 of train is empty; text hf:set: row 2"
-    ):
+    with refused(r"text hf:set: row 1 of train is empty; text hf:set: row 2"):
         target.read(np.arange(3), FORM)
 
 
@@ -474,7 +471,7 @@ def test_a_field_without_an_end_is_named_by_its_line(tmp_path: Path) -> None:
         "t.csv cannot be read as a table: the row that begins in line 4 has a field of more than 131,072 "
         "characters; close its quotes, or put long texts into files of their own"
     )
-    with pytest.raises(UserError, match=re.escape(said)):
+    with refused(re.escape(said)):
         load_target(f"csv:{tmp_path / 't.csv'}")
 
 
@@ -485,7 +482,7 @@ def test_quotes_that_would_join_two_rows_are_refused(tmp_path: Path) -> None:
         "t.csv cannot be read as a table: the row that begins in line 3 has quotes that are not closed, or "
         "not doubled inside of a quoted field"
     )
-    with pytest.raises(UserError, match=re.escape(said)):
+    with refused(re.escape(said)):
         load_target(f"csv:{tmp_path / 't.csv'}")
 
 
@@ -502,9 +499,7 @@ def test_tables_separated_by_tabs_may_be_written_without_quoting(tmp_path: Path)
     assert list(target.texts) == list(both["text"])
 
 
-def test_texts_of_a_group_stay_together(
-    make_spec: Callable[..., TrialSpec], tmp_path: Path
-) -> None:
+def test_texts_of_a_group_stay_together(make_spec: MakeSpec, tmp_path: Path) -> None:
     """Reviews by one author, from a table."""
     rows = [
         (sentence(name, 8, seed=i), name, f"author {i // 3}") for name in OWN for i in range(30)
@@ -532,7 +527,7 @@ def test_texts_of_a_group_stay_together(
     ],
 )
 def test_bad_options_are_refused(option: str, said: str, texts: Path) -> None:
-    with pytest.raises(UserError, match=said):
+    with refused(said):
         load_target(f"folder:{texts}[{option}]")
 
 
@@ -542,7 +537,7 @@ def test_options_for_texts_are_refused_for_images(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / "x" / name).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "x" / name / "0.png")
-    with pytest.raises(UserError, match="option 'tokens' is for texts, and these are images"):
+    with refused("option 'tokens' is for texts, and these are images"):
         load_target(f"folder:{tmp_path / 'x'}[tokens=16]")
 
 
@@ -565,7 +560,7 @@ def test_a_stray_image_among_texts_leads_to_a_hint(texts: Path) -> None:
     from PIL import Image
 
     Image.new("RGB", (8, 8)).save(texts / "animals" / "cover.png")
-    with pytest.raises(UserError, match=r"'tools' contains no images, .* write \[kind=texts\]"):
+    with refused(r"'tools' contains no images, .* write \[kind=texts\]"):
         load_target(f"folder:{texts}")
 
 
@@ -575,7 +570,7 @@ def test_a_table_of_several_kinds_is_refused(texts: Path, tmp_path: Path) -> Non
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     one = texts / "tools" / "tools00.txt"
     (tmp_path / "t.csv").write_text(f"file,label\na.png,x\n{one},y\n")
-    with pytest.raises(UserError, match=r"images \(such as a.png\) and texts \(such as tools00"):
+    with refused(r"images \(such as a.png\) and texts \(such as tools00"):
         load_target(f"csv:{tmp_path / 't.csv'}")
 
 
@@ -585,28 +580,20 @@ def test_without_the_extra_its_name_is_said(texts: Path, monkeypatch: pytest.Mon
     tokenizer._fitted.cache_clear()
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     target = load_target(f"folder:{texts}")
-    with pytest.raises(UserError, match=r"need the extra: pip install -e '.\[text\]'"):
+    with refused(r"need the extra: pip install -e '.\[text\]'"):
         target.read(np.arange(2), FORM)
 
 
 def test_a_file_that_is_no_tokenizer_is_refused() -> None:
-    with pytest.raises(UserError, match=r"this is not a tokenizer.json of the library tokenizers"):
+    with refused(r"this is not a tokenizer.json of the library tokenizers"):
         Tokens(TokenizerFile("{}"), 8, 8).row("a")
 
 
-@pytest.mark.parametrize("wanted", [Pixels(32)])
-def test_networks_for_images_are_refused(wanted: Pixels, texts: Path) -> None:
-    with pytest.raises(UserError, match="takes 32 x 32 pixels and cannot be used for texts"):
-        load_target(f"folder:{texts}").medium.form(wanted)
-
-
 def test_a_study_of_texts_with_a_network_for_images_is_refused(
-    make_spec: Callable[..., TrialSpec], texts: Path
+    make_spec: MakeSpec, texts: Path
 ) -> None:
-    spec = make_spec(target=f"folder:{texts}")
-    study = Study(compare={"strategy": ["full"]}, space=lambda trial, strategy: spec, name="toy")
-    with pytest.raises(UserError, match="cannot be used for texts"):
-        check_study(study)
+    with refused("takes 32 x 32 pixels and cannot be used for texts"):
+        check_study(study_of(make_spec(target=f"folder:{texts}")))
 
 
 @pytest.mark.parametrize(
@@ -615,10 +602,10 @@ def test_a_study_of_texts_with_a_network_for_images_is_refused(
      ({"shifts": "blur"}, "shift 'blur' is not for 16 tokens of text; use typos, word_dropout or")],
 )  # fmt: skip
 def test_policies_of_another_medium_are_refused(
-    changes: dict[str, Any], said: str, make_spec: Callable[..., TrialSpec]
+    changes: dict[str, Any], said: str, make_spec: MakeSpec
 ) -> None:
     spec = make_spec(**changes)
-    with pytest.raises(UserError, match=said):
+    with refused(said):
         FORM.check(spec.augment, spec.shift_names())
 
 

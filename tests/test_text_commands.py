@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,42 +15,39 @@ from PIL import Image
 pytest.importorskip("tokenizers")
 pytest.importorskip("transformers")
 
-from harness.core.errors import UserError
-from harness.core.spec import TrialSpec
+from harness.core.results import EpochResult, TrialResult
 from harness.core.strategies import FullFineTune
-from harness.core.study import Study
 from harness.data import load_target
-from harness.data.cached import Cache
 from harness.deploy.card import loading
-from harness.deploy.model import Model, describe, open_model, plain_network, write
+from harness.deploy.model import Model, open_model
 from harness.deploy.onnx import logits_of, session, write_onnx
 from harness.inputs import Tokens
-from harness.new import propose_study
 from harness.predict import predict_images
 from harness.search.preflight import check_study
-from harness.training.device import Cpu
 from harness.training.fit import Fit
-from harness.training.loop import Training
 from tests.encoders import save_encoder
+from tests.refusals import refused
 from tests.texts import word_tokenizer, write_texts
+from tests.trials import MakeSpec, export, run, study_of
 
-MakeSpec = Callable[..., TrialSpec]
-
-
-@pytest.fixture
-def texts(tmp_path: Path) -> Path:
-    return write_texts(tmp_path / "words")
+Trained = tuple[Fit, list[EpochResult], TrialResult]
 
 
-@pytest.fixture
-def encoder(tmp_path: Path) -> str:
-    name = save_encoder(tmp_path / "encoder")
-    (tmp_path / "encoder" / "tokenizer.json").write_text(word_tokenizer().text)
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_texts(tmp_path_factory.mktemp("texts") / "words")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("encoder")
+    name = save_encoder(folder)
+    (folder / "tokenizer.json").write_text(word_tokenizer().text)
     return name
 
 
-@pytest.fixture
-def trained(make_spec: MakeSpec, texts: Path, encoder: str) -> Fit:
+@pytest.fixture(scope="module")
+def trained(make_spec: MakeSpec, texts: Path, encoder: str) -> Trained:
     """An encoder that was trained on all parameters, with views of augmented texts."""
     spec = make_spec(
         target=f"folder:{texts}[tokens=16]",
@@ -68,22 +64,18 @@ def trained(make_spec: MakeSpec, texts: Path, encoder: str) -> Fit:
         lr=1e-2,
         batch_size=4,
     )
-    fit = Training(spec, Cpu(), Cache(budget=0))
-    list(fit)
-    return fit
+    return run(spec)
 
 
-def test_two_kinds_of_texts_are_told_apart(trained: Fit) -> None:
-    metrics = trained.finish(test=True).metrics
+def test_two_kinds_of_texts_are_told_apart(trained: Trained) -> None:
+    metrics = trained[2].metrics
     assert metrics["test_accuracy"] == 1
     assert metrics["test_accuracy.word_dropout"] >= 5 / 6
     assert "test_accuracy.typos" in metrics
 
 
-def test_mistakes_are_kept_as_pictures_of_their_texts(trained: Fit) -> None:
-    fit = Training(replace(trained.spec, epochs=1, lr=1e-6), Cpu(), Cache(budget=0))
-    list(fit)
-    predictions = fit.finish(test=True).predictions
+def test_mistakes_are_kept_as_pictures_of_their_texts(trained: Trained) -> None:
+    predictions = run(replace(trained[0].spec, epochs=1, lr=1e-6))[2].predictions
     assert predictions is not None
     wrong = predictions.predicted != predictions.label
     assert wrong.any()
@@ -94,23 +86,21 @@ def test_mistakes_are_kept_as_pictures_of_their_texts(trained: Fit) -> None:
 
 
 @pytest.fixture
-def exported(trained: Fit, tmp_path: Path) -> Model:
-    name = trained.spec.backbone
-    about = describe(trained.backbone, name, ("animals", "tools"))
-    network = plain_network(trained.backbone, None)
-    write(tmp_path / "model", network, about, trained.backbone.input)
-    return open_model(tmp_path / "model")
+def exported(trained: Trained, tmp_path: Path) -> Model:
+    fit, name = trained[0], trained[0].spec.backbone
+    return export(fit.backbone, name, ("animals", "tools"), tmp_path / "model")
 
 
 def test_an_exported_model_classifies_text_files(
-    exported: Model, trained: Fit, texts: Path, tmp_path: Path
+    exported: Model, trained: Trained, texts: Path, tmp_path: Path
 ) -> None:
+    fit = trained[0]
     (tmp_path / "empty.txt").write_text("")
     found = list(predict_images(tmp_path / "model", [texts, tmp_path / "empty.txt"], top=2))
-    target = load_target(trained.spec.target)
-    rows = target.read(np.arange(24), trained.backbone.input)
+    target = load_target(fit.spec.target)
+    rows = target.read(np.arange(24), fit.backbone.input)
     with torch.inference_mode():
-        logits = trained.backbone.model.eval()(trained.backbone.prepared(rows))
+        logits = fit.backbone.model.eval()(fit.backbone.prepared(rows))
     shares = [dict(zip(p.classes, p.probabilities, strict=True))["tools"] for p in found[:24]]
     assert shares == pytest.approx(logits.softmax(1)[:, 1].tolist(), abs=1e-6)
     assert [p.path for p in found[:24]] == list(target.files())
@@ -125,7 +115,7 @@ def test_an_exported_model_holds_its_tokenizer(exported: Model, tmp_path: Path) 
     assert about["preprocessing"] == {"kind": "tokens", "length": 16, "longest": 24}
     assert "open_model" in loading(about)
     (folder / "tokenizer.json").write_text(word_tokenizer(special=False).text)
-    with pytest.raises(UserError, match=r"SHA-256 of \S+tokenizer.json differs"):
+    with refused(r"SHA-256 of \S+tokenizer.json differs"):
         open_model(folder)
 
 
@@ -146,35 +136,6 @@ def test_a_study_says_how_many_texts_are_cut(
     spec = make_spec(
         target=f"folder:{texts}[tokens=12]", backbone=encoder, source="pretrained", resolution=None
     )
-    study = Study(compare={"strategy": ["full"]}, space=lambda trial, strategy: spec, name="toy")
-    said = [note for note in check_study(study).notes if "exceeds" in note]
+    said = [note for note in check_study(study_of(spec)).notes if "exceeds" in note]
     assert len(said) == 1
     assert "texts have 12 tokens or more; what exceeds them is not read" in said[0]
-
-
-def test_a_study_is_proposed_for_a_folder_of_texts(
-    texts: Path,
-    encoder: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    from harness.dataset_report import proposal
-
-    monkeypatch.setattr(proposal, "FOR_TEXTS", (encoder,))
-    monkeypatch.setattr(proposal, "BY_SHOTS", ((10**9, ("linear probe",)),))
-    monkeypatch.chdir(tmp_path)
-    study = propose_study(f"folder:{texts}", device="cpu")
-    written = Path("studies/words.py").read_text()
-    assert '"""Which backbone and which strategy suit these texts?' in written
-    assert '# augment="token_dropout"' in written
-    assert 'source="pretrained"' in written
-    assert "resolution" not in written
-    assert "training texts per class" in written
-    assert study.cells()
-    assert Path("report/words/classes.png").is_file()
-    monkeypatch.setattr(proposal, "BY_SHOTS", ((10**9, ("linear probe", "last block")),))
-    propose_study(f"folder:{texts}", device="cpu", budget="5m", out="studies/race.py")
-    only = f"Nothing was screened: {encoder} is the only backbone for texts whose weights are"
-    assert only in " ".join(Path("studies/race.py").read_text().split())
-    assert "2 classes, 24 texts" in capsys.readouterr().out

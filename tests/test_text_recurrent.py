@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +10,12 @@ import torch
 
 from harness.backbones import build
 from harness.backbones.wheels import MINILM
-from harness.core.errors import UserError
-from harness.core.spec import TrialSpec
 from harness.core.strategies import FullFineTune, GradualUnfreezing, LoRA
-from harness.data.cached import Cache
-from harness.deploy.model import describe, open_model, plain_network, write
 from harness.deploy.onnx import write_onnx
-from harness.training.device import MIB, Cpu
 from harness.training.forecast import forecast
-from harness.training.forecast.storages import StorageMeter
-from harness.training.loop import Training
+from tests.live_memory import inputs_of, loop_peaks
+from tests.refusals import refused
+from tests.trials import MakeSpec, check_caching, export
 
 pytestmark = pytest.mark.skipif(MINILM.file() is None, reason="its tokenizer is not installed")
 
@@ -60,53 +55,31 @@ def test_padding_does_not_matter(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_learns_from_scratch(
-    name: str, make_spec: Callable[..., TrialSpec], texts: str, tmp_path: Path
-) -> None:
+def test_it_learns_from_scratch(name: str, make_spec: MakeSpec, texts: str, tmp_path: Path) -> None:
     """With and without cached layers, and twice the same bit for bit."""
     fields = {"target": texts, "backbone": name, "resolution": None, "lr": 1e-2, "shots": 10}
     spec = make_spec(**fields, strategy=FullFineTune(), epochs=4, batch_size=8)
-    fit = Training(spec, Cpu(), Cache(budget=0))
-    first = [e.val_loss for e in fit]
-    assert fit.finish(test=True).metrics["test_accuracy"] == 1
-    assert [e.val_loss for e in Training(spec, Cpu(), Cache())] == first
-    spec = make_spec(**fields, strategy=GradualUnfreezing(every=1), epochs=3)
-    cut = [e.val_loss for e in Training(spec, Cpu(), Cache())]
-    uncut = [e.val_loss for e in Training(spec, Cpu(), Cache(budget=0))]
-    np.testing.assert_allclose(cut, uncut, rtol=2e-5)
+    assert check_caching(spec, rtol=0).metrics["test_accuracy"] == 1
+    check_caching(make_spec(**fields, strategy=GradualUnfreezing(every=1), epochs=3), rtol=2e-5)
 
 
-def test_memory_is_that_of_live_tensors(make_spec: Callable[..., TrialSpec], texts: str) -> None:
+def test_memory_is_that_of_live_tensors(make_spec: MakeSpec, texts: str) -> None:
     spec = make_spec(target=texts, backbone="text_lstm", resolution=None, batch_size=8)
-    backbone = build("text_lstm", "scratch", 2, 0)
-    rows = backbone.input.blank(8)[:, :, :8]
-    backbone.train_mode(range(len(backbone.groups)))
-    optimizer = torch.optim.AdamW(backbone.model.parameters(), fused=True)
-    meter = StorageMeter()
-    with meter:
-        meter.follow([*backbone.model.parameters()])
-        for _ in range(2):
-            logits = backbone.model(rows.long())
-            torch.nn.functional.cross_entropy(logits, torch.zeros(8).long()).backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            del logits
-    live = sum(meter.peak().values()) / MIB
-    assert forecast(spec).train_peak_mib == pytest.approx(live, rel=0.02)
+    train, _ = loop_peaks(spec, inputs_of(spec), classes=2)
+    assert forecast(spec).train_peak_mib == pytest.approx(train, rel=0.02)
 
 
 def test_its_onnx_file_gives_the_same_logits(tmp_path: Path) -> None:
     for name in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(name)
     network = build("text_lstm", "scratch", 3, 0)
-    about = describe(network, "text_lstm", ("a", "b", "c"))
-    write(tmp_path / "model", plain_network(network, None), about, network.input)
+    model = export(network, "text_lstm", ("a", "b", "c"), tmp_path / "model")
     rows = network.input.random(4, torch.Generator().manual_seed(0))
-    assert write_onnx(open_model(tmp_path / "model"), tmp_path, rows) < 1e-5
+    assert write_onnx(model, tmp_path, rows) < 1e-5
 
 
 def test_what_does_not_suit_it_is_refused() -> None:
-    with pytest.raises(UserError, match="text_lstm has no pretrained weights"):
+    with refused("text_lstm has no pretrained weights"):
         build("text_lstm", "pretrained", 2, 0)
-    with pytest.raises(UserError, match="LoRA needs attention layers"):
+    with refused("LoRA needs attention layers"):
         build("text_lstm", "scratch", 2, 0, lora_rank=LoRA().rank)

@@ -25,10 +25,11 @@ import torchvision
 from numpy.typing import NDArray
 from PIL import Image
 
-from harness.core.spec import TrialSpec
 from harness.data import clear_caches, load_target, split_indices, torchvision_sets
 from harness.data.torchvision_sets import TORCHVISION
 from harness.inputs import Pixels
+from tests.refusals import refused
+from tests.trials import MakeSpec
 
 TRAIN, VAL, TEST = [0, 1, 2, 2, 1, 0, 0, 1], [1, 0, 2], [2, 2, 0, 1]
 PARTS = {"train": TRAIN, "val": VAL, "test": TEST}
@@ -140,6 +141,16 @@ def in_class_folders(root: Path, part: list[int], names: tuple[str, ...], suffix
         save(root / names[label] / f"{number:04d}.{suffix}", label)
 
 
+def folders(names: tuple[str, ...], suffix: str, **parts: list[int]) -> Write:
+    """A folder of class folders for each part; "__" in the name of a part stands for "/"."""
+
+    def write(root: Path) -> None:
+        for part, labels in parts.items():
+            in_class_folders(root / part.replace("__", "/"), labels, names, suffix)
+
+    return write
+
+
 def numbered(root: Path, names: tuple[str, ...], name: str) -> None:
     """Files counted from 1 within each class, as Caltech has them."""
     seen = [0, 0, 0]
@@ -158,18 +169,6 @@ def caltech101(root: Path) -> None:
 def caltech256(root: Path) -> None:
     names = ("001.ak47", "002.american-flag", "003.backpack")
     numbered(root / "caltech256" / "256_ObjectCategories", names, "{label:03d}_{number:04d}.jpg")
-
-
-def country211(root: Path) -> None:
-    for part, folder in (("train", "train"), ("val", "valid"), ("test", "test")):
-        in_class_folders(root / "country211" / folder, PARTS[part], ("AD", "BE", "CH"), "jpg")
-
-
-def rendered_sst2(root: Path) -> None:
-    for part, folder in (("train", "train"), ("val", "valid"), ("test", "test")):
-        labels = [min(label, 1) for label in PARTS[part]]
-        base = root / "rendered-sst2" / folder
-        in_class_folders(base, labels, ("negative", "positive"), "png")
 
 
 def dtd(root: Path) -> None:
@@ -277,14 +276,6 @@ def oxford_pets(root: Path) -> None:
 WNIDS = ("n01440764", "n02012849", "n03126707")
 
 
-def imagenette(root: Path) -> None:
-    names = ("n01440764", "n02102040", "n03888257")
-    for part in ("train", "val"):
-        in_class_folders(root / "imagenette2" / part, PARTS[part], names, "jpeg")
-        for path in list((root / "imagenette2" / part).rglob("*.jpeg")):
-            path.rename(path.with_suffix(".JPEG"))
-
-
 def imagenet(root: Path) -> None:
     names = dict(zip(WNIDS, (("tench", "Tinca tinca"), ("crane",), ("crane",)), strict=True))
     (root / "imagenet").mkdir()
@@ -308,15 +299,10 @@ def places365(root: Path) -> None:
         save(root / folder / file.lstrip("/"), int(label))
 
 
-def inaturalist(train: str) -> Write:
-    species = ("lumbricus_terrestris", "sabella_penicillus", "sabella_spallanzanii")
-    names = tuple(f"{i:05d}_Animalia_Annelida_a_b_c_{s}" for i, s in enumerate(species))
-
-    def write(root: Path) -> None:
-        in_class_folders(root / train, TRAIN, names, "jpg")
-        in_class_folders(root / "2021_valid", VAL, names, "jpg")
-
-    return write
+SPECIES = tuple(
+    f"{i:05d}_Animalia_Annelida_a_b_c_{name}"
+    for i, name in enumerate(("lumbricus_terrestris", "sabella_penicillus", "sabella_spallanzanii"))
+)
 
 
 def lfw(root: Path) -> None:
@@ -334,18 +320,15 @@ def lfw(root: Path) -> None:
             save(base / "lfw_funneled" / name / f"{name}_{number:04d}.jpg", i)
 
 
+CHARACTERS = ("Armenian/character01", "Armenian/character02", "Sanskrit/character01")
+
+
 def omniglot(folder: str) -> Write:
     def write(root: Path) -> None:
-        base = root / "omniglot-py"
-        names = ("Armenian/character01", "Armenian/character02", "Sanskrit/character01")
-        in_class_folders(base / folder, TRAIN, names, "png")
-        (base / f"{folder}.zip").write_bytes(b"")
+        in_class_folders(root / "omniglot-py" / folder, TRAIN, CHARACTERS, "png")
+        (root / "omniglot-py" / f"{folder}.zip").write_bytes(b"")
 
     return write
-
-
-def eurosat(root: Path) -> None:
-    in_class_folders(root / "eurosat" / "2750", TRAIN, ("AnnualCrop", "Forest", "River"), "jpg")
 
 
 def sun397(root: Path) -> None:
@@ -369,6 +352,7 @@ def clevr(root: Path) -> None:
 ANIMALS = ("ant", "bee", "cow")
 BATCHES = {f"data_batch_{i}": TRAIN[i - 1 : i] if i < 5 else TRAIN[4:] for i in range(1, 6)}
 DIGITS = ("0", "1", "2")
+CODES, SIDES, LAND = ("AD", "BE", "CH"), ("negative", "positive"), ("AnnualCrop", "Forest", "River")
 SETS: dict[str, tuple[Write, tuple[str, ...], tuple[int, int, int]]] = {
     "cifar10": (
         cifar("cifar-10-batches-py", BATCHES | {"test_batch": TEST}, "batches.meta",
@@ -397,8 +381,15 @@ SETS: dict[str, tuple[Write, tuple[str, ...], tuple[int, int, int]]] = {
     "stl10": (stl10, ANIMALS, (8, 0, 4)),
     "caltech101": (caltech101, ("Faces", "ant", "yin_yang"), (8, 0, 0)),
     "caltech256": (caltech256, ("001.ak47", "002.american-flag", "003.backpack"), (8, 0, 0)),
-    "country211": (country211, ("AD", "BE", "CH"), (8, 3, 4)),
-    "renderedsst2": (rendered_sst2, ("negative", "positive"), (8, 3, 4)),
+    "country211": (
+        folders(CODES, "jpg", country211__train=TRAIN, country211__valid=VAL, country211__test=TEST),
+        CODES, (8, 3, 4),
+    ),
+    "renderedsst2": (
+        folders(SIDES, "png", **{f"rendered-sst2__{p}": [min(v, 1) for v in labels]
+                                 for p, labels in (("train", TRAIN), ("valid", VAL), ("test", TEST))}),
+        SIDES, (8, 3, 4),
+    ),
     "dtd": (dtd, ("banded", "dotted", "woven"), (8, 3, 4)),
     "fgvcaircraft": (aircraft, ("707-320", "A300B4", "Boeing 717"), (8, 3, 4)),
     "flowers102": (
@@ -413,7 +404,8 @@ SETS: dict[str, tuple[Write, tuple[str, ...], tuple[int, int, int]]] = {
         oxford_pets, ("Abyssinian", "American Bulldog", "Yorkshire Terrier"), (8, 0, 4)
     ),
     "imagenette": (
-        imagenette,
+        folders(("n01440764", "n02102040", "n03888257"), "JPEG",
+                imagenette2__train=TRAIN, imagenette2__val=VAL),
         ("tench, Tinca tinca", "English springer, English springer spaniel", "parachute, chute"),
         (8, 0, 3),
     ),
@@ -424,31 +416,19 @@ SETS: dict[str, tuple[Write, tuple[str, ...], tuple[int, int, int]]] = {
         places365, ("airfield", "apartment_building/outdoor", "zen_garden"), (8, 0, 3)
     ),
     **{
-        name: (
-            inaturalist(train),
-            tuple(
-                f"{i:05d}_Animalia_Annelida_a_b_c_{s}"
-                for i, s in enumerate(
-                    ("lumbricus_terrestris", "sabella_penicillus", "sabella_spallanzanii")
-                )
-            ),
-            (8, 0, 3),
-        )
+        name: (folders(SPECIES, "jpg", **{train: TRAIN, "2021_valid": VAL}), SPECIES, (8, 0, 3))
         for name, train in (
             ("inaturalist", "2021_train"), ("inaturalist_mini", "2021_train_mini")
         )
     },
     "lfwpeople": (lfw, ("Aaron_Eckhart", "Bob_Dole", "Cate_Blanchett"), (8, 0, 0)),
     **{
-        name: (
-            omniglot(folder),
-            ("Armenian/character01", "Armenian/character02", "Sanskrit/character01"), (8, 0, 0),
-        )
+        name: (omniglot(folder), CHARACTERS, (8, 0, 0))
         for name, folder in (
             ("omniglot", "images_background"), ("omniglot_evaluation", "images_evaluation")
         )
     },
-    "eurosat": (eurosat, ("AnnualCrop", "Forest", "River"), (8, 0, 0)),
+    "eurosat": (folders(LAND, "jpg", eurosat__2750=TRAIN), LAND, (8, 0, 0)),
     "sun397": (sun397, ("abbey", "airport/indoor", "youth_hostel"), (8, 0, 0)),
     "clevrclassification": (clevr, ("3", "4", "5"), (8, 0, 3)),
 }  # fmt: skip
@@ -513,9 +493,7 @@ def test_parts_classes_and_labels_are_those_of_the_files(name: str, downloads: P
 
 
 @pytest.mark.parametrize("name", ["flowers102", "dtd", "country211", "fgvcaircraft"])
-def test_validation_part_is_selected_on(
-    name: str, downloads: Path, make_spec: Callable[..., TrialSpec]
-) -> None:
+def test_validation_part_is_selected_on(name: str, downloads: Path, make_spec: MakeSpec) -> None:
     SETS[name][0](downloads)
     spec = make_spec(target=name, shots=None, val_shots=None, test_shots=None)
     split = split_indices(load_target(name), spec)
@@ -559,8 +537,6 @@ def test_images_come_in_one_order_however_a_folder_lists_them(
 def test_set_that_is_not_there_is_refused_in_one_line(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from harness.core.errors import UserError
 
-    with pytest.raises(UserError, match="could not be loaded by torchvision") as caught:
+    with refused("could not be loaded by torchvision"):
         load_target(name)
-    assert "\n" not in str(caught.value)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +15,13 @@ from PIL import Image
 from harness.core import signals
 from harness.core.results import EpochResult, TrialResult
 from harness.core.signals import Terminated
-from harness.core.spec import TrialSpec
 from harness.training.checkpoint import BadCheckpoint
 from harness.training.loop import Training
 from harness.training.provenance import clear_caches, inputs_of
 from harness.training.trial import Message, Started, TrialTask, run_trial
+from tests.processes import output_of
+from tests.trials import MakeSpec
 
-MakeSpec = Callable[..., TrialSpec]
 Act = Callable[[], object]
 
 
@@ -90,8 +88,7 @@ def test_messages_are_a_start_the_epochs_and_one_result(task: TrialTask) -> None
 
 def test_worker_imports_no_database() -> None:
     code = "import sys, harness.training.trial, harness.search.executors.worker as w; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    loaded = {name.partition(".")[0] for name in output_of("-c", code).split()}
     assert "torch" in loaded
     assert not loaded & {"optuna", "mlflow", "sqlalchemy"}
 

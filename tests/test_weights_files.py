@@ -18,13 +18,13 @@ import torchvision
 from safetensors.torch import save_file
 
 from harness.backbones import build, read_weights, restore
-from harness.core.errors import UserError
 from harness.core.spec import TrialSpec
 from harness.core.strategies import FeatureTransfer, LinearProbe
 from harness.core.study import Study
-from harness.deploy.model import describe, open_model, plain_network, write
 from harness.inputs import Pixels
 from harness.search.preflight import check_study
+from tests.refusals import refused
+from tests.trials import export
 
 State = dict[str, torch.Tensor]
 
@@ -117,17 +117,17 @@ def test_weights_are_those_of_the_file_in_whatever_form_they_were_saved(
     assert [said in line and str(tmp_path) in line for line in network.notes] == [True] * bool(said)
 
 
-@pytest.mark.parametrize("name", ["x.SAFETENSORS", "x.SafeTensors", "x.bin", "x.pt"])
-def test_safetensors_are_known_by_their_content(name: str, state: State, tmp_path: Path) -> None:
-    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / name)
-    assert torch.equal(read_weights(tmp_path / name)["fc.weight"], state["fc.weight"])
+SUFFIXES = [
+    *((save_file, f"x.{suffix}") for suffix in ("SAFETENSORS", "SafeTensors", "bin", "pt")),
+    *((torch.save, name) for name in ("x.PTH", "x.Bin", "x", "x.safetensors.pt")),
+]
 
 
-@pytest.mark.parametrize("name", ["x.PTH", "x.Bin", "x", "x.safetensors.pt"])
-def test_torch_files_are_read_whatever_their_suffix(
-    name: str, state: State, tmp_path: Path
+@pytest.mark.parametrize(("save", "name"), SUFFIXES)
+def test_files_are_known_by_their_content_whatever_their_suffix(
+    save: Callable[[State, Path], object], name: str, state: State, tmp_path: Path
 ) -> None:
-    torch.save(state, tmp_path / name)
+    save({k: v.contiguous() for k, v in state.items()}, tmp_path / name)
     assert torch.equal(read_weights(tmp_path / name)["fc.weight"], state["fc.weight"])
 
 
@@ -154,8 +154,7 @@ def test_an_export_of_another_input_size_gets_its_positions_from_timm(
     name: str, trained_at: int, wanted_at: int | None, tmp_path: Path
 ) -> None:
     trained = build(name, "scratch", 7, seed=1, resolution=trained_at)
-    about = describe(trained, name, tuple("abcdefg"))
-    write(tmp_path, plain_network(trained, None), about, trained.input)
+    export(trained, name, tuple("abcdefg"), tmp_path)
     file = tmp_path / "model.safetensors"
     network = build(name, f"file:{file}", 3, seed=0, resolution=wanted_at)
     options: dict[str, Any] = {"img_size": wanted_at} if wanted_at else {}
@@ -172,14 +171,8 @@ def test_an_export_of_another_input_size_gets_its_positions_from_timm(
 def test_an_export_without_its_page_is_loaded_by_the_library_alone(tmp_path: Path) -> None:
     """And with it, by us, to the same logits."""
     trained = build("repvgg_a0", "scratch", 3, seed=1)
-    write(
-        tmp_path,
-        plain_network(trained, None),
-        describe(trained, "repvgg_a0", ("a", "b", "c")),
-        trained.input,
-    )
+    model = export(trained, "repvgg_a0", ("a", "b", "c"), tmp_path)
     pixels = torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8)
-    model = open_model(tmp_path)
     theirs = timm.create_model("repvgg_a0", num_classes=3).eval()
     theirs.load_state_dict(read_weights(tmp_path / "model.safetensors"))
     with torch.no_grad():
@@ -190,38 +183,37 @@ def test_an_export_without_its_page_is_loaded_by_the_library_alone(tmp_path: Pat
 # --- refusals --------------------------------------------------------------------------------------
 
 
-def refused(file: Path, match: str) -> str:
-    with pytest.raises(UserError, match=match) as caught:
+def refused_file(file: Path, match: str) -> str:
+    with refused(match) as caught:
         build("test_resnet", f"file:{file}", 3, seed=0)
     said = str(caught.value)
-    assert "\n" not in said
     assert not any(advice in said.lower() for advice in ("weights_only", "trust", "re-running"))
     return said
 
 
 def test_a_whole_module_is_refused_and_its_class_named(tmp_path: Path) -> None:
     torch.save(timm.create_model("test_resnet"), tmp_path / "x.pt")
-    assert "state_dict()" in refused(
+    assert "state_dict()" in refused_file(
         tmp_path / "x.pt", r"contains a pickled timm\.models\.resnet\.ResNet"
     )
     torch.save({"model": torch.nn.Linear(2, 2), "epoch": 1}, tmp_path / "y.pt")
-    refused(tmp_path / "y.pt", r"contains a pickled torch\.nn\.modules\.linear\.Linear")
+    refused_file(tmp_path / "y.pt", r"contains a pickled torch\.nn\.modules\.linear\.Linear")
     (tmp_path / "z.pt").write_bytes(pickle.dumps(torch.nn.Linear(2, 2)))
-    refused(tmp_path / "z.pt", "is not a weights file")
+    refused_file(tmp_path / "z.pt", "is not a weights file")
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_a_scripted_archive_is_refused_as_a_program(tmp_path: Path) -> None:
     network = torchvision.models.squeezenet1_1(weights=None, num_classes=2)
     torch.jit.script(network).save(str(tmp_path / "x.pt"))
-    refused(tmp_path / "x.pt", "scripted or exported program")
+    refused_file(tmp_path / "x.pt", "scripted or exported program")
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model."])
 def test_another_architecture_is_refused_with_a_prefix_too(prefix: str, tmp_path: Path) -> None:
     other = timm.create_model("test_efficientnet").state_dict()
     torch.save(prefixed(other, prefix), tmp_path / "x.pt")
-    refused(tmp_path / "x.pt", r"another architecture: .*missing or has another shape")
+    refused_file(tmp_path / "x.pt", r"another architecture: .*missing or has another shape")
 
 
 @pytest.mark.parametrize("form", ["names", "keys"])
@@ -234,12 +226,44 @@ def test_two_networks_in_one_file_are_refused_with_both(
         else {"student": state, "teacher": others(state)}
     )
     torch.save(both, tmp_path / "x.pt")
-    refused(tmp_path / "x.pt", "several .*student.*teacher")
+    refused_file(tmp_path / "x.pt", "several .*student.*teacher")
 
 
 def test_an_optimiser_alone_is_no_weights_file(tmp_path: Path) -> None:
     torch.save({"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}}, tmp_path / "x.pt")
-    refused(tmp_path / "x.pt", "is not a weights file: it does not contain a state dict")
+    refused_file(tmp_path / "x.pt", "is not a weights file: it does not contain a state dict")
+
+
+NO_WEIGHTS = {
+    "truncated": None,
+    "page": b"<!DOCTYPE html><html><title>404</title></html>",
+    "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2\nsize 12345\n",
+    "empty": b"",
+    "zip": b"PK\x03\x04 and then nothing",
+    "pickled number": pickle.dumps(3),
+    "pickled dictionary": pickle.dumps({"epoch": 3}),
+    "header alone": b"\xff" * 8,
+}
+
+
+@pytest.mark.parametrize("content", NO_WEIGHTS.values(), ids=NO_WEIGHTS)
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_what_is_no_weights_file_is_refused(
+    content: bytes | None, suffix: str, state: State, tmp_path: Path
+) -> None:
+    path = tmp_path / f"x.{suffix}"
+    if content is None:
+        torch.save(state, path)
+        content = path.read_bytes()[: path.stat().st_size // 2]
+    path.write_bytes(content)
+    with refused(rf"^\S+x\.{suffix} is not a weights file"):
+        read_weights(path)
+
+
+def test_weights_that_unpack_to_more_than_they_are_are_refused(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "spread.pt")
+    with refused(r"^weights file \S+spread\.pt: w has more values than the file contains"):
+        read_weights(tmp_path / "spread.pt")
 
 
 def test_weights_that_lack_a_layer_are_refused_whatever_wraps_them(
@@ -247,9 +271,9 @@ def test_weights_that_lack_a_layer_are_refused_whatever_wraps_them(
 ) -> None:
     few = {k: v for k, v in state.items() if not k.startswith("layer3.")}
     torch.save({"state_dict": prefixed(few, "model.")}, tmp_path / "x.pt")
-    refused(tmp_path / "x.pt", r"another architecture: layer3\.0\.conv1\.weight is missing")
+    refused_file(tmp_path / "x.pt", r"another architecture: layer3\.0\.conv1\.weight is missing")
 
 
 def test_a_model_is_restored_only_from_its_own_weights(state: State) -> None:
-    with pytest.raises(UserError, match="the weights do not belong to test_resnet"):
+    with refused("the weights do not belong to test_resnet"):
         restore("test_resnet", prefixed(state, "model."), 7, Pixels(64))

@@ -24,6 +24,7 @@ from harness.search.sampling import sampler_of
 from harness.search.storage import open_storage
 from tests import lab
 from tests.lab import Lab, World, info_of
+from tests.processes import environment
 
 ROOT = Path(__file__).parents[1]
 
@@ -145,10 +146,6 @@ def write_study(folder: Path, trouble: str = "", trials: int = 3, epochs: int = 
     )
     (folder / "toy.py").write_text(text)
     return study
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def call(folder: Path, command: list[str], *options: str) -> subprocess.CompletedProcess[str]:
