@@ -281,7 +281,7 @@ def test_weights_that_are_not_recorded_are_refused(tmp_path: Path) -> None:
     name = save_encoder(tmp_path)
     torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
-    refused(name, "cannot be read: Error no file named model.safetensors")
+    refused_network(name, "cannot be read: Error no file named model.safetensors")
 
 
 def test_a_model_of_the_hub_needs_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
