@@ -346,7 +346,7 @@ def test_only_as_many_backbones_race_as_the_budget_has_time_for() -> None:
     assert fitting(made, costs, Seconds("1s"))[0].backbones == ("a",)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("one_cell_proposed")
 def test_encoders_of_sounds_are_suggested_as_comments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
