@@ -23,17 +23,20 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.server import app, handlers
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from werkzeug.serving import make_server
 
 from harness.core.errors import UserError
 from harness.core.spec import TrialSpec
+from harness.search.cell import CellSearch
 from harness.search.coordinator import StudyStopped
 from harness.search.record import StorageFailed
 from harness.search.space import first_draw
 from harness.sync import sync_study
+from harness.training.forecast import forecast
+from tests.lab import info_of
 from tests.toy import SMALL, STUDY, Place, make_study
 
 MLFLOW_CALLS = ("create_run", "log_batch", "log_text", "set_tag", "set_terminated", "search_runs")
@@ -45,6 +48,8 @@ def place(
 ) -> Place:
     # After a trial that failed; a third of a second each, and a stand-in leaves nothing to collect.
     monkeypatch.setattr("harness.training.trial.gc.collect", lambda: 0)
+    for cell in STUDY.cells():  # remembered, because torch cannot compute gradients after a fork
+        forecast(first_draw(STUDY, cell))
     return Place(with_stores(tmp_path / "mlruns"))
 
 
@@ -146,6 +151,30 @@ def test_1_slot_that_ends_its_process_each_time_is_crashed_after_the_second_deat
     assert "its process ended 2 times" in given_up.data.tags["reason"]
     assert (given_up.data.tags["cell"], given_up.data.tags["index"]) == ("probe", "0")
     assert [d.trial for d in place.run()] == [None] * 6, "the slot is settled for good"
+
+
+def test_1_last_repeat_of_a_race_that_died_with_its_result_is_shown_by_the_next_run(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    race = make_study(compare={"strategy": ["probe", "full"]}, budget="1s")
+    # So little time that each finalist is repeated once.
+    monkeypatch.setattr(place, "info", lambda study: info_of(study, budget=1e-6, screening=5e-7))
+    tell = CellSearch._tell
+
+    def die_before_the_last(search: CellSearch, *arguments: Any) -> FrozenTrial:
+        where = search.phase, len(search.attempts.done), search.cell["strategy"]
+        if where == ("repeat", 0, "full"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return tell(search, *arguments)
+
+    def die() -> None:
+        monkeypatch.setattr(CellSearch, "_tell", die_before_the_last)
+        place.run(race)
+
+    assert in_a_process(die) == -signal.SIGKILL
+    assert {d.trial for d in place.run(race)} == {None}, "only its end was missing"
+    assert place.differences() == []
+    assert set(place.run_outcomes()) == {"complete"}
 
 
 # --- 7: NaN and infinity ---------------------------------------------------------------------------

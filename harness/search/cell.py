@@ -68,6 +68,7 @@ class CellSearch:
 
     Attributes:
         attempts: every attempt at its slots that has ended.
+        abandoned: those of them that a dead process left open.
     """
 
     def __init__(
@@ -93,24 +94,27 @@ class CellSearch:
         if [d.name for d in self._optuna.directions] != ["MAXIMIZE"]:
             raise UserError(f"Optuna study {self.name!r} was not made by this harness")
         self.attempts = self._read()
-        if self._end_abandoned():
+        ended = self._end_abandoned()
+        if ended:
             self.attempts = self._read()
+        self.abandoned = [trial for trial in self.attempts if trial.number in ended]
 
     def _read(self) -> Attempts:
         trials = read_trials(self.record.storage, self.name, self.cell, self._number)
         return Attempts(trials, self.study.tuning_runs if self.phase == "tune" else sys.maxsize)
 
-    def _end_abandoned(self) -> bool:
-        """End the trials that a dead process left open. If the result of one was already written, it ends
-        with that result."""
+    def _end_abandoned(self) -> set[int]:
+        """End the trials that a dead process left open, and return their numbers. If the result of one was
+        already written, it ends with that result."""
         found = self._optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         for trial in found:
             result = trial.user_attrs.get("result") or self._result_of_abandoned(trial)
             self._tell(trial.number, result)
-        return bool(found)
+        return {trial.number for trial in found}
 
     def _result_of_abandoned(self, trial: FrozenTrial) -> Mapping[str, Any]:
-        """The result of a trial of a dead process; it is written if no reader can infer it."""
+        """The result of a trial of a dead process. A crash is written, because it depends on earlier
+        attempts; readers take a trial without a result as killed."""
         about = trial.user_attrs.get("slot", {})
         if not about.get("inline", False):
             return {"outcome": "killed"}

@@ -113,6 +113,11 @@ class Coordinator:
             if (best := s.attempts.best(s.study.metric)) is not None
         ]
 
+    def _begin_repeats(self, tuned: Iterable[CellSearch]) -> None:
+        self._repeat = self._repeats(tuned)
+        # These were still open when MLflow was compared with the record.
+        self._unshown += [trial for search in self._repeat for trial in search.abandoned]
+
     def trials(self) -> list[TrialRecord]:
         """Every attempt at a slot, including those that run now; may be called from another thread."""
         ended = [trial for search in (*self._tune, *self._repeat) for trial in search.attempts]
@@ -144,7 +149,7 @@ class Coordinator:
     def _equal(self) -> Iterator[SlotDone]:
         """The same number of trials and repeats for every cell."""
         yield from self._work_off(_in_turns(self._tune, range(self._study.tuning_runs)))
-        self._repeat = self._repeats(self._tune)
+        self._begin_repeats(self._tune)
         yield from self._work_off(_in_turns(self._repeat, range(self._study.repeats)))
 
     def _race(self) -> Iterator[SlotDone]:
@@ -157,7 +162,7 @@ class Coordinator:
         }
         for now in rounds_of(self.info, attempts):
             if now.phase == "repeat" and not attempts["repeat"]:
-                self._repeat = self._repeats(tune[cell] for cell in now.cells)
+                self._begin_repeats(tune[cell] for cell in now.cells)
                 attempts["repeat"] |= {cell_label(s.cell): s.attempts for s in self._repeat}
             phase = self._tune if now.phase == "tune" else self._repeat
             own = [search for search in phase if cell_label(search.cell) in now.cells]
