@@ -6,7 +6,7 @@ A race has two parts:
    stages of equal length, in each of which every remaining cell gets equally many trials. After each stage
    the better half, by the best validation score so far, goes on (successive halving, Jamieson and Talwalkar
    2016), until FINALISTS are left. The others are *set aside*: there is no time for them, and nothing has
-   been shown about them. A cell of which no trial completed is none of the finalists.
+   been shown about them. A cell without a complete trial is never a finalist.
 2. Repeats. The chosen configuration of each finalist is run on new seeds, the same for all, one seed at a
    time. After each seed a finalist that is shown to be behind the leader is *retired*. The test is a paired
    t test with one variance for all finalists that are left, one-sided, at the level

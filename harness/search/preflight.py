@@ -72,9 +72,9 @@ def check_study(study: Study, cache: Cache = Cache(), memory_is_limited: bool = 
     compared = set[object]()  # networks whose gradients were compared
     for (key, *_), same in alike.items():
         spec, network = same[0], network_of(same[0])
-        check_network(network, spec)
         for one in same:
             network.input.check(one.augment, one.shift_names())
+        check_network(network, spec)
         remarks |= dict.fromkeys(network.notes)
         leak, remark = _try_images(study, spec, network, cache)
         if leak:

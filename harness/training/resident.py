@@ -1,4 +1,5 @@
-"""Training and validation examples that stay on the device during a trial, so that only indices travel."""
+"""Training and validation examples that stay on the device during a trial, so that batches are not copied to
+it."""
 
 from __future__ import annotations
 
