@@ -464,25 +464,27 @@ def test_copies_in_several_parts_and_classes_are_all_named(tmp_path: Path) -> No
     assert {i for leak in report.duplicates for i in leak.positions} == set(range(6))
 
 
-def test_a_field_without_an_end_is_named_by_its_line(tmp_path: Path) -> None:
-    rows = ["text,label", "a horse,x", "a drill,y", f'"{"word " * 30_000},x', "a goat,x"]
-    (tmp_path / "t.csv").write_text("\n".join(rows))
-    said = (
-        "t.csv cannot be read as a table: the row that begins in line 4 has a field of more than 131,072 "
-        "characters; close its quotes, or put long texts into files of their own"
-    )
-    with refused(re.escape(said)):
-        load_target(f"csv:{tmp_path / 't.csv'}")
-
-
-def test_quotes_that_would_join_two_rows_are_refused(tmp_path: Path) -> None:
-    rows = ["text,label", "a horse,x", '"Oh, he said,y', "a drill,y", '"Ah" said I,x', "a goat,x"]
-    (tmp_path / "t.csv").write_text("\n".join(rows))
-    said = (
-        "t.csv cannot be read as a table: the row that begins in line 3 has quotes that are not closed, or "
-        "not doubled inside of a quoted field"
-    )
-    with refused(re.escape(said)):
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (
+            ["a horse,x", "a drill,y", f'"{"word " * 30_000},x', "a goat,x"],
+            "the row that begins in line 4 has a field of more than 131,072 characters; close its quotes, or "
+            "put long texts into files of their own",
+        ),
+        (
+            ["a horse,x", '"Oh, he said,y', "a drill,y", '"Ah" said I,x', "a goat,x"],
+            "the row that begins in line 3 has quotes that are not closed, or not doubled inside of a quoted "
+            "field",
+        ),
+    ],
+    ids=["longer than a field may be", "joined with the next rows"],
+)
+def test_quotes_that_are_not_closed_are_named_by_their_line(
+    rows: list[str], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "t.csv").write_text("\n".join(["text,label", *rows]))
+    with refused(re.escape(f"t.csv cannot be read as a table: {said}")):
         load_target(f"csv:{tmp_path / 't.csv'}")
 
 
