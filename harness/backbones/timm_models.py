@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, final
 
 import timm
 import torch
@@ -15,95 +15,15 @@ from timm.models._manipulate import group_with_matcher
 from torch import nn
 
 from harness.backbones.hub import is_unreachable
-from harness.backbones.library import depth_by_features, depth_by_order, depth_by_pooling
+from harness.backbones.library import Library, depth_by_features, depth_by_order, depth_by_pooling
 from harness.backbones.weights import load_by_order
 from harness.backbones.wheels import WHEELS
 from harness.core.errors import UnknownName, UserError, first_line
 from harness.inputs import Pixels
 
 
-def check(name: str) -> None:
-    """Raise UserError, with near matches, if timm has no model of that name, or no such weights of it."""
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        raise UnknownName(
-            f"unknown backbone {name!r}; "
-            + (f"did you mean {', '.join(near)}?" if near else "see timm.list_models()")
-        )
-    architecture, _, tag = name.partition(".")
-    known = [full.partition(".")[2] for full in get_arch_pretrained_cfgs(architecture)]
-    if tag and known and tag not in known:
-        raise UnknownName(
-            f"unknown weights {tag!r} of backbone {architecture}; known: {', '.join(filter(None, known))}"
-        )
-
-
-def create(name: str) -> nn.Module:
-    """The network with random weights."""
-    return timm.create_model(name)
-
-
-def pretrained(name: str) -> nn.Module:
-    """The network with ImageNet weights: from a wheel if there is one, else from the hub."""
-    wheel = WHEELS.get(name)
-    file = wheel.file() if wheel else None
-    if wheel is None or file is None:
-        return _from_hub(name)
-    model = create(name)
-    load_by_order(model, wheel.read(file), head_names(model), str(file))
-    return model
-
-
-def reset_head(model: nn.Module, num_classes: int) -> None:
-    """Replace the classifier with a new one.
-
-    Raises:
-        UserError: if the model has no classifier, e.g. an encoder of a multimodal model.
-    """
-    if not hasattr(model, "get_classifier") or not hasattr(model, "reset_classifier"):
-        raise UserError(
-            f"{type(model).__name__} is an encoder without a classifier and cannot be used as a backbone"
-        )
-    model.reset_classifier(num_classes)  # type: ignore[operator]
-
-
-def head_names(model: nn.Module) -> list[str]:
-    """Names of the classifier modules: two in distilled DeiT, several in CrossViT.
-
-    timm's configuration also names a classifier that get_classifier leaves out, VOLO's for its tokens.
-    """
-    head = model.get_classifier()  # type: ignore[operator]
-    wanted = head if isinstance(head, tuple) else (head,)
-    modules = dict(model.named_modules())
-    found = [name for name, module in modules.items() if any(module is h for h in wanted)]
-    config = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
-    listed = (config,) if isinstance(config, str) else config
-    return found + [n for n in listed if n in modules and not any(_overlap(n, f) for f in found)]
-
-
 def _overlap(one: str, other: str) -> bool:
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
-
-
-def depths(model: nn.Module) -> dict[str, int]:
-    """Depth of every tensor by timm's coarse matcher: one stage of a CNN, or one block of a ViT.
-
-    Modules that the matcher groups with the classifier (a final norm or convolution) belong to the block
-    before it. VGG, for which the matcher gives one group per convolution, is divided at its pooling layers.
-    Without a matcher, the stages are those of timm's feature extraction, or else the modules in their order.
-    """
-    if (stages := depth_by_pooling(model)) is not None:
-        return stages
-    found = _matched(model)
-    if found is None:
-        ends = [f["module"] for f in _features(model)]
-        return depth_by_features(model, ends) if len(ends) > 1 else depth_by_order(model)
-    last = max(found.values())
-    head = tuple(f"{name}." for name in head_names(model))
-    beside = any(d == last and n.startswith(head) for n, d in found.items())
-    return {
-        n: d - 1 if beside and d == last and not n.startswith(head) else d for n, d in found.items()
-    }
 
 
 def _matched(model: nn.Module) -> dict[str, int] | None:
@@ -125,36 +45,6 @@ def _features(model: nn.Module) -> list[dict[str, Any]]:
     return [f for f in listed if f.get("module") in names]
 
 
-def input_of(model: nn.Module) -> Pixels:
-    """The input that the weights expect."""
-    config = resolve_model_data_config(model)
-    return Pixels(
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        resolution=config["input_size"][-1],
-        interpolation=config["interpolation"],
-    )
-
-
-def set_resolution(model: nn.Module, size: int) -> None:
-    """Set a network with position embeddings or windows to another input size, if possible."""
-    if hasattr(model, "set_input_size"):
-        model.set_input_size(img_size=(size, size))  # type: ignore[operator]
-
-
-def convert(model: nn.Module, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """Convert weights with timm's conversion for the model's family (resampling of position embeddings, names
-    of other repositories). They are unchanged if there is no conversion or it fails."""
-    family = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if family is None:
-        return state
-    try:
-        converted: Mapping[str, torch.Tensor] = family(dict(state), model)
-    except Exception:  # each family raises its own kinds of exceptions
-        return state
-    return converted if isinstance(converted, Mapping) else state
-
-
 def _from_hub(name: str) -> nn.Module:
     import huggingface_hub.constants
 
@@ -172,7 +62,117 @@ def _from_hub(name: str) -> nn.Module:
         ) from error
 
 
-def no_weight_decay(model: nn.Module) -> frozenset[str]:
-    """Names of parameters without weight decay, as the model declares them (position embeddings, tokens)."""
-    names = getattr(model, "no_weight_decay", None)
-    return frozenset(names()) if callable(names) else frozenset()
+@final
+class TimmModels(Library):
+    """timm's networks: those of all names that no other library provides."""
+
+    def provides(self, name: str) -> bool:
+        return True
+
+    def check(self, name: str) -> None:
+        """Raise UserError, with near matches, if timm has no model of that name, or no such weights of it."""
+        if not timm.is_model(name):
+            near = difflib.get_close_matches(name, timm.list_models(), n=3)
+            raise UnknownName(
+                f"unknown backbone {name!r}; "
+                + (f"did you mean {', '.join(near)}?" if near else "see timm.list_models()")
+            )
+        architecture, _, tag = name.partition(".")
+        known = [full.partition(".")[2] for full in get_arch_pretrained_cfgs(architecture)]
+        if tag and known and tag not in known:
+            raise UnknownName(
+                f"unknown weights {tag!r} of backbone {architecture}; known: {', '.join(filter(None, known))}"
+            )
+
+    def create(self, name: str) -> nn.Module:
+        return timm.create_model(name)
+
+    def pretrained(self, name: str) -> nn.Module:
+        """The network with ImageNet weights: from a wheel if there is one, else from the hub."""
+        if not (files := self.files(name)):
+            return _from_hub(name)
+        model = self.create(name)
+        load_by_order(model, WHEELS[name].read(files[0]), self.head_names(model), str(files[0]))
+        return model
+
+    def reset_head(self, model: nn.Module, num_classes: int) -> None:
+        """Replace the classifier with a new one.
+
+        Raises:
+            UserError: if the model has no classifier, e.g. an encoder of a multimodal model.
+        """
+        if not hasattr(model, "get_classifier") or not hasattr(model, "reset_classifier"):
+            raise UserError(
+                f"{type(model).__name__} is an encoder without a classifier and cannot be used as a backbone"
+            )
+        model.reset_classifier(num_classes)  # type: ignore[operator]
+
+    def head_names(self, model: nn.Module) -> list[str]:
+        """Names of the classifier modules: two in distilled DeiT, several in CrossViT.
+
+        timm's configuration also names a classifier that get_classifier leaves out, VOLO's for its tokens.
+        """
+        head = model.get_classifier()  # type: ignore[operator]
+        wanted = head if isinstance(head, tuple) else (head,)
+        modules = dict(model.named_modules())
+        found = [name for name, module in modules.items() if any(module is h for h in wanted)]
+        config = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+        listed = (config,) if isinstance(config, str) else config
+        return found + [
+            n for n in listed if n in modules and not any(_overlap(n, f) for f in found)
+        ]
+
+    def depths(self, model: nn.Module) -> dict[str, int]:
+        """Depth of every tensor by timm's coarse matcher: one stage of a CNN, or one block of a ViT.
+
+        Modules that the matcher groups with the classifier (a final norm or convolution) belong to the block
+        before it. VGG, for which the matcher gives one group per convolution, is divided at its pooling
+        layers. Without a matcher, the stages are those of timm's feature extraction, or else the modules in
+        their order.
+        """
+        if (stages := depth_by_pooling(model)) is not None:
+            return stages
+        found = _matched(model)
+        if found is None:
+            ends = [f["module"] for f in _features(model)]
+            return depth_by_features(model, ends) if len(ends) > 1 else depth_by_order(model)
+        last = max(found.values())
+        head = tuple(f"{name}." for name in self.head_names(model))
+        beside = any(d == last and n.startswith(head) for n, d in found.items())
+        return {
+            n: d - 1 if beside and d == last and not n.startswith(head) else d
+            for n, d in found.items()
+        }
+
+    def input_of(self, model: nn.Module) -> Pixels:
+        config = resolve_model_data_config(model)
+        return Pixels(
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+            resolution=config["input_size"][-1],
+            interpolation=config["interpolation"],
+        )
+
+    def set_resolution(self, model: nn.Module, size: int) -> None:
+        """Set a network with position embeddings or windows to another input size, if possible."""
+        if hasattr(model, "set_input_size"):
+            model.set_input_size(img_size=(size, size))  # type: ignore[operator]
+
+    def convert(
+        self, model: nn.Module, state: Mapping[str, torch.Tensor]
+    ) -> Mapping[str, torch.Tensor]:
+        """Convert weights with timm's conversion for the model's family (resampling of position embeddings,
+        names of other repositories). They are unchanged if there is no conversion or it fails."""
+        family = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+        if family is None:
+            return state
+        try:
+            converted: Mapping[str, torch.Tensor] = family(dict(state), model)
+        except Exception:  # each family raises its own kinds of exceptions
+            return state
+        return converted if isinstance(converted, Mapping) else state
+
+    def no_weight_decay(self, model: nn.Module) -> frozenset[str]:
+        """The parameters that the model declares: position embeddings and tokens."""
+        names = getattr(model, "no_weight_decay", None)
+        return frozenset(names()) if callable(names) else frozenset()

