@@ -121,16 +121,15 @@ class Cache:
         Raises:
             CacheFull: if they cannot.
         """
+        held = 0
         if self.folder is None:
-            if need + sum(rows.held for rows in _live if rows.cache == self) > self.budget:
-                raise CacheFull(
-                    f"{format_bytes(need)} do not fit the budget of {format_bytes(self.budget)}"
-                )
-            return
-        if need > self.budget:
+            held = sum(rows.held for rows in _live if rows.cache == self)
+        if need + held > self.budget:
             raise CacheFull(
                 f"{format_bytes(need)} do not fit the budget of {format_bytes(self.budget)}"
             )
+        if self.folder is None:
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)  # it may have been deleted meanwhile
             free = shutil.disk_usage(self.folder).free

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from harness.core.errors import UserError, first_line
+from harness.core.errors import one_line
 from harness.data.cache_folder import default_folder
 from harness.data.images import shown
 
@@ -58,19 +58,14 @@ def checksums(paths: Sequence[Path]) -> list[bytes]:
 
 
 def _state(path: Path) -> State:
-    try:
+    with one_line(f"image {shown(path)} cannot be read"):
         found = path.stat()
-    except OSError as error:
-        raise UserError(f"image {shown(path)} cannot be read: {first_line(error)}") from error
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 def _digest(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError as error:
-        raise UserError(f"image {shown(path)} cannot be read: {first_line(error)}") from error
+    with one_line(f"image {shown(path)} cannot be read"), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _recalled(names: Sequence[str]) -> dict[str, tuple[State, bytes]]:

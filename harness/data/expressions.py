@@ -31,6 +31,7 @@ from harness.data.media import Images
 from harness.data.options import OPTIONS
 from harness.data.target import Indices, Target
 from harness.inputs import Input
+from harness.inputs.corruptions import with_tiles_moved
 
 Load = Callable[[str], Target]
 T = TypeVar("T", int, float)
@@ -48,14 +49,13 @@ class Change(ABC):
 @final
 @dataclass(frozen=True)
 class Shuffle(Change):
-    """The k x k tiles of each image in an order that depends on its position; remaining pixels at the
-    lower and right edges are unchanged."""
+    """The k x k tiles of each image in an order that depends on its position."""
 
     k: int
 
     def __call__(self, images: torch.Tensor, positions: Indices) -> torch.Tensor:
-        count, k, side = len(images), self.k, images.shape[-1] // self.k
-        if not side:
+        k = self.k
+        if images.shape[-1] < k:
             raise UserError(
                 f"shuffle({k},...): images of {images.shape[-1]} pixels cannot be divided into {k} x {k} "
                 "tiles"
@@ -64,15 +64,8 @@ class Shuffle(Change):
             np.random.default_rng(derive_seed("shuffle", k, i)).permutation(k * k)
             for i in positions
         ]
-        order = torch.from_numpy(np.array(orders, np.int64).reshape(count, k * k))
-        square = images[:, :, : k * side, : k * side]
-        tiles = square.unflatten(3, (k, side)).unflatten(2, (k, side))  # n, 3, k, side, k, side
-        tiles = tiles.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-        moved = tiles[torch.arange(count)[:, None], order].unflatten(1, (k, k))
-        out = images.clone()
-        back = moved.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
-        out[:, :, : k * side, : k * side] = back
-        return out
+        order = torch.from_numpy(np.array(orders, np.int64).reshape(len(images), k * k))
+        return with_tiles_moved(images, k, order)
 
 
 @final

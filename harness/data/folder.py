@@ -3,6 +3,7 @@ folder per class."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +13,7 @@ import numpy as np
 
 from harness.core.errors import UserError
 from harness.data.groups import groups_from_names
-from harness.data.images import is_folder, shown
+from harness.data.images import shown
 from harness.data.labels import normalized
 from harness.data.media import MEDIA, Images, Medium
 from harness.data.parts import PARTS, TEST, TRAIN, differences, official_parts, part_named
@@ -44,7 +45,7 @@ def folder_target(path: str, options: Mapping[str, str]) -> Target:
     """
     root = Path(path).expanduser()
     what = f"target folder:{path}"
-    if not is_folder(root):
+    if not os.path.isdir(root):
         raise UserError(f"{what}: no such folder; name a folder with one sub-folder per class")
     layout = options.get("layout")
     if layout is not None and layout not in LAYOUTS:
@@ -330,8 +331,7 @@ def _read(tree: _Tree, found: Iterator[_ClassFolder]) -> list[tuple[str, str, li
                 f"{tree.what}: class folder {tree.below(folder)!r} contains no {tree.nouns}{files}{hint}"
             )
         by_part.setdefault(part, {}).setdefault(normalized(name), []).extend(images)
-    if len(by_part) > 1:
-        tree.notes += differences(by_part, tree.what, tree.medium.noun)
+    tree.notes += differences(by_part, tree.what, tree.medium.noun)
     return [
         (part, name, by_part[part][name])
         for part in PARTS

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from harness.core.errors import UserError, first_line
+from harness.core.errors import UserError, one_line
 from harness.data.columns import (
     EXAMPLES,
     choose,
@@ -96,10 +96,8 @@ def _content(value: Mapping[str, Any], name: str) -> bytes:
     """The bytes of an image, from its row or from the file that the row names."""
     if value["bytes"] is not None:
         return bytes(value["bytes"])
-    try:
+    with one_line(f"image {name} cannot be read"):
         return Path(value["path"]).read_bytes()
-    except OSError as error:
-        raise UserError(f"image {name} cannot be read: {first_line(error)}") from error
 
 
 def _suffix(value: Mapping[str, Any]) -> str:
@@ -154,7 +152,7 @@ def huggingface_target(path: str, options: Mapping[str, str]) -> Target:
         part: {texts[i] for i in np.flatnonzero(which == names.index(part))}
         for part in set(part_of)
     }
-    notes += [*own.notes, *(differences(by_part, what, medium.noun) if len(by_part) > 1 else ())]
+    notes += [*own.notes, *differences(by_part, what, medium.noun)]
     shared = f"hf:{Path(path).name}", classes, labels, own.test
     if medium is Texts:
         read = {part: list(rows[image]) for part, rows in parts.items()}
@@ -183,16 +181,13 @@ def _loaded(path: str, what: str) -> Any:
         import datasets
     except ImportError:
         raise UserError(f"{what} needs the extra: pip install -e '.[hf]'") from None
-    try:
+    with one_line(
+        f"{what} is not a folder made by save_to_disk and cannot be loaded from the hub"
+    ):  # hub, OSError, ValueError kinds
         folder = Path(path).expanduser()
         if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
             return datasets.load_from_disk(str(folder))
         return datasets.load_dataset(str(folder) if folder.is_dir() else path)
-    except Exception as error:  # hub, OSError, ValueError kinds
-        raise UserError(
-            f"{what} is not a folder made by save_to_disk and cannot be loaded from the hub: "
-            f"{first_line(error)}"
-        ) from error
 
 
 def _parts(found: Any, what: str) -> tuple[dict[str, Any], list[str]]:

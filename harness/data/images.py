@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from harness.core.errors import UserError, first_line
+from harness.core.errors import UserError, one_line
 
 IMAGE_FORMATS = (
     *("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000"),
@@ -114,14 +114,12 @@ def decode_image(content: bytes, name: str, suffix: str = "") -> Image.Image:
 
 
 def _opened(source: Path | io.BytesIO, suffix: str, name: str) -> Image.Image:
-    try:
-        with Image.open(source, formats=_formats(suffix)) as image:
-            return to_rgb(image, name)
-    except UserError:
-        raise
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
-        system = error.strerror if isinstance(error, OSError) else None
-        raise UserError(f"image {name} cannot be read: {system or first_line(error)}") from error
+    # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
+    with (
+        one_line(f"image {name} cannot be read"),
+        Image.open(source, formats=_formats(suffix)) as image,
+    ):
+        return to_rgb(image, name)
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -171,20 +169,6 @@ def _eight_bits(deep: NDArray[Any], name: str) -> NDArray[np.uint8]:
     stretched = (deep.astype(np.float64) - low) * (255 / max(int(high) - int(low), 1))
     levels: NDArray[np.uint8] = np.round(stretched).astype(np.uint8)
     return levels
-
-
-def is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that is too long, a folder that may not be entered
-        return False
-
-
-def is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
 
 
 def as_jpeg(pixels: torch.Tensor) -> bytes:

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from harness.core.errors import UserError
-from harness.data.images import is_file, shown
+from harness.data.images import shown
 from harness.data.media import suffixes
 from harness.data.tree import is_hidden
 
@@ -87,7 +87,7 @@ def _as_written(name: str, folder: Path) -> Path | None:
     """The file of that name; backslashes may separate folders."""
     for text in dict.fromkeys((name, name.replace("\\", "/"))):
         for base in (folder, folder / "..", folder / "../.."):
-            if is_file(path := base / text):
+            if os.path.isfile(path := base / text):  # False for a name that is too long
                 return path
     return None
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.core.errors import UserError, first_line
+from harness.core.errors import UserError, one_line
 from harness.data.images import shown
 from harness.inputs.waveform import Waveform
 
@@ -67,18 +67,10 @@ def decode_sound(content: bytes, name: str) -> Waveform:
 
 def _opened(source: Path | io.BytesIO, name: str) -> Waveform:
     soundfile = _soundfile()
-    try:
-        with soundfile.SoundFile(source) as file:
-            if file.frames > LONGEST * file.samplerate:
-                raise UserError(
-                    f"sound {name} is longer than {LONGEST:.0f} s; cut it into examples"
-                )
-            rate, samples = file.samplerate, file.read(dtype="float64", always_2d=True)
-    except UserError:
-        raise
-    except Exception as error:  # OSError, and soundfile's own kinds
-        system = error.strerror if isinstance(error, OSError) else None
-        raise UserError(f"sound {name} cannot be read: {system or first_line(error)}") from error
+    with one_line(f"sound {name} cannot be read"), soundfile.SoundFile(source) as file:
+        if file.frames > LONGEST * file.samplerate:
+            raise UserError(f"sound {name} is longer than {LONGEST:.0f} s; cut it into examples")
+        rate, samples = file.samplerate, file.read(dtype="float64", always_2d=True)
     if not len(samples):
         raise UserError(f"sound {name} is empty: it has no samples")
     if not np.isfinite(samples).all():

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.core.errors import UserError, first_line
+from harness.core.errors import UserError, one_line
 from harness.data.columns import (
     EXAMPLES,
     choose,
@@ -24,7 +24,7 @@ from harness.data.columns import (
     simplified,
 )
 from harness.data.encoding import FALLBACK, decoded
-from harness.data.images import is_file, shown
+from harness.data.images import shown
 from harness.data.labels import normalized, numbered_classes, numbered_groups
 from harness.data.lookup import find_images
 from harness.data.media import Texts, kind_of
@@ -51,7 +51,7 @@ def table_target(path: str, options: Mapping[str, str]) -> Target:
     """
     file = Path(path).expanduser()
     what = f"target csv:{path}"
-    if not is_file(file):
+    if not os.path.isfile(file):
         raise UserError(f"{what}: no such file; name a table with columns image, label[, split]")
     columns, notes = read_columns(file, what)
     there = list(columns)
@@ -89,7 +89,7 @@ def table_target(path: str, options: Mapping[str, str]) -> Target:
         target = FileTarget(*shared, paths)
     names = np.array(classes, dtype=object)[positions]
     by_part = {part: names[np.array(parts) == part] for part in dict.fromkeys(parts)}
-    notes += [*own.notes, *(differences(by_part, what, medium.noun) if len(by_part) > 1 else ())]
+    notes += [*own.notes, *differences(by_part, what, medium.noun)]
     more = group_notes(columns, [example, *chosen.values()], medium.noun)
     group = chosen["group"]
     return replace(
@@ -158,11 +158,8 @@ def read_columns(file: Path, what: str) -> tuple[Columns, list[str]]:
     Raises:
         UserError: if the file is not a table.
     """
-    try:
+    with one_line(f"{what} cannot be read as a table"):  # pyarrow and codecs have their own kinds
         content = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{what} cannot be read as a table: {first_line(error)}") from error
-    try:
         if content.startswith(b"PAR1"):
             return _parquet(content), []
         if content.startswith((b"PK\3\4", b"\x1f\x8b")):
@@ -170,10 +167,6 @@ def read_columns(file: Path, what: str) -> tuple[Columns, list[str]]:
         text, guessed = decoded(content)
         note = f"The table is not in UTF-8 and was read as {FALLBACK}."
         return _rows(text), [note] if guessed else []
-    except UserError:
-        raise
-    except Exception as error:  # pyarrow and codecs have their own kinds
-        raise UserError(f"{what} cannot be read as a table: {first_line(error)}") from error
 
 
 def _rows(text: str) -> Columns:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.core.errors import UserError, first_line
+from harness.core.errors import UserError, one_line
 from harness.data.encoding import decoded
 from harness.data.images import shown
 
@@ -47,10 +47,8 @@ def open_text(path: Path) -> str:
     Raises:
         UserError: naming the file, if it cannot be read, is not text, or is empty.
     """
-    try:
+    with one_line(f"text {shown(path)} cannot be read"):
         content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"text {shown(path)} cannot be read: {first_line(error)}") from error
     return decode_text(content, shown(path))
 
 
@@ -80,7 +78,5 @@ def _decoded(content: bytes, name: str) -> tuple[str, bool]:
         raise UserError(
             f"text {name} has more than {LONGEST // 10**6} million bytes; cut it into examples"
         )
-    try:
+    with one_line(f"text {name} cannot be read"):
         return decoded(content)
-    except ValueError as error:
-        raise UserError(f"text {name} cannot be read: {first_line(error)}") from error

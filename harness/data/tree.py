@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.core.errors import UserError, first_line
+from harness.core.errors import one_line
 from harness.data.images import shown
 from harness.data.media import Images, Medium
 
@@ -90,11 +90,8 @@ def list_folder(folder: Path, skipped: SkippedFiles) -> tuple[list[Path], list[P
     Raises:
         UserError: if the folder cannot be read.
     """
-    try:
-        with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: (entry.is_symlink(), entry.name))
-    except OSError as error:
-        raise UserError(f"folder {shown(folder)} cannot be read: {first_line(error)}") from error
+    with one_line(f"folder {shown(folder)} cannot be read"), os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: (entry.is_symlink(), entry.name))
     folders: list[Path] = []
     files: list[Path] = []
     for entry in entries:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,6 @@ from pathlib import Path
 import torch
 
 from harness.core.errors import UserError
-from harness.data.images import is_folder
 from harness.data.media import Medium
 from harness.data.tree import SkippedFiles, files_below
 from harness.deploy.model import Model
@@ -71,7 +71,7 @@ def example_files(paths: Iterable[Path], medium: type[Medium]) -> tuple[list[Pat
     found: list[Path] = []
     notes: list[str] = []
     for path in paths:
-        if is_folder(path):
+        if os.path.isdir(path):
             skipped = SkippedFiles(medium)
             found += files_below(path, skipped)
             notes += skipped.notes(path)

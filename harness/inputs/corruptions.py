@@ -49,17 +49,25 @@ def _contrast(images: torch.Tensor, _: torch.Generator) -> torch.Tensor:
 
 
 def _shuffle(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """The tiles of each image in a random order of its own; remaining pixels at the edges are unchanged."""
-    side = images.shape[-1] // PATCHES
+    """The tiles of each image in a random order of its own."""
+    orders = [torch.randperm(PATCHES * PATCHES, generator=generator) for _ in images]
+    return with_tiles_moved(images, PATCHES, torch.stack(orders))
+
+
+def with_tiles_moved(images: torch.Tensor, k: int, order: torch.Tensor) -> torch.Tensor:
+    """Copies of images whose k x k tiles are in another order; remaining pixels at the lower and right edges
+    are unchanged.
+
+    Args:
+        images: (n, 3, s, s), s at least k.
+        k: number of tiles per side.
+        order: (n, k * k) which tile, row by row, comes to each place.
+    """
+    side = images.shape[-1] // k
+    square = images[:, :, : k * side, : k * side]
+    tiles = square.unflatten(3, (k, side)).unflatten(2, (k, side))  # n, 3, k, side, k, side
+    tiles = tiles.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    moved = tiles[torch.arange(len(images))[:, None], order].unflatten(1, (k, k))
     out = images.clone()
-    for image in out:
-        order = torch.randperm(PATCHES * PATCHES, generator=generator).tolist()
-        tiles = [
-            image[:, r * side : (r + 1) * side, c * side : (c + 1) * side].clone()
-            for r in range(PATCHES)
-            for c in range(PATCHES)
-        ]
-        for place, take in enumerate(order):
-            r, c = divmod(place, PATCHES)
-            image[:, r * side : (r + 1) * side, c * side : (c + 1) * side] = tiles[take]
+    out[:, :, : k * side, : k * side] = moved.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
     return out

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from harness.core.errors import UserError, first_line
+from harness.core.errors import UserError, one_line
 from harness.core.versions import versions
 from harness.inputs.augment import Augment
 from harness.inputs.base import Input, Prepare
@@ -194,7 +194,8 @@ def extractor_settings(text: str, kind: str) -> str:
     Raises:
         UserError: if these are not settings of that feature extractor, or transformers is not installed.
     """
-    try:
+    # ValueError, KeyError, TypeError, and arithmetic on wrong values
+    with one_line(f"this is not a {FILE} of a {kind} of transformers"):
         given = json.loads(text)
         if not isinstance(given, Mapping):
             raise ValueError("it is not a JSON object")
@@ -205,12 +206,6 @@ def extractor_settings(text: str, kind: str) -> str:
         full = {name: getattr(made, name) for name in KINDS[kind]}
         settings = json.dumps({"feature_extractor_type": kind, **full})
         _extractor(settings)
-    except UserError:
-        raise
-    except Exception as error:  # ValueError, KeyError, TypeError, and arithmetic on wrong values
-        raise UserError(
-            f"this is not a {FILE} of a {kind} of transformers: {first_line(error)}"
-        ) from error
     return settings
 
 
