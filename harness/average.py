@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from harness.core.caller import undisturbed
 from harness.core.command_line import File, command, escaped_output
 from harness.core.errors import UserError
-from harness.core.study_file import names_of, study_path
+from harness.core.study_file import names_of
 
 if TYPE_CHECKING:
     from harness.deploy.averages import RepeatAverages
@@ -74,9 +74,8 @@ def average_networks(
     where, cache = resolve_device(device), Cache(default_folder())
     chosen, why = choose(load_result(study, tracking_uri).cells, cell)
     tuned = runs_of(study, "tune", tracking_uri)
-    file = None if space is None else study_path(str(space))
     done = []
-    with names_of(file, chosen.repeats[0].tags):
+    with names_of(space, chosen.repeats[0].tags):
         planned, notes = plans(chosen, tuned, members, target)
         recorder = Experiment(tracking_uri or default_tracking_uri(), study, {})
         known = {run["identity"] for run in recorder.kept(PHASE)}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from harness.core.caller import undisturbed
 from harness.core.command_line import File, command, escaped_output, program
 from harness.core.errors import UserError
-from harness.core.study_file import names_of, study_path
+from harness.core.study_file import names_of
 
 if TYPE_CHECKING:
     from harness.deploy.export import Exported
@@ -99,9 +99,8 @@ def export_model(
         require_onnx()
     recorded = load_result(study, tracking_uri)
     chosen, why = choose(recorded.cells, cell)
-    file = None if space is None else study_path(str(space))
     tuned = runs_of(study, "tune", tracking_uri) if average else []
-    with names_of(file, chosen.repeats[0].tags):
+    with names_of(space, chosen.repeats[0].tags):
         plan = plan_of_kind(average, chosen, tuned, members, target) if average else None
         done, model, pixels = train_and_write(
             recorded, chosen, why, folder, formats, device, target, plan

@@ -48,14 +48,6 @@ def set_variables() -> None:
         os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
-def quiet_libraries() -> None:
-    """Set the LEVELS for the whole process; for commands and workers. The libraries need not be imported yet,
-    except Optuna, which sets its own level on import."""
-    for name, level in LEVELS.items():
-        if name != "optuna":
-            logging.getLogger(name).setLevel(level)
-
-
 @contextmanager
 def importing() -> Iterator[None]:
     """Import large libraries inside the block: Python does not search the growing heap for garbage, which
@@ -84,8 +76,7 @@ def undisturbed() -> Iterator[None]:
         warnings.filterwarnings("ignore", "Image size .* decompression bomb", RuntimeWarning)
         set_variables()
         for name, level in LEVELS.items():
-            if name.partition(".")[0] in sys.modules:
-                logging.getLogger(name).setLevel(level)
+            logging.getLogger(name).setLevel(level)
         try:
             yield
         finally:
@@ -98,7 +89,6 @@ def undisturbed() -> Iterator[None]:
                 if os.environ.get(name) != value:
                     os.environ[name] = value
             for name, level in levels.items():
-                if name.partition(".")[0] in sys.modules:
-                    logging.getLogger(name).setLevel(level)
+                logging.getLogger(name).setLevel(level)
             if threads is not None and sys.modules["torch"].get_num_threads() != threads:
                 sys.modules["torch"].set_num_threads(threads)

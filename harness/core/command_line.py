@@ -18,7 +18,7 @@ from typing import Annotated, Any, TypeVar
 
 from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
-from harness.core.caller import quiet_libraries, undisturbed
+from harness.core.caller import undisturbed
 from harness.core.errors import UserError
 from harness.core.units import Seconds, Size
 
@@ -116,7 +116,6 @@ def run_command(run: Callable[[], int], if_stopped: str = "nothing was lost") ->
     """The exit code of a command: 2 after one line about bad input, 130 on Ctrl-C, 1 on a closed pipe."""
     # After a shell's >&- there is no such stream, and nothing is printed.
     sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
-    quiet_libraries()
     try:
         with escaped_output(), undisturbed():
             code = run()

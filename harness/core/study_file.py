@@ -226,18 +226,18 @@ def _place_of(error: BaseException, path: Path, file: Path) -> str:
 
 
 @contextlib.contextmanager
-def names_of(space: Path | None, tags: Mapping[str, str]) -> Iterator[None]:
+def names_of(space: str | Path | None, tags: Mapping[str, str]) -> Iterator[None]:
     """Make the strategies, backbones and targets that a study file defines known inside the block.
 
     Args:
-        space: the study file, whose code is run; None if no file is needed.
+        space: as of `study_path`, whose code is run; None if no file is needed.
         tags: tags of a run, among them the name of its study file.
 
     Raises:
         UserError: if the file cannot be read; also instead of UnknownName, with the option to add.
     """
     if space is not None:
-        load_study(space)
+        load_study(study_path(str(space)))
     try:
         yield
     except UnknownName as error:

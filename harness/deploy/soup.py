@@ -17,17 +17,17 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from harness.backbones import build
 from harness.core.metrics import scores
 from harness.core.selection import METRICS, Metric
 from harness.core.spec import TrialSpec
+from harness.core.strategies import FullFineTune
 from harness.data import Examples, load_target, read_examples, split_indices
 from harness.data.cached import Cache
 from harness.deploy.model import plain_network
 from harness.training.device import Device
 from harness.training.fit import Diverged, score
 from harness.training.loop import start
-from harness.training.network import Network
+from harness.training.network import Network, network_of
 
 Kind = Literal["soup", "wise_ft"]
 State = Mapping[str, torch.Tensor]
@@ -69,23 +69,12 @@ class Judge:
     """
 
     def __init__(self, spec: TrialSpec, metric: Metric, device: Device, cache: Cache) -> None:
-        target = load_target(spec.target)
-        where, classes = device.torch_device, len(target.classes)
-        backbone = build(
-            spec.backbone,
-            "scratch",
-            classes,
-            spec.seed,
-            where,
-            spec.resolution,
-            head=spec.head,
-            depth=spec.depth,
-        )
+        plain = replace(spec, source="scratch", strategy=FullFineTune(), compile=False)
+        backbone = network_of(plain, device.torch_device)  # without adapters, which were merged
         self._spec, self._metric, self._cache = spec, metric, cache
-        self._split = split_indices(target, spec)
-        backbone = replace(backbone, input=target.medium.form(backbone.input))
+        self._split = split_indices(load_target(spec.target), spec)
         self._form, self._model = backbone.input, backbone.model.eval()
-        self._network = Network(backbone, replace(spec, compile=False), device, Cache(None, 0))
+        self._network = Network(backbone, plain, device, Cache(None, 0))
 
     def validation(self, state: State) -> dict[str, float]:
         """Every metric on the validation images, as recorded."""

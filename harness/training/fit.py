@@ -146,7 +146,7 @@ class Fit(ABC):
             spec = self.spec
             network, form = (spec.backbone, self._classes, spec.resolution), self._backbone.input
             metrics |= inference_cost(*network, self.device, form, spec.head, spec.depth)
-        notes = {**self._notes, "prefix": self._network.describe_prefix}
+        notes = {**self._notes, "prefix": "; ".join(self._network.words)}
         return TrialResult("complete", metrics, predictions=predictions, notes=notes)
 
     def _test(self) -> tuple[dict[str, float], Predictions]:

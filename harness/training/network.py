@@ -142,11 +142,6 @@ class Network:
         self.words: dict[str, None] = {}
 
     @property
-    def describe_prefix(self) -> str:
-        """The `words` in one line."""
-        return "; ".join(self.words)
-
-    @property
     def resident_mib(self) -> float:
         """MiB of examples that are on the device now."""
         return self._resident.mib

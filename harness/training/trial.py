@@ -35,7 +35,7 @@ from harness.training.fit import Diverged, Fit
 from harness.training.forecast import forecast
 from harness.training.loop import start
 from harness.training.outcomes import classify, reason_of
-from harness.training.provenance import environment, inputs_of, located_anywhere, provenance_of
+from harness.training.provenance import environment, inputs_of, located_anywhere
 from harness.training.waiting import Waiting
 
 CHECKPOINT_SECONDS = 30.0
@@ -206,9 +206,11 @@ class _Trial:
                 )
 
     def _train(self, device: Device) -> Generator[Message, bool | None, TrialResult]:
-        kept, finished = self._find_checkpoint(), False
+        kept: Checkpoint | None = None
+        finished = False
         try:
             try:
+                kept = self._kept()
                 fit = self.begin(self.task.spec, device, self.task.cache, kept)
                 result = yield from self._follow(fit, kept.epochs if kept else ())
             except BadCheckpoint as error:
@@ -285,20 +287,11 @@ class _Trial:
             else folder / f"{trial_key(located_anywhere(self.task.spec))}.checkpoint"
         )
 
-    def _find_checkpoint(self) -> Checkpoint | None:
-        """The checkpoint of this trial. One that is damaged, or was made from other files or by other
-        versions, is dropped with a warning."""
-        if self._file is None:
-            return None
-        try:
-            found = Checkpoint.load(self._file)
-            found.check(located_anywhere(self.task.spec), provenance_of(self.task.spec))
-        except FileNotFoundError:
-            return None
-        except BadCheckpoint as error:
-            self._drop(first_line(error))
-            return None
-        return found
+    def _kept(self) -> Checkpoint | None:
+        """The checkpoint of this trial; None if there is none. Raises BadCheckpoint if it is damaged."""
+        with suppress(FileNotFoundError):
+            return None if self._file is None else Checkpoint.load(self._file)
+        return None
 
     def _save(self, fit: Fit) -> bool:
         state = fit.checkpoint() if self._file is not None else None
