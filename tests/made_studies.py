@@ -58,11 +58,12 @@ def tuned(cell: str, scores: Sequence[float], **more: object) -> list[dict[str, 
     ]
 
 
-def predicted(cell: str, right: np.ndarray) -> pd.DataFrame:
-    """Predictions of a cell from a 0/1 matrix, seeds x examples."""
+def predicted(cell: str, right: np.ndarray, group: np.ndarray | None = None) -> pd.DataFrame:
+    """Predictions of a cell from a 0/1 matrix, seeds x examples; `group` is of each example."""
     seeds, examples = np.indices(right.shape)
     kept = {"run_id": "r", "cell": cell, "seed": seeds.ravel(), "example": examples.ravel()}
-    return pd.DataFrame(kept | {"label": 1, "predicted": right.ravel().astype(int)})
+    made = pd.DataFrame(kept | {"label": 1, "predicted": right.ravel().astype(int)})
+    return made if group is None else made.assign(group=np.tile(group, len(right)))
 
 
 def table(

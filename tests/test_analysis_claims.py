@@ -35,7 +35,8 @@ from harness.core.selection import preference
 from harness.deploy.choice import choose
 from harness.tracking.results import cell_records
 from harness.tracking.runs import Recorded
-from tests.made_studies import scored, table, trial
+from tests.made_studies import frame, scored, table, trial
+from tests.made_studies import repeats as repeats_of
 
 FEW, MANY = 40, 500
 REPETITIONS = pytest.mark.parametrize(
@@ -50,13 +51,9 @@ def at_most(hits: int, of: int, share: float) -> bool:
 
 def repeats(accuracy: np.ndarray) -> pd.DataFrame:
     """Complete repeats with these test accuracies (seeds x cells a, b, ...)."""
-    rows = [
-        {"run_id": f"{cell}{seed}", "cell": chr(97 + cell), "phase": "repeat", "index": seed}
-        | {"seed": seed, "outcome": "complete", "superseded": False}
-        | {"test_score": value, "val_score": value, "val_loss": 1 - value}
-        for (seed, cell), value in np.ndenumerate(accuracy)
-    ]
-    return pd.DataFrame(rows)
+    return frame(
+        [row for i, own in enumerate(accuracy.T) for row in repeats_of(chr(97 + i), list(own))]
+    )
 
 
 def cells_of(count: int, folds: int = 1) -> Info:
@@ -450,17 +447,8 @@ def test_without_validation_scores_the_choice_says_what_it_is_worth(tmp_path: Pa
 
 def test_two_seeds_leave_no_more_open_than_100_points() -> None:
     """With one degree of freedom t(.05 / 15 / 2) is 191: the plain interval would reach over 1,000 points."""
-    rows = [
-        (cell, seed, 80 + i + seed * (i % 2)) for i, cell in enumerate("abcdef") for seed in (0, 1)
-    ]
-    trials = pd.DataFrame(
-        [
-            {"run_id": f"{c}{s}", "cell": c, "phase": "repeat", "seed": s, "outcome": "complete",
-             "superseded": False, "test_score": a / 100, "val_score": a / 100}
-            for c, s, a in rows
-        ]
-    )  # fmt: skip
-    table = compare.contrasts(trials, Info("s", {"arm": list("abcdef")}))
+    accuracy = [[80, 81, 82, 83, 84, 85], [80, 82, 82, 84, 84, 86]]
+    table = compare.contrasts(repeats(np.array(accuracy) / 100), cells_of(6))
     assert table["low"].min() == -100
     assert table["high"].max() <= 100
     uneven = table[table["least_detectable"] > 100].iloc[0].to_dict()

@@ -408,16 +408,6 @@ def test_an_absent_database_is_refused_and_not_created(tmp_path: Path) -> None:
     assert not path.parent.exists()
 
 
-def test_another_programs_database_is_refused_and_not_touched(tmp_path: Path) -> None:
-    path = tmp_path / "optuna.db"
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("CREATE TABLE studies (id INTEGER)")
-    before = path.read_bytes()
-    with pytest.raises(UserError, match="holds no MLflow tables"):
-        load_study("depth", f"sqlite:///{path}")
-    assert path.read_bytes() == before
-
-
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
     path.write_text("not a database, but long enough to have a header to look at" * 20)

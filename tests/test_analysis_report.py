@@ -11,8 +11,6 @@ import itertools
 import json
 import math
 import re
-import subprocess
-import sys
 from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
@@ -519,26 +517,6 @@ def test_the_viewer_command_hides_passwords() -> None:
         viewer_command("http://ann:s3cret@host:5000")
         == "open http://ann:***@host:5000 in a browser"
     )
-
-
-def test_bad_input_is_one_line_and_exit_code_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["--study", "depth", "--tracking-uri", f"sqlite:///{tmp_path}/none.db"]
-    assert report.main(arguments) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert re.fullmatch(r"error: no tracking database at .*\n", printed.err)
-
-
-def test_the_command_imports_nothing_heavy() -> None:
-    heavy = (
-        "import sys, analysis.report; print({'pandas', 'mlflow', 'matplotlib'} & {*sys.modules})"
-    )
-    loaded = subprocess.run(
-        [sys.executable, "-c", heavy], capture_output=True, text=True, check=True
-    )
-    assert loaded.stdout.strip() == "set()"
 
 
 def test_unequal_classes_are_said_with_what_they_do_to_the_metric() -> None:

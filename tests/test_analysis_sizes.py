@@ -17,6 +17,8 @@ from scipy import stats
 from analysis import compare, plots
 from analysis.load import Info
 from analysis.topics import shifts, sizes
+from tests.made_studies import frame
+from tests.made_studies import repeats as repeats_of
 
 FACTORS = {"shots": ["10", "100", "1000"], "strategy": ["probe", "full"]}
 STUDY = Info("s", FACTORS, baseline={"strategy": "probe"})
@@ -25,13 +27,12 @@ STUDY = Info("s", FACTORS, baseline={"strategy": "probe"})
 def repeats(scores: Mapping[str, Sequence[float]], **more: Sequence[float]) -> pd.DataFrame:
     """Complete repeats of each cell on seeds 0, 1, ...; `more` are further metrics of every cell."""
     rows = [
-        {"run_id": f"{cell}-{seed}", "cell": cell, "phase": "repeat", "index": seed, "seed": seed}
-        | {"outcome": "complete", "superseded": False, "test_score": score, "test_accuracy": score}
-        | {name: values[seed] for name, values in more.items()}
-        for cell, values_of in scores.items()
-        for seed, score in enumerate(values_of)
+        row | {name: values[seed] for name, values in more.items()}
+        for cell, own in scores.items()
+        for seed, row in enumerate(repeats_of(cell, own))
     ]
-    return pd.DataFrame(rows)
+    trials = frame(rows)
+    return trials.assign(test_accuracy=trials["test_score"])
 
 
 def lines(probe: Sequence[Sequence[float]], full: Sequence[Sequence[float]]) -> pd.DataFrame:

@@ -130,11 +130,6 @@ def test_logistic_regression_gets_the_weights() -> None:
     assert_allclose(np.exp(fitted.log_probabilities(x)), wanted, rtol=1e-4, atol=1e-6)
 
 
-def test_both_are_recorded_and_read_back() -> None:
-    spec = spec_of("digits", class_weights="balanced", sampling="balanced")
-    assert TrialSpec.from_flat({k: str(v) for k, v in spec.flat().items()}) == spec
-
-
 def test_logistic_regression_on_one_image_of_each_class_warns_of_nothing() -> None:
     """pytest treats warnings as errors; scikit-learn suspects a regression problem."""
     images, labels = np.eye(30, dtype=np.float32), np.arange(30)

@@ -21,25 +21,8 @@ from harness.data import clear_caches, images_per_class, load_target, split_indi
 from harness.data.target import ArrayTarget
 from harness.training.device import resolve_device
 from harness.training.loop import start
+from tests.made_studies import predicted
 from tests.trials import MakeSpec
-
-
-def predicted(cell: str, right: NDArray[np.bool_], group: NDArray[np.int64] | None) -> pd.DataFrame:
-    """Predictions of seeds x images that are right or not."""
-    frames = [
-        pd.DataFrame(
-            {
-                "cell": cell,
-                "seed": seed,
-                "example": range(len(row)),
-                "label": 1,
-                "predicted": row * 1,
-            }
-        )
-        for seed, row in enumerate(right)
-    ]
-    frame = pd.concat(frames, ignore_index=True)
-    return frame if group is None else frame.assign(group=np.tile(group, len(right)))
 
 
 def test_images_that_are_all_alike_in_a_group_count_as_one() -> None:
@@ -47,9 +30,9 @@ def test_images_that_are_all_alike_in_a_group_count_as_one() -> None:
     right = random.random((1, 60)) < 0.7
     tenfold = np.repeat(right, 10, axis=1)
     groups = np.repeat(np.arange(60), 10)
-    alone = compare.over_examples(predicted("a", right, None), resamples=4000).iloc[0]
+    alone = compare.over_examples(predicted("a", right), resamples=4000).iloc[0]
     grouped = compare.over_examples(predicted("a", tenfold, groups), resamples=4000).iloc[0]
-    naive = compare.over_examples(predicted("a", tenfold, None), resamples=4000).iloc[0]
+    naive = compare.over_examples(predicted("a", tenfold), resamples=4000).iloc[0]
     assert grouped["mean"] == pytest.approx(alone["mean"])
     assert grouped["se_examples"] == pytest.approx(alone["se_examples"], rel=0.05)
     assert naive["se_examples"] == pytest.approx(alone["se_examples"] / 10**0.5, rel=0.05)
@@ -62,10 +45,10 @@ def test_groups_of_one_image_are_no_groups() -> None:
     right = np.random.default_rng(1).random((3, 40)) < 0.6
     numbered = predicted("a", right, np.arange(40))
     for resamples in (50, 300):
-        without = compare.over_examples(predicted("a", right, None), resamples)
+        without = compare.over_examples(predicted("a", right), resamples)
         pd.testing.assert_frame_equal(compare.over_examples(numbered, resamples), without)
     assert compare.are_grouped(numbered)
-    assert not compare.are_grouped(predicted("a", right, None))
+    assert not compare.are_grouped(predicted("a", right))
 
 
 def flipped(sums: list[int]) -> float:
@@ -91,7 +74,7 @@ def test_clustered_mcnemar_counts_the_signs_of_whole_groups(sums: list[int]) -> 
 def test_clustered_mcnemar_of_single_images_is_mcnemars() -> None:
     random = np.random.default_rng(2)
     a, b = random.random((1, 50)) < 0.8, random.random((1, 50)) < 0.6
-    frames = [predicted("a", a, None), predicted("b", b, None)]
+    frames = [predicted("a", a), predicted("b", b)]
     exact = compare.mcnemar_over_seeds(compare.hits(pd.concat(frames)), "a", "b")["p_images"]
     # Two images of one group that nobody gets wrong change nothing but the way that p is computed.
     right = np.ones((1, 2), np.bool_)

@@ -29,15 +29,13 @@ def test_losses_that_are_not_finite_at_once_are_refused() -> None:
         suggest([1e-6, 1e-5, 1e-4, 1e-3], [1.0, math.nan, math.inf, math.nan])
 
 
-def test_command_prints_a_range_per_cell_and_refuses_too_few_steps(
+def test_command_prints_a_range_per_cell(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "tiny.py"
     arms = {"probe": "strategies.LinearProbe()", "features": "strategies.FeatureTransfer()"}
     sizes: dict[str, Any] = dict.fromkeys(("shots", "val_shots", "test_shots"), 5)
     file.write_text(study_text(arms, **sizes))
-    assert main(["--space", str(file), "--steps", "3"]) == 2
-    assert "at least 10" in capsys.readouterr().err
     assert main(["--space", str(file), "--steps", "20", "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("probe: search between ")

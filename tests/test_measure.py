@@ -125,22 +125,15 @@ def test_peak_sees_a_large_array_and_forgets_it_after_a_reset() -> None:
     assert after == pytest.approx(before, abs=10)
 
 
-def test_peak_is_missing_where_there_is_no_proc(tmp_path: Path) -> None:
-    device = Cpu(proc=tmp_path / "absent")
-    device.reset_peak()
-    assert device.peaks() == {}
-
-
-def test_peak_is_missing_where_the_kernel_does_not_say(tmp_path: Path) -> None:
-    (tmp_path / "status").write_text("Name:\tpython\nVmRSS:\t 1024 kB\n")
-    assert Cpu(proc=tmp_path).peaks() == {}
-
-
-def test_peak_is_read_in_mebibytes(tmp_path: Path) -> None:
-    (tmp_path / "status").write_text("Name:\tpython\nVmHWM:\t  3072 kB\nVmRSS:\t 1024 kB\n")
-    device = Cpu(proc=tmp_path)
-    device.reset_peak()
-    assert device.peaks() == {"peak_process_rss_mib": 3.0}
+@pytest.mark.parametrize(("line", "peak"), [("VmHWM:\t  3072 kB\n", 3.0), ("", None)])
+def test_peak_is_read_in_mebibytes_or_missing(
+    line: str, peak: float | None, tmp_path: Path
+) -> None:
+    (tmp_path / "status").write_text(f"Name:\tpython\n{line}VmRSS:\t 1024 kB\n")
+    for folder, wanted in ((tmp_path, peak), (tmp_path / "absent", None)):
+        device = Cpu(proc=folder)
+        device.reset_peak()
+        assert device.peaks() == ({} if wanted is None else {"peak_process_rss_mib": wanted})
     assert (tmp_path / "clear_refs").read_text() == "5"
 
 
