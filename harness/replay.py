@@ -1,4 +1,4 @@
-"""Run a recorded trial again from its MLflow run alone, and compare the results digit by digit.
+"""Run a recorded trial again from its MLflow run alone, and compare its values.
 
 python -m harness.replay RUN_ID
 python -m harness.replay RUN_ID --space FILE    # for a strategy, backbone or target that FILE defines

@@ -1,4 +1,4 @@
-"""The winner, chosen from the record, trained again, written, read back, used with and without us."""
+"""The best configuration, chosen from the record, trained again, written, read back, used with and without us."""
 
 from __future__ import annotations
 

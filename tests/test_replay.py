@@ -111,7 +111,7 @@ def test_changed_row_disagrees(uri: str, capfd: pytest.CaptureFixture[str]) -> N
     change(uri, "UPDATE params SET value = '0.9' WHERE key = 'lr' AND run_uuid = ?", run)
     code, said = replay(uri, run, capfd)
     assert code == 1
-    assert "DISAGREED: bitwise equal is promised here" in said
+    assert "DISAGREED: values must be bitwise equal" in said
     assert re.search(r"^train_loss: .* digits.*\(0 of 2 epochs bitwise\)$", said, re.MULTILINE)
 
 
@@ -153,7 +153,7 @@ def test_elsewhere_a_tolerance_is_allowed(uri: str, capfd: pytest.CaptureFixture
     )
     code, said = replay(uri, run, capfd)
     assert code == 1
-    assert "DISAGREED: 0.05 is allowed" in said
+    assert "DISAGREED: values may differ by at most 0.05" in said
 
 
 def test_other_images_are_named(uri: str, capfd: pytest.CaptureFixture[str]) -> None:
@@ -165,8 +165,8 @@ def test_other_images_are_named(uri: str, capfd: pytest.CaptureFixture[str]) -> 
     code, said = replay(uri, run, capfd)
     assert code == 1
     assert (
-        "DISAGREED: it was made from something else (sha256.images); its values are bitwise equal"
-        in said
+        "DISAGREED: it is another trial now (sha256.images changed); nevertheless its values are bitwise "
+        "equal" in said
     )
     assert "differs: sha256.images was ab12, is " in said
     assert "differs: env.cuda was 13.0, cuDNN 92400, is absent" in said
@@ -189,7 +189,7 @@ def test_near_values_from_other_images_do_not_agree_on_another_machine(
     code, said = replay(uri, run, capfd)
     assert code == 1
     assert said.splitlines()[-1] == (
-        "DISAGREED: it was made from something else (sha256.images); its values are within 0.05 all the same"
+        "DISAGREED: it is another trial now (sha256.images changed); nevertheless its values are within 0.05"
     )
 
 
@@ -278,7 +278,7 @@ def test_strategy_of_a_study_file_is_known_with_that_file(
     code, said = replay(uri, run, capfd, "--space", str(file))
     assert code == 0, said
     assert f", is {digest}\n" in said.partition("differs: sha256.study_file was ")[2]
-    assert "AGREED: bitwise equal; the study file is not as it was" in said
+    assert "AGREED: bitwise equal; the study file has changed" in said
     MlflowClient(tracking_uri=uri).set_tag(run, "sha256.study_file", digest)
     assert replay_run(run, tracking_uri=uri, space=str(file)).agreed  # as typed in a notebook
     assert "differs" not in capfd.readouterr().out
@@ -332,18 +332,18 @@ def test_changed_images_and_weights_are_the_reason_given(
     code, said = replay(uri, run, capfd)
     assert code == 1
     assert "differs" not in said
-    assert "DISAGREED: bitwise equal is promised here" in said
+    assert "DISAGREED: values must be bitwise equal" in said
     Image.new("L", (8, 8), 250).save(folder / "images" / "a" / "0.png")
     code, said = replay(uri, run, capfd)
     assert code == 1
     assert [line.split()[1] for line in said.splitlines() if line.startswith("differs")] == [
         "sha256.images"
     ]
-    assert "DISAGREED: it was made from something else (sha256.images)" in said
+    assert "DISAGREED: it is another trial now (sha256.images changed)" in said
     torch.save(timm.create_model("test_resnet").state_dict(), folder / "w.pt")
     code, said = replay(uri, run, capfd)
     assert code == 1
-    assert "DISAGREED: it was made from something else (sha256.images, sha256.weights)" in said
+    assert "DISAGREED: it is another trial now (sha256.images, sha256.weights changed)" in said
 
 
 @pytest.mark.parametrize("gone", ["images", "w.pt"])

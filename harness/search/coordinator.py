@@ -39,7 +39,7 @@ class RunContext:
         record: record of the study's trials.
         projection: writes the record to MLflow.
         device: name of the device.
-        cache: keeps decoded images and outputs of frozen groups.
+        cache: keeps decoded examples and outputs of frozen groups.
         limits: memory and time limits of a trial.
         shard: the cells to be run.
         tags: tags of every run, in addition to those of the trial.
@@ -82,7 +82,7 @@ class Coordinator:
         info: the study as a whole, as it is recorded.
 
     Raises:
-        UserError: if the space, the images or the weights have changed, or the record has another format.
+        UserError: if the space, the examples or the weights have changed, or the record has another format.
         StorageFailed: if the record cannot be used.
     """
 
@@ -133,7 +133,7 @@ class Coordinator:
             StudyStopped: after too many failures of one kind in a row.
             StorageFailed: if the record cannot be written.
             Terminated: on SIGTERM, and after SIGUSR1 when every running epoch has ended.
-            UserError: if images or weights have changed since the study began.
+            UserError: if examples or weights have changed since the study began.
         """
         with storage_failures():
             self._projection.settle()

@@ -54,7 +54,7 @@ def cell_costs(
     Args:
         specs: first spec of each cell, by the cell's label.
         device: whose time is measured.
-        cache: where decoded images are kept.
+        cache: where decoded examples are kept.
     """
     for label, spec in specs.items():
         steps = spec.strategy.classifier == "head"

@@ -87,8 +87,8 @@ def plan_merge(bundles: Sequence[Part], target: Part | None = None) -> Merge:
         target: the study in the target record; None if it is not there.
 
     Raises:
-        UserError: if the bundles are of different studies, differ in their images or weights, or two of them
-            completed the same slot.
+        UserError: if the bundles are of different studies, differ in their examples or weights, or two of
+            them completed the same slot.
     """
     first = target or bundles[0]
     parts = [target, *bundles] if target else list(bundles)
@@ -190,7 +190,7 @@ def _require_same_study(one: Part, other: Part) -> None:
 
 
 def _require_same_inputs(part: Part, read: dict[tuple[str, ...], tuple[str, Part]]) -> None:
-    """Check that all machines had the same images and weights, because cells are compared with each other."""
+    """Check that all machines had the same examples and weights: their cells are compared with each other."""
     for trial in part.trials:
         for (what, *of), found in inputs_read(trial).items():
             before, where = read.setdefault((what, *of), (found, part))

@@ -51,7 +51,7 @@ class Shard:
 
 def trial_seed(study: Study, phase: Phase, index: int) -> int:
     """Seed of a trial: one for all tuning trials, so that all configurations are compared on the same
-    images; one per repeat, shared by all cells."""
+    examples; one per repeat, shared by all cells."""
     if phase == "tune":
         return derive_seed(study.seed, "tune")
     return derive_seed(study.seed, phase, index)
@@ -61,7 +61,7 @@ def trial_fold(study: Study, phase: Phase, index: int) -> str:
     """Fold of a trial; "" with a single split. All configurations are scored on the folds of one division,
     each round of repeats on those of a new one.
 
-    Each run still has a seed of its own: runs on the folds of one division share their images, and nothing
+    Each run still has a seed of its own: runs on the folds of one division share their examples, and nothing
     else.
     """
     if study.fold_count == 1:

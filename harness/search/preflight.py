@@ -40,7 +40,7 @@ class Preflight:
 
     Attributes:
         specs: the first spec of each cell, by the cell's label.
-        leaks: one line per target whose parts share images.
+        leaks: one line per target whose parts share examples.
         notes: how the targets' files were read, which were skipped, and how weights files were adapted.
     """
 
@@ -50,12 +50,12 @@ class Preflight:
 
 
 def check_study(study: Study, cache: Cache = Cache(), memory_is_limited: bool = False) -> Preflight:
-    """Draw the first spec of every cell, and try each distinct one: build its network, pass one blank image,
-    split its target for every seed, and read the images of a target that the user brought.
+    """Draw the first spec of every cell, and try each distinct one: build its network, pass one blank
+    example, split its target for every seed, and read the examples of a target that the user brought.
 
     Args:
         study: the study.
-        cache: where decoded images are kept.
+        cache: where decoded examples are kept.
         memory_is_limited: every cell must have a forecast of its memory.
 
     Raises:
@@ -76,7 +76,7 @@ def check_study(study: Study, cache: Cache = Cache(), memory_is_limited: bool = 
             network.input.check(one.augment, one.shift_names())
         check_network(network, spec)
         remarks |= dict.fromkeys(network.notes)
-        leak, remark = _try_images(study, spec, network, cache)
+        leak, remark = _try_examples(study, spec, network, cache)
         if leak:
             leaks[spec.target] = leak  # one split of each target is enough
         if remark:
@@ -170,9 +170,11 @@ def _is_scale(scale: object) -> bool:
     return scale is None or (isinstance(scale, (int, float)) and 0 < scale < math.inf)
 
 
-def _try_images(study: Study, spec: TrialSpec, network: Backbone, cache: Cache) -> tuple[str, str]:
-    """Split for every seed and fold, and read the images that will be used; describes the leaks of the first
-    split, and what people should know of its examples."""
+def _try_examples(
+    study: Study, spec: TrialSpec, network: Backbone, cache: Cache
+) -> tuple[str, str]:
+    """Split for every seed and fold, and read the examples that will be used; describes the leaks of the
+    first split, and what people should know of its examples."""
     target = load_target(spec.target)
     places: list[tuple[Phase, int]] = [("tune", i) for i in range(study.fold_count)]
     places += [("repeat", i) for i in range(study.repeats)]

@@ -5,7 +5,8 @@ one cell, "NAME/CELL/repeats of I" the repeats of the configuration that its tri
 
     slot      user attribute, set when the trial is created: index, folds, attempt, seed, metric, whether it
               runs in the coordinator's process, number of workers
-    task      user attribute, set when it is drawn: the complete flat TrialSpec, hashes of images and weights
+    task      user attribute, set when it is drawn: the complete flat TrialSpec, hashes of the
+              examples and weights
     result    user attribute, set at the end: outcome, reason, metrics, epochs, notes, provenance, predictions
 
 and a reported value per epoch: the study's metric, negated if lower is better. Test predictions are files

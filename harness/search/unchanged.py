@@ -1,4 +1,4 @@
-"""Refuse to resume a study whose space, images or weights have changed."""
+"""Refuse to resume a study whose space, examples or weights have changed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_unchanged(search: CellSearch) -> None:
         now: dict[str, object] = {**spec.flat()}
         then = {k: defaults[k] for k in now if k in defaults} | dict(recorded.spec)
         inputs = inputs_of(spec.target, spec.backbone, spec.source)
-        # Equal files at another path are the same images, or weights.
+        # Equal files at another path are the same examples, or weights.
         for name, what in (("target", IMAGES), ("source", WEIGHTS)):
             if what in known and known[what] == inputs.get(what):
                 now[name] = then[name]
@@ -88,13 +88,13 @@ def continued(record: Record, info: StudyInfo) -> StudyInfo:
 
 
 class Inputs:
-    """Hashes of the images and weights that this process has seen trials read; they must not change."""
+    """Hashes of the examples and weights that this process has seen trials read; they must not change."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, ...], str] = {}
 
     def check(self, search: CellSearch, trial: TrialRecord) -> None:
-        """Refuse images or weights that have changed while the study runs.
+        """Refuse examples or weights that have changed while the study runs.
 
         Raises:
             UserError: if an earlier trial read different files under the same names.
@@ -115,7 +115,7 @@ class Inputs:
 
 
 def inputs_read(trial: TrialRecord) -> dict[tuple[str, ...], str]:
-    """What a trial read: the images of a target, or the weights of a backbone from a source -> their hash."""
+    """What a trial read, the examples of a target or the weights of a backbone from a source -> its hash."""
     names = {IMAGES: ("target",), WEIGHTS: ("backbone", "source")}
     return {
         (what, *(str(trial.spec.get(name)) for name in names.get(what, ()))): found

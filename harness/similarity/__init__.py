@@ -6,12 +6,12 @@
 A measure returns a `Measurement`: value, interval and direction, or NaN and the reason. Wrong shapes
 raise ValueError. Its positional parameters are the arrays that it needs:
 
-    source, target                  (n, d) images of both sides in the common embedding, projected
-    source_labels, labels           (n,) integer classes of `source`, and of the target's training images
+    source, target                  (n, d) examples of both sides in the common embedding, projected
+    source_labels, labels           (n,) integer classes of `source`, and of the target's training examples
     bandwidth                       float, of the RBF kernel, the same for all pairs
-    features                        (n, d) features of the target's training images from the source model
-    probabilities                   (n, C) class probabilities of the source's head for these images
-    predicted                       (n,) the top class of the source's head for these images
+    features                        (n, d) features of the target's training examples from the source model
+    probabilities                   (n, C) class probabilities of the source's head for these examples
+    predicted                       (n,) the top class of the source's head for these examples
 
 `harness.similarity.baselines` holds the rankings that a measure has to beat.
 """

@@ -3,9 +3,9 @@
     axes = principal_axes(reference)
     frechet(source @ axes, target @ axes)
 
-All three take the images of both sides in the same embedding, which must not depend on the source. Axes and
-bandwidth are likewise computed once, on a reference that is the same for all pairs (equal numbers of images
-from every data set of the study; of the targets, training images only), and passed as arguments.
+All three take the examples of both sides in the same embedding, which must not depend on the source. Axes and
+bandwidth are likewise computed once, on a reference that is the same for all pairs (equal numbers of examples
+from every data set of the study; of the targets, training examples only), and passed as arguments.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def principal_axes(reference: Array, size: int = 64) -> Floats:
     `x @ axes` does not centre the data, so both sides are projected alike.
 
     Raises:
-        ValueError: if there is only one image, or an image has NaN or infinity.
+        ValueError: if there is only one example, or an example has NaN or infinity.
     """
     x = as_features(reference, "reference")
     if len(x) < 2 or not np.isfinite(x).all():
@@ -57,12 +57,12 @@ def principal_axes(reference: Array, size: int = 64) -> Floats:
 
 
 def median_bandwidth(reference: Array, seed: int = 0) -> float:
-    """Median distance between two images of `reference` (n, d), of which at most 1000 are drawn.
+    """Median distance between two examples of `reference` (n, d), of which at most 1000 are drawn.
 
     The usual choice for MMD (Gretton et al. 2012, section 8).
 
     Raises:
-        ValueError: if there is only one image, or the median is not positive and finite.
+        ValueError: if there is only one example, or the median is not positive and finite.
     """
     x = as_features(reference, "reference")
     if len(x) > 1000:
@@ -112,7 +112,7 @@ def mmd(
 ) -> Measurement:
     """Squared maximum mean discrepancy, the U-statistic (Gretton et al. 2012, eq. 3).
 
-    mean k(x, x') + mean k(y, y') - 2 mean k(x, y), without pairs of an image with itself, with
+    mean k(x, x') + mean k(y, y') - 2 mean k(x, y), without pairs of an example with itself, with
     k = exp(-|x - y|^2 / (2 bandwidth^2)). It is unbiased and may therefore be negative. p is one-sided:
     (1 + number of permutations of the sides with at least this value) / (1 + permutations).
 
@@ -226,8 +226,8 @@ def _mmd(kernel: Floats, a: Ints, b: Ints) -> float:
 
 
 def _permutation_p(kernel: Floats, n: int, permutations: int, rng: np.random.Generator) -> float:
-    """The p of all permutations at once: column j of `side` marks the images of the first side in permutation
-    j; column 0 is the real assignment."""
+    """The p of all permutations at once: column j of `side` marks the examples of the first side in
+    permutation j; column 0 is the real assignment."""
     total = len(kernel)
     m = total - n
     side = np.zeros((total, permutations + 1))
@@ -239,7 +239,7 @@ def _permutation_p(kernel: Floats, n: int, permutations: int, rng: np.random.Gen
     from_first = row_sums @ side
     cross = from_first - first
     second = row_sums.sum() - from_first - cross
-    # k(x, x) = 1, so the n pairs of an image with itself sum to n
+    # k(x, x) = 1, so the n pairs of an example with itself sum to n
     value = (first - n) / (n * (n - 1)) + (second - m) / (m * (m - 1)) - 2 * cross / (n * m)
     at_least = value[1:] >= value[0] - 1e-12
     return float((1 + at_least.sum()) / (1 + permutations))
@@ -264,7 +264,7 @@ def _measured(
     strata: tuple[Ints, Ints] | None = None,
     bounds: tuple[float, float] = (0, math.inf),
 ) -> Measurement:
-    """`measured` for a distance between two finite sides, whose images have classes only with `strata`."""
+    """`measured` for a distance between two finite sides, whose examples have classes only with `strata`."""
 
     def checked() -> Statistic:
         require_finite(x, "source")

@@ -1,16 +1,16 @@
 """The value of a measure with its interval, or the reason why there is none.
 
-Every interval of this package is a delete-d jackknife over images (Shao & Wu 1989), not a bootstrap with
-replacement: a bootstrap puts copies of one image into both folds of a cross-validation, makes a sample of n
-images act like one of .63 n in a covariance, and adds distances of zero. Instead, a measure is computed again
-on random subsets of the images, without replacement and with the classes in the same proportions (the
-interval thus assumes new samples with the same number of images per class). The spread of these values around
-their mean estimates the spread of the value around its expectation:
+Every interval of this package is a delete-d jackknife over examples (Shao & Wu 1989), not a bootstrap with
+replacement: a bootstrap puts copies of one example into both folds of a cross-validation, makes a sample of n
+examples act like one of .63 n in a covariance, and adds distances of zero. Instead, a measure is computed
+again on random subsets of the examples, without replacement and with the classes in the same proportions (the
+interval thus assumes new samples with the same number of examples per class). The spread of these values
+around their mean estimates the spread of the value around its expectation:
 
-    value -+ t(.975, resamples - 1) sqrt(m / (n - m)) sd,    with m of n images in a subset
+    value -+ t(.975, resamples - 1) sqrt(m / (n - m)) sd,    with m of n examples in a subset
 
 The interval covers the spread over other samples of the same size, but not the bias that some measures have
-for small n, which the mean of the subsets removes; compare values only for equal n. For few images and for
+for small n, which the mean of the subsets removes; compare values only for equal n. For few examples and for
 distances near zero, it is too wide rather than too narrow.
 """
 
@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Better = Literal["higher", "lower"]
 Statistic = Callable[..., float]
-"""One array of row indices per side -> the value on those images."""
+"""One array of row indices per side -> the value on those examples."""
 
 CONFIDENCE = 0.95
 
@@ -41,8 +41,8 @@ class Measurement:
     Attributes:
         name: name of the measure.
         value: the value; NaN if the measure cannot be computed.
-        n: number of images (per side, if there are two sides).
-        d: number of features of an image, or of classes of the source's head.
+        n: number of examples (per side, if there are two sides).
+        d: number of features of an example, or of classes of the source's head.
         seed: seed of all random numbers.
         low, high: ends of the 95% interval; NaN if there is none.
         resamples: number of resamples of the interval; 0 if there is no interval, or it is in closed form.
@@ -102,12 +102,12 @@ def measured(
     share: float = 0.8,
     bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> Measurement:
-    """The value of a measure on all images, with its interval.
+    """The value of a measure on all examples, with its interval.
 
     Args:
         prepare: returns the statistic; both may raise Refusal.
-        strata: for each side, (n,) class of each image; resamples have the same proportions.
-        share: share of the images in a resample, m / n.
+        strata: for each side, (n,) class of each example; resamples have the same proportions.
+        share: share of the examples in a resample, m / n.
         bounds: a value outside of them by more than rounding is refused; the interval is clipped to them.
 
     Raises:
@@ -164,7 +164,7 @@ def draw(strata: Ints, size: int, rng: np.random.Generator) -> Ints:
     random.
 
     Args:
-        strata: (n,) number of each image's stratum, from 0.
+        strata: (n,) number of each example's stratum, from 0.
     """
     shuffled = rng.permutation(len(strata))
     by_class = shuffled[np.argsort(strata[shuffled], kind="stable")]
@@ -176,7 +176,7 @@ def draw(strata: Ints, size: int, rng: np.random.Generator) -> Ints:
 
 
 def one_stratum(n: int) -> Ints:
-    """The strata of n images that have no classes."""
+    """The strata of n examples that have no classes."""
     return np.zeros(n, dtype=np.int64)
 
 
@@ -213,21 +213,21 @@ def require_finite(x: Floats, name: str) -> None:
 
 
 def require_varied(x: Floats, name: str) -> None:
-    """Raise Refusal for values that are not finite, or equal for all images to single precision."""
+    """Raise Refusal for values that are not finite, or equal for all examples to single precision."""
     require_finite(x, name)
     if np.ptp(x, axis=0).max() <= 1e-6 * np.abs(x).max():
         raise Refusal(f"{name} is the same for every example")
 
 
 def require_classes(y: Ints, least: int, name: str) -> None:
-    """Raise Refusal for fewer than two classes, or a class with fewer than `least` images."""
+    """Raise Refusal for fewer than two classes, or a class with fewer than `least` examples."""
     if len(np.unique(y)) < 2:
         raise Refusal(f"{name} has only one class")
     require_members(y, least, name)
 
 
 def require_members(y: Ints, least: int, name: str) -> None:
-    """Raise Refusal for a class with fewer than `least` images."""
+    """Raise Refusal for a class with fewer than `least` examples."""
     counts = np.bincount(y)
     fewest = int(counts[counts > 0].min())
     if fewest < least:

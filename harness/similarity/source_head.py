@@ -32,11 +32,11 @@ Array = npt.NDArray[Any]
 def nce(predicted: Array, labels: Array, *, seed: int = 0, resamples: int = 200) -> Measurement:
     """Negative conditional entropy -H(label | source class), in nats (Tran et al. 2019).
 
-    sum P(y, z) log P(y | z) over the classes y and the source classes z predicted for the images. It is
+    sum P(y, z) log P(y | z) over the classes y and the source classes z predicted for the examples. It is
     between -H(y), the negative entropy of the labels, and 0. d is the number of source classes that occur.
 
     Args:
-        predicted: (n,) integers, the most probable source class of each target train image.
+        predicted: (n,) integers, the most probable source class of each target train example.
         labels: (n,) integer classes.
 
     Raises:
@@ -51,14 +51,14 @@ def nce(predicted: Array, labels: Array, *, seed: int = 0, resamples: int = 200)
 def leep(
     probabilities: Array, labels: Array, *, seed: int = 0, resamples: int = 200
 ) -> Measurement:
-    """Log expected empirical prediction, in nats per image (Nguyen et al. 2020).
+    """Log expected empirical prediction, in nats per example (Nguyen et al. 2020).
 
-    mean log sum_z P(y | z) theta_z, where P(y, z) is the sum of theta_z over the images of class y, divided
+    mean log sum_z P(y | z) theta_z, where P(y, z) is the sum of theta_z over the examples of class y, divided
     by n. Equal to NCE for one-hot theta. It is between -H(y) and 0, because it is one EM step from P(y | z) =
     P(y).
 
     Args:
-        probabilities: theta, (n, source classes), of the target train images; rows sum to 1.
+        probabilities: theta, (n, source classes), of the target train examples; rows sum to 1.
         labels: (n,) integer classes.
 
     Raises:

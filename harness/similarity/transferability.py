@@ -2,7 +2,7 @@
 
     logme(features, labels).value
 
-All take the features (n, d) of the target's training images from the source model, in any order, and their
+All take the features (n, d) of the target's training examples from the source model, in any order, and their
 labels (n,) as integers. Intervals: see `harness.similarity.measurement`.
 """
 
@@ -37,11 +37,11 @@ from harness.similarity.measurement import (
 Array = npt.NDArray[Any]
 
 FOLDS = 5
-"""Number of folds of a cross-validation; fewer if a class has fewer images."""
+"""Number of folds of a cross-validation; fewer if a class has fewer examples."""
 
 CV_SHARE = 0.5
-"""Share of the images in a resample of a cross-validation. Each resample draws new folds, and with the usual
-share of .8 the factor sqrt(m / (n - m)) would count that variation twice."""
+"""Share of the examples in a resample of a cross-validation. Each resample draws new folds, and with the
+usual share of .8 the factor sqrt(m / (n - m)) would count that variation twice."""
 
 
 def knn_accuracy(
@@ -58,7 +58,7 @@ def knn_accuracy(
     scale of the features.
 
     Args:
-        neighbours: number of neighbours, limited to the number of images in the smallest training fold.
+        neighbours: number of neighbours, limited to the number of examples in the smallest training fold.
 
     Raises:
         ValueError: for other shapes.
@@ -106,7 +106,7 @@ def probe_accuracy(
 
 
 def logme(features: Array, labels: Array, *, seed: int = 0, resamples: int = 20) -> Measurement:
-    """Logarithm of the maximum evidence of a Bayesian linear model per image, averaged over classes (You et
+    """Logarithm of the maximum evidence of a Bayesian linear model per example, averaged over classes (You et
     al. 2021).
 
     The 0/1 indicator of each class is regressed on the features without intercept, with weights ~ N(0,
@@ -130,7 +130,7 @@ def hscore(features: Array, labels: Array, *, seed: int = 0, resamples: int = 10
     """tr(S^+ S_between): Pillai's trace of the features by class (Bao et al. 2019; Pillai 1955).
 
     S is the covariance of all features, S_between that of the class means, weighted by their numbers of
-    images. The value is in [0, C - 1] for C classes. For features without information it is on average
+    examples. The value is in [0, C - 1] for C classes. For features without information it is on average
     d (C - 1) / (n - 1), which grows with d, so compare values only for equal n and d. It is refused if the
     centred features span all n - 1 directions, because it is then C - 1 for any labels. It does not change
     with invertible linear maps.

@@ -20,7 +20,7 @@ from harness.tracking.experiment import finite, storable
 from harness.training.provenance import input_tags
 
 PER_EPOCH = ("train_loss", "train_seconds", "marginal_seconds")
-"""Metrics with one value per epoch, besides those on the validation images. MLflow shows the last value,
+"""Metrics with one value per epoch, besides those on the validation examples. MLflow shows the last value,
 which is that of the trial."""
 SUMMARISED = (
     *(m for metric in METRICS.values() for m in (metric.validation, metric.test)),

@@ -1,4 +1,4 @@
-"""Log the winner's network as an MLflow model with signature and input example, and optionally register it.
+"""Log a network as an MLflow model with signature and input example, and optionally register it.
 
 python -m harness.export --study freeze_depth --log-model --register digits
 """
@@ -78,7 +78,7 @@ def log_model(
         ):
             found = Model.log(
                 artifact_path=None,
-                name="winner",
+                name="model",
                 flavor=mlflow.pytorch,
                 run_id=run_id,
                 registered_model_name=register,

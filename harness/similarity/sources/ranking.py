@@ -120,7 +120,7 @@ def candidates(
         pairs: pairs from `pair_of`, all with the same target.
         runs: recorded runs.
         device: where to compute.
-        cache: where images and features are stored.
+        cache: where examples and features are stored.
     """
     measuring = Measuring(pairs, device, cache)
     static = static_ranks(pairs, runs)

@@ -34,7 +34,7 @@ class Screening:
     Attributes:
         found: the backbones with the measures SCREENED, those with the best linear probe first.
         kept: names of those that are kept, in this order.
-        examples: what was looked at, e.g. "200 training images".
+        examples: what was looked at, e.g. "200 training examples".
         seconds: what it took.
     """
 
