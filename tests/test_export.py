@@ -1,4 +1,4 @@
-"""The best configuration, chosen from the record, trained again, written, read back, used with and without us."""
+"""The chosen configuration, trained again, written, read back, and used with and without the harness."""
 
 from __future__ import annotations
 
