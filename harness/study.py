@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from harness.core.caller import importing, undisturbed
+from harness.core.caller import no_garbage_collection, undisturbed
 from harness.core.command_line import command, escaped_output
 from harness.core.errors import UserError, without_password
 from harness.core.study import Study
@@ -103,7 +103,7 @@ def run(
         print(
             f"warning: MLFLOW_TRACKING_URI={shown} is not used; --tracking-uri is", file=sys.stderr
         )
-    with importing():  # torch and Optuna: not for --help
+    with no_garbage_collection():  # torch and Optuna: not for --help
         from harness.search.launch import launch
 
     return launch(study_path(space), options, dry_run)

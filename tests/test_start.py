@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from harness.core.caller import SPINS, WAITING, importing
+from harness.core.caller import SPINS, WAITING, no_garbage_collection
 from tests.processes import output_of
 
 SET = "import os; from harness.core.caller import set_variables; set_variables(); "
@@ -44,6 +44,6 @@ def test_no_library_is_loaded_before_it_is_needed(begins: str, late: tuple[str, 
 
 def test_nothing_is_collected_while_libraries_are_imported() -> None:
     assert gc.isenabled()
-    with importing():
+    with no_garbage_collection():
         assert not gc.isenabled()
     assert gc.isenabled()

@@ -31,6 +31,7 @@ import optuna
 from optuna.trial import BaseTrial, FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
+from harness.core.caller import no_garbage_collection
 from harness.core.errors import UserError, first_line
 from harness.core.race import Result, Results, Round, race
 from harness.core.records import Slot, StudyInfo, TrialRecord
@@ -183,11 +184,12 @@ def read_trials(
     """Every attempt in one Optuna study, except trials that were killed before they got a slot."""
     study = optuna.load_study(study_name=name, storage=storage)
     phase: Phase = "tune" if chosen is None else "repeat"
-    return [
-        trial_record(name, t, Slot(cell, phase, about["index"], about.get("folds", 1)), chosen)
-        for t in study.get_trials(deepcopy=False)
-        if (about := t.user_attrs.get("slot"))
-    ]
+    with no_garbage_collection():
+        return [
+            trial_record(name, t, Slot(cell, phase, about["index"], about.get("folds", 1)), chosen)
+            for t in study.get_trials(deepcopy=False)
+            if (about := t.user_attrs.get("slot"))
+        ]
 
 
 RESULT = ("outcome", "lasting", "reason", "metrics", "notes", "provenance", "predictions", "died")

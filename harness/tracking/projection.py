@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from harness.core.caller import importing
+from harness.core.caller import no_garbage_collection
 from harness.core.errors import REFUSALS, UserError, first_line
 from harness.core.records import StudyInfo, TrialRecord
 from harness.core.stores import sqlite_path
@@ -81,7 +81,7 @@ class Projection:
     def runs(self) -> StudyRuns:
         """The study's runs, in the opened store."""
         if self._runs is None:
-            with importing():
+            with no_garbage_collection():
                 from harness.tracking.study_runs import StudyRuns
 
             self._runs = StudyRuns(self._uri, self._info, self._source)

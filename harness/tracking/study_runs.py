@@ -12,6 +12,7 @@ from typing import Protocol
 
 from mlflow.entities import Metric, Run
 
+from harness.core.caller import no_garbage_collection
 from harness.core.records import StudyInfo, TrialRecord
 from harness.core.results import PREDICTIONS_FILE
 from harness.core.stores import sqlite_path
@@ -107,7 +108,8 @@ class StudyRuns:
             if check
             else self.experiment().search(deleted=True)
         )
-        runs, deleted = _by_trial(stored)
+        with no_garbage_collection():
+            runs, deleted = _by_trial(stored)
         if not check:
             self._parent()
         found: list[Difference] = []
