@@ -3,11 +3,12 @@
     python -c "from analysis import compare, load_study; \\
                print(compare.find(load_study('freeze_depth')).summary)"
 
-Takes the trials of `analysis.load`, all or some, and `info`, the study that they are of. Accuracies are
-shares in [0, 1]; differences are in points (1 point is an accuracy of .01). Unless said otherwise an
-interval is a 95% t interval over seeds: it says how far the mean would move with other training draws on
-these test images, not how far with other test images. What only one topic of the report needs is in
-`analysis.topics`.
+The arguments are trials from `analysis.load`, all or some of them, and `info`, the study that they belong to.
+Accuracies are shares in [0, 1]; differences are in points (1 point is an accuracy of .01). Unless stated
+otherwise, an interval is a 95% t interval over seeds: it covers the variation of the mean over training
+samples for these test examples, not the variation over test examples.
+
+Comparisons that only one topic of the report needs are in `analysis.topics`.
 """
 
 from analysis.compare.cells import outcomes, prediction_mismatches, summary

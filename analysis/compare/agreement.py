@@ -1,11 +1,12 @@
-"""Agreement of measures with the order of the sources, beside that of a ranking that ignores the target.
+"""Agreement of measures with the observed order of the sources, compared with a ranking that ignores the
+target.
 
     python -c "import pandas as pd; from analysis.compare.agreement import *; \\
                print(rank_agreement(pd.read_csv('scores.csv'), ['logme', 'leep']))"
 
-Takes one row per source and target: columns source, target, accuracy (a share; whatever score is compared)
-and one per measure, more meaning more alike (turn the sign of a distance). Rows whose source is the
-target itself are for the caller to leave out: its score is no transfer.
+The input has one row per source and target: columns source, target, accuracy (the compared score, as a share)
+and one per measure, for which higher means more similar (negate distances). Omit rows whose source is the
+target itself, because they are not transfer.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from analysis.compare.runs import mean_interval
 from harness.core.errors import UserError
 
 STATIC = "static"
-"""The column that `static_ranking` adds; a measure like any other."""
+"""The column that `static_ranking` adds; it is treated like a measure."""
 PERMUTATIONS = 2000
 
 
@@ -41,11 +42,11 @@ def require(scores: pd.DataFrame, columns: Sequence[str], unique: Sequence[str] 
 
 
 def static_ranking(scores: pd.DataFrame) -> pd.DataFrame:
-    """With a column `static`: how good the source was on all the other targets.
+    """The scores with a column `static`, which says how good the source was on the other targets.
 
-    Minus the mean over the other targets of the source's rank by accuracy there (1 is the best; average
-    ranks for ties). It knows nothing of the target, so what a measure says about similarity is only what
-    it says beyond this. NaN for a source without another target.
+    It is minus the mean, over the other targets, of the source's rank by accuracy (1 is the best; ties get
+    average ranks). It does not depend on the target, so a measure is informative about similarity only as far
+    as it is better than this ranking. NaN for a source without another target.
 
     Raises:
         UserError: if a column is missing or a pair occurs twice.
@@ -61,15 +62,15 @@ def static_ranking(scores: pd.DataFrame) -> pd.DataFrame:
 def rank_agreement(
     scores: pd.DataFrame, measures: Sequence[str], permutations: int = PERMUTATIONS
 ) -> pd.DataFrame:
-    """How well each measure orders the sources of each target.
+    """Rank correlation of each measure with the accuracies of the sources, for each target.
 
-    tau_w is `scipy.stats.weightedtau` as it comes: Kendall's tau with weights 1 / (rank + 1) that
-    add up (Vigna 2015), the mean of ranking by either side; tau is the plain one, tau-b.
+    tau_w is `scipy.stats.weightedtau` with its default settings: Kendall's tau with additive weights 1 /
+    (rank + 1) (Vigna 2015), the mean of ranking by either variable. tau is the unweighted tau-b.
 
     Returns:
-        One row per target and measure: target, measure, n sources, tau_w, null_sd (of tau_w when the
-        sources are shuffled), p (two-sided, share of shuffles at least as far from 0), tau. NaN with fewer
-        than 3 sources or a constant side.
+        One row per target and measure: target, measure, n (number of sources), tau_w, null_sd (standard
+            deviation of tau_w when the sources are shuffled), p (two-sided: share of shuffles at least as far
+            from 0), tau. NaN with fewer than 3 sources, or if the measure or the accuracies are constant.
 
     Raises:
         UserError: if a column is missing or a pair occurs twice.
@@ -110,11 +111,12 @@ def mean_agreement(agreement: pd.DataFrame) -> pd.DataFrame:
     """Mean tau_w of each measure over the targets, and its lead over the static ranking.
 
     Args:
-        agreement: from `rank_agreement`, with the measure `static` for the lead.
+        agreement: from `rank_agreement`; must include the measure `static` for the lead.
 
     Returns:
-        measure, targets, tau_w, low, high (t interval over targets), tau, and over the targets on which both
-        are known: static (its mean tau_w), lead, lead_low, lead_high (of the paired difference).
+        measure, targets (their number), tau_w, low, high (t interval over targets), tau, and, over the
+        targets for which both are known, static (its mean tau_w), lead, lead_low, lead_high (interval of the
+        paired difference).
     """
     taus = agreement.pivot(index="target", columns="measure", values="tau_w")
     plain = agreement.groupby("measure")["tau"].mean()

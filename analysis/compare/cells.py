@@ -1,4 +1,4 @@
-"""Score and cost of each cell, and how its runs ended.
+"""Score and cost of each cell, and counts of how its runs ended.
 
     python -c "from analysis import compare, load; t = load.load_study('freeze_depth'); \\
                print(compare.summary(t.trials, t.info))"
@@ -20,15 +20,16 @@ SHARES = ("trained_depth", "trainable_share")
 
 
 def summary(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
-    """One row per cell of the study, also for cells without a single complete run.
+    """One row per cell of the study, including cells without a complete run.
 
     Returns:
         cell, the factors, tuned and failed (numbers of tuning trials), val_score of the chosen trial, n
-        (repeats with a test score), mean, sd, low, high of test_score (interval resamples seeds), iqm (mean
-        of the middle half of the seeds, as of Agarwal 2021; NaN under 4 seeds), median, min and max over
-        repeats of COSTS (see `costs`), medians of trained_depth (share of the layer groups trained, from
-        the head down), trainable_share (of the parameters), SIZES, forecast_mib and waited_share, and
-        time_front, memory_front and latency_front: on the Pareto front of accuracy against that cost.
+        (repeats with a test score), mean, sd, low, high of test_score (interval over seeds), iqm
+        (interquartile mean over seeds as in Agarwal et al. 2021; NaN with fewer than 4 seeds), median, min
+        and max over repeats of COSTS (see `costs`), medians of trained_depth (share of the layer groups that
+        train, counted from the head), trainable_share (of the parameters), SIZES, forecast_mib and
+        waited_share, and time_front, memory_front and latency_front: whether the cell is on the Pareto front
+        of accuracy and that cost.
     """
     repeats, tune = priced(trials), tuning(trials)
     repeats = repeats.assign(**{c: math.nan for c in (FORECAST, WAITED) if c not in repeats})
@@ -63,9 +64,9 @@ def summary(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
 
 
 def outcomes(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
-    """How many runs of each cell and phase ended how: one row per cell and phase that has runs, one
-    column per outcome seen, and last those that are superseded, however they ended. Killed attempts that were
-    tried again count here."""
+    """Number of runs by outcome: one row per cell and phase that has runs, one column per outcome that
+    occurs, and a last column for superseded runs of any outcome. Killed attempts that were run again are
+    included."""
     ended = trials["outcome"].where(~trials["superseded"], "superseded")
     table = pd.crosstab([trials["cell"], trials["phase"]], ended)
     table["superseded"] = table.pop("superseded") if "superseded" in table else 0
@@ -78,7 +79,7 @@ def outcomes(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
 
 
 def prediction_mismatches(trials: pd.DataFrame, predictions: pd.DataFrame) -> list[str]:
-    """Run ids of complete repeats whose predictions are missing or disagree with test_accuracy."""
+    """Ids of complete repeats whose predictions are missing or do not agree with their test_accuracy."""
     repeats = completed(trials, "repeat").dropna(subset="test_accuracy").set_index("run_id")
     hit = predictions["label"] == predictions["predicted"]
     share = hit.groupby(predictions["run_id"]).mean().reindex(repeats.index)

@@ -1,4 +1,4 @@
-"""The cell to use: chosen by validation among those that fit limits on its costs.
+"""The cell to use: chosen by validation among the cells that fit limits on their costs.
 
     python -c "from analysis import compare, load_study; t = load_study('freeze_depth'); \\
                print(compare.choice(t.trials, t.info, {'train_seconds': 60}))"
@@ -28,16 +28,17 @@ LIMITED = {
     "latency_ms": ("time of an example", "ms"),
     "weights_mib": ("weights", "MiB"),
 }
-"""Costs that can be limited -> what they are in print, and their unit."""
+"""Costs that can be limited -> their names in print, and their units."""
 LEAST = 0.5
-"""Points: a smaller lead is not worth more seeds."""
+"""Points; a smaller lead is not worth more seeds."""
 
 
 def choice(trials: pd.DataFrame, info: Info, limits: Mapping[str, float] = {}) -> pd.DataFrame:
-    """Every cell, those that fit the limits first, by the rule of `harness.core.selection`; after a race
-    those first that stayed in it for more seeds, by the seeds that they were compared on.
+    """All cells in the order of preference, those that fit the limits first, by the rule of
+    `harness.core.selection`. After a race, cells that stayed for more seeds come first, compared on the seeds
+    of the race.
 
-    Costs are medians over repeats; a cell whose cost was not measured does not fit a limit on it.
+    Costs are medians over repeats. A cell for which a limited cost was not measured does not fit.
 
     Args:
         trials: as loaded.
@@ -46,9 +47,9 @@ def choice(trials: pd.DataFrame, info: Info, limits: Mapping[str, float] = {}) -
 
     Returns:
         cell, n (repeats with a test score), validation (mean of `info.selection` over the repeats), mean (of
-        the test scores), seconds, memory_mib, by_test (no cell that fits has a validation score, so test
-        scores rank them), fits, why (why not), over (the highest ratio of a cost to its limit; NaN without
-        limits).
+        the test scores), seconds, memory_mib, by_test (whether cells are ranked by test scores, because no
+        cell that fits has a validation score), fits, why (reason if it does not fit), over (the highest ratio
+        of a cost to its limit; NaN without limits).
     """
     repeats, trained = priced(trials), completed(trials, "repeat").groupby("cell")["train_seconds"]
     race, selection = info.budget is not None, info.selection
@@ -86,8 +87,8 @@ def choice(trials: pd.DataFrame, info: Info, limits: Mapping[str, float] = {}) -
 
 
 def _mean(values: pd.Series) -> float:
-    """Mean without NaNs, correctly rounded whatever their order, so that equal means are ties here and in
-    `harness.deploy.choice`."""
+    """Correctly rounded mean without NaNs, which does not depend on the order, so that ties are the same here
+    and in `harness.deploy.choice`."""
     known = values.dropna().tolist()
     return fmean(known) if known else math.nan
 
@@ -102,22 +103,22 @@ def chosen_by(trials: pd.DataFrame, info: Info, metric: str) -> str:
 
 
 def best_by_test(table: pd.DataFrame) -> str:
-    """The cell with the highest mean test score among those of `choice` that fit; "" without any."""
+    """The cell with the highest mean test score among those of `choice` that fit; "" if there is none."""
     fit = table[table["fits"]]
     return "" if fit.empty else str(fit["cell"].iloc[int(fit["mean"].argmax())])
 
 
 def most_behind(table: pd.DataFrame, cell: str) -> float:
-    """Points by which a cell may be behind the best, with 95% confidence: the furthest end of the
-    simultaneous intervals of `contrasts` against its rivals. NaN without a tested rival, and where all is
-    open."""
+    """By how many points a cell may be worse than the best one, with 95% confidence: the largest end of the
+    simultaneous intervals of `contrasts` against the other cells. NaN if no other cell was tested, or nothing
+    is known."""
     low = against(table, cell)["low"].dropna()
     behind = max(0.0, -float(low.min())) if len(low) else math.nan
     return behind if behind < 100 else math.nan
 
 
 def surer(trials: pd.DataFrame, info: Info, table: pd.DataFrame) -> pd.DataFrame:
-    """What would have to be run to tell the chosen cell from each rival that fits.
+    """Runs that would be needed to distinguish the chosen cell from each other cell that fits.
 
     Args:
         trials: as loaded.
@@ -125,10 +126,10 @@ def surer(trials: pd.DataFrame, info: Info, table: pd.DataFrame) -> pd.DataFrame
         table: from `choice`.
 
     Returns:
-        rival, n shared seeds, lead (points), verdict, seeds (with which a difference of that size, at least
-        LEAST, is found 4 times in 5 by the rule of `contrasts`; inf: more than are worth it, NaN with too few
-        to tell), more (seeds on top of n) and minutes (that these runs of both cells take, whole trials, as
-        far as measured). In the order of `choice`.
+        rival, n (shared seeds), lead (points), verdict, seeds (number with which a difference of that size,
+        at least LEAST, is found with probability .8 by the rule of `contrasts`; inf if more than are worth
+        it, NaN if there are too few to tell), more (seeds in addition to n) and minutes (duration of these
+        runs of both cells as whole trials, if measured). In the order of `choice`.
     """
     fit = table[table["fits"]]
     columns = ["rival", "n", "lead", "verdict", "seeds", "more", "minutes"]

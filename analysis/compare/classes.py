@@ -1,4 +1,4 @@
-"""Metrics beyond the compared score, class by class, and the reliability of confidences.
+"""Metrics other than the compared one, results by class, and calibration.
 
     python -c "from analysis import compare, load_study; t = load_study('freeze_depth'); \\
                print(compare.by_metric(t.trials, t.info))"
@@ -19,11 +19,11 @@ from harness.core.metrics import by_class, calibration, confusion
 from harness.core.selection import METRICS
 
 UNEQUAL = 1.5
-"""Classes are unequal if the largest has more than this many times the test images of the smallest."""
+"""Classes are unequal if the largest has more than this many times the test examples of the smallest."""
 
 
 def by_metric(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
-    """Every metric that was recorded on test, for each cell.
+    """All metrics that were recorded on the test examples, for each cell.
 
     Returns:
         cell, metric (its name), n (repeats), validation (mean over the repeats; NaN if it was not recorded),
@@ -46,7 +46,7 @@ def by_metric(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
 
 
 def class_sizes(predictions: pd.DataFrame) -> pd.Series:
-    """Number of test images of each class, by label; the mean over the runs."""
+    """Number of test examples of each class, by label; the mean over the runs."""
     runs = max(1, predictions["run_id"].nunique())
     return predictions.groupby("label").size() / runs
 
@@ -58,7 +58,8 @@ def are_unequal(predictions: pd.DataFrame) -> bool:
 
 
 def confusions(predictions: pd.DataFrame) -> np.ndarray:
-    """(runs, classes, classes) test images by true (rows) and predicted class (columns) of each run."""
+    """(runs, classes, classes) numbers of test examples by true class (rows) and predicted class
+    (columns)."""
     classes = int(predictions[["label", "predicted"]].to_numpy().max()) + 1
     tables = [
         confusion(own["label"].to_numpy(), own["predicted"].to_numpy(), classes)
@@ -95,13 +96,13 @@ def per_class(predictions: pd.DataFrame, folds: int = 1) -> pd.DataFrame:
 
 
 def confused_pairs(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Pairs of classes that are confused, most often first.
+    """Pairs of classes that are confused, most frequent first.
 
     Args:
         predictions: of one cell.
 
     Returns:
-        label, predicted, share (of the images of the class, mean over repeats), images (mean number).
+        label, predicted, share (of the examples of the class, mean over repeats), images (mean number).
     """
     tables = confusions(predictions).astype(float)
     images = tables.mean(axis=0)
@@ -117,10 +118,10 @@ def confused_pairs(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def reliability(predictions: pd.DataFrame) -> pd.DataFrame:
-    """How often predictions of each confidence are right, over all repeats of a cell.
+    """Accuracy of predictions by confidence, over all repeats of a cell.
 
     Returns:
-        cell, confidence (mean of the bin), accuracy, share (of the test images). Empty without confidences.
+        cell, confidence (mean of the bin), accuracy, share (of the test examples). Empty without confidences.
     """
     parts = []
     for cell, own in predictions.dropna(subset="confidence").groupby("cell", sort=False):
@@ -135,15 +136,15 @@ def reliability(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def confident_mistakes(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Test images that a cell misclassifies, most confident mistakes first.
+    """Test examples that a cell misclassifies, most confident mistakes first.
 
     Args:
         predictions: of one cell.
 
     Returns:
-        example, label, predicted (most often), wrong (number of repeats that misclassify it), repeats,
-        confidence (mean over the repeats, 0 where it is correct), file, where images are files, and image (a
-        small JPEG file, or None), where any was kept. Empty without confidences.
+        example, label, predicted (most frequent), wrong (number of repeats that misclassify it), repeats,
+        confidence (mean over the repeats, 0 where it is correct), file, if examples are files, and image (a
+        small JPEG file, or None), if any was recorded. Empty without confidences.
     """
     known = predictions.dropna(subset="confidence")
     missed = known["label"] != known["predicted"]
@@ -164,7 +165,7 @@ def confident_mistakes(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def class_names(trials: pd.DataFrame, classes: int) -> list[str]:
-    """Names of the classes as recorded, equal for all runs; else their numbers."""
+    """Names of the classes if they are recorded and equal for all runs; else their numbers."""
     recorded = trials["class_names"].dropna() if "class_names" in trials else pd.Series(dtype=str)
     if recorded.nunique() == 1:
         with suppress(ValueError, TypeError):

@@ -1,12 +1,12 @@
-"""Paired comparisons of cells over shared seeds, with one verdict for each pair.
+"""Paired comparisons of cells over shared seeds, with one verdict per pair.
 
     python -c "from analysis import compare, load_study; t = load_study('freeze_depth'); \\
                print(compare.contrasts(t.trials, t.info))"
 
-All pairs of cells are one family. Each has a paired t interval over seeds at the level 1 - .05 / number of
-pairs (Bonferroni), so that all intervals hold at once with 95% confidence: whichever pair is looked at
-afterwards, and however the variances of the cells differ, the chance of a single wrong verdict in the study
-is at most 5%.
+All pairs of cells form one family. Each has a paired t interval over seeds at the level 1 - .05 / number of
+pairs (Bonferroni), so all intervals hold simultaneously with 95% confidence: whichever pair is selected after
+seeing the results, and however the variances of the cells differ, the probability of any wrong verdict in the
+study is at most 5%.
 """
 
 from __future__ import annotations
@@ -33,25 +33,27 @@ from harness.core.study import cell_label
 ALPHA = 1 - CONFIDENCE
 MAX_FLIPS = 2**15
 FEWEST = 4
-"""Seeds under which the spread of differences is too uncertain to say how many seeds would do."""
+"""With fewer seeds, the spread of the differences is too uncertain to say how many seeds would be enough."""
 WORTH = (2.0, 1.0, 0.5)
-"""Differences, in points, that are worth seeing: a sentence names the first that the seeds would miss."""
+"""Differences of interest, in points: a sentence names the smallest one that cannot be detected with the
+seeds."""
 MEASURED = "difference low high p alone_low alone_high least_detectable worth seeds_needed".split()
 COLUMNS = ["cell", "reference", "n", "pairs", *MEASURED, "verdict"]
 
 
 def contrasts(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
-    """Every pair of scored cells, compared over the seeds that both were repeated on; within each target
-    where targets are compared, whose scores are not of one kind. For runs of k-fold resampling the t test is
-    the corrected one (see `harness.core.folds.independent_runs`).
+    """All pairs of scored cells, compared over the seeds of both; if targets are compared, pairs within each
+    target, because scores of different targets are not comparable. For k-fold resampling, the corrected t
+    test is used (see `harness.core.folds.independent_runs`).
 
     Returns:
-        One row per pair: cell, reference, n shared seeds, pairs (tested in this study), difference (points of
-        test accuracy, positive when cell is better), low, high (simultaneous interval), p (of the paired t
-        test, times the number of pairs), alone_low, alone_high (95% interval of this pair by itself),
-        least_detectable (the difference that would be found 4 times in 5 by this rule), worth (points) and
-        seeds_needed (to find so much; NaN with fewer than FEWEST), and verdict: "higher" or "lower" (the
-        simultaneous interval is clear of 0), "open" (it is not) or "untested" (fewer than two shared seeds).
+        One row per pair: cell, reference, n (shared seeds), pairs (number of tested pairs of this study),
+            difference (points of test accuracy, positive if cell is better), low, high (simultaneous
+            interval), p (of the paired t test, times the number of pairs), alone_low, alone_high (95%
+            interval of this pair alone), least_detectable (the difference that would be found with
+            probability .8 by this rule), worth (points) and seeds_needed (to find a difference of worth
+            points; NaN with fewer than FEWEST), and verdict: "higher" or "lower" (the simultaneous interval
+            excludes 0), "open" (it does not) or "untested" (fewer than two shared seeds).
     """
     scores = completed(trials, "repeat").pivot(index="seed", columns="cell", values="test_score")
     scores = 100 * scores.dropna(axis="columns", how="all")
@@ -75,8 +77,8 @@ def contrasts(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
 
 
 def paired_test(points: np.ndarray, family: int, floor: float, folds: int = 1) -> dict[str, Any]:
-    """The paired t test of one pair, of `family` that are tested; see `contrasts`. The standard deviation is
-    not taken to be less than `floor`."""
+    """Paired t test of one of `family` tested pairs; see `contrasts`. The standard deviation is not assumed
+    to be below `floor`."""
     n = len(points)
     row: dict[str, Any] = dict.fromkeys(MEASURED, math.nan)
     row |= {"n": n, "verdict": "untested", "difference": float(points.mean()) if n else math.nan}
@@ -110,11 +112,11 @@ def _critical(n: int, family: int) -> float:
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
-    """Exact two-sided sign-flip p of a mean difference (Fisher 1935): the share of the 2^n ways to
-    swap the two cells seed by seed that give a mean at least this far from 0.
+    """Exact two-sided sign-flip p of a mean difference (Fisher 1935): the share of the 2^n ways to exchange
+    the two cells within seeds that give a mean at least as far from 0.
 
-    Exact up to 15 differences, above that from 32768 random flips with a fixed seed. It cannot be
-    under 2 / 2^n: .0625 with 5 seeds. NaN without a difference.
+    Exact for up to 15 differences; for more, it is based on 32768 random flips with a fixed seed. It cannot
+    be below 2 / 2^n, which is .0625 with 5 seeds. NaN without differences.
     """
     if len(differences) == 0:
         return math.nan
@@ -130,7 +132,7 @@ def sign_flip_p(differences: Sequence[float]) -> float:
 
 
 def against(table: pd.DataFrame, cell: str) -> pd.DataFrame:
-    """The rows of `contrasts` that `cell` is in, turned so that it comes first."""
+    """The rows of `contrasts` that contain `cell`, oriented so that it comes first."""
     turned = table[table["reference"] == cell].rename(
         columns={"cell": "reference", "reference": "cell"}
     )
@@ -144,8 +146,8 @@ def against(table: pd.DataFrame, cell: str) -> pd.DataFrame:
 
 
 def against_baseline(table: pd.DataFrame, info: Info) -> pd.DataFrame:
-    """Of the rows of `contrasts`, each cell against the one that has the baseline's values and equals it in
-    the other factors; empty without a baseline."""
+    """The rows of `contrasts` that compare a cell with the cell that has the baseline's values and equals it
+    in the other factors; empty without a baseline."""
     parts = []
     for row in cells(info.factors).to_dict("records"):
         reference = cell_label({k: info.baseline.get(k, str(row[k])) for k in info.factors})
@@ -158,9 +160,9 @@ def against_baseline(table: pd.DataFrame, info: Info) -> pd.DataFrame:
 def with_other_tests(
     table: pd.DataFrame, trials: pd.DataFrame, predictions: pd.DataFrame, folds: int = 1
 ) -> pd.DataFrame:
-    """Rows of `contrasts` with two more tests, not adjusted for their number and without a say in the
-    verdict: p_signs (`sign_flip_p`; NaN with `folds`, since it assumes independent runs), and from the
-    test predictions only_cell, only_reference and p_images (`mcnemar_over_seeds`, NaN without
+    """The rows of `contrasts` with two more tests, which are not adjusted for their number and do not affect
+    the verdict: p_signs (`sign_flip_p`; NaN with `folds`, because it assumes independent runs), and, from the
+    test predictions, only_cell, only_reference and p_images (`mcnemar_over_seeds`; NaN without
     predictions)."""
     scores = completed(trials, "repeat").pivot(index="seed", columns="cell", values="test_score")
     tables = hits(predictions) if len(predictions) else {}
@@ -193,7 +195,7 @@ def describe_contrast(row: Mapping[Hashable, Any] | pd.Series[Any]) -> str:
 
 
 def describe_power(row: Mapping[Hashable, Any] | pd.Series[Any]) -> str:
-    """Which difference so many seeds would miss."""
+    """The difference that cannot be detected with this number of seeds."""
     n, least = row["n"], row["least_detectable"]
     if least >= 100:
         return f"With {n} seeds no difference can be shown"
@@ -201,7 +203,7 @@ def describe_power(row: Mapping[Hashable, Any] | pd.Series[Any]) -> str:
 
 
 def _more_seeds(row: Mapping[Hashable, Any] | pd.Series[Any]) -> str:
-    """How many seeds would show a difference worth seeing, where these do not."""
+    """How many seeds would detect a difference of interest, if these do not."""
     if not row["least_detectable"] > row["worth"] or row["seeds_needed"] != row["seeds_needed"]:
         return ""
     unit = f"{row['worth']:g} point{'' if row['worth'] == 1 else 's'}"

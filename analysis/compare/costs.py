@@ -1,12 +1,12 @@
-"""Costs of the cells, and the Pareto fronts of score and cost.
+"""Costs of the cells, and Pareto fronts of score and cost.
 
     python -c "from analysis import compare, load; t = load.load_study('freeze_depth'); \\
                print(compare.front_chance(t.trials, t.info))"
 
-Time is that of training, *cold-equivalent* where the study says so: as if nothing had been kept from
-other trials, so what the strategy costs someone who runs it alone. What the run itself spent is
-*marginal* and never compared. Seconds and memory of different devices or numbers of threads are not
-pooled: the condition with the most compared repeats counts, the others are left out.
+Time is training time. If the study states so, it is *cold-equivalent*: the time without anything cached by
+other trials, which is what the strategy costs if it is run alone. The time that the run itself took is
+*marginal* and is not compared. Times and memory of different devices or numbers of threads are not pooled:
+only the condition with the most compared repeats is used.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ MEMORY = {
     FORECAST: "accelerator, forecast",
     "peak_process_rss_mib": "process, measured",
 }
-"""Metrics of memory, the one to compare first, and what they are in print."""
+"""Metrics of memory, in order of preference, and their names in print."""
 COSTS = ["train_seconds", "marginal_seconds", "peak_memory_mib", "latency_ms", "images_per_second"]
 """Costs that depend on the device and the number of threads."""
 SIZES = ["parameters", "weights_mib", "multiply_adds"]
-"""Costs that do not."""
+"""Costs that do not depend on them."""
 CENSORED = ("oom", "timeout")
 RESAMPLES = 1000
 
 
 def memory_column(trials: pd.DataFrame) -> str:
-    """The memory metric to compare: the accelerator's where any repeat has it, else its forecast, else the
-    process's, most of which is libraries. One for the whole study: they measure different things and are
-    never mixed."""
+    """The memory metric to compare: the accelerator's if any repeat has it, else its forecast, else the
+    process's, most of which is used by libraries. It is the same for the whole study, because the metrics are
+    not comparable with each other."""
     repeats = completed(trials, "repeat")
     known = [column for column in MEMORY if column in repeats and repeats[column].notna().any()]
     return known[0] if known else list(MEMORY)[-1]
 
 
 def memory_kind(trials: pd.DataFrame) -> str:
-    """What `memory_column` is, in print."""
+    """Name of `memory_column` in print."""
     return MEMORY[memory_column(trials)]
 
 
 def conditions(runs: pd.DataFrame) -> pd.Series:
-    """What each run ran on, in print: "cpu, 2 threads"; the part that was not recorded is left out."""
+    """The device and threads of each run in print, such as "cpu, 2 threads", as far as they were recorded."""
     told = pd.Series("", index=runs.index, dtype="str")
     if "device" in runs:
         told = runs["device"].astype("str").fillna("")
@@ -63,14 +63,14 @@ def conditions(runs: pd.DataFrame) -> pd.Series:
 
 
 def condition(trials: pd.DataFrame) -> str:
-    """The condition whose times are compared: that of most compared repeats (of equals the first in the
-    alphabet); "" without any."""
+    """The condition whose times are compared: that of the most compared repeats (of ties, the first in
+    alphabetical order); "" if there are none."""
     told = conditions(completed(trials, "repeat"))
     return "" if told.empty else str(told.value_counts().sort_index().idxmax())
 
 
 def priced(trials: pd.DataFrame) -> pd.DataFrame:
-    """The compared repeats with COSTS and SIZES; NaN where not measured. COSTS are also NaN for runs under
+    """The compared repeats with COSTS and SIZES; NaN if not measured. COSTS are also NaN for runs under
     another condition than the compared one."""
     repeats = completed(trials, "repeat")
     repeats = repeats.assign(peak_memory_mib=repeats[memory_column(trials)])
@@ -80,7 +80,8 @@ def priced(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def left_out(trials: pd.DataFrame) -> pd.DataFrame:
-    """Compared repeats whose costs are not: condition, runs, cells (their number). Empty if none."""
+    """Compared repeats whose costs are not compared: condition, runs, cells (numbers). Empty if there are
+    none."""
     repeats = completed(trials, "repeat")
     rows = [
         {"condition": name, "runs": len(own), "cells": own["cell"].nunique()}
@@ -91,13 +92,13 @@ def left_out(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def censored(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
-    """Cells in which a run went out of memory or of time: they cost at least what was seen, or more than
-    there was.
+    """Cells in which a run exceeded the memory or the time limit, so that their costs are only known to be at
+    least as high.
 
     Returns:
-        cell, outcome (oom or timeout), runs, of (all runs of the cell), scored (whether the cell has
-        a test score all the same), seconds (the longest such run, a lower bound), memory_mib (the most
-        such a run had measured, else its forecast; NaN when neither is known).
+        cell, outcome (oom or timeout), runs, of (all runs of the cell), scored (whether the cell nevertheless
+        has a test score), seconds (the longest such run, a lower bound), memory_mib (the highest measured in
+        such a run, or else its forecast; NaN if neither is known).
     """
     rows = []
     counted = recorded(trials[~trials["superseded"]])
@@ -128,8 +129,8 @@ def seed_weights(seeds: int, resamples: int = RESAMPLES) -> np.ndarray:
 
 
 def drawn_means(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Means (resamples x cells) of `values` (seeds x cells, NaN if unknown) under `weights` (resamples x
-    seeds). A resample that draws no known seed of a cell has that cell's mean over all of them."""
+    """Means (resamples x cells) of `values` (seeds x cells, NaN if unknown) with `weights` (resamples x
+    seeds). If a resample contains no known seed of a cell, the mean over all of its seeds is used."""
     known = ~np.isnan(values)
     total = weights @ np.where(known, values, 0.0)
     count = weights @ known
@@ -140,17 +141,17 @@ def drawn_means(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def front_chance(trials: pd.DataFrame, info: Info, resamples: int = RESAMPLES) -> pd.DataFrame:
-    """How surely each cell is on the Pareto front of accuracy, time and memory.
+    """Share of bootstrap resamples in which each cell is on the Pareto front of accuracy, time and memory.
 
-    Seeds are drawn with replacement, the same for every cell, and the front is taken of the mean of
-    each of the three in that resample. A cost that no cell has plays no part; a cell that misses one of
-    the others cannot be on the front. One seed: the share is 0 or 1 and says nothing about chance. Deviations
-    of the accuracy of runs on folds are scaled up, as they count as fewer independent ones, see
-    `harness.core.folds.independent_runs`.
+    Seeds are drawn with replacement, the same for all cells, and the front is computed from the means of each
+    resample. A cost that no cell has is ignored; a cell that lacks one of the others is not on the front.
+    With a single seed the share is 0 or 1 and carries no information. Deviations of the accuracies of runs on
+    folds are scaled up, because they count as fewer independent ones (see
+    `harness.core.folds.independent_runs`).
 
     Returns:
-        One row per scored cell: cell, n seeds, on_front (now), chance (share of resamples), costs
-        (which ones).
+        One row per scored cell: cell, n (seeds), on_front (for the means of all seeds), chance (share of
+            resamples), costs (which ones).
     """
     repeats = priced(trials).dropna(subset="test_score")
     names = [cell for cell in cells(info.factors)["cell"] if cell in set(repeats["cell"])]
@@ -180,8 +181,8 @@ def front_chance(trials: pd.DataFrame, info: Info, resamples: int = RESAMPLES) -
 
 
 def on_front(points: np.ndarray) -> np.ndarray:
-    """Whether each row (more is better in every column) is on the front: no other row is at least as good in
-    all columns and better in one. A row with a NaN is never on it and beats none."""
+    """Whether each row (higher is better in all columns) is on the front: no other row is at least as good in
+    all columns and better in one. A row with a NaN is not on the front and does not dominate any row."""
     at_least = np.ones((len(points), len(points)), dtype=bool)
     better = np.zeros_like(at_least)
     for column in points.T:
@@ -193,6 +194,6 @@ def on_front(points: np.ndarray) -> np.ndarray:
 
 
 def pareto_front(table: pd.DataFrame, value: str, costs: Sequence[str]) -> pd.Series:
-    """`on_front` of the column `value` (more is better) and `costs` (less is better) of a table."""
+    """`on_front` for the column `value` (higher is better) and `costs` (lower is better) of a table."""
     points = np.column_stack([table[value], *(-table[cost] for cost in costs)]).astype(float)
     return pd.Series(on_front(points), index=table.index, dtype=bool)

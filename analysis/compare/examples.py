@@ -1,4 +1,4 @@
-"""Uncertainty of scores over training draws and test images, from the recorded test predictions.
+"""Uncertainty of scores over training samples and test examples, from the recorded test predictions.
 
     python -c "from analysis import compare, load; t = load.load_study('freeze_depth'); \\
                print(compare.over_examples(t.predictions))"
@@ -20,18 +20,19 @@ from harness.core.folds import independent_runs
 
 RESAMPLES = 1000
 CHUNK = 20_000_000
-"""Numbers held at once."""
+"""Numbers held in memory at a time."""
 
 
 def hits(predictions: pd.DataFrame, balanced: bool = False) -> dict[str, pd.DataFrame]:
-    """Cell -> seeds x test examples: 1 right, 0 wrong, NaN where that seed was not scored on it.
+    """Cell -> seeds x test examples: 1 if correct, 0 if wrong, NaN if that seed was not scored on it.
 
-    With `balanced`, an image has its balanced accuracy's linear approximation instead, whose mean over the
-    images of a seed is the balanced accuracy b: b + n / (k n_c) (x - r_c) for x in {0, 1}, where r_c is the
-    recall of its class, n_c the size of the class, n the number of images and k that of classes.
+    With `balanced`, the linear approximation of the balanced accuracy is returned for each example, whose
+    mean over the examples of a seed is the balanced accuracy b: b + n / (k n_c) (x - r_c) for x in {0, 1},
+    with r_c the recall of its class, n_c the size of the class, n the number of examples and k the number of
+    classes.
 
-    A column is named by (group, example): images of one group (patient, sequence, product) are not
-    independent. Where there are no groups, each image is one of its own.
+    Columns are named by (group, example), because examples of one group (patient, sequence, product) are not
+    independent. Without groups, each example is a group.
     """
     right = (predictions["label"] == predictions["predicted"]).astype(float)
     if balanced:
@@ -49,7 +50,8 @@ def hits(predictions: pd.DataFrame, balanced: bool = False) -> dict[str, pd.Data
 
 
 def _groups(predictions: pd.DataFrame) -> pd.Series:
-    """Number of each prediction's group; those of images that stand alone are far below 0, in their order."""
+    """Number of the group of each prediction; examples without a group get large negative numbers, in their
+    order."""
     alone = predictions["example"].astype(int) - 2**40
     if "group" not in predictions:
         return alone
@@ -57,7 +59,7 @@ def _groups(predictions: pd.DataFrame) -> pd.Series:
 
 
 def are_grouped(predictions: pd.DataFrame) -> bool:
-    """Whether any test image belongs to a group."""
+    """Whether any test example belongs to a group."""
     return "group" in predictions and bool(predictions["group"].notna().any())
 
 
@@ -67,21 +69,21 @@ def over_examples(
     folds: int = 1,
     score: str = "accuracy",
 ) -> pd.DataFrame:
-    """Accuracy of each cell with an interval over seeds and test images; or its balanced accuracy. There are
-    no rows for other scores, which are no means over images.
+    """Accuracy, or balanced accuracy, of each cell with an interval over seeds and test examples. Other
+    scores have no rows, because they are not means over examples.
 
-    Seeds are drawn with replacement, then images (whole groups of them, where there are groups), once for
-    all of the drawn seeds that were scored on them: the seeds of a study share their test images, so an easy
-    draw is easy for all. Deviations over seeds are scaled by sqrt(n / (n - 1)) (Rao and Wu 1988), and with
-    `folds` once more, to the standard error of `harness.core.folds.independent_runs`. The interval is the
-    mean -+ t times the standard deviation of the resampled means, since percentiles of few seeds are far too
-    narrow; its degrees of freedom are those of Satterthwaite (1946) for the seeds' n - 1 and the images'
-    many.
+    Seeds are resampled with replacement, and then examples (or groups of examples), once for all of the drawn
+    seeds that were scored on them: the seeds of a study share their test examples, so an easy sample is easy
+    for all of them. Deviations over seeds are scaled by sqrt(n / (n - 1)) (Rao and Wu 1988) and, with
+    `folds`, to the standard error of `harness.core.folds.independent_runs`. The interval is the mean -+ t
+    times the standard deviation of the resampled means, because percentiles of few seeds are far too narrow.
+    The degrees of freedom are those of Satterthwaite (1946), with n - 1 for the seeds and infinitely many for
+    the examples.
 
     Returns:
-        One row per cell: cell, n seeds, examples, mean, low, high (95%), se_seeds and se_examples (what
-        either alone contributes to the standard error; with one seed the first is NaN and the interval
-        is that of the images).
+        One row per cell: cell, n (seeds), examples, mean, low, high (95%), se_seeds and se_examples
+            (contributions to the standard error; with one seed the first is NaN and the interval is that of
+            the examples).
     """
     rows = []
     means = ("accuracy", "balanced_accuracy")
@@ -110,7 +112,8 @@ def over_examples(
 
 
 def _quantile(of_seeds: float, of_images: float, seeds: int) -> float:
-    """t for 95% with the degrees of freedom of the sum of both variances; normal without seeds' variance."""
+    """The t quantile for 95% with the degrees of freedom of the sum of both variances; the normal one without
+    variance over seeds."""
     if math.isnan(of_seeds) or of_seeds < 1e-9:
         return float(stats.norm.ppf((1 + CONFIDENCE) / 2))
     freedom = (seeds - 1) * (1 + (of_images / of_seeds) ** 2) ** 2
@@ -118,8 +121,8 @@ def _quantile(of_seeds: float, of_images: float, seeds: int) -> float:
 
 
 def _image_draws(right: np.ndarray, groups: pd.Index, resamples: int) -> np.ndarray:
-    """Scores of each seed (resamples x seeds) when the groups of the images of `right` are drawn with
-    replacement; an image without others in its group is drawn by itself."""
+    """Scores of each seed (resamples x seeds) when the groups of the examples of `right` are resampled; an
+    example without a group is resampled by itself."""
     random = np.random.default_rng(1)
     number = pd.factorize(groups)[0]
     count = int(number.max()) + 1
@@ -138,18 +141,19 @@ def _image_draws(right: np.ndarray, groups: pd.Index, resamples: int) -> np.ndar
 def mcnemar_over_seeds(
     tables: Mapping[str, pd.DataFrame], cell: str, reference: str
 ) -> dict[str, float]:
-    """Would other test images turn two cells round? McNemar's exact test (1947) on each shared seed; where
-    images have groups, its form for clustered pairs: the differences of whole groups change sign.
+    """Whether two cells differ beyond the variation over test examples: McNemar's exact test (1947) on each
+    shared seed; with groups, its form for clustered pairs, in which the differences of whole groups change
+    sign.
 
     Args:
         tables: from `hits`.
         cell, reference: the two cells.
 
     Returns:
-        only_cell, only_reference (mean number of images that only this one gets right) and p_images:
-        twice the median p over the seeds, at most 1, which is a p whatever their dependence (Rueger
-        1978). It speaks of these trained networks, not of other training draws. NaN without shared
-        predictions.
+        only_cell, only_reference (mean number of examples that only this cell classifies correctly) and
+        p_images: twice the median p over the seeds, at most 1, which is a valid p under any dependence
+        (Rueger 1978). It is about these trained networks, not about other training samples. NaN without
+        shared predictions.
     """
     nothing = dict.fromkeys(("only_cell", "only_reference", "p_images"), math.nan)
     if cell not in tables or reference not in tables:
@@ -176,8 +180,8 @@ def mcnemar_over_seeds(
 
 
 def _sign_flip(differences: np.ndarray) -> float:
-    """Exact two-sided p of the sum of whole numbers whose signs are equally likely: by convolution of the
-    distributions of the single ones. McNemar's exact p where all are 1, 0 or -1."""
+    """Exact two-sided p of the sum of integers whose signs are equally likely, by convolution of their
+    distributions. It is McNemar's exact p if all integers are 1, 0 or -1."""
     sizes = np.abs(np.rint(differences)).astype(int)
     chances = np.ones(1)  # of the sums -n, -n + 2, ..., n when all are 1
     for size in sizes[sizes > 0]:

@@ -1,11 +1,11 @@
-"""What the factors of a study mean: targets, whose scores cannot be compared with each other, and sizes.
+"""Factors with a special meaning: targets, whose scores cannot be compared with each other, and sizes.
 
     python -c "from analysis import compare, load; t = load.load_study('two_targets'); \\
                print(compare.mean_ranks(t.trials, t.info))"
 
-A study with the factor `target` asks the same question of each target; an arm is a combination of the other
-factors. Arms are ranked within a target, and the target is the unit. The size is the first compared factor
-whose labels are all positive numbers; a line is a combination of the other factors.
+In a study with the factor `target`, an arm is a combination of the other factors. Arms are ranked within each
+target, and the target is the unit of analysis. The size is the first compared factor whose labels are all
+positive numbers; a line is a combination of the other factors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CONTEXT = "target"
 
 
 def without(factors: Mapping[str, Sequence[str]], factor: str | None) -> dict[str, tuple[str, str]]:
-    """Of each cell its label of a factor, and the label of the rest ("" if there are no other factors)."""
+    """The label of each cell for a factor, and the label of the rest ("" if there are no other factors)."""
     found = {}
     for row in cells(factors).to_dict("records"):
         rest = {name: str(row[name]) for name in factors if name != factor}
@@ -33,14 +33,15 @@ def without(factors: Mapping[str, Sequence[str]], factor: str | None) -> dict[st
 
 
 def arms(factors: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """Of each cell: cell, context (the target; "" when it is not compared) and arm (label of the rest)."""
+    """Target and arm of each cell: cell, context (the target; "" if targets are not compared) and arm."""
     several = CONTEXT in factors and len(factors[CONTEXT]) > 1 and len(factors) > 1
     parts = without(factors, CONTEXT if several else None)
     return pd.DataFrame([(c, *p) for c, p in parts.items()], columns=["cell", "context", "arm"])
 
 
 def size_factor(factors: Mapping[str, Sequence[str]]) -> str | None:
-    """The first factor with at least two labels that are all different positive numbers, or None."""
+    """The first factor with at least two labels, all of them different positive numbers; None if there is
+    none."""
     for factor, labels in factors.items():
         sizes = {_positive(label) for label in labels}
         if len(sizes) == len(labels) > 1 and None not in sizes:
@@ -57,8 +58,8 @@ def _positive(label: str) -> float | None:
 
 
 def size_lines(factors: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """Which line and size each cell stands for: cell, line (values of the other factors; the size
-    factor's name when there are none), size. Empty without a size factor."""
+    """Line and size of each cell: cell, line (values of the other factors; the name of the size factor if
+    there are none), size. Empty without a size factor."""
     factor = size_factor(factors)
     parts = without(factors, factor) if factor else {}
     rows = [(cell, rest or factor, float(size)) for cell, (size, rest) in parts.items()]
@@ -66,12 +67,13 @@ def size_lines(factors: Mapping[str, Sequence[str]]) -> pd.DataFrame:
 
 
 def mean_ranks(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
-    """How each arm ranks over the targets, the best first.
+    """Mean rank of each arm over the targets, best first.
 
     Returns:
-        arm, targets (on which it has a score), mean_rank (1 is the best; mean of ties), low, high (95%
-        t interval over targets, cut off at the first and last rank), wins (targets on which it is first) and
-        behind (mean points below the best of the target). Empty when the study does not compare targets.
+        arm, targets (on which it has a score), mean_rank (1 is the best; ties get average ranks), low, high
+        (95% t interval over targets, limited to the first and last rank), wins (targets on which it is first)
+        and behind (mean points below the best arm of the target). Empty if the study does not compare
+        targets.
     """
     table = arms(info.factors)
     columns = ["arm", "targets", "mean_rank", "low", "high", "wins", "behind"]

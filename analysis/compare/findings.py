@@ -1,4 +1,4 @@
-"""The comparisons that several topics share, made once for a study."""
+"""Comparisons that several topics of the report share, computed once per study."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Findings:
-    """A study and what every topic starts from; empty tables where it holds nothing of the kind.
+    """A study and its comparisons, from which all topics start; tables are empty if they do not apply.
 
     Attributes:
         table: the study as loaded.
-        trials: its runs of the cells that it declares.
-        measures: similarity of source and target that was given for it: columns source, target and one per
-            measure, more meaning more similar; None takes those recorded with the study.
+        trials: its runs of declared cells.
+        measures: given similarity of source and target: columns source, target and one per measure, higher
+            means more similar; None uses those recorded with the study.
         summary: see `cells.summary`.
         ranking: see `choice.choice`; the first row is the chosen cell.
         contrasts: see `contrasts.contrasts`: the verdict on every pair of cells.
-        differences: those with the baseline.
+        differences: the rows of contrasts with the baseline.
         ranks: see `factors.mean_ranks`.
         examples: see `examples.over_examples`.
     """
@@ -69,14 +69,14 @@ class Findings:
 
 
 def find(table: StudyTable, measures: pd.DataFrame | None = None) -> Findings:
-    """Compare the cells that the study declares.
+    """Compare the declared cells of a study.
 
     Args:
         table: as loaded.
         measures: see `Findings`.
 
     Raises:
-        UserError: if two complete runs fill the same slot.
+        UserError: if two complete runs have the same slot.
     """
     info = table.info
     trials = table.trials[table.trials["cell"].isin(cells(info.factors)["cell"])]

@@ -1,4 +1,4 @@
-"""How the race of a study with a time budget went; see `harness.core.race`.
+"""The course of the race of a study with a time budget; see `harness.core.race`.
 
     python -c "from analysis import compare, load_study; t = load_study('my_study'); \\
                print(compare.race_table(t.trials, t.info))"
@@ -16,7 +16,7 @@ from analysis.load.study import Info
 from harness.core.race import Standing, standing
 
 NO_RESULT = ("unfinished", "killed")
-"""Outcomes of runs whose slot still needs one."""
+"""Outcomes of runs whose slot is still to be run."""
 
 
 def race_standing(trials: pd.DataFrame, info: Info) -> Standing:
@@ -39,14 +39,14 @@ def race_standing(trials: pd.DataFrame, info: Info) -> Standing:
 
 
 def race_table(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
-    """What each cell got, and how it ended.
+    """What each cell received, and how it ended.
 
     Returns:
         cell, trials (tuning trials that have ended), validation (of the best of them), seeds (on which it was
         compared), seconds (of all its runs), state ("left": among the last; "retired": shown to be behind;
-        "failed": no trial completed, or not a repeat; "set aside": after tuning; "waiting": no cell was
-        repeated yet), behind, low, high (how far its mean validation score was behind the leader's when it
-        was last compared, with the ends of the interval; NaN before two seeds).
+        "failed": no trial or a repeat did not complete; "set aside": after tuning; "waiting": no cell was
+        repeated yet), behind, low, high (difference between the leader's mean validation score and its own
+        when it was last compared, with the ends of the interval; NaN before two seeds).
     """
     now = race_standing(trials, info)
     every = recorded(trials)

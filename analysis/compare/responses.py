@@ -1,11 +1,11 @@
-"""What a source gives beyond random weights, in points and on the logit scale: by run, and by pair of a
-source and a target, the observations of the similarity effect.
+"""Gain from a source over random weights, in points and on the logit scale: by run, and by pair of source and
+target.
 
     python -c "import pandas as pd; from analysis.compare.responses import *; \\
                print(gains(with_scratch(pd.read_csv('scores.csv')), ['source']))"
 
-Takes one row per run: columns source, target, accuracy (a share), and where they exist seed, strategy, size
-and examples (size of the test set).
+The input has one row per run: columns source, target, accuracy (a share) and, if they were varied, seed,
+strategy, size and examples (size of the test set).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ CONDITIONS = ("strategy", "size")
 
 
 def with_scratch(scores: pd.DataFrame) -> pd.DataFrame:
-    """The runs with a source, and as column scratch the accuracy of the run without one, under the same
-    target and, where the columns exist, seed, strategy and size.
+    """The runs with a source, with the column scratch: accuracy of the run without a source that has the same
+    target and, if these columns exist, the same seed, strategy and size.
 
     Args:
-        scores: source ("scratch" for a run without one), target, accuracy, ...
+        scores: columns source ("scratch" for a run without one), target, accuracy, ...
 
     Raises:
-        UserError: if a run has no such partner, or several.
+        UserError: if a run has no counterpart, or several.
     """
     require(scores, ["source", "target", "accuracy"])
     keys = [key for key in ("target", "seed", *CONDITIONS) if key in scores]
@@ -48,15 +48,16 @@ def with_scratch(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def responses(scores: pd.DataFrame) -> pd.DataFrame:
-    """With a column response: logit(accuracy) - logit(scratch), or logit(accuracy) without scratch.
+    """The scores with the column response: logit(accuracy) - logit(scratch), or logit(accuracy) without the
+    column scratch.
 
     Args:
-        scores: accuracy and perhaps scratch, shares; perhaps examples, the size of the test set. Where it is
-            known for every run the logit is the empirical one, log((k + .5) / (n - k + .5)) with k hits of n
-            (Haldane 1956), which is finite at 0 and 1.
+        scores: columns accuracy and optionally scratch (shares) and examples (size of the test set). If
+            examples is known for every run, the empirical logit log((k + .5) / (n - k + .5)) with k hits of n
+            is used (Haldane 1956), which is finite at 0 and 1.
 
     Raises:
-        UserError: if a share is not in [0, 1], or is 0 or 1 and the number of examples is not given.
+        UserError: if a share is not in [0, 1], or is 0 or 1 and the number of examples is unknown.
     """
     require(scores, ["accuracy"])
     n = None
@@ -80,11 +81,11 @@ def responses(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def gains(scores: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Points of accuracy gained over scratch.
+    """Gain over scratch, in points of accuracy.
 
     Returns:
-        One row per combination of the columns `by`: those, targets, gain (mean over targets of the
-        mean over their runs), low, high (t interval over targets).
+        One row per combination of the columns `by`: these columns, targets (their number), gain (mean over
+            targets of the mean over their runs), low, high (t interval over targets).
     """
     require(scores, ["target", "accuracy", "scratch", *by])
     points = scores.assign(gain=100 * (scores["accuracy"] - scores["scratch"]))
@@ -94,14 +95,14 @@ def gains(scores: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 
 def pair_gains(scores: pd.DataFrame, folds: int = 1) -> pd.DataFrame:
-    """Points of accuracy gained over scratch by each pair, under each strategy and size.
+    """Gain over scratch of each pair, in points of accuracy, for each strategy and size.
 
     Args:
-        scores: source, target, accuracy and scratch, perhaps strategy and size; one row per seed.
+        scores: columns source, target, accuracy, scratch, and optionally strategy and size; one row per seed.
         folds: see `mean_interval`.
 
     Returns:
-        source, target, those of strategy and size that there are, seeds, gain (mean of the differences to the
+        source, target, strategy and size if they exist, seeds (their number), gain (mean difference to the
         run from scratch with the same seed), low, high (95% t interval over seeds).
     """
     require(scores, ["source", "target", "accuracy", "scratch"])
@@ -112,8 +113,8 @@ def pair_gains(scores: pd.DataFrame, folds: int = 1) -> pd.DataFrame:
 
 
 def by_condition(scores: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
-    """Mean response over the seeds of each pair and condition; only pairs that have every condition, or
-    the mean of a pair would depend on which of its conditions failed."""
+    """Mean response over the seeds of each pair and condition. Pairs that lack a condition are omitted,
+    because their means would depend on which condition is missing."""
     require(scores, ["source", "target", "response", *measures])
     if (own := scores["source"] == scores["target"]).any():
         name = scores.loc[own, "source"].iloc[0]
@@ -128,7 +129,7 @@ def by_condition(scores: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
 
 
 def pair_means(scores: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
-    """One row per pair: source, target, family where known, response and measures, means over its
+    """One row per pair: source, target, family if known, response and measures, averaged over its
     conditions."""
     table = by_condition(scores, measures)
     keys = ["source", "target", *(name for name in ("family",) if name in table)]
@@ -136,8 +137,9 @@ def pair_means(scores: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
 
 
 def standardised(pairs: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """source, target, response, family where known, and z: the measure with mean 0 and standard deviation 1
-    (n - 1) within each target; targets on which it is constant or has fewer than two sources drop out."""
+    """source, target, response, family if known, and z: the measure standardised to mean 0 and standard
+    deviation 1 (n - 1) within each target. Targets with fewer than two sources, or for which the measure is
+    constant, are omitted."""
     known = pairs.dropna(subset=[measure, "response"])
     groups = known.groupby("target")[measure]
     spread = groups.transform("std")

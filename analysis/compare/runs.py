@@ -1,4 +1,4 @@
-"""Runs that may be compared, the trial that a cell chose, and the interval of a mean.
+"""Runs that may be compared, the chosen trial of each cell, and the interval of a mean.
 
     python -c "from analysis import compare, load; t = load.load_study('freeze_depth'); \\
                print(compare.chosen(t.trials, t.info.selection))"
@@ -24,17 +24,17 @@ CONFIDENCE = 0.95
 
 
 def cells(factors: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """Every cell in the order written: one row each, columns cell and one per factor."""
+    """All cells in the order written: one row each, columns cell and one per factor."""
     return pd.DataFrame([{"cell": cell_label(row), **row} for row in cells_of(factors)])
 
 
 def recorded(trials: pd.DataFrame) -> pd.DataFrame:
-    """The rows that are runs; in a table from elsewhere others stand for them a second time."""
+    """The rows that are recorded runs; other rows are derived from them."""
     return trials[~trials[DERIVED]] if DERIVED in trials else trials
 
 
 def tuning(trials: pd.DataFrame) -> pd.DataFrame:
-    """The tuning trials that count, however they ended: not superseded."""
+    """The tuning trials that count, with any outcome: those that are not superseded."""
     return trials[(trials["phase"] == "tune") & ~trials["superseded"]]
 
 
@@ -42,7 +42,7 @@ def completed(trials: pd.DataFrame, phase: str) -> pd.DataFrame:
     """The runs of one phase that may be compared: complete and not superseded.
 
     Raises:
-        UserError: if two of them fill the same slot, which would count it twice.
+        UserError: if two of them have the same slot, which would be counted twice.
     """
     kept = trials[
         (trials["phase"] == phase) & (trials["outcome"] == "complete") & ~trials["superseded"]
@@ -60,12 +60,12 @@ def completed(trials: pd.DataFrame, phase: str) -> pd.DataFrame:
 
 
 def chosen(trials: pd.DataFrame, selection: str = "val_score") -> pd.DataFrame:
-    """The chosen configuration of each cell; one row per cell with a validation score.
+    """The chosen trial of each cell: one row per cell with a validation score. Test scores have no influence.
 
     Args:
         trials: as loaded.
-        selection: the greatest "val_score" (ties go to the lower val_loss, then to the lower index) or the
-            least "val_loss" (ties to the lower index); "" chooses nothing. Test scores play no part.
+        selection: "val_score" for the highest (of ties the one with the lower val_loss, then the lower
+            index), "val_loss" for the lowest (of ties the lower index), "" to choose nothing.
     """
     if not selection:
         return trials[:0].reset_index(drop=True)
@@ -79,14 +79,14 @@ def chosen(trials: pd.DataFrame, selection: str = "val_score") -> pd.DataFrame:
 def class_counts(
     runs: pd.DataFrame, classes: int = 0
 ) -> Iterator[tuple[str, list[tuple[int, str]], int]]:
-    """Each part of the split, with the images of its classes and their total, in every way that was recorded.
+    """The parts of the split, with the numbers of examples of its classes, in each way that was recorded.
 
     Args:
         runs: as loaded.
-        classes: their number, for the total where all have equally many.
+        classes: number of classes, for the total if all have equally many.
 
     Yields:
-        The part; numbers of images with their classes (at least the least and the most), none where all
+        The part; numbers of examples with their classes (at least the smallest and the largest), none if all
         are equal; and the total.
     """
     for recorded in runs["images_per_class"].dropna().unique():
@@ -105,7 +105,7 @@ def class_counts(
 
 
 def split_sizes(runs: pd.DataFrame, predictions: pd.DataFrame) -> dict[str, int]:
-    """Number of training, validation and test images of runs, as far as recorded and equal for all of
+    """Number of training, validation and test examples of runs, as far as recorded and equal for all of
     them."""
     if "images_per_class" not in runs:
         return {}
@@ -121,11 +121,12 @@ def mean_interval(
     within: tuple[float, float] = (-math.inf, math.inf),
     folds: int = 1,
 ) -> tuple[float, float, float, float]:
-    """Mean, standard deviation (n - 1) and 95% t interval of `values`, NaNs left out.
+    """Mean, standard deviation (n - 1) and 95% t interval of `values`, without NaNs.
 
-    mean -+ t(.975, n - 1) sd / sqrt(n) (Student 1908), cut off at the ends of what the mean can be, `within`.
-    With n < 2 all but the mean are NaN. The values of k-fold runs count as fewer than n, see
-    `harness.core.folds.independent_runs`."""
+    mean -+ t(.975, n - 1) sd / sqrt(n) (Student 1908), limited to the possible range of the mean, `within`.
+    With n < 2 all but the mean are NaN. Values of k-fold runs count as fewer than n (see
+    `harness.core.folds.independent_runs`).
+    """
     x = np.asarray(list(values), dtype=float)
     x = x[~np.isnan(x)]
     if len(x) < 2:
@@ -143,8 +144,8 @@ def mean_intervals(
     within: tuple[float, float] = (-math.inf, math.inf),
     folds: int = 1,
 ) -> pd.DataFrame:
-    """`mean_interval` of the column `value` for each combination of the columns `by`, in their order: those,
-    n (known values), mean, sd, low and high."""
+    """`mean_interval` of the column `value` for each combination of the columns `by`, in their order: these
+    columns, n (known values), mean, sd, low and high."""
     found = [
         (*key, int(own.notna().sum()), *mean_interval(own, within=within, folds=folds))
         for key, own in rows.groupby(list(by), sort=False)[value]

@@ -1,9 +1,9 @@
-"""The similarity effect in a study with the factors source and target.
+"""The effect of similarity in a study with the factors source and target.
 
     python -c "from analysis import compare, load; t = load.load_study('source_similarity'); \\
                print(*compare.similarity_effect(t).verdicts['sentence'], sep='\\n')"
 
-Measures are those recorded with the study, or a table given for it.
+Measures are those recorded with the study, or a table passed as an argument.
 """
 
 from __future__ import annotations
@@ -41,27 +41,28 @@ if TYPE_CHECKING:
 SCRATCH = "scratch"
 PAIR = ["source", "target"]
 ALTERED = re.compile(r"^(?:shuffle|permute|random_labels)\(")
-"""Data that a control learned from: pictures or labels made worthless."""
+"""Pretraining data of a control: images or labels were made meaningless."""
 KEYS = [*PAIR, "family"]
-"""Columns of a table of measures that are none."""
+"""Columns of a table of measures that are not measures."""
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """What a study with the factors source and target says about their similarity; empty otherwise.
+    """Results on similarity of a study with the factors source and target; empty for other studies.
 
     Attributes:
-        agreement, means: how measures, and the static ranking, order the sources
+        agreement, means: agreement of the measures, and of the static ranking, with the order of the sources
             (`agreement.rank_agreement`, `mean_agreement`).
-        slopes, verdicts: `slopes.slopes` and `verdicts.verdicts`; empty without measures.
-        interactions: `slopes.interactions`; empty without several strategies or sizes.
-        variance: `variance.variance_shares`, a row for each measure.
-        gains: points over scratch by source, strategy and size, with control (whether the source learned
-            from altered data); empty without scratch.
-        points: `responses.pair_gains` with control, measure (the one with the greatest mean tau_w) and
-            similarity (that measure in standard deviations within the target); empty without either.
-        blind: measures that say the same whatever the target, so have no slope.
-        note: why something is missing, in sentences.
+        slopes, verdicts: from `slopes.slopes` and `verdicts.verdicts`; empty without measures.
+        interactions: from `slopes.interactions`; empty with one strategy and one size.
+        variance: from `slopes.variance_shares`, one row per measure.
+        gains: gain over scratch in points by source, strategy and size, with control (whether the source was
+            trained on altered data); empty if scratch is not compared.
+        points: from `responses.pair_gains`, with control, measure (the one with the highest mean tau_w) and
+            similarity (that measure in standard deviations within the target); empty without scratch or
+            measures.
+        blind: measures with the same value for all targets, for which slopes are not defined.
+        note: explanation of what is missing, in sentences.
     """
 
     agreement: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -77,10 +78,11 @@ class Similarity:
 
 
 def recorded_measures(table: StudyTable) -> pd.DataFrame | None:
-    """source, target and one column per measure, turned so that more means more alike; None without any.
+    """The recorded measures: source, target and one column per measure, with signs such that higher means
+    more similar. None if nothing was recorded.
 
     Raises:
-        UserError: if a pair was measured through several backbones: which is meant is not known.
+        UserError: if a pair was measured with several backbones, so that its value is ambiguous.
     """
     long = table.measures.dropna(subset="value")
     if long.empty:
@@ -97,9 +99,9 @@ def recorded_measures(table: StudyTable) -> pd.DataFrame | None:
 
 
 def families(table: StudyTable, measures: pd.DataFrame | None) -> dict[str, str]:
-    """Source -> its family: column family of the measures given, else the data set that most of its images
-    come from. Sources of one family are alike in what is no similarity to the target, so only they are
-    exchangeable."""
+    """The family of each source: the column family of the given measures, or else the data set that
+    contributed most of its images. Only sources of the same family are exchangeable, because families differ
+    in more than their similarity to the target."""
     if measures is not None and "family" in measures:
         return dict(zip(measures["source"], measures["family"].fillna(""), strict=True))
     known = table.measures.dropna(subset="source_data").drop_duplicates("source")
@@ -111,8 +113,8 @@ def families(table: StudyTable, measures: pd.DataFrame | None) -> dict[str, str]
 
 
 def family_of(data: str) -> str:
-    """Name of the data set in an expression: "mnist5k" for "shuffle(4,mnist5k[classes=0-4])"; of a mixture
-    that of the larger share."""
+    """Name of the data set in an expression, such as "mnist5k" for "shuffle(4,mnist5k[classes=0-4])"; for a
+    mixture, the data set with the larger share."""
     plain, number = re.sub(r"\[[^\]]*\]| ", "", data), r"\d*\.?\d+"
     while found := re.fullmatch(r"(\w+)\((.*)\)", plain):
         parts = re.split(r",(?![^(]*\))", found[2])
@@ -123,17 +125,17 @@ def family_of(data: str) -> str:
 
 
 def controls(table: StudyTable) -> set[str]:
-    """Sources that learned from altered pictures or labels."""
+    """Sources that were trained on altered images or labels."""
     known = table.measures.dropna(subset="source_data")
     return set(known.loc[known["source_data"].str.contains(ALTERED.pattern), "source"])
 
 
 def pair_scores(table: StudyTable, measures: pd.DataFrame | None = None) -> pd.DataFrame:
-    """The compared repeats: source, target, seed, accuracy and, where known, examples (size of the test
-    set), backbone, strategy, size and measures.
+    """The compared repeats: source, target, seed, accuracy and, if known, examples (size of the test set),
+    backbone, strategy, size and measures.
 
-    A source whose runs all began from random weights is called SCRATCH. Rows whose source is the target
-    itself are left out: their score is no transfer.
+    A source whose runs all began from random weights is named SCRATCH. Rows whose source is the target itself
+    are omitted, because they are not transfer.
     """
     factors = table.info.factors
     repeats = completed(table.trials, "repeat").dropna(subset="test_score")
@@ -160,16 +162,16 @@ def pair_scores(table: StudyTable, measures: pd.DataFrame | None = None) -> pd.D
 
 
 def similarity_effect(table: StudyTable, measures: pd.DataFrame | None = None) -> Similarity:
-    """The similarity effect, as far as the factors and the measures allow.
+    """The effect of similarity, as far as it can be computed from the factors and the measures.
 
     Args:
-        table: as loaded.
-        measures: source, target, one column per measure and perhaps family (of the source); None takes those
-            recorded with the study.
+        table: the study as loaded.
+        measures: columns source, target, one per measure and optionally family (of the source); None uses
+            those recorded with the study.
 
     Raises:
-        UserError: if measures are given but the study has no factors source and target, or none of its
-            pairs is among them.
+        UserError: if measures are given but the study lacks the factors source and target, or none of its
+            pairs has measures.
     """
     given, notes = measures is not None, list[str]()
     if not set(PAIR) <= set(table.info.factors):
@@ -211,7 +213,8 @@ def similarity_effect(table: StudyTable, measures: pd.DataFrame | None = None) -
 
 
 def _comparable(scores: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """Without sources of another architecture than the run from scratch: their gain would be its too."""
+    """The scores without sources of another architecture than that of the run from scratch, because their
+    gain would also be an effect of the architecture."""
     if "backbone" not in scores or not (scratch := scores["source"] == SCRATCH).any():
         return scores
     other = ~scores["backbone"].isin(scores.loc[scratch, "backbone"])
@@ -224,7 +227,7 @@ def _comparable(scores: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
 def _effect(
     runs: pd.DataFrame, measures: Sequence[str], means: pd.DataFrame, notes: list[str]
 ) -> dict[str, pd.DataFrame]:
-    """Slopes, verdicts, interactions and variance of measures that look at the target."""
+    """Slopes, verdicts, interactions and variance shares of measures that depend on the target."""
     try:
         answered = responses(runs)
         judged = slopes(answered, measures)
@@ -246,7 +249,7 @@ def _effect(
 
 
 def _with_targets(found: pd.DataFrame, means: pd.DataFrame, answered: pd.DataFrame) -> pd.DataFrame:
-    """The verdicts, and of a similarity that was shown the targets that it rests on."""
+    """The verdicts, naming the targets on which a shown effect of similarity depends."""
     rows = verdicts(found, means)
     sentences = []
     for row in rows.to_dict("records"):
@@ -260,7 +263,7 @@ def _with_targets(found: pd.DataFrame, means: pd.DataFrame, answered: pd.DataFra
 
 
 def _points(runs: pd.DataFrame, means: pd.DataFrame, altered: set[str], folds: int) -> pd.DataFrame:
-    """Gains of the pairs beside their similarity; see Similarity.points."""
+    """Gain and similarity of each pair; see Similarity.points."""
     means = means.dropna(subset="tau_w").sort_values("tau_w", kind="stable")
     if means.empty:
         return means

@@ -1,15 +1,17 @@
-"""Slopes of transfer on the similarity of source and target, how they differ between strategies and sizes,
-and shares of the variance of transfer.
+"""Regression slopes of transfer on the similarity of source and target, their differences between strategies
+and sizes, and shares of the variance of transfer.
 
     python -c "import pandas as pd; from analysis.compare.slopes import *; \\
                print(slopes(pd.read_csv('responses.csv'), ['logme']))"
 
-Takes one row per run: columns source, target, response (see `responses`), one per measure (more meaning more
-alike, the same for all runs of a pair), and where they exist seed, strategy and size.
+The input has one row per run: columns source, target, response (see `responses`), one column per measure
+(higher means more similar; the same for all runs of a pair) and, if they were varied, seed, strategy and
+size.
 
-The unit is the source and the target, never the run: runs of a pair are averaged first, and because pairs
-share their sources and targets a slope is given four times: the naive way, in a crossed mixed model, with
-source and target effects, and against shuffled sources.
+The units of analysis are the source and the target, not the run. Runs of a pair are averaged first. Because
+pairs share sources and targets, each slope is estimated in four ways: by naive least squares, in a mixed
+model with crossed random effects, with fixed source and target effects, and in a permutation test that
+shuffles sources.
 """
 
 from __future__ import annotations
@@ -36,27 +38,27 @@ FORMULAS = {"naive": "response ~ z + C(target)", "fixed": "response ~ z + C(targ
 def slopes(
     scores: pd.DataFrame, measures: Sequence[str], permutations: int = PERMUTATIONS
 ) -> pd.DataFrame:
-    """The change of the response (logits) with one standard deviation of a measure within its target.
+    """Change of the response (in logits) per standard deviation of a measure within its target.
 
-    Models: "naive" is least squares with target effects and takes all pairs for independent; "crossed" a
-    mixed model with random sources and targets (restricted maximum likelihood, Wald z: p a little too
-    small with few sources); "fixed" least squares with target and source effects, so blind to a source
-    that is good everywhere; "shuffled" the naive slope against that of a measure whose sources were
-    exchanged as wholes, within their families (two-sided share of correlations within targets at least as far
-    from 0).
+    Models: "naive" is least squares with target effects, which treats all pairs as independent. "crossed" is
+    a mixed model with random effects of source and target (restricted maximum likelihood, Wald z; its p is
+    slightly too small with few sources). "fixed" is least squares with target and source effects, and so
+    ignores how good a source is on all targets. "shuffled" compares the naive slope with those obtained when
+    the sources of a measure are exchanged within their families (two-sided p: share of correlations within
+    targets at least as far from 0).
 
-    Each strategy is judged by itself: what holds for a linear probe, which reads the very features that many
-    measures fit, need not hold for fine-tuning.
+    Strategies are analysed separately, because a result for a linear probe, which reads the features from
+    which many measures are computed, need not hold for fine-tuning.
 
     Returns:
-        One row per strategy, measure and model: strategy ("" if there is one), measure, model, slope, low,
-        high (95%, NaN where shuffled), p, p_holm (Holm 1979 over strategies and measures, within the model),
-        n pairs, sources, targets, left_out (pairs without the measure or a condition), note (what the fit
-        complained about). NaN where it can't be told.
+        One row per strategy, measure and model: strategy ("" if there is only one), measure, model, slope,
+            low, high (95% interval, NaN for "shuffled"), p, p_holm (Holm 1979 over strategies and measures,
+            within the model), n (number of pairs), sources, targets, left_out (pairs without the measure or
+            one of the conditions), note (problem reported by the fit). NaN if it cannot be estimated.
 
     Raises:
         UserError: if a column is missing, a source is its own target, or the static ranking, which is
-            made of the response itself, is among the measures.
+            computed from the response, is among the measures.
     """
     if STATIC in measures:
         raise UserError(
@@ -80,7 +82,7 @@ def slopes(
 
 
 def decisive_targets(scores: pd.DataFrame, measure: str, permutations: int = 2000) -> list[str]:
-    """Targets without which the measure no longer passes each of the three tests at .05, unadjusted."""
+    """Targets whose removal makes the measure fail one of the three tests at .05, unadjusted."""
     pairs = pair_means(scores, [measure])
     found = []
     for target in pairs["target"].unique():
@@ -93,7 +95,7 @@ def decisive_targets(scores: pd.DataFrame, measure: str, permutations: int = 200
 
 
 def _adjusted(frame: pd.DataFrame) -> pd.DataFrame:
-    """With p_holm behind p: Holm over the rows of a model that have a p."""
+    """The table with the column p_holm after p: Holm's adjustment over the rows of a model that have a p."""
     frame.insert(list(frame.columns).index("p") + 1, "p_holm", frame["p"])
     for _, own in frame.dropna(subset="p").groupby("model"):
         frame.loc[own.index, "p_holm"] = multipletests(own["p"], method="holm")[1]
@@ -132,10 +134,10 @@ def _least_squares(table: pd.DataFrame, formula: str) -> dict[str, Any]:
 
 
 def _crossed(table: pd.DataFrame) -> dict[str, Any]:
-    """Random sources and targets, crossed: variance components within one group that holds all.
+    """A mixed model with crossed random effects of source and target: variance components in a single group.
 
-    Powell's method, because the default (BFGS) stops short of the maximum, or fails, when the best
-    variance of the sources is 0.
+    It is fitted by Powell's method, because the default (BFGS) stops before the maximum, or fails, if the
+    estimated variance of the sources is 0.
     """
     parts = {"source": "0 + C(source)", "target": "0 + C(target)"}
     with warnings.catch_warnings(record=True) as caught:
@@ -155,11 +157,11 @@ def _crossed(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def shuffled_p(table: pd.DataFrame, permutations: int) -> float:
-    """Two-sided p of the correlation within targets between z and response under shuffled sources.
+    """Two-sided p of the correlation within targets between z and the response, when sources are shuffled.
 
-    A shuffle gives each source the z of another one of its family on all targets at once; pairs that it
-    leaves without a z are left out of that shuffle. The smallest p is 1 / (permutations + 1). NaN if no
-    family has two sources.
+    A shuffle gives each source the z of another source of its family on all targets at once. Pairs without a
+    z after a shuffle are omitted from that shuffle. The smallest possible p is 1 / (permutations + 1). NaN if
+    no family has two sources.
     """
     wide = table.pivot(index="source", columns="target", values="z")
     z = wide.to_numpy()
@@ -184,8 +186,8 @@ def shuffled_p(table: pd.DataFrame, permutations: int) -> float:
 
 
 def _within(z: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Correlation within targets of z (draws x sources x targets, NaN if unknown) with y (sources x
-    targets): both centred on the target's mean over the pairs where both are known."""
+    """Correlation within targets of z (draws x sources x targets, NaN if unknown) with y (sources x targets).
+    Both are centred on the target's mean over the pairs for which both are known."""
     known = ~np.isnan(z) & ~np.isnan(y)
     count = np.maximum(known.sum(axis=1, keepdims=True), 1)
     centred = []
@@ -202,14 +204,16 @@ def _within(z: np.ndarray, y: np.ndarray) -> np.ndarray:
 def interactions(
     scores: pd.DataFrame, measures: Sequence[str], permutations: int = PERMUTATIONS
 ) -> pd.DataFrame:
-    """Does the slope differ between strategies, or change with the size of the target?
+    """Whether slopes differ between strategies, and whether they change with the size of the target data set.
 
-    Per pair, the response under one strategy minus that under the first one, and the slope of the response
-    on ln(size); then `slopes` of these, so that here too the source and the target are the unit.
+    For each pair, the response is replaced by the difference between one strategy and the first one, or by
+    the slope of the response on ln(size). The result is analysed as in `slopes`, so the units are again the
+    source and the target.
 
     Returns:
-        The columns of `slopes` but left_out, preceded by term ("STRATEGY - FIRST" or "ln size"); Holm over
-        measures and terms, within the model. Empty where neither column has two values.
+        The columns of `slopes` except left_out, preceded by term ("STRATEGY - FIRST" or "ln size"). Holm's
+        adjustment is over measures and terms, within the model. Empty if there is only one strategy and one
+        size.
     """
     table = by_condition(scores, measures)
     keys = ["source", "target"]
@@ -237,11 +241,12 @@ def interactions(
 
 
 def variance_shares(scores: pd.DataFrame, measure: str) -> dict[str, object]:
-    """How much of the response each part explains: sums of squares, each after the parts before it.
+    """Share of the variance of the response that each part explains, by sequential sums of squares.
 
     Returns:
-        measure, n pairs, and as shares: target, source, added (by the measure, to both), residual, which add
-        up to 1; at_most (what the measure explains if it comes before the source).
+        measure, n (number of pairs), and the shares of target, source, added (what the measure explains in
+        addition to both) and residual, which sum to 1; and at_most (what the measure explains if it is
+        entered before the source).
 
     Raises:
         UserError: if a column is missing, or fewer than 3 sources or 2 targets have the measure.

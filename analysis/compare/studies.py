@@ -1,4 +1,4 @@
-"""Two studies side by side: the cells that they share, and which of these changed.
+"""Two studies side by side: their shared cells, and which of these changed.
 
     python -c "from analysis import compare, load_study; \\
                a, b = map(load_study, ('freeze_depth', 'freeze_depth_again')); \\
@@ -21,19 +21,19 @@ from harness.core.race import rounding_error
 def side_by_side(
     first: pd.DataFrame, second: pd.DataFrame, folds: tuple[int, int] = (1, 1)
 ) -> pd.DataFrame:
-    """Test accuracy of the cells of two studies, cells of the same label in one row.
+    """Test accuracy of the cells of two studies, cells with the same label in one row.
 
-    Cells with at least two shared seeds are compared seed by seed (paired t), others by Welch's t. The
-    intervals hold for all cells at once (Bonferroni), as in `contrasts`.
+    Cells with at least two shared seeds are compared by a paired t test over seeds, others by Welch's t test.
+    The intervals hold for all cells simultaneously (Bonferroni), as in `contrasts`.
 
     Args:
         first, second: trials of the two studies.
-        folds: of each, see `contrasts`; runs on other folds are not paired.
+        folds: of each study, see `contrasts`; runs on different folds are not paired.
 
     Returns:
-        cell, n_first, first (mean), n_second, second, pairs (shared seeds; 0: Welch), difference
-        (points, second minus first), low, high (simultaneous 95%), p (times the number of cells compared),
-        changed (the interval is clear of 0).
+        cell, n_first, first (mean), n_second, second, pairs (shared seeds; 0 for Welch's test), difference
+        (points, second minus first), low, high (simultaneous 95% interval), p (times the number of compared
+        cells), changed (whether the interval excludes 0).
     """
     scores = [completed(trials, "repeat").dropna(subset="test_score") for trials in (first, second)]
     names = list(dict.fromkeys([*scores[0]["cell"], *scores[1]["cell"]]))
@@ -58,7 +58,7 @@ def side_by_side(
 def _difference(
     a: pd.Series, b: pd.Series, family: int, floor: float, folds: tuple[int, int]
 ) -> dict[str, float]:
-    """difference, low, high, p and pairs of one cell; NaN where there is nothing to compare."""
+    """difference, low, high, p and pairs of one cell; NaN if there is nothing to compare."""
     row: dict[str, float] = dict.fromkeys(("difference", "low", "high", "p"), math.nan)
     if a.empty or b.empty:
         return row
@@ -77,8 +77,8 @@ def _difference(
 
 
 def _stretched(values: pd.Series, folds: int) -> pd.Series:
-    """The values, those of k-fold runs moved from their mean so far that its usual standard error is the
-    corrected one."""
+    """The values; for k-fold runs, with deviations from the mean scaled so that the usual standard error is
+    the corrected one."""
     if folds == 1:
         return values
     mean, n = values.mean(), len(values)

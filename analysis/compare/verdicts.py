@@ -1,4 +1,4 @@
-"""Verdicts on measures of similarity: what was shown about each, and what was not.
+"""Conclusions on measures of similarity: what was shown for each of them, and what was not.
 
     python -c "import pandas as pd; from analysis.compare.slopes import slopes; \\
                from analysis.compare.verdicts import *; \\
@@ -19,17 +19,17 @@ TESTS = ("crossed", "fixed", "shuffled")
 
 
 def verdicts(slopes: pd.DataFrame, means: pd.DataFrame | None = None) -> pd.DataFrame:
-    """What was and what was not shown about each measure, under each strategy.
+    """What was shown, and what was not, for each measure and strategy.
 
     Args:
         slopes: from `slopes`.
-        means: from `agreement.mean_agreement`, for how far the ranking beats the static one; of all
-            strategies together, so it is left out where there are several.
+        means: from `agreement.mean_agreement`; says how far the measure ranks better than the static ranking.
+            It is about all strategies together, so it is not used if there are several.
 
     Returns:
-        strategy, measure, verdict ("similarity": all three tests at .05 after Holm, with one sign; "source":
-        the crossed model and the shuffles, but not within sources; "open": anything less; "untested") and
-        sentence.
+        strategy, measure, verdict and sentence. The verdict is "similarity" (all three tests significant at
+        .05 after Holm's adjustment, with the same sign), "source" (the crossed model and the shuffles, but
+        not within sources), "open" (anything less) or "untested".
     """
     known = {} if means is None else {row["measure"]: row for row in means.to_dict("records")}
     family = len(slopes[["strategy", "measure"]].drop_duplicates())
@@ -48,14 +48,14 @@ def verdicts(slopes: pd.DataFrame, means: pd.DataFrame | None = None) -> pd.Data
 
 
 def interaction_verdicts(table: pd.DataFrame) -> pd.DataFrame:
-    """Whether each slope was shown to differ between strategies, or to change with size.
+    """Whether each slope was shown to differ between strategies, or to change with the size.
 
     Args:
         table: from `slopes.interactions`.
 
     Returns:
-        One row per term and measure: term, measure, n, slope, low, high (crossed model), crossed, fixed,
-        shuffled (p after Holm) and verdict, as in `verdicts`.
+        One row per term and measure: term, measure, n, slope, low, high (of the crossed model), crossed,
+            fixed, shuffled (p after Holm's adjustment) and verdict, as in `verdicts`.
     """
     rows = []
     for (term, measure), group in table.groupby(["term", "measure"], sort=False):
