@@ -1,7 +1,7 @@
-"""Figures: their size, the look of a cell, axes, legends and labels that do not overlap.
+"""Figures: their size, styles of cells, axes, legends, and labels that do not overlap.
 
-A cell has the same colour and marker in every figure (`styles`). Figures are drawn for a column of
-5.6 inches, so that their text stays legible on a telephone.
+A cell has the same colour and marker in all figures (`styles`). Figures are drawn 5.6 inches wide, so that
+their text is legible on a phone.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MANY = 24
 
 @dataclass(frozen=True)
 class Style:
-    """How one cell is drawn."""
+    """Colour, marker and line of one cell."""
 
     color: tuple[float, float, float]
     marker: str
@@ -60,9 +60,9 @@ MEAN = Style(to_rgb(INK), "o")
 
 
 def styles(cells: Sequence[str], lines: Mapping[str, str] | None = None) -> dict[str, Style]:
-    """One style per cell, in the order written: ten colours that colour-blind readers can tell
-    apart (seaborn "colorblind"), each time with another marker. Cells that `lines` (cell ->
-    line) puts on one line share its colour and differ in marker."""
+    """One style per cell, in the order written: ten colours that colour-blind readers can distinguish
+    (seaborn "colorblind"), repeated with other markers. Cells on the same line of `lines` (cell -> line) have
+    the same colour and different markers."""
     colors = sns.color_palette("colorblind", 10)
     if not lines:
         at = [(i % 10, i + i // 10) for i in range(len(cells))]
@@ -82,7 +82,7 @@ def styles(cells: Sequence[str], lines: Mapping[str, str] | None = None) -> dict
 def canvas(
     height: float, rows: int = 1, columns: int = 1, share_x: bool = True
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of its own (pyplot keeps none open) and its panels, which share their axes."""
+    """A figure, which pyplot does not keep open, and its panels, which share their axes."""
     with sns.axes_style("whitegrid", {"grid.color": "#e6e6e6", "axes.edgecolor": "#555555"}):
         figure = Figure(figsize=(WIDTH, height), layout="constrained", dpi=160)
         FigureCanvasAgg(figure)
@@ -96,18 +96,20 @@ def canvas(
 def draw_interval(
     axes: Axes, at: float, value: float, ends: tuple[float, float], look: Style, size: float = 8
 ) -> Line2D:
-    """A mark at `value` and a bar between the ends of its interval, in the row at `at`; gives the mark."""
+    """Draw a marker at `value` and a bar between the ends of its interval, in the row at `at`; returns the
+    marker."""
     axes.plot(ends, [at, at], color=look.color, lw=2.5)
     return axes.plot(value, at, marker=look.marker, ms=size, color=look.color, mec="white")[0]
 
 
 def annotate(mark: Line2D, text: str) -> None:
-    """Text that the page shows when the pointer is on `mark`, a single point."""
+    """Set the text that the page shows when the pointer is on `mark`, a single point."""
     mark.set_gid(f"note:{text}")
 
 
 def annotated_marks(figure: Figure) -> list[tuple[float, float, str]]:
-    """Annotated marks: place in percent of the figure from the left and the top (as last drawn), and text."""
+    """Annotated markers: position in percent of the figure from the left and the top (as last drawn), and
+    text."""
     found = []
     for axes in figure.axes:
         for line in axes.lines:
@@ -120,7 +122,7 @@ def annotated_marks(figure: Figure) -> list[tuple[float, float, str]]:
 
 
 def escape(name: str) -> str:
-    """A cell's name as text: matplotlib would read what is between dollar signs as mathematics."""
+    """A cell's name as text, because matplotlib reads text between dollar signs as mathematics."""
     return name.replace("$", r"\$")
 
 
@@ -132,7 +134,7 @@ def percent(axis_of: Axes, which: str, metric: str) -> None:
 
 
 def name_rows(axes: Axes, names: Sequence[str], width: int = 26) -> None:
-    """One horizontal line per name, the first on top."""
+    """Label one row per name, the first at the top."""
     axes.set_yticks(range(len(names)), [textwrap.fill(escape(name), width) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="x", visible=True)
@@ -140,9 +142,9 @@ def name_rows(axes: Axes, names: Sequence[str], width: int = 26) -> None:
 
 
 def log_cost(axes: Axes, low: float, high: float, label: str) -> None:
-    """A log scale labelled with round numbers that ends a little beyond `low` and `high`.
+    """Set a logarithmic scale with round labels that ends a little beyond `low` and `high`.
 
-    Costs that lie within a third of each other get a linear scale: a log one would show no number.
+    Costs within a factor of three get a linear scale, because a logarithmic one would have no labels.
     """
     axes.set_xlabel(label)
     if high / low < 1.35:
@@ -163,12 +165,12 @@ def log_cost(axes: Axes, low: float, high: float, label: str) -> None:
 
 
 def crowded(names: Collection[str]) -> bool:
-    """Whether names beside their marks would run into each other."""
+    """Whether names beside their markers would overlap."""
     return len(names) > 8 or max(map(len, names)) > 24
 
 
 def add_key(figure: Figure, names: Iterable[str], style: Mapping[str, Style]) -> None:
-    """Marks and their names below the panel; the figure grows by what they need."""
+    """Add a legend of markers and names below the panel; the figure grows accordingly."""
     marks = [
         Line2D([], [], ls="", marker=style[n].marker, color=style[n].color, label=escape(n))
         for n in names
@@ -183,8 +185,9 @@ def add_key(figure: Figure, names: Iterable[str], style: Mapping[str, Style]) ->
 def place_labels(
     axes: Axes, points: Sequence[tuple[float, float, str, Style]], lines: Sequence[Segment]
 ) -> None:
-    """Name each mark beside it, at the first offset where the name is inside the panel and clear of
-    every mark, line and earlier name (or of most); a thin line leads to a name that is far off."""
+    """Label each marker at the first offset at which its name is inside the panel and overlaps with none, or
+    the fewest, of the markers, lines and earlier names. A thin line connects distant names with their
+    markers."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.canvas.draw()
@@ -216,7 +219,7 @@ def place_labels(
 
 
 def _label_box(label: Annotation, offset: tuple[float, float]) -> Bbox:
-    """Move `label` to `offset` (points from its mark); returns what it covers, in pixels."""
+    """Move `label` to `offset` (points from its marker); returns the area that it covers, in pixels."""
     label.set_position(offset)
     label.set_horizontalalignment(
         "left" if offset[0] > 1 else "right" if offset[0] < -1 else "center"
@@ -225,7 +228,7 @@ def _label_box(label: Annotation, offset: tuple[float, float]) -> Bbox:
 
 
 def panel_grid(names: Sequence[str], row_height: float = 1.9) -> tuple[Figure, dict[str, Axes]]:
-    """One titled panel per name, two or three to a row, sharing both axes."""
+    """One titled panel per name, two or three per row, with shared axes."""
     columns = min(len(names), 2 if len(names) in (2, 4) else 3)
     rows = math.ceil(len(names) / columns)
     figure, panels = canvas(0.6 + row_height * rows, rows, columns)
@@ -240,7 +243,7 @@ def panel_grid(names: Sequence[str], row_height: float = 1.9) -> tuple[Figure, d
 def name_ends(
     axes: Axes, ends: Sequence[tuple[float, float, str]], style: Mapping[str, Style]
 ) -> None:
-    """Names to the right of the panel, each at the height of its line or as near as fits."""
+    """Write names to the right of the panel, each as near as possible to the end of its line."""
     figure = axes.figure
     figure.canvas.draw()
     gap = 13 * figure.dpi / 72

@@ -16,16 +16,16 @@ FOLDER = "report"
 
 @undisturbed()
 def publish(study: str, tracking_uri: str, files: Iterable[Path]) -> str:
-    """Log files as artifacts of the study's parent run, in the place of earlier ones.
+    """Log files as artifacts of the study's parent run, replacing earlier ones.
 
     Args:
         study: name of the study and of its MLflow experiment.
-        tracking_uri: of the store that it was read from.
-        files: what to log, into the artifact folder "report".
+        tracking_uri: address of the store from which it was read.
+        files: the files, for the artifact folder "report".
 
     Returns:
-        Id of the parent run; "" when nothing could be logged, and why is printed: the report itself is
-        written and good.
+        Id of the parent run; "" if nothing could be logged. The reason is then printed, and the report is not
+        affected.
     """
     try:
         if (database := sqlite_path(tracking_uri)) is not None:

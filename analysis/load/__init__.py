@@ -1,6 +1,7 @@
-"""Tables of a study: read from MLflow, or (`analysis.load.external`) from a file of trials made elsewhere.
+"""Tables of a study, read from MLflow or (`analysis.load.external`) from a file of trials of another program.
 
 from analysis.load import load_study
+
 load_study("freeze_depth").trials
 """
 

@@ -12,16 +12,16 @@ AVERAGE_COLUMNS = ["run_id", "cell", "kind", "amount", "val_score", "test_score"
 
 
 def averages_frame(raw: pd.DataFrame, compared: Metric, choosing: Metric) -> pd.DataFrame:
-    """One row per repeat and kind; of two of a kind the later counts.
+    """One row per repeat and kind of average; of duplicates, the latest.
 
     Args:
-        raw: the runs of phase PHASE, older first.
+        raw: the runs of phase PHASE, oldest first.
         compared: the metric of test_score.
         choosing: the metric of val_score.
 
     Returns:
         AVERAGE_COLUMNS: the repeat's run, its cell, the kind, the number of networks of a soup or alpha of
-        WiSE-FT, and the scores.
+            WiSE-FT, and the scores.
     """
     parts = [pd.DataFrame(columns=AVERAGE_COLUMNS)]
     for kind in KINDS:

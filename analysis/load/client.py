@@ -1,9 +1,9 @@
-"""Read a study from a tracking store that is not a local SQLite file, through MLflow's own client.
+"""Read a study from a tracking store that is not a local SQLite file, through MLflow's client.
 
     python -c "from analysis.load.client import *; \\
                print([e.name for e in Client('http://127.0.0.1:5000').experiments()])"
 
-The only file here that knows that client, but for `analysis.publish`, which writes.
+Apart from `analysis.publish`, which writes, this is the only file of this package that uses MLflow.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ if TYPE_CHECKING:  # a second or two, and a SQLite file or a table needs none of
 
 
 class Client:
-    """Any store, through MLflow's own client: the same answers as `Database`, a call per page or value."""
+    """Any tracking store, through MLflow's client. It has the methods of `Database`, with one call per page
+    or value."""
 
     def __init__(self, uri: str) -> None:
         from mlflow import MlflowClient
@@ -59,7 +60,7 @@ class Client:
         return pd.DataFrame(rows, columns=None if rows else always)
 
     def history(self, run_ids: Sequence[str], keys: Sequence[str]) -> pd.DataFrame:
-        """See Database.history. One call per run and metric: the client has no public bulk call."""
+        """See Database.history. One call per run and metric, because the client has no public bulk call."""
         rows = [
             {"run_id": run_id, "epoch": point.step, "metric": key, "value": point.value}
             for run_id in run_ids

@@ -1,10 +1,10 @@
-"""Read a study from MLflow's SQLite file with plain SQL, because the client needs minutes for 100,000 runs.
+"""Read a study from MLflow's SQLite file by SQL, because MLflow's client takes minutes for 100,000 runs.
 
     python -c "from analysis.load.database import *; \\
                print([e.name for e in Database(Path('mlruns/mlflow.db')).experiments()])"
 
-Reads only, in one transaction (what is being written meanwhile is seen whole or not at all), and one table
-after the other in the order it was written, so that the memory needed is that of the result.
+All reads are in one transaction, so they are consistent while another process writes. Tables are read one
+after the other in their stored order, so no more memory is needed than for the result.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from harness.core.errors import UserError
 
 CHUNK = 50_000
 FLOAT = "CASE WHEN is_nan THEN NULL ELSE value END"
-"""The value of a metric; MLflow keeps a NaN as 0 and `is_nan`."""
+"""The value of a metric; MLflow stores NaN as 0 with `is_nan`."""
 ITS_OWN = frozenset({"experiments", "runs", "tags", "params", "metrics"})
-"""Tables of every MLflow; its client would make them, and all others, in a file that lacks them."""
+"""Tables of every MLflow database; MLflow's client would create them in a file that lacks them."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A study as MLflow knows it."""
+    """An MLflow experiment."""
 
     id: str
     name: str
@@ -43,13 +43,13 @@ class Experiment:
 
 
 class Database:
-    """An MLflow database that exists.
+    """An existing MLflow database.
 
     Args:
-        path: the SQLite file; it is never made nor changed.
+        path: the SQLite file; it is neither created nor changed.
 
     Raises:
-        UserError: if it is absent, cannot be read or is not MLflow's.
+        UserError: if it does not exist, cannot be read or is not an MLflow database.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,8 +76,8 @@ class Database:
         self._connection.close()
 
     def known(self) -> bool:
-        """Whether it is of the installed MLflow's schema; else MLflow's client must read it, or say how to
-        upgrade it."""
+        """Whether it has the schema of the installed MLflow version; otherwise MLflow's client must read it,
+        or say how to upgrade it."""
         if "alembic_version" not in self._names:
             return False
         found = {v for (v,) in self._rows("SELECT version_num FROM alembic_version")}
@@ -128,7 +128,7 @@ class Database:
     def _columns(
         self, command: str, place: dict[str, int], missing: float | None
     ) -> dict[str, np.ndarray]:
-        """One column per key; equal texts are one object, as most are shared by all runs."""
+        """One column per key. Equal texts are the same object, because most are shared by all runs."""
         columns: dict[str, np.ndarray] = {}
         texts: dict[str, str] = {}
         kind = object if missing is None else float
@@ -140,11 +140,11 @@ class Database:
         return columns
 
     def history(self, run_ids: Sequence[str], keys: Sequence[str]) -> pd.DataFrame:
-        """Every value of the metrics `keys`, by run and step.
+        """All values of the metrics `keys`, by run and step.
 
         Returns:
-            run_id, epoch and one column per key, NaN where there is none. Of two values at one step the
-            earlier counts.
+            run_id, epoch and one column per key, NaN if there is no value. Of two values at one step, the
+            earlier.
         """
         place = {run: i for i, run in enumerate(run_ids)}
         columns = {key: self._values(key, place) for key in keys}
@@ -157,7 +157,7 @@ class Database:
         return frame
 
     def _values(self, key: str, place: dict[str, int]) -> pd.Series:
-        """Values of one metric by place and step; the primary key gives them in the order of time."""
+        """Values of one metric by run and step; by the primary key they are read in the order of time."""
         parts = [np.empty((0, 3))]
         command = f"SELECT run_uuid, step, {FLOAT} FROM metrics WHERE key = ? ORDER BY timestamp"
         with closing(self._connection.execute(command, (key,))) as cursor:
@@ -175,8 +175,8 @@ class Database:
 
 @cache
 def newest_schemas() -> frozenset[str]:
-    """The version of the schema that the installed MLflow wants: of its migrations the one that none follows.
-    Importing MLflow would take seconds. Empty if they are not where they were in MLflow 3."""
+    """Schema version of the installed MLflow: its last migration. It is found in the files, because importing
+    MLflow takes seconds. Empty if the migrations are not where they are in MLflow 3."""
     package = find_spec("mlflow")
     places = package.submodule_search_locations if package is not None else None
     folder = Path(*(places or ["gone"])[:1], "store", "db_migrations", "versions")
@@ -189,7 +189,7 @@ def newest_schemas() -> frozenset[str]:
 
 
 def unclipped(values: np.ndarray | float) -> np.ndarray:
-    """MLflow's databases keep an infinity as the largest float; give it back."""
+    """The values with infinities, which MLflow's databases store as the largest float."""
     largest = np.abs(values) == sys.float_info.max
     given: np.ndarray = np.where(largest, np.copysign(np.inf, values), values)
     return given

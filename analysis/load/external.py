@@ -1,24 +1,25 @@
-"""Tables of trials made elsewhere, read into the same frame as a study of our own.
+"""Tables of trials of other programs, read into the same data frame as a study of this harness.
 
     python -c "from analysis.load.external import *; \\
                print(load_table('runs.csv', read_mapping('runs.toml')).trials)"
 
-CSV, TSV (both also as .gz) and Parquet; one row per run. `analysis.load.mapping` says which column is what.
+The file is CSV, TSV (both also as .gz) or Parquet, with one row per run. `analysis.load.mapping` says what
+the columns mean. Assumptions, because tables do not state them:
 
-What is assumed, since no table says it:
-
-- Scores are shares in [0, 1], more is better (`percent = true`: in [0, 100]). The frame keeps them in its
-  columns val_score and test_score whatever they are; `Info.metric` is their name.
-- Without a phase column every row with a validation score is a tuning trial. The best of each cell (and
-  seed, where a seed column is mapped) on validation is copied as the repeat of that cell: its test
-  score is the only one compared, and it was not run again. So map the seed only if each seed was a
-  search of its own, never one that differs with every trial.
-- `over_seeds = true`: every configuration (its values of `parameters`) was run on several seeds. The one with
+- Scores are shares in [0, 1], higher is better (with `percent = true` in [0, 100]). They are in the columns
+  val_score and test_score, whatever the metric is; `Info.metric` is its name.
+- Without a phase column, every row with a validation score is a tuning trial. The best row of each cell (and
+  of each seed, if a seed column is mapped) on validation is copied as the repeat of that cell. Only its test
+  score is compared, although it was not run again. Map the seed only if each seed was a separate search, not
+  if it differs between all trials.
+- With `over_seeds = true`, each configuration (values of `parameters`) was run on several seeds. The one with
   the best mean validation score over its seeds is chosen, and its rows are the repeats. A configuration that
-  misses a seed that another one of the cell has is not eligible, and the report says how many there are.
-- Without a validation column nothing was chosen here: every row is a repeat.
-- Runs of different cells with the same seed are a pair. No seed column: one repeat per cell, seed 0.
-- The mapped time counts as training time, the mapped memory as the accelerator's peak unless told.
+  lacks a seed that another one of the cell has is not eligible; the report states how many there are.
+- Without a validation column, nothing is chosen: every row is a repeat.
+- Runs of different cells with the same seed are paired. Without a seed column, each cell has one repeat, of
+  seed 0.
+- The mapped time is training time, and the mapped memory the accelerator's peak unless the mapping says
+  otherwise.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def open_study(
     uri: str | None,
     predictions: bool = True,
 ) -> StudyTable:
-    """A study by its name, or a table by its file and mapping; `predictions` as for `load_study`.
+    """A recorded study by its name, or a table by its file and mapping; `predictions` as in `load_study`.
 
     Raises:
         UserError: if it cannot be read.
@@ -63,15 +64,15 @@ def open_study(
 
 @undisturbed()
 def load_table(path: str | Path, mapping: TableMapping) -> StudyTable:
-    """Read one table of trials.
+    """Read a table of trials.
 
     Returns:
-        What `analysis.load.load_study` gives: its tracking_uri empty, its epochs and
-        predictions too. The docstring of this file says what is assumed.
+        The result of `analysis.load.load_study`, with an empty tracking_uri and without epochs and
+        predictions. For assumptions see the docstring of this module.
 
     Raises:
-        UserError: if the file cannot be read or is empty, a mapped column is missing, holds something
-            else than it should or nothing at all, or a trial occurs twice.
+        UserError: if the file cannot be read or is empty, a mapped column is missing, is empty or has invalid
+            values, or a trial occurs twice.
     """
     raw = read_table(Path(path))
     _require(raw, path, mapping.columns().values())
@@ -104,10 +105,10 @@ def load_table(path: str | Path, mapping: TableMapping) -> StudyTable:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Every column as text, as it stands in the file; what is missing is "".
+    """All columns as text, as in the file; missing values are "".
 
     Raises:
-        UserError: if it cannot be read, is of no known kind, or has no rows.
+        UserError: if the file cannot be read, is of an unknown kind, or has no rows.
     """
     kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
     try:
@@ -134,11 +135,12 @@ def read_table(path: Path) -> pd.DataFrame:
 
 @undisturbed()
 def load_measures(path: str | Path) -> pd.DataFrame:
-    """Similarity of sources and targets: columns source, target and one per measure, more meaning more
-    similar, and perhaps family: sources of one family are shuffled among themselves only.
+    """Similarity of sources and targets: columns source, target and one per measure (higher means more
+    similar), and optionally family: only sources of the same family are exchanged in permutation tests.
 
     Raises:
-        UserError: if it cannot be read, lacks a column, holds something else than numbers, or a pair twice.
+        UserError: if the file cannot be read, lacks a column, has values that are not numbers, or contains a
+            pair twice.
     """
     raw = read_table(Path(path))
     _require(raw, path, ("source", "target"))
@@ -158,7 +160,7 @@ def _require(raw: pd.DataFrame, path: str | Path, columns: Iterable[str]) -> Non
 
 
 def _typed(raw: pd.DataFrame, mapping: TableMapping) -> pd.DataFrame:
-    """The mapped columns under the frame's names, in its types and units, and cell."""
+    """The mapped columns with the names, types and units of the data frame, and the column cell."""
     frame = pd.DataFrame(index=raw.index)
     for ours, theirs in mapping.columns().items():
         text = raw[theirs].str.strip()
@@ -193,19 +195,19 @@ def _typed(raw: pd.DataFrame, mapping: TableMapping) -> pd.DataFrame:
 
 
 def _row(where: pd.Series) -> int:
-    """The number of the first row of the table that `where` marks, the first one being 1."""
+    """Number of the first row that `where` marks, counted from 1."""
     return int(where.to_numpy().argmax()) + 1
 
 
 def _refuse(bad: pd.Series, text: pd.Series, column: str, wanted: str) -> None:
-    """Refuse a column where `bad` marks a row whose text is not what is wanted."""
+    """Raise UserError for the first row that `bad` marks, quoting its text."""
     if bad.any():
         held, row = text.iloc[_row(bad) - 1], _row(bad)
         raise UserError(f"column {column!r} holds {held!r} in row {row}, not {wanted}")
 
 
 def _numbers(text: pd.Series, column: str) -> pd.Series:
-    """Text to floats, a missing one to NaN."""
+    """Text as floats, NaN if missing."""
     missing = text.str.lower().isin(BLANK)
     values = pd.to_numeric(text.mask(missing), errors="coerce").astype(float)
     _refuse(values.isna() & ~missing, text, column, "a number")
@@ -215,7 +217,7 @@ def _numbers(text: pd.Series, column: str) -> pd.Series:
 
 
 def _shares(values: pd.Series, column: str, percent: bool) -> pd.Series:
-    """Scores as shares; refuses what cannot be one."""
+    """Scores as shares; impossible values raise UserError."""
     shares = values / 100 if percent else values
     what = "a score in [0, 100]" if percent else "a score in [0, 1] (for [0, 100]: percent = true)"
     _refuse((shares < 0) | (shares > 1), values.map("{:g}".format), column, what)
@@ -223,7 +225,7 @@ def _shares(values: pd.Series, column: str, percent: bool) -> pd.Series:
 
 
 def _times(text: pd.Series, column: str) -> pd.Series:
-    """ISO 8601 dates and times; UTC where they don't say."""
+    """ISO 8601 dates and times, in UTC unless stated otherwise."""
     missing = text.str.lower().isin(BLANK)
     times = pd.to_datetime(text.mask(missing), utc=True, errors="coerce", format="ISO8601")
     what = "a date and time such as 2025-01-31T12:00:00Z"
@@ -252,7 +254,7 @@ def _outcomes(text: pd.Series, mapping: TableMapping) -> pd.Series:
 
 
 def _numbered(frame: pd.DataFrame, mapping: TableMapping) -> pd.DataFrame:
-    """With run_id, phase, seed and index, unique within a cell and phase."""
+    """The rows with run_id, phase, seed and index, unique within a cell and phase."""
     frame = frame.assign(superseded=False, **{DERIVED: False})
     if not mapping.phase:
         frame["phase"] = "tune" if mapping.selection else "repeat"
@@ -289,7 +291,8 @@ def _numbered(frame: pd.DataFrame, mapping: TableMapping) -> pd.DataFrame:
 
 
 def _with_phases(frame: pd.DataFrame, mapping: TableMapping) -> pd.DataFrame:
-    """Where no phase is told, the chosen trial of each cell and seed a second time, as its repeat."""
+    """The rows with, if no phase is mapped, a copy of the chosen trial of each cell and seed as its
+    repeat."""
     if mapping.phase or not mapping.selection:
         return frame
     scored = _scored(frame, mapping)
@@ -310,7 +313,7 @@ def _with_phases(frame: pd.DataFrame, mapping: TableMapping) -> pd.DataFrame:
 
 
 def _scored(frame: pd.DataFrame, mapping: TableMapping) -> pd.DataFrame:
-    """The complete trials that can be chosen."""
+    """The complete trials that may be chosen."""
     scored = frame[frame["outcome"] == "complete"].dropna(subset=mapping.selection)
     if scored.empty:
         raise UserError("no complete trial has a validation score: nothing can be chosen")
@@ -321,7 +324,7 @@ def _chosen_over_seeds(
     frame: pd.DataFrame, mapping: TableMapping
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """A tuning trial for each configuration, with means over its seeds, and the rows as its repeats; those of
-    configurations that were not chosen are superseded. And notes on configurations that are not eligible."""
+    configurations that were not chosen are superseded. Also notes on configurations that are not eligible."""
     names = [f"param.{name}" for name in mapping.parameters]
     frame = frame.assign(phase="repeat")
     frame["chosen"] = frame.groupby(["cell", *names], sort=False, dropna=False).ngroup()

@@ -1,4 +1,4 @@
-"""Configurations of a study with k-fold resampling, each of which was run once for every fold."""
+"""Configurations of a study with k-fold resampling, each of which was run once per fold."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ SUMS = ("train_seconds", "marginal_seconds", "total_seconds")
 def by_configuration(
     trials: pd.DataFrame, folds: int, derived: str
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """The trials with a row of phase "tune" for each configuration; its runs get the phase "fold".
+    """The trials with one row of phase "tune" for each configuration, whose runs get the phase "fold".
 
-    The row has the means of the scores over the configuration's complete folds, the sums of the seconds, and
-    all else, such as run_id, from the first of them. A configuration is complete if no other of its cell has
-    more complete folds, as in `harness.search.record`; otherwise its outcome is that of a fold that failed,
-    or "unfinished".
+    The row has the means of the scores over the complete folds of the configuration, the sums of the seconds,
+    and the other values, such as run_id, of the first complete fold. A configuration is complete if no other
+    one of its cell has more complete folds, as in `harness.search.record`; otherwise its outcome is that of a
+    fold that failed, or "unfinished".
 
     Args:
         trials: as recorded: the index of a tuning run is configuration * folds + fold.
@@ -56,7 +56,7 @@ def by_configuration(
 
 
 def _configuration(own: pd.DataFrame, eligible: bool, folds: int) -> pd.Series:
-    """One configuration, from its runs."""
+    """The row of one configuration, from its runs."""
     complete = own[own["done"]]
     row = (complete if eligible else own[~own["done"]] if len(own) == folds else own).iloc[0].copy()
     known = complete if len(complete) else own

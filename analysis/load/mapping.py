@@ -1,4 +1,4 @@
-"""What the columns of a table of trials are, as Python values, TOML or JSON.
+"""Meaning of the columns of a table of trials, as Python values, TOML or JSON.
 
     python -c "from analysis.load.mapping import *; print(read_mapping('runs.toml'))"
 
@@ -11,8 +11,8 @@
     time = "minutes"
     time_unit = "min"
 
-`preset = "wandb"` fills in the columns of a CSV export of Weights & Biases. What the mapping can't say, and
-is assumed, stands in `analysis.load.external`.
+`preset = "wandb"` sets the columns of a CSV export of Weights & Biases. `analysis.load.external` lists the
+assumptions about what a mapping cannot say.
 """
 
 from __future__ import annotations
@@ -50,31 +50,31 @@ PRESETS: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class TableMapping:
-    """Which column of a table is what. Columns that are not named are not read.
+    """The meaning of the columns of a table. Columns that are not named are not read.
 
     Attributes:
-        factors: factor -> its column; the factors together name the cell.
+        factors: factor -> its column; the factors together identify the cell.
         test: test score.
         val, val_loss: validation score of the same kind as `test`, and validation loss.
-        select: what a cell's trial is chosen by: the greatest "val" or the least "val_loss". Empty: val
-            where it is mapped, else val_loss.
-        metric: what the scores are, in print.
-        percent: scores are in [0, 100].
-        test_loss: loss on test.
-        trial: name or number of a trial; it must not occur twice in a cell, phase and seed.
-        seed: whole numbers.
+        select: how the trial of a cell is chosen: by the highest "val" or the lowest "val_loss". The default
+            is val if it is mapped, else val_loss.
+        metric: name of the scores in print.
+        percent: whether scores are in [0, 100].
+        test_loss: test loss.
+        trial: name or number of a trial, unique within a cell, phase and seed.
+        seed: integers.
         phase: "tune" or "repeat".
-        status: how the run ended, in words of STATUS or of `outcomes` (word -> outcome).
-        time, time_unit: one of SECONDS.
-        memory, memory_unit, memory_of: units of MIB, places of MEMORY.
-        device: what it ran on; times of different devices are not comparable.
-        started: when it began, as a date and time (UTC unless it says otherwise).
-        parameters: name -> column of what was tuned.
-        over_seeds: each configuration (values of `parameters`) was run on several seeds; it is chosen by its
+        status: how the run ended, as in STATUS or `outcomes` (status -> outcome).
+        time, time_unit: training time; the unit is one of SECONDS.
+        memory, memory_unit, memory_of: peak memory; its unit is one of MIB, its kind one of MEMORY.
+        device: device of the run; times of different devices are not compared.
+        started: start time as a date and time, in UTC unless stated otherwise.
+        parameters: name -> column of the tuned parameters.
+        over_seeds: each configuration (values of `parameters`) was run on several seeds. It is chosen by its
             mean validation score over them, and they are its repeats.
         baseline: one value of some factors.
-        sampler: "random", "tpe" or "" when not known.
-        name, question: of the study; empty: the file's name.
+        sampler: "random", "tpe" or "" if unknown.
+        name, question: of the study; the default name is that of the file.
     """
 
     factors: dict[str, str]
@@ -130,13 +130,13 @@ class TableMapping:
 
     @property
     def selection(self) -> str:
-        """The frame's column that trials are chosen by; empty when nothing is chosen."""
+        """The column of the data frame by which trials are chosen; "" if nothing is chosen."""
         if not self.val and not self.val_loss:
             return ""
         return SELECT[self.select or ("val" if self.val else "val_loss")]
 
     def columns(self) -> dict[str, str]:
-        """Column of the frame -> column of the table, for all that is mapped."""
+        """Column of the data frame -> column of the table, for all mapped columns."""
         fixed = {
             "test_score": self.test,
             "val_score": self.val,
@@ -156,10 +156,10 @@ class TableMapping:
 
 
 def read_mapping(path: str | Path) -> TableMapping:
-    """A mapping from a TOML or JSON file: the fields of TableMapping, and `preset`.
+    """Read a mapping from a TOML or JSON file: the fields of TableMapping, and `preset`.
 
     Raises:
-        UserError: if the file cannot be read, or names an unknown field, preset or value.
+        UserError: if the file cannot be read, or has an unknown field, preset or value.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -172,11 +172,11 @@ def read_mapping(path: str | Path) -> TableMapping:
 
 
 def mapping_from(entries: Mapping[str, Any]) -> TableMapping:
-    """A mapping from plain values. `factors` and `parameters` may be lists of columns that keep their
-    names; `preset` names one of PRESETS, whose columns the other entries override.
+    """A mapping from plain values. `factors` and `parameters` may be lists of columns that keep their names.
+    `preset` names one of PRESETS, whose columns the other entries override.
 
     Raises:
-        UserError: on an unknown field, preset or value.
+        UserError: if a field, preset or value is unknown.
     """
     given = dict(entries)
     preset = given.pop("preset", "")
@@ -200,7 +200,7 @@ def mapping_from(entries: Mapping[str, Any]) -> TableMapping:
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """What was probably meant: "; near: 'val_loss'", or all there is when nothing is near."""
+    """Names that may have been meant, as in "; near: 'val_loss'", or all known names if none is similar."""
     names = [str(k) for k in known]
     lower = {k.lower(): k for k in names}
     near = [lower[k] for k in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]

@@ -1,4 +1,4 @@
-"""Read the test predictions of repeats, and make those of the ensemble of each cell's repeats."""
+"""Read the test predictions of repeats, and compute those of the ensemble of each cell's repeats."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ PREDICTION_TYPES = {
 
 PREDICTION_COLUMNS = ["run_id", "cell", "seed", *PREDICTION_TYPES]
 ENSEMBLE_COLUMNS = ["cell", "networks", "example", "label", "predicted", "probability"]
-"""Cell, number of networks, position of the example, its true class, the predicted class, and the probability
+"""Cell, number of networks, number of the example, its true class, the predicted class, and the probability
 of the true class."""
 
 
 def predictions_frames(
     trials: pd.DataFrame, folders: dict[str, str], uri: str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Test predictions of every complete repeat, and of the ensemble of each cell's repeats, by the mean of
-    their class probabilities. A repeat whose file is missing has no rows.
+    """Test predictions of all complete repeats, and of the ensemble of each cell's repeats (mean of class
+    probabilities). A repeat whose file is missing has no rows.
 
     Args:
         trials: from `trials_frame`.
         folders: run_id -> artifact URI.
-        uri: the store, which is asked for files that are not on this machine.
+        uri: the store, from which files are downloaded that are not on this machine.
     """
     repeats = trials[(trials["phase"] == "repeat") & (trials["outcome"] == "complete")]
     frames, together = [], [pd.DataFrame(columns=ENSEMBLE_COLUMNS)]
@@ -72,12 +72,12 @@ def predictions_frames(
 
 
 def _ensemble(networks: Sequence[pd.DataFrame], total: pd.DataFrame) -> pd.DataFrame:
-    """ENSEMBLE_COLUMNS without the cell, for the examples that all networks were scored on; no rows for
-    fewer than two networks, or if one did not keep the probability of every class.
+    """ENSEMBLE_COLUMNS without the cell, for the examples on which all networks were scored; no rows for
+    fewer than two networks, or if one of them did not record the probabilities of all classes.
 
     Args:
-        networks: predictions of each.
-        total: examples x classes, the sum of their probabilities; NaN where one of them has none.
+        networks: predictions of each network.
+        total: (examples, classes) sum of their probabilities; NaN where one of them has none.
     """
     total = total.dropna(axis="columns", how="all").dropna()
     if len(networks) < 2 or total.empty:
@@ -96,7 +96,8 @@ def _ensemble(networks: Sequence[pd.DataFrame], total: pd.DataFrame) -> pd.DataF
 
 
 def _read_predictions(file: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The predictions of one run, and the probability of every class; without columns if it was not kept."""
+    """The predictions of one run, and the probability of every class; without columns if it was not
+    recorded."""
     read: pd.DataFrame = parquet.read_table(file).to_pandas()
     by_class = [name for name in read if str(name).startswith(CLASS_COLUMN)]
     return read.drop(columns=by_class).astype(PREDICTION_TYPES), read[by_class]

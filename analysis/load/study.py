@@ -2,8 +2,8 @@
 
     python -c "from analysis.load import *; print(load_study('freeze_depth').trials)"
 
-The writer, and so the contract, is `harness.tracking.projection`. A SQLite file is read by
-`analysis.load.database`, any other store by `analysis.load.client`.
+`harness.tracking.projection` writes the runs. A SQLite file is read by `analysis.load.database`, any other
+store by `analysis.load.client`.
 """
 
 from __future__ import annotations
@@ -53,40 +53,41 @@ TEXT_TAGS = [
 MEASURE_COLUMNS = ["source", "target", "backbone", "source_data", "measure", "value", "low", "high", "n",
                    "better", "reason"]  # fmt: skip
 PRETRAINING = "pretraining"
-"""Experiment that says what each source model learned from."""
+"""Name of the experiment that records the data of each source model."""
 ONE_TRIAL = ["cell", "phase", "chosen", "index", "seed", "train_loss", "val_loss", "test_loss"]
-"""What two runs that are alike in it are runs of."""
+"""Columns whose equality means that two runs are of the same trial."""
 DERIVED = "row.derived"
-"""True for rows that stand for others; no factor of a study file can have a dot in its name."""
+"""Column that is True for rows that are computed from other rows; factors cannot have a dot in their
+names."""
 
 
 @dataclass(frozen=True)
 class Info:
-    """A study as a whole, as the tags of its experiment tell it.
+    """A study as a whole, from the tags of its experiment.
 
     Attributes:
-        name: study and experiment name.
+        name: name of the study and of its experiment.
         factors: factor -> compared labels, in the order written.
         question: the study file's docstring.
-        command: what to type to repeat the study.
-        baseline: one value of some factors; empty when nothing was declared.
-        trials: configurations asked for per cell.
-        repeats: seeds asked for per cell.
-        sampler: "random", "tpe" or "" when it was not recorded.
-        leaks: one line per target whose train, validation and test images overlap.
-        metric: what val_score and test_score are, in print, e.g. "balanced accuracy"; "AUC" in a table from
-            elsewhere, say.
-        score: name of that metric in `harness.core.selection`; "" in a table from elsewhere.
-        selection: the column a cell's trial is chosen by: the greatest "val_score", the least "val_loss",
-            or "" where nothing was chosen.
-        experiment_id: MLflow's number of the study; "" when it is not from MLflow.
-        rows: of the table that it was read from; 0 when it is from MLflow.
-        over_seeds: a configuration was chosen by its mean over seeds, which are the repeats.
-        notes: what a reader must know of how it was read.
-        folds: folds of k-fold resampling; 1 for a single split. Runs on folds share images, so intervals over
-            them need a correction (`harness.core.folds.independent_runs`).
-        budget: seconds of a race (`harness.core.race`), which has no given number of trials and repeats;
-            None where every cell was to have equally many.
+        command: the command that repeats the study.
+        baseline: one value of some factors; empty if none was declared.
+        trials: requested configurations per cell.
+        repeats: requested seeds per cell.
+        sampler: "random", "tpe" or "" if it was not recorded.
+        leaks: one line per target whose train, validation and test examples overlap.
+        metric: the metric of val_score and test_score in print, such as "balanced accuracy"; in an external
+            table, for example "AUC".
+        score: name of that metric in `harness.core.selection`; "" in an external table.
+        selection: how the trial of a cell is chosen: "val_score" for the highest, "val_loss" for the lowest,
+            or "" if nothing is chosen.
+        experiment_id: MLflow's id of the experiment; "" if the study is not from MLflow.
+        rows: number of rows of the external table; 0 if the study is from MLflow.
+        over_seeds: whether a configuration was chosen by its mean over seeds, which are the repeats.
+        notes: notes for readers on how the study was read.
+        folds: folds of k-fold resampling; 1 for a single split. Runs on folds share examples, so their
+            intervals need a correction (`harness.core.folds.independent_runs`).
+        budget: seconds of a race (`harness.core.race`), in which numbers of trials and repeats are not given;
+            None if all cells get equally many.
     """
 
     name: str
@@ -110,41 +111,42 @@ class Info:
 
     @property
     def choosing(self) -> Metric:
-        """The metric of the column `selection`, as text calls it."""
+        """The metric of the column `selection`, named as in text."""
         loss = replace(METRICS["log_loss"], label="loss")
         return loss if self.selection == "val_loss" else Metric(self.score, self.metric)
 
 
 @dataclass(frozen=True)
 class StudyTable:
-    """Everything one study recorded.
+    """Everything that was recorded of one study.
 
     Attributes:
         info: the study as a whole.
-        tracking_uri: where it was read from; may hold a password, show `without_password` of it.
-        trials: one row per run: run_id, study, cell, one column per factor, phase, index, seed,
-            outcome ("unfinished" when the run never ended), reason, superseded (a repeat of an earlier
-            choice, or not run for its forecast and run later), row.derived (only in a table from elsewhere
-            and with k-fold resampling: it stands for other rows and is not counted as a run), attempt, chosen
-            (index of the tuning trial that a repeat runs again), device, threads, prefix (what of the
-            frozen groups was kept, in words), images_per_class (JSON: what each class contributed to each
+        tracking_uri: address of the store; it may contain a password, so print only `without_password` of it.
+        trials: one row per run: run_id, study, cell, one column per factor, phase, index, seed, outcome
+            ("unfinished" if the run did not end), reason, superseded (a repeat of an earlier choice, or not
+            run because of its memory forecast and run later), row.derived (only in external tables and with
+            k-fold resampling: the row is computed from others and is not counted as a run), attempt, chosen
+            (index of the tuning trial that a repeat runs again), device, threads, prefix (description of the
+            cached part of the frozen groups), images_per_class (JSON: what each class contributed to each
             part of the split), class_names (JSON: a list), unfreezing (validation accuracy before and after
             groups were unfrozen, if it fell by more than half), ranges (JSON: the distribution of each tuned
-            parameter), start_time, every metric (float, NaN where not measured), val_score and test_score
-            (those of the metric that is compared, `info.metric`), `param.<name>` and `env.<name>`. Scores
-            are shares in [0, 1], times seconds, memory MiB. train_seconds are cold-equivalent (as if nothing
-            had been kept before), marginal_seconds what the run itself spent. With k-fold resampling a row of
-            phase "tune" is a configuration, with means over its folds, and its runs have the phase "fold".
+            parameter), start_time, all metrics (float, NaN if not measured), val_score and test_score (values
+            of the compared metric, `info.metric`), `param.<name>` and `env.<name>`. Scores are shares in [0,
+            1], times are in seconds, memory in MiB. train_seconds are cold-equivalent (as if nothing had been
+            cached), marginal_seconds are what the run itself took. With k-fold resampling, a row of phase
+            "tune" is a configuration with means over its folds, and its runs have the phase "fold".
         epochs: one row per run and epoch: run_id, epoch, EPOCH_METRICS.
-        predictions: one row per complete repeat and test example: run_id, cell, seed, example,
-            label, predicted, probability (of the true class), confidence (probability of the predicted
-            class); group, where images have groups; and file, where they are files.
-        measures: how alike sources and targets are, one row per pair and measure: MEASURE_COLUMNS. `value` is
-            as measured, NaN where it was refused for `reason`; `better` ("higher" or "lower") is what
-            promises more transfer; low and high are the 95% interval; n the images; source_data what the
-            source learned from, "" if it is not known. Of a pair measured twice the later counts.
-        ensembles: one row per cell and test example that all of its repeats were scored on, if they kept the
-            probability of every class: ENSEMBLE_COLUMNS.
+        predictions: one row per complete repeat and test example: run_id, cell, seed, example, label,
+            predicted, probability (of the true class), confidence (probability of the predicted class);
+            group, if examples have groups; and file, if they are files.
+        measures: similarity of sources and targets, one row per pair and measure: MEASURE_COLUMNS. `value` is
+            as measured, NaN if the measure was refused for `reason`; `better` ("higher" or "lower") says
+            which values promise better transfer; low and high are the ends of the 95% interval; n is the
+            number of examples; source_data is the data that the source was trained on, "" if unknown. Of
+            duplicates, the latest.
+        ensembles: one row per cell and test example on which all of its repeats were scored, if they recorded
+            the probabilities of all classes: ENSEMBLE_COLUMNS.
         averages: one row per repeat and average of weights that `harness.average` recorded: AVERAGE_COLUMNS.
     """
 
@@ -171,9 +173,9 @@ def load_study(name: str, tracking_uri: str | None = None, predictions: bool = T
     """Read one study.
 
     Args:
-        name: study name.
-        tracking_uri: MLflow tracking URI; None is the database under ./mlruns.
-        predictions: read the test predictions too; without them, they and the ensembles are empty.
+        name: name of the study.
+        tracking_uri: MLflow tracking URI; None is the database in ./mlruns.
+        predictions: whether to read the test predictions; otherwise they and the ensembles are empty.
 
     Raises:
         UserError: if there is no such store or study, or the store cannot be read.
@@ -219,13 +221,13 @@ def _read(store: Database | Client, name: str, uri: str, with_predictions: bool)
 
 
 def typed_epochs(epochs: pd.DataFrame) -> pd.DataFrame:
-    """In the columns and types that StudyTable.epochs promises; of an empty frame, empty ones."""
+    """The frame with the columns and types of StudyTable.epochs; it may be empty."""
     types: dict[str, Any] = {"run_id": "str", "epoch": int, **dict.fromkeys(EPOCH_METRICS, float)}
     return epochs.reindex(columns=list(types)).astype(types)
 
 
 def _learned_from(store: Database | Client, experiments: Sequence[Experiment]) -> dict[str, str]:
-    """Source model -> the data it learned from, of those that were trained by us."""
+    """Source model -> the data it was trained on, for models that were trained with this harness."""
     found: dict[str, str] = {}
     for experiment in (e for e in experiments if e.name == PRETRAINING):
         runs = store.runs(experiment.id)
@@ -235,7 +237,11 @@ def _learned_from(store: Database | Client, experiments: Sequence[Experiment]) -
 
 
 def find_experiment(experiments: Sequence[Experiment], name: str, uri: str) -> Experiment:
-    """The experiment of study `name`, or a UserError that lists the studies there are."""
+    """The experiment of study `name`.
+
+    Raises:
+        UserError: if there is none, listing the studies.
+    """
     studies = {e.name: e for e in experiments if "factors" in e.tags}
     if name not in studies:
         known = ", ".join(sorted(studies)) or "none yet"
@@ -274,10 +280,10 @@ def read_info(experiment: Experiment) -> Info:
 
 
 def trials_frame(raw: pd.DataFrame, info: Info) -> pd.DataFrame:
-    """One typed row per run, in the columns that StudyTable.trials promises.
+    """One typed row per run, with the columns of StudyTable.trials.
 
     Args:
-        raw: from a store; without rows or columns it gives an empty frame of the right types.
+        raw: runs as read from a store; may be empty.
         info: the study.
     """
     factors = list(info.factors)
@@ -313,7 +319,7 @@ def trials_frame(raw: pd.DataFrame, info: Info) -> pd.DataFrame:
 
 
 def _run_after_all(trials: pd.DataFrame) -> pd.Series:
-    """True for trials that a memory forecast kept from running and that were run later with a higher
+    """True for trials that were not run because of their memory forecast, and were run later with a higher
     limit."""
     slot = ["cell", "phase", "chosen", "index"]
     last = trials.groupby(slot, dropna=False)["attempt"].transform("max")
@@ -322,8 +328,8 @@ def _run_after_all(trials: pd.DataFrame) -> pd.Series:
 
 
 def _shown_twice(trials: pd.DataFrame) -> pd.Series:
-    """True for the second run of one trial: one that was deleted in MLflow, written again and then restored
-    is there twice, until `harness.sync` closes one of the two."""
+    """True for the second run of a trial. A run that was deleted in MLflow, written again and then restored
+    exists twice, until `harness.sync` closes one of the two."""
     complete = trials[(trials["outcome"] == "complete") & ~trials["superseded"]]
     ordered = complete.sort_values("start_time", kind="stable")
     return ordered.duplicated(ONE_TRIAL).reindex(trials.index, fill_value=False)
@@ -338,7 +344,7 @@ def _text(raw: pd.DataFrame, name: str) -> pd.Series:
 
 
 def _number_or_text(column: pd.Series) -> pd.Series:
-    """Parameters come back as strings: a column of numbers ("None" is missing) becomes floats."""
+    """Parameters are stored as text; a column of numbers (with "None" for missing ones) becomes floats."""
     values = column.where(column != "None")
     try:
         return pd.to_numeric(values).astype(float)
@@ -347,11 +353,11 @@ def _number_or_text(column: pd.Series) -> pd.Series:
 
 
 def measures_frame(raw: pd.DataFrame, learned_from: Mapping[str, str]) -> pd.DataFrame:
-    """One row per pair and measure, as StudyTable.measures promises.
+    """One row per pair and measure, as in StudyTable.measures.
 
     Args:
-        raw: the runs of phase "similarity", older first.
-        learned_from: model -> its data.
+        raw: the runs of phase "similarity", oldest first.
+        learned_from: model -> its training data.
     """
     prefix, why = "metrics.similarity.", "tags.reason."
     named = [c.removeprefix(prefix) for c in raw.columns if c.startswith(prefix)]
