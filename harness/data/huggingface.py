@@ -11,9 +11,8 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, one_line, optional_library, quoted
 from harness.data.columns import (
     EXAMPLES,
     choose,
@@ -21,7 +20,7 @@ from harness.data.columns import (
     looks_like_groups,
     missing,
     named,
-    quoted,
+    only,
 )
 from harness.data.images import read_header
 from harness.data.labels import normalized, numbered_classes, numbered_groups
@@ -43,22 +42,20 @@ BATCH = 256
 @final
 @dataclass(frozen=True)
 class HubTarget(Target):
-    """Examples in the columns of data sets, decoded in the same way as files.
+    """Examples in a column of a data set, decoded in the same way as files.
 
     Attributes:
-        parts: name and data set, with the encoded bytes of the images, of each part.
-        column: name of the image column.
-        which, where: (n,) index of the part of each image, and its row in that part.
+        rows: data set with the encoded bytes of the examples.
+        column: name of their column.
+        places: (n,) where each is from, e.g. "row 3 of train".
     """
 
-    parts: tuple[tuple[str, Any], ...]
+    rows: Any
     column: str
-    which: Indices
-    where: Indices
+    places: tuple[str, ...]
 
     def describe(self, position: int) -> str:
-        part, _ = self.parts[self.which[position]]
-        return f"{self.name}: row {self.where[position]} of {part}"
+        return f"{self.name}: {self.places[position]}"
 
     def _identity(self) -> Iterable[bytes]:
         yield b"" if self.official_test is None else self.official_test.tobytes()
@@ -73,20 +70,14 @@ class HubTarget(Target):
         return found
 
     def _contents(self) -> Iterator[tuple[bytes, str]]:
-        """The bytes and the suffix of every image, part by part."""
-        for number, (part, rows) in enumerate(self.parts):
-            kept = set(self.where[self.which == number].tolist())
-            for start in range(0, len(rows), BATCH):
-                for i, value in enumerate(rows[start : start + BATCH][self.column], start):
-                    if i in kept:
-                        name = f"{self.name}: row {i} of {part}"
-                        yield _content(value, name), _suffix(value)
+        """The bytes and the suffix of every image."""
+        for start in range(0, len(self.rows), BATCH):
+            for i, value in enumerate(self.rows[start : start + BATCH][self.column], start):
+                yield _content(value, self.describe(i)), _suffix(value)
 
     def read(self, indices: Indices, form: Input) -> torch.Tensor:
         def example(position: int) -> Any:
-            name = self.describe(position)
-            _, rows = self.parts[self.which[position]]
-            value = rows[int(self.where[position])][self.column]
+            name, value = self.describe(position), self.rows[int(position)][self.column]
             return self.medium.decode(_content(value, name), name, _suffix(value))
 
         return read_each(example, indices, form)
@@ -128,44 +119,44 @@ def huggingface_target(path: str, options: Mapping[str, str]) -> Target:
     group, more = choose("group", others, options, what)
     notes += more
 
-    written, labelled = {}, {}
+    texts: list[str] = []
+    kept: dict[str, Indices] = {}
+    by_part: dict[str, set[str]] = {}
     for part, rows in parts.items():
-        written[part] = _as_text(rows, label)
-        labelled[part] = np.array([bool(text) for text in written[part]])
-        if not labelled[part].all():
-            count = int((~labelled[part]).sum())
+        written = _as_text(rows, label)
+        kept[part] = np.flatnonzero([bool(text) for text in written])
+        if unlabelled := len(rows) - len(kept[part]):
             notes.append(
-                f"Part {part}: {count} of {len(rows)} {medium.noun}s have no label and are skipped."
+                f"Part {part}: {unlabelled} of {len(rows)} {medium.noun}s have no label and are skipped."
             )
         if medium is not Texts:
-            _refuse_absent(rows, image, labelled[part], medium.noun, f"{what}: part {part}")
-    which = np.concatenate([np.repeat(i, kept.sum()) for i, kept in enumerate(labelled.values())])
-    where = np.concatenate([np.flatnonzero(kept) for kept in labelled.values()])
-    names = list(parts)
-    part_of = [names[i] for i in which]
-    texts = [written[part][row] for part, row in zip(part_of, where, strict=True)]
-    own = official_parts(part_of, what, medium.noun)
+            _refuse_absent(rows, image, kept[part], medium.noun, f"{what}: part {part}")
+        if len(kept[part]):
+            by_part[part] = {text for text in written if text}
+            texts += [text for text in written if text]
+    own = official_parts([part for part, at in kept.items() for _ in at], what, medium.noun)
     classes, labels = _classes(texts, features[label], what)
     if unused := [n for n in getattr(features[label], "names", ()) if normalized(n) not in classes]:
         notes.append(f"Classes without {medium.noun}s are left out: {quoted(unused)}.")
-    by_part = {
-        part: {texts[i] for i in np.flatnonzero(which == names.index(part))}
-        for part in set(part_of)
-    }
     notes += [*own.notes, *differences(by_part, what, medium.noun)]
     shared = f"hf:{Path(path).name}", classes, labels, own.test
+    places = tuple(f"row {row} of {part}" for part, at in kept.items() for row in at)
     if medium is Texts:
-        read = {part: list(rows[image]) for part, rows in parts.items()}
-        contents = [read[part][row] or "" for part, row in zip(part_of, where, strict=True)]
-        places = [f"row {row} of {part}" for part, row in zip(part_of, where, strict=True)]
+        contents = [text or "" for text in _column(parts, kept, image)]
         presented, more = Texts.of_texts(contents, options, what)
-        target: Target = TextTarget(*shared, tuple(contents), tuple(places))
+        target: Target = TextTarget(*shared, tuple(contents), places)
     else:
+        from datasets import concatenate_datasets
+
         presented, more = medium.of((), options, what)
-        encoded = tuple((part, _encoded(rows, image)) for part, rows in parts.items())
-        target = HubTarget(*shared, encoded, image, which.astype(np.int64), where.astype(np.int64))
+        encoded = [_encoded(rows, image).select(kept[part]) for part, rows in parts.items()]
+        target = HubTarget(*shared, concatenate_datasets(encoded), image, places)
     notes += more
-    values = _values(parts, others, part_of, where, group)
+    values = {
+        name: ["" if _is_missing(value) else str(value) for value in _column(parts, kept, name)]
+        for name in others
+        if name == group or looks_like_groups(name)
+    }
     notes += group_notes(values, [group], medium.noun)
     return replace(
         target,
@@ -177,10 +168,7 @@ def huggingface_target(path: str, options: Mapping[str, str]) -> Target:
 
 
 def _loaded(path: str, what: str) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(f"{what} needs the extra: pip install -e '.[hf]'") from None
+    datasets = optional_library("datasets", f"{what} needs the extra: pip install -e '.[hf]'")
     with one_line(
         f"{what} is not a folder made by save_to_disk and cannot be loaded from the hub"
     ):  # hub, OSError, ValueError kinds
@@ -218,16 +206,12 @@ def _example_column(
     notes on it."""
     for kind, (option, medium) in FEATURES.items():
         columns = [name for name, found in features.items() if type(found).__name__ == kind]
-        if not columns or any(other in options for other in EXAMPLES if other != option):
+        if any(other in options for other in EXAMPLES if other != option):
             continue
-        if option in options:
+        if columns and option in options:
             return named(options[option], columns, what), medium, []
-        if len(columns) > 1:
-            raise UserError(
-                f"{what}: any of {quoted(columns)} could be the {option}; name one, e.g. "
-                f"[{option}={columns[0]}]"
-            )
-        return columns[0], medium, []
+        if (column := only(columns, option, what)) is not None:
+            return column, medium, []
     strings = [n for n, found in features.items() if getattr(found, "dtype", "") in STRINGS]
     text, notes = choose("text", strings, options, what)
     if text is None:
@@ -246,12 +230,8 @@ def _label_column(
     if "label" in options:
         return named(options["label"], there, what), []
     columns = [name for name in there if type(features[name]).__name__ == "ClassLabel"]
-    if len(columns) > 1:
-        raise UserError(
-            f"{what}: any of {quoted(columns)} could be the label; name one, e.g. [label={columns[0]}]"
-        )
-    if columns:
-        return columns[0], []
+    if (column := only(columns, "label", what)) is not None:
+        return column, []
     plain = [name for name in there if type(features[name]).__name__ == "Value"]
     label, notes = choose("label", plain, options, what)
     if label is None:
@@ -286,29 +266,20 @@ def _classes(texts: Sequence[str], kind: Any, what: str) -> tuple[tuple[str, ...
     return classes, np.array([order[text] for text in texts], np.int64)
 
 
-def _values(
-    parts: Mapping[str, Any],
-    columns: Sequence[str],
-    part_of: Sequence[str],
-    where: Indices,
-    group: str | None,
-) -> dict[str, list[str]]:
-    """Name -> value of each image, for the columns that contain groups or might."""
-    found = {}
-    for name in (c for c in columns if c == group or looks_like_groups(c)):
-        written = {part: list(rows[name]) for part, rows in parts.items()}
-        values = (written[part][row] for part, row in zip(part_of, where, strict=True))
-        found[name] = ["" if _is_missing(value) else str(value) for value in values]
-    return found
+def _column(parts: Mapping[str, Any], kept: Mapping[str, Indices], name: str) -> Iterator[Any]:
+    """The values of a column in the rows that are used, part by part."""
+    for part, rows in parts.items():
+        values = list(rows[name])
+        yield from (values[row] for row in kept[part])
 
 
-def _refuse_absent(rows: Any, column: str, kept: NDArray[np.bool_], noun: str, what: str) -> None:
+def _refuse_absent(rows: Any, column: str, kept: Indices, noun: str, what: str) -> None:
     """Raises UserError naming the first row that has a label but no example."""
     from pyarrow import compute
 
     stored = _encoded(rows, column).data.column(column)
     nothing = [compute.is_null(compute.struct_field(stored, name)) for name in ("bytes", "path")]
-    absent = np.flatnonzero(np.logical_and(*map(np.asarray, nothing)) & kept)
+    absent = kept[np.logical_and(*map(np.asarray, nothing))[kept]]
     if len(absent):
         more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
         raise UserError(f"{what}: row {absent[0]} has no {noun}{more}")
