@@ -20,7 +20,13 @@ from torch import nn
 
 from harness.backbones import recorded
 from harness.backbones.adapters import add_lora, merge_adapters
-from harness.backbones.groups import Backbone, Group, depths_to_groups, group_names, module_groups
+from harness.backbones.groups import (
+    Backbone,
+    Group,
+    depths_to_groups,
+    module_groups,
+    parameter_groups,
+)
 from harness.backbones.heads import as_graph, put_head
 from harness.backbones.input_sizes import size_refusal
 from harness.backbones.layout import check_gradients, memory_format
@@ -246,7 +252,7 @@ def build(
     found = Backbone(
         model=model,
         heads=tuple(model.get_submodule(path) for path in heads),
-        groups=_groups(model, index),
+        groups=parameter_groups(model, index),
         modes=module_groups(model, index),
         no_decay=library.no_weight_decay(model),
         input=wanted,
@@ -340,16 +346,3 @@ def restore(
     except RuntimeError as error:
         raise UserError(f"the weights do not belong to {name}: {first_line(error)}") from error
     return model
-
-
-def _groups(model: nn.Module, index: dict[str, int]) -> tuple[Group, ...]:
-    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-    members = [[n for n, at in index.items() if at == g] for g in range(max(index.values()) + 1)]
-    return tuple(
-        Group(
-            name=name,
-            parameters={n: parameters[n] for n in names if n in parameters},
-            buffers={n: buffers[n] for n in names if n in buffers},
-        )
-        for name, names in zip(group_names([m[0] for m in members]), members, strict=True)
-    )

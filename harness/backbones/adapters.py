@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from harness.backbones.encoders import Layer
-from harness.core.errors import UserError
+from harness.core.errors import UserError, optional_library
 
 ATTENTION = ("qkv", "proj")
 """Linear layers of timm's attention blocks that get an adapter (W_q to W_o in Hu et al. 2022)."""
@@ -68,12 +68,9 @@ def add_lora(model: nn.Module, name: str, rank: int) -> nn.Module:
             f"LoRA needs attention layers (qkv, proj), which {name} does not have; use a vit_*, deit_* or "
             "swin_* backbone of timm, torchvision's vit_* or swin_*, or transformers:NAME for texts or sounds"
         )
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise UserError("LoRA needs the PEFT library: pip install -e '.[lora]'") from None
-    config = LoraConfig(r=rank, lora_alpha=ALPHA * rank, target_modules=layers)
-    adapted: nn.Module = inject_adapter_in_model(config, model)
+    peft = optional_library("peft", "LoRA needs the PEFT library: pip install -e '.[lora]'")
+    config = peft.LoraConfig(r=rank, lora_alpha=ALPHA * rank, target_modules=layers)
+    adapted: nn.Module = peft.inject_adapter_in_model(config, model)
     return adapted
 
 

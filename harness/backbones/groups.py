@@ -117,6 +117,28 @@ def depths_to_groups(depth: Mapping[str, int], head_names: Sequence[str]) -> dic
     return {n: len(used) if n.startswith(head) else rank[d] for n, d in depth.items()}
 
 
+def parameter_groups(
+    model: nn.Module, index: Mapping[str, int], names: Sequence[str] = ()
+) -> tuple[Group, ...]:
+    """The layer groups of a model.
+
+    Args:
+        model: the model.
+        index: as from `depths_to_groups`.
+        names: names of the groups; by default those of `group_names`.
+    """
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    members = [[n for n, at in index.items() if at == g] for g in range(max(index.values()) + 1)]
+    return tuple(
+        Group(
+            name=name,
+            parameters={n: parameters[n] for n in own if n in parameters},
+            buffers={n: buffers[n] for n in own if n in buffers},
+        )
+        for name, own in zip(names or group_names([m[0] for m in members]), members, strict=True)
+    )
+
+
 def module_groups(
     model: nn.Module, index: Mapping[str, int]
 ) -> tuple[tuple[nn.Module, frozenset[int]], ...]:

@@ -19,7 +19,8 @@ from torch import nn
 
 from harness import inputs
 from harness.backbones.encoders import TokenPool, divided
-from harness.backbones.groups import Backbone, Group, module_groups
+from harness.backbones.groups import Backbone, module_groups, parameter_groups
+from harness.backbones.library import tensor_names
 from harness.backbones.trace import outputs_before
 from harness.core.errors import UserError
 from harness.core.spec import Head
@@ -297,25 +298,17 @@ def _regrouped(
 ) -> Backbone:
     """The backbone with this model, whose groups are the first `depth` old ones, under names with a prefix,
     and one of the heads. A buffer that remains of a later group belongs to the last of them."""
-    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     index = {
         prefix + n: min(g, depth - 1)
         for g, group in enumerate(backbone.groups)
         for n in (*group.parameters, *group.buffers)
     }
-    index = {n: index.get(n, depth) for n in (*parameters, *buffers)}
+    index = {n: index.get(n, depth) for n in tensor_names(model)}
     names = [*(group.name for group in backbone.groups[:depth]), backbone.groups[-1].name]
     return dataclasses.replace(
         backbone,
         model=model,
         heads=tuple(heads.values()),
-        groups=tuple(
-            Group(
-                name,
-                {n: p for n, p in parameters.items() if index[n] == g},
-                {n: b for n, b in buffers.items() if index[n] == g},
-            )
-            for g, name in enumerate(names)
-        ),
+        groups=parameter_groups(model, index, names),
         modes=module_groups(model, index),
     )

@@ -43,12 +43,9 @@ def size_refusal(
     sizes = ", ".join(str(s) for s in sorted(nearest))
     known = f"resolution can be {sizes}" if fits else "none of the usual sizes works"
     return UserError(
-        f"backbone {name} does not take {size} x {size} images: {known} ({_reason(error)})"
+        f"backbone {name} does not take {size} x {size} images: {known} "
+        f"({type(error).__name__}: {first_line(error)})"
     )
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _takes(model: nn.Module, size: int, resize: Callable[[nn.Module, int], None]) -> bool:

@@ -32,7 +32,7 @@ from harness.backbones.sound_encoders import (
 from harness.backbones.wheels import MINILM
 from harness.core.errors import UnknownName, UserError, first_line
 from harness.inputs import Features, TokenizerFile, Tokens
-from harness.inputs.features import FILE, extractor_settings
+from harness.inputs.features import FILE, extractor_settings, transformers_library
 
 PREFIX = "transformers:"
 WHEEL = "minilm"
@@ -128,7 +128,7 @@ def _longest(model: Any) -> int:
 
 
 def _config(name: str) -> Any:
-    library, parts = _library(), _Name.of(name)
+    library, parts = transformers_library(), _Name.of(name)
     folder = parts.folder(weights=False)
     try:
         with _quiet():
@@ -155,39 +155,27 @@ def tokenizer_of(name: str) -> TokenizerFile:
     Raises:
         UserError: if there is none.
     """
-    file = _Name.of(name).folder(weights=False) / "tokenizer.json"
-    try:
-        return TokenizerFile(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"backbone {name} has no tokenizer: {file} cannot be read; save that of transformers beside the "
-            f"model with AutoTokenizer.from_pretrained(...).save_pretrained({str(file.parent)!r})"
-        ) from error
+    return TokenizerFile(_read(name, "tokenizer.json", "tokenizer", "AutoTokenizer"))
 
 
 def _features(name: str, kind: str) -> Features:
-    file = _Name.of(name).folder(weights=False) / FILE
+    text = _read(name, FILE, "feature extractor", "AutoFeatureExtractor")
     try:
-        return Features(extractor_settings(file.read_text(encoding="utf-8"), kind), SECONDS)
+        return Features(extractor_settings(text, kind), SECONDS)
+    except UserError as error:
+        raise UserError(f"backbone {name}: {error}") from error
+
+
+def _read(name: str, file: str, what: str, library_class: str) -> str:
+    """The contents of a file beside a model, which one of the library's classes writes."""
+    path = _Name.of(name).folder(weights=False) / file
+    try:
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"backbone {name} has no feature extractor: {file} cannot be read; save that of transformers "
-            "beside the model with AutoFeatureExtractor.from_pretrained(...).save_pretrained("
-            f"{str(file.parent)!r})"
+            f"backbone {name} has no {what}: {path} cannot be read; save that of transformers beside the "
+            f"model with {library_class}.from_pretrained(...).save_pretrained({str(path.parent)!r})"
         ) from error
-    except UserError as error:
-        raise UserError(f"backbone {name}: {file}: {error}") from error
-
-
-def _library() -> Any:
-    try:
-        import tokenizers  # noqa: F401
-        import transformers
-    except ImportError:
-        raise UserError(
-            "networks of transformers need the extra: pip install -e '.[text]'"
-        ) from None
-    return transformers
 
 
 @contextmanager
@@ -223,7 +211,7 @@ class TransformersModels(Library):
         _config(name)
 
     def create(self, name: str) -> nn.Module:
-        library, config = _library(), _config(name)
+        library, config = transformers_library(), _config(name)
         form = _input(name, config)
         with _quiet():
             return _ready(library.AutoModel.from_config(config), name, form)
@@ -234,7 +222,7 @@ class TransformersModels(Library):
         Raises:
             UserError: if they are not available, or do not belong to the architecture.
         """
-        library, config = _library(), _config(name)
+        library, config = transformers_library(), _config(name)
         form = _input(name, config)
         folder = _Name.of(name).folder(weights=True)
         try:

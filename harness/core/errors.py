@@ -3,12 +3,37 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
 
 
 class UserError(Exception):
     """Bad input; the message says in one line what is wrong and what to do. Exit code 2."""
+
+
+def few(items: Sequence[str], most: int = 5, separator: str = "; ") -> str:
+    """The first of these items, and how many more there are."""
+    more = f" (and {len(items) - most} more)" if len(items) > most else ""
+    return separator.join(items[:most]) + more
+
+
+def quoted(names: Sequence[str]) -> str:
+    """The first of these names, in quotes, and how many more there are."""
+    return few([repr(name) for name in names], 12, ", ")
+
+
+def optional_library(name: str, refusal: str) -> Any:
+    """The module of that name, which only some users need.
+
+    Raises:
+        UserError: with the refusal, which says how to install it, if it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError:
+        raise UserError(refusal) from None
 
 
 class UnknownName(UserError):

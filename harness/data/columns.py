@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from harness.core.errors import UserError
+from harness.core.errors import UserError, quoted
 from harness.data.media import suffixes
 
 USUAL = {
@@ -67,13 +67,21 @@ def choose(
         others = [name for name in usual if name != exact[0]]
         note = f"Column {exact[0]!r} is used as {role}, not {quoted(others)}; [{role}=COLUMN] changes that."
         return exact[0], [note] if others else []
-    if len(usual) > 1:
+    found = only(usual, role, what)
+    return found, [] if found is None else [f"Column {found!r} is used as {role}."]
+
+
+def only(names: Sequence[str], role: str, what: str) -> str | None:
+    """The only one of these columns; None if there are none.
+
+    Raises:
+        UserError: if there are several.
+    """
+    if len(names) > 1:
         raise UserError(
-            f"{what}: any of {quoted(usual)} could be the {role}; name one, e.g. [{role}={usual[0]}]"
+            f"{what}: any of {quoted(names)} could be the {role}; name one, e.g. [{role}={names[0]}]"
         )
-    if usual:
-        return usual[0], [f"Column {usual[0]!r} is used as {role}."]
-    return None, []
+    return names[0] if names else None
 
 
 def choose_examples(
@@ -137,10 +145,3 @@ def group_notes(
 def looks_like_groups(name: str) -> bool:
     """Whether a column of that name may say which images belong together."""
     return simplified(name) in LIKE_GROUPS
-
-
-def quoted(names: Sequence[str]) -> str:
-    """Names in quotes, for a message; at most 12."""
-    return ", ".join(map(repr, names[:12])) + (
-        f" and {len(names) - 12} more" if len(names) > 12 else ""
-    )

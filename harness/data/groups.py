@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.core.errors import UserError
+from harness.core.errors import UserError, few
 from harness.core.spec import derive_seed
 from harness.data.images import shown
 from harness.data.target import Indices, Target
@@ -57,10 +57,7 @@ def shared_groups(target: Target) -> int:
     """Number of groups that have images in more than one of the official parts."""
     if target.groups is None:
         return 0
-    part = np.zeros(len(target.labels), np.int64)
-    for number, mask in enumerate((target.official_test, target.official_val), 1):
-        if mask is not None:
-            part[mask] = number
+    part = np.unique(target.part_names, return_inverse=True)[1]
     pairs = np.unique(np.stack([target.groups, part]), axis=1)
     return int((np.unique(pairs[0], return_counts=True)[1] > 1).sum())
 
@@ -158,9 +155,8 @@ def _too_few(target: Target, need: int) -> str:
             f"target {target.name}: its {len(np.unique(target.groups))} groups cannot be divided so that "
             "every class is in every part; add groups, or leave classes out with [classes=...]"
         )
-    more = f" (and {len(small) - 5} more)" if len(small) > 5 else ""
     return (
-        f"target {target.name}: {'; '.join(small[:5])}{more}: at least 3 are needed, because all {nouns} of "
+        f"target {target.name}: {few(small)}: at least 3 are needed, because all {nouns} of "
         "a group are in the same part (training, validation or test); add groups, or leave the class "
         "out with [classes=...]"
     )

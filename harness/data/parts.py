@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.core.errors import UserError
+from harness.core.errors import UserError, quoted
 
 TRAIN, VAL, TEST = "train", "val", "test"
 PARTS = (TRAIN, VAL, TEST)
@@ -92,17 +92,11 @@ def differences(classes: Mapping[str, Iterable[str]], what: str, noun: str = "im
     wrong, notes = [], []
     for part, names in sets.items():
         if extra := sorted(names - sets[TRAIN]):
-            wrong.append(f"{_few(extra)} in {part} only, not in {TRAIN}")
+            wrong.append(f"{quoted(extra)} in {part} only, not in {TRAIN}")
         if (missing := sorted(sets[TRAIN] - names)) and part == held_out:
-            notes.append(f"Classes without test {noun}s: {_few(missing)}.")
+            notes.append(f"Classes without test {noun}s: {quoted(missing)}.")
         elif missing:
-            wrong.append(f"{_few(missing)} not in {part}")
+            wrong.append(f"{quoted(missing)} not in {part}")
     if wrong:
         raise UserError(f"{what}: the parts have different classes: {'; '.join(wrong)}")
     return notes
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:5])) + (
-        f" and {len(names) - 5} more" if len(names) > 5 else ""
-    )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, one_line, optional_library
 from harness.data.images import shown
 from harness.inputs.waveform import Waveform
 
@@ -79,15 +79,6 @@ def _opened(source: Path | io.BytesIO, name: str) -> Waveform:
 
 
 def _soundfile() -> Any:
-    """The library soundfile.
-
-    Raises:
-        UserError: if it is not installed.
-    """
-    try:
-        import soundfile
-    except ImportError:
-        raise UserError(
-            "targets of sound files need the extra: pip install -e '.[sound]'"
-        ) from None
-    return soundfile
+    return optional_library(
+        "soundfile", "targets of sound files need the extra: pip install -e '.[sound]'"
+    )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from harness.core.errors import UserError
+from harness.core.errors import UserError, few
 from harness.core.folds import Fold
 from harness.core.spec import TrialSpec, derive_seed
 from harness.data.cached import Cache, CachedView, CacheFull
@@ -119,10 +119,9 @@ def split_indices(target: Target, spec: TrialSpec) -> SplitIndices:
         if isinstance(part, str)
     ]
     if too_small:
-        more = f" (and {len(too_small) - 5} more classes)" if len(too_small) > 5 else ""
         advice = "lower shots, val_shots or test_shots, or " if spec.exact_shots else ""
         raise UserError(
-            f"target {spec.target}: {'; '.join(too_small[:5])}{more} ({advice}add {noun}s, or leave the "
+            f"target {spec.target}: {few(too_small)} ({advice}add {noun}s, or leave the "
             "class out with [classes=...])"
         )
     chosen = [part for part in found if not isinstance(part, str)]

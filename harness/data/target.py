@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from harness.core.errors import UserError
+from harness.core.errors import UserError, few
 from harness.data.checksums import checksums
 from harness.data.images import shown, to_rgb
 from harness.data.media import IMAGES, Medium
@@ -50,6 +50,15 @@ class Target(ABC):
     groups: Indices | None = field(default=None, kw_only=True)
     notes: tuple[str, ...] = field(default=(), kw_only=True)
     medium: Medium = field(default=IMAGES, kw_only=True)
+
+    @property
+    def part_names(self) -> NDArray[np.str_]:
+        """(n,) the official part of each example: "train", "validation" or "test"."""
+        part = np.full(len(self.labels), "train", dtype="<U10")
+        for name, mask in (("validation", self.official_val), ("test", self.official_test)):
+            if mask is not None:
+                part[mask] = name
+        return part
 
     def describe(self, position: int) -> str:
         """A name of an image for messages: its file if there is one."""
@@ -170,9 +179,9 @@ class TextTarget(Target):
 @final
 @dataclass(frozen=True)
 class TorchvisionTarget(Target):
-    """The parts (train first) of a torchvision data set, one after the other."""
+    """A torchvision data set: (image, label) by position, its parts one after the other, train first."""
 
-    parts: tuple[Any, ...]
+    images: Any
 
     def _identity(self) -> Iterable[bytes]:
         """A hash of only a few images, because torchvision checks its downloads."""
@@ -185,12 +194,8 @@ class TorchvisionTarget(Target):
         return out
 
     def _image(self, index: int) -> Image.Image:
-        for part in self.parts:
-            if index < len(part):
-                image: Image.Image = part[index][0]
-                return image
-            index -= len(part)
-        raise IndexError(index)
+        image: Image.Image = self.images[index][0]
+        return image
 
 
 def read_each(example: Callable[[int], Any], indices: Indices, form: Input) -> torch.Tensor:
@@ -215,6 +220,5 @@ def read_each(example: Callable[[int], Any], indices: Indices, form: Input) -> t
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         read = list(pool.map(one, indices))
     if broken := [found for found in read if isinstance(found, UserError)]:
-        more = f" (and {len(broken) - 5} more)" if len(broken) > 5 else ""
-        raise UserError("; ".join(map(str, broken[:5])) + more)
+        raise UserError(few(list(map(str, broken))))
     return torch.stack([found for found in read if isinstance(found, torch.Tensor)])

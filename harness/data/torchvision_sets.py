@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torchvision
+from torch.utils.data import ConcatDataset, Subset
 
 from harness.core.errors import UserError, first_line
 from harness.data.safe_extraction import safe_extraction
@@ -113,7 +114,7 @@ def torchvision_target(name: str) -> Target:
         classes,
         labels,
         which == "test" if "test" in names else None,
-        tuple(_Ordered(part.images, part.order) for part in parts),
+        ConcatDataset([Subset(part.images, part.order.tolist()) for part in parts]),
         official_val=which == "val" if "val" in names else None,
     )
 
@@ -135,20 +136,6 @@ class _Part:
     order: Indices
     labels: Indices
     classes: Sequence[str]
-
-
-@dataclass(frozen=True)
-class _Ordered:
-    """Images of a part in a given order."""
-
-    images: Any
-    order: Indices
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.images[int(self.order[index])]
 
 
 def _parts(made: _Set) -> Iterator[_Part]:
@@ -196,14 +183,7 @@ def _labels_of(images: Any) -> tuple[list[Any], Indices]:
     if hasattr(images, "all_categories"):  # iNaturalist
         pairs = images.index
         return [label for label, _ in pairs], _sorted([f"{c:05d}/{file}" for c, file in pairs])
-    labels = next(
-        (
-            getattr(images, name)
-            for name in ("targets", "labels", "_labels", "y")
-            if hasattr(images, name)
-        ),
-        None,
-    )
+    labels = _first(images, "targets", "labels", "_labels", "y")
     if labels is None:  # a list of (file or image, label)
         labels = [label for _, label in images._samples]
     if np.ndim(labels) == 2:  # QMNIST: class, writer, ...
@@ -214,20 +194,19 @@ def _labels_of(images: Any) -> tuple[list[Any], Indices]:
     return list(labels), order
 
 
+def _first(images: Any, *attributes: str) -> Any:
+    """The first of these attributes that a data set has; None if it has none."""
+    values = (getattr(images, name, None) for name in attributes)
+    return next((value for value in values if value is not None), None)
+
+
 def _sorted(names: Sequence[str]) -> Indices:
     return np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)
 
 
 def _names_of(images: Any, labels: Indices) -> list[str]:
     """Class names by label, made unique."""
-    names: Sequence[Any] = next(
-        (
-            getattr(images, attribute)
-            for attribute in ("classes", "categories", "all_categories", "_characters")
-            if getattr(images, attribute, None)
-        ),
-        (),
-    )
+    names: Sequence[Any] = _first(images, "classes", "categories", "all_categories", "_characters")
     by_index = getattr(images, "class_to_idx", {})
     if type(images).__name__ in ("LFWPeople", "Places365"):
         names = sorted(by_index, key=by_index.__getitem__)
@@ -245,9 +224,7 @@ def _labelled(parts: Sequence[_Part]) -> tuple[tuple[str, ...], Indices]:
     Parts are joined by class names, because a part may lack some of the classes.
     """
     listed = list(dict.fromkeys(name for part in parts for name in part.classes))
-    if any(
-        hasattr(part.images, "_characters") for part in parts
-    ):  # Omniglot: in the order of folders
+    if hasattr(parts[0].images, "_characters"):  # Omniglot: in the order of folders
         listed.sort()
     present = {part.classes[label] for part in parts for label in np.unique(part.labels)}
     classes = tuple(name for name in listed if name in present)

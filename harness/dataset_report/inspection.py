@@ -98,9 +98,8 @@ class DataSetReport:
         target = self.target
         if not isinstance(target, FileTarget):
             return []
-        part = given_parts(target)
         folders: defaultdict[tuple[int, str], list[Path]] = defaultdict(list)
-        keys = zip(target.labels.tolist(), part.tolist(), strict=True)
+        keys = zip(target.labels.tolist(), target.part_names.tolist(), strict=True)
         for key, path in zip(keys, target.paths, strict=True):
             folders[key].append(path)
         names: list[str] = []
@@ -150,7 +149,7 @@ def inspect_target(name: str) -> DataSetReport:
         raise UserError(f"target {name}: no {noun} can be read, the first is {file}: {why}")
     seen = np.array([i for i, _ in decoded], np.int64)
     rows = torch.stack([row for _, row in decoded])
-    same, parts = _same_files(files), given_parts(target)
+    same, parts = _same_files(files), target.part_names
     # Copies in another official part are examples of their own.
     apart = labels + classes * np.unique(parts, return_inverse=True)[1]
     duplicates = [
@@ -269,12 +268,3 @@ def _across(duplicates: list[Leak], part: np.ndarray) -> Iterator[Leak]:
         first, second = (str(part[i]) for i in leak.positions)
         if first != second:
             yield replace(leak, parts=(first, second))
-
-
-def given_parts(target: Target) -> np.ndarray:
-    """(n,) the official part of each image: "train", "validation" or "test"."""
-    part = np.full(len(target.labels), "train", dtype="<U10")
-    for name, mask in (("validation", target.official_val), ("test", target.official_test)):
-        if mask is not None:
-            part[mask] = name
-    return part

@@ -22,7 +22,7 @@ from harness.core.spec import TrialSpec
 from harness.core.strategies import LinearProbe
 from harness.core.units import Seconds
 from harness.data import load_target, split_indices
-from harness.dataset_report.inspection import LEAST, DataSetReport, given_parts
+from harness.dataset_report.inspection import LEAST, DataSetReport
 
 AT_HAND = (
     "tf_efficientnet_lite0",
@@ -122,7 +122,7 @@ def propose(
         UserError: if there are too few images, with the number that is needed.
     """
     own, val_mask = report.target, report.target.official_val
-    trainable = np.bincount(own.labels[given_parts(own) == "train"], minlength=len(own.classes))
+    trainable = np.bincount(own.labels[own.part_names == "train"], minlength=len(own.classes))
     least = LEAST - (report.test_counts is not None) - (val_mask is not None)
     large = np.flatnonzero(trainable >= least)
     notes = []

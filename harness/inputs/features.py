@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, one_line, optional_library
 from harness.core.versions import versions
 from harness.inputs.augment import Augment
 from harness.inputs.base import Input, Prepare
@@ -213,15 +213,16 @@ def _kind(settings: str) -> str:
     return str(json.loads(settings)["feature_extractor_type"])
 
 
+def transformers_library() -> Any:
+    """The library transformers."""
+    return optional_library(
+        "transformers", "networks of transformers need the extra: pip install -e '.[text]'"
+    )
+
+
 @lru_cache(maxsize=16)
 def _extractor(settings: str) -> Any:
     """The library's feature extractor with these settings."""
-    try:
-        import transformers
-    except ImportError:
-        raise UserError(
-            "networks of transformers need the extra: pip install -e '.[text]'"
-        ) from None
     given = json.loads(settings)
     kind = given.pop("feature_extractor_type")
     if kind not in KINDS:  # settings in an exported model may be anyone's
@@ -230,4 +231,4 @@ def _extractor(settings: str) -> Any:
         warnings.simplefilter(
             "ignore"
         )  # of bands without any frequency: AST's own settings have some
-        return getattr(transformers, kind)(**given)
+        return getattr(transformers_library(), kind)(**given)

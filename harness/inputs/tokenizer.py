@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
-from harness.core.errors import UserError, first_line
+from harness.core.errors import UserError, first_line, optional_library
 
 PADS = ("[PAD]", "<pad>")
 MASKS = ("[MASK]", "<mask>")
@@ -95,10 +95,6 @@ def _read(text: str) -> Any:
 
 
 def _library() -> Any:
-    try:
-        import tokenizers
-    except ImportError:
-        raise UserError(
-            "targets of texts and their networks need the extra: pip install -e '.[text]'"
-        ) from None
-    return tokenizers
+    return optional_library(
+        "tokenizers", "targets of texts and their networks need the extra: pip install -e '.[text]'"
+    )
