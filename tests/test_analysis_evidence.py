@@ -195,17 +195,6 @@ def test_the_spread_of_a_budget_curve_at_one_trial_is_that_of_a_mean() -> None:
     assert row["spread_high"] == pytest.approx(boot.confidence_interval.high, abs=0.004)
 
 
-def test_ranks_change_with_the_budget_and_with_what_a_trial_costs() -> None:
-    steady, wild = [0.70, 0.70, 0.71, 0.70], [0.10, 0.20, 0.95, 0.96]
-    trials = frame([*tuned("a", steady, train_seconds=1.0), *tuned("b", wild, train_seconds=4.0)])
-    table = budget.budget_ranks(trials, AB)
-    of_a = table[table["cell"] == "a"].set_index(["unit", "budget"])
-    assert of_a.loc[("trials", 1), "rank"] == 1
-    assert of_a.loc[("trials", 4), "rank"] == 2
-    assert of_a.loc[("seconds", 4.0), "trials"] == 4
-    assert of_a.loc[("seconds", 4.0), "rank"] == 1
-
-
 def test_the_parameter_that_decides_is_the_important_one() -> None:
     random = np.random.default_rng(0)
     lr, decay = 10 ** random.uniform(-4, -1, 60), random.uniform(0, 1, 60)

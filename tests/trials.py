@@ -63,5 +63,6 @@ def export(
 ) -> Model:
     """Write a network, and read what was written."""
     about = describe(network, name, classes, **choice)
+    folder.mkdir(parents=True, exist_ok=True)
     write(folder, plain_network(network, None), about, network.input)
     return open_model(folder)

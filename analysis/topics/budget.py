@@ -7,19 +7,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
-from scipy import stats
 from scipy.special import gammaln
 
-from analysis.compare import Findings, arms, completed
+from analysis.compare import Findings, completed
 from analysis.compare.runs import CONFIDENCE, tuning
-from analysis.load import Info
 from analysis.plots import (
     GREY,
     INK,
@@ -43,23 +38,18 @@ outcomes (crashed, killed, audit_failed) are faults of the run, not of its confi
 RESAMPLES = 200
 POINTS = 60
 """Budgets at which a curve is taken; with fewer trials every one."""
-STEPS = (1, 2, 3, 5, 8, 12, 20, 30, 50, 80, 120, 200, 300, 500, 1000)
-"""Numbers of trials at which cells are ranked."""
-GRID = 8
-"""Numbers of seconds at which cells are ranked."""
 TAILS = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
 
 
 def section(found: Findings) -> Section:
-    """The budget curves, by trials and by seconds, and the ranks at each budget."""
-    curve, order = budget_curve(found.trials), budget_ranks(found.trials, found.info)
-    tables = {"budget": curve, "budget_ranks": order}
+    """The budget curves, by trials and by seconds."""
+    curve = budget_curve(found.trials)
     shown = len(curve) and found.info.sampler != "tpe"
-    plots = _plots(found, curve, order) if shown else []
-    return Section(TITLE, plots, tables=tables)
+    plots = _plots(found, curve) if shown else []
+    return Section(TITLE, plots, tables={"budget": curve})
 
 
-def _plots(found: Findings, curve: pd.DataFrame, order: pd.DataFrame) -> list[Plot]:
+def _plots(found: Findings, curve: pd.DataFrame) -> list[Plot]:
     metric = found.info.metric
     trials = span(curve.groupby("cell")["trials"].max())
     worth = (
@@ -74,25 +64,21 @@ def _plots(found: Findings, curve: pd.DataFrame, order: pd.DataFrame) -> list[Pl
         "one trial and 55% at five, for no resample is better than the best trial."
     ) + drawn
     if curve["cell"].nunique() > LINES:
-        plots = [_plot_of_many(found, curve, worth, drawn)]
-    else:
-        plots = [_plot(found, curve, "trials", worth + band)]
-        if (curve["seconds"] > 0).all() and curve["trials"].max() > 1:
-            cost = (
-                "As above, against what the trials cost: n times the median training time of the cell's "
-                "trials."
-            )
-            plots.append(_plot(found, curve, "seconds", cost + band))
-    if 1 < order["cell"].nunique() <= LINES and order["budget"].nunique() > 2:
-        plots.append(_plot_ranks(found, order))
+        return [_plot_of_many(found, curve, worth, drawn)]
+    plots = [_plot(found, curve, "trials", worth + band)]
+    if (curve["seconds"] > 0).all() and curve["trials"].max() > 1:
+        cost = (
+            "As above, against what the trials cost: n times the median training time of the cell's "
+            "trials."
+        )
+        plots.append(_plot(found, curve, "seconds", cost + band))
     return plots
 
 
-@lru_cache(maxsize=64)
-def _weights(total: int, budgets: tuple[int, ...]) -> np.ndarray:
+def _weights(total: int, budgets: np.ndarray) -> np.ndarray:
     """(budgets x total) weight of the i-th smallest of `total` values in the expected best of n draws without
     replacement: C(i - 1, n - 1) / C(total, n), by logarithms (the unbiased form of Dodge et al. 2019)."""
-    i, n = np.arange(1, total + 1)[None], np.asarray(budgets)[:, None]
+    i, n = np.arange(1, total + 1)[None], budgets[:, None]
     with np.errstate(invalid="ignore"):
         logs = gammaln(i) - gammaln(n) - gammaln(np.maximum(i - n + 1, 1))
         logs -= gammaln(total + 1) - gammaln(n + 1) - gammaln(total - n + 1)
@@ -100,24 +86,17 @@ def _weights(total: int, budgets: tuple[int, ...]) -> np.ndarray:
     return weights
 
 
-@dataclass(frozen=True)
-class _Spent:
-    """The tuning trials of one cell: scores (worthless ones as the study's lowest) and median seconds
-    of one."""
-
-    scores: np.ndarray
-    seconds: float
-
-    def draws(self, budgets: tuple[int, ...]) -> np.ndarray:
-        """(1 + RESAMPLES) x budgets: expected best of the trials, then of resamples of them."""
-        random = np.random.default_rng(0)
-        rows = random.integers(len(self.scores), size=(RESAMPLES, len(self.scores)))
-        sets = np.vstack([self.scores[None], self.scores[rows]])
-        best: np.ndarray = np.sort(sets, axis=1) @ _weights(len(self.scores), budgets).T
-        return best
+def _expected_best(scores: np.ndarray, budgets: np.ndarray) -> np.ndarray:
+    """(1 + RESAMPLES) x budgets: expected best of the trials with these scores, then of resamples of them."""
+    rows = np.random.default_rng(0).integers(len(scores), size=(RESAMPLES, len(scores)))
+    sets = np.vstack([scores[None], scores[rows]])
+    best: np.ndarray = np.sort(sets, axis=1) @ _weights(len(scores), budgets).T
+    return best
 
 
-def _spent(trials: pd.DataFrame) -> dict[str, _Spent]:
+def _spent(trials: pd.DataFrame) -> dict[str, tuple[np.ndarray, float]]:
+    """Cell -> scores of its tuning trials, worthless ones as the study's lowest, and median seconds of
+    one."""
     tuned = completed(trials, "tune").dropna(subset="val_score")
     wasted = tuning(trials).query("outcome in @WORTHLESS")
     wasted = wasted.drop_duplicates(["cell", "index"])
@@ -125,7 +104,7 @@ def _spent(trials: pd.DataFrame) -> dict[str, _Spent]:
     lost = wasted["cell"].value_counts()
     seconds = pd.concat([tuned, wasted])[["cell", "train_seconds"]].groupby("cell").median()
     return {
-        str(cell): _Spent(
+        str(cell): (
             np.array([*own["val_score"], *[worst] * int(lost.get(cell, 0))], dtype=float),
             float(seconds["train_seconds"].get(cell, math.nan)),
         )
@@ -146,66 +125,19 @@ def budget_curve(trials: pd.DataFrame) -> pd.DataFrame:
         rows.
     """
     rows = []
-    for cell, spent in _spent(trials).items():
-        total = len(spent.scores)
-        budgets = tuple(dict.fromkeys(np.geomspace(1, total, POINTS).round().astype(int).tolist()))
-        budgets = tuple(range(1, total + 1)) if total <= POINTS else budgets
-        drawn = spent.draws(budgets)
+    for cell, (scores, seconds) in _spent(trials).items():
+        total = len(scores)
+        budgets = np.unique(np.geomspace(1, total, POINTS).round().astype(int))
+        budgets = np.arange(1, total + 1) if total <= POINTS else budgets
+        drawn = _expected_best(scores, budgets)
         low, high = np.quantile(drawn[1:], TAILS, axis=0)
         rows += [
-            {"cell": cell, "trials": n, "seconds": n * spent.seconds, "val_score": v}
+            {"cell": cell, "trials": n, "seconds": n * seconds, "val_score": v}
             | {"spread_low": a, "spread_high": b}
-            for n, v, a, b in zip(budgets, drawn[0], low, high, strict=True)
+            for n, v, a, b in zip(budgets.tolist(), drawn[0], low, high, strict=True)
         ]
     columns = ["cell", "trials", "seconds", "val_score", "spread_low", "spread_high"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def budget_ranks(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
-    """Which cell would have been ahead on validation had less been spent, in trials and in seconds.
-
-    Returns:
-        One row per unit ("trials", "seconds"), budget and cell that can run a trial in it: unit, budget,
-        cell, context (its target; ranked within), trials (that fit), val_score, rank (1 is the best),
-        spread_low, spread_high (the middle 95% over resamples of each cell's trials), first (share of
-        resamples in which it is first). A cell that has fewer trials than fit is ranked with all it has.
-    """
-    spent = _spent(trials)
-    table = arms(info.factors)
-    rows: list[dict[str, object]] = []
-    for context, own in table[table["cell"].isin(spent)].groupby("context", sort=False):
-        group = {cell: spent[cell] for cell in own["cell"]}
-        if len(group) < 2:
-            continue
-        fewest = min(len(s.scores) for s in group.values())
-        for budget in [n for n in STEPS if n < fewest] + [fewest]:
-            fit = dict.fromkeys(group, budget)
-            rows += _ranked(group, fit, {"unit": "trials", "budget": budget, "context": context})
-        cost = np.array([s.seconds for s in group.values()])
-        if np.isnan(cost).any() or (cost <= 0).any():
-            continue
-        most = max(len(s.scores) * s.seconds for s in group.values())
-        for budget in np.geomspace(cost.max(), max(most, cost.max()), GRID):
-            fit = {c: min(len(s.scores), int(budget / s.seconds + 1e-9)) for c, s in group.items()}
-            head = {"unit": "seconds", "budget": float(budget), "context": context}
-            rows += _ranked({c: group[c] for c in group if fit[c]}, fit, head)
-    columns = "unit budget context cell trials val_score rank spread_low spread_high first".split()
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _ranked(
-    group: Mapping[str, _Spent], fit: Mapping[str, int], head: Mapping[str, object]
-) -> list[dict[str, object]]:
-    drawn = np.stack([s.draws((fit[cell],))[:, 0] for cell, s in group.items()], axis=1)
-    ranks = stats.rankdata(-drawn, axis=1)
-    low, high = np.quantile(ranks[1:], TAILS, axis=0)
-    first = (ranks[1:] == ranks[1:].min(axis=1, keepdims=True)).mean(axis=0)
-    columns = {"val_score": drawn[0], "rank": ranks[0], "spread_low": low, "spread_high": high}
-    return [
-        {**head, "cell": cell, "trials": fit[cell], "first": first[i]}
-        | {name: values[i] for name, values in columns.items()}
-        for i, cell in enumerate(group)
-    ]
 
 
 def _plot(found: Findings, curve: pd.DataFrame, unit: str, caption: str) -> Plot:
@@ -253,29 +185,3 @@ def _plot_of_many(found: Findings, curve: pd.DataFrame, worth: str, drawn: str) 
     axes.set_ylim(bottom=0)
     caption = f"{worth} Line: the median cell; band: the middle half of the cells, not an interval.{drawn}"
     return Plot("budget_of_many", TITLE, figure, caption)
-
-
-def _plot_ranks(found: Findings, table: pd.DataFrame) -> Plot:
-    """Rank of each cell by its expected best score, against the trials and against the seconds spent."""
-    style = cell_styles(found)
-    units = [unit for unit in ("trials", "seconds") if unit in set(table["unit"])]
-    figure, panels = canvas(3.8, 1, len(units), share_x=False)
-    names = [name for name in style if name in set(table["cell"])]
-    for unit, panel in zip(units, panels, strict=True):
-        for name in names:
-            own = table[(table["unit"] == unit) & (table["cell"] == name)]
-            panel.plot(own["budget"], own["rank"], color=style[name].color, lw=1.6,
-                       marker=style[name].marker, ms=6, mec="white")  # fmt: skip
-        budgets = table.loc[table["unit"] == unit, "budget"]
-        log_cost(panel, budgets.min(), max(budgets.max(), budgets.min() * 1.5),
-                 "Tuning trials" if unit == "trials" else "Seconds of tuning")  # fmt: skip
-        panel.tick_params(labelsize=8)
-    panels[0].invert_yaxis()
-    panels[0].yaxis.set_major_locator(MaxNLocator(integer=True))
-    panels[0].set_ylabel("Rank (1 is the best)")
-    add_key(figure, names, style)
-    caption = (
-        f"Rank by the expected best validation {found.info.metric} of the trials that fit the budget. Their "
-        "uncertainty is in tables/budget_ranks.csv."
-    )
-    return Plot("budget_ranks", "Who would have been ahead with less", figure, caption)

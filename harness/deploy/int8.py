@@ -7,11 +7,8 @@ several times faster than float32; on those without, sums can saturate, so accur
 
 from __future__ import annotations
 
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,7 @@ import torch
 from harness.core.errors import UserError, first_line
 from harness.data import Examples
 from harness.deploy.model import Model
-from harness.deploy.onnx import FILE, logits_of, session
+from harness.deploy.onnx import FILE, logits_of, quiet, session
 
 INT8 = "model.int8.onnx"
 OPERATORS = ["Conv", "MatMul", "Gemm"]
@@ -93,7 +90,7 @@ def _quantise(source: Path, path: Path, examples: torch.Tensor) -> None:
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         prepared = Path(folder, FILE)  # shapes known, and equal weights stored once
         quant_pre_process(str(source), str(prepared))
         quantize_static(
@@ -105,16 +102,3 @@ def _quantise(source: Path, path: Path, examples: torch.Tensor) -> None:
             activation_type=QuantType.QUInt8,
             op_types_to_quantize=OPERATORS,
         )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence warnings; onnxruntime's go to the root logger."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

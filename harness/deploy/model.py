@@ -178,27 +178,19 @@ def write(folder: Path, network: nn.Module, about: Mapping[str, Any], form: Inpu
     """Write all files, model.json last, so that a folder with model.json is complete.
 
     Args:
-        folder: where.
+        folder: an existing one, see `staging`.
         network: the network.
         about: from `describe`, and more.
         form: the kind of input of the network.
-
-    Raises:
-        UserError: if the folder contains a model or a README.md already, or cannot be written to.
     """
-    require_free(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = save(separate(network.state_dict()))
-        (folder / WEIGHTS).write_bytes(weights)
-        files = {name: text.encode() for name, text in form.files().items()}
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
-        hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-        digest = hashlib.sha256(weights).hexdigest()
-        write_about(folder, {**about, "files": hashes, "sha256": digest})
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {first_line(error)}") from error
+    weights = save(separate(network.state_dict()))
+    (folder / WEIGHTS).write_bytes(weights)
+    files = {name: text.encode() for name, text in form.files().items()}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    digest = hashlib.sha256(weights).hexdigest()
+    write_about(folder, {**about, "files": hashes, "sha256": digest})
 
 
 def write_about(folder: Path, about: Mapping[str, Any]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,13 +52,8 @@ def write_onnx(model: Model, folder: Path, rows: torch.Tensor) -> float:
     """
     path = folder / FILE
     examples = model.prepare(rows)
-    chatty = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
-    levels = [logger.level for logger in chatty]
-    for logger in chatty:
-        logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter warns about torch's internals
+        with quiet():
             torch.onnx.export(
                 as_graph(model.network, examples),
                 (examples,),
@@ -71,10 +68,20 @@ def write_onnx(model: Model, folder: Path, rows: torch.Tensor) -> float:
     except Exception as error:  # torch.export and onnxscript raise many kinds
         path.unlink(missing_ok=True)
         raise UserError(f"the network cannot be exported as ONNX: {first_line(error)}") from error
-    finally:
-        for logger, level in zip(chatty, levels, strict=True):
-            logger.setLevel(level)
     return _compare(model, path, examples)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence warnings about internals of torch and onnxruntime, whose own go to the root logger."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def session(path: Path) -> onnxruntime.InferenceSession:

@@ -52,7 +52,7 @@ def inference_cost(
         latency_ms, images_per_second: as `speed` measures them.
     """
     threads = torch.get_num_threads()
-    return dict(_measured(backbone, classes, resolution, form, head, depth, device, threads))
+    return {**_measured(backbone, classes, resolution, form, head, depth, device, threads)}
 
 
 @lru_cache(maxsize=64)
@@ -65,7 +65,7 @@ def _measured(
     depth: int | None,
     device: Device,
     _threads: int,
-) -> tuple[tuple[str, float], ...]:
+) -> dict[str, float]:
     backbone = build(
         name, "scratch", classes, 0, device.torch_device, resolution, head=head, depth=depth
     )
@@ -81,12 +81,12 @@ def _measured(
         flops, _ = count_flops(model, lambda: model(blank(1)))
     with torch.inference_mode():
         measured = speed(model, blank, device.synchronize)
-    return (
-        ("parameters", float(sum(p.numel() for p in model.parameters()))),
-        ("weights_mib", sum(t.numel() * t.element_size() for t in tensors) / MIB),
-        ("multiply_adds", flops / 2),
-        *measured.items(),
-    )
+    return {
+        "parameters": float(sum(p.numel() for p in model.parameters())),
+        "weights_mib": sum(t.numel() * t.element_size() for t in tensors) / MIB,
+        "multiply_adds": flops / 2,
+        **measured,
+    }
 
 
 def speed(

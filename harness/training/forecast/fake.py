@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -79,13 +78,7 @@ class Undrawn(TorchDispatchMode):
     """Sets weights to zero instead of drawing them, which takes most of the time of building a network. They
     cannot stay as they are in memory: `trunc_normal_` of torch 2.14 draws again until all are in range."""
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         drawn = (torch.ops.aten.uniform_, torch.ops.aten.normal_, torch.ops.aten.erfinv_)
         return args[0].zero_() if func.overloadpacket in drawn else func(*args, **(kwargs or {}))
 
@@ -94,13 +87,7 @@ class Workspaces(TorchDispatchMode):
     """What a recurrent layer keeps for its backward pass, which fake tensors leave out: as much as on the
     CPU."""
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
         if func.overloadpacket is torch.ops.aten.mkldnn_rnn_layer:
             shapes = tuple(tuple(a.shape) if isinstance(a, torch.Tensor) else a for a in args)
@@ -125,13 +112,7 @@ class AcceleratorNorms(TorchFunctionMode):
     """Layer and group norms in float32 under autocast, as on CUDA; on the CPU, autocast leaves them in
     bfloat16 (torch's "Automatic mixed precision" page, op eligibility)."""
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if args and func in (F.layer_norm, F.group_norm) and torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
                 return func(args[0].float(), *args[1:], **(kwargs or {}))

@@ -8,7 +8,7 @@ sum(meter.peak().values())  # bytes
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -30,13 +30,7 @@ class StorageMeter(TorchDispatchMode):
         self._known: dict[int, tuple[int, weakref.ref[Any]]] = {}  # by address
         self._count = 0
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = NotImplemented
         if torch.is_inference_mode_enabled() and func.namespace == "aten":
             # In inference mode, composite operations are not decomposed yet; their inner tensors count too.
