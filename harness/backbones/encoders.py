@@ -8,6 +8,7 @@ attention mask is the last feature of every token, and relative or rotary positi
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -172,7 +173,7 @@ class TokenPool(nn.Module):
         return (hidden * weights).sum(1) / weights.sum(1)
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Sequential):
     """An encoder with a linear classifier of the pooled vector.
 
     Args:
@@ -190,22 +191,12 @@ class Encoder(nn.Module):
     def __init__(
         self, before: Mapping[str, nn.Module], layers: list[Layer], pool: TokenPool, width: int
     ) -> None:
-        super().__init__()
-        for name, module in before.items():
-            setattr(self, name, module)
-        for number, layer in enumerate(layers):
-            setattr(self, f"layer{number}", layer)
-        self.pool = pool
-        self.head = nn.Linear(width, 10)
+        head = nn.Linear(width, 10)
         # The hash of pretrained weights must not depend on a head that no one uses.
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, output: torch.Tensor) -> torch.Tensor:
-        """The argument of the first module -> (n, classes) logits."""
-        for part in self.children():
-            output = part(output)
-        return output
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        named = {f"layer{number}": layer for number, layer in enumerate(layers)}
+        super().__init__(OrderedDict({**before, **named, "pool": pool, "head": head}))
 
 
 def divide(model: Any, pool: str) -> Encoder:

@@ -6,6 +6,7 @@ weights expect. Each child, or child of an nn.Sequential, is a layer group.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import final
 
 from torch import nn
@@ -21,7 +22,7 @@ NAMES = ("small_cnn", *RECURRENT)
 WIDTHS = (16, 32, 64, 64)
 
 
-class SmallCNN(nn.Module):
+class SmallCNN(nn.Sequential):
     """Four 3 x 3 convolutions with batch norm and ReLU, with pooling between them that halves the image;
     global average pooling; a linear classifier. About 61,000 parameters."""
 
@@ -29,18 +30,16 @@ class SmallCNN(nn.Module):
     """The size of MNIST and Fashion-MNIST, in [-1, 1]; any size from 8 px works."""
 
     def __init__(self) -> None:
-        super().__init__()
         channels = (3, *WIDTHS)
-        self.stages = nn.Sequential(
-            *(_stage(channels[i], channels[i + 1], pool=i < 3) for i in range(len(WIDTHS)))
+        stages = (_stage(channels[i], channels[i + 1], pool=i < 3) for i in range(len(WIDTHS)))
+        super().__init__(
+            OrderedDict(
+                stages=nn.Sequential(*stages),
+                pool=nn.AdaptiveAvgPool2d(1),
+                flatten=nn.Flatten(),
+                head=nn.Linear(WIDTHS[-1], 10),
+            )
         )
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.flatten = nn.Flatten()
-        self.head = nn.Linear(WIDTHS[-1], 10)
-
-    def forward(self, images: object) -> object:
-        """(n, 3, s, s) -> (n, classes) logits."""
-        return self.head(self.flatten(self.pool(self.stages(images))))
 
 
 def _stage(inside: int, outside: int, pool: bool) -> nn.Sequential:

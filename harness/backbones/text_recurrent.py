@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 
@@ -44,7 +45,7 @@ class Layer(nn.Module):
         return joined(self.cell(self.dropout(hidden))[0], mask)
 
 
-class TextRecurrent(nn.Module):
+class TextRecurrent(nn.Sequential):
     """Two layers on embeddings of tokens, and a linear classifier of the mean output over all tokens.
 
     Args:
@@ -52,21 +53,14 @@ class TextRecurrent(nn.Module):
     """
 
     def __init__(self, cell: type[nn.LSTM] | type[nn.GRU]) -> None:
-        super().__init__()
         tokenizer = tokenizer_of("minilm")
-        self.input = Tokens(tokenizer, LENGTH, LONGEST)
-        self.embedding = Embedding(tokenizer.size, EMBEDDED)
+        parts: dict[str, nn.Module] = {"embedding": Embedding(tokenizer.size, EMBEDDED)}
         for number in range(LAYERS):
             layer = Layer(cell, WIDTH if number else EMBEDDED)
-            setattr(self, f"{cell.__name__.lower()}{number}", layer)
-        self.pool = TokenPool("mean")
-        self.head = nn.Linear(WIDTH, 10)
-
-    def forward(self, output: torch.Tensor) -> torch.Tensor:
-        """(n, 2, tokens) ids and mask -> (n, classes) logits."""
-        for part in self.children():
-            output = part(output)
-        return output
+            parts[f"{cell.__name__.lower()}{number}"] = layer
+        parts |= {"pool": TokenPool("mean"), "head": nn.Linear(WIDTH, 10)}
+        super().__init__(OrderedDict(parts))
+        self.input = Tokens(tokenizer, LENGTH, LONGEST)
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from harness.core.errors import UserError
 from harness.core.spec import derive_seed
 from harness.data.groups import folds
+from harness.data.labels import numbered
 from harness.data.media import Images
 from harness.data.options import OPTIONS
 from harness.data.target import Indices, Target
@@ -333,8 +334,7 @@ def _mixed_groups(parts: tuple[Target, ...], which: Indices, where: Indices) -> 
         groups = parts[part].groups
         ((root, place),) = roots(parts[part], np.array([at]))
         keys.append((root, place, -1) if groups is None else (root, -1, int(groups[at])))
-    number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-    return np.array([number[key] for key in keys], np.int64)
+    return numbered(keys)
 
 
 def _changed(target: Target, prefix: str, change: Change) -> Target:

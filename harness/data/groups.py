@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from harness.core.errors import UserError, few
 from harness.core.spec import derive_seed
 from harness.data.images import shown
+from harness.data.labels import numbered
 from harness.data.target import Indices, Target
 
 Mask = NDArray[np.bool_]
@@ -185,12 +186,10 @@ def groups_from_names(names: Sequence[str], pattern: str, what: str) -> tuple[In
             f"{what}: group={pattern} does not match {len(strangers)} of {len(names)} names, the first is "
             f"{shown(Path(strangers[0]))}"
         )
-    number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-    if len(number) == 1:
+    groups = numbered(keys)
+    if not groups.any():
         raise UserError(f"{what}: group={pattern} puts all examples into one group, {keys[0]}")
-    return np.array(
-        [number[key] for key in keys], np.int64
-    ), f"Groups are read from names ({pattern})."
+    return groups, f"Groups are read from names ({pattern})."
 
 
 def suggested_pattern(names: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from decimal import Decimal
 
 import numpy as np
@@ -46,12 +46,16 @@ def numbered_classes(written: Sequence[str], what: str) -> tuple[tuple[str, ...]
     return tuple(classes), np.array([position[label] for label in labels], np.int64)
 
 
+def numbered(keys: Iterable[Hashable]) -> Indices:
+    """The number of each key, in the order in which they first occur."""
+    number: dict[Hashable, int] = {}
+    return np.array([number.setdefault(key, len(number)) for key in keys], np.int64)
+
+
 def numbered_groups(written: Sequence[str]) -> Indices:
     """The number of each image's group; an image without an entry is a group of its own."""
     texts = [_canonical(normalized(text)) for text in written]
-    keys = [(text, -1 if text else i) for i, text in enumerate(texts)]
-    number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-    return np.array([number[key] for key in keys], np.int64)
+    return numbered((text, -1 if text else i) for i, text in enumerate(texts))
 
 
 def _canonical(label: str) -> str:
