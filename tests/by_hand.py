@@ -9,6 +9,7 @@ import timm
 import torch
 from sklearn.datasets import load_digits
 from timm.data.config import resolve_model_data_config
+from torch import nn
 
 from harness.core.spec import TrialSpec, derive_seed
 from harness.data import load_target, read_examples, split_indices
@@ -37,6 +38,15 @@ def images_by_hand(spec: TrialSpec, part: str) -> tuple[torch.Tensor, torch.Tens
     # In the memory order of the harness, or rounding errors alone would differ visibly after 8 steps.
     images = ((read.tensor / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
     return images, torch.from_numpy(load_digits().target[positions])
+
+
+def entries_by_hand(modules: list[nn.Module], decay: float) -> list[dict[str, Any]]:
+    """Parameter groups of torch: weights of two or more dimensions decay, others do not."""
+    parameters = [p for m in modules for p in m.parameters()]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
 
 
 def orders_by_hand(spec: TrialSpec, count: int) -> Iterator[list[torch.Tensor]]:

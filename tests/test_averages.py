@@ -22,16 +22,15 @@ from harness.backbones import build
 from harness.core.selection import METRICS
 from harness.core.spec import TrialSpec
 from harness.core.strategies import FeatureTransfer, LinearProbe, LoRA
-from harness.data import load_target, split_indices
 from harness.data.cached import Cache
 from harness.deploy.averages import Plan, configurations, no_average, no_path, no_soup, plans
 from harness.deploy.soup import Judge, State, soup, trained, wise_ft
 from harness.export import export_model
-from harness.inputs import Pixels
 from harness.sync import main as sync
 from harness.tracking.results import CellRecord
 from harness.tracking.runs import Recorded
 from harness.training.device import Cpu
+from tests.by_hand import images_by_hand
 from tests.made_studies import table, trial
 from tests.refusals import refused
 from tests.study_files import study_text
@@ -75,11 +74,7 @@ def test_a_mean_has_the_mean_weights_and_statistics_estimated_as_torch_does(
     model = build(spec.backbone, "scratch", 10, 0, resolution=32).model
     wanted = {k: 0.25 * v + 0.75 * states[1][k] for k, v in states[0].items()}
     model.load_state_dict({k: v.to(states[0][k].dtype) for k, v in wanted.items()})
-    target, shown = load_target("digits"), build(spec.backbone, "scratch", 10, 0).input.at(32)
-    assert isinstance(shown, Pixels)
-    train = target.read(split_indices(target, spec).train, shown)
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (shown.mean, shown.std))
-    torch.optim.swa_utils.update_bn([(train.float() - mean) / std], model)
+    torch.optim.swa_utils.update_bn([images_by_hand(spec, "train")[0]], model)
     moved = 0
     for name, tensor in model.state_dict().items():
         if not name.endswith("num_batches_tracked"):
@@ -117,15 +112,9 @@ def test_the_ends_of_the_path_are_the_networks_themselves(spec: TrialSpec) -> No
     for weight, state in ((1.0, tuned), (0.0, probe)):
         model = build(spec.backbone, "scratch", 10, 0, resolution=32).model.eval()
         model.load_state_dict(dict(state))
-        target = load_target("digits")
-        test = split_indices(target, spec).test
-        shown = build(spec.backbone, "scratch", 10, 0).input.at(32)
-        assert isinstance(shown, Pixels)
-        mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (shown.mean, shown.std))
+        images, labels = images_by_hand(spec, "test")
         with torch.inference_mode():
-            images = target.read(test, shown).float()
-            predicted = model((images - mean) / std).argmax(1).numpy()
-        wanted = float((predicted == target.labels[test]).mean())
+            wanted = float((model(images).argmax(1) == labels).double().mean())
         assert judge.final(state)["test_accuracy"] == pytest.approx(wanted), weight
 
 

@@ -5,7 +5,6 @@ The accelerator is the processor under another name: torch computes as always, m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from harness.training.forecast import forecast
 from harness.training.loop import start
 from harness.training.resident import staying
 from harness.training.trial import Limits, TrialTask, run_trial
-from tests.trials import MakeSpec
+from tests.trials import MakeSpec, run, values
 
 MIB = 2**20
 IMAGE = 3 * 32 * 32
@@ -47,23 +46,9 @@ def accelerator(free: int | None = None, room: int = 0) -> Accelerator:
     return Accelerator(torch.device("cpu"), room=room, backend=backend)
 
 
-@dataclass
-class Ran:
-    """What a trial gave: losses by epoch, and its result."""
-
-    losses: list[tuple[float, float]]
-    result: TrialResult
-
-
-def run(spec: TrialSpec, device: Device, cache: Cache) -> Ran:
-    fit = start(spec, device, cache)
-    losses = [(epoch.train_loss, epoch.val_loss) for epoch in fit]
-    return Ran(losses, fit.finish(test=True))
-
-
-def resident(ran: Ran) -> float:
+def resident(result: TrialResult) -> float:
     """Bytes on the device."""
-    return ran.result.metrics.get("resident_examples_mib", 0.0) * MIB
+    return result.metrics.get("resident_examples_mib", 0.0) * MIB
 
 
 CASES = [
@@ -88,11 +73,12 @@ def test_examples_on_the_device_change_no_result(
 ) -> None:
     spec = make_spec(strategy=strategy, **changes)
     cache = Cache(tmp_path / "cache") if cached else Cache(budget=0)
-    here, there = (run(spec, device, cache) for device in (Cpu(), accelerator(room=2**30)))
-    assert here.losses == there.losses
-    assert here.result.predictions is not None
-    assert there.result.predictions is not None
-    assert np.array_equal(here.result.predictions.probability, there.result.predictions.probability)
+    _, epochs, here = run(spec, cache)
+    _, epochs_there, there = run(spec, cache, accelerator(room=2**30))
+    assert values(epochs) == values(epochs_there)
+    assert here.predictions is not None
+    assert there.predictions is not None
+    assert np.array_equal(here.predictions.probability, there.predictions.probability)
     assert resident(here) == 0
     assert resident(there) <= TRAIN + VAL
 
@@ -112,7 +98,7 @@ def test_a_part_stays_whole_or_not_at_all(
     room: int, stay: int, make_spec: MakeSpec, tmp_path: Path
 ) -> None:
     spec = make_spec()
-    assert resident(run(spec, accelerator(room=room), Cache(tmp_path))) == stay
+    assert resident(run(spec, Cache(tmp_path), accelerator(room=room))[2]) == stay
     assert forecast(spec).with_room(room).resident_mib * MIB == stay
     assert sum(staying((TRAIN, VAL), room)) == stay
 
@@ -140,14 +126,14 @@ def test_outputs_of_frozen_layers_stay_only_in_the_place_of_their_images(
     make_spec: MakeSpec, tmp_path: Path
 ) -> None:
     probe = make_spec(strategy=strategies.LinearProbe())
-    ran = run(probe, accelerator(room=2**30), Cache(tmp_path))
-    assert "kept after global_pool" in ran.result.notes["prefix"]
-    assert 0 < resident(ran) < TRAIN + VAL
+    _, _, result = run(probe, Cache(tmp_path), accelerator(room=2**30))
+    assert "kept after global_pool" in result.notes["prefix"]
+    assert 0 < resident(result) < TRAIN + VAL
     # The outputs of the last cut are larger than the images.
     gradual = make_spec(strategy=strategies.GradualUnfreezing(1), epochs=4)
-    ran = run(gradual, accelerator(room=2**30), Cache(tmp_path))
-    assert ran.result.notes["prefix"].count("kept after") > 1
-    assert resident(ran) <= TRAIN + VAL
+    _, _, result = run(gradual, Cache(tmp_path), accelerator(room=2**30))
+    assert result.notes["prefix"].count("kept after") > 1
+    assert resident(result) <= TRAIN + VAL
 
 
 # --- the decision of a trial -------------------------------------------------------------------------
@@ -175,7 +161,7 @@ def test_examples_take_at_most_half_of_what_training_leaves_and_are_forecast(
     ):
         result = finished(spec, accelerator(free=needed + left), monkeypatch)
         assert result.outcome == "complete"
-        assert result.metrics.get("resident_examples_mib", 0.0) * MIB == stay
+        assert resident(result) == stay
         assert result.metrics["forecast_peak_mib"] * MIB == pytest.approx(needed + stay, abs=2)
 
 
@@ -253,6 +239,7 @@ def test_a_layer_that_works_in_place_does_not_change_what_stays(
     changes = {"backbone": "mobilenetv3_small_050", "resolution": 64, "epochs": 3}
     spec = make_spec(strategy=strategies.LinearProbe(), **changes)
     cache = Cache(tmp_path / "cache")
-    beside, there = (run(spec, accelerator(room=room), cache) for room in (0, 2**40))
-    assert resident(there) > 0
-    assert there.losses == beside.losses
+    _, beside, _ = run(spec, cache, accelerator(room=0))
+    _, there, result = run(spec, cache, accelerator(room=2**40))
+    assert resident(result) > 0
+    assert values(there) == values(beside)

@@ -31,7 +31,7 @@ from harness.search.preflight import check_study
 from harness.training.device import Cpu
 from harness.training.loop import Fit, Training, start
 from harness.training.optimizer import GroupedOptimizer, Schedule
-from tests.by_hand import images_by_hand, model_by_hand, orders_by_hand
+from tests.by_hand import entries_by_hand, images_by_hand, model_by_hand, orders_by_hand
 from tests.refusals import refused
 from tests.trials import MakeSpec, study_of
 
@@ -86,14 +86,6 @@ def learned(tmp_path: Path) -> Callable[[str], str]:
 # --- by hand ---------------------------------------------------------------------------------------
 
 
-def entries(modules: list[nn.Module], decay: float) -> list[dict[str, Any]]:
-    parameters = [p for m in modules for p in m.parameters()]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-
-
 def same_movement(ours: Fit, theirs: nn.Module, before: State, tolerance: float) -> None:
     """Every parameter went the same way; the tolerance is a share of the way, beside float32 rounding."""
     own = dict(ours._backbone.model.named_parameters())
@@ -115,8 +107,8 @@ def train_in_two_phases(
     steps, first = spec.epochs * per_epoch, head_epochs * per_epoch
     warm = round(spec.warmup * steps)
     others = [getattr(model, name) for name in later]
-    head = torch.optim.AdamW(entries([model.fc], spec.weight_decay))
-    rest = torch.optim.AdamW(entries(others, spec.weight_decay))
+    head = torch.optim.AdamW(entries_by_hand([model.fc], spec.weight_decay))
+    rest = torch.optim.AdamW(entries_by_hand(others, spec.weight_decay))
     step, losses = 0, []
     for order in orders_by_hand(spec, len(labels)):
         model.eval()  # what is frozen normalises by its stored statistics
@@ -203,7 +195,9 @@ def test_finite_pull_is_the_proximal_step_in_closed_form(
     body = [p for n, p in model.named_parameters() if not n.startswith("fc.")]
     anchors = [p.detach().clone() for p in body]
     optimizer = torch.optim.SGD(
-        [{"params": body, "weight_decay": 0.0}, *entries([model.fc], 0.1)], lr=3e-3, momentum=0.9
+        [{"params": body, "weight_decay": 0.0}, *entries_by_hand([model.fc], 0.1)],
+        lr=3e-3,
+        momentum=0.9,
     )
     images, labels = images_by_hand(spec, "train")
     step, steps = 0, 8

@@ -31,7 +31,7 @@ from harness.training.device import Cpu
 from harness.training.loop import Diverged, Training, start
 from harness.training.optimizer import GroupedOptimizer, Schedule, batches
 from harness.training.outcomes import classify
-from tests.by_hand import images_by_hand, model_by_hand, orders_by_hand
+from tests.by_hand import entries_by_hand, images_by_hand, model_by_hand, orders_by_hand
 from tests.trials import MakeSpec
 
 State = dict[str, torch.Tensor]
@@ -54,13 +54,10 @@ def losses(epochs: list[EpochResult]) -> list[float]:
 
 
 def optimizer_by_hand(spec: TrialSpec, model: Any) -> torch.optim.Optimizer:
-    entries: list[dict[str, Any]] = [
-        {"params": [p for p in model.parameters() if p.ndim > 1]},
-        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    entries = entries_by_hand([model], spec.weight_decay)
     if spec.optimizer == "sgd":
-        return torch.optim.SGD(entries, lr=spec.lr, momentum=0.9, weight_decay=spec.weight_decay)
-    return torch.optim.AdamW(entries, lr=spec.lr, weight_decay=spec.weight_decay)
+        return torch.optim.SGD(entries, lr=spec.lr, momentum=0.9)
+    return torch.optim.AdamW(entries, lr=spec.lr)
 
 
 def train_by_hand(spec: TrialSpec) -> tuple[Any, list[float], list[float]]:
@@ -324,18 +321,11 @@ def test_batches_cover_every_image_once_and_never_end_in_one(
     assert sorted(torch.cat(list(found)).tolist()) == list(range(count))
 
 
-def test_batches_of_one_that_batch_norm_cannot_train_on_are_a_crash_that_says_so() -> None:
-    one = TrialSpec(
-        "digits",
-        "resnet18",
-        strategies.FullFineTune(),
-        "scratch",
-        resolution=32,
-        shots=2,
-        batch_size=1,
-    )
+def test_batches_of_one_that_batch_norm_cannot_train_on_are_a_crash_that_says_so(
+    make_spec: MakeSpec,
+) -> None:
     with pytest.raises(ValueError, match="Expected more than 1 value per channel") as caught:
-        run(one)
+        run(make_spec(backbone="resnet18", shots=2, batch_size=1))
     assert classify(caught.value) == "crashed"
 
 

@@ -14,7 +14,7 @@ from harness.core.spec import TrialSpec
 from harness.core.study import Study
 from harness.data.cached import Cache
 from harness.deploy.model import Model, describe, open_model, plain_network, write
-from harness.training.device import Cpu
+from harness.training.device import Cpu, Device
 from harness.training.loop import Fit, start
 
 MakeSpec = Callable[..., TrialSpec]
@@ -22,9 +22,11 @@ MakeSpec = Callable[..., TrialSpec]
 NOTHING_KEPT = Cache(budget=0)
 
 
-def run(spec: TrialSpec, cache: Cache = NOTHING_KEPT) -> tuple[Fit, list[EpochResult], TrialResult]:
+def run(
+    spec: TrialSpec, cache: Cache = NOTHING_KEPT, device: Device = Cpu()
+) -> tuple[Fit, list[EpochResult], TrialResult]:
     """A trial with its test, which audits what was trained."""
-    fit = start(spec, Cpu(), cache)
+    fit = start(spec, device, cache)
     epochs = list(fit)
     return fit, epochs, fit.finish(test=True)
 
