@@ -145,5 +145,5 @@ def _network_file_system(path: Path) -> str:
     # "\\040" stands for a blank; the deepest mount point counts, of two equal ones the later.
     points = [(Path(line[1].replace("\\040", " ")), line[2]) for line in lines if len(line) > 2]
     inside = [(len(at.parts), kind) for at, kind in points if path.resolve().is_relative_to(at)]
-    kind = max(enumerate(inside), key=lambda x: (x[1][0], x[0]))[1][1] if inside else ""
+    _, kind = max(reversed(inside), key=lambda found: found[0], default=(0, ""))
     return kind if kind in NETWORK else ""

@@ -78,7 +78,7 @@ def fit_classifier(
     scaler = StandardScaler().fit(features)
     scaler.scale_ = np.full_like(scaler.scale_, np.sqrt(scaler.var_.mean()) or 1.0)
     scaled = scaler.transform(features)
-    best: tuple[tuple[float, float], FittedClassifier] | None = None
+    found: list[tuple[tuple[float, float], FittedClassifier]] = []
     for setting in C_GRID if kind == "logistic" else [k for k in K_GRID if k <= len(labels)]:
         with warnings.catch_warnings():
             # With one image per class, it suspects that the labels are not classes.
@@ -98,7 +98,5 @@ def fit_classifier(
                 np.nanmean(by_class(confusion(val[1], logs.argmax(1), classes)).recall)
             )
         loss = float(log_loss(val[1], np.exp(logs), labels=np.arange(classes)))
-        if best is None or (accuracy, -loss) > best[0]:
-            best = ((accuracy, -loss), fitted)
-    assert best is not None
-    return best[1]
+        found.append(((accuracy, -loss), fitted))
+    return max(found, key=lambda one: one[0])[1]  # of equals the first, which is simplest
