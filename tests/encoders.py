@@ -8,7 +8,11 @@ from typing import Any
 
 import torch
 
-from harness.backbones import build
+from harness.backbones import Backbone, build
+from harness.core.spec import TrialSpec
+from harness.training.device import Cpu
+from harness.training.loop import Training
+from harness.training.network import check_network
 from tests.refusals import refused
 
 WORDS = "the a cat dog bird fish runs swims flies eats red blue green big small fast".split()
@@ -162,3 +166,18 @@ def refused_network(name: str, said: str, source: str = "pretrained") -> None:
     """The network is not built, for that reason."""
     with refused(said):
         build(name, source, 2, 0)
+
+
+def pooled(network: Backbone, rows: torch.Tensor) -> torch.Tensor:
+    """What the head reads."""
+    found: list[torch.Tensor] = []
+    hook = network.head.register_forward_pre_hook(lambda m, x: found.append(x[0]))
+    with torch.no_grad():
+        network.model.eval()(network.prepared(rows))
+    hook.remove()
+    return found[0]
+
+
+def check(spec: TrialSpec) -> None:
+    """What is checked of a network before a study."""
+    check_network(Training(spec, Cpu()).backbone, spec)

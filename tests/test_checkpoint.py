@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import timm
 import torch
-from PIL import Image
 
 from harness import strategies
 from harness.core.results import EpochResult
@@ -27,6 +26,7 @@ from harness.training.audit import digest
 from harness.training.checkpoint import BadCheckpoint, Checkpoint, trial_key
 from harness.training.device import Cpu
 from harness.training.loop import Fit, Training, start
+from tests.pictures import paint, write_classes
 from tests.processes import output_of
 from tests.trials import MakeSpec
 
@@ -229,21 +229,19 @@ def test_checkpoint_made_from_other_images_or_weights_is_refused(
     make_spec: MakeSpec, tmp_path: Path
 ) -> None:
     """Fine-tuning from a file, in which one number changes between the two processes."""
-    for name, value in (("a", 0), ("b", 255)):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        for i in range(8):
-            Image.new("L", (8, 8), abs(value - i)).save(tmp_path / "images" / name / f"{i}.png")
+    changed = write_classes(tmp_path / "images", a=8, b=8) / "a" / "0.png"
+    before = changed.read_bytes()
     network: Any = timm.create_model("test_resnet", num_classes=2)
     torch.save(network.state_dict(), tmp_path / "w.pt")
     counts = {"shots": 2, "val_shots": 2, "test_shots": 2, "epochs": 2, "batch_size": 4}
     spec = make_spec(target=f"folder:{tmp_path}/images", source=f"file:{tmp_path}/w.pt", **counts)
     kept = stopped(spec, 1)
     assert len(list(start(spec, Cpu(), checkpoint=kept))) == 1
-    Image.new("L", (8, 8), 77).save(tmp_path / "images" / "a" / "0.png")
+    paint(changed)
     provenance.clear_caches()  # as in another process
     with pytest.raises(BadCheckpoint, match="of another trial"):
         start(spec, Cpu(), checkpoint=kept)
-    Image.new("L", (8, 8), 0).save(tmp_path / "images" / "a" / "0.png")
+    changed.write_bytes(before)
     with torch.no_grad():
         network.get_classifier().bias[0] += 1
     torch.save(network.state_dict(), tmp_path / "w.pt")

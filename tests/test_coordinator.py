@@ -15,7 +15,6 @@ import optuna
 import pytest
 import torch
 from optuna.trial import BaseTrial, TrialState
-from PIL import Image
 
 from harness import strategies
 from harness.core.errors import UserError
@@ -34,6 +33,7 @@ from harness.training.outcomes import classify, reason_of
 from harness.training.provenance import clear_caches
 from harness.training.trial import Limits, compared
 from tests.lab import ARMS, Lab, World, make_study, space, truth
+from tests.pictures import paint
 from tests.refusals import refused
 
 Flat = dict[str, Any]
@@ -152,24 +152,21 @@ def test_images_that_changed_since_are_refused(
 def test_images_that_are_written_while_the_study_runs_end_it(
     when: int, world: World, lab: Lab, tmp_path: Path
 ) -> None:
-    def paint(name: str, i: int, value: int) -> None:
-        (tmp_path / "pets" / name).mkdir(parents=True, exist_ok=True)
-        Image.new("L", (8, 8), value).save(tmp_path / "pets" / name / f"{i}.png")
-
     def of_a_folder(trial: BaseTrial, strategy: str) -> TrialSpec:
         spec = dataclasses.replace(space(trial, strategy), target=f"folder:{tmp_path}/pets")
         return dataclasses.replace(spec, shots=2, val_shots=2, test_shots=2)
 
     for n, name in enumerate("ab"):
         for i in range(8):
-            paint(name, i, 100 * n + i)
+            paint(tmp_path / "pets" / name / f"{i}.png", 100 * n + i)
     study = make_study(space=of_a_folder)
-    world.disturb = lambda spec, epoch: paint("a", 0, 250 if len(world.specs) >= when else 0)
+    first = tmp_path / "pets" / "a" / "0.png"
+    world.disturb = lambda spec, epoch: paint(first, 250 if len(world.specs) >= when else 0)
     with refused(r"sha256 of the images was .*written while it ran; put"):
         lab.run(study)
     assert lab.outcomes() == {"complete": when, "killed": 1}
     world.disturb = lambda spec, epoch: None
-    paint("a", 0, 0)
+    paint(first)
     lab.run(study)
     assert lab.complete_slots() == dict.fromkeys(ALL_SLOTS, 1)
 

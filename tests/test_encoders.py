@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.backbones import Backbone, build
+from harness.backbones import build
 from harness.backbones.wheels import MINILM
 from harness.core.spec import TrialSpec
 from harness.core.strategies import (
@@ -32,9 +32,7 @@ from harness.inputs import Tokens
 from harness.training.device import Cpu
 from harness.training.forecast import forecast
 from harness.training.inference_cost import inference_cost
-from harness.training.loop import Training
-from harness.training.network import check_network
-from tests.encoders import WORDS, refused_network, save_encoder
+from tests.encoders import WORDS, check, pooled, refused_network, save_encoder
 from tests.live_memory import inputs_of, loop_peaks
 from tests.refusals import refused
 from tests.trials import MakeSpec, check_caching, run, values
@@ -87,16 +85,6 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
             text = " ".join(draw.choice(words, draw.integers(2, 14)))
             (folder / name / f"{number:02}.txt").write_text(text)
     return f"folder:{folder}[tokens=12]"
-
-
-def pooled(network: Backbone, rows: torch.Tensor) -> torch.Tensor:
-    """What the head reads."""
-    found: list[torch.Tensor] = []
-    hook = network.head.register_forward_pre_hook(lambda m, x: found.append(x[0]))
-    with torch.no_grad():
-        network.model.eval()(network.prepared(rows))
-    hook.remove()
-    return found[0]
 
 
 def library_tokens(folder: Path | str, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -303,9 +291,6 @@ def test_the_extra_is_asked_for(monkeypatch: pytest.MonkeyPatch, bert: str) -> N
 
 
 def test_what_does_not_suit_it_is_refused(make_spec: MakeSpec, texts: str, bert: str) -> None:
-    def check(spec: TrialSpec) -> None:
-        check_network(Training(spec, Cpu()).backbone, spec)
-
     with refused("takes 24 tokens of text and cannot be used for images"):
         check(spec_of(make_spec, "digits", bert))
     with refused("resolution 64 is for networks that take images"):

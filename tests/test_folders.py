@@ -22,27 +22,18 @@ from harness.dataset_report.inspection import inspect_target
 from harness.dataset_report.text import findings
 from harness.deploy.prediction import example_files
 from harness.inputs import Pixels
+from tests.pictures import write_noise
 from tests.refusals import refused
 from tests.study_files import study_text
 
 pytestmark = pytest.mark.usefixtures("forget_targets")
 
 
-def images(folder: Path, count: int = 1, suffix: str = ".png", kind: str = "PNG") -> Path:
-    """So many small pictures of noise, no two of them equal."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(count):
-        seed = int.from_bytes(os.fsencode(folder / str(i))[-12:])
-        noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
-        Image.fromarray(noise).save(folder / f"{i}{suffix}", kind)
-    return folder
-
-
 def tree(root: Path, **parts: int) -> str:
     """Parts with the classes cat, dog and owl, so many images in each; a keyword's "_" is a "/"."""
     for part, count in parts.items():
         for name in ("cat", "dog", "owl"):
-            images(root / part.replace("__", "/") / name, count)
+            write_noise(root / part.replace("__", "/") / name, count)
     return f"folder:{root}"
 
 
@@ -95,7 +86,7 @@ def test_a_training_folder_alone_has_no_test_set(tmp_path: Path) -> None:
 
 def test_a_test_folder_without_classes_has_no_labels(tmp_path: Path) -> None:
     name = tree(tmp_path / "pets", train=3, val=1)
-    images(tmp_path / "pets" / "test", 5)
+    write_noise(tmp_path / "pets" / "test", 5)
     target = load_target(name)
     assert where(target, target.official_test) == {"val"}
     assert len(target.labels) == 12
@@ -104,7 +95,7 @@ def test_a_test_folder_without_classes_has_no_labels(tmp_path: Path) -> None:
 
 def test_classes_may_be_called_like_parts(tmp_path: Path) -> None:
     for name in ("bus", "train", "car"):
-        images(tmp_path / "vehicles" / name, 2)
+        write_noise(tmp_path / "vehicles" / name, 2)
     assert load_target(f"folder:{tmp_path}/vehicles").classes == ("bus", "car", "train")
 
 
@@ -117,7 +108,7 @@ def test_a_class_that_the_test_part_lacks_is_told(tmp_path: Path) -> None:
 
 
 DIFFERENT: dict[str, tuple[Callable[[Path], object], str]] = {
-    "test has one more": (lambda root: images(root / "test" / "emu"), "'emu' in test only"),
+    "test has one more": (lambda root: write_noise(root / "test" / "emu"), "'emu' in test only"),
     "val lacks one": (lambda root: shutil.rmtree(root / "val" / "owl"), "'owl' not in val"),
     "another letter case": (
         lambda root: (root / "test" / "cat").rename(root / "test" / "Cat"),
@@ -138,18 +129,18 @@ def test_parts_with_different_classes_are_refused(
 
 def mixed(root: Path) -> None:
     tree(root, train=2, test=1)
-    images(root / "extra")
+    write_noise(root / "extra")
 
 
 def flat_parts(root: Path) -> None:
-    images(root / "train", 2)
-    images(root / "test", 2)
+    write_noise(root / "train", 2)
+    write_noise(root / "test", 2)
 
 
 def parts_inside(root: Path) -> None:
     for name in ("cat", "dog"):
-        images(root / name / "train", 2)
-        images(root / name / "test", 1)
+        write_noise(root / name / "train", 2)
+        write_noise(root / name / "test", 1)
 
 
 def domains(root: Path) -> None:
@@ -201,7 +192,9 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no training": (lambda r: tree(r, val=1, test=1), "no folder named train, only test, val"),
     "only other files": (
-        lambda r: (images(images(r / "a").parent / "b", 0) / "x.heic").write_bytes(b"heic"),
+        lambda r: (write_noise(write_noise(r / "a").parent / "b", 0) / "x.heic").write_bytes(
+            b"heic"
+        ),
         "class folder 'b' contains no images, only 1 files such as x.heic",
     ),
 }
@@ -224,8 +217,8 @@ def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
 def test_class_names_are_one_in_both_normal_forms(tmp_path: Path) -> None:
     composed, decomposed = (unicodedata.normalize(form, "Käfer") for form in ("NFC", "NFD"))
     for part, name in (("train", decomposed), ("test", composed)):
-        images(tmp_path / part / name, 2)
-        images(tmp_path / part / "Ameise", 2)
+        write_noise(tmp_path / part / name, 2)
+        write_noise(tmp_path / part / "Ameise", 2)
     assert load_target(f"folder:{tmp_path}").classes == ("Ameise", composed)
 
 
@@ -251,11 +244,11 @@ def test_a_path_that_is_too_long_is_refused_in_one_line(
 
 
 def checkpoints(root: Path) -> None:
-    images(root / "cat" / ".ipynb_checkpoints", 3)
+    write_noise(root / "cat" / ".ipynb_checkpoints", 3)
 
 
 def apple_double(root: Path) -> None:
-    images(root / "__MACOSX" / "cat", 2)
+    write_noise(root / "__MACOSX" / "cat", 2)
     for path in list(root.rglob("[0-9].png")):
         path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
     (root / "cat" / ".DS_Store").write_bytes(b"Bud1")
@@ -264,7 +257,7 @@ def apple_double(root: Path) -> None:
 def windows_and_servers(root: Path) -> None:
     (root / "cat" / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
     (root / "Desktop.ini").write_text("[.ShellClassInfo]")
-    images(root / "dog" / "@eaDir" / "0.png", 2)
+    write_noise(root / "dog" / "@eaDir" / "0.png", 2)
 
 
 PASSED_OVER: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -280,7 +273,7 @@ def test_what_systems_leave_behind_is_passed_over_and_counted(
 ) -> None:
     root = tmp_path / "pets"
     for name in ("cat", "dog"):
-        images(root / name, 3)
+        write_noise(root / name, 3)
     spoil(root)
     target = load_target(f"folder:{root}")
     assert target.classes == ("cat", "dog")
@@ -291,11 +284,11 @@ def test_what_systems_leave_behind_is_passed_over_and_counted(
 
 def test_files_that_are_no_images_are_counted_by_suffix(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
-        images(tmp_path / name, 2)
+        write_noise(tmp_path / name, 2)
         (tmp_path / name / "notes.txt").write_text("bought in 2019")
     (tmp_path / "cat" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
-    images(tmp_path / "cat", 1, ".png.part")
-    images(tmp_path, 1)
+    write_noise(tmp_path / "cat", 1, ".png.part")
+    write_noise(tmp_path, 1)
     target = load_target(f"folder:{tmp_path}")
     assert len(target.labels) == 4
     notes = "\n".join(target.notes)
@@ -304,9 +297,9 @@ def test_files_that_are_no_images_are_counted_by_suffix(tmp_path: Path) -> None:
 
 
 def test_links_are_followed_and_circles_are_not(tmp_path: Path) -> None:
-    far = images(tmp_path / "far", 2)
+    far = write_noise(tmp_path / "far", 2)
     for name in ("cat", "dog"):
-        images(tmp_path / "pets" / name)
+        write_noise(tmp_path / "pets" / name)
     (tmp_path / "pets" / "owl").symlink_to(far)
     (tmp_path / "pets" / "dog" / "linked.png").symlink_to(far / "0.png")
     (tmp_path / "pets" / "cat" / "more").symlink_to(far)
@@ -320,7 +313,7 @@ def test_links_are_followed_and_circles_are_not(tmp_path: Path) -> None:
 
 def test_what_is_no_file_is_skipped(tmp_path: Path) -> None:
     for name in "ab":
-        images(tmp_path / name, 6)
+        write_noise(tmp_path / name, 6)
     (tmp_path / "a" / "around").symlink_to(tmp_path)
     (tmp_path / "a" / "itself.png").symlink_to(tmp_path / "a" / "itself.png")
     (tmp_path / "a" / "nowhere.png").symlink_to(tmp_path / "gone.png")
@@ -338,8 +331,8 @@ KINDS = [
 
 @pytest.mark.parametrize(("suffix", "kind"), KINDS)
 def test_images_are_told_by_their_content(suffix: str, kind: str, tmp_path: Path) -> None:
-    images(tmp_path / "cat", 2)
-    images(tmp_path / "dog", 2, suffix, kind)
+    write_noise(tmp_path / "cat", 2)
+    write_noise(tmp_path / "dog", 2, suffix, kind)
     target = load_target(f"folder:{tmp_path}")
     assert np.bincount(target.labels).tolist() == [2, 2]
     assert target.read(np.arange(4), Pixels(8, "nearest")).shape == (4, 3, 8, 8)
@@ -349,15 +342,15 @@ def test_images_are_told_by_their_content(suffix: str, kind: str, tmp_path: Path
 def test_documents_and_raw_photographs_are_no_images(
     suffix: str, kind: str, tmp_path: Path
 ) -> None:
-    images(tmp_path / "cat", 2)
-    images(tmp_path / "dog", 2)
-    images(tmp_path / "dog" / "more", 1, suffix, kind)
+    write_noise(tmp_path / "cat", 2)
+    write_noise(tmp_path / "dog", 2)
+    write_noise(tmp_path / "dog" / "more", 1, suffix, kind)
     assert len(load_target(f"folder:{tmp_path}").labels) == 4
 
 
 def test_photographs_of_telephones_are_not_misnamed(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
-        images(tmp_path / name, 2)
+        write_noise(tmp_path / name, 2)
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "cat" / "mpo.jpg", "MPO", save_all=True, append_images=frames[1:])
     with Image.open(tmp_path / "cat" / "mpo.jpg") as photograph:
@@ -391,8 +384,8 @@ def test_colour_of_sixteen_bits_that_uses_twelve_is_refused(tmp_path: Path) -> N
 
 def test_predictions_pass_over_the_same_files(tmp_path: Path) -> None:
     (tmp_path / "pets").mkdir()
-    images(tmp_path / "pets", 1, "", "JPEG")
-    images(tmp_path / "pets" / ".ipynb_checkpoints", 2)
+    write_noise(tmp_path / "pets", 1, "", "JPEG")
+    write_noise(tmp_path / "pets" / ".ipynb_checkpoints", 2)
     (tmp_path / "pets" / "notes.txt").write_text("bought in 2019")
     found, notes = example_files([tmp_path / "pets", tmp_path / "any.png"], Images)
     assert found == [tmp_path / "pets" / "0", tmp_path / "any.png"]

@@ -6,16 +6,15 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
-from PIL import Image
 
 from analysis.load.study import Info, trials_frame
 from harness import export, replay, study
 from harness.core import study_file
 from harness.training.provenance import clear_caches
+from tests.pictures import paint, write_classes
 from tests.study_files import study_text
 
 SPACE = study_text(
@@ -32,12 +31,7 @@ def project(
     tmp_path: Path, with_stores: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Path]:
     """A folder in which a study of images in scratch/101/pets was run; they are in 102/pets now."""
-    random = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        for i in range(10):
-            path = tmp_path / "scratch" / "101" / "pets" / name / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(random.integers(0, 255, (16, 16, 3), np.uint8)).save(path)
+    write_classes(tmp_path / "scratch" / "101" / "pets", cat=10, dog=10)
     (tmp_path / "moved.py").write_text(SPACE)
     with_stores(tmp_path / "mlruns")
     monkeypatch.chdir(tmp_path)
@@ -73,7 +67,7 @@ def test_study_goes_on_where_its_images_are_now(
     out = capfd.readouterr().out
     assert "2 of 3 were finished before" in out
     changed = project / "scratch" / "102" / "pets" / "cat" / "0.png"
-    Image.new("RGB", (16, 16), "red").save(changed)
+    paint(changed)
     assert study.main(["--space", "moved.py", "--device", "cpu"]) == 2
     assert "sha256 of the images was" in capfd.readouterr().err
 
@@ -95,7 +89,7 @@ def test_other_images_under_the_old_name_are_not_taken_for_the_recorded_ones(
     project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(project / "scratch" / "102", project / "scratch" / "101")
-    Image.new("RGB", (16, 16)).save(project / "scratch" / "101" / "pets" / "cat" / "0.png")
+    paint(project / "scratch" / "101" / "pets" / "cat" / "0.png")
     assert replay.main([repeat()]) == 1
     assert "sha256.images" in capfd.readouterr().out
 

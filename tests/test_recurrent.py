@@ -20,8 +20,7 @@ from harness.inputs import Frames, described
 from harness.inputs.mel import Mel
 from harness.training.device import Cpu
 from harness.training.inference_cost import inference_cost
-from harness.training.loop import Training
-from harness.training.network import check_network
+from tests.encoders import check
 from tests.refusals import refused
 from tests.sounds import tone, write_tones
 from tests.trials import MakeSpec, export, run
@@ -159,7 +158,7 @@ def test_what_does_not_suit_it_is_refused(
 ) -> None:
     spec = spec_of(make_spec, tones, **changes)
     with refused(said):
-        check_network(Training(spec, Cpu()).backbone, spec)
+        check(spec)
 
 
 def test_its_export_classifies_sounds(make_spec: MakeSpec, tones: Path, tmp_path: Path) -> None:

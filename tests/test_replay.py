@@ -16,7 +16,6 @@ import pytest
 import timm
 import torch
 from mlflow import MlflowClient
-from PIL import Image
 
 from harness import strategies, study
 from harness.core.spec import TrialSpec
@@ -25,6 +24,7 @@ from harness.data import load_target
 from harness.replay import main, replay_run
 from harness.tracking.replay import Comparison
 from harness.training.provenance import input_tags, inputs_of
+from tests.pictures import paint, write_classes
 
 SPACE = '''"""Does a toy come out again?"""
 from harness import Study, TrialSpec, strategies
@@ -304,11 +304,7 @@ def test_name_that_only_a_study_file_can_know_is_answered_with_the_way_to_give_i
 def own(uri: str, tmp_path: Path) -> tuple[str, Path]:
     """The trial as if it had been of images and weights of the user's, with losses of digits'."""
     torch.manual_seed(0)
-    for name, shade in (("a", 0), ("b", 99)):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        for i in range(13):
-            image = Image.new("L", (8, 8), shade + i)
-            image.save(tmp_path / "images" / name / f"{i}.png")
+    write_classes(tmp_path / "images", a=13, b=13)
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "w.pt")
     run = run_id(uri)
     for key, value in (
@@ -333,7 +329,7 @@ def test_changed_images_and_weights_are_the_reason_given(
     assert code == 1
     assert "differs" not in said
     assert "DISAGREED: values must be bitwise equal" in said
-    Image.new("L", (8, 8), 250).save(folder / "images" / "a" / "0.png")
+    paint(folder / "images" / "a" / "0.png")
     code, said = replay(uri, run, capfd)
     assert code == 1
     assert [line.split()[1] for line in said.splitlines() if line.startswith("differs")] == [

@@ -28,6 +28,7 @@ from harness.data.cached import Cache
 from harness.data.groups import shared_groups
 from harness.data.target import ArrayTarget, FileTarget
 from harness.inputs import Pixels
+from tests.pictures import write_classes
 from tests.refusals import refused
 from tests.trials import MakeSpec
 
@@ -360,13 +361,7 @@ def test_parts_of_grouped_data_share_no_group(monkeypatch: pytest.MonkeyPatch) -
 
 
 def write_pets(root: Path, seed: int = 0) -> Path:
-    random = np.random.default_rng(seed)
-    for name in ("cat", "dog"):
-        for i in range(12):
-            path = root / name / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(random.integers(0, 255, (9, 9, 3), np.uint8)).save(path)
-    return root
+    return write_classes(root, seed, cat=12, dog=12)
 
 
 def test_the_same_images_elsewhere_are_the_same_target(

@@ -26,7 +26,6 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.trial import TrialState
-from PIL import Image
 
 from harness.backbones import timm_models
 from harness.core import signals
@@ -35,6 +34,7 @@ from harness.data import clear_caches
 from harness.data.cached import Cache
 from harness.search.lock import sole_runner
 from harness.study import main
+from tests.pictures import paint, write_classes
 
 STUDY = '''"""Does a toy learn?"""
 from harness import strategies
@@ -167,13 +167,6 @@ def test_bad_weights_file_is_refused(
     assert_refused(capfd, here, said)
 
 
-def pictures(root: Path, *classes: tuple[str, int]) -> None:
-    for name, count in classes:
-        (root / name).mkdir(parents=True)
-        for i in range(count):
-            Image.new("L", (8, 8), 20 * i).save(root / name / f"{i}.png")
-
-
 @pytest.mark.parametrize(
     ("counts", "said"),
     [
@@ -188,13 +181,13 @@ def test_bad_folder_is_refused(
     counts: dict[str, int], said: str, here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (here / "pets").mkdir()
-    pictures(here / "pets", *counts.items())
+    write_classes(here / "pets", **counts)
     write(here, "digits", "folder:pets")
     assert_refused(capfd, here, said)
 
 
 def test_corrupt_image_is_refused(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    pictures(here / "pets", ("cat", 20), ("dog", 20))
+    write_classes(here / "pets", cat=20, dog=20)
     for path in (here / "pets" / "dog").iterdir():
         path.write_bytes(b"\x89PNG\r\n\x1a\n broken")
     write(here, "digits", "folder:pets")
@@ -219,11 +212,11 @@ def test_study_runs_in_any_thread_and_leaves_the_signals_of_its_process_as_they_
 def test_image_that_changed_between_two_calls_in_one_python_is_noticed(
     here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pictures(here / "pets", ("ant", 15), ("bee", 15))
+    write_classes(here / "pets", ant=15, bee=15)
     write(here, "digits", "folder:pets")
     command = ["--space", "toy.py", "--device", "cpu", "--trials", "1", "--repeats", "0"]
     assert main(command) == 0
-    Image.new("L", (8, 8), 77).save(here / "pets" / "ant" / "0.png")
+    paint(here / "pets" / "ant" / "0.png")
     assert main(command) == 2
     assert "changed since it was recorded: sha256 of the images was" in capfd.readouterr().err
 

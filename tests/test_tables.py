@@ -13,10 +13,10 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
 from harness.data import Target, clear_caches, load_target
 from harness.inputs import Pixels
+from tests.pictures import paint
 from tests.refusals import refused
 
 pytestmark = pytest.mark.usefixtures("forget_targets")
@@ -25,9 +25,8 @@ pytestmark = pytest.mark.usefixtures("forget_targets")
 @pytest.fixture
 def pets(tmp_path: Path) -> Path:
     """Pictures img/0.png to img/7.png whose grey is ten times their number."""
-    (tmp_path / "img").mkdir()
     for i in range(8):
-        Image.new("L", (8, 8), 10 * i).save(tmp_path / "img" / f"{i}.png")
+        paint(tmp_path / "img" / f"{i}.png", 10 * i)
     return tmp_path
 
 
@@ -302,11 +301,8 @@ def test_names_are_found_in_either_normal_form(
 
 def test_the_label_tells_between_files_of_one_name(pets: Path) -> None:
     for name in "ab":
-        (pets / "all" / name).mkdir(parents=True)
         for i in range(3):
-            Image.new("L", (8, 8), 10 * i + 100 * (name == "b")).save(
-                pets / "all" / name / f"x{i}.png"
-            )
+            paint(pets / "all" / name / f"x{i}.png", 10 * i + 100 * (name == "b"))
     rows = [(f"x{i}.png", label) for label in "ab" for i in range(3)]
     assert greys(load_target(write(pets, ("image", "label"), *rows))) == [0, 1, 2, 10, 11, 12]
     clear_caches()

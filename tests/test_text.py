@@ -38,6 +38,7 @@ from harness.inputs import TokenizerFile, Tokens, described
 from harness.inputs.text import corrupted
 from harness.inputs.tokenizer import byte_tokenizer
 from harness.search.preflight import check_study
+from tests.pictures import paint, write_classes
 from tests.refusals import refused
 from tests.texts import OWN, SHARED, SPECIAL, sentence, word_tokenizer, write_texts
 from tests.trials import MakeSpec, study_of
@@ -534,21 +535,13 @@ def test_bad_options_are_refused(option: str, said: str, texts: Path) -> None:
 
 
 def test_options_for_texts_are_refused_for_images(tmp_path: Path) -> None:
-    from PIL import Image
-
-    for name in "ab":
-        (tmp_path / "x" / name).mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(tmp_path / "x" / name / "0.png")
+    write_classes(tmp_path / "x", a=1, b=1)
     with refused("option 'tokens' is for texts, and these are images"):
         load_target(f"folder:{tmp_path / 'x'}[tokens=16]")
 
 
 def test_a_folder_of_several_kinds_says_which_is_used(texts: Path) -> None:
-    from PIL import Image
-
-    for name in OWN:
-        for i in range(12):
-            Image.new("RGB", (8, 8), (i, 0, 0)).save(texts / name / f"{i}.png")
+    write_classes(texts, **dict.fromkeys(OWN, 12))
     target = load_target(f"folder:{texts}")
     assert target.medium.noun == "image"
     (said,) = [note for note in target.notes if "also contains" in note]
@@ -559,17 +552,13 @@ def test_a_folder_of_several_kinds_says_which_is_used(texts: Path) -> None:
 
 
 def test_a_stray_image_among_texts_leads_to_a_hint(texts: Path) -> None:
-    from PIL import Image
-
-    Image.new("RGB", (8, 8)).save(texts / "animals" / "cover.png")
+    paint(texts / "animals" / "cover.png")
     with refused(r"'tools' contains no images, .* write \[kind=texts\]"):
         load_target(f"folder:{texts}")
 
 
 def test_a_table_of_several_kinds_is_refused(texts: Path, tmp_path: Path) -> None:
-    from PIL import Image
-
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    paint(tmp_path / "a.png")
     one = texts / "tools" / "tools00.txt"
     (tmp_path / "t.csv").write_text(f"file,label\na.png,x\n{one},y\n")
     with refused(r"images \(such as a.png\) and texts \(such as tools00"):
