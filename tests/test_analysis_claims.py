@@ -226,19 +226,16 @@ def test_of_equal_cells_the_faster_is_preferred_and_an_unscored_one_is_last() ->
 
 def test_a_choice_by_few_validation_images_says_how_little_it_rests_on() -> None:
     counts = '{"train": {"x": 30, "y": 30}, "val": {"x": 100, "y": 100}, "test": 50}'
-    rows = [*scored("a", 0.8), trial("a", "tune", 1, 0.795)]
-    made = table([row | {"images_per_class": counts} for row in rows])
-    said = " ".join(scores.answer(compare.find(made)))
+
+    def found(next_best: float) -> compare.Findings:
+        rows = [*scored("a", 0.8), trial("a", "tune", 1, next_best)]
+        return compare.find(table([row | {"images_per_class": counts} for row in rows]))
+
+    said = " ".join(scores.answer(found(0.795)))
     assert "ahead of the next of 2 by 0.5 points on 200 validation examples" in said
     assert "would move such a lead by 4.0 points" in said
-    clear = table(
-        [
-            row | {"images_per_class": counts}
-            for row in [*scored("a", 0.8), trial("a", "tune", 1, 0.5)]
-        ]
-    )
-    assert "validation images" not in " ".join(scores.answer(compare.find(clear)))
-    assert "Each run had 60 training, 200 validation" in methods(compare.find(made))
+    assert "validation examples" not in " ".join(scores.answer(found(0.5)))
+    assert "Each run had 60 training, 200 validation" in methods(found(0.5))
 
 
 def test_no_verdict_is_contradicted_by_another_p_value() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,15 @@ from analysis.topics import classes, scores
 from tests.made_studies import scored, table
 
 NAMES = ("cat", "dog", "owl")
+
+
+def predictions(
+    run: Mapping[str, object], labels: np.ndarray, predicted: np.ndarray, confidence: Any = 0.9
+) -> pd.DataFrame:
+    """What a run kept."""
+    known = {name: run[name] for name in ("run_id", "cell", "seed")}
+    known |= {"example": np.arange(len(labels)) + 1000, "label": labels, "predicted": predicted}
+    return pd.DataFrame(known | {"confidence": confidence})
 
 
 def study(cells: dict[str, tuple[float, float, float]], sizes: tuple[int, int, int]) -> StudyTable:
@@ -43,19 +54,7 @@ def study(cells: dict[str, tuple[float, float, float]], sizes: tuple[int, int, i
                 row |= {f"{part}_{k}": v for part in ("val", "test") for k, v in values.items()}
                 row |= {"val_score": row["val_accuracy"], "test_score": row["test_accuracy"]}
                 row["class_names"] = json.dumps(NAMES)
-                kept.append(
-                    pd.DataFrame(
-                        {
-                            "run_id": row["run_id"],
-                            "cell": cell,
-                            "seed": row["seed"],
-                            "example": np.arange(len(labels)) + 1000,
-                            "label": labels,
-                            "predicted": predicted,
-                            "confidence": np.where(hit, 0.85, 0.75),
-                        }
-                    )
-                )
+                kept.append(predictions(row, labels, predicted, np.where(hit, 0.85, 0.75)))
             rows.append(row)
     made = table(rows)
     return StudyTable(made.info, "", made.trials, made.epochs, pd.concat(kept, ignore_index=True))
@@ -206,21 +205,9 @@ def test_page_shows_classes_by_name_and_every_metric(unequal: StudyTable, tmp_pa
 def test_many_classes_get_a_table_of_the_most_confused_pairs(tmp_path: Path) -> None:
     labels = np.tile(np.arange(30), 4)
     made = table(scored("probe", 0.75))
-    runs = made.trials.loc[made.trials["phase"] == "repeat", "run_id"]
-    kept = [
-        pd.DataFrame(
-            {
-                "run_id": run,
-                "cell": "probe",
-                "seed": seed,
-                "example": np.arange(120),
-                "label": labels,
-                "predicted": np.where((labels == 7) & (np.arange(120) > 60), 9, labels),
-                "confidence": 0.9,
-            }
-        )
-        for seed, run in enumerate(runs)
-    ]
+    predicted = np.where((labels == 7) & (np.arange(120) > 60), 9, labels)
+    runs = made.trials[made.trials["phase"] == "repeat"].to_dict("records")
+    kept = [predictions({str(k): v for k, v in run.items()}, labels, predicted) for run in runs]
     study = StudyTable(made.info, "", made.trials, made.epochs, pd.concat(kept, ignore_index=True))
     section = classes.section(compare.find(study))
     assert [plot.name for plot in section.plots] == ["recall", "reliability"]

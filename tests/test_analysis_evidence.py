@@ -199,46 +199,31 @@ def test_the_parameter_that_decides_is_the_important_one() -> None:
     random = np.random.default_rng(0)
     lr, decay = 10 ** random.uniform(-4, -1, 60), random.uniform(0, 1, 60)
     scores = 0.9 - 0.1 * (np.log10(lr) + 2.5) ** 2 + 0.001 * decay
-    rows = [
-        row | {"param.lr": x, "param.decay": y, "param.fixed": 1.0}
-        for row, x, y in zip(tuned("a", list(scores)), lr, decay, strict=True)
-    ]
-    table = importance.importances(frame(rows)).set_index("parameter")["importance"]
+    trials = frame(tuned("a", list(scores)))
+    trials = trials.assign(**{"param.lr": lr, "param.decay": decay, "param.fixed": np.ones(60)})
+    table = importance.importances(trials).set_index("parameter")["importance"]
     assert set(table.index) == {"lr", "decay"}
     assert table["lr"] > 0.8
     assert table.sum() == pytest.approx(1)
-    assert importance.importances(frame(rows[:9])).empty
+    assert importance.importances(trials[:9]).empty
 
 
 def test_values_from_a_grid_are_weighed_as_such() -> None:
     random = np.random.default_rng(0)
-    grid = itertools.product([1e-5, 1e-4, 1e-3, 1e-2, 1e-1], [0.0, 1e-6, 1e-5, 1e-4], range(3))
-    rows = [
-        {"param.lr": lr, "param.decay": decay, "score": 0.9 - 0.1 * abs(math.log10(lr) + 2)}
-        for lr, decay, _ in grid
-    ]
-    noise = random.normal(0, 0.01, len(rows))
-    trials = frame(
-        [
-            new | {"param.lr": row["param.lr"], "param.decay": row["param.decay"]}
-            for row, new in zip(
-                rows,
-                tuned("a", [row["score"] + x for row, x in zip(rows, noise, strict=True)]),
-                strict=True,
-            )
-        ]
-    )
+    rates, decays = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1], [0.0, 1e-6, 1e-5, 1e-4]
+    grid = np.array(list(itertools.product(rates, decays, range(3))))
+    scores = 0.9 - 0.1 * np.abs(np.log10(grid[:, 0]) + 2) + random.normal(0, 0.01, len(grid))
+    trials = frame(tuned("a", list(scores)))
+    trials = trials.assign(**{"param.lr": grid[:, 0], "param.decay": grid[:, 1]})
     table = importance.importances(trials).set_index("parameter")["importance"]
     assert table["lr"] > 3 * table["decay"]
 
 
 def test_the_range_of_good_rates_worked_by_hand() -> None:
-    rates = dict(zip([1e-4, 1e-3, 1e-2, 1e-1], [0.80, 0.895, 0.91, 0.5], strict=True))
-    rows = [
-        row | {"param.lr": lr}
-        for row, lr in zip(tuned("a", list(rates.values())), rates, strict=True)
+    trials = frame(tuned("a", [0.80, 0.895, 0.91, 0.5]))
+    row = learning_rates.rate_ranges(trials.assign(**{"param.lr": [1e-4, 1e-3, 1e-2, 1e-1]})).iloc[
+        0
     ]
-    row = learning_rates.rate_ranges(frame(rows)).iloc[0]
     assert row["edge"] == ""  # the declared range is not recorded
     assert (row["good_low"], row["good_high"], row["best"]) == (1e-3, 1e-2, 1e-2)
     assert row["decades"] == pytest.approx(1)

@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 import shutil
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -35,6 +33,7 @@ from harness.core.study import Phase
 from harness.tracking.contents import experiment_tags
 from harness.tracking.experiment import Experiment
 from harness.tracking.runs import runs_of
+from tests.processes import output_of
 from tests.records import Kept, project
 
 INFO = StudyInfo(
@@ -291,8 +290,7 @@ def test_reading_a_sqlite_file_does_not_wait_for_mlflow(uri: str) -> None:
         "import sys; from analysis.load import load_study; "
         f"load_study({INFO.name!r}, {uri!r}); print('mlflow' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert output_of("-c", code) == "False"
 
 
 def test_run_that_was_deleted_written_again_and_restored_is_counted_once_and_named(
