@@ -6,7 +6,7 @@ import socket
 from functools import lru_cache
 from pathlib import Path
 
-from harness.core.errors import UserError, first_line
+from harness.core.errors import one_line
 
 
 def is_unreachable() -> bool:
@@ -31,12 +31,10 @@ def hub_folder(name: str, files: tuple[str, ...]) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    try:
+    with one_line(
+        f"model {name} is not on this machine and could not be loaded from the hub",
+        "; run once with network access, or use a folder, transformers:PATH",
+    ):
         return Path(
             snapshot_download(name, allow_patterns=list(files), local_files_only=is_unreachable())
         )
-    except Exception as error:  # of the hub, of HTTP and OSError kinds
-        raise UserError(
-            f"model {name} is not on this machine and could not be loaded from the hub: run once with "
-            f"network access, or use a folder, transformers:PATH ({first_line(error)})"
-        ) from error

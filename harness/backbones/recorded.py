@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from harness.backbones.weights import separate
-from harness.core.errors import UserError, first_line
+from harness.core.errors import UserError, first_line, one_line
 
 PREFIX = "recorded:"
 SUFFIX = ".safetensors"
@@ -84,13 +84,11 @@ def write_model(name: str, state: Mapping[str, torch.Tensor], about: Mapping[str
     """
     metadata = {**about, HASH: content_sha256(state)}
     path = folder() / f"{name}{SUFFIX}"
-    try:
+    with one_line(f"cannot save a model in {path.parent}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         beside.write_bytes(save(separate(state), metadata))
         beside.rename(path)
-    except OSError as error:
-        raise UserError(f"cannot save a model in {path.parent}: {first_line(error)}") from error
     return Model(name, path, metadata)
 
 

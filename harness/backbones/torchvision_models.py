@@ -11,7 +11,7 @@ import torchvision.models as zoo
 from torch import nn
 
 from harness.backbones.library import Library, depth_by_order, depth_by_pooling, tensor_names
-from harness.core.errors import UserError, first_line
+from harness.core.errors import UserError, one_line
 from harness.inputs import Pixels
 
 PREFIX = "torchvision:"
@@ -101,13 +101,11 @@ class TorchvisionModels(Library):
     def pretrained(self, name: str) -> nn.Module:
         """The network with torchvision's default ImageNet weights, downloaded on first use."""
         weights = zoo.get_model_weights(name.removeprefix(PREFIX)).DEFAULT
-        try:
+        with one_line(
+            f"ImageNet weights of {name} are not on this machine and could not be downloaded",
+            "; run once with network access, or use source 'file:PATH' or 'scratch'",
+        ):
             return _make(name, weights)
-        except Exception as error:  # urllib and RuntimeError (hash) kinds
-            raise UserError(
-                f"ImageNet weights of {name} are not on this machine and could not be downloaded "
-                f"({first_line(error)}); run once with network access, or use source 'file:PATH' or 'scratch'"
-            ) from error
 
     def reset_head(self, model: nn.Module, num_classes: int) -> None:
         """Replace the classifier with a new one of the same kind."""

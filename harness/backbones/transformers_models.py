@@ -30,7 +30,7 @@ from harness.backbones.sound_encoders import (
     prepared,
 )
 from harness.backbones.wheels import MINILM
-from harness.core.errors import UnknownName, UserError, first_line
+from harness.core.errors import UnknownName, UserError, one_line
 from harness.inputs import Features, TokenizerFile, Tokens
 from harness.inputs.features import FILE, extractor_settings, transformers_library
 
@@ -130,13 +130,9 @@ def _longest(model: Any) -> int:
 def _config(name: str) -> Any:
     library, parts = transformers_library(), _Name.of(name)
     folder = parts.folder(weights=False)
-    try:
-        with _quiet():
-            config = library.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # OSError, ValueError and KeyError
-        raise UserError(
-            f"backbone {name}: {folder} has no config.json of a model of transformers: {first_line(error)}"
-        ) from error
+    said = f"backbone {name}: {folder} has no config.json of a model of transformers"
+    with one_line(said), _quiet():
+        config = library.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
     decodes = config.is_encoder_decoder or getattr(config, "is_decoder", False)
@@ -225,19 +221,16 @@ class TransformersModels(Library):
         library, config = transformers_library(), _config(name)
         form = _input(name, config)
         folder = _Name.of(name).folder(weights=True)
-        try:
-            with _quiet():
-                model, report = library.AutoModel.from_pretrained(
-                    folder,
-                    config=config,
-                    dtype=torch.float32,
-                    output_loading_info=True,
-                    local_files_only=True,
-                    trust_remote_code=False,
-                    use_safetensors=True,  # others are not in `files`, by which weights are recorded
-                )
-        except Exception as error:  # OSError, safetensors, pickle and RuntimeError kinds
-            raise UserError(f"weights of {name} cannot be read: {first_line(error)}") from error
+        with one_line(f"weights of {name} cannot be read"), _quiet():
+            model, report = library.AutoModel.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,  # others are not in `files`, by which weights are recorded
+            )
         missing = [n for n in sorted(report["missing_keys"]) if not n.startswith(NOT_USED)]
         if missing or report["mismatched_keys"]:
             raise UserError(

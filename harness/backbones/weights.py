@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from harness.core.errors import UserError, first_line
+from harness.core.errors import UserError, first_line, one_line
 
 NESTED = (
     *("state_dict", "model_state_dict", "model", "weights", "state_dict_ema", "model_ema"),
@@ -309,11 +309,9 @@ def file_sha256(path: Path) -> str:
     Raises:
         UserError: if it cannot be read.
     """
-    try:
-        with path.open("rb") as file:  # read in parts: it may be larger than the memory
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"weights file {path} cannot be read: {first_line(error)}") from error
+    # Read in parts: it may be larger than the memory.
+    with one_line(f"weights file {path} cannot be read"), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def files_sha256(paths: Sequence[Path]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.core.command_line import program
-from harness.core.errors import UserError
+from harness.core.errors import UserError, one_line
 from harness.core.study import SAFE_NAME, Study
 from harness.core.study_file import load_study
 from harness.core.units import Seconds
@@ -92,13 +92,11 @@ def write_study(
 def show_classes(survey: DataSetReport, folder: Path, found: list[str]) -> Path:
     """Write classes.png and classes.html; returns their folder."""
     sheet = draw(survey)
-    try:
+    text = page(survey, sheet, found, details(survey))
+    with one_line(f"cannot write to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         sheet.save(folder / "classes.png")
-        text = page(survey, sheet, found, details(survey))
         (folder / "classes.html").write_bytes(text.encode("utf-8", "replace"))
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
     return folder
 
 
@@ -182,9 +180,7 @@ def _cache() -> Cache:
 
 
 def _write(path: Path, text: str) -> None:
-    try:
+    with one_line(f"cannot write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
