@@ -73,11 +73,11 @@ def merge_bundles(
         UserError: if a bundle is damaged, the bundles are of different studies or completed the same slot, a
             command is running the study, or a store cannot be used. The record is then unchanged.
     """
-    from harness.core.stores import default_tracking_uri
+    from harness.core.stores import default_tracking_uri, record_url
     from harness.search.merge import merge_into
 
     root = Path(into)
-    url = storage or f"sqlite:///{root.resolve()}/optuna.db"
+    url = record_url(storage, None, root)
     return merge_into(
         [Path(bundle) for bundle in bundles], root, url, tracking_uri or default_tracking_uri(root)
     )

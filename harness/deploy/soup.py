@@ -17,7 +17,6 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from harness.core.metrics import scores
 from harness.core.selection import METRICS, Metric
 from harness.core.spec import TrialSpec
 from harness.core.strategies import FullFineTune
@@ -25,7 +24,7 @@ from harness.data import Examples, load_target, read_examples, split_indices
 from harness.data.cached import Cache
 from harness.deploy.model import plain_network
 from harness.training.device import Device
-from harness.training.fit import Diverged, score
+from harness.training.fit import Diverged, further_scores, score
 from harness.training.loop import start
 from harness.training.network import Network, network_of
 
@@ -117,9 +116,7 @@ class Judge:
         load(self._model, state)
         log_p = self._network.log_probabilities(examples)
         loss, accuracy = score(log_p, examples.labels)
-        labels, predicted = examples.labels.numpy(), log_p.argmax(1).numpy()
-        further = scores(log_p.exp().numpy(), labels, predicted)
-        return {"log_loss": loss, "accuracy": accuracy, **further}
+        return {"log_loss": loss, "accuracy": accuracy, **further_scores(log_p, examples.labels)}
 
     def _read(self, part: np.ndarray) -> Examples:
         return read_examples(self._spec.target, tuple(part.tolist()), self._form, self._cache)

@@ -156,7 +156,8 @@ class Fit(ABC):
         predicted = log_p.argmax(1)
         metrics = {"test_loss": loss, "test_accuracy": accuracy}
         metrics |= {
-            METRICS[name].test: value for name, value in _further(log_p, examples.labels).items()
+            METRICS[name].test: value
+            for name, value in further_scores(log_p, examples.labels).items()
         }
         for name in self.spec.shift_names():
             moved = shifted(examples, name, load_target(self.spec.target))
@@ -186,7 +187,7 @@ class Fit(ABC):
                 raise Diverged(f"{name} loss {loss} in epoch {epoch}")
         seconds = (self._seconds.cold, self._seconds.marginal)
         further = {
-            k: v for k, v in _further(log_p, val.labels).items() if k in get_args(Selectable)
+            k: v for k, v in further_scores(log_p, val.labels).items() if k in get_args(Selectable)
         }
         return EpochResult(epoch, train_loss, val_loss, val_accuracy, *seconds, further)
 
@@ -218,7 +219,7 @@ class Fit(ABC):
         )
 
 
-def _further(log_probabilities: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+def further_scores(log_probabilities: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
     """Metrics beyond accuracy and log loss, of the probabilities as they are kept (float32)."""
     probabilities = log_probabilities.exp().float().numpy()
     return scores(probabilities, labels.numpy(), log_probabilities.argmax(1).numpy())
