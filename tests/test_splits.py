@@ -19,7 +19,6 @@ from harness.data import (
     SplitIndices,
     Target,
     clear_caches,
-    identity,
     load_target,
     open_image,
     split_indices,
@@ -379,12 +378,15 @@ def test_the_same_images_elsewhere_are_the_same_target(
         *(f"folder:{c}" for c in copies),
     ]
     targets = [load_target(name) for name in names]
-    assert len({identity(name) for name in names}) == 1
+    assert len({load_target(name).identity for name in names}) == 1
     assert len({t.fingerprint() for t in targets}) == 1
     assert len({t.key for t in targets}) == 1
     splits = [split_indices(t, make_spec(target=n)) for n, t in zip(names, targets, strict=True)]
     assert len({s.train.tobytes() + s.val.tobytes() + s.test.tobytes() for s in splits}) == 1
-    assert identity(f"{names[0]}[classes=0+1]") == identity(f"{names[-1]}[classes=0+1]")
+    assert (
+        load_target(f"{names[0]}[classes=0+1]").identity
+        == load_target(f"{names[-1]}[classes=0+1]").identity
+    )
 
 
 def test_expressions_of_the_same_images_elsewhere_are_the_same_target(
@@ -397,13 +399,13 @@ def test_expressions_of_the_same_images_elsewhere_are_the_same_target(
         first, second = (load_target(name) for name in names)
         assert first.key == second.key
         assert first.labels.tolist() == second.labels.tolist()
-        assert identity(names[0]) == identity(names[1])
+        assert load_target(names[0]).identity == load_target(names[1]).identity
 
 
 def test_other_images_are_another_target(tmp_path: Path) -> None:
     first = f"folder:{write_pets(tmp_path / '1' / 'pets')}"
     second = f"folder:{write_pets(tmp_path / '2' / 'pets', seed=1)}"
-    assert identity(first) != identity(second)
+    assert load_target(first).identity != load_target(second).identity
 
 
 def test_images_under_other_labels_groups_or_in_other_parts_are_another_target(
@@ -423,8 +425,8 @@ def test_images_under_other_labels_groups_or_in_other_parts_are_another_target(
 
 
 def test_built_in_data_sets_are_known_by_their_names() -> None:
-    assert identity("digits") == "digits"
-    assert identity("digits[classes=0-4]") == "digits[classes=0-4]"
+    assert load_target("digits").identity == "digits"
+    assert load_target("digits[classes=0-4]").identity == "digits[classes=0-4]"
 
 
 # --- each file is read once ------------------------------------------------------------------------
@@ -516,12 +518,12 @@ def test_changed_file_of_the_same_size_is_another_target(
     for path in root.rglob("*.png"):
         path.write_bytes(path.read_bytes().ljust(2000, b"\0"))
     age(root, seconds)
-    before = identity(f"folder:{root}")
+    before = load_target(f"folder:{root}").identity
     changed = root / "cat" / "3.png"
     changed.write_bytes(changed.read_bytes()[:-1] + b"x")
     age(root, seconds)
     new_process(monkeypatch)
-    assert identity(f"folder:{root}") != before
+    assert load_target(f"folder:{root}").identity != before
 
 
 def test_kept_pixels_are_found_again_under_another_path(
@@ -544,9 +546,9 @@ def test_nothing_is_remembered_where_nothing_can_be_written(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no folder"))
     root = write_pets(tmp_path / "pets")
     age(root)
-    first = identity(f"folder:{root}")
+    first = load_target(f"folder:{root}").identity
     new_process(monkeypatch)
-    assert identity(f"folder:{root}") == first
+    assert load_target(f"folder:{root}").identity == first
 
 
 def test_file_that_vanished_is_named(tmp_path: Path) -> None:

@@ -30,7 +30,6 @@ __all__ = [
     "clear_caches",
     "describe_leaks",
     "find_leaks",
-    "identity",
     "images_per_class",
     "load_target",
     "open_image",
@@ -39,15 +38,6 @@ __all__ = [
     "shifted",
     "split_indices",
 ]
-
-
-def identity(name: str) -> str:
-    """Hash of a target's content, independent of its path: equal for the same images, labels and parts.
-
-    Raises:
-        UserError: if there is no target of that name.
-    """
-    return load_target(name).identity
 
 
 def clear_caches() -> None:

@@ -126,7 +126,7 @@ def input_tags(inputs: Mapping[str, str]) -> dict[str, str]:
 
 def located_anywhere(spec: TrialSpec) -> TrialSpec:
     """The spec with its target named by content, so that images at another path are the same trial."""
-    return replace(spec, target=data.identity(spec.target))
+    return replace(spec, target=load_target(spec.target).identity)
 
 
 def provenance_of(spec: TrialSpec) -> dict[str, str]:
