@@ -8,6 +8,7 @@ whose truth is known because they were simulated.
 
 from __future__ import annotations
 
+import json
 import math
 import tracemalloc
 import warnings as warnings_module
@@ -236,6 +237,30 @@ def test_a_choice_by_few_validation_images_says_how_little_it_rests_on() -> None
     assert "would move such a lead by 4.0 points" in said
     assert "validation examples" not in " ".join(scores.answer(found(0.5)))
     assert "Each run had 60 training, 200 validation" in methods(found(0.5))
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ({"train": 30, "test": {"x": 5, "y": 0, "z": 5}}, "Each run had 90 training and 10 test"),
+        ({"train": 30, "test": 5}, "Each run had 60 training and 10 test"),
+        ({"train": {"least": [5, "x"], "most": [9, "y"], "all": 70}}, "Each run had 70 training"),
+    ],
+)
+def test_sizes_of_the_parts_count_classes_without_test_examples(
+    counts: dict[str, object], said: str
+) -> None:
+    made = table(scored("a", 0.8, images_per_class=json.dumps(counts)))
+    made.predictions["label"] = made.predictions["example"] % 2
+    assert said in methods(compare.find(made))
+
+
+def test_sizes_of_targets_with_different_numbers_of_classes_are_not_mixed() -> None:
+    counts = {"images_per_class": '{"train": 30, "test": 5}'}
+    made = table([*scored("a", 0.8, **counts), *scored("b", 0.7, **counts)])
+    made.predictions["label"] = made.predictions["example"] % 2
+    made.predictions.loc[made.predictions["cell"] == "b", "label"] = 1
+    assert "Each run had" not in methods(compare.find(made))
 
 
 def test_no_verdict_is_contradicted_by_another_p_value() -> None:

@@ -83,7 +83,7 @@ def class_counts(
 
     Args:
         runs: as loaded.
-        classes: number of classes, for the total if all have equally many.
+        classes: number of classes, for the total if all have equally many in every part.
 
     Yields:
         The part; numbers of examples with their classes (at least the smallest and the largest), none if all
@@ -93,9 +93,11 @@ def class_counts(
         with suppress(
             ValueError, KeyError, TypeError, AttributeError
         ):  # not written by the harness
-            for part, counts in json.loads(recorded).items():
+            parts = json.loads(recorded)
+            by_class = [counts for counts in parts.values() if not isinstance(counts, int)]
+            for part, counts in parts.items():
                 if isinstance(counts, int):
-                    yield part, [], counts * classes
+                    yield part, [], counts * (len(by_class[0]) if by_class else classes)
                 elif counts.keys() == {"least", "most", "all"}:
                     ends = [(int(n), str(name)) for n, name in (counts["least"], counts["most"])]
                     yield part, ends, int(counts["all"])
@@ -109,10 +111,11 @@ def split_sizes(runs: pd.DataFrame, predictions: pd.DataFrame) -> dict[str, int]
     them."""
     if "images_per_class" not in runs:
         return {}
-    own = predictions[predictions["cell"].isin(runs["cell"])] if len(predictions) else predictions
+    classes = predictions.groupby("cell")["label"].nunique().to_dict()
     found: dict[str, set[int]] = {}
-    for part, _, total in class_counts(runs, own["label"].nunique() if len(own) else 0):
-        found.setdefault(part, set()).add(total)
+    for cell, own in runs.groupby("cell"):
+        for part, _, total in class_counts(own, classes.get(cell, 0)):
+            found.setdefault(part, set()).add(total)
     return {part: min(n) for part, n in found.items() if len(n) == 1 and min(n) > 0}
 
 
