@@ -256,8 +256,9 @@ def test_sizes_of_the_parts_count_classes_without_test_examples(
 
 
 def test_sizes_of_targets_with_different_numbers_of_classes_are_not_mixed() -> None:
-    counts = {"images_per_class": '{"train": 30, "test": 5}'}
-    made = table([*scored("a", 0.8, **counts), *scored("b", 0.7, **counts)])
+    counts = '{"train": 30, "test": 5}'
+    rows = [row for cell in ("a", "b") for row in scored(cell, 0.8, images_per_class=counts)]
+    made = table(rows)
     made.predictions["label"] = made.predictions["example"] % 2
     made.predictions.loc[made.predictions["cell"] == "b", "label"] = 1
     assert "Each run had" not in methods(compare.find(made))

@@ -210,10 +210,7 @@ def test_unknown_backbone_lists_near_matches() -> None:
 
 
 DINO = "vit_small_patch14_dinov2"
-NO_WEIGHTS, NO_ATTENTION = (
-    "{} has no pretrained weights.*recorded:NAME",
-    "LoRA needs attention .* {} does",
-)
+NO_WEIGHTS = "{} has no pretrained weights.*recorded:NAME"
 REFUSED: list[tuple[str, str, dict[str, int], str]] = [
     ("zzzzzz", "scratch", {}, "unknown backbone"),
     (f"{DINO}.lvd143m", "scratch", {}, "unknown weights 'lvd143m' of backbone .*known: .*lvd142m"),
@@ -229,11 +226,6 @@ REFUSED: list[tuple[str, str, dict[str, int], str]] = [
     ("small_lstm", "imagenet", {}, NO_WEIGHTS.format("small_lstm")),
     ("small_lstm", "pretrained", {}, NO_WEIGHTS.format("small_lstm")),
     ("torchvision:vit_b_16", "scratch", {"resolution": 32}, "takes only images of 224 px, not 32"),
-    *(
-        (name, "scratch", {"lora_rank": 4}, NO_ATTENTION.format(name))
-        for name in ("test_resnet", "test_efficientnet")
-        if importlib.util.find_spec("peft")
-    ),
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from importlib.util import find_spec
 from typing import Any
 
 import optuna
@@ -17,6 +18,8 @@ from harness.search.preflight import check_study
 from tests.lab import make_study, space
 from tests.refusals import refused
 from tests.trials import MakeSpec
+
+needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="extra lora is not installed")
 
 
 def scratch(**changes: Any) -> MakeSpec:
@@ -71,6 +74,40 @@ def test_policies_of_another_medium_are_refused_in_every_cell(
     default = "none" if name == "augment" else ""
     odd = scratch(**{name: lambda strategy: one(strategy, value, default)})
     with pytest.raises(UserError, match=f"{said} '{value}' is not for 32 x 32 pixels"):
+        check_study(make_study(space=odd))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "backbone", "depth", "said"),
+    [
+        (
+            strategies.NormOnly(),
+            "test_nfnet",
+            None,
+            "normalisation layers, which test_nfnet does not",
+        ),
+        (
+            strategies.NormOnly(),
+            "test_vit",
+            1,
+            "layers, which test_vit at depth 1 does not have below",
+        ),
+        (strategies.LoRA(2), "test_resnet", None, r"attention layers \(qkv, proj\), .* use a vit_"),
+        (strategies.LoRA(2), "test_efficientnet", None, r"attention layers \(qkv, proj\)"),
+        pytest.param(strategies.LoRA(2), "test_vit", 1, "test_vit at depth 1", marks=needs_peft),
+    ],
+)
+def test_strategy_that_would_train_only_the_head_is_refused_in_every_cell(
+    strategy: strategies.Strategy, backbone: str, depth: int | None, said: str
+) -> None:
+    """As in a linear probe: what the strategy trains is not in the network."""
+    probe = strategies.LinearProbe()
+    odd = scratch(
+        strategy=lambda cell: strategy if cell == "full" else probe,
+        backbone=lambda _: backbone,
+        depth=lambda _: depth,
+    )
+    with refused(f"strategy {type(strategy).__name__} needs .*{said}"):
         check_study(make_study(space=odd))
 
 

@@ -149,7 +149,10 @@ def test_operations_of_its_layers_are_counted() -> None:
         ({"target": "digits"}, "takes 161 frames of 40 mel bands .* cannot be used for images"),
         ({"resolution": 64}, "resolution 64 is for networks that take images"),
         ({"source": "imagenet"}, "resemblyzer has no weights 'imagenet'; use source 'pretrained'"),
-        ({"strategy": LoRA(rank=2)}, "LoRA needs attention layers"),
+        (
+            {"strategy": LoRA(rank=2)},
+            "strategy LoRA needs attention layers .* resemblyzer does not",
+        ),
         ({"augment": "mixup"}, "augment 'mixup' is not for 21 frames of 40 mel bands"),
     ],
 )

@@ -10,7 +10,7 @@ import torch
 
 from harness.backbones import build
 from harness.backbones.wheels import MINILM
-from harness.core.strategies import FullFineTune, GradualUnfreezing, LoRA
+from harness.core.strategies import FullFineTune, GradualUnfreezing
 from harness.deploy.onnx import write_onnx
 from harness.training.forecast import forecast
 from tests.live_memory import inputs_of, loop_peaks
@@ -81,5 +81,3 @@ def test_its_onnx_file_gives_the_same_logits(tmp_path: Path) -> None:
 def test_what_does_not_suit_it_is_refused() -> None:
     with refused("text_lstm has no pretrained weights"):
         build("text_lstm", "pretrained", 2, 0)
-    with refused("LoRA needs attention layers"):
-        build("text_lstm", "scratch", 2, 0, lora_rank=LoRA().rank)

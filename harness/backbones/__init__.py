@@ -243,7 +243,7 @@ def build(
         library.reset_head(model, num_classes)
         if lora_rank:
             torch.manual_seed(derive_seed(seed, "lora"))
-            model = add_lora(model, name, lora_rank)
+            model = add_lora(model, lora_rank)
     layout = memory_format(model, device) if isinstance(wanted, Pixels) else torch.contiguous_format
     # The model is moved before its tensors are collected, because moving replaces buffers.
     model = model.to(device).to(memory_format=layout)

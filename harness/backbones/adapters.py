@@ -48,26 +48,21 @@ class LowRank(nn.Module):
         return weight + ALPHA * self.lora_B @ self.lora_A
 
 
-def add_lora(model: nn.Module, name: str, rank: int) -> nn.Module:
+def add_lora(model: nn.Module, rank: int) -> nn.Module:
     """The model with adapters of that rank, with alpha = 2 x rank. They do not change its outputs at first
-    (B = 0).
+    (B = 0). A network without attention layers with the usual names stays as it is.
 
     Raises:
-        UserError: if PEFT is not installed, or the network has no attention layers with the usual names.
+        UserError: if PEFT is not installed.
     """
     weights = _weights(model)
     for module, weight in weights:
         parametrize.register_parametrization(
             module, weight, LowRank(getattr(module, weight).detach(), rank)
         )
-    if weights:
-        return model
     layers = _linear_layers(model)
-    if not layers:
-        raise UserError(
-            f"LoRA needs attention layers (qkv, proj), which {name} does not have; use a vit_*, deit_* or "
-            "swin_* backbone of timm, torchvision's vit_* or swin_*, or transformers:NAME for texts or sounds"
-        )
+    if weights or not layers:
+        return model
     peft = optional_library("peft", "LoRA needs the PEFT library: pip install -e '.[lora]'")
     config = peft.LoraConfig(r=rank, lora_alpha=ALPHA * rank, target_modules=layers)
     adapted: nn.Module = peft.inject_adapter_in_model(config, model)

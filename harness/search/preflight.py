@@ -28,7 +28,7 @@ from harness.data.cached import Cache
 from harness.search.plan import trial_fold, trial_seed
 from harness.search.space import first_draw
 from harness.training.forecast import forecast
-from harness.training.network import check_network, network_of
+from harness.training.network import check_network, check_policies, network_of
 
 SECONDS = 10
 """Time limit for drawing the first trial of every cell, and for a strategy's schedule of a trial."""
@@ -73,7 +73,7 @@ def check_study(study: Study, cache: Cache = Cache(), memory_is_limited: bool = 
     for (key, *_), same in alike.items():
         spec, network = same[0], network_of(same[0])
         for one in same:
-            network.input.check(one.augment, one.shift_names())
+            check_policies(network, one)
         check_network(network, spec)
         remarks |= dict.fromkeys(network.notes)
         leak, remark = _try_examples(study, spec, network, cache)

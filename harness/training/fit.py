@@ -44,7 +44,7 @@ from harness.training.checkpoint import Checkpoint
 from harness.training.device import Device, Seconds
 from harness.training.features import FittedClassifier
 from harness.training.inference_cost import inference_cost
-from harness.training.network import Network, network_of
+from harness.training.network import Network, check_policies, network_of
 from harness.training.provenance import located_anywhere, provenance_of
 from harness.training.resident import Part
 
@@ -85,7 +85,7 @@ class Fit(ABC):
         self._classes = len(target.classes)
         self._split, self._groups = split_indices(target, spec), target.groups
         self._backbone = network_of(spec, device.torch_device)
-        self._backbone.input.check(spec.augment, spec.shift_names())
+        check_policies(self._backbone, spec)
         weights = None
         if spec.class_weights == "balanced":
             weights = class_weights(target.labels[self._split.train], target.classes)

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from harness.backbones import Backbone, build, check_size
 from harness.core.errors import UserError
 from harness.core.spec import TrialSpec
-from harness.core.strategies import Scales
+from harness.core.strategies import Scales, Tuned
 from harness.core.units import format_bytes
 from harness.data import Examples, load_target
 from harness.data.cached import Cache, CachedView, CacheFull
@@ -31,6 +31,16 @@ T = TypeVar("T")
 CHUNK = 64
 """Batch size without gradients: large, but not so large that evaluating a linear probe needs more memory than
 training it. On a CPU half as many, which fit into its cache."""
+TUNED: dict[Tuned, tuple[str, str]] = {
+    "norm": ("normalisation layers", "a backbone that has them, such as vgg11_bn, or BiasOnly"),
+    "bias": ("biases", "another backbone, or NormOnly"),
+    "lora": (
+        "attention layers (qkv, proj)",
+        "a vit_*, deit_* or swin_* backbone of timm, torchvision's vit_* or swin_*, or transformers:NAME for "
+        "texts or sounds",
+    ),
+}
+"""What strategies train that do not train all parameters of a group, and what to use without it."""
 _cuts: dict[tuple[object, ...], Cut | NoCut] = {}
 """Cuts that this process has found, or the reasons why there are none, by everything that determines them."""
 
@@ -54,6 +64,23 @@ def network_of(spec: TrialSpec, device: torch.device = torch.device("cpu")) -> B
         spec.depth,
     )
     return replace(built, input=target.medium.form(built.input))
+
+
+def check_policies(backbone: Backbone, spec: TrialSpec) -> None:
+    """Check that the augmentation, the shifts and the strategy of a trial suit its network.
+
+    Raises:
+        UserError: naming what does not, and what would.
+    """
+    backbone.input.check(spec.augment, spec.shift_names())
+    strategy, head = spec.strategy, backbone.groups[-1].parameters.keys()
+    if strategy.tuned in TUNED and not backbone.tuned_names(strategy.tuned) - head:
+        layers, instead = TUNED[strategy.tuned]
+        where = "" if spec.depth is None else f" at depth {spec.depth}"
+        raise UserError(
+            f"strategy {type(strategy).__name__} needs {layers}, which {spec.backbone}{where} does not have "
+            f"below its head; use {instead}"
+        )
 
 
 def check_network(backbone: Backbone, spec: TrialSpec) -> None:
