@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +30,22 @@ from harness.core.strategies import (
 )
 from harness.data import load_target
 from harness.data.cached import Cache
-from harness.deploy.model import plain_network
+from harness.deploy.model import open_model, plain_network
 from harness.inputs import Tokens
 from harness.training.device import Cpu
 from harness.training.forecast import forecast
 from harness.training.inference_cost import inference_cost
-from tests.encoders import WORDS, check, pooled, refused_network, save_encoder
+from tests.encoders import (
+    WORDS,
+    check,
+    pooled,
+    refused_network,
+    save_encoder,
+    save_sound_encoder,
+)
 from tests.live_memory import inputs_of, loop_peaks
 from tests.refusals import refused
-from tests.trials import MakeSpec, check_caching, run, values
+from tests.trials import MakeSpec, check_caching, export, run, values
 
 transformers = pytest.importorskip("transformers")
 has_minilm = pytest.mark.skipif(MINILM.file() is None, reason="the wheel is not installed")
@@ -281,6 +291,26 @@ def test_a_model_of_the_hub_needs_it(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         "transformers:nobody/no-such-model",
         "nobody/no-such-model is not on this machine and could not be loaded from the hub",
     )
+
+
+@pytest.mark.parametrize(
+    ("save", "kind", "pool"),
+    [(save_encoder, "bert", "[pool=cls]"), (save_sound_encoder, "whisper", "")],
+)
+def test_an_exported_model_does_not_need_the_folder_of_its_backbone(
+    save: Callable[[Path, str], str], kind: str, pool: str, tmp_path: Path
+) -> None:
+    folder, name = tmp_path / "a model [2]", save(tmp_path / kind, kind) + pool
+    made = export(build(name, "pretrained", 2, 0), name, ("a", "b"), folder)
+    rows = made.form.random(3, torch.Generator().manual_seed(0))
+    logits = made.logits(rows)
+    shutil.rmtree(tmp_path / kind)
+    assert torch.equal(open_model(folder).logits(rows), logits)
+    about = json.loads((folder / "model.json").read_text())
+    del about["files"]["config.json"]  # as version 0.1.0 wrote it
+    (folder / "model.json").write_text(json.dumps(about))
+    with refused(f"there is no folder {tmp_path / kind}"):
+        open_model(folder)
 
 
 def test_the_extra_is_asked_for(monkeypatch: pytest.MonkeyPatch, bert: str) -> None:

@@ -35,7 +35,7 @@ from harness.backbones.own_models import OwnModels
 from harness.backbones.timm_models import TimmModels
 from harness.backbones.torchvision_models import TorchvisionModels
 from harness.backbones.trace import outputs_before
-from harness.backbones.transformers_models import TransformersModels
+from harness.backbones.transformers_models import SETTINGS, TransformersModels, moved
 from harness.backbones.weights import (
     OtherArchitecture,
     files_sha256,
@@ -51,6 +51,7 @@ from harness.core.spec import Head, derive_seed
 from harness.inputs import Input, Pixels
 
 __all__ = [
+    "SETTINGS",
     "Backbone",
     "Group",
     "as_graph",
@@ -70,6 +71,7 @@ __all__ = [
     "read_weights",
     "restore",
     "separate",
+    "settings_files",
     "weights_sha256",
 ]
 
@@ -319,6 +321,12 @@ def check_size(backbone: Backbone, name: str) -> torch.Tensor:
     return logits
 
 
+def settings_files(name: str) -> dict[str, str]:
+    """Name -> contents of the files, besides those of the input, without which a network cannot be
+    restored."""
+    return library_of(name).settings(name)
+
+
 def restore(
     name: str,
     state: Mapping[str, torch.Tensor],
@@ -326,6 +334,7 @@ def restore(
     expected: Input,
     head: Head = "linear",
     depth: int | None = None,
+    folder: Path | None = None,
 ) -> nn.Module:
     """A network with all its weights, including the head, restored from its state dict.
 
@@ -335,10 +344,13 @@ def restore(
         num_classes: size of the head.
         expected: input of the network, which may be in another resolution than its own.
         head, depth: as in `build`.
+        folder: where the `settings_files` and those of the input are; None for the place in the name.
 
     Raises:
         UserError: on an unknown name, or weights that do not fit.
     """
+    if folder is not None:
+        name = moved(name, folder)
     size = expected.shape[-1] if len(expected.shape) == 3 else None
     model = build(name, "scratch", num_classes, 0, resolution=size, head=head, depth=depth).model
     try:

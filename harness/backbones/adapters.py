@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from harness.backbones.encoders import Layer
-from harness.core.errors import UserError, optional_library
+from harness.core.errors import optional_library
 
 ATTENTION = ("qkv", "proj")
 """Linear layers of timm's attention blocks that get an adapter (W_q to W_o in Hu et al. 2022)."""

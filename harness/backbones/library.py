@@ -44,6 +44,11 @@ class Library(ABC):
         file = wheel.file() if wheel else None
         return () if file is None else (file,)
 
+    def settings(self, name: str) -> dict[str, str]:
+        """Name -> contents of the files, besides those of the input, without which the network cannot be
+        created."""
+        return {}
+
     def reset_head(self, model: nn.Module, num_classes: int) -> None:
         """Replace the classifier with a new one."""
         model.head = nn.Linear(cast(nn.Linear, model.head).in_features, num_classes)

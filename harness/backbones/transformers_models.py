@@ -41,9 +41,11 @@ NOT_USED = ("pooler.", *NOT_LOADED)
 """Weights that may be missing."""
 LONGEST = 128
 """Number of tokens of a text, if the target has none."""
-CONFIG = ("config.json", "tokenizer.json", FILE)
+SETTINGS = "config.json"
+"""The file of a model in which the library keeps the settings of its architecture."""
+CONFIG = (SETTINGS, "tokenizer.json", FILE)
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-NAME = re.compile(r"(?P<model>[^\[\]]+)(?:\[pool=(?P<pool>\w*)\])?")
+NAME = re.compile(r"(?P<model>[^\[\]]+|transformers:/.+?)(?:\[pool=(?P<pool>\w*)\])?")
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,11 @@ def _wheel(weights: bool) -> Path:
     if weights:
         MINILM.check(file)
     return file.parent
+
+
+def moved(name: str, folder: Path) -> str:
+    """Name of the same network with the settings in another folder."""
+    return f"{PREFIX}{folder.resolve()}[pool={_Name.of(name).pool}]"
 
 
 def _input(name: str, config: Any) -> TokenizerFile | Features:
@@ -242,6 +249,10 @@ class TransformersModels(Library):
     def depths(self, model: nn.Module) -> dict[str, int]:
         order = [name for name, _ in model.named_children()]
         return {name: order.index(name.partition(".")[0]) for name in tensor_names(model)}
+
+    def settings(self, name: str) -> dict[str, str]:
+        file = _Name.of(name).folder(weights=False) / SETTINGS
+        return {SETTINGS: file.read_text(encoding="utf-8")}
 
     def files(self, name: str) -> tuple[Path, ...]:
         """The files from which the network and its input are made: weights, settings, and tokenizer or

@@ -278,7 +278,7 @@ def log_to_mlflow(
     logged = log_model(
         model.network,
         model.prepare(pixels[:2]),
-        [done.folder / name for name in (ABOUT, CARD, *model.form.files())],
+        [done.folder / name for name in (ABOUT, CARD, *model.about["files"])],
         {"study": study, "cell": done.cell},
         {"val_accuracy": done.val_accuracy, "test_accuracy": done.test_accuracy},
         tracking_uri or default_tracking_uri(),

@@ -6,6 +6,7 @@ model.json          name, classes, preparation of examples, temperature, cost of
 tokenizer.json      of a network that reads text: its tokenizer, in the format of the library tokenizers
 preprocessor_config.json
                     of an encoder of sounds of transformers: the settings of its feature extractor
+config.json         of an encoder of transformers: the settings of its architecture
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from safetensors.torch import save
 from torch import nn
 
 from harness.backbones import (
+    SETTINGS,
     Backbone,
     is_own,
     memory_format,
@@ -36,6 +38,7 @@ from harness.backbones import (
     read_weights,
     restore,
     separate,
+    settings_files,
 )
 from harness.core.errors import UserError, first_line
 from harness.core.spec import Head
@@ -185,7 +188,8 @@ def write(folder: Path, network: nn.Module, about: Mapping[str, Any], form: Inpu
     """
     weights = save(separate(network.state_dict()))
     (folder / WEIGHTS).write_bytes(weights)
-    files = {name: text.encode() for name, text in form.files().items()}
+    texts = form.files() | settings_files(about["backbone"])
+    files = {name: text.encode() for name, text in texts.items()}
     for name, content in files.items():
         (folder / name).write_bytes(content)
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
@@ -247,11 +251,14 @@ def open_model(folder: Path) -> Model:
         form = described(about["preprocessing"], texts)
         backbone, classes = about["backbone"], about["classes"]
         head, depth = about.get("head", "linear"), about.get("depth")
+        # Version 0.1.0 wrote no settings: such models need the folder that their backbone is named after.
+        settings = folder if SETTINGS in wanted else None
     except OSError as error:
         raise UserError(
             f"no model in {folder}: {first_line(error)}; create one with python -m harness.export"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / ABOUT} was not written by harness.export: {error}") from error
-    network = restore(backbone, read_weights(folder / WEIGHTS), len(classes), form, head, depth)
+    weights = read_weights(folder / WEIGHTS)
+    network = restore(backbone, weights, len(classes), form, head, depth, settings)
     return Model(network.eval(), about, form)
