@@ -167,7 +167,7 @@ REFUSED = {
     "digits[classes=0-ten]": "no class 'ten'",
     "digits[part=3/2]": "a part such as 1/2",
     "digits[part=half]": "a part such as 1/2",
-    "digits[part=200/200]": "has no images in that part",
+    "digits[part=200/200]": "has no examples in that part",
     "shufle(4,digits)": "the forms are X",
     "shuffle(digits)": "the forms are X",
     "shuffle(one,digits)": "expected a whole number, got 'one'",

@@ -257,6 +257,13 @@ def test_other_containers_give_the_same_rows(kind: str, tones: Path, tmp_path: P
     assert target.classes == folder.classes
 
 
+def test_a_sound_that_is_missing_is_named_as_a_file(tones: Path) -> None:
+    target = load_target(f"folder:{tones}[seconds=0.6]")
+    target.files()[3].unlink()
+    with refused(f"^file {target.files()[3]} cannot be read: .*No such file"):
+        target.fingerprint()
+
+
 def test_classes_and_groups_are_chosen_as_those_of_images(tones: Path) -> None:
     grouped = load_target(f"folder:{tones}[group=\\d+,seconds=0.5]")
     assert grouped.groups is not None

@@ -58,13 +58,13 @@ def checksums(paths: Sequence[Path]) -> list[bytes]:
 
 
 def _state(path: Path) -> State:
-    with one_line(f"image {shown(path)} cannot be read"):
+    with one_line(f"file {shown(path)} cannot be read"):
         found = path.stat()
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 def _digest(path: Path) -> bytes:
-    with one_line(f"image {shown(path)} cannot be read"), path.open("rb") as file:
+    with one_line(f"file {shown(path)} cannot be read"), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 
 

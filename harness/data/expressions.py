@@ -262,7 +262,7 @@ def _part(target: Target, text: str, name: str) -> Target:
     kept = np.sort(np.concatenate(rows)).astype(np.int64)
     made = _subset(target, kept, f"{target.name}[part={text}]")
     if len(np.unique(made.labels)) < len(target.classes):
-        raise UserError(f"target {name!r}: a class has no images in that part; use fewer parts")
+        raise UserError(f"target {name!r}: a class has no examples in that part; use fewer parts")
     return made
 
 

@@ -84,10 +84,10 @@ class HubTarget(Target):
 
 
 def _content(value: Mapping[str, Any], name: str) -> bytes:
-    """The bytes of an image, from its row or from the file that the row names."""
+    """The bytes of an example, from its row or from the file that the row names."""
     if value["bytes"] is not None:
         return bytes(value["bytes"])
-    with one_line(f"image {name} cannot be read"):
+    with one_line(f"example {name} cannot be read"):
         return Path(value["path"]).read_bytes()
 
 
@@ -261,7 +261,7 @@ def _classes(texts: Sequence[str], kind: Any, what: str) -> tuple[tuple[str, ...
     used = set(texts)
     classes = tuple(dict.fromkeys(name for name in map(normalized, kind.names) if name in used))
     if len(classes) < 2:
-        raise UserError(f"{what}: needs at least 2 classes with images, found {len(classes)}")
+        raise UserError(f"{what}: needs at least 2 classes with examples, found {len(classes)}")
     order = {name: i for i, name in enumerate(classes)}
     return classes, np.array([order[text] for text in texts], np.int64)
 
