@@ -141,6 +141,9 @@ def test_missing_argument_is_named(command: str, capsys: pytest.CaptureFixture[s
         ("analysis.recommend", ["--max-memory", "8 apples"], "Invalid value for --max-memory: size '8 ap"),
         ("analysis.recommend", ["--max-minutes", "0"], "--max-minutes must be above 0, got 0"),
         ("analysis.recommend", ["--max-latency-ms", "0"], "--max-latency-ms must be above 0, got 0"),
+        ("predict", [""], "argument 3 is empty; give a value, or leave it out"),
+        ("study", ["--tracking-uri", ""], "the value of --tracking-uri is empty; give a value"),
+        ("export", ["--out="], "the value of --out is empty; give a value"),
     ],
 )  # fmt: skip
 def test_wrong_value_is_refused_before_anything_is_read(

@@ -77,6 +77,7 @@ def command(
 
 def _parse_and_call(app: App, argv: Sequence[str] | None) -> int:
     words = sys.argv[1:] if argv is None else argv
+    _refuse_empty(words)
     try:
         return app(words, exit_on_error=False, print_error=False) or 0
     except UnusedCliTokensError as error:
@@ -86,6 +87,15 @@ def _parse_and_call(app: App, argv: Sequence[str] | None) -> int:
         ) from error
     except CycloptsError as error:
         raise UserError(str(error)) from error
+
+
+def _refuse_empty(words: Sequence[str]) -> None:
+    """Refuse an argument without text: as a path, it would be the current folder."""
+    for number, word in enumerate(words):
+        if not word or re.fullmatch("--[^=]+=", word):
+            option = word[:-1] or (words[number - 1] if number else "")
+            place = f"the value of {option}" if option.startswith("-") else f"argument {number + 1}"
+            raise UserError(f"{place} is empty; give a value, or leave it out")
 
 
 def _unbroken(docstring: str) -> str:
