@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.core.caller import undisturbed
-from harness.core.command_line import TEXT, File, command, program
+from harness.core.command_line import AS_WRITTEN, TEXT, File, command, program
 from harness.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -120,12 +120,13 @@ def show_candidates(found: Ranking) -> None:
         table.add_row(name, better, *(m.describe() for m in measured))
     console().print(table)
     for reason, refused in absent.items():
-        console().print(f"no {', '.join(refused)}: {reason}", markup=False)
+        console().print(f"no {', '.join(refused)}: {reason}")
 
 
 def console() -> Console:
     """A console with wide lines unless a terminal limits them."""
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+    width = None if sys.stdout.isatty() else 200
+    return Console(soft_wrap=True, width=width, **AS_WRITTEN)
 
 
 def show_evidence(known: Sequence[Evidence]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.core.caller import undisturbed
-from harness.core.command_line import command
+from harness.core.command_line import AS_WRITTEN, command
 
 if TYPE_CHECKING:
     from harness.search.overview import Overview
@@ -50,7 +50,7 @@ def show(found: Overview) -> None:
     from harness.core.selection import METRICS
     from harness.search.progress import describe_epochs, picture
 
-    Console(highlight=False).print(picture(found))
+    Console(**AS_WRITTEN).print(picture(found))
     if found.holder is None:
         print(f"\n{'no process runs it now' if found.outcomes else 'it has no trial yet'}")
     elif found.holder.gone:

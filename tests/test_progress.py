@@ -181,6 +181,24 @@ def test_command_that_finds_nothing_to_do_says_so(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == said
 
 
+@pytest.mark.parametrize(
+    "shown",
+    [
+        lambda read, done: show(read, iter([SlotDone(done.slot, done)])),
+        lambda read, done: status.show(read()),
+    ],
+    ids=["lines", "status"],
+)
+def test_names_are_shown_as_they_are_written(
+    shown: Callable[[Callable[[], Overview], TrialRecord], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "[/x]:cat:[bold]"
+    info = info_of(make_study(compare={"strategy": [name]}))
+    done = trial(name, 0, train_seconds=4)
+    shown(lambda: overview(info, [done]), done)
+    assert name in capsys.readouterr().out
+
+
 @pytest.fixture
 def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any output for a terminal

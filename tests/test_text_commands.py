@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from PIL import Image
 pytest.importorskip("tokenizers")
 pytest.importorskip("transformers")
 
+from harness import predict, rank
 from harness.core.results import EpochResult, TrialResult
 from harness.core.strategies import FullFineTune
 from harness.data import load_target
@@ -65,6 +67,29 @@ def trained(make_spec: MakeSpec, texts: Path, encoder: str) -> Trained:
         batch_size=4,
     )
     return run(spec)
+
+
+def test_backbones_are_ranked_under_their_whole_names(
+    texts: Path, encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = [encoder, f"{encoder}[pool=cls]"]
+    uri, cache = f"sqlite:///{tmp_path}/none.db", str(tmp_path / "cache")
+    options = ["--images", "16", "--tracking-uri", uri, "--cache-dir", cache]
+    target = f"folder:{texts}[tokens=16]"
+    assert rank.main(["--target", target, "--sources", ",".join(sources), *options]) == 0
+    head = re.search(r"measure +better .*\n(?:.*\n)?", capsys.readouterr().out)
+    assert head is not None
+    assert "[pool=cls]" in head[0]
+
+
+def test_class_names_are_printed_as_they_are_written(
+    trained: Trained, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit, classes = trained[0], ("[/x] :cat:", "[bold]")
+    export(fit.backbone, fit.spec.backbone, classes, tmp_path / "model")
+    assert predict.main([str(tmp_path / "model"), str(texts), "--top=2"]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert all(name in first for name in classes)
 
 
 def test_two_kinds_of_texts_are_told_apart(trained: Trained) -> None:

@@ -23,6 +23,8 @@ from harness.core.errors import UserError
 from harness.core.units import Seconds, Size
 
 Result = TypeVar("Result")
+AS_WRITTEN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+"""Options of rich's console, for which names such as "[bold]" or ":cat:" would have a meaning."""
 File = Annotated[str | Path, Parameter(metavar="PATH")]
 """A path; from Python it may also be a string."""
 

@@ -18,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from harness.core.command_line import AS_WRITTEN
 from harness.core.records import TrialRecord
 from harness.core.results import BROKEN, BUSY, WAITED
 from harness.core.selection import METRICS, Metric
@@ -56,7 +57,7 @@ def show(
     Raises:
         Exception: what the events raise.
     """
-    console = Console(highlight=False)
+    console = Console(**AS_WRITTEN)
     found = read()
     slots, metric = found.slots, METRICS[found.info.metric]
     resumed, ran, completed, broken = 0, 0, 0, 0
@@ -96,7 +97,7 @@ def _say(console: Console, line: str) -> None:
     if console.is_jupyter:  # where each line of rich's would be an output of its own
         print(line)
     else:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def _lines(counted: str, event: SlotDone, metric: Metric, with_curve: bool) -> Iterator[str]:
@@ -158,7 +159,7 @@ def _notebook_output() -> Callable[[RenderableType], None]:
     handle = display({"text/plain": ""}, raw=True, display_id=True)  # type: ignore[no-untyped-call]
 
     def draw(shown: RenderableType) -> None:
-        made = Console(width=100, color_system=None, force_jupyter=False, highlight=False)
+        made = Console(width=100, color_system=None, force_jupyter=False, **AS_WRITTEN)
         with made.capture() as captured:
             made.print(shown)
         text = captured.get().rstrip()
