@@ -73,7 +73,9 @@ def _recommend(
     excluded = [f"left out: “{row['cell']}” ({row['why']})" for row in out.to_dict("records")]
     if fit.empty:
         near = out.dropna(subset="over").sort_values("over", kind="stable")
-        nearest = [f"“{row['cell']}” comes nearest." for row in near[:1].to_dict("records")]
+        nearest = [
+            f"“{row['cell']}” is closest to the limits." for row in near[:1].to_dict("records")
+        ]
         return [" ".join(["No cell fits.", *nearest]), *excluded], False
     best = fit.iloc[0]
     what = [f"test {info.metric} {100 * best['mean']:.1f}% ({in_seeds(best['n'])})"]
@@ -85,20 +87,22 @@ def _recommend(
     if len(fit) == 1:
         return [*text, "No other cell fits.", *excluded], True
     if best["by_test"]:
-        text.append("There are no validation scores to choose by: it has the highest test score.")
+        text.append("No validation scores were recorded; it has the highest test score.")
     else:
-        last = " and stayed longest in the race" * (info.budget is not None)
+        last = " and stayed in the race longest" * (info.budget is not None)
         text.append(
             f"It has the best mean validation score of the {len(fit)} cells that fit{last}."
         )
         leader = compare.best_by_test(choices)
         if leader != best["cell"]:
-            text.append(f"On test “{leader}” is ahead, but cells are not chosen by test scores.")
+            text.append(
+                f"“{leader}” has a higher test score, but cells are not chosen by test scores."
+            )
     rivals = compare.surer(trials, info, choices)
     for verdict, words in (
-        ("higher", "Shown to be better than"),
-        ("lower", "Shown to be worse than"),
-        ("open", "Not told apart from"),
+        ("higher", "Significantly better than"),
+        ("lower", "Significantly worse than"),
+        ("open", "Not significantly different from"),
     ):
         names = rivals.loc[rivals["verdict"] == verdict, "rival"]
         if len(names):
@@ -119,20 +123,27 @@ def _to_be_surer(table: StudyTable, row: pd.Series) -> str:
     lead = f"a difference of {max(abs(row['lead']), 0.5):.1f} points from {rival}"
     if row["seeds"] != row["seeds"]:
         folds = table.info.folds
-        return f"To be surer: run every cell on at least {folds * math.ceil(8 / folds)} seeds."
+        return (
+            f"For more certainty, run every cell on at least {folds * math.ceil(8 / folds)} seeds."
+        )
     if row["seeds"] == math.inf:
-        return f"To be surer: not worth it, {lead} would take more than 500 seeds; take the cheaper one."
+        return (
+            f"More certainty is not worth the effort: {lead} would need more than 500 seeds; use "
+            "the cheaper one."
+        )
     if row["more"] == 0:
-        return f"{row['n']} seeds are enough to see {lead}: more would change little."
+        return f"{row['n']} seeds are enough to detect {lead}; more would change little."
     if table.info.budget is not None:
-        return f"To be surer: give the race more time with a larger --budget; {lead} is open."
+        return (
+            f"For more certainty, give the race more time with a larger --budget; {lead} is open."
+        )
     minutes = f", about {row['minutes']:.1f} minutes" if row["minutes"] == row["minutes"] else ""
     again = re.sub(r" --repeats \d+", "", table.info.command)
     command = f": {again} --repeats {row['seeds']:.0f}" if again else ""
     seeds = f"{row['more']:.0f} more seed{'s' * bool(row['more'] != 1)}"
     return (
-        f"To be surer: {seeds} of both (to {row['seeds']:.0f}{minutes}) would show {lead} "
-        f"4 times in 5{command}"
+        f"For more certainty: {seeds} of both (to {row['seeds']:.0f}{minutes}) would show "
+        f"{lead} with 80% power{command}"
     )
 
 

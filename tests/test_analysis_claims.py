@@ -197,7 +197,7 @@ def test_the_band_of_a_budget_curve_is_called_no_confidence_interval() -> None:
     assert {"spread_low", "spread_high"} < {*section.tables["budget"]}
     banded = [plot for plot in section.plots if plot.name in ("budget", "budget_seconds")]
     assert len(banded) == 2
-    assert all("no confidence interval" in plot.caption for plot in banded)
+    assert all("not a confidence interval" in plot.caption for plot in banded)
     assert section.tables["budget"]["seconds"].iloc[0] == 5.0  # the median; the mean is 7
 
 
@@ -212,11 +212,11 @@ def test_report_and_recommend_choose_the_same_cell_by_validation_and_name_the_be
     found = compare.find(made)
     assert found.chosen == "b"
     said = " ".join(scores.answer(found))
-    assert "“b” is the choice: test accuracy 80.0%" in said
-    assert "By test accuracy “a” is 10.0 points higher." in said
+    assert "“b” is recommended: test accuracy 80.0%" in said
+    assert "The test accuracy of “a” is 10.0 points higher." in said
     recommended = recommend.recommend_cell(made)
     assert recommended[0].startswith("Use “b”: test accuracy 80.0%")
-    assert any("On test “a” is ahead" in line for line in recommended)
+    assert any("“a” has a higher test score" in line for line in recommended)
 
 
 def test_of_equal_cells_the_faster_is_preferred_and_an_unscored_one_is_last() -> None:
@@ -233,8 +233,8 @@ def test_a_choice_by_few_validation_images_says_how_little_it_rests_on() -> None
         return compare.find(table([row | {"images_per_class": counts} for row in rows]))
 
     said = " ".join(scores.answer(found(0.795)))
-    assert "ahead of the next of 2 by 0.5 points on 200 validation examples" in said
-    assert "would move such a lead by 4.0 points" in said
+    assert "0.5 points better than the next of 2 on 200 validation examples" in said
+    assert "standard error of this lead over validation examples is 4.0 points" in said
     assert "validation examples" not in " ".join(scores.answer(found(0.5)))
     assert "Each run had 60 training, 200 validation" in methods(found(0.5))
 
@@ -457,7 +457,7 @@ def test_the_methods_of_a_table_say_only_what_its_mapping_declares(tmp_path: Pat
     said = methods(compare.find(made))
     for invented in ("fresh seeds", "one seed fixes", "excludes evaluation", "head initialisation"):
         assert invented not in said
-    assert "The scores are those of a table of 9 runs." in said
+    assert "The scores are from a table of 9 runs." in said
     assert "Times are those of the table" in said
     assert "<p>9 runs" in page  # the chosen rows are not counted a second time
 
@@ -465,7 +465,7 @@ def test_the_methods_of_a_table_say_only_what_its_mapping_declares(tmp_path: Pat
 def test_without_validation_scores_the_choice_says_what_it_is_worth(tmp_path: Path) -> None:
     mapping = {"over_seeds": False, "parameters": [], "val": "", "factors": ["model", "lr"]}
     said = " ".join(scores.answer(compare.find(external(tmp_path, GRID, **mapping))))
-    assert "There are no validation scores to choose by" in said
+    assert "No validation scores were recorded" in said
 
 
 def test_two_seeds_leave_no_more_open_than_100_points() -> None:
@@ -475,7 +475,7 @@ def test_two_seeds_leave_no_more_open_than_100_points() -> None:
     assert table["low"].min() == -100
     assert table["high"].max() <= 100
     uneven = table[table["least_detectable"] > 100].iloc[0].to_dict()
-    assert "With 2 seeds no difference can be shown" in compare.describe_contrast(uneven)
+    assert "With 2 seeds, no difference can be shown" in compare.describe_contrast(uneven)
     assert all(compare.describe_contrast(row) for _, row in table.iterrows())  # as a notebook would
 
 

@@ -173,7 +173,7 @@ def test_choice_by_either_accuracy_is_defended_where_classes_are_unequal(
     found = compare.find(unequal)
     assert found.chosen == "large"
     first = scores.answer(found)[0]
-    assert "“large” is the choice: test accuracy" in first
+    assert "“large” is recommended: test accuracy" in first
     assert "; balanced accuracy 5" in first
     [text] = classes.answer(found)
     assert "The test classes are unequal (20 to 300 examples)." in text

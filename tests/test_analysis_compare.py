@@ -183,15 +183,19 @@ def test_least_detectable_difference_is_found_for_every_number_of_seeds() -> Non
 @pytest.mark.parametrize(
     ("scores", "verdict", "phrase"),
     [
-        ([0.6], "untested", "share 1 scored seed: nothing can be tested"),
+        ([0.6], "untested", "share 1 scored seed, so the difference cannot be tested"),
         (
             [0.61, 0.62, 0.63, 0.64, 0.65],
             "higher",
             "13.0 points above “probe” (+11.0 to +15.0, 5 seeds)",
         ),
         ([0.4, 0.41, 0.42, 0.39, 0.38, 0.4], "lower", "10.0 points below"),
-        ([0.51, 0.48, 0.52, 0.49, 0.50], "open", "can't be told apart from “probe”: +0.0 points"),
-        ([0.5, 0.5, 0.5], "open", "scored the same on each of 3 seeds"),
+        (
+            [0.51, 0.48, 0.52, 0.49, 0.50],
+            "open",
+            "is not significantly different from “probe”: +0.0 points",
+        ),
+        ([0.5, 0.5, 0.5], "open", "have the same score on each of 3 seeds"),
     ],
 )
 def test_a_contrast_claims_no_more_than_its_seeds_allow(

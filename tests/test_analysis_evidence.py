@@ -92,7 +92,7 @@ def test_an_open_contrast_says_how_many_seeds_would_show_more() -> None:
     trials = frame([*repeats("a", [0.5 + g for g in gap]), *repeats("b", [0.5] * 5)])
     row = compare.contrasts(trials, AB).iloc[0].to_dict()
     needed = seeds_needed(100 * float(np.std(gap, ddof=1)), 2.0)
-    assert f"; {needed:.0f} would show 2 points." in compare.describe_contrast(row)
+    assert f"; 2 points would need {needed:.0f} seeds." in compare.describe_contrast(row)
 
 
 def test_times_of_another_device_or_number_of_threads_are_not_pooled() -> None:
@@ -276,7 +276,7 @@ def test_limits_leave_out_what_is_over_or_unmeasured_and_name_the_runs_that_woul
     assert "--repeats" in said[-1]
     tight = compare.choice(table.trials, AB, {"train_seconds": 60})
     assert tight["cell"].tolist() == ["b", "a"]
-    assert tight["why"].tolist() == ["", "training: 100 s, 60 are allowed"]
+    assert tight["why"].tolist() == ["", "training: 100 s, the limit is 60"]
     none = compare.choice(
         table.trials.assign(peak_process_rss_mib=math.nan), AB, {"peak_memory_mib": 1e6}
     )

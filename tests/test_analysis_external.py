@@ -116,7 +116,7 @@ def test_measures_are_read_once_per_pair_and_as_numbers(tmp_path: Path) -> None:
     assert load_measures(path)["m"].tolist()[0] == 0.5
     for text, message in (
         ("source,target,m\na,x,1\na,x,2\n", "the pair of row 2 twice"),
-        ("source,target\na,x\n", "no measure beside"),
+        ("source,target\na,x\n", "no column of a measure besides"),
         ("source,goal,m\na,x,1\n", "no column 'target'"),
         ("source,target,m\na,x,much\n", "holds 'much' in row 1, not a number"),
     ):
@@ -233,7 +233,7 @@ def test_a_bad_table_is_refused_in_one_line(
         ({**PLAIN, "preset": "wb"}, "no preset 'wb'; presets: wandb"),
         ({**PLAIN, "time_unit": "days"}, "time_unit 'days' is not one of ms, s, min, h"),
         ({**PLAIN, "select": "val_loss"}, "no column is mapped to val_loss"),
-        ({**PLAIN, "factors": ["size"]}, "'size' is a name of our own"),
+        ({**PLAIN, "factors": ["size"]}, "'size' has a reserved name"),
         ({**PLAIN, "percent": "yes"}, "percent = 'yes' is not a bool"),
         ({**PLAIN, "baseline": {"model": "a"}}, "baseline 'model' is not a factor"),
     ],

@@ -324,7 +324,7 @@ def test_run_that_was_deleted_written_again_and_restored_is_counted_once_and_nam
     said = [line for line in warnings(found) if line.startswith("Recorded twice")]
     for line, cell in zip(said, INFO.factors["strategy"], strict=True):
         runs = read.trials[read.trials["cell"] == cell].sort_values("superseded")["run_id"]
-        assert f"{runs.iloc[1]} of “{cell}” repeats run {runs.iloc[0]}" in line
+        assert f"{runs.iloc[1]} of “{cell}” is the same trial as run {runs.iloc[0]}" in line
 
 
 def test_two_runs_of_one_slot_that_differ_are_refused(uri: str) -> None:
@@ -396,7 +396,7 @@ def test_the_report_goes_from_store_to_page(
     page = out / INFO.name / "index.html"
     assert str(page) in printed
     assert f"--backend-store-uri {uri} --host 127.0.0.1 --workers 1" in printed
-    assert "“linear probe” is the choice: test accuracy 75.0%" in page.read_text(encoding="utf-8")
+    assert "“linear probe” is recommended: test accuracy 75.0%" in page.read_text(encoding="utf-8")
 
 
 def test_an_absent_database_is_refused_and_not_created(tmp_path: Path) -> None:

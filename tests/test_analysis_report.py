@@ -58,14 +58,14 @@ def test_the_page_opens_with_the_answer_and_its_uncertainty(tmp_path: Path) -> N
     made = table(rows, baseline={"strategy": "probe"})
     text = read(report.build(made, tmp_path))
     answer = text.index(
-        "“full” is the choice: test accuracy 90.0% (95% interval 89.8 to 90.1, 6 seeds"
+        "“full” is recommended: test accuracy 90.0% (95% interval 89.8 to 90.1, 6 seeds"
     )
     assert answer < text.index("Costs")
     assert (
-        "It has the highest mean validation accuracy over its 6 repeats, 90.0%; next “probe”, 80.0%."
+        "It has the highest mean validation accuracy over its 6 repeats, 90.0%; “probe” follows with 80.0%."
         in text
     )
-    assert "Shown to be better than “probe” (+10.0 points, " in text
+    assert "It is significantly better than “probe” (+10.0 points, " in text
     assert "“full” is 10.0 points above “probe”" in text  # the list below
     assert "It costs 30 s of training and 3000 MiB of peak memory" in text
     assert "Read this first" not in text
@@ -80,9 +80,11 @@ def test_a_cheaper_equal_is_named(tmp_path: Path) -> None:
     ]
     rows = [*scored("full", 0.903, seconds=30), trial("probe", "tune", 0, 0.9), *cheap]
     text = read(report.build(table(rows), tmp_path))
-    assert "Not told apart from “probe”. With 6 seeds a difference of" in text
-    assert re.search(r"It may be up to \d\.\d points below the best of them", text)
-    assert "“probe”, not told apart from it in accuracy, costs 2 s of training" in text
+    assert "It is not significantly different from “probe”. With 6 seeds, a difference of" in text
+    assert re.search(r"It may be up to \d\.\d points worse than the best of them", text)
+    assert (
+        "“probe”, which is not significantly different in accuracy, costs 2 s of training" in text
+    )
 
 
 @pytest.mark.usefixtures("pictures")
@@ -118,11 +120,13 @@ def test_pictures_of_an_earlier_report_do_not_linger(tmp_path: Path) -> None:
 
 
 LEAK = "target digits: 1 exact and 0 near duplicates between train, validation and test: <3> = 7"
-COLD = "cold-equivalent, as if nothing had been kept from other trials; in this study it took 0.5 s"
+COLD = (
+    "cold-equivalent, that is, without anything cached by other trials; in this study it took 0.5 s"
+)
 PAGES: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
     "without repeats no cell is called better": (
         {"rows": [trial("probe", "tune", 0, 0.8), trial("full", "tune", 0, 0.9)], "repeats": 0},
-        ["The study asked for no repeats, so nothing was scored on test",
+        ["The study has no repeats, so there are no test scores",
          "highest validation accuracy in tuning was that of “full”: 90.0%"],
         ["Read this first"],
     ),
@@ -132,11 +136,11 @@ PAGES: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
     ),
     "no result at all": (
         {"rows": [trial("full", "tune", 0, None, outcome="crashed")]},
-        ["There is no answer yet: no trial was completed and scored (1 crashed)."], [],
+        ["There is no result yet: no trial was completed and scored (1 crashed)."], [],
     ),
     "no result yet": (
         {"rows": [trial("full", "tune", 0, None, outcome="unfinished")]},
-        ["There is no answer yet: no trial was completed and scored (1 unfinished)."], [],
+        ["There is no result yet: no trial was completed and scored (1 unfinished)."], [],
     ),
     "two factors are compared within the other": (
         {
@@ -160,7 +164,7 @@ PAGES: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
     ),
     "times of a busy machine": (
         {"rows": [*scored("probe", 0.8, waited_share=0.004), *scored("full", 0.7, waited_share=0.4)]},
-        ["in 6 of 12 repeats the threads waited for a processor more than 10%", "(at most 40%)",
+        ["in 6 of 12 repeats, threads waited for a processor for more than 10%", "(at most 40%)",
          "Waited for the processor, %"], [],
     ),
     "every failure with its reason": (
@@ -208,7 +212,7 @@ def test_missing_costs_are_said_not_drawn(tmp_path: Path) -> None:
         row | {"train_seconds": None, "peak_process_rss_mib": None} for row in scored("full", 0.9)
     ]
     page = report.build(table(rows), tmp_path)
-    assert "What it costs was not measured." in read(page)
+    assert "Its cost was not measured." in read(page)
     assert not (page.parent / "figures" / "train_seconds.png").exists()
 
 
@@ -219,10 +223,10 @@ def test_missing_costs_are_said_not_drawn(tmp_path: Path) -> None:
         ([*scored("a", 0.8), *scored("b", 0.9, threads=1)], "Mixed thread counts (1, 2)"),
         (
             [*scored("a", 0.8), *scored("b", 0.9)[:-1]],
-            "Fewer scored repeats than asked for: “b” 5 of 6",
+            "Fewer scored repeats than requested: “b” 5 of 6",
         ),
-        ([*scored("a", 0.8), *scored("b", 0.9)[:-1]], "not repeated on the same seeds"),
-        ([*scored("a", 0.8)[1:]], "Fewer tuning trials than asked for: “a” 0 of 1"),
+        ([*scored("a", 0.8), *scored("b", 0.9)[:-1]], "repeated on different seeds"),
+        ([*scored("a", 0.8)[1:]], "Fewer tuning trials than requested: “a” 0 of 1"),
         (
             [*scored("a", 0.8), trial("a", "tune", 9, None, outcome="unfinished")],
             "1 runs have not ended",
@@ -232,7 +236,7 @@ def test_missing_costs_are_said_not_drawn(tmp_path: Path) -> None:
             "The environment changed between runs: torch",
         ),
         ([row | {"env.dirty": "true"} for row in scored("a", 0.8)], "uncommitted code"),
-        (scored("a", 0.8, chosen=4), "run another configuration than the best one tuned"),
+        (scored("a", 0.8, chosen=4), "use another configuration than the best tuned one"),
     ],
 )
 def test_what_spoils_the_comparison_is_said_before_the_figures(
@@ -277,7 +281,7 @@ def test_the_cells_that_lose_least_and_most_under_shift_are_named_if_they_can_be
     assert (page.parent / "figures" / "shifted.png").exists()
     assert len(pd.read_csv(page.parent / "tables" / "shifted.csv")) == 6
     vague = [*moved("probe", 0.8, 0.1, 0.05), *moved("full", 0.9, 0.11, -0.05)]
-    assert "can't be told apart with 6 seeds" in read(report.build(table(vague), tmp_path))
+    assert "are not significantly different with 6 seeds" in read(report.build(table(vague), tmp_path))
 
 
 @pytest.mark.usefixtures("pictures")
@@ -305,13 +309,13 @@ def test_a_crossing_that_was_not_shown_is_not_claimed() -> None:
     assert crossing(row, "shots") == (
         "“a” leads “b” up to about 42 shots (95% interval 9 to above 300, 6 seeds)."
     )
-    assert "it was not shown that either leads on each side" in crossing(
+    assert "it was not shown that each of them leads on one side" in crossing(
         row | {"shown": False}, "shots"
     )
     assert crossing_interval(row | {"low": 0.0}) == "below 5 to above 300"
     assert crossing_interval(row | {"low": math.nan}) == "–"
     none = row | {"changes": 0, "size": math.nan}
-    assert crossing(none, "shots").startswith("No crossing seen between 5 and 300 shots")
+    assert crossing(none, "shots").startswith("No crossing between 5 and 300 shots")
     alone = row | {"n": 1, "low": math.nan, "shown": False}
     assert "(one seed: no interval)" in crossing(alone, "shots")
 
@@ -336,7 +340,8 @@ def test_costs_of_other_conditions_are_left_out_with_a_sentence() -> None:
     )
     found = compare.find(made)
     assert any(
-        "Costs are compared for repeats on cpu, 2 threads only; 6 repeats on cpu, 1 thread" in line
+        "only for repeats on cpu, 2 threads; the times and memory of 6 repeats on cpu, 1 thread"
+        in line
         for line in warnings(found)
     )
     summary = found.summary.set_index("cell")["train_seconds_median"]
@@ -349,7 +354,7 @@ def test_cells_out_of_memory_are_named_and_shown(tmp_path: Path) -> None:
     dead = [trial("full", "tune", i, None, outcome="oom", forecast_peak_mib=9e3) for i in (0, 1)]
     page = report.build(table([*dead, *scored("probe", 0.8)]), tmp_path)
     text = read(page)
-    assert "Out of memory, without a score, and so not on any front: “full”." in text
+    assert "Without a score, because runs ran out of memory, and not on any front: “full”." in text
     assert "Hollow triangles" in text
     assert re.search(r"<td>full</td><td>oom</td><td>2</td><td>2</td><td>no</td><td>–</td><td>9000</td>",
                      page.read_text())  # fmt: skip
@@ -359,10 +364,10 @@ def test_the_methods_paragraph_tells_the_numbers_of_this_study(tmp_path: Path) -
     made = table([*scored("probe", 0.8), *scored("full", 0.9)])
     text = methods(compare.find(made))
     assert "We compared 2 cells" in text
-    assert "run again on 6 fresh seeds" in text
+    assert "run again on 6 new seeds" in text
     assert "on cpu, 2 threads; memory is the peak of the process, measured" in text
     page = read(report.build(made, tmp_path))
-    assert "the verdict on each of the 1 pairs is that of a paired t interval" in page
+    assert "The verdict on each of the 1 pairs is that of a paired t interval" in page
     assert all(sentence in page for sentence in text.split(". "))
 
 
@@ -423,10 +428,10 @@ def test_a_table_from_elsewhere_gets_the_same_page(
     assert "runs:" not in capsys.readouterr().out
     page = tmp_path / "out" / "runs" / "index.html"
     text = read(page)
-    assert "“d” ranks best over 3 targets: mean rank 1.0" in text
+    assert "“d” has the best mean rank over 3 targets: 1.0" in text
     assert "Test AUC, %" in text
     assert "accuracy" not in text.replace("test accuracy", "")
-    assert "Not shown that sources which similarity ranks higher transfer better" in text
+    assert "It was not shown that sources which similarity ranks higher transfer better" in text
     for absent in (
         "To repeat the study",
         "0 tuning trials",
@@ -528,9 +533,12 @@ def test_unequal_classes_are_said_with_what_they_do_to_the_metric() -> None:
     study = table(rows)
     (said,) = (line for line in warnings(compare.find(study)) if "unequal" in line)
     assert "training 4 (“owl”) to 120 (“cat”); test 2 (“owl”) to 40 (“cat”)" in said
-    assert said.endswith("Accuracy is mostly that of the large classes.")
+    assert said.endswith("Accuracy depends mostly on the large classes.")
     info = replace(study.info, metric="balanced accuracy", score="balanced_accuracy")
     (said,) = (
         line for line in warnings(compare.find(replace(study, info=info))) if "unequal" in line
     )
-    assert "All count equally in balanced accuracy, so it depends much on the few examples" in said
+    assert (
+        "All classes have the same weight in balanced accuracy, so it depends strongly on the few examples"
+        in said
+    )

@@ -125,7 +125,7 @@ def test_response_is_the_difference_of_logits_to_the_matching_scratch_run() -> N
     assert paired["response"].tolist() == pytest.approx([math.log(4), math.log(9) - math.log(4)])
     full = responses(pd.DataFrame({"accuracy": [1.0, 0.5], "examples": 10}))
     assert full["response"].tolist() == pytest.approx([math.log(10.5 / 0.5), 0])
-    with pytest.raises(UserError, match="without a column examples"):
+    with pytest.raises(UserError, match="add the column examples"):
         responses(pd.DataFrame({"accuracy": [1.0]}))
     with pytest.raises(UserError, match="no run from 'scratch' for target x, seed 2"):
         with_scratch(scores.iloc[:3])
@@ -149,7 +149,7 @@ def test_a_measure_of_source_quality_alone_does_not_pass_for_similarity() -> Non
     assert by_model(table, "p")["fixed"] > 0.05
     (row,) = verdicts(table).to_dict("records")
     assert row["verdict"] == "open"
-    assert row["sentence"].startswith("Not shown that")
+    assert row["sentence"].startswith("It was not shown that")
 
 
 def test_a_verdict_of_quality_alone_or_of_contradicting_signs_is_put_into_words() -> None:
@@ -157,11 +157,11 @@ def test_a_verdict_of_quality_alone_or_of_contradicting_signs_is_put_into_words(
     quality = table.assign(p_holm=[1e-9, 0.01, 0.4, 0.01])
     (row,) = verdicts(quality).to_dict("records")
     assert row["verdict"] == "source"
-    assert "not shown that it takes similarity to the target" in row["sentence"]
+    assert "but not that this depends on similarity to the target" in row["sentence"]
     signs = table.assign(slope=[0.2, -0.1, -0.1, 0.2])
     (row,) = verdicts(signs).to_dict("records")
     assert row["verdict"] == "open"
-    assert "don't agree on the sign" in row["sentence"]
+    assert "The signs of the models differ" in row["sentence"]
 
 
 @pytest.mark.slow
@@ -303,19 +303,19 @@ def test_what_cannot_be_tested_is_said_to_be_untested() -> None:
     per_source = made(0, 0.2, 0.5, 0.7)
     per_source["m"] = per_source["source"].str[1:].astype(float)
     size = slopes(per_source, ["m"], permutations=10)
-    assert "does not vary" in size["note"].iloc[2]
+    assert "is constant" in size["note"].iloc[2]
 
 
 def test_scores_that_cannot_be_compared_are_refused() -> None:
     scores = made(0, 0.2, 0.5, 0.7)
     with pytest.raises(UserError, match="the scores lack logme"):
         slopes(scores, ["logme"])
-    with pytest.raises(UserError, match="is no transfer"):
+    with pytest.raises(UserError, match="is not transfer"):
         slopes(scores.replace({"target": {"t0": "s0"}}), ["m"])
     twice = pd.concat([scores, scores]).assign(accuracy=0.5)
     with pytest.raises(UserError, match="two scores for source s0, target t0"):
         rank_agreement(twice, ["m"])
-    with pytest.raises(UserError, match="static ranking is made of the accuracies"):
+    with pytest.raises(UserError, match="static ranking is computed from the accuracies"):
         slopes(scores.assign(static=1.0), [STATIC])
 
 
@@ -354,7 +354,7 @@ def test_medmnist_has_a_highly_significant_effect_that_is_not_there(medmnist: pd
     (row,) = verdicts(table, means).to_dict("records")
     assert row["verdict"] == "open"
     assert row["sentence"].startswith(
-        "Not shown that sources which lp ranks higher transfer better"
+        "It was not shown that sources which lp ranks higher transfer better"
     )
     assert "Least squares alone would say p = 5e-08" in row["sentence"]
     assert "(mean weighted tau 0.44 against 0.56)" in row["sentence"]

@@ -211,7 +211,7 @@ def test_mean_losses_are_paired_on_seeds_and_widened_for_every_pair() -> None:
         test = stats.ttest_rel(by_cell[row["reference"]], by_cell[row["cell"]])
         expected = test.confidence_interval(1 - 0.05 / 3)
         assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high))
-        assert row["told_apart"] == (3 * test.pvalue < 0.05)
+        assert row["significant"] == (3 * test.pvalue < 0.05)
 
 
 def test_a_repeat_that_misses_a_test_set_has_no_mean_loss() -> None:

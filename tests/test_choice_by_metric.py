@@ -115,7 +115,7 @@ def test_cell_is_chosen_by_the_metric_everywhere(tmp_path: Path, tracking_uri: s
         wanted = by_run.loc[table.epochs["run_id"]]
         np.testing.assert_array_equal(table.epochs["val_score"], wanted)
         page = report.build(table, tmp_path / "out").read_text()
-        assert f"is the choice: test {label}" in page
+        assert f"is recommended: test {label}" in page
     assert picked == {"accuracy": "probe", "balanced_accuracy": "full"}
 
 

@@ -216,4 +216,4 @@ def test_methods_say_how_folds_were_used(tmp_path: Path) -> None:
     assert any("Runs on folds share examples" in line for line in warnings(found))
     assert "each on all 3 folds of the examples that are not test examples" in text
     assert "was chosen, by its mean over folds" in text
-    assert "corrected one of Nadeau and Bengio (2003), (1/n + 1/2) s² for n runs on 3 folds" in text
+    assert "corrected as in Nadeau and Bengio (2003): (1/n + 1/2) s² for n runs on 3 folds" in text

@@ -67,7 +67,7 @@ def choice(trials: pd.DataFrame, info: Info, limits: Mapping[str, float] = {}) -
             if math.isnan(over[name]):
                 why = why or f"{what} not measured"
             elif over[name] > 1:
-                why = why or f"{what}: {cost[name]:.3g} {unit}, {limit:.3g} are allowed"
+                why = why or f"{what}: {cost[name]:.3g} {unit}, the limit is {limit:.3g}"
         validation = _mean(compared[selection]) if selection else math.nan
         rows.append(
             {"cell": cell, "n": len(scores), "validation": validation, "mean": scores.mean()}

@@ -180,14 +180,17 @@ def describe_contrast(row: Mapping[Hashable, Any] | pd.Series[Any]) -> str:
     """One row of `contrasts` as a sentence."""
     a, b, n = f"“{row['cell']}”", f"“{row['reference']}”", row["n"]
     if row["verdict"] == "untested":
-        return f"{a} and {b} share {n} scored seed{'' if n == 1 else 's'}: nothing can be tested."
+        return (
+            f"{a} and {b} share {n} scored seed{'' if n == 1 else 's'}, so the difference cannot "
+            "be tested."
+        )
     if row["difference"] == row["low"] == row["high"] == 0:
-        return f"{a} and {b} scored the same on each of {n} seeds."
+        return f"{a} and {b} have the same score on each of {n} seeds."
     mean, low, high = (f"{round(row[x], 1) + 0.0:+.1f}" for x in ("difference", "low", "high"))
     interval = f"{low} to {high}, {n} seeds"
     if row["verdict"] == "open":
         return (
-            f"{a} can't be told apart from {b}: {mean} points ({interval}). "
+            f"{a} is not significantly different from {b}: {mean} points ({interval}). "
             f"{describe_power(row)}{_more_seeds(row)}."
         )
     side = "above" if row["difference"] > 0 else "below"
@@ -198,8 +201,8 @@ def describe_power(row: Mapping[Hashable, Any] | pd.Series[Any]) -> str:
     """The difference that cannot be detected with this number of seeds."""
     n, least = row["n"], row["least_detectable"]
     if least >= 100:
-        return f"With {n} seeds no difference can be shown"
-    return f"With {n} seeds a difference of {least:.1f} points would be missed one time in five"
+        return f"With {n} seeds, no difference can be shown"
+    return f"With {n} seeds, a difference of {least:.1f} points is detected with 80% power"
 
 
 def _more_seeds(row: Mapping[Hashable, Any] | pd.Series[Any]) -> str:
@@ -208,5 +211,5 @@ def _more_seeds(row: Mapping[Hashable, Any] | pd.Series[Any]) -> str:
         return ""
     unit = f"{row['worth']:g} point{'' if row['worth'] == 1 else 's'}"
     if row["seeds_needed"] == math.inf:
-        return f"; not even {MOST_SEEDS} would show {unit}"
-    return f"; {row['seeds_needed']:.0f} would show {unit}"
+        return f"; {unit} would need more than {MOST_SEEDS} seeds"
+    return f"; {unit} would need {row['seeds_needed']:.0f} seeds"

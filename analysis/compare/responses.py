@@ -67,12 +67,12 @@ def responses(scores: pd.DataFrame) -> pd.DataFrame:
     def of(column: str) -> pd.Series:
         share = scores[column].astype(float)
         if ((share < 0) | (share > 1)).any():
-            raise UserError(f"{column} holds values outside [0, 1]")
+            raise UserError(f"{column} has values outside of [0, 1]")
         if n is not None:
             share = (share * n + 0.5) / (n + 1)
         elif share.isin([0.0, 1.0]).any():
             raise UserError(
-                f"{column} holds a 0 or 1, whose logit is infinite without a column examples"
+                f"{column} has a value of 0 or 1, whose logit is infinite; add the column examples"
             )
         return pd.Series(logit(share), index=scores.index)
 
@@ -118,7 +118,9 @@ def by_condition(scores: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
     require(scores, ["source", "target", "response", *measures])
     if (own := scores["source"] == scores["target"]).any():
         name = scores.loc[own, "source"].iloc[0]
-        raise UserError(f"source and target are both {name!r}: its score is no transfer, drop it")
+        raise UserError(
+            f"source and target are both {name!r}; remove the row, because it is not transfer"
+        )
     conditions = [name for name in CONDITIONS if name in scores]
     known = scores.dropna(subset="response")
     keys = ["source", "target", *(name for name in ("family",) if name in scores), *conditions]

@@ -90,7 +90,7 @@ def recorded_measures(table: StudyTable) -> pd.DataFrame | None:
     if (double := long.duplicated([*PAIR, "measure"])).any():
         first = long[double].iloc[0]
         raise UserError(
-            f"{first['source']} and {first['target']} were measured through several backbones"
+            f"{first['source']} and {first['target']} were measured with several backbones"
         )
     turned = long.assign(value=long["value"].where(long["better"] != "lower", -long["value"]))
     order = list(long["measure"].unique())
@@ -187,7 +187,7 @@ def similarity_effect(table: StudyTable, measures: pd.DataFrame | None = None) -
     scores = _comparable(pair_scores(table, measures), notes)
     names = [name for name in names if scores[name].notna().any()]
     if given and not names:
-        raise UserError("the measures have no source and target in common with the study")
+        raise UserError("the measures contain none of the study's pairs of source and target")
     runs = scores[scores["source"] != SCRATCH]
     altered, found = controls(table), dict[str, pd.DataFrame]()
     if len(runs) < len(scores):
@@ -220,7 +220,10 @@ def _comparable(scores: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     other = ~scores["backbone"].isin(scores.loc[scratch, "backbone"])
     if other.any():
         names = ", ".join(scores.loc[other, "source"].unique())
-        notes.append(f"Another architecture than from scratch, so left out of all slopes: {names}.")
+        notes.append(
+            "Omitted from all slopes, because their architecture is not that of the runs from "
+            f"scratch: {names}."
+        )
     return scores[~other]
 
 
@@ -257,7 +260,7 @@ def _with_targets(found: pd.DataFrame, means: pd.DataFrame, answered: pd.DataFra
         if row["strategy"]:
             own = answered[answered["strategy"] == row["strategy"]]
         if row["verdict"] == "similarity" and (few := decisive_targets(own, row["measure"])):
-            sentence += f" It rests on few targets: not shown without {' or '.join(few)}."
+            sentence += f" It depends on few targets: not shown without {' or '.join(few)}."
         sentences.append(sentence)
     return rows.assign(sentence=sentences)
 

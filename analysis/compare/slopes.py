@@ -62,7 +62,7 @@ def slopes(
     """
     if STATIC in measures:
         raise UserError(
-            "the static ranking is made of the accuracies: it has no slope to be tested"
+            "the static ranking is computed from the accuracies, so it has no slope to be tested"
         )
     parts = {"": scores}
     if "strategy" in scores and scores["strategy"].nunique() > 1:
@@ -117,7 +117,7 @@ def _all_slopes(table: pd.DataFrame, permutations: int) -> list[dict[str, Any]]:
         elif model == "shuffled":
             row |= {"slope": rows[0]["slope"], "p": shuffled_p(table, permutations)}
             if row["p"] != row["p"]:
-                row["note"] = "no two sources of a family to exchange"
+                row["note"] = "no family has two sources to exchange"
         else:
             row |= _least_squares(table, FORMULAS[model])
         rows.append(row)
@@ -127,7 +127,7 @@ def _all_slopes(table: pd.DataFrame, permutations: int) -> list[dict[str, Any]]:
 def _least_squares(table: pd.DataFrame, formula: str) -> dict[str, Any]:
     of_z = smf.ols(formula.replace("response ~ z +", "z ~"), table).fit()
     if of_z.ssr < 1e-9 * of_z.uncentered_tss or of_z.df_resid < 2:
-        return {"note": "the measure does not vary beyond the other effects"}
+        return {"note": "the measure is constant given the other effects"}
     fit = smf.ols(formula, table).fit()
     low, high = fit.conf_int().loc["z"]
     return {"slope": fit.params["z"], "low": low, "high": high, "p": fit.pvalues["z"]}

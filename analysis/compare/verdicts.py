@@ -86,32 +86,36 @@ def _sentence(
     shape = f"{naive['n']} pairs of {naive['sources']} sources and {naive['targets']} targets"
     if verdict == "untested":
         why = next((row["note"] for row in own.values() if row["note"]), "a fit failed")
-        return f"Nothing can be said about {measure} ({shape}): {why}."
+        return f"No conclusion about {measure} ({shape}): {why}."
     way = "worse" if crossed["slope"] < 0 and verdict != "open" else "better"
     claim = f"that sources which {measure} ranks higher transfer {way}"
     slope = f"{crossed['slope']:+.2g} logits per standard deviation"
     interval = f"{slope}, {crossed['low']:+.2g} to {crossed['high']:+.2g}"
     evidence = (
-        f"with sources and targets crossed p = {crossed['p_holm']:.2g} ({interval}), within sources "
-        f"p = {fixed['p_holm']:.2g}, with sources shuffled p = {own['shuffled']['p_holm']:.2g}"
-        f"{f' (Holm over {family} tests)' * (family > 1)}"
+        f"with crossed sources and targets p = {crossed['p_holm']:.2g} ({interval}), within "
+        f"sources p = {fixed['p_holm']:.2g}, with shuffled sources p = "
+        f"{own['shuffled']['p_holm']:.2g}{f' (Holm over {family} tests)' * (family > 1)}"
     )
     if verdict == "similarity":
-        return f"Shown {claim}, for a given target and beyond the source's own quality ({shape}): {evidence}."
+        return (
+            f"It was shown {claim}, for a given target and in addition to the source's own "
+            f"quality ({shape}): {evidence}."
+        )
     if verdict == "source":
         return (
-            f"Shown {claim} ({shape}); not shown that it takes similarity to the target: the same sources "
-            f"may be the good ones everywhere. {evidence[0].upper()}{evidence[1:]}."
+            f"It was shown {claim} ({shape}), but not that this depends on similarity to the "
+            "target: the same sources may be good for all targets. "
+            f"{evidence[0].upper()}{evidence[1:]}."
         )
     trap = ""
     if naive["p_holm"] <= ALPHA:
         trap = (
-            f" Least squares alone would say p = {naive['p_holm']:.1g}, for it takes the pairs for "
-            f"independent."
+            f" Least squares alone gives p = {naive['p_holm']:.1g}, because it treats the "
+            "pairs as independent."
         )
     if len({row["slope"] > 0 for row in own.values()}) > 1:
-        trap += " The models don't agree on the sign."
-    return f"Not shown {claim} ({shape}): {evidence}.{trap}"
+        trap += " The signs of the models differ."
+    return f"It was not shown {claim} ({shape}): {evidence}.{trap}"
 
 
 def _against_static(row: Mapping[Hashable, Any]) -> str:
@@ -122,8 +126,8 @@ def _against_static(row: Mapping[Hashable, Any]) -> str:
     elif row["lead_high"] < 0:
         how = "it ranks the sources worse than"
     else:
-        how = "its ranking can't be told apart from"
+        how = "its ranking is not significantly different from"
     return (
-        f" Over {row['targets']} targets {how} the one that ignores the target (mean weighted tau "
-        f"{row['static'] + row['lead']:.2f} against {row['static']:.2f})."
+        f" Over {row['targets']} targets {how} the ranking that ignores the target (mean "
+        f"weighted tau {row['static'] + row['lead']:.2f}, against {row['static']:.2f})."
     )

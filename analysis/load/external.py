@@ -58,7 +58,7 @@ def open_study(
         return load_study(study, uri, predictions)
     assert table is not None
     if mapping is None:
-        raise UserError("--table needs --mapping FILE, which says what its columns are")
+        raise UserError("--table needs --mapping FILE, which says what its columns mean")
     return load_table(table, read_mapping(mapping))
 
 
@@ -147,7 +147,7 @@ def load_measures(path: str | Path) -> pd.DataFrame:
     keys = [column for column in ("source", "target", "family") if column in raw]
     names = [column for column in raw.columns if column not in keys]
     if not names:
-        raise UserError(f"{path} has no measure beside source and target")
+        raise UserError(f"{path} has no column of a measure besides source and target")
     if (double := raw.duplicated(["source", "target"])).any():
         raise UserError(f"{path} has the pair of row {_row(double)} twice")
     return raw[keys].assign(**{name: _numbers(raw[name], name) for name in names})

@@ -108,7 +108,7 @@ class TableMapping:
         if not self.factors or not self.test:
             raise UserError("a mapping needs factors and the column of the test score")
         for name in self.factors.keys() & RESERVED_FACTORS:
-            raise UserError(f"factor {name!r} is a name of our own: call it something else")
+            raise UserError(f"factor {name!r} has a reserved name; choose another one")
         allowed: list[tuple[str, str, Iterable[str]]] = [
             ("select", self.select or "val", SELECT),
             ("time_unit", self.time_unit, SECONDS),
@@ -124,7 +124,7 @@ class TableMapping:
         if self.over_seeds and not (self.seed and self.parameters and self.selection):
             raise UserError("over_seeds needs seed, parameters, and val or val_loss")
         if self.over_seeds and self.phase:
-            raise UserError("over_seeds says which rows are repeats: map no phase")
+            raise UserError("with over_seeds, the rows are the repeats: map no phase")
         for name in self.baseline.keys() - self.factors.keys():
             raise UserError(f"baseline {name!r} is not a factor ({', '.join(self.factors)})")
 

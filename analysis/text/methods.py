@@ -33,7 +33,7 @@ def _design(table: StudyTable, found: Findings) -> str:
     scored = int((found.summary["n"] > 0).sum())
     text = f"We compared {scored} cells, the combinations of {factors}."
     if table.info.rows:
-        return f"{text} The scores are those of a table of {table.info.rows} runs."
+        return f"{text} The scores are from a table of {table.info.rows} runs."
     sizes = compare.split_sizes(found.repeats, table.predictions)
     if sizes:
         names = {"train": "training", "val": "validation", "test": "test"}
@@ -52,7 +52,7 @@ def _choice(table: StudyTable) -> str:
     if len(tried):
         several = f"{span(tried)} configurations{f' of {tuned}' * bool(tuned)}"
         if info.budget is None and not info.rows:
-            text = "All cells were given the same numbers of trials and repeats. "
+            text = "All cells had the same numbers of trials and repeats. "
         text += f"In each cell {several} were tried{how.get(info.sampler, '')}"
         text += (
             f", each on all {info.folds} folds of the examples that are not test examples (stratified by "
@@ -69,17 +69,18 @@ def _choice(table: StudyTable) -> str:
     elif len(seeds) and seeds.max() > 1:
         of_each = " of each finalist" * (info.budget is not None)
         text += (
-            f" The chosen configuration{of_each} was run again on {span(seeds)} fresh seeds, the same for "
-            "every cell (one seed fixes examples, head initialisation, batch order and augmentation), and "
-            "each run was scored once on the test examples."
+            f" The chosen configuration{of_each} was run again on {span(seeds)} new seeds, "
+            "the same for all cells (a seed determines examples, initialisation of the head, "
+            "batch order and augmentation), and each run was scored once on the test "
+            "examples."
         )
         text += f" Each {info.folds} of these runs use the folds of a new division." * (
             info.folds > 1
         )
     elif len(seeds):
-        text += " The test score compared is that of a single run per cell."
+        text += " The compared test score is that of a single run per cell."
     if info.selection and not table.trials.empty and len(seeds) > 1:
-        text += " Cells are chosen by validation over these runs, never by test."
+        text += " Cells are chosen by the validation scores of these runs, not by test scores."
     return text.strip()
 
 
@@ -93,19 +94,20 @@ def tuned_names(trials: pd.DataFrame) -> str:
 
 def _statistics(found: Findings) -> str:
     if found.summary["n"].max() < 2:
-        text = "With one score per cell no interval over seeds is given."
+        text = "With one score per cell, no interval over seeds is given."
     else:
-        text = f"Means of test {found.info.metric} come with 95% t intervals over seeds."
+        text = f"Means of test {found.info.metric} have 95% t intervals over seeds."
         text += (
-            " Since the runs share examples, the variance of means and of paired differences is the "
-            f"corrected one of Nadeau and Bengio (2003), (1/n + 1/{found.info.folds - 1}) s² for n runs on "
-            f"{found.info.folds} folds."
+            " Because the runs share examples, the variance of means and of paired "
+            "differences is corrected as in Nadeau and Bengio (2003): (1/n + "
+            f"1/{found.info.folds - 1}) s² for n runs on {found.info.folds} folds."
         ) * (found.info.folds > 1)
     if len(found.examples):
         grouped = compare.are_grouped(found.table.predictions)
         text += (
-            " Intervals that also hold for other test examples take their standard error from a bootstrap of "
-            f"seeds and, within each resample, of {'groups of examples' if grouped else 'examples'}."
+            " The standard error of intervals over seeds and examples is from a bootstrap of "
+            "seeds and, within each resample, of "
+            f"{'groups of examples' if grouped else 'examples'}."
         )
     return text
 

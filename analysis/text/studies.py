@@ -24,13 +24,13 @@ def changes(first: StudyTable, second: StudyTable, rows: pd.DataFrame) -> list[s
         )
     else:
         text.append(
-            f"Of the cells that both studies scored ({len(both)}) none can be said to differ "
-            f"between {a} and {b} (95% simultaneous intervals)."
+            f"None of the {len(both)} cells that both studies scored is significantly "
+            f"different between {a} and {b} (95% simultaneous intervals)."
         )
     wide = both.dropna(subset="low")
     if len(wide):
         reach = max(wide["low"].abs().max(), wide["high"].abs().max())
-        text.append(f"The intervals of the differences reach as far as {reach:.1f} points.")
+        text.append(f"Differences of up to {reach:.1f} points are within the intervals.")
     for name, column in ((a, "second"), (b, "first")):
         alone = rows.loc[rows[column].isna(), "cell"]
         if len(alone):

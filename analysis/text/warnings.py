@@ -58,7 +58,7 @@ def _missing_work(found: Findings) -> Iterator[str]:
         if len(short) == len(counts) > 2 and counts.nunique() == 1:
             short = [f"every cell {counts.iloc[0]} of {asked}"]
         if short:
-            yield f"Fewer {phase} than asked for: {'; '.join(short)}."
+            yield f"Fewer {phase} than requested: {'; '.join(short)}."
 
 
 def _design(found: Findings) -> Iterator[str]:
@@ -66,13 +66,15 @@ def _design(found: Findings) -> Iterator[str]:
     in docs/pages/statistics.md."""
     if found.info.folds > 1:
         yield (
-            "Runs on folds share examples. The intervals are corrected for that, but those of test scores "
-            "may still be too narrow, if other examples would change a score more than other seeds do."
+            "Runs on folds share examples. The intervals are corrected for this, but those "
+            "of test scores may still be too narrow if scores vary more over examples than "
+            "over seeds."
         )
     if found.info.budget is not None:
         yield (
-            "The cells raced for a time budget, so they had different numbers of trials and seeds (see The "
-            "race). A cell that was set aside or retired early might reach more with the same effort."
+            "The cells raced for a time budget, so they had different numbers of trials and "
+            "seeds (see The race). A cell that was set aside or retired early may be better "
+            "with the same effort as the others."
         )
 
 
@@ -86,8 +88,9 @@ def _recorded_twice(found: Findings) -> Iterator[str]:
         counted, others = same[~same["superseded"]], same[same["superseded"]]
         if len(counted) and len(others):
             yield (
-                f"Recorded twice: {listed(list(others['run_id']))} of “{counted['cell'].iloc[0]}” repeats "
-                f"run {counted['run_id'].iloc[0]}, which is counted; it can be deleted in MLflow."
+                f"Recorded twice: {listed(list(others['run_id']))} of "
+                f"“{counted['cell'].iloc[0]}” is the same trial as run "
+                f"{counted['run_id'].iloc[0]}, which is counted; delete one of them in MLflow."
             )
 
 
@@ -105,16 +108,16 @@ def _mixed_conditions(found: Findings) -> Iterator[str]:
     if len(rows):
         where = rows["condition"].iloc[0] if len(rows) == 1 else f"{len(rows)} other conditions"
         yield (
-            f"Costs are compared for repeats on {compare.condition(trials) or 'one device'} only; "
-            f"{rows['runs'].sum()} repeats on {where or 'an unknown device'} are left out of times "
-            f"and memory."
+            "Costs are compared only for repeats on "
+            f"{compare.condition(trials) or 'one device'}; the times and memory of "
+            f"{rows['runs'].sum()} repeats on {where or 'an unknown device'} are not used."
         )
     mixed = [c for c in runs.columns if c.startswith("env.") and runs[c].nunique() > 1]
     if mixed:
         names = ", ".join(c.removeprefix("env.") for c in mixed)
         yield f"The environment changed between runs: {names} (see Environment)."
     if "env.dirty" in runs and runs["env.dirty"].str.lower().isin(["true", "1", "yes"]).any():
-        yield "Some runs used uncommitted code: their revision does not tell all of it."
+        yield "Some runs used uncommitted code, which their revision does not include."
 
 
 def _uncertain_times(found: Findings) -> Iterator[str]:
@@ -123,9 +126,10 @@ def _uncertain_times(found: Findings) -> Iterator[str]:
     repeats = found.repeats
     if WAITED in repeats and (busy := int((repeats[WAITED] > BUSY).sum())):
         yield (
-            f"Times are of a busy machine: in {busy} of {len(repeats)} repeats the threads waited for a "
-            f"processor more than {BUSY:.0%} of their time (at most {repeats[WAITED].max():.0%}), because "
-            "other programs, or more workers than it has cores, used it."
+            f"Times were measured on a busy machine: in {busy} of {len(repeats)} repeats, "
+            f"threads waited for a processor for more than {BUSY:.0%} of their time (at most "
+            f"{repeats[WAITED].max():.0%}), because of other programs, or of more workers "
+            "than cores."
         )
     runs = compare.recorded(found.trials)
     runs = runs[(runs["outcome"] == "complete") & ~runs["superseded"]]
@@ -134,9 +138,9 @@ def _uncertain_times(found: Findings) -> Iterator[str]:
     if len(uneven):
         row = uneven.iloc[int(uneven["max"].argmax())]
         yield (
-            f"Times are uneven: in {len(uneven)} cells a run took {UNEVEN} times the median or more "
-            f"(“{row.name}”: {short(row['max'])} s, median {short(row['median'])} s). Medians are shown; the "
-            "machine may have been busy."
+            f"Times are uneven: in {len(uneven)} cells a run took at least {UNEVEN} times the "
+            f"median (“{row.name}”: {short(row['max'])} s, median {short(row['median'])} s). "
+            "Medians are shown; the machine may have been busy."
         )
 
 
@@ -146,7 +150,10 @@ def _censored(found: Findings) -> Iterator[str]:
     for outcome, what in (("oom", "memory"), ("timeout", "time")):
         rows = censored[(censored["outcome"] == outcome) & ~censored["scored"]]
         if len(rows):
-            yield f"Out of {what}, without a score, and so not on any front: {listed(quoted(rows['cell']))}."
+            yield (
+                f"Without a score, because runs ran out of {what}, and not on any front: "
+                f"{listed(quoted(rows['cell']))}."
+            )
 
 
 def _doubtful_runs(found: Findings) -> Iterator[str]:
@@ -162,22 +169,22 @@ def _doubtful_runs(found: Findings) -> Iterator[str]:
         yield f"No tuning trial of “{cell}” completed: {seen}."
     strays = sorted(set(trials["cell"].dropna()) - set(found.summary["cell"]))
     if strays:
-        yield f"Left out, no longer in the study file: {', '.join(strays)}."
+        yield f"Not shown, because they are no longer in the study file: {', '.join(strays)}."
     repeats = compare.completed(trials, "repeat").dropna(subset="test_score")
     several = len({tuple(sorted(own)) for _, own in repeats.groupby("cell")["seed"]}) > 1
     if several and found.info.budget is None:
-        yield "The cells were not repeated on the same seeds: only shared seeds are paired."
+        yield "The cells were repeated on different seeds; only shared seeds are paired."
     best = compare.chosen(found.trials, found.info.selection).set_index("cell")["index"]
     stale = repeats[repeats["chosen"].notna() & (repeats["chosen"] != repeats["cell"].map(best))]
     if len(stale):
         names = ", ".join(quoted(stale["cell"].unique()))
-        yield f"The repeats of {names} run another configuration than the best one tuned."
+        yield f"The repeats of {names} use another configuration than the best tuned one."
     kept = found.table.predictions
     wrong = compare.prediction_mismatches(trials, kept) if len(kept) else []
     if wrong:
         yield (
-            f"The kept predictions of {len(wrong)} repeats are missing or give another accuracy "
-            f"than the one recorded: {', '.join(wrong[:5])}{' …' * (len(wrong) > 5)}."
+            f"The recorded predictions of {len(wrong)} repeats are missing or give another "
+            f"accuracy than the recorded one: {', '.join(wrong[:5])}{' …' * (len(wrong) > 5)}."
         )
 
 
@@ -187,9 +194,12 @@ def _unequal_classes(found: Findings) -> Iterator[str]:
     runs = trials[trials["outcome"] == "complete"].dropna(subset="images_per_class")
     targets = runs["param.target"] if "param.target" in runs else runs["study"]
     metric = found.info.metric
-    meaning = "Accuracy is mostly that of the large classes."
+    meaning = "Accuracy depends mostly on the large classes."
     if found.info.score not in ("", "accuracy"):
-        meaning = f"All count equally in {metric}, so it depends much on the few examples of the small ones."
+        meaning = (
+            f"All classes have the same weight in {metric}, so it depends strongly on the few "
+            "examples of the small ones."
+        )
     for target, own in runs.groupby(targets, sort=False, dropna=False):
         counts: dict[str, list[tuple[int, str]]] = {"train": [], "test": []}
         for part, of_classes, _ in class_counts(own):
@@ -210,7 +220,8 @@ def _lost_by_unfreezing(found: Findings) -> Iterator[str]:
         lost = own["unfreezing"].replace("", None).dropna()
         if len(lost):
             yield (
-                f"Validation accuracy fell by more than half when groups were unfrozen in {len(lost)} of "
-                f"{len(own)} repeats of “{cell}” (from {lost.iloc[0]}). Try a lower rate for that phase, or "
-                "other statistics of batch norms (batch_norm)."
+                "Validation accuracy fell by more than half when groups were unfrozen in "
+                f"{len(lost)} of {len(own)} repeats of “{cell}” (from {lost.iloc[0]}). Try a "
+                "lower learning rate for that phase, or other statistics of batch norms "
+                "(batch_norm)."
             )

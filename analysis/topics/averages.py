@@ -14,13 +14,14 @@ from analysis.topics.section import Section, Table, correction
 
 NAMES = {"soup": "Soup", "wise_ft": "WiSE-FT"}
 NOTE = (
-    "Soup: mean of the weights of networks with different configurations, added one by one, best first, "
-    "unless the validation score falls (Wortsman et al. 2022, model soups). WiSE-FT: alpha times the weights "
-    "of the fine-tuned network plus 1 - alpha times those of a linear probe (Wortsman et al. 2022, robust "
-    "fine-tuning). The networks of an average have the seed of one repeat, so they share examples and start, "
-    "head included. Batch norm statistics that differ between them are estimated again from the training "
-    "examples. Members and alpha are chosen on validation, where an average is therefore never behind; each "
-    "is scored once on test."
+    "Soup: mean of the weights of networks with different configurations, added one by one, "
+    "best first, unless the validation score falls (Wortsman et al. 2022, model soups). "
+    "WiSE-FT: alpha times the weights of the fine-tuned network plus 1 - alpha times those "
+    "of a linear probe (Wortsman et al. 2022, robust fine-tuning). The networks of an "
+    "average have the seed of one repeat, so they share examples and initial weights, "
+    "including those of the head. Batch norm statistics that differ between them are "
+    "estimated again from the training examples. Members and alpha are chosen on validation, "
+    "so an average is never worse there; each is scored once on test."
 )
 COLUMNS = [
     *("cell", "kind", "n", "least", "most", "validation", "test", "gain", "low", "high"),

@@ -29,7 +29,7 @@ from analysis.plots import (
 from analysis.text.numbers import span
 from analysis.topics.section import Plot, Section, cell_styles
 
-TITLE = "What tuning was worth"
+TITLE = "Value of tuning"
 LINES = 12
 """Curves above which one picture shows none."""
 WORTHLESS = ("diverged", "oom", "timeout", "pruned")
@@ -53,23 +53,24 @@ def _plots(found: Findings, curve: pd.DataFrame) -> list[Plot]:
     metric = found.info.metric
     trials = span(curve.groupby("cell")["trials"].max())
     worth = (
-        f"Expected best validation {metric} if only n of the tuning trials had been run: exact over all "
-        f"subsets of the {trials} trials per cell. A diverged, out-of-memory, timed-out or pruned trial "
-        "counts as the lowest score seen."
+        f"Expected best validation {metric} of n of the tuning trials: exact over all subsets "
+        f"of the {trials} trials per cell. A diverged, out-of-memory, timed-out or pruned "
+        "trial counts as the lowest observed score."
     )
-    drawn = " Holds only if trials were drawn at random." * (not found.info.sampler)
+    drawn = " Valid only if trials were drawn at random." * (not found.info.sampler)
     band = (
-        " Band: the middle 95% of resamples of the cell's own trials. It shows how much these trials "
-        "differ and is no confidence interval: of 5 trials it holds the truth about 80% of the time at "
-        "one trial and 55% at five, for no resample is better than the best trial."
+        " Band: central 95% of resamples of the cell's own trials. It shows how much these "
+        "trials differ and is not a confidence interval: with 5 trials it contains the true "
+        "value in about 80% of cases at one trial and 55% at five, because no resample is "
+        "better than the best trial."
     ) + drawn
     if curve["cell"].nunique() > LINES:
         return [_plot_of_many(found, curve, worth, drawn)]
     plots = [_plot(found, curve, "trials", worth + band)]
     if (curve["seconds"] > 0).all() and curve["trials"].max() > 1:
         cost = (
-            "As above, against what the trials cost: n times the median training time of the cell's "
-            "trials."
+            "As above, by the time that the trials take: n times the median training time of "
+            "the cell's trials."
         )
         plots.append(_plot(found, curve, "seconds", cost + band))
     return plots
@@ -183,5 +184,7 @@ def _plot_of_many(found: Findings, curve: pd.DataFrame, worth: str, drawn: str) 
     label = f"Expected best validation {found.info.metric}:\npoints below that of all trials"
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0)
-    caption = f"{worth} Line: the median cell; band: the middle half of the cells, not an interval.{drawn}"
+    caption = (
+        f"{worth} Line: median over cells; band: central half of the cells, not an interval.{drawn}"
+    )
     return Plot("budget_of_many", TITLE, figure, caption)

@@ -89,8 +89,8 @@ def answer(found: Findings) -> list[str]:
     names = compare.class_names(found.trials, int(rows["label"].max()) + 1)
     worst = rows.nsmallest(1, "recall").to_dict("records")[0]
     text = (
-        f"The test classes are unequal ({sizes.min():.0f} to {sizes.max():.0f} examples). The lowest recall "
-        f"of “{cell}” is that of {names[int(worst['label'])]}: {_recall(worst)}."
+        f"The test classes are unequal ({sizes.min():.0f} to {sizes.max():.0f} examples). The "
+        f"lowest recall of “{cell}” is that of {names[int(worst['label'])]}: {_recall(worst)}."
     )
     values = compare.by_metric(found.trials, found.info)
     for name in ("accuracy", "balanced_accuracy"):
@@ -110,8 +110,9 @@ def _other_choice(values: pd.DataFrame, metric: Metric, cell: str, other: str) -
     known = _by_cell(values, metric.name)
     ahead, behind = (metric.text(known[name]["validation"]) for name in (other, cell))
     return (
-        f" Validation {metric.label} would choose “{other}” instead ({ahead} against {behind}); on test "
-        f"it has {_value(known[other], metric)}, “{cell}” {_value(known[cell], metric)}."
+        f" Validation {metric.label} would choose “{other}” instead ({ahead}, against "
+        f"{behind}); on test it has {_value(known[other], metric)}, and “{cell}” "
+        f"{_value(known[cell], metric)}."
     )
 
 
@@ -208,8 +209,8 @@ def _reliability_plot(found: Findings, bins: pd.DataFrame, values: pd.DataFrame)
     add_key(figure, cells, style)
     said = [f"“{c}” {_value(errors[c], METRICS['ece'])}" for c in cells if c in errors]
     caption = (
-        "Share of correct predictions against their confidence (15 equal bins, all repeats together); the "
-        "larger a mark, the more examples. Below the line: overconfident."
+        "Share of correct predictions by confidence (15 equal bins, all repeats pooled); "
+        "larger markers are more examples. Below the line: overconfident."
     )
     if said:
         caption += f" Expected calibration error: {'; '.join(said)}. {over_seeds(found)}"
@@ -229,9 +230,9 @@ def _mistakes(mistakes: pd.DataFrame, title: str, names: Sequence[str]) -> list[
         "Confidence, %": numbers(top["confidence"], ".1f", 100),
     }
     note = (
-        "Misclassified test examples, highest mean confidence over the repeats first (correct predictions "
-        "count as 0): wrong labels and hard cases are often among them. Example: the end of its path, or its "
-        "position in the target."
+        "Misclassified test examples, by mean confidence over the repeats (correct "
+        "predictions count as 0). They often include wrong labels and hard cases. Example: "
+        "the end of its path, or its number in the target."
     )
     if "image" not in mistakes:
         return [Table(columns, title, note)]
@@ -250,8 +251,9 @@ def _mistakes_plot(mistakes: pd.DataFrame, title: str, names: Sequence[str]) -> 
         classes = [_fitting(names[row[column]]) for column in ("label", "predicted")]
         axes.set_title(f"{classes[0]}\nas {classes[1]}", fontsize=8.5, pad=3)
     caption = (
-        "True class, and what it is taken for, in the order of the table. Of each repeat the most confident "
-        "mistakes are kept, as the network sees them, but with at most 96 pixels a side."
+        "True and predicted class, in the order of the table. The most confident mistakes of "
+        "each repeat are recorded as the network sees them, but with at most 96 pixels a "
+        "side."
     )
     return Plot("mistakes", title, figure, caption)
 

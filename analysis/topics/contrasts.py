@@ -26,13 +26,13 @@ from analysis.topics.section import (
 NARROW = 40
 """Characters in a line of an axis label beside long names."""
 NOTE = (
-    "Differences are paired on seeds. Simultaneous interval: paired t at 1 - .05 / {pairs} (Bonferroni "
-    "over the {pairs} pairs of cells of this study), so that all of them hold at once with 95% "
-    "confidence, whichever pair is looked at; p: of the same test, times {pairs}. The verdict is higher "
-    "or lower if that interval is clear of 0, and open otherwise; nothing else decides it. Least "
-    "detectable: the difference that this rule finds in 80% of such studies. By itself: the 95% t "
-    "interval of the pair, and p of an exact sign-flip test (at least 2 / 2ⁿ with n pairs of scores), "
-    "neither adjusted. Intervals: over seeds (training draws, not test examples{correction})."
+    "Differences are paired by seed. Simultaneous interval: paired t at 1 - .05 / {pairs} "
+    "(Bonferroni over the {pairs} pairs of cells of this study), so that all intervals hold "
+    "simultaneously with 95% confidence; p: of the same test, times {pairs}. The verdict is "
+    "higher or lower if that interval excludes 0, and open otherwise. Least detectable: the "
+    "difference that this rule finds with 80% power. Alone: the 95% t interval of the pair, "
+    "and p of an exact sign-flip test (at least 2 / 2ⁿ with n pairs of scores), neither "
+    "adjusted. Intervals: over seeds (training samples, not test examples{correction})."
 )
 
 
@@ -83,7 +83,7 @@ def _columns(rows: pd.DataFrame) -> Columns:
     }
     if rows["p_images"].notna().any():
         alone = numbers(rows["only_cell"], ".0f"), numbers(rows["only_reference"], ".0f")
-        shown["Examples right, it alone / other alone"] = [
+        shown["Examples only it / only the other classifies correctly"] = [
             f"{a} / {b}" for a, b in zip(*alone, strict=True)
         ]
         shown["p, examples (McNemar)"] = numbers(rows["p_images"], ".2g")
@@ -97,11 +97,11 @@ def answer(found: Findings) -> list[str]:
         return []
     rows = compare.against(found.contrasts, best)
     if rows.empty:
-        return ["No other cell has a test score, so there is nothing to compare it with."]
+        return ["No other cell has a test score, so it cannot be compared."]
     text = []
     for verdict, words in (
-        ("higher", "Shown to be better than"),
-        ("lower", "Shown to be worse than"),
+        ("higher", "It is significantly better than"),
+        ("lower", "It is significantly worse than"),
     ):
         own = rows[rows["verdict"] == verdict]
         if len(own):
@@ -110,16 +110,16 @@ def answer(found: Findings) -> list[str]:
     if len(unclear):
         worst = unclear.iloc[int(unclear["least_detectable"].argmax())]
         text.append(
-            f"Not told apart from {listed(quoted(unclear['reference']))}. "
+            f"It is not significantly different from {listed(quoted(unclear['reference']))}. "
             f"{compare.describe_power(worst.to_dict())}."
         )
         behind = compare.most_behind(found.contrasts, best)
         if behind == behind:
-            text[-1] += f" It may be up to {behind:.1f} points below the best of them."
+            text[-1] += f" It may be up to {behind:.1f} points worse than the best of them."
     if rows["verdict"].eq("untested").all():
-        text.append("One shared seed at most: nothing can be tested.")
+        text.append("Cells share at most one seed, so differences cannot be tested.")
     if best in set(found.differences["reference"]):
-        text.append("It is itself the baseline.")
+        text.append("It is the baseline.")
     return text
 
 
@@ -131,9 +131,9 @@ def _methods(found: Findings, pairs: int) -> str:
     if not pairs:
         return ""
     text = (
-        f"Differences between cells are paired on seeds; the verdict on each of the {pairs} pairs is "
-        f"that of a paired t interval at 1 - .05 / {pairs} (Bonferroni), which keeps the chance of any "
-        "wrong verdict at 5%."
+        f"Differences between cells are paired by seed. The verdict on each of the {pairs} "
+        f"pairs is that of a paired t interval at 1 - .05 / {pairs} (Bonferroni), so that the "
+        "probability of any wrong verdict is at most 5%."
     )
     if len(found.examples) and found.info.score == "accuracy":
         grouped = compare.are_grouped(found.table.predictions)
@@ -168,8 +168,9 @@ def _plot(found: Findings) -> Plot:
     axes.margins(x=0.06)
     base = ", ".join(" ".join(pair) for pair in found.info.baseline.items())
     caption = (
-        f"Mean of the differences on shared seeds ({span(found.differences['n'])} pairs of scores) with "
-        "the simultaneous 95% interval over seeds; one that crosses 0 leaves the sign open. A row's "
-        f"reference has the baseline ({base}) and equals it in every other factor."
+        f"Mean of the differences over shared seeds ({span(found.differences['n'])} pairs of "
+        "scores) with the simultaneous 95% interval over seeds; if it includes 0, the sign "
+        f"is open. The reference of a row has the baseline ({base}) and equals it in all "
+        "other factors."
     )
     return Plot("differences", "Difference from the baseline", figure, caption)

@@ -60,17 +60,17 @@ def _plots(found: Findings, dead: pd.DataFrame) -> list[Plot]:
     cold = bool(summary["marginal_seconds_median"].notna().any())
     many = " Only cells on the front are named." * (len(summary) > MANY)
     hollow = (
-        " Hollow triangles: cells without a score, out of memory or time, at the most that was seen: "
-        "they cost more."
+        " Hollow triangles: cells without a score, which exceeded the memory or time, at the "
+        "highest cost that was observed; their cost is higher."
     ) * bool(len(dead))
     dead = dead[~dead["scored"]]
     marks = (
-        f"Marks: mean {metric} and median cost of {repeats_of(found)} repeats; upright bars: intervals; "
-        "level bars: least and greatest cost. Dotted: the Pareto front, cells that no other beats in "
-        f"both. {over_seeds(found)}"
+        f"Markers: mean {metric} and median cost of {repeats_of(found)} repeats; vertical "
+        "bars: intervals; horizontal bars: minimum and maximum of the cost. Dotted: the "
+        f"Pareto front. {over_seeds(found)}"
     )
     clock = " Evaluation and set-up time are excluded." + (
-        " Cold-equivalent: as if nothing had been kept from other trials." * cold
+        " Cold-equivalent: without anything cached by other trials." * cold
     )
     memory = f"Peak memory, {compare.memory_kind(found.trials)} (MiB)"
     seconds = f"Training time of one repeat{', cold-equivalent' * cold} (s)"
@@ -101,12 +101,14 @@ def _table(found: Findings, fronts: pd.DataFrame) -> Table:
         shown["Forecast, MiB"] = shorts(rows["forecast_mib"])
     if busy := bool((rows[WAITED] > BUSY).any()):
         shown["Waited for the processor, %"] = numbers(rows[WAITED], ".0f", 100)
-    note = "Median (least–greatest) over repeats." + (
-        " Training is cold-equivalent, as if nothing had been kept from other trials; “spent here” is "
-        "what the run itself took."
+    note = "Median (minimum–maximum) over repeats." + (
+        " Training is cold-equivalent: without anything cached by other trials; “spent here” "
+        "is the time that the run itself took."
     ) * bool(cold)
     note += f" Memory: {kind}."
-    note += f" Times of cells that waited more than {BUSY:.0%} are of a busy machine." * busy
+    note += (
+        f" Times of cells that waited more than {BUSY:.0%} were measured on a busy machine." * busy
+    )
     if len(fronts):
         chance = fronts.set_index("cell")["chance"].reindex(rows["cell"])
         shown["On the front, % of resamples"] = numbers(chance, ".0f", 100)
@@ -131,13 +133,15 @@ def _censored(rows: pd.DataFrame) -> Table:
             "Outcome": list(rows["outcome"]),
             "Runs": list(rows["runs"]),
             "Of all runs": list(rows["of"]),
-            "Scored all the same": ["yes" if scored else "no" for scored in rows["scored"]],
+            "Scored nevertheless": ["yes" if scored else "no" for scored in rows["scored"]],
             "Longest, s": shorts(rows["seconds"]),
             "Most memory, MiB": shorts(rows["memory_mib"]),
         },
         "Out of memory or time",
-        "What such a run would have cost is not known, only that it is more than was seen (measured, else "
-        "forecast): these are censored points and never on a front.",
+        (
+            "The cost of such a run is only known to be higher than what was observed (measured, "
+            "or else forecast): these are censored values, and never on a front."
+        ),
     )
 
 
@@ -149,13 +153,13 @@ def answer(found: Findings, fronts: pd.DataFrame) -> list[str]:
     best = scored[scored["cell"] == found.chosen].iloc[0]
     costs = _costs(best, found)
     if not costs:
-        return ["What it costs was not measured."]
+        return ["Its cost was not measured."]
     text = f"It costs {costs} (median of {best['n']} repeats)."
     spent, cold = best["marginal_seconds_median"], best["train_seconds_median"]
     if spent == spent and spent < 0.98 * cold:
         text += (
-            f" That time is cold-equivalent, as if nothing had been kept from other trials; in this "
-            f"study it took {short(spent)} s."
+            " This time is cold-equivalent, that is, without anything cached by other "
+            f"trials; in this study it took {short(spent)} s."
         )
     rivals = compare.against(found.contrasts, found.chosen)
     equal = rivals.loc[rivals["verdict"] == "open", "reference"]
@@ -164,8 +168,8 @@ def answer(found: Findings, fronts: pd.DataFrame) -> list[str]:
     if len(cheap):
         other = cheap.iloc[int(cheap["train_seconds_median"].argmin())]
         text += (
-            f" “{other['cell']}”, not told apart from it in {found.info.metric}, costs "
-            f"{_costs(other, found)}."
+            f" “{other['cell']}”, which is not significantly different in "
+            f"{found.info.metric}, costs {_costs(other, found)}."
         )
     sure = fronts[fronts["chance"] >= SURE]
     if len(fronts) > 1 and fronts["n"].max() > 1:

@@ -30,13 +30,14 @@ def section(found: Findings) -> Section:
         "Latency of a single example, ms": shorts(rows["latency_ms"]),
     }
     note = (
-        "The mean of the class probabilities of all repeats of a cell (a deep ensemble, Lakshminarayanan et "
-        "al. 2017) against the mean test accuracy of the single networks, on the same test examples. Each "
-        "repeat draws its own training examples, so together they have learned from more examples than a "
-        "single one: part of the gain is due to these, and one network trained on all of them may be as "
-        "good. Interval: bootstrap over test examples (whole groups of them), for these networks; not "
-        "adjusted for the number of cells. Latency: of all networks in turn. Nothing is chosen by these "
-        "scores."
+        "The mean of the class probabilities of all repeats of a cell (a deep ensemble, "
+        "Lakshminarayanan et al. 2017), compared with the mean test accuracy of the single "
+        "networks on the same test examples. Each repeat draws its own training examples, so "
+        "the ensemble has learned from more examples than a single network. Part of the gain "
+        "is due to these, and one network trained on all of them may be as good. Interval: "
+        "bootstrap over test examples (whole groups of them), for these networks; not "
+        "adjusted for the number of cells. Latency: of all networks, run one after the "
+        "other. These scores are not used for any choice."
     )
     table = Table(shown, "The repeats of each cell as an ensemble", note)
     return Section("Ensembles", [table], tables={"ensembles": rows})

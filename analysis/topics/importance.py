@@ -109,8 +109,8 @@ def _plot(found: Findings, table: pd.DataFrame) -> Plot:
     if not many:
         add_key(figure, names, style)
     caption = (
-        "PED-ANOVA (Optuna): share of each tuned parameter in telling the best tenth of a cell's trials "
-        f"from all of them. A mark per cell with at least {FEWEST} complete trials; bar: their mean. It "
-        "speaks of the ranges that were tried."
+        "PED-ANOVA (Optuna): how far each tuned parameter distinguishes the best tenth of a "
+        f"cell's trials from all of them. One marker per cell with at least {FEWEST} complete "
+        "trials; bar: their mean. It describes the ranges that were tried."
     )
-    return Plot("importances", "Which hyper-parameter mattered", figure, caption)
+    return Plot("importances", "Importance of hyper-parameters", figure, caption)

@@ -58,7 +58,7 @@ def _plot(found: Findings, curves: pd.DataFrame) -> Plot:
     figure.supylabel(f"Validation {metric} (%)", fontsize=10)
     what = "one repeat each" if repeats_of(found) != "0" else "the chosen tuning trial"
     caption = (
-        f"Validation {metric} by epoch. Thin: {what}; thick: mean; grey: the means of the other "
-        "cells. No interval: read the spread of the thin lines."
+        f"Validation {metric} by epoch. Thin lines: {what}; thick line: mean; grey: the means "
+        "of the other cells. No interval; the thin lines show the spread."
     )
     return Plot("learning_curves", "Learning curves", figure, caption)

@@ -49,7 +49,7 @@ def _chosen(found: Findings, best: pd.DataFrame) -> Table:
     metric = found.info.choosing
     rule = f"{metric.best.capitalize()} validation {metric.label} of the cell"
     rule += "." if metric.less_is_better else "; ties go to the lower validation loss."
-    link = " A trial's number leads to its run while the viewer below is open."
+    link = " The number of a trial links to its run while the viewer named below is open."
     linked = bool(found.info.experiment_id)
     note = f"{rule} Only parameters that differ are shown.{link * linked}"
     return Table(shown, "Chosen configurations", note)
@@ -69,8 +69,11 @@ def _ranges(rows: pd.DataFrame) -> Table:
             "Best at its edge": [edge or "–" for edge in rows["edge"]],
         },
         "Ranges of the learning rate",
-        "The more of the range is good, the less the cell depends on tuning. A best rate in the outer "
-        "tenth of the declared range says that it was too narrow. – : the range is not recorded.",
+        (
+            "The larger the good share of the range, the less the cell depends on tuning. A best "
+            "rate in the outer tenth of the declared range means that the range was too narrow. "
+            "– : the range is not recorded."
+        ),
     )
 
 
@@ -155,10 +158,11 @@ def _plot_rates(found: Findings, tuned: pd.DataFrame) -> Plot:
     figure.supxlabel("Learning rate", fontsize=10)
     figure.supylabel(f"Validation {found.info.metric} (%)", fontsize=10)
     caption = (
-        "One mark per complete tuning trial; grey: those of the other cells. A best score at "
-        "the edge of the declared range (see the table) means that the range was too narrow."
+        "One marker per complete tuning trial; grey: those of the other cells. A best score "
+        "at the edge of the declared range (see the table) means that the range was too "
+        "narrow."
     )
-    return Plot("learning_rates", "Tuned score against learning rate", figure, caption)
+    return Plot("learning_rates", "Validation score by learning rate", figure, caption)
 
 
 def _plot_ranges(found: Findings, tuned: pd.DataFrame, table: pd.DataFrame) -> Plot:
@@ -186,8 +190,8 @@ def _plot_ranges(found: Findings, tuned: pd.DataFrame, table: pd.DataFrame) -> P
     axes.set_xlabel("Learning rate")
     trials = span(tuned["cell"].value_counts())
     caption = (
-        "Thin: rates tried. Bar: from the lowest to the highest rate of a trial within 2 points of the "
-        f"cell's best validation {found.info.metric}. Mark: the rate of that best trial. {trials} complete "
-        "trials per cell; nothing is resampled."
+        "Thin lines: rates tried. Bar: from the lowest to the highest rate of a trial within "
+        f"2 points of the cell's best validation {found.info.metric}. Marker: the rate of the "
+        f"best trial. {trials} complete trials per cell; no interval."
     )
-    return Plot("rate_ranges", "How forgiving the learning rate is", figure, caption)
+    return Plot("rate_ranges", "Ranges of good learning rates", figure, caption)

@@ -23,9 +23,7 @@ def section(found: Findings) -> Section:
         return Section("How the runs ended", ["No runs were recorded."], tables=tables)
     if not counts["superseded"].any():
         counts = counts.drop(columns="superseded")
-    note = (
-        "One count per run. A killed run that was tried again counts here, not in the comparisons."
-    )
+    note = "One count per run. A killed run that was run again is counted here, but not compared."
     parts: list[Table | str] = [Table(_counts(counts), note=note)]
     if len(bad):
         parts.append(_failures(found, bad.head(SHOWN)))
@@ -53,7 +51,7 @@ def _failures(found: Findings, rows: pd.DataFrame) -> Table:
             "Outcome": list(rows["outcome"]),
             "Reason": ["–" if pd.isna(reason) else reason for reason in rows["reason"]],
         },
-        "Every run that did not end well",
+        "Failed runs",
         long_text=True,
     )
 

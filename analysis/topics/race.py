@@ -15,11 +15,12 @@ from harness.core.race import ALPHA, FINALISTS, INDIFFERENCE, SCREENING
 from harness.core.units import Seconds
 
 NOTE = (
-    "Tuning trials and seeds that each cell got, and the time of all its runs. Retired: the one-sided "
-    "paired interval of its mean validation score was below that of the leader; over all seeds and "
-    "finalists the chance that the best finalist is retired is at most {alpha:.0%}. Set aside: after tuning "
-    "others had better scores; there was no time for it, and nothing was shown about it. What a retired or "
-    "set aside cell would reach with more trials is not known."
+    "Tuning trials and seeds of each cell, and the time of all its runs. Retired: the "
+    "one-sided paired interval of its mean validation score was below that of the leader; "
+    "over all seeds and finalists, the probability that the best finalist is retired is at "
+    "most {alpha:.0%}. Set aside: other cells had better scores after tuning; there was no "
+    "time for it, and nothing was shown about it. The scores that a retired or set aside "
+    "cell would reach with more trials are unknown."
 )
 
 
@@ -84,8 +85,8 @@ def _answer(found: Findings, rows: pd.DataFrame) -> list[str]:
     aside = rows.loc[rows["state"] == "set aside", "cell"]
     if len(aside):
         text.append(
-            f"Set aside after tuning, without a verdict: {listed(quoted(aside))}. More time, or a study of "
-            "their own, would tell."
+            f"Set aside after tuning, without a verdict: {listed(quoted(aside))}. This would "
+            "need more time, or a separate study."
         )
     return [" ".join(text)]
 
@@ -94,11 +95,12 @@ def _methods(found: Findings) -> str:
     unit = f"{found.info.choosing.form[1] * INDIFFERENCE:g}{_unit(found)}"
     return (
         "The numbers of trials and repeats were not fixed in advance: the cells raced for "
-        f"{Seconds(found.info.budget or 0)} of run time. In {SCREENING:.0%} of it they were tuned by "
-        f"successive halving on the best validation score, until {FINALISTS} were left; then these were "
-        "repeated seed by seed, and a cell was retired when a one-sided paired t interval of validation "
-        f"scores with pooled variance excluded it from the best, at levels that sum to {ALPHA:g} over seeds "
-        f"and rivals (n-th seed: {ALPHA:g} / (finalists - 1) / (n (n - 1))). The race ended when one was "
-        f"left, when no other could be better by more than {unit}, or when the time was spent. The intervals "
-        "of test scores do not allow for this selection."
+        f"{Seconds(found.info.budget or 0)} of run time. In {SCREENING:.0%} of it they were "
+        f"tuned by successive halving on the best validation score, until {FINALISTS} were "
+        "left. These were then repeated seed by seed, and a cell was retired when a "
+        "one-sided paired t interval of validation scores with pooled variance showed that "
+        f"it was not the best, at levels that sum to {ALPHA:g} over seeds and rivals (n-th "
+        f"seed: {ALPHA:g} / (finalists - 1) / (n (n - 1))). The race ended when one cell was "
+        f"left, when no other could be better by more than {unit}, or when the time was used "
+        "up. The intervals of test scores do not account for this selection."
     )

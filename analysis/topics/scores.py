@@ -56,7 +56,7 @@ def _columns(found: Findings) -> Columns:
         "95% interval": intervals(rows["low"], rows["high"], ".1f", 100),
     }
     if len(found.examples):
-        shown["With other examples"] = intervals(images["low"], images["high"], ".1f", 100)
+        shown["Over seeds and examples"] = intervals(images["low"], images["high"], ".1f", 100)
     return shown | {
         "SD, points": numbers(rows["sd"], ".2f", 100),
         "IQM, %": numbers(rows["iqm"], ".1f", 100),
@@ -73,17 +73,17 @@ def _columns(found: Findings) -> Columns:
 
 def _note(found: Findings) -> str:
     images = (
-        " With other examples: 95%, its standard error from a bootstrap of the seeds and, within each "
-        "resample, of the test examples."
+        " Over seeds and examples: 95%, with the standard error of a bootstrap of the seeds "
+        "and, within each resample, of the test examples."
     )
     return (
-        f"Test {found.info.metric}: mean of the repeats of the chosen configuration, each scored once; "
-        "interval: 95% t over seeds (training draws, not test "
-        f"examples{correction(found)}).{images * bool(len(found.examples))} IQM: mean of the middle half of "
-        "the seeds. "
-        "Validation: mean of the repeats, by which the cell is chosen; that of the best trial is the "
-        "best of many, so too high. Depth trained: share of the layer groups trained, from the head "
-        "down; it and the share of parameters trained are medians over repeats. – : not measured."
+        f"Test {found.info.metric}: mean of the repeats of the chosen configuration, each "
+        "scored once; interval: 95% t over seeds (training samples, not test "
+        f"examples{correction(found)}).{images * bool(len(found.examples))} IQM: "
+        "interquartile mean over seeds. Validation: mean of the repeats, by which the cell "
+        "is chosen; that of the best trial is a maximum and therefore too high. Depth "
+        "trained: share of the layer groups that train, counted from the head; it and the "
+        "share of parameters trained are medians over repeats. – : not measured."
     )
 
 
@@ -100,21 +100,23 @@ def answer(found: Findings) -> list[str]:
     if best["by_test"]:
         among = f" among {len(fit)} cells" if len(fit) > 1 else ""
         return [
-            f"“{best['cell']}” has the highest mean test {metric}{among}: {shown}. There are no "
-            "validation scores to choose by: it was picked by the very scores that are shown, so its "
-            "own is too high."
+            (
+                f"“{best['cell']}” has the highest mean test {metric}{among}: {shown}. No "
+                "validation scores were recorded, so it was chosen by these test scores, and its "
+                "own is too high."
+            )
         ]
     beside = _beside(found, best["cell"])
     text = [
-        f"“{best['cell']}” is the choice: test {metric} {shown}{beside}.",
+        f"“{best['cell']}” is recommended: test {metric} {shown}{beside}.",
         _chosen_by(found, fit),
     ]
     leader = compare.best_by_test(fit)
     if leader != best["cell"]:
         lead = 100 * (fit["mean"].max() - best["mean"])
         text.append(
-            f"By test {metric} “{leader}” is {lead:.1f} points higher. It is not chosen: the best of "
-            "several test scores is too high, by selection."
+            f"The test {metric} of “{leader}” is {lead:.1f} points higher. It is not chosen, "
+            "because the best of several test scores is too high."
         )
     return text
 
@@ -136,7 +138,7 @@ def _interval(found: Findings, cell: str, row: pd.Series) -> str:
     text = f"95% interval {100 * row['low']:.1f} to {100 * row['high']:.1f}, {row['n']} seeds"
     if own := found.examples[found.examples["cell"] == cell].to_dict("records"):
         low, high = 100 * own[0]["low"], 100 * own[0]["high"]
-        text += f"; {low:.1f} to {high:.1f} with other test examples as well"
+        text += f"; {low:.1f} to {high:.1f} over seeds and test examples"
     return text
 
 
@@ -147,9 +149,9 @@ def _chosen_by(found: Findings, fit: pd.DataFrame) -> str:
     text = f"It has the {metric.best} mean validation {metric.label} over {repeats}, "
     text += metric.text(best["validation"])
     for row in fit[1:2].to_dict("records"):
-        text += f"; next “{row['cell']}”, {metric.text(row['validation'])}"
+        text += f"; “{row['cell']}” follows with {metric.text(row['validation'])}"
     return (
-        f"{text}. Test scores played no part, so its own is not raised by the choice.{_luck(found)}"
+        f"{text}. Test scores were not used for the choice, so it does not bias them.{_luck(found)}"
     )
 
 
@@ -167,9 +169,9 @@ def _luck(found: Findings) -> str:
     if lead > 2 * error:
         return ""
     return (
-        f" Its configuration was ahead of the next of {len(own)} by {lead:.1f} points on {images} "
-        f"validation examples; other examples would move such a lead by {error:.1f} points (one standard "
-        "error), so another configuration might as well have been repeated."
+        f" Its configuration was {lead:.1f} points better than the next of {len(own)} on "
+        f"{images} validation examples. The standard error of this lead over validation "
+        f"examples is {error:.1f} points, so the next configuration may be as good."
     )
 
 
@@ -180,9 +182,9 @@ def _untested(found: Findings) -> list[str]:
     counts = found.table.trials["outcome"].value_counts()
     if tuned.empty:
         seen = ", ".join(f"{n} {outcome}" for outcome, n in counts.items()) or "no runs at all"
-        return [f"There is no answer yet: no trial was completed and scored ({seen})."]
+        return [f"There is no result yet: no trial was completed and scored ({seen})."]
     why = (
-        "The study asked for no repeats"
+        "The study has no repeats"
         if found.info.repeats == 0
         else f"None of the {found.info.repeats} repeats per cell has a test score yet"
     )
@@ -190,10 +192,12 @@ def _untested(found: Findings) -> list[str]:
     best = ranked.iloc[0]
     trials = found.summary.loc[found.summary["cell"] == best["cell"], "tuned"].iloc[0]
     return [
-        f"{why}, so nothing was scored on test and no cell can be called better than another.",
-        f"The {metric.best} validation {metric.label} in tuning was that of “{best['cell']}”: "
-        f"{metric.text(best[selection])}, the best of {trials} trials. A best-of-many validation score is "
-        "optimistic and has no interval.",
+        f"{why}, so there are no test scores, and cells cannot be compared.",
+        (
+            f"The {metric.best} validation {metric.label} in tuning was that of “{best['cell']}”: "
+            f"{metric.text(best[selection])}, the best of {trials} trials. The best of many "
+            "validation scores is too high and has no interval."
+        ),
     ]
 
 
@@ -213,8 +217,8 @@ def _plot_scores(found: Findings) -> Plot:
     name_rows(axes, list(table["cell"]))
     percent(axes, "x", f"Test {metric}")
     caption = (
-        f"Small marks: one repeat each ({repeats_of(found)} per cell). Large mark and bar: mean and "
-        f"interval. {over_seeds(found)}"
+        f"Small markers: one repeat each ({repeats_of(found)} per cell). Large marker and "
+        f"bar: mean and interval. {over_seeds(found)}"
     )
     return Plot("accuracy", f"Test {metric}", figure, caption)
 
@@ -245,8 +249,8 @@ def _plot_matrix(found: Findings) -> Plot:
     axes.set_xlabel(escape(column))
     axes.set_ylabel(escape(row))
     caption = (
-        f"Numbers: mean test {metric} in %; colour: points below the best of the column, so that "
-        f"only cells of one column are compared. White: not tried. {n} scored run{'s' * (n != '1')} "
-        "per cell; no interval."
+        f"Numbers: mean test {metric} in %. Colour: points below the best cell of the column; "
+        f"only cells of one column are comparable. White: not compared. {n} scored "
+        f"run{'s' * (n != '1')} per cell; no interval."
     )
     return Plot("matrix", f"Test {metric} of every pair", figure, caption)

@@ -105,7 +105,7 @@ def cell_styles(found: Findings) -> dict[str, Style]:
 
 def over_seeds(found: Findings) -> str:
     """What the intervals of means are, for a caption."""
-    return f"Intervals: 95% t over seeds (training draws, not test examples{correction(found)})."
+    return f"Intervals: 95% t over seeds (training samples, not test examples{correction(found)})."
 
 
 def correction(found: Findings) -> str:

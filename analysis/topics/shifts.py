@@ -65,11 +65,14 @@ def _table(table: pd.DataFrame, losses: pd.DataFrame) -> Table:
     columns["Lost, mean of shifts"] = stacked(losses["loss"], losses["low"], losses["high"], ".1f")
     return Table(
         columns,
-        note="Points of accuracy that a repeat loses from the plain test set, mean and 95% t interval "
-        "over seeds (training draws, not test examples); least mean loss first. Negative: it gains. A "
-        "cell that starts lower has less to lose. Two cells are told apart in the answer when the t "
-        "interval of their paired difference in mean loss is clear of 0 after Bonferroni over all pairs "
-        "of cells.",
+        note=(
+            "Loss of a repeat from the plain test set in points of accuracy, mean and 95% t "
+            "interval over seeds (training samples, not test examples), smallest mean loss "
+            "first. Negative values are gains. A cell with a lower accuracy has less to lose. "
+            "Two cells are distinguished in the answer if the t interval of their paired "
+            "difference in mean loss excludes 0 after Bonferroni's adjustment over all pairs of "
+            "cells."
+        ),
     )
 
 
@@ -82,21 +85,26 @@ def answer(table: pd.DataFrame, losses: pd.DataFrame, pairs: pd.DataFrame) -> li
     least, most = losses.iloc[0], losses.iloc[-1]
     n = span(losses["n"])
     ends = pairs[(pairs["cell"] == least["cell"]) & (pairs["reference"] == most["cell"])].iloc[0]
-    if not ends["told_apart"]:
+    if not ends["significant"]:
         return [
-            f"What the cells lose on {under}, on average from {least['loss']:.1f} points "
-            f"(“{least['cell']}”) to {most['loss']:.1f} (“{most['cell']}”), can't be told apart with "
-            f"{in_seeds(n)}."
+            (
+                f"The mean losses of the cells on {under}, from {least['loss']:.1f} points "
+                f"(“{least['cell']}”) to {most['loss']:.1f} (“{most['cell']}”), are not "
+                f"significantly different with {in_seeds(n)}."
+            )
         ]
     text = (
-        f"On {under} “{least['cell']}” loses least of its accuracy on average, "
-        f"{_lost(least)}, and “{most['cell']}” most, {_lost(most)} ({in_seeds(n)})."
+        f"On {under}, “{least['cell']}” loses least accuracy on average, {_lost(least)}, and "
+        f"“{most['cell']}” most, {_lost(most)} ({in_seeds(n)})."
     )
-    unclear = pairs[~pairs["told_apart"]]
+    unclear = pairs[~pairs["significant"]]
     for name, end, other in (("least", "cell", "reference"), ("most", "reference", "cell")):
         rivals = unclear.loc[unclear[end] == ends[end], other]
         if len(rivals):
-            text += f" Not told apart from the one that loses {name}: {listed(quoted(rivals))}."
+            text += (
+                f" Not significantly different from the one that loses {name}: "
+                f"{listed(quoted(rivals))}."
+            )
     return [text]
 
 
@@ -180,7 +188,7 @@ def loss_pairs(trials: pd.DataFrame, order: Sequence[str], folds: int = 1) -> pd
         cell, reference (later in `order`), n shared seeds, difference (points that the reference
         loses more), low, high (paired t interval over seeds at 1 - .05 / number of pairs, after
         Bonferroni: all of them hold at once, so the extremes may be picked afterwards), and
-        told_apart: whether the interval is clear of 0.
+        significant: whether the interval is clear of 0.
     """
     lost = _mean_losses(trials)
     pairs = list(itertools.combinations(order, 2))
@@ -193,7 +201,7 @@ def loss_pairs(trials: pd.DataFrame, order: Sequence[str], folds: int = 1) -> pd
     table = pd.DataFrame(
         rows, columns=["cell", "reference", "n", "difference", "low", "high", "verdict"]
     )
-    table["told_apart"] = table.pop("verdict").isin(["higher", "lower"])
+    table["significant"] = table.pop("verdict").isin(["higher", "lower"])
     return table
 
 
@@ -225,8 +233,8 @@ def _plot(found: Findings, table: pd.DataFrame) -> Plot:
         panel.tick_params(labelbottom=k + 2 >= len(sets))
     figure.supxlabel("Test accuracy (%)", fontsize=10)
     caption = (
-        f"Mark and bar: mean and interval of {repeats_of(found)} repeats on each test set; hollow: the "
-        "same cell's mean on the plain set. Each repeat is scored on all sets by the same network. "
-        f"{over_seeds(found)}"
+        f"Marker and bar: mean and interval of {repeats_of(found)} repeats on each test set; "
+        "hollow marker: the mean of the same cell on the plain set. Each repeat is scored on "
+        f"all sets with the same network. {over_seeds(found)}"
     )
     return Plot("shifted", "Accuracy on shifted test sets", figure, caption)

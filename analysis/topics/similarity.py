@@ -26,9 +26,10 @@ from analysis.text.numbers import intervals, listed, numbers, plain, quoted
 from analysis.topics.section import Columns, Parts, Plot, Section, Table, repeats_of
 
 METHODS = (
-    "The effect of similarity on the logit of the score was estimated in a mixed model with crossed "
-    "random sources and targets, with source and target fixed effects, and by a permutation of the "
-    "sources; a measure counts only if all three agree after Holm."
+    "The effect of similarity on the logit of the score was estimated in a mixed model with "
+    "crossed random effects of sources and targets, with fixed effects of source and target, "
+    "and by a permutation of the sources. An effect is only reported if all three agree "
+    "after Holm's adjustment."
 )
 
 
@@ -68,15 +69,18 @@ def _means(rows: pd.DataFrame) -> Table:
             "Ahead of static": numbers(rows["lead"], "+.3f"),
             "95% interval of that": intervals(rows["lead_low"], rows["lead_high"], "+.2f"),
         },
-        note="Agreement with the order of the sources on each target. “static” is the "
-        "leave-one-target-out mean rank of the source and knows nothing of the target; a measure that "
-        "is not ahead of it has no say about similarity. Intervals: t over targets.",
+        note=(
+            "Agreement with the order of the sources for each target. “static” is the mean rank "
+            "of the source on the other targets, which does not depend on the target; a measure "
+            "that is not better than it is not informative about similarity. Intervals: t over "
+            "targets."
+        ),
     )
 
 
 def _slopes(known: Similarity) -> Table:
     rows, blind = known.slopes, ", ".join(known.blind)
-    same = f" Without a slope, because the same for every target: {blind}." * bool(blind)
+    same = f" Without a slope, because they are the same for all targets: {blind}." * bool(blind)
     strategies = {"Strategy": list(rows["strategy"])} if rows["strategy"].any() else {}
     return Table(
         {
@@ -90,9 +94,11 @@ def _slopes(known: Similarity) -> Table:
             "Pairs": list(rows["n"]),
         },
         "Slopes of every measure and model",
-        "Naive takes the pairs of source and target for independent and is shown as a warning only. "
-        "Crossed: random sources and targets. Fixed: effects of both. Shuffled: permutation of whole "
-        f"sources.{same}",
+        (
+            "Naive treats the pairs of source and target as independent, and is shown only as a "
+            "warning. Crossed: random effects of sources and targets. Fixed: fixed effects of "
+            f"both. Shuffled: permutation of whole sources.{same}"
+        ),
     )
 
 
@@ -109,11 +115,13 @@ def _interactions(rows: pd.DataFrame) -> Parts:
             "Pairs": list(rows["n"]),
         },
         "Does the slope depend on strategy or size?",
-        "Logits per standard deviation of the measure within its target, and per unit of ln size. n: "
-        "pairs of source and target, averaged over seeds first. The interval is Wald's in the model "
-        "with crossed random sources and targets; nothing is resampled but in “shuffled”, which "
-        f"exchanges whole sources. Shown means all three p ≤ .05 after Holm over the {len(rows)} rows, "
-        "with one sign.",
+        (
+            "Logits per standard deviation of the measure within its target, and per unit of ln "
+            "size. n: pairs of source and target, averaged over seeds. The interval is Wald's in "
+            "the model with crossed random effects; only “shuffled” resamples, by exchanging "
+            "whole sources. Shown means that all three p are at most .05 after Holm's adjustment "
+            f"over the {len(rows)} rows, with the same sign."
+        ),
     )
     return [shown, describe_interactions(rows)]
 
@@ -124,14 +132,16 @@ def _variance(rows: pd.DataFrame) -> Parts:
             "Measure": list(rows["measure"]),
             "Target, %": numbers(rows["target"], ".1f", 100),
             "Source, %": numbers(rows["source"], ".1f", 100),
-            "Measure beyond both, %": numbers(rows["added"], ".2f", 100),
+            "Measure in addition, %": numbers(rows["added"], ".2f", 100),
             "Measure before source, %": numbers(rows["at_most"], ".1f", 100),
             "Rest, %": numbers(rows["residual"], ".1f", 100),
             "Pairs": list(rows["n"]),
         },
-        "What the scores vary with",
-        "Sums of squares of the logits of pairs, each part after those to its left; “before source” is "
-        "what the measure could have at most. Nothing is resampled: no intervals.",
+        "Shares of the variance of the scores",
+        (
+            "Sums of squares of the logits of pairs, each part after those to its left; “before "
+            "source” is the largest possible share of the measure. No intervals."
+        ),
     )
     return [shown, describe_variance(rows)]
 
@@ -150,8 +160,8 @@ def _gains(rows: pd.DataFrame) -> Table:
     shown["95% interval"] = intervals(rows["low"], rows["high"], "+.1f")
     shown["Targets"] = list(rows["targets"])
     note = (
-        "Mean over targets of the mean difference to the run from random weights with the same target, seed, "
-        "strategy and size; 95% t interval over targets."
+        "Mean over targets of the mean difference to the run from random weights with the "
+        "same target, seed, strategy and size; 95% t interval over targets."
     )
     return Table(shown, "Gain over scratch", note)
 
@@ -163,10 +173,11 @@ def describe_similarity(known: Similarity) -> list[str]:
         row = known.means[known.means["measure"] == "static"].iloc[0]
         chance = row["tau_w"] <= 0
         text.append(
-            f"A ranking of the sources that ignores the target (how they do on the other targets) agrees "
-            f"with the scores at a mean weighted tau of {row['tau_w']:.2f} ({row['low']:.2f} to "
-            f"{row['high']:.2f}, {row['targets']} targets): "
-            f"{'no better than chance' if chance else 'what a measure of similarity must beat'}."
+            "The agreement of a ranking of the sources that ignores the target (by their "
+            "results on the other targets) with the scores is a mean weighted tau of "
+            f"{row['tau_w']:.2f} ({row['low']:.2f} to {row['high']:.2f}, {row['targets']} "
+            "targets), "
+            f"{'no better than chance' if chance else 'which a measure of similarity must exceed'}."
         )
     return [*text, known.note] if known.note else text
 
@@ -179,18 +190,21 @@ def _measures(known: Similarity) -> list[str]:
     if len(rows) <= 2:
         return list(rows["sentence"])
     names = list(rows["measure"].unique())
-    text = f"{len(names)} measures of similarity were judged ({', '.join(names)})."
+    text = f"{len(names)} measures of similarity were tested ({', '.join(names)})."
     for strategy, own in rows.groupby("strategy", sort=False):
         under = f"Under “{strategy!s}”" if strategy else "Of these"
         passed = own.loc[own["verdict"] == "similarity", "measure"]
         source = own.loc[own["verdict"] == "source", "measure"]
         if len(passed):
             were = "were" if len(passed) > 1 else "was"
-            text += f" {under} {listed(quoted(passed))} {were} shown to tell which source suits a target."
+            text += (
+                f" {under} {listed(quoted(passed))} {were} shown to predict which source suits a "
+                "target."
+            )
         else:
             text += (
-                f" {under} none was shown to tell which source suits a given target, beyond which "
-                "sources are good everywhere."
+                f" {under} none was shown to predict which source suits a given target, "
+                "beyond predicting which sources are good for all targets."
             )
         if len(source):
             tell = "tell" if len(source) > 1 else "tells"
@@ -201,12 +215,12 @@ def _measures(known: Similarity) -> list[str]:
     fooled = len(naive) - len(naive[keys].merge(shown[keys]))
     if fooled:
         text += (
-            f" Least squares, which takes pairs that share a source for independent, would have called "
-            f"{fooled} more significant."
+            " Least squares, which treats pairs with the same source as independent, would "
+            f"have called {fooled} more significant."
         )
     rests = [sentence for sentence in shown["sentence"] if "rests on few targets" in sentence]
     if rests:
-        text += f" {len(rests)} of the {len(shown)} rest on few targets (see the list below)."
+        text += f" {len(rests)} of the {len(shown)} depend on few targets (see the list below)."
     return [text]
 
 
@@ -221,8 +235,8 @@ def describe_interactions(rows: pd.DataFrame) -> str:
     if shown.empty:
         terms = " or ".join(map(_term, rows["term"].unique()))
         return (
-            f"Not shown that the slope on any measure depends on {terms} ({len(tested)} of {len(rows)} "
-            f"could be tested)."
+            f"No slope was shown to depend on {terms} ({len(tested)} of {len(rows)} could be "
+            "tested)."
         )
     parts = [
         f"on {row['measure']} with {_term(row['term'])} by {row['slope']:+.2g} logits per standard "
@@ -230,7 +244,8 @@ def describe_interactions(rows: pd.DataFrame) -> str:
         for row in shown.to_dict("records")
     ]
     return (
-        f"Shown that the slope changes {listed(parts)}; not for the other {len(rows) - len(shown)}."
+        f"The slope was shown to change {listed(parts)}; not for the other "
+        f"{len(rows) - len(shown)}."
     )
 
 
@@ -246,9 +261,9 @@ def describe_variance(rows: pd.DataFrame) -> str:
     """
     most = rows.to_dict("records")[int(rows["added"].argmax())]
     return (
-        f"Targets explain {most['target']:.0%} of the variance of the logits and sources "
-        f"{most['source']:.0%}; beyond both no measure explains more than {most['added']:.1%} "
-        f"({most['measure']}, {most['n']} pairs)."
+        f"Targets explain {most['target']:.0%} of the variance of the logits, and sources "
+        f"{most['source']:.0%}; in addition to both, no measure explains more than "
+        f"{most['added']:.1%} ({most['measure']}, {most['n']} pairs)."
     )
 
 
@@ -268,12 +283,12 @@ def _plot_agreement(known: Similarity) -> Plot:
     name_rows(axes, list(means["measure"]))
     axes.set_xlabel("Weighted Kendall tau with the scores reached")
     caption = (
-        "Small marks: weighted Kendall tau between a measure and the scores, one per target; large "
-        "mark and bar: mean and 95% t interval over targets. Grey band: where 95% of shuffled "
-        "orders of one target lie. “static” ignores the target: how the source ranks on the other "
-        "targets."
+        "Small markers: weighted Kendall tau between a measure and the scores, one per "
+        "target; large marker and bar: mean and 95% t interval over targets. Grey band: 95% "
+        "of shuffled orders for one target. “static” ignores the target: it is the rank of "
+        "the source on the other targets."
     )
-    return Plot("agreement", "What predicts the order of the sources", figure, caption)
+    return Plot("agreement", "Measures and the order of the sources", figure, caption)
 
 
 def _plot_gain(found: Findings, points: pd.DataFrame) -> Plot:
@@ -310,14 +325,16 @@ def _plot_gain(found: Findings, points: pd.DataFrame) -> Plot:
     figure.set_figheight(figure.get_figheight() + 0.5)
     figure.legend(handles=key, loc="outside upper center", ncols=3, fontsize=9, frameon=False)
     caption = (
-        "One mark per source and target: mean difference in points to the run from random weights "
-        f"with the same seed; bar: 95% t interval over {repeats_of(found)} seeds (pretraining and "
-        f"target draws, not test examples). Across: {points['measure'].iloc[0]}, more is more "
-        "similar, centred and scaled within each target. It is the measure that agrees best with "
-        "the scores, so it looks better here than it would on other targets."
+        "One marker per source and target: mean difference in points to the run from random "
+        f"weights with the same seed; bar: 95% t interval over {repeats_of(found)} seeds "
+        "(pretraining and samples of the target, not test examples). Horizontal axis: "
+        f"{points['measure'].iloc[0]}, higher is more similar, standardised within each "
+        "target. It is the measure that agrees best with the scores, so the relation looks "
+        "stronger here than it would for other targets."
     )
     if points["control"].any():
         caption += (
-            " Hollow: controls, which learned from shuffled or permuted pictures or random labels."
+            " Hollow markers: controls, which were trained on shuffled or permuted images or "
+            "random labels."
         )
     return Plot("gain", "Gain over scratch against similarity", figure, caption)

@@ -65,11 +65,13 @@ def _crossings(rows: pd.DataFrame, factor: str) -> list[Table | list[str]]:
             "Shown": ["yes" if row["shown"] else "no" for row in records],
         },
         "Where lines cross",
-        "A crossing is where the mean paired difference of two lines changes sign, linear in log "
-        f"{factor} between the sizes tried; the first one if there are several. Interval: every {factor} "
-        "at which a paired t test over seeds does not reject a difference of 0 (Fieller 1954). Shown: "
-        "the line was shown to be ahead (see Comparisons) at a smaller size and to be behind at a "
-        "larger one; otherwise the lines may be parallel.",
+        (
+            "A crossing is where the mean paired difference of two lines changes sign, with "
+            f"linear interpolation in log {factor}; the first one if there are several. Interval: "
+            f"every {factor} at which a paired t test over seeds does not reject a difference of "
+            "0 (Fieller 1954). Shown: the line was shown to be ahead (see Comparisons) at a "
+            "smaller size and to be behind at a larger one; otherwise the lines may be parallel."
+        ),
     )
     return [shown, [crossing(row, factor) for row in records if row["changes"]]]
 
@@ -101,8 +103,8 @@ def crossing(row: Mapping[Hashable, Any], factor: str) -> str:
     a, b = f"“{row['line']}”", f"“{row['other']}”"
     if row["changes"] == 0:
         return (
-            f"No crossing seen between {short(row['smallest'])} and {short(row['largest'])} {factor}: "
-            f"the mean of {a} is nowhere below that of {b} ({in_seeds(row['n'])})."
+            f"No crossing between {short(row['smallest'])} and {short(row['largest'])} "
+            f"{factor}: the mean of {a} is never below that of {b} ({in_seeds(row['n'])})."
         )
     interval = f"95% interval {crossing_interval(row)}, {in_seeds(row['n'])}"
     if row["low"] != row["low"]:
@@ -111,8 +113,8 @@ def crossing(row: Mapping[Hashable, Any], factor: str) -> str:
     if row["shown"]:
         return f"{a} leads {b} up to about {short(row['size'])} {factor} ({interval}).{more}"
     return (
-        f"The means of {a} and {b} cross at about {short(row['size'])} {factor} ({interval}), but it was "
-        f"not shown that either leads on each side.{more}"
+        f"The means of {a} and {b} cross at about {short(row['size'])} {factor} ({interval}), "
+        f"but it was not shown that each of them leads on one side.{more}"
     )
 
 
@@ -305,9 +307,9 @@ def _plot(found: Findings, table: pd.DataFrame, factor: str) -> Plot:
     elif len(names) > 1:
         name_ends(axes, ends, style)
     caption = (
-        f"Small marks: one repeat each ({repeats_of(found)} per cell). Large marks: means; upright "
-        "bars: intervals. Log scale; lines stand a little apart so that bars do not hide each "
-        f"other. {over_seeds(found)}"
+        f"Small markers: one repeat each ({repeats_of(found)} per cell). Large markers: "
+        "means; vertical bars: intervals. Logarithmic scale; lines are slightly shifted so "
+        f"that bars do not overlap. {over_seeds(found)}"
     )
     name = f"{metric[:1].upper() + metric[1:]} by {factor}"
     return Plot("by_size", name, figure, caption)

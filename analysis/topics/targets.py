@@ -35,7 +35,7 @@ def section(found: Findings) -> Section:
         "Over the targets",
         [*plots, shown],
         answer(found),
-        "Ranks are taken within each target; their 95% t intervals are over targets.",
+        "Cells are ranked within each target; 95% t intervals of ranks are over targets.",
         {"ranks": ranks},
     )
 
@@ -44,30 +44,39 @@ def answer(found: Findings) -> list[str]:
     """How the arms rank over the targets, whose scores are not of one kind."""
     first, rest = found.ranks.iloc[0], found.ranks.iloc[1:]
     text = [
-        f"“{first['arm']}” ranks best over {first['targets']} targets: mean rank "
-        f"{_rank(first)} among {len(found.ranks)}. It is first on {first['wins']} of them and on average "
-        f"{first['behind']:.1f} points of test {found.info.metric} below the best."
+        (
+            f"“{first['arm']}” has the best mean rank over {first['targets']} targets: "
+            f"{_rank(first)} among {len(found.ranks)}. It is first on {first['wins']} of them, "
+            f"and on average {first['behind']:.1f} points of test {found.info.metric} below the "
+            "best."
+        )
     ]
     if len(rest):
         near = rest[rest["low"] <= first["high"]]
         text.append(
-            f"Next: {listed([f'“{r.arm}” ({r.mean_rank:.1f})' for r in rest.head(SHOWN).itertuples()])}. "
+            (
+                "It is followed by "
+                f"{listed([f'“{r.arm}” ({r.mean_rank:.1f})' for r in rest.head(SHOWN).itertuples()])}. "
+            )
             + (
-                f"The intervals of {len(near)} of the other {len(rest)} overlap its own."
+                (
+                    f"The intervals of {len(near)} of the other {len(rest)} overlap with its "
+                    "interval."
+                )
                 if len(near)
-                else "No other interval overlaps its own."
+                else "No other interval overlaps with its interval."
             )
         )
         best = found.ranks.sort_values("wins", ascending=False, kind="stable").iloc[0]
         text.append(
-            f"No choice is right everywhere: the most targets won by one is {best['wins']} "
-            f"(“{best['arm']}”), and the last in rank, “{rest.iloc[-1]['arm']}”, is on average "
-            f"{rest.iloc[-1]['behind']:.1f} points below the best."
+            f"No choice is best for all targets: “{best['arm']}” is first most often, on "
+            f"{best['wins']} of them, and the last in rank, “{rest.iloc[-1]['arm']}”, is on "
+            f"average {rest.iloc[-1]['behind']:.1f} points below the best."
         )
     if found.summary["n"].max() == 1:
         text.append(
-            "Every cell has one test score, so nothing can be tested within a target; the interval of a rank "
-            "is over targets."
+            "Each cell has one test score, so differences cannot be tested within a target; "
+            "the interval of a rank is over targets."
         )
     return text
 
@@ -88,7 +97,8 @@ def _plot(found: Findings) -> Plot:
     name_rows(axes, list(ranks["arm"]))
     axes.set_xlabel("Mean rank over the targets (1 is the best)")
     caption = (
-        f"Within each target the arms are ranked by their mean test {found.info.metric} (1 is the best). "
-        f"Mark: mean rank; bar: 95% t interval over the {ranks['targets'].iloc[0]} targets."
+        f"Within each target the arms are ranked by their mean test {found.info.metric} (1 is "
+        "the best). Marker: mean rank; bar: 95% t interval over the "
+        f"{ranks['targets'].iloc[0]} targets."
     )
     return Plot("ranks", "Rank over the targets", figure, caption)

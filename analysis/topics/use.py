@@ -25,9 +25,9 @@ def section(found: Findings) -> Section:
     if len(measured[SIZE].drop_duplicates()) > 1 and not len(found.ranks):
         label = f"Latency of a single example on {where.partition(',')[0]} (ms)"
         caption = (
-            f"Marks: mean {found.info.metric} of {repeats_of(found)} repeats and median time for a single "
-            f"example on {where}; level bars: least and greatest. Dotted: the Pareto front. "
-            f"{over_seeds(found)}"
+            f"Markers: mean {found.info.metric} of {repeats_of(found)} repeats and median "
+            f"time for a single example on {where}; horizontal bars: minimum and maximum. "
+            f"Dotted: the Pareto front. {over_seeds(found)}"
         )
         plot = plot_cost(found, "latency_ms", "latency", label, caption)
         parts.append(replace(plot, name="latency"))
@@ -45,9 +45,12 @@ def _table(rows: pd.DataFrame, where: str) -> Table:
             "Latency of a single example, ms": shorts(rows["latency_ms_median"]),
             "Examples per second": shorts(rows["images_per_second_median"]),
         },
-        note=f"Of the network in float32 on {where}: medians over repeats, each a median of warm forward "
-        "passes on examples that are already decoded and resized. Multiply-adds: in convolutions, linear "
-        "layers and attention. Adapters are merged first; a nearest-neighbour classifier is not included.",
+        note=(
+            f"The network in float32 on {where}: medians over repeats, each a median of warm "
+            "forward passes on examples that are already decoded and resized. Multiply-adds: in "
+            "convolutions, linear layers and attention. Adapters are merged first; a "
+            "nearest-neighbour classifier is not included."
+        ),
     )
 
 
