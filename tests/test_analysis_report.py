@@ -281,7 +281,9 @@ def test_the_cells_that_lose_least_and_most_under_shift_are_named_if_they_can_be
     assert (page.parent / "figures" / "shifted.png").exists()
     assert len(pd.read_csv(page.parent / "tables" / "shifted.csv")) == 6
     vague = [*moved("probe", 0.8, 0.1, 0.05), *moved("full", 0.9, 0.11, -0.05)]
-    assert "are not significantly different with 6 seeds" in read(report.build(table(vague), tmp_path))
+    assert "are not significantly different with 6 seeds" in read(
+        report.build(table(vague), tmp_path)
+    )
 
 
 @pytest.mark.usefixtures("pictures")

@@ -416,7 +416,7 @@ def test_report_of_equal_numbers_says_so_and_has_no_race() -> None:
     study = made({"a": SCORES["left"], "b": SCORES["rival"]}, {"a": 2, "b": 2})
     found = compare.find(replace(study, info=replace(study.info, budget=None)))
     assert topics.race.section(found).parts == ()
-    assert "All cells were given the same numbers of trials and repeats." in text.methods(found)
+    assert "All cells had the same numbers of trials and repeats." in text.methods(found)
 
 
 def test_one_lucky_seed_does_not_beat_a_cell_that_stayed_in_the_race() -> None:
