@@ -1,4 +1,4 @@
-"""Text that concerns the whole study: warnings, methods, tables for a paper, numbers in print."""
+"""Text about the whole study: warnings, methods, tables for a paper, numbers in print."""
 
 from analysis.text.export import latex, main_table, markdown
 from analysis.text.methods import methods

@@ -1,4 +1,4 @@
-"""The main table as it would stand in a paper: LaTeX and Markdown.
+"""The main table for a paper, in LaTeX and Markdown.
 
     python -c "from analysis import compare, load_study, text; t = load_study('freeze_depth'); \\
                print(text.markdown(text.main_table(compare.find(t))))"
@@ -14,9 +14,8 @@ from analysis.text.numbers import number, short
 
 
 def main_table(found: Findings) -> pd.DataFrame:
-    """Cells with a test score as text: cell, score with interval, seeds, and where known the difference
-    from the baseline with simultaneous interval and p, training time
-    and memory, in the units of the heads."""
+    """Cells with a test score as text: cell, score with interval, seeds and, if known, the difference from
+    the baseline with simultaneous interval and p, training time and memory, in the units of the headings."""
     scored = found.summary[found.summary["n"] > 0]
     shown = pd.DataFrame({"Cell": scored["cell"]})
     metric = found.info.metric
@@ -50,7 +49,7 @@ def interval(low: float, high: float, form: str, scale: float = 1) -> str:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A pipe table; pipes in cells are escaped."""
+    """A Markdown table; pipes in cells are escaped."""
     rows = [[str(v).replace("|", "\\|") for v in row] for row in table.to_numpy().tolist()]
     head = [str(column).replace("|", "\\|") for column in table.columns]
     rule = ["---", *["---:"] * (len(head) - 1)]

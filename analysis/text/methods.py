@@ -17,7 +17,7 @@ from analysis.text.numbers import listed, short, span
 
 
 def methods(found: Findings, more: Sequence[str] = ()) -> str:
-    """What was compared, tuned, chosen, repeated, tested and measured, in the numbers of this study.
+    """What was compared, tuned, chosen, repeated, tested and measured in this study, with its numbers.
 
     Args:
         found: the study.
@@ -43,7 +43,7 @@ def _design(table: StudyTable, found: Findings) -> str:
 
 
 def _choice(table: StudyTable) -> str:
-    """How configurations and the cell were chosen; of a table from elsewhere only what its mapping says."""
+    """How configurations and the cell were chosen; for an external table, only what its mapping says."""
     info, trials = table.info, table.trials
     tried = trials[trials["phase"] == "tune"].groupby("cell")["index"].nunique()
     how = {"random": ", drawn independently at random", "tpe": ", proposed by Optuna's TPE"}

@@ -1,4 +1,4 @@
-"""What changed from one study to another."""
+"""Changes from one study to another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Warnings: what a reader must know before believing the answer.
+"""Warnings that readers of the report need.
 
     python -c "from analysis import compare, load_study, text; t = load_study('freeze_depth'); \\
                print(*text.warnings(compare.find(t)), sep='\\n')"
@@ -19,13 +19,13 @@ from harness.core.results import BUSY, WAITED
 
 SETTLED = ["complete", "pruned", "diverged", "oom", "timeout", "audit_failed", "crashed"]
 SHOWN = 4
-"""Names in one sentence."""
+"""Number of names in one sentence."""
 UNEVEN = 10
-"""A run that took so many times the median of its cell is worth a warning."""
+"""A run is reported if it took so many times the median of its cell."""
 
 
 def warnings(found: Findings) -> list[str]:
-    """What a reader must know before believing the answer; empty when nothing is wrong."""
+    """Warnings about a study; empty if there are none."""
     return [
         *_missing_work(found),
         *_mixed_conditions(found),
@@ -42,7 +42,7 @@ def warnings(found: Findings) -> list[str]:
 
 
 def _missing_work(found: Findings) -> Iterator[str]:
-    """Runs that have not ended, tuning trials and repeats that were asked for and are not there."""
+    """Runs that have not ended, and tuning trials and repeats that were requested and are missing."""
     trials, info, cells = found.table.trials, found.info, found.summary["cell"]
     open_runs = int((compare.recorded(trials)["outcome"] == "unfinished").sum())
     if open_runs:
@@ -62,8 +62,8 @@ def _missing_work(found: Findings) -> Iterator[str]:
 
 
 def _design(found: Findings) -> Iterator[str]:
-    """What follows from how the study was made. What the correction for folds does not cover was simulated
-    in docs/pages/statistics.md."""
+    """Consequences of the design of the study. What the correction for folds does not cover was simulated in
+    docs/pages/statistics.md."""
     if found.info.folds > 1:
         yield (
             "Runs on folds share examples. The intervals are corrected for this, but those "
@@ -79,7 +79,7 @@ def _design(found: Findings) -> Iterator[str]:
 
 
 def _recorded_twice(found: Findings) -> Iterator[str]:
-    """Runs of one trial, of which one is counted: the other was deleted in MLflow and restored, say."""
+    """Trials with two runs, of which one is counted; for example, one was deleted in MLflow and restored."""
     runs = found.table.trials[found.table.trials["outcome"] == "complete"]
     if found.info.rows:
         return  # a table from elsewhere
@@ -95,7 +95,7 @@ def _recorded_twice(found: Findings) -> Iterator[str]:
 
 
 def _mixed_conditions(found: Findings) -> Iterator[str]:
-    """Conditions that differ between the runs that are compared."""
+    """Conditions that differ between the compared runs."""
     trials = found.table.trials
     runs = trials[(trials["outcome"] == "complete") & ~trials["superseded"]]
     for column, name in (("device", "devices"), ("threads", "thread counts")):
@@ -121,8 +121,8 @@ def _mixed_conditions(found: Findings) -> Iterator[str]:
 
 
 def _uncertain_times(found: Findings) -> Iterator[str]:
-    """Runs that another program slowed down, and cells in which a run took far longer than the others: a busy
-    machine, or a stall."""
+    """Runs that other programs slowed down, and cells in which a run took much longer than the others,
+    because the machine was busy or stalled."""
     repeats = found.repeats
     if WAITED in repeats and (busy := int((repeats[WAITED] > BUSY).sum())):
         yield (
@@ -145,7 +145,7 @@ def _uncertain_times(found: Findings) -> Iterator[str]:
 
 
 def _censored(found: Findings) -> Iterator[str]:
-    """Cells that ran out of memory or time."""
+    """Cells that exceeded the memory or time."""
     censored = compare.censored(found.trials, found.info)
     for outcome, what in (("oom", "memory"), ("timeout", "time")):
         rows = censored[(censored["outcome"] == outcome) & ~censored["scored"]]
@@ -189,7 +189,7 @@ def _doubtful_runs(found: Findings) -> Iterator[str]:
 
 
 def _unequal_classes(found: Findings) -> Iterator[str]:
-    """What each class contributed, where that is not the same for all: over all seeds, target by target."""
+    """What each class contributed, if it is not the same for all classes: over all seeds, by target."""
     trials = found.table.trials
     runs = trials[trials["outcome"] == "complete"].dropna(subset="images_per_class")
     targets = runs["param.target"] if "param.target" in runs else runs["study"]

@@ -1,4 +1,4 @@
-"""Averages of weights, which cost as much to use as a single network: soups and WiSE-FT."""
+"""Averages of weights (soups and WiSE-FT), which cost as much to use as a single network."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ COLUMNS = [
 
 
 def section(found: Findings) -> Section:
-    """Scores of the averages beside those of the single networks; empty where `harness.average` was not
-    run."""
+    """Scores of the averages and of the single networks; empty if `harness.average` was not run."""
     rows = gains(found)
     if rows.empty:
         return Section("Averages of weights")
@@ -51,12 +50,13 @@ def section(found: Findings) -> Section:
 
 
 def gains(found: Findings) -> pd.DataFrame:
-    """The single network and each kind of average of each cell, and the gain over the single network.
+    """Scores of the single network and of each kind of average, for each cell, and the gain over the single
+    network.
 
     Returns:
         cell, kind ("single", "soup", "wise_ft"), n (repeats), least and most (of the number of networks of a
         soup, or of alpha), validation, test (means), gain (mean of the paired differences on test), low, high
-        (95% t interval over seeds), latency_ms. NaN where it says nothing.
+        (95% t interval over seeds), latency_ms. NaN where a column does not apply.
     """
     single = found.repeats.set_index("run_id")
     latency = found.summary.set_index("cell")["latency_ms_median"]
@@ -94,7 +94,7 @@ def _name(row: Mapping[Hashable, Any]) -> str:
 
 
 def answer(found: Findings, rows: pd.DataFrame) -> list[str]:
-    """What the average that is best on validation gains for the chosen cell."""
+    """The gain of the average that is best on validation, for the chosen cell."""
     own = rows[(rows["cell"] == found.chosen) & (rows["kind"] != "single")]
     if own.empty:
         return []

@@ -1,4 +1,4 @@
-"""What tuning was worth: the best score to be expected of fewer trials.
+"""Value of tuning: the expected best score of fewer trials.
 
     python -c "from analysis import load_study, topics; \\
                print(topics.budget.budget_curve(load_study('freeze_depth').trials))"
@@ -31,13 +31,13 @@ from analysis.topics.section import Plot, Section, cell_styles
 
 TITLE = "Value of tuning"
 LINES = 12
-"""Curves above which one picture shows none."""
+"""With more curves than this, no figure is drawn."""
 WORTHLESS = ("diverged", "oom", "timeout", "pruned")
-"""Outcomes that used up a tuning trial and gave nothing that could be chosen; the other incomplete
-outcomes (crashed, killed, audit_failed) are faults of the run, not of its configuration."""
+"""Outcomes that used up a tuning trial without a result that could be chosen. The other incomplete outcomes
+(crashed, killed, audit_failed) are faults of the run, not of its configuration."""
 RESAMPLES = 200
 POINTS = 60
-"""Budgets at which a curve is taken; with fewer trials every one."""
+"""Number of budgets at which a curve is computed; with fewer trials, all of them."""
 TAILS = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
 
 
@@ -77,8 +77,9 @@ def _plots(found: Findings, curve: pd.DataFrame) -> list[Plot]:
 
 
 def _weights(total: int, budgets: np.ndarray) -> np.ndarray:
-    """(budgets x total) weight of the i-th smallest of `total` values in the expected best of n draws without
-    replacement: C(i - 1, n - 1) / C(total, n), by logarithms (the unbiased form of Dodge et al. 2019)."""
+    """(budgets, total) weight of the i-th smallest of `total` values in the expected maximum of n draws
+    without replacement: C(i - 1, n - 1) / C(total, n), computed with logarithms (the unbiased form of Dodge
+    et al. 2019)."""
     i, n = np.arange(1, total + 1)[None], budgets[:, None]
     with np.errstate(invalid="ignore"):
         logs = gammaln(i) - gammaln(n) - gammaln(np.maximum(i - n + 1, 1))
@@ -116,14 +117,13 @@ def _spent(trials: pd.DataFrame) -> dict[str, tuple[np.ndarray, float]]:
 def budget_curve(trials: pd.DataFrame) -> pd.DataFrame:
     """Expected best validation accuracy of a cell after n tuning trials.
 
-    A trial that was wasted (WORTHLESS) counts as the lowest accuracy any trial of the study had: it
-    used up budget. Faulty runs are left out. Valid only for an i.i.d. sampler ("random").
+    A trial without a result (WORTHLESS) counts as the lowest accuracy of all trials of the study, because it
+    used up budget. Faulty runs are omitted. Valid only for an i.i.d. sampler ("random").
 
     Returns:
-        cell, trials (n), seconds (n times the median training seconds of the cell's trials),
-        val_score, spread_low, spread_high (the middle 95% of resamples of the cell's trials; no confidence
-        interval, as no resample can be better than the best trial); cells without a complete trial have no
-        rows.
+        cell, trials (n), seconds (n times the median training seconds of the cell's trials), val_score,
+        spread_low, spread_high (central 95% of resamples of the cell's trials; not a confidence interval,
+        because no resample can be better than the best trial). Cells without a complete trial have no rows.
     """
     rows = []
     for cell, (scores, seconds) in _spent(trials).items():
@@ -142,8 +142,8 @@ def budget_curve(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def _plot(found: Findings, curve: pd.DataFrame, unit: str, caption: str) -> Plot:
-    """Expected best validation score of each cell after n tuning trials, with the spread of resamples;
-    `unit` "seconds" puts it against what these trials cost."""
+    """Expected best validation score of each cell after n tuning trials, with the spread of resamples; with
+    the unit "seconds", by the time that these trials take."""
     style = cell_styles(found)
     figure, (axes,) = canvas(4.2)
     ends = []
@@ -172,7 +172,8 @@ def _plot(found: Findings, curve: pd.DataFrame, unit: str, caption: str) -> Plot
 
 
 def _plot_of_many(found: Findings, curve: pd.DataFrame, worth: str, drawn: str) -> Plot:
-    """How far below its own best each of many cells still is after n trials: median and quartiles."""
+    """Difference between the expected best score after n trials and the best score of the same cell: median
+    and quartiles over many cells."""
     top = curve.groupby("cell")["val_score"].transform("max")
     behind = curve.assign(behind=100 * (top - curve["val_score"])).groupby("trials")["behind"]
     enough = behind.size() >= curve["cell"].nunique() / 2

@@ -1,4 +1,4 @@
-"""Test results class by class, calibration, and all metrics of all cells."""
+"""Test results by class, calibration, and all metrics of all cells."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ from harness.core.selection import METRICS, Metric
 Row = Mapping[Hashable, Any]
 
 MOST_CLASSES = 20
-"""Classes that a figure shows: of more, those with the lowest recall."""
+"""Largest number of classes in a figure; if there are more, those with the lowest recall are shown."""
 IN_A_ROW = 4
-"""Images of mistakes in a row of their figure."""
+"""Examples per row of the figure of mistakes."""
 SHOWN = 10
 """Rows of the tables of confusions and mistakes."""
 
 
 def section(found: Findings) -> Section:
-    """What the kept predictions say beyond the compared score; empty for a table from elsewhere."""
+    """Results from the recorded predictions other than the compared score; empty for an external table."""
     values = compare.by_metric(found.trials, found.info)
     kept, shown = found.predictions, compared_cells(found)
     mine = kept[kept["cell"].isin(shown)]
@@ -72,14 +72,14 @@ def section(found: Findings) -> Section:
 
 
 def compared_cells(found: Findings) -> list[str]:
-    """The chosen cell and the next one; none where targets are compared, which have other classes."""
+    """The chosen cell and the next one; none if targets are compared, because they have different classes."""
     fit = found.ranking.loc[found.ranking["fits"], "cell"]
     return list(fit[:2]) if found.chosen else []
 
 
 def answer(found: Findings) -> list[str]:
-    """If the test classes are unequal: the class with the lowest recall, and which cell another metric would
-    choose."""
+    """If the test classes are unequal: the class with the lowest recall, and the cell that another metric
+    would choose."""
     cell, kept = found.chosen, found.predictions
     own = kept[kept["cell"] == cell]
     if not cell or own.empty or not compare.are_unequal(own):
@@ -117,7 +117,7 @@ def _other_choice(values: pd.DataFrame, metric: Metric, cell: str, other: str) -
 
 
 def _by_cell(rows: pd.DataFrame, metric: str) -> dict[str, Row]:
-    """Cell -> its row of a metric."""
+    """The row of a metric for each cell."""
     return {row["cell"]: row for row in rows[rows["metric"] == metric].to_dict("records")}
 
 
@@ -130,7 +130,7 @@ def _value(row: Row, metric: Metric) -> str:
 def _recall_plot(
     found: Findings, rows: pd.DataFrame, names: Sequence[str], cells: Sequence[str]
 ) -> Plot:
-    """Mean recall with its interval, a row per class and a mark per cell."""
+    """Mean recall with its interval, one row per class and one marker per cell."""
     lowest = rows[rows["cell"] == cells[0]].nsmallest(MOST_CLASSES, "recall")["label"]
     labels = sorted(lowest)
     figure, (axes,) = canvas(1.0 + 0.36 * len(labels))
@@ -170,7 +170,7 @@ def _confusion(kept: pd.DataFrame, cell: str, names: Sequence[str]) -> list[Plot
 
 
 def _confusion_plot(predictions: pd.DataFrame, cell: str, names: Sequence[str]) -> Plot:
-    """Confusion matrix of one cell: shares of each row in percent, the mean of its repeats."""
+    """Confusion matrix of one cell: percentages of each row, mean of its repeats."""
     tables = compare.confusions(predictions).astype(float)
     sizes = tables.sum(axis=2, keepdims=True)
     shares = 100 * np.divide(tables, sizes, out=np.zeros_like(tables), where=sizes > 0).mean(axis=0)
@@ -194,7 +194,7 @@ def _confusion_plot(predictions: pd.DataFrame, cell: str, names: Sequence[str]) 
 
 
 def _reliability_plot(found: Findings, bins: pd.DataFrame, values: pd.DataFrame) -> Plot:
-    """Reliability diagram (Guo et al. 2017): accuracy against confidence, a line per cell."""
+    """Reliability diagram (Guo et al. 2017): accuracy against confidence, one line per cell."""
     errors, style = _by_cell(values, "ece"), cell_styles(found)
     cells = [cell for cell in compared_cells(found) if cell in set(bins["cell"])]
     figure, (axes,) = canvas(4.0)
@@ -218,7 +218,7 @@ def _reliability_plot(found: Findings, bins: pd.DataFrame, values: pd.DataFrame)
 
 
 def _mistakes(mistakes: pd.DataFrame, title: str, names: Sequence[str]) -> list[Plot | Table]:
-    """The images that repeats kept, if any, and a table."""
+    """The recorded images of mistakes, if any, and a table."""
     top = mistakes.head(SHOWN)
     columns: Columns = {
         "Example": list(_images(top)),
@@ -240,7 +240,7 @@ def _mistakes(mistakes: pd.DataFrame, title: str, names: Sequence[str]) -> list[
 
 
 def _mistakes_plot(mistakes: pd.DataFrame, title: str, names: Sequence[str]) -> Plot:
-    """The first images that were kept, each with its class and what it is taken for."""
+    """The first recorded images, each with its class and the predicted class."""
     mistakes = mistakes.dropna(subset="image").head(3 * IN_A_ROW)
     rows = -(-len(mistakes) // IN_A_ROW)
     figure, panels = canvas(1.75 * rows, rows, IN_A_ROW)
@@ -263,7 +263,7 @@ def _fitting(name: str) -> str:
 
 
 def _images(rows: pd.DataFrame) -> pd.Series:
-    """File and folder of each image, or its position in the target."""
+    """File and folder of each example, or its number in the target."""
     if "file" not in rows or rows["file"].isna().any():
         return rows["example"]
     return rows["file"].str.replace("\\", "/").str.split("/").str[-2:].str.join("/")

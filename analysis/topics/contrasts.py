@@ -1,4 +1,4 @@
-"""Paired comparisons of the cells: with the baseline, and of the chosen cell with the others."""
+"""Paired comparisons of cells: with the baseline, and of the chosen cell with the others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from analysis.topics.section import (
 )
 
 NARROW = 40
-"""Characters in a line of an axis label beside long names."""
+"""Characters per line of an axis label next to long names."""
 NOTE = (
     "Differences are paired by seed. Simultaneous interval: paired t at 1 - .05 / {pairs} "
     "(Bonferroni over the {pairs} pairs of cells of this study), so that all intervals hold "
@@ -37,7 +37,7 @@ NOTE = (
 
 
 def section(found: Findings) -> Section:
-    """Differences in points with their verdicts."""
+    """Differences in points, with their verdicts."""
     parts: Parts = []
     kept, differences, folds = found.predictions, found.differences, found.info.folds
     if found.info.score != "accuracy":  # McNemar's test counts right images
@@ -61,7 +61,7 @@ def section(found: Findings) -> Section:
 
 
 def chosen_cells(found: Findings) -> list[str]:
-    """The cell chosen by validation, for each target where targets are compared."""
+    """The cell chosen by validation; one for each target if targets are compared."""
     table = compare.arms(found.info.factors)
     context = dict(zip(table["cell"], table["context"], strict=True))
     fit = found.ranking.loc[found.ranking["fits"], "cell"]
@@ -91,7 +91,7 @@ def _columns(rows: pd.DataFrame) -> Columns:
 
 
 def answer(found: Findings) -> list[str]:
-    """What was shown about the chosen cell against the others."""
+    """What was shown about the chosen cell and the others."""
     best = found.chosen
     if not best:
         return []
@@ -145,8 +145,8 @@ def _methods(found: Findings, pairs: int) -> str:
 
 
 def _plot(found: Findings) -> Plot:
-    """Paired differences in points with their interval, a row each; the line at 0: no difference. Many
-    rows are set closer and do not name their reference."""
+    """Paired differences in points with their intervals, one row each; the line at 0 means no difference. If
+    there are many rows, they are narrower and do not name their reference."""
     style = cell_styles(found)
     table = found.differences.dropna(subset="difference").reset_index(drop=True)
     several = table["reference"].nunique() > 1

@@ -1,4 +1,4 @@
-"""What the cells cost, and which of them are worth it."""
+"""Costs of the cells, and which cells are worth their costs."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from analysis.topics.section import (
 from harness.core.results import BUSY, WAITED
 
 SURE = 0.95
-"""Share of resamples for a place on the front to be taken as there."""
+"""Share of resamples above which a cell is said to be on the front."""
 
 
 def section(found: Findings) -> Section:
-    """Time and memory of every cell, the fronts, and the cells that ran out of either."""
+    """Time and memory of all cells, the Pareto fronts, and the cells that exceeded a limit."""
     over_targets = len(found.ranks) > 0  # scores of different targets have no common front
     compared = found.trials[:0] if over_targets else found.trials
     fronts = compare.front_chance(compared, found.info)
@@ -118,7 +118,7 @@ def _table(found: Findings, fronts: pd.DataFrame) -> Table:
 
 
 def _spread(rows: pd.DataFrame, cost: str) -> list[object]:
-    """Median, least and greatest in print."""
+    """Median, minimum and maximum in print."""
     ends = (rows[f"{cost}_{name}"] for name in ("median", "min", "max"))
     return [
         f"{short(median)} ({short(low)}–{short(high)})" if median == median else "–"
@@ -146,7 +146,8 @@ def _censored(rows: pd.DataFrame) -> Table:
 
 
 def answer(found: Findings, fronts: pd.DataFrame) -> list[str]:
-    """What the chosen cell costs, how surely it is worth that, and which cheaper one can't be told apart."""
+    """What the chosen cell costs, how certain it is that it is on the front, and which cheaper cell is not
+    distinguishable from it."""
     if not found.chosen:
         return []
     scored = found.summary.dropna(subset="mean")
@@ -202,17 +203,18 @@ def plot_cost(
     caption: str,
     censored: Sequence[tuple[str, float]] = (),
 ) -> Plot:
-    """Mean test score against the median of `cost` (column prefix), with the cells of the front joined by a
-    line. Costs of 0 have no place on the log scale. Of more cells than can be named only those on the front
-    are coloured.
+    """Mean test score against the median of a cost, with the cells of the front connected by a line. Costs of
+    0 are not shown on a logarithmic scale. If there are too many cells to name, only those on the front are
+    coloured.
 
     Args:
         found: the study.
         cost: column prefix of the cost in its summary.
-        name: of the cost, in the title and as the prefix of the front's column.
-        label: of the axis, with the unit in brackets.
-        caption: of the plot.
-        censored: cells without a score that cost more than so much: hollow triangles on the lower edge.
+        name: name of the cost in the title, and prefix of the column of the front.
+        label: label of the axis, with the unit in brackets.
+        caption: caption of the plot.
+        censored: cells without a score whose cost is known to be higher than a value: hollow triangles at the
+            lower edge.
     """
     metric, style, front = found.info.metric, cell_styles(found), f"{name}_front"
     table = found.summary.dropna(subset=["mean", f"{cost}_median"])

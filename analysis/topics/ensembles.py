@@ -16,7 +16,7 @@ TAILS = [0.025, 0.975]
 
 
 def section(found: Findings) -> Section:
-    """Accuracy and cost of the ensemble of each cell; empty without kept class probabilities."""
+    """Accuracy and cost of the ensemble of each cell; empty without recorded class probabilities."""
     rows = gains(found)
     if rows.empty:
         return Section("Ensembles")
@@ -44,11 +44,12 @@ def section(found: Findings) -> Section:
 
 
 def gains(found: Findings, resamples: int = 1000) -> pd.DataFrame:
-    """The gain of the ensemble of each cell over its single networks.
+    """Gain of the ensemble of each cell over its single networks.
 
     Returns:
         cell, networks, single (mean accuracy of the networks), ensemble (its accuracy), gain, low, high (95%
-        bootstrap over test images), latency_ms (of all networks, one after the other; NaN if not measured).
+        bootstrap interval over test examples), latency_ms (of all networks, run one after the other; NaN if
+        not measured).
     """
     each = compare.hits(found.predictions)
     latency = found.summary.set_index("cell")["latency_ms_median"]

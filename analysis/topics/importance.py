@@ -1,4 +1,4 @@
-"""Which hyper-parameter mattered in each cell.
+"""Importance of the hyper-parameters in each cell.
 
     python -c "from analysis import load_study, topics; \\
                print(topics.importance.importances(load_study('freeze_depth').trials))"
@@ -20,27 +20,28 @@ from analysis.topics.section import Plot, Section, cell_styles
 from harness.core.caller import undisturbed
 
 FEWEST = 10
-"""Complete trials under which an importance would be noise."""
+"""With fewer complete trials, an importance would be noise."""
 GRID = 8
-"""Different values up to which a number was drawn from a grid: a density over its range would be wrong."""
+"""With at most this many different values, a number was drawn from a grid, and a density over its range would
+be wrong."""
 
 
 def section(found: Findings) -> Section:
-    """Importance of every tuned parameter; empty with few trials."""
+    """Importance of all tuned parameters; empty with few trials."""
     table = importances(found.trials)
     parts = [_plot(found, table)] if len(table) else []
     return Section("Importance of the parameters", parts, tables={"importances": table})
 
 
 def importances(trials: pd.DataFrame) -> pd.DataFrame:
-    """Share of each tuned parameter in telling good trials of a cell from the rest.
+    """How far each tuned parameter distinguishes good trials of a cell from the others.
 
-    Optuna's PED-ANOVA (Watanabe 2023) on a study rebuilt from the frame: the best tenth of the trials
-    against all. It says what mattered among the values that were tried, not what would matter elsewhere.
+    Optuna's PED-ANOVA (Watanabe 2023), on a study made from the data frame, compares the best tenth of the
+    trials with all of them. It describes the values that were tried, not values outside of their ranges.
 
     Returns:
-        cell, parameter, trials, importance (in [0, 1], adds up to 1 in a cell). Cells with fewer than
-        FEWEST complete tuning trials, or fewer than two tuned parameters, have no rows.
+        cell, parameter, trials, importance (in [0, 1], with sum 1 in each cell). Cells with fewer than FEWEST
+        complete tuning trials, or fewer than two tuned parameters, have no rows.
     """
     tuned = completed(trials, "tune").dropna(subset="val_score")
     names = [c for c in tuned.columns if c.startswith("param.") and c != "param.seed"]
@@ -58,7 +59,7 @@ def importances(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def _distribution(values: pd.Series) -> BaseDistribution | None:
-    """What a column could have been drawn from; None when it does not vary."""
+    """A distribution from which a column could have been drawn; None if it is constant."""
     known = values.dropna()
     if known.nunique() < 2 or len(known) < len(values) / 2:
         return None
@@ -89,7 +90,7 @@ def _importances(own: pd.DataFrame, space: dict[str, BaseDistribution]) -> dict[
 
 
 def _plot(found: Findings, table: pd.DataFrame) -> Plot:
-    """Importance of each tuned parameter: a mark per cell, a bar at their mean."""
+    """Importance of each tuned parameter: one marker per cell, and a bar at their mean."""
     style = cell_styles(found)
     many = table["cell"].nunique() > MANY
     order = list(table.groupby("parameter")["importance"].mean().sort_values().index[::-1])

@@ -1,4 +1,4 @@
-"""Validation scores of the compared runs, epoch by epoch."""
+"""Validation scores of the compared runs by epoch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from analysis.topics.section import Plot, Section, cell_styles, repeats_of
 
 
 def section(found: Findings) -> Section:
-    """The curves of each cell; no picture of many cells."""
+    """The curves of each cell; no figure for many cells."""
     curves = learning_curves(found.trials, found.table.epochs, found.info.selection)
     parts = [_plot(found, curves)] if 0 < curves["cell"].nunique() <= MANY else []
     return Section("Training", parts, tables={"curves": curves})
@@ -20,10 +20,10 @@ def section(found: Findings) -> Section:
 def learning_curves(
     trials: pd.DataFrame, epochs: pd.DataFrame, selection: str = "val_score"
 ) -> pd.DataFrame:
-    """Validation accuracy by epoch of the compared repeats; without any, of the chosen trials.
+    """Validation accuracy by epoch of the compared repeats; if there are none, of the chosen trials.
 
     Returns:
-        run_id, cell, epoch, val_score, and mean: over the runs of the cell at that epoch.
+        run_id, cell, epoch, val_score, and mean (over the runs of the cell at that epoch).
     """
     runs = completed(trials, "repeat")
     runs = runs if len(runs) else chosen(trials, selection)
@@ -34,8 +34,8 @@ def learning_curves(
 
 
 def _plot(found: Findings, curves: pd.DataFrame) -> Plot:
-    """Validation score by epoch: a panel per cell, thin lines its runs, thick their mean, grey the means of
-    the other cells."""
+    """Validation score by epoch, one panel per cell: thin lines are its runs, the thick line their mean, grey
+    lines the means of the other cells."""
     metric, style = found.info.metric, cell_styles(found)
     names = [name for name in style if name in set(curves["cell"])]
     figure, panels = panel_grid(names)

@@ -1,4 +1,4 @@
-"""The learning rates that were tried, and how wide the range of good ones is."""
+"""The learning rates that were tried, and the width of the range of good ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from analysis.text.numbers import numbers, plain, shorts, span
 from analysis.topics.section import Columns, Parts, Plot, Section, Table, cell_styles, run_links
 
 NEAR = 2.0
-"""Points from the cell's best validation score within which a learning rate counts as good."""
+"""A learning rate is good if its validation score is within so many points of the cell's best."""
 LR = "param.lr"
 
 
@@ -38,7 +38,7 @@ def section(found: Findings) -> Section:
 
 
 def _chosen(found: Findings, best: pd.DataFrame) -> Table:
-    """The configuration of each cell, in the parameters that differ."""
+    """The chosen configuration of each cell, in the parameters that differ."""
     shown: Columns = {
         "Cell": list(best["cell"]),
         "Trial": run_links(found, best["run_id"], best["index"]),
@@ -83,23 +83,21 @@ def _ends(low: pd.Series, high: pd.Series) -> list[object]:
 
 
 def tuned_parameters(chosen: pd.DataFrame) -> list[str]:
-    """The columns in which the chosen configurations differ, or the learning rate if they do not."""
+    """The columns in which the chosen configurations differ, or the learning rate if there are none."""
     names = [c for c in chosen.columns if c.startswith("param.") and c != "param.seed"]
     differ = [c for c in names if chosen[c].astype(str).nunique() > 1]
     return differ or [c for c in names if c == "param.lr"]
 
 
 def rate_ranges(trials: pd.DataFrame) -> pd.DataFrame:
-    """How wide the range of good learning rates of each cell is.
+    """Width of the range of good learning rates of each cell.
 
     Returns:
-        cell, trials, low, high (rates tried), best (rate of the best validation score), good_low,
-        good_high (lowest and highest rate of a trial within NEAR points of that score), decades
-        (log10 of their ratio), good_share (of all trials, failed ones too), space_low, space_high (the range
-        that was declared, NaN if it is not recorded) and edge ("yes" if the best rate lies in the outer tenth
-        of the
-        declared range in logs: it was too narrow; "no"; "" if it is not known). Empty when no learning rate
-        was tuned.
+        cell, trials, low, high (rates tried), best (rate of the best validation score), good_low, good_high
+        (lowest and highest rate of a trial within NEAR points of that score), decades (log10 of their ratio),
+        good_share (of all trials, including failed ones), space_low, space_high (the declared range, NaN if
+        it is not recorded) and edge ("yes" if the best rate is in the outer tenth of the logarithm of the
+        declared range, which was then too narrow; "no"; "" if unknown). Empty if no learning rate was tuned.
     """
     columns = ["cell", "trials", "low", "high", "best", "good_low", "good_high", "decades"]
     columns += ["good_share", "space_low", "space_high", "edge"]
@@ -129,8 +127,8 @@ def rate_ranges(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def declared_range(runs: pd.DataFrame, name: str) -> tuple[float, float]:
-    """The range that the study file declares for a parameter, from the distributions recorded with the runs;
-    NaN if they are not recorded, or are not the same for all."""
+    """The range of a parameter in the study file, from the distributions recorded with the runs; NaN if they
+    are not recorded, or differ between runs."""
     found = set()
     for text in runs["ranges"].dropna() if "ranges" in runs else []:
         with suppress(ValueError, TypeError, AttributeError):
@@ -142,7 +140,7 @@ def declared_range(runs: pd.DataFrame, name: str) -> tuple[float, float]:
 
 
 def _plot_rates(found: Findings, tuned: pd.DataFrame) -> Plot:
-    """Validation score of each complete tuning trial by its learning rate, a panel per cell."""
+    """Validation score of each complete tuning trial by its learning rate, one panel per cell."""
     style = cell_styles(found)
     tuned = tuned.dropna(subset=["param.lr", "val_score"])
     names = [name for name in style if name in set(tuned["cell"])]
@@ -166,9 +164,10 @@ def _plot_rates(found: Findings, tuned: pd.DataFrame) -> Plot:
 
 
 def _plot_ranges(found: Findings, tuned: pd.DataFrame, table: pd.DataFrame) -> Plot:
-    """Learning rates that were tried (grey), of trials close to the cell's best (bar), and the best (mark).
+    """Ranges of learning rates that were tried (grey), of trials close to the cell's best (bar), and the best
+    rate (marker).
 
-    Of more cells than can be named each is a line, in the order of their best rates.
+    If there are too many cells to name, each is a line, in the order of their best rates.
     """
     style = cell_styles(found)
     many = len(table) > MANY

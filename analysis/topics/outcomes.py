@@ -1,4 +1,4 @@
-"""How the runs ended."""
+"""Outcomes of the runs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from analysis.compare import Findings
 from analysis.topics.section import Columns, Section, Table, run_links
 
 SHOWN = 100
-"""Failures that the page lists; the table has them all."""
+"""Failures that the page lists; the table has all of them."""
 ENDED_WELL = ("complete", "pruned", "unfinished")
 
 
 def section(found: Findings) -> Section:
-    """Counts of outcomes by cell and phase, and every run that did not end well."""
+    """Number of outcomes by cell and phase, and all runs that failed."""
     trials = compare.recorded(found.table.trials)
     counts, bad = compare.outcomes(trials, found.info), failures(trials)
     tables = {"outcomes": counts, "failures": bad}
@@ -33,7 +33,7 @@ def section(found: Findings) -> Section:
 
 
 def _counts(counts: pd.DataFrame) -> Columns:
-    """The counts; those of bad ends stand out."""
+    """The counts, with failures highlighted."""
     fine = {"cell", "phase", "complete", "pruned", "superseded"}
     loud = Markup('<b class="bad">{}</b>')
     return {
@@ -57,8 +57,8 @@ def _failures(found: Findings, rows: pd.DataFrame) -> Table:
 
 
 def failures(trials: pd.DataFrame) -> pd.DataFrame:
-    """Every run that did not end well, superseded ones left out: cell, phase, index, seed, outcome, reason,
-    run_id, in that order."""
+    """All runs that failed, without superseded ones: cell, phase, index, seed, outcome, reason, run_id, in
+    this order."""
     bad = trials[~trials["outcome"].isin(ENDED_WELL) & ~trials["superseded"]]
     columns = ["cell", "phase", "index", "seed", "outcome", "reason", "run_id"]
     return bad[columns].sort_values(columns[:4], kind="stable", ignore_index=True)

@@ -1,4 +1,4 @@
-"""The race of a study with a time budget: what each cell got, and how sure the choice is."""
+"""The race of a study with a time budget: what each cell received, and how certain the choice is."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _unit(found: Findings) -> str:
 
 
 def _answer(found: Findings, rows: pd.DataFrame) -> list[str]:
-    """What the time was spent on, and how sure the choice is."""
+    """What the time was spent on, and how certain the choice is."""
     budget, spent = Seconds(found.info.budget or 0), rows["seconds"].sum()
     text = [f"The cells raced with a budget of {budget}; their runs took {short(spent)} s."]
     now = compare.race_standing(found.trials, found.info)

@@ -1,4 +1,4 @@
-"""Test scores of the cells, and which one is the best."""
+"""Test scores of the cells, and which of them is the best."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from analysis.topics.section import (
 from harness.core.selection import METRICS
 
 LONG = 10
-"""Rows above which they are set closer, to keep the whole figure in sight."""
+"""With more rows than this, they are narrower, so that the whole figure is visible."""
 
 
 def section(found: Findings) -> Section:
-    """Test score of every cell with its intervals."""
+    """Test scores of all cells with their intervals."""
     per_cell = Table(_columns(found), note=_note(found))
     tables = {"summary": found.summary, "examples": found.examples, "trials": found.table.trials}
     return Section("Cells", [*_plots(found), per_cell], answer(found), tables=tables)
 
 
 def _plots(found: Findings) -> list[Plot]:
-    """The score of each cell; of many cells a matrix of two factors."""
+    """The score of each cell; for many cells, a matrix of two factors."""
     scored = int(found.summary["mean"].notna().sum())
     if scored > MANY and len(found.info.factors) > 1:
         return [_plot_matrix(found)]
@@ -46,7 +46,7 @@ def _plots(found: Findings) -> list[Plot]:
 
 
 def _columns(found: Findings) -> Columns:
-    """The table of cells: head -> text of each row."""
+    """The table of cells: heading -> text of each row."""
     rows, metric = found.summary, found.info.metric
     images = found.examples.set_index("cell").reindex(rows["cell"])
     validation = found.repeats.groupby("cell")["val_score"].mean().reindex(rows["cell"])
@@ -88,7 +88,8 @@ def _note(found: Findings) -> str:
 
 
 def answer(found: Findings) -> list[str]:
-    """The chosen cell with its score; nothing where targets are compared, whose scores cannot be."""
+    """The chosen cell with its score; nothing if targets are compared, because their scores are not
+    comparable."""
     fit = found.ranking[found.ranking["fits"]]
     if fit.empty:
         return _untested(found)
@@ -122,7 +123,7 @@ def answer(found: Findings) -> list[str]:
 
 
 def _beside(found: Findings, cell: str) -> str:
-    """Where the test classes are unequal: the balanced accuracy beside accuracy, or the other way round."""
+    """If the test classes are unequal: balanced accuracy in addition to accuracy, or the reverse."""
     kept = found.table.predictions
     other = {"accuracy": "balanced_accuracy", "balanced_accuracy": "accuracy"}.get(found.info.score)
     if other is None or kept.empty or not compare.are_unequal(kept[kept["cell"] == cell]):
@@ -143,7 +144,7 @@ def _interval(found: Findings, cell: str, row: pd.Series) -> str:
 
 
 def _chosen_by(found: Findings, fit: pd.DataFrame) -> str:
-    """How the cell was chosen, and by how little its configuration was."""
+    """How the cell was chosen, and how small the lead of its configuration was."""
     metric, best = found.info.choosing, fit.iloc[0]
     repeats = f"its {best['n']} repeats" if best["n"] > 1 else "its repeat"
     text = f"It has the {metric.best} mean validation {metric.label} over {repeats}, "
@@ -156,7 +157,8 @@ def _chosen_by(found: Findings, fit: pd.DataFrame) -> str:
 
 
 def _luck(found: Findings) -> str:
-    """How much of the choice of its configuration is the luck of few validation images."""
+    """How far the choice of its configuration depends on chance, because there are few validation
+    examples."""
     tuned = compare.completed(found.trials, "tune")
     own = tuned[tuned["cell"] == found.chosen].dropna(subset="val_score")
     images = found.info.folds * compare.split_sizes(own, found.table.predictions).get("val", 0)
@@ -176,7 +178,7 @@ def _luck(found: Findings) -> str:
 
 
 def _untested(found: Findings) -> list[str]:
-    """What can be said when no repeat has a test score."""
+    """What is known if no repeat has a test score."""
     metric, selection = found.info.choosing, found.info.selection
     tuned = compare.chosen(found.trials, selection)
     counts = found.table.trials["outcome"].value_counts()
@@ -202,7 +204,7 @@ def _untested(found: Findings) -> list[str]:
 
 
 def _plot_scores(found: Findings) -> Plot:
-    """One dot per repeat, and the mean with its interval, of each scored cell."""
+    """One dot per repeat, and the mean with its interval, for each scored cell."""
     style, metric, repeats = cell_styles(found), found.info.metric, found.repeats
     table = found.summary.dropna(subset="mean").reset_index(drop=True)
     figure, (axes,) = canvas(1.1 + (0.5 if len(table) <= LONG else 0.36) * len(table))
@@ -229,8 +231,8 @@ def score(row: Mapping[Hashable, Any]) -> str:
 
 
 def _plot_matrix(found: Findings) -> Plot:
-    """Mean test score of each pair of two factors (a mean over the others) in percent; the darker, the
-    further below the best of its column."""
+    """Mean test score of each pair of values of two factors (averaged over the others) in percent; the
+    darker, the further below the best of its column."""
     factors, metric, n = found.info.factors, found.info.metric, repeats_of(found)
     row = next(name for name in factors if name != "target")
     column = "target" if "target" in factors else list(factors)[-1]

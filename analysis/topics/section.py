@@ -1,4 +1,4 @@
-"""A section of the report, as plain values: sentences, plots and tables."""
+"""A section of the report as plain values: sentences, plots and tables."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from analysis.text.numbers import intervals, numbers, span
 from harness.core.errors import without_password
 
 VIEWER = "http://127.0.0.1:5000"
-"""Where `harness.core.addresses.viewer_command` shows a local store."""
+"""Address at which `harness.core.addresses.viewer_command` shows a local store."""
 Columns = dict[str, Sequence[object]]
-"""Columns of a table: head -> text of each row."""
+"""Columns of a table: heading -> text of each row."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Plot:
     """A figure.
 
     Attributes:
-        name: stem of its files.
+        name: stem of its file names.
         title: its heading.
-        figure: what is drawn.
-        caption: what is shown and what the intervals are.
+        figure: the figure.
+        caption: what is shown, and what the intervals are.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Plot:
         return self.png()
 
     def png(self) -> bytes:
-        """The picture."""
+        """The figure as a PNG file."""
         buffer = io.BytesIO()
         self.figure.savefig(buffer, format="png")
         return buffer.getvalue()
@@ -49,13 +49,13 @@ class Plot:
 
 @dataclass(frozen=True)
 class Table:
-    """A table as the page shows it.
+    """A table as shown on the page.
 
     Attributes:
-        columns: head -> text of each row, all of one length.
+        columns: heading -> text of each row, all of the same length.
         title: heading above it.
         note: explanation below it.
-        long_text: the last column holds sentences.
+        long_text: whether the last column contains sentences.
     """
 
     columns: Mapping[str, Sequence[object]]
@@ -64,7 +64,7 @@ class Table:
     long_text: bool = False
 
     def rows(self) -> list[tuple[object, ...]]:
-        """Row by row."""
+        """The rows of the table."""
         return list(zip(*self.columns.values(), strict=True))
 
 
@@ -74,7 +74,7 @@ Parts = list[Plot | Table | str | list[str]]
 
 @dataclass(frozen=True)
 class Section:
-    """What the report says about one topic; empty where the study holds nothing of the kind.
+    """The part of the report on one topic; empty if the topic does not apply to the study.
 
     Attributes:
         title: heading.
@@ -97,19 +97,19 @@ class Section:
 
 
 def cell_styles(found: Findings) -> dict[str, Style]:
-    """How each cell is drawn in every figure; cells of one line over sizes share its colour."""
+    """Style of each cell in all figures; cells on one line over sizes have the same colour."""
     lines = size_lines(found.info.factors)
     groups = dict(zip(lines["cell"], lines["line"], strict=True))
     return styles(list(found.summary["cell"]), groups if len(set(groups.values())) > 1 else None)
 
 
 def over_seeds(found: Findings) -> str:
-    """What the intervals of means are, for a caption."""
+    """Description of the intervals of means, for a caption."""
     return f"Intervals: 95% t over seeds (training samples, not test examples{correction(found)})."
 
 
 def correction(found: Findings) -> str:
-    """What to add to "over seeds" where runs on folds share images; "" elsewhere."""
+    """Addition to "over seeds" if runs on folds share examples; else ""."""
     if found.info.folds == 1:
         return ""
     what = f"runs on {found.info.folds} folds of the same examples"
@@ -128,7 +128,7 @@ def stacked(
     form: str,
     scale: float = 1,
 ) -> list[object]:
-    """Numbers in print, each with its interval in a line of its own."""
+    """Numbers in print, each with its interval on a new line."""
     both = Markup("{}<br><small>{}</small>")
     ends = intervals(lows, highs, form, scale)
     return [
@@ -138,7 +138,7 @@ def stacked(
 
 
 def run_links(found: Findings, run_ids: pd.Series, texts: pd.Series) -> list[object]:
-    """Texts that lead to the pages of their runs in MLflow, where the study is from there."""
+    """Links to the pages of the runs in MLflow, if the study is from MLflow."""
     if not found.info.experiment_id:
         return list(texts)
     uri = without_password(found.table.tracking_uri)

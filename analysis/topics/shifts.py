@@ -1,10 +1,10 @@
-"""Accuracy on test images that are not like the training images.
+"""Accuracy on test examples that differ from the training examples.
 
     python -c "from analysis import load_study, topics; t = load_study('robustness'); \\
                print(topics.shifts.shifted(t.trials, t.info))"
 
-A shifted test set is scored by the same network as the plain one, so a loss is a difference within one
-repeat, and two cells' losses are paired on their seed.
+The same network is scored on shifted test sets and on the plain one, so a loss is a difference within one
+repeat, and the losses of two cells are paired by seed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PREFIX = "test_accuracy."
 
 
 def section(found: Findings) -> Section:
-    """Scores on every test set and what is lost; empty when no repeat was scored on a shifted set."""
+    """Scores on all test sets, and losses; empty if no repeat was scored on a shifted set."""
     table = shifted(found.trials, found.info)
     if table.empty:
         return Section("Shifted test sets")
@@ -77,7 +77,7 @@ def _table(table: pd.DataFrame, losses: pd.DataFrame) -> Table:
 
 
 def answer(table: pd.DataFrame, losses: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
-    """Which cell loses least and which most when the test images are shifted, if that can be told."""
+    """The cells that lose least and most on shifted test examples, if they can be distinguished."""
     if len(losses) < 2:
         return []
     names = [name for name in table["test_set"].unique() if name != "plain"]
@@ -113,8 +113,8 @@ def _lost(row: pd.Series) -> str:
 
 
 def _scores(trials: pd.DataFrame) -> pd.DataFrame:
-    """The compared repeats: cell, seed and the accuracy on each test set by its name, plain first;
-    no test sets at all when none is shifted."""
+    """The compared repeats: cell, seed and the accuracy on each test set by its name, plain first; without
+    test sets if none is shifted."""
     repeats = completed(trials, "repeat")
     there = [c for c in map(str, repeats) if c.startswith(PREFIX) and repeats[c].notna().any()]
     order = {f"{PREFIX}{name}": i for i, name in enumerate(SHIFTS)}
@@ -126,13 +126,13 @@ def _scores(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def shifted(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
-    """Accuracy of each cell on each test set and what it loses there.
+    """Accuracy of each cell on each test set, and its loss there.
 
     Returns:
-        One row per scored cell and test set ("plain" first): cell, test_set, n repeats, mean, low, high
-        (accuracy, t interval over seeds), loss, loss_low, loss_high (points by which the same
-        repeats fall from the plain set, t interval over seeds; NaN on the plain set itself).
-        Empty when no repeat was scored on a shifted set.
+        One row per scored cell and test set ("plain" first): cell, test_set, n (repeats), mean, low, high
+        (accuracy, t interval over seeds), loss, loss_low, loss_high (points by which the same repeats are
+        worse than on the plain set, t interval over seeds; NaN for the plain set). Empty if no repeat was
+        scored on a shifted set.
     """
     scores, folds = _scores(trials), info.folds
     rows = []
@@ -153,8 +153,9 @@ def shifted(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
 
 
 def _mean_losses(trials: pd.DataFrame) -> pd.DataFrame:
-    """Points lost from the plain set, averaged over the shifts: a row per seed, a column per cell. A
-    repeat that misses one of the sets has none, or averages of different sets would be compared."""
+    """Loss in points from the plain set, averaged over the shifts: one row per seed, one column per cell. A
+    repeat that lacks one of the sets has no value, because averages over different sets are not
+    comparable."""
     scores = _scores(trials)
     shifts = list(scores.columns[3:])
     if not shifts:
@@ -164,10 +165,10 @@ def _mean_losses(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def shift_losses(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
-    """What each cell loses from the plain set on average over the shifts, the least first.
+    """Mean loss of each cell over the shifts, smallest first.
 
     Returns:
-        cell, n repeats, loss (points), low, high (t interval over seeds).
+        cell, n (repeats), loss (points), low, high (t interval over seeds).
     """
     lost = _mean_losses(trials).reindex(columns=cells(info.factors)["cell"])
     known = lost.melt(var_name="cell", value_name="loss").dropna()
@@ -177,18 +178,17 @@ def shift_losses(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
 
 
 def loss_pairs(trials: pd.DataFrame, order: Sequence[str], folds: int = 1) -> pd.DataFrame:
-    """How much more one cell loses on average over the shifts than another, for every pair.
+    """Difference of the mean losses of two cells, for all pairs.
 
     Args:
         trials: as loaded.
-        order: cells by their mean loss, the least first.
+        order: cells by their mean loss, smallest first.
         folds: see `compare.mean_interval`.
 
     Returns:
-        cell, reference (later in `order`), n shared seeds, difference (points that the reference
-        loses more), low, high (paired t interval over seeds at 1 - .05 / number of pairs, after
-        Bonferroni: all of them hold at once, so the extremes may be picked afterwards), and
-        significant: whether the interval is clear of 0.
+        cell, reference (later in `order`), n (shared seeds), difference (points that the reference loses
+        more), low, high (paired t interval over seeds at 1 - .05 / number of pairs (Bonferroni): all hold
+        simultaneously, so the extremes may be selected), and told_apart: whether the interval excludes 0.
     """
     lost = _mean_losses(trials)
     pairs = list(itertools.combinations(order, 2))
@@ -206,8 +206,8 @@ def loss_pairs(trials: pd.DataFrame, order: Sequence[str], folds: int = 1) -> pd
 
 
 def _plot(found: Findings, table: pd.DataFrame) -> Plot:
-    """A panel per test set with the mean and interval of each cell; a hollow mark and a thin line
-    show where the cell stood on the plain test set."""
+    """One panel per test set with the mean and interval of each cell; a hollow marker and a thin line show
+    the mean of the cell on the plain test set."""
     style = cell_styles(found)
     cells = [name for name in style if name in set(table["cell"])]
     sets = list(table["test_set"].unique())

@@ -1,4 +1,4 @@
-"""The similarity of source and target, and what it says about transfer."""
+"""Similarity of source and target, and whether it explains transfer."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ METHODS = (
 
 
 def section(found: Findings) -> Section:
-    """Rankings, slopes, interactions, variance and gains; empty without the factors source and target.
+    """Rankings, slopes, interactions, variance shares and gains; empty without the factors source and target.
 
     Raises:
-        UserError: if measures were given that fit no pair.
+        UserError: if the given measures do not contain any of the pairs.
     """
     known = compare.similarity_effect(found.table, found.measures)
     parts: Parts = []
@@ -167,7 +167,8 @@ def _gains(rows: pd.DataFrame) -> Table:
 
 
 def describe_similarity(known: Similarity) -> list[str]:
-    """Whether similarity of source and target explains transfer, and how far a ranking without it goes."""
+    """Whether the similarity of source and target explains transfer, and how well a ranking without it
+    does."""
     text = _measures(known)
     if len(known.means):
         row = known.means[known.means["measure"] == "static"].iloc[0]
@@ -183,7 +184,8 @@ def describe_similarity(known: Similarity) -> list[str]:
 
 
 def _measures(known: Similarity) -> list[str]:
-    """The verdict on one or two measures in full; on more of them in sum, the table has the rest."""
+    """The verdicts on one or two measures in full; for more of them a summary, because the table has the
+    details."""
     rows = known.verdicts
     if rows.empty:
         return []
@@ -257,7 +259,7 @@ def describe_variance(rows: pd.DataFrame) -> str:
     """What explains the scores, in one sentence.
 
     Args:
-        rows: from `compare.variance_shares`, at least one.
+        rows: from `compare.variance_shares`, with at least one row.
     """
     most = rows.to_dict("records")[int(rows["added"].argmax())]
     return (
@@ -268,8 +270,8 @@ def describe_variance(rows: pd.DataFrame) -> str:
 
 
 def _plot_agreement(known: Similarity) -> Plot:
-    """Weighted tau of each measure: a small mark per target, the mean over targets and its interval; the
-    band is where 95% of shuffled rankings of one target lie."""
+    """Weighted tau of each measure: a small marker per target, the mean over targets and its interval; the
+    band contains 95% of shuffled rankings for one target."""
     table = known.agreement
     means = known.means.sort_values("tau_w", ascending=False, ignore_index=True)
     figure, (axes,) = canvas(1.2 + 0.42 * len(means))
@@ -292,8 +294,9 @@ def _plot_agreement(known: Similarity) -> Plot:
 
 
 def _plot_gain(found: Findings, points: pd.DataFrame) -> Plot:
-    """Points gained over scratch by each pair, with its interval, against the similarity of source and
-    target; a panel per strategy and size, a colour per target; hollow: sources trained on altered data."""
+    """Gain over scratch of each pair in points, with its interval, against the similarity of source and
+    target; one panel per strategy and size, one colour per target; hollow markers are sources trained on
+    altered data."""
     keys = [name for name in ("strategy", "size") if name in points]
     labels = pd.Series("", index=points.index)
     for name in keys:

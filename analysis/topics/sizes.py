@@ -1,4 +1,4 @@
-"""Test scores by the size of the target, and where two lines cross.
+"""Test scores by the size of the target, and where lines cross.
 
     python -c "from analysis import load_study, topics; t = load_study('target_size'); \\
                print(topics.sizes.crossings(t.trials, t.info))"
@@ -25,9 +25,9 @@ from analysis.topics.section import Parts, Plot, Section, Table, over_seeds, rep
 from harness.core.folds import independent_runs
 
 LINES = 24
-"""Lines above which their crossings are not looked for: there would be hundreds."""
+"""With more lines than this, crossings are not computed, because there would be hundreds."""
 SHOWN = 4
-"""Crossings that the answer names; the table has them all."""
+"""Crossings that the answer names; the table has all of them."""
 
 
 def section(found: Findings) -> Section:
@@ -77,7 +77,7 @@ def _crossings(rows: pd.DataFrame, factor: str) -> list[Table | list[str]]:
 
 
 def answer(table: pd.DataFrame, crossed: pd.DataFrame, factor: str) -> list[str]:
-    """Which line is ahead at which size, and where lines were shown to cross."""
+    """The best line at each size, and where lines were shown to cross."""
     if crossed.empty:
         return []
     best = table.loc[table.groupby("size")["mean"].idxmax()].sort_values("size")
@@ -99,7 +99,7 @@ def answer(table: pd.DataFrame, crossed: pd.DataFrame, factor: str) -> list[str]
 
 
 def crossing(row: Mapping[Hashable, Any], factor: str) -> str:
-    """One row of `crossings` in a sentence."""
+    """One row of `crossings` as a sentence."""
     a, b = f"“{row['line']}”", f"“{row['other']}”"
     if row["changes"] == 0:
         return (
@@ -119,7 +119,7 @@ def crossing(row: Mapping[Hashable, Any], factor: str) -> str:
 
 
 def crossing_interval(row: Mapping[Hashable, Any]) -> str:
-    """The interval of a crossing; an end beyond the sizes that were tried is said to be there."""
+    """The interval of a crossing; an end beyond the sizes that were tried is described as such."""
     if row["low"] != row["low"]:
         return "–"
     ends = [
@@ -147,21 +147,21 @@ def by_size(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
 
 
 def crossings(trials: pd.DataFrame, info: Info, pairs: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Where, as the size grows, one line overtakes another: for each pair of lines, the sizes at
-    which the mean of their paired differences changes sign, linear in log size in between.
+    """Where one line overtakes another as the size grows: for each pair of lines, the sizes at which the mean
+    of their paired differences changes sign, with linear interpolation in log size.
 
     Args:
         trials: as loaded.
         info: the study.
-        pairs: from `compare.contrasts`; None makes it.
+        pairs: from `compare.contrasts`; None computes it.
 
     Returns:
-        One row per pair with at least two shared sizes: line (ahead at the smaller sizes), other,
-        n shared seeds, smallest and largest shared size, changes (sign changes seen), size (of the
-        first one; NaN when there is none), low, high (95% interval of it: all sizes at which a paired t test
-        over seeds does not reject a difference of 0; 0 and inf where it reaches beyond the sizes; NaN with
-        fewer than two seeds), and shown: the verdicts of `pairs` put the line above the other at a smaller
-        size, and below it at a larger one.
+        One row per pair with at least two shared sizes: line (ahead at the smaller sizes), other, n (shared
+            seeds), smallest and largest shared size, changes (number of sign changes), size (of the first
+            one; NaN if there is none), low, high (95% interval of it: all sizes at which a paired t test over
+            seeds does not reject a difference of 0; 0 and inf where it reaches beyond the sizes; NaN with
+            fewer than two seeds), and shown: whether the verdicts of `pairs` put the line above the other at
+            a smaller size, and below it at a larger one.
     """
     lines = size_lines(info.factors)
     pairs = compare.contrasts(trials, info) if pairs is None else pairs
@@ -191,7 +191,7 @@ def crossings(trials: pd.DataFrame, info: Info, pairs: pd.DataFrame | None = Non
 
 
 def _crossing(a: str, b: str, points: pd.DataFrame, folds: int) -> dict[str, object]:
-    """The row of one pair. `points` (seeds x sizes): how far line `a` is above `b`, NaN if unknown."""
+    """The row of one pair. `points` (seeds x sizes) says how far line `a` is above `b`, NaN if unknown."""
     values = points.to_numpy(dtype=float)
     sizes = np.log(points.columns.to_numpy(dtype=float))
     means = np.nanmean(values, axis=0).round(9)
@@ -213,13 +213,13 @@ def zero_interval(
 ) -> tuple[float, float]:
     """Ends of the set of sizes at which the paired t test does not reject a difference of 0 (Fieller 1954).
 
-    Between two sizes the difference of each seed is linear in log size, so the test is a quadratic inequality
-    in the share w of the way. The set covers a true crossing with 95% probability, whatever the number of
-    seeds.
+    Between two sizes, the difference of each seed is linear in log size, so the test is a quadratic
+    inequality in the relative position w. The set contains a true crossing with probability 95%, whatever the
+    number of seeds.
 
     Args:
-        sizes: their logarithms, rising.
-        values: seeds x sizes, NaN where unknown.
+        sizes: their logarithms, ascending.
+        values: seeds x sizes, NaN if unknown.
         place: where the mean changes sign; always in the set.
         folds: see `compare.contrasts`.
 
@@ -256,10 +256,10 @@ def zero_interval(
 def sign_changes(
     sizes: Sequence[float] | np.ndarray, means: Sequence[float] | np.ndarray
 ) -> list[float]:
-    """Every place on the axis of `sizes` at which the broken line through `means` changes sign.
+    """All positions on the axis of `sizes` at which the broken line through `means` changes sign.
 
-    Where it only touches 0 it does not change; where it lies on 0 between two signs the first such
-    size is the place. NaN means are passed over.
+    If it only touches 0, it does not change; if it is 0 between two different signs, the first such size
+    counts. NaN means are skipped.
     """
     known = [(float(x), float(y)) for x, y in zip(sizes, means, strict=True) if not math.isnan(y)]
     found: list[float] = []
@@ -276,8 +276,8 @@ def sign_changes(
 
 
 def _plot(found: Findings, table: pd.DataFrame, factor: str) -> Plot:
-    """Mean test score with its interval against size, a line per combination of the other factors, and a dot
-    per repeat."""
+    """Mean test score with its interval against size, one line per combination of the other factors, and one
+    dot per repeat."""
     metric, lines = found.info.metric, size_lines(found.info.factors)
     repeats = found.repeats[["cell", "test_score"]].merge(lines, on="cell")
     style = styles(list(lines["line"].unique()))

@@ -1,4 +1,4 @@
-"""Ranks of the arms over several targets, whose scores are not of one kind."""
+"""Ranks of the arms over several targets, whose scores are not comparable with each other."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from analysis.text.numbers import intervals, listed, numbers
 from analysis.topics.section import Plot, Section, Table
 
 SHOWN = 4
-"""Arms that the answer names; the table has them all."""
+"""Arms that the answer names; the table has all of them."""
 
 
 def section(found: Findings) -> Section:
-    """Mean rank of every arm over the targets; empty unless the study compares targets."""
+    """Mean rank of all arms over the targets; empty if the study does not compare targets."""
     ranks, metric = found.ranks, found.info.metric
     if ranks.empty:
         return Section("Over the targets")
@@ -41,7 +41,7 @@ def section(found: Findings) -> Section:
 
 
 def answer(found: Findings) -> list[str]:
-    """How the arms rank over the targets, whose scores are not of one kind."""
+    """The mean ranks of the arms over the targets, in sentences."""
     first, rest = found.ranks.iloc[0], found.ranks.iloc[1:]
     text = [
         (
@@ -88,7 +88,7 @@ def _rank(row: pd.Series) -> str:
 
 
 def _plot(found: Findings) -> Plot:
-    """Mean rank over the targets of each arm with its interval, the best on top."""
+    """Mean rank of each arm over the targets with its interval, best at the top."""
     ranks = found.ranks
     style = styles(list(ranks["arm"]))
     figure, (axes,) = canvas(1.1 + 0.3 * len(ranks))

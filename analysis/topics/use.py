@@ -1,4 +1,4 @@
-"""Cost of inference with the networks of the cells: size, multiply-adds, latency and throughput."""
+"""Cost of inference: size, multiply-adds, latency and throughput of the networks of the cells."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZE = ["parameters", "multiply_adds"]
 
 
 def section(found: Findings) -> Section:
-    """The costs of each cell, and accuracy against latency where the networks differ."""
+    """The costs of each cell, and accuracy against latency if the networks differ."""
     measured = found.summary.dropna(subset="latency_ms_median")
     if measured.empty:
         return Section("Inference")
