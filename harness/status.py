@@ -58,7 +58,7 @@ def show(found: Overview) -> None:
             f"\nit was left by {found.holder}, which died: run the same command again to resume it"
         )
     else:
-        print(f"\nat work: {found.holder}")
+        print(f"\nrunning: {found.holder}")
     for trial in found.working:
         since = "" if trial.started is None else f", since {trial.started:%Y-%m-%d %H:%M:%S}"
         print(f"  {trial.slot}: {describe_epochs(trial, METRICS[found.info.metric])}{since}")

@@ -34,7 +34,7 @@ class Synced:
     @property
     def left(self) -> tuple[Difference, ...]:
         """Differences that are still there."""
-        return tuple(d for d in self.differences if not d.mended)
+        return tuple(d for d in self.differences if not d.corrected)
 
 
 @undisturbed()
@@ -78,13 +78,13 @@ def sync_study(
 def show(done: Synced) -> int:
     """Print the differences; returns 1 if some are left."""
     for found in done.differences:
-        print(f"{'mended' if found.mended else 'differs'}: {found.what}")
+        print(f"{'corrected' if found.corrected else 'differs'}: {found.what}")
     said = f"study {done.study}: {done.trials} trials in the record"
     if not done.differences:
         print(f"{said}, and MLflow shows them as they are")
     else:
-        mended = len(done.differences) - len(done.left)
-        print(f"{said}; {mended} differences were mended, {len(done.left)} are left")
+        corrected = len(done.differences) - len(done.left)
+        print(f"{said}; {corrected} differences were corrected, {len(done.left)} are left")
     return 1 if done.left else 0
 
 

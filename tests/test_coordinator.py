@@ -223,7 +223,7 @@ def test_mlflow_shows_the_record_even_if_an_earlier_one_was_lost(
     )
     # Those of repeats of a trial that this record did not choose may be all that is left of the earlier one.
     left = [r for r in shown.runs(outcome="complete") if r.info.run_id in earlier]
-    assert [d.mended for d in shown.differences()] == [False] * len(left)
+    assert [d.corrected for d in shown.differences()] == [False] * len(left)
     assert capfd.readouterr().err.count("MLflow shows what the record does not say") == bool(left)
 
 
@@ -316,7 +316,7 @@ def test_space_that_fails_for_some_values_costs_those_trials_only(world: World, 
     assert {r.data.tags["cell"] for r in failed} == {"full"}
     assert shown.outcomes() == {"complete": 12 - len(rates) + 4, "crashed": len(rates)}
     world.specs = []
-    shown.run(make_study(trials=6))  # the study file was mended: the same values are tried again
+    shown.run(make_study(trials=6))  # the study file was corrected: the same values are tried again
     assert sorted(s.lr for s in world.tuned) == sorted(rates)
 
 
@@ -368,7 +368,7 @@ def test_space_that_would_end_the_command_costs_that_trial_only(
 def test_slots_that_crash_every_time_do_not_keep_a_later_run_from_the_rest(
     where: str, world: World, lab: Lab
 ) -> None:
-    """Nothing was mended; what crashed is tried first again, and what comes after it is not to suffer."""
+    """Nothing was corrected; what crashed is tried first again, and what comes after it is not to suffer."""
 
     def crash(spec: TrialSpec, epoch: int) -> None:
         if where == "training" and isinstance(spec.strategy, strategies.FullFineTune):

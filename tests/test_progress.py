@@ -277,7 +277,7 @@ def test_notebook_has_one_output_that_changes_and_lines_only_of_what_failed(
 
 def test_overview_is_a_table_in_a_notebook(known: list[TrialRecord]) -> None:
     page = overview(INFO, known)._repr_html_()
-    assert "<caption>study toy: 5 of 10, 2 at work</caption>" in page
+    assert "<caption>study toy: 5 of 10, 2 running</caption>" in page
     assert re.findall(r"<td[^>]*>([^<]*)</td>", page)[:4] == ["full", "3/3", "1/2", "80.0%"]
 
 
@@ -334,7 +334,7 @@ def test_status_tells_from_another_terminal_and_writes_nothing(
     assert "\nno process runs it now\n" in said
     with sole_runner(stores, "toy"):
         said = ask(stores, capsys)[1]
-        assert re.search(rf"\nat work: process {os.getpid()} on \S+, since \d{{4}}-", said)
+        assert re.search(rf"\nrunning: process {os.getpid()} on \S+, since \d{{4}}-", said)
         shutil.copy(stores / ".toy.running", stores / "kept")
     gone = (stores / "kept").read_text().replace(str(os.getpid()), str(2**22))
     (stores / ".toy.running").write_text(gone)

@@ -129,15 +129,15 @@ DIFFERENCES: dict[Callable[[Place], None], str] = {
 @pytest.mark.parametrize(
     ("harm", "words"), DIFFERENCES.items(), ids=lambda x: getattr(x, "__name__", "")
 )
-def test_what_differs_is_told_by_check_and_mended_by_sync(
+def test_what_differs_is_told_by_check_and_corrected_by_sync(
     harm: Callable[[Place], None], words: str, place: Place
 ) -> None:
     before = shown(place)
     harm(place)
     [found] = sync(place, check=True).left
     assert re.fullmatch(words, found.what)
-    [mended] = sync(place).differences
-    assert (mended.what == found.what, mended.mended) == (True, True)
+    [corrected] = sync(place).differences
+    assert (corrected.what == found.what, corrected.corrected) == (True, True)
     assert sync(place).differences == ()
     assert shown(place) == before
     assert len(place.run(STUDY)) == RUNS
@@ -205,10 +205,10 @@ def test_command_says_what_it_did_and_by_its_exit_code_whether_all_is_shown(
     assert main([*options, "--check"]) == 1
     assert capsys.readouterr().out.splitlines() == [
         f"differs: {words}",
-        "study toy: 3 trials in the record; 0 differences were mended, 1 are left",
+        "study toy: 3 trials in the record; 0 differences were corrected, 1 are left",
     ]
     assert main(options) == 0
-    assert capsys.readouterr().out.splitlines()[0] == f"mended: {words}"
+    assert capsys.readouterr().out.splitlines()[0] == f"corrected: {words}"
     assert main(options) == 0
     assert (
         capsys.readouterr().out

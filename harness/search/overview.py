@@ -105,7 +105,7 @@ class Overview:
 
     def _repr_html_(self) -> str:
         caption = f"study {self.info.name}: {self.progress}, "
-        return as_table(f"{caption}{len(self.working)} at work", COLUMNS, self.rows())
+        return as_table(f"{caption}{len(self.working)} running", COLUMNS, self.rows())
 
 
 def overview(

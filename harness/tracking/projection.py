@@ -112,7 +112,7 @@ class Projection:
         self._attempt(self._settle)
 
     def _settle(self) -> None:
-        left = [found for found in self.runs().sync() if not found.mended]
+        left = [found for found in self.runs().sync() if not found.corrected]
         self._settled = True
         if left and not self._told:
             self._told = True

@@ -51,11 +51,11 @@ class Difference:
 
     Attributes:
         what: description in one sentence.
-        mended: whether it has been corrected.
+        corrected: whether it has been corrected.
     """
 
     what: str
-    mended: bool
+    corrected: bool
 
 
 class StudyRuns:
@@ -117,10 +117,10 @@ class StudyRuns:
             mine, gone = runs.pop(trial.key, []), deleted.get(trial.key)
             name = f"{trial.slot}, attempt {trial.attempt}"
             if not mine and gone is not None and trial.outcome:
-                mended = restore and not check
+                corrected = restore and not check
                 hint = "" if restore else "; --restore brings it back"
-                found.append(Difference(f"{name} was deleted in MLflow{hint}", mended))
-                if not mended:
+                found.append(Difference(f"{name} was deleted in MLflow{hint}", corrected))
+                if not corrected:
                     continue
                 self.experiment().client.restore_run(gone.info.run_id)
                 mine = [gone]
