@@ -44,10 +44,10 @@ from tests.encoders import (
     save_sound_encoder,
 )
 from tests.refusals import refused
-from tests.sounds import tone, write_tones
-from tests.trials import MakeSpec, export, run
+from tests.sounds import RATE, tone, write_tones
+from tests.trials import MakeSpec, export, run, study_of
 
-pytest.importorskip("soundfile")
+soundfile = pytest.importorskip("soundfile")
 pytest.importorskip("transformers")
 transformers: Any = importlib.import_module("transformers")
 
@@ -363,6 +363,18 @@ def test_a_study_is_proposed_and_sources_are_ranked_with_it(
 
 
 # --- bad input ---------------------------------------------------------------------------------------
+
+
+def test_sounds_that_are_longer_than_the_network_takes_are_counted(
+    make_spec: MakeSpec, encoders: dict[str, str], tmp_path: Path
+) -> None:
+    sounds = write_tones(tmp_path / "tones")  # of 0.5 s and more
+    soundfile.write(sounds / "low" / "low00.wav", tone(400.0, 0.3, seed=1), RATE)
+    target = f"folder:{sounds}[seconds=0.6]"
+    for name, wanted in (("ast", ["23 of 24 sounds are longer than 0.32 s"]), ("whisper", [])):
+        spec = spec_of(make_spec, sounds, encoders[name], target=target)
+        notes = check_study(study_of(spec)).notes
+        assert [note.split(": ")[1].split(",")[0] for note in notes if "longer" in note] == wanted
 
 
 @pytest.mark.parametrize("kind", ["vit", "speech_to_text", "sew", "clap"])

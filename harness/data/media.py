@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, final
 
 import numpy as np
+import torch
 
 from harness.core.errors import UserError
 from harness.core.versions import versions
@@ -110,6 +111,16 @@ class Medium(ABC):
         Raises:
             UserError: if the network cannot take such examples.
         """
+
+    def remark(self, form: Input, rows: Iterable[torch.Tensor], files: Sequence[Path]) -> str:
+        """What is left out of the examples of a data set, for the user; "" if nothing is.
+
+        Args:
+            form: the form of the examples, from `form`.
+            rows: batches of them in that form.
+            files: the files of all examples; empty if they are not files.
+        """
+        return form.remark(rows)
 
     @abstractmethod
     def preview(self) -> Input:
@@ -232,6 +243,19 @@ class Sounds(Medium):
             raise UserError(f"the network takes {wanted} and cannot be used for sounds")
         window, hop = (2 * round(seconds * self.rate / 2) for seconds in (WINDOW, HOP))
         return Spectrogram(wanted, Mel(self.rate, window, hop, BANDS), self.seconds)
+
+    def remark(self, form: Input, rows: Iterable[torch.Tensor], files: Sequence[Path]) -> str:
+        if not isinstance(form, Features) or form.seconds >= self.seconds:
+            return ""
+        limit = f"longer than {form.seconds:g} s, the most that the network takes"
+        if not files:
+            return f"sounds {limit}, are cropped to their centre"
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(read_header, files))
+        longer = sum(header is not None and header.seconds > form.seconds for header in found)
+        if not longer:
+            return ""
+        return f"{longer} of {len(files)} sounds are {limit}, and are cropped to their centre"
 
     def preview(self) -> Input:
         return self.form(Pixels(THUMBNAIL))

@@ -199,4 +199,6 @@ def _try_examples(
         for s in to_read
     ]
     rows = (batch for part in read[0].values() for batch in part.batches())
-    return describe_leaks(find_leaks(read[0]), target), network.input.remark(rows)
+    return describe_leaks(find_leaks(read[0]), target), target.medium.remark(
+        network.input, rows, target.files()
+    )
