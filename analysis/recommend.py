@@ -98,7 +98,7 @@ def _recommend(
             text.append(
                 f"“{leader}” has a higher test score, but cells are not chosen by test scores."
             )
-    rivals = compare.surer(trials, info, choices)
+    rivals = compare.more_seeds(trials, info, choices)
     for verdict, words in (
         ("higher", "Significantly better than"),
         ("lower", "Significantly worse than"),
@@ -114,11 +114,11 @@ def _recommend(
         )
     unclear = rivals[rivals["verdict"] != "higher"]
     if len(unclear):
-        text.append(_to_be_surer(table, unclear.iloc[0]))
+        text.append(_advice(table, unclear.iloc[0]))
     return [*text, *excluded], True
 
 
-def _to_be_surer(table: StudyTable, row: pd.Series) -> str:
+def _advice(table: StudyTable, row: pd.Series) -> str:
     rival = f"“{row['rival']}”"
     lead = f"a difference of {max(abs(row['lead']), 0.5):.1f} points from {rival}"
     if row["seeds"] != row["seeds"]:

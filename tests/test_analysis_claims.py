@@ -514,7 +514,7 @@ def test_identical_scores_are_not_taken_for_exact_differences() -> None:
     ]
     made = table(rows)
     choices = compare.choice(made.trials, made.info)
-    (row,) = compare.surer(made.trials, made.info, choices).to_dict("records")
+    (row,) = compare.more_seeds(made.trials, made.info, choices).to_dict("records")
     (pair,) = compare.contrasts(made.trials, made.info).to_dict("records")
     assert pair["least_detectable"] > 2  # points; one image of ten is 10
     assert row["lead"] == 0

@@ -12,7 +12,7 @@ Comparisons that only one topic of the report needs are in `analysis.topics`.
 """
 
 from analysis.compare.cells import outcomes, prediction_mismatches, summary
-from analysis.compare.choice import best_by_test, choice, chosen_by, most_behind, surer
+from analysis.compare.choice import best_by_test, choice, chosen_by, more_seeds, most_behind
 from analysis.compare.classes import (
     are_unequal,
     by_metric,
@@ -65,10 +65,10 @@ __all__ = [
     "class_names", "class_sizes", "completed", "condition", "confident_mistakes", "confused_pairs",
     "confusions", "contrasts", "describe_contrast", "describe_power", "find", "front_chance",
     "hits", "interaction_verdicts", "left_out", "mcnemar_over_seeds",
-    "mean_interval", "mean_ranks", "memory_kind", "most_behind",
+    "mean_interval", "mean_ranks", "memory_kind", "more_seeds", "most_behind",
     "outcomes", "over_examples", "pareto_front", "per_class",
     "prediction_mismatches", "race_standing", "race_table", "recorded",
     "reliability", "responses", "side_by_side", "sign_flip_p", "similarity_effect",
-    "size_factor", "size_lines", "slopes", "split_sizes", "summary", "surer",
+    "size_factor", "size_lines", "slopes", "split_sizes", "summary",
     "variance_shares", "verdicts", "with_other_tests",
 ]  # fmt: skip

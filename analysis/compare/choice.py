@@ -117,7 +117,7 @@ def most_behind(table: pd.DataFrame, cell: str) -> float:
     return behind if behind < 100 else math.nan
 
 
-def surer(trials: pd.DataFrame, info: Info, table: pd.DataFrame) -> pd.DataFrame:
+def more_seeds(trials: pd.DataFrame, info: Info, table: pd.DataFrame) -> pd.DataFrame:
     """Runs that would be needed to distinguish the chosen cell from each other cell that fits.
 
     Args:

@@ -78,7 +78,7 @@ def _columns(rows: pd.DataFrame) -> Columns:
         "p": numbers(rows["p"], ".2g"),
         "Verdict": list(rows["verdict"]),
         "Least detectable": numbers(rows["least_detectable"], ".1f"),
-        "By itself": intervals(rows["alone_low"], rows["alone_high"], "+.1f"),
+        "Alone": intervals(rows["alone_low"], rows["alone_high"], "+.1f"),
         "p, signs": numbers(rows["p_signs"], ".3g"),
     }
     if rows["p_images"].notna().any():
