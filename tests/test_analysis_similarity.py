@@ -356,8 +356,8 @@ def test_medmnist_has_a_highly_significant_effect_that_is_not_there(medmnist: pd
     assert row["sentence"].startswith(
         "It was not shown that sources which lp ranks higher transfer better"
     )
-    assert "Least squares alone would say p = 5e-08" in row["sentence"]
-    assert "(mean weighted tau 0.44 against 0.56)" in row["sentence"]
+    assert "Least squares alone gives p = 5e-08" in row["sentence"]
+    assert "(mean weighted tau 0.44, against 0.56)" in row["sentence"]
 
 
 def test_tll_table_reproduces_where_it_can(tables: Path) -> None:

@@ -89,13 +89,13 @@ def test_limits_on_latency_and_size_leave_out_what_exceeds_them() -> None:
     for limits in ({"latency_ms": 10.0}, {"weights_mib": 20.0}):
         said = recommend.recommend_cell(study, limits=limits)
         assert said[0].startswith("Use “probe”")
-    assert "left out: “full” (weights: 40 MiB, 20 are allowed)" in said
+    assert "left out: “full” (weights: 40 MiB, the limit is 20)" in said
 
 
 def test_when_nothing_fits_the_nearest_is_named() -> None:
     said = recommend.recommend_cell(two_networks(), limits={"latency_ms": 4.0})
-    assert said[0] == "No cell fits. “probe” comes nearest."
-    assert "left out: “probe” (time of an example: 5 ms, 4 are allowed)" in said
+    assert said[0] == "No cell fits. “probe” is closest to the limits."
+    assert "left out: “probe” (time of an example: 5 ms, the limit is 4)" in said
 
 
 def test_a_cell_whose_latency_is_not_known_does_not_fit() -> None:
