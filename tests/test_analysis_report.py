@@ -276,7 +276,7 @@ def test_the_cells_that_lose_least_and_most_under_shift_are_named_if_they_can_be
     clear = [*moved("probe", 0.8, 0.1, 0.001), *moved("full", 0.9, 0.3, 0.001)]
     page = report.build(table(clear), tmp_path)
     text = read(page)
-    assert "On 2 shifted test sets “probe” loses least of its accuracy on average, 9.9 poi" in text
+    assert "On 2 shifted test sets, “probe” loses least accuracy on average, 9.9 poi" in text
     assert "and “full” most, 29.9 points" in text
     assert (page.parent / "figures" / "shifted.png").exists()
     assert len(pd.read_csv(page.parent / "tables" / "shifted.csv")) == 6
@@ -438,7 +438,7 @@ def test_a_table_from_elsewhere_gets_the_same_page(
         "To repeat the study",
         "0 tuning trials",
         "Look at the runs",
-        "kept predictions",
+        "recorded predictions",
     ):
         assert absent not in text
     assert {p.stem for p in page.parent.glob("figures/*.png")} >= {"accuracy", "ranks", "agreement"}
@@ -488,11 +488,11 @@ def test_recorded_measures_of_similarity_are_judged_without_being_given(tmp_path
     text = read(page)
     for said in (
         "Gain over scratch against similarity",
-        "Hollow: controls",
+        "Hollow markers: controls",
         "a (control)",
         "Does the slope depend on strategy or size?",
-        "What the scores vary with",
-        "Without a slope, because the same for every target: log_source_size.",
+        "Shares of the variance of the scores",
+        "Without a slope, because they are the same for all targets: log_source_size.",
     ):
         assert said in text
     assert 'title="f -&gt; x: +' in page.read_text(encoding="utf-8")

@@ -140,7 +140,9 @@ def test_an_effect_that_is_there_is_found_with_its_size() -> None:
         assert by_model(table, "slope")[model] == pytest.approx(0.2 * scale, rel=0.25)
     (row,) = verdicts(table).to_dict("records")
     assert row["verdict"] == "similarity"
-    assert row["sentence"].startswith("Shown that sources which m ranks higher transfer better")
+    assert row["sentence"].startswith(
+        "It was shown that sources which m ranks higher transfer better"
+    )
 
 
 def test_a_measure_of_source_quality_alone_does_not_pass_for_similarity() -> None:
