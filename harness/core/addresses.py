@@ -1,5 +1,5 @@
-"""URLs of SQLite files, the command that shows a store's runs, and paths of a run's files after the folder of
-its database was moved."""
+"""URLs of SQLite files, the command that opens the MLflow UI, and artifact locations after the folder of a
+database was moved."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from harness.core.errors import without_password
 ARTIFACTS = "artifacts"
 """Folder beside the database with one folder per experiment."""
 LOCATIONS = (("runs", "artifact_uri"), ("logged_models", "artifact_location"))
-"""Tables and columns in which MLflow keeps absolute addresses, besides those of the experiments."""
+"""Tables and columns with absolute artifact locations, besides those of the experiments."""
 
 
 def sqlite_url(path: Path) -> str:
-    """The URL of a database file, whatever characters its path has."""
+    """The URL of a database file, for a path with any characters."""
     from sqlalchemy import URL, make_url  # --help must not wait for it
 
     file = str(path.resolve())
@@ -31,7 +31,7 @@ def sqlite_url(path: Path) -> str:
 
 
 def viewer_command(tracking_uri: str, mlflow: str = "mlflow") -> str:
-    """The command that shows the runs in MLflow, or the address to open; never contains a password.
+    """The command that opens the MLflow UI, or the address to open in a browser; without passwords.
 
     Args:
         tracking_uri: the store.
@@ -44,8 +44,8 @@ def viewer_command(tracking_uri: str, mlflow: str = "mlflow") -> str:
 
 
 def remove_stray_folder(url: str) -> None:
-    """Remove the empty folder that MLflow 3.17 makes when it opens a database file: at the text of its URL,
-    in which ? and % are written as %3F and %25."""
+    """Remove the empty folder that MLflow 3.17 creates when it opens a database file whose URL contains
+    escaped characters, such as %3F for ? and %25 for %."""
     path = sqlite_path(url)
     folder = Path(url.removeprefix("sqlite:///")).absolute().parent
     if path is not None and "%" in url and folder.resolve() != path.parent:
@@ -63,7 +63,7 @@ def sqlite_path(url: str) -> Path | None:
 
 
 def read_only_url(path: Path) -> str:
-    """The URL of a database file that is not to be changed."""
+    """The URL that opens a database file read-only."""
     from sqlalchemy import URL
 
     query = {"mode": "ro", "uri": "true"}
@@ -72,17 +72,17 @@ def read_only_url(path: Path) -> str:
 
 
 def artifact_location(database: Path, experiment: str) -> str:
-    """Where the files of an experiment are kept: beside the database."""
+    """Location of the artifacts of an experiment: beside the database."""
     return (database.resolve().parent / ARTIFACTS / experiment).as_uri()
 
 
 def current_uri(uri: str, experiment: str, tracking_uri: str) -> str:
-    """Where the files of a run are now, even if they were moved since MLflow recorded their location.
+    """The present location of a run's artifacts, which may have been moved since MLflow recorded it.
 
     Args:
-        uri: as MLflow has it.
+        uri: the recorded location.
         experiment: name of the run's experiment.
-        tracking_uri: of its store.
+        tracking_uri: address of its store.
     """
     folder, database = local_folder(uri), sqlite_path(tracking_uri)
     now = folder and database and _moved(folder, experiment, database)
@@ -98,8 +98,8 @@ def local_folder(uri: str) -> Path | None:
 
 
 def adopt_artifacts(database: Path) -> None:
-    """After its folder was moved or copied, change the addresses in an MLflow database to where the files lie
-    now: MLflow would go on to write them, and look for them, at the old place.
+    """Correct the artifact locations in an MLflow database whose folder was moved or copied. Otherwise MLflow
+    would read and write at the old place.
 
     Raises:
         sqlite3.Error: if they are wrong and the database cannot be written.
@@ -127,7 +127,7 @@ def adopt_artifacts(database: Path) -> None:
 def _moved_experiments(
     connection: sqlite3.Connection, database: Path
 ) -> Iterator[tuple[int, str, str]]:
-    """(id, old location, new location) of each experiment whose files were moved with the database."""
+    """(id, old location, new location) of each experiment whose artifacts were moved with the database."""
     found = connection.execute("SELECT experiment_id, name, artifact_location FROM experiments")
     for experiment, name, old in found:
         folder = local_folder(old or "")
@@ -137,10 +137,11 @@ def _moved_experiments(
 
 
 def _moved(folder: Path, experiment: str, database: Path) -> Path | None:
-    """Where a folder of an experiment is now; None if it is where it was, or never was beside the database.
+    """The present location of an artifact folder of an experiment; None if it was not moved, or was never
+    beside the database.
 
-    It was beside the database if its path continues after the name of the database's folder as ours do; or,
-    if that folder was renamed too, if it no longer exists there but does here.
+    It was beside the database if the end of its path, from the name of the database's folder on, is the same
+    as now; or, if that folder was renamed too, if it exists here and no longer at the old place.
     """
     home = database.resolve().parent
     for i in reversed(range(1, len(folder.parts) - 1)):

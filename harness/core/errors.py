@@ -13,6 +13,10 @@ class UserError(Exception):
     """Bad input; the message says in one line what is wrong and what to do. Exit code 2."""
 
 
+class UnknownName(UserError):
+    """No strategy, target or backbone has this name; a study file may define it."""
+
+
 def few(items: Sequence[str], most: int = 5, separator: str = "; ") -> str:
     """The first of these items, and how many more there are."""
     more = f" (and {len(items) - most} more)" if len(items) > most else ""
@@ -34,10 +38,6 @@ def optional_library(name: str, refusal: str) -> Any:
         return import_module(name)
     except ImportError:
         raise UserError(refusal) from None
-
-
-class UnknownName(UserError):
-    """No strategy, target or backbone has this name; a study file may define it."""
 
 
 def require_count(what: str, value: object, least: int = 1) -> None:
@@ -70,6 +70,7 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message without passwords, at most 200 characters; its type if there is no
     message."""
     line = (message_of(error).strip() or type(error).__name__).splitlines()[0]
+    line = re.sub(r"^\[Errno \d+\] ", "", line)
     return without_password(line)[:200]  # in this order, because half a URL is not recognised
 
 

@@ -1,8 +1,8 @@
-"""Power of a study: the differences that its repeats can show, by the rule of its report.
+"""Power of a study: the differences that its repeats can detect by the rule of its report.
 
-All pairs of k cells are tested as one family of k (k - 1) / 2 contrasts: paired t over seeds at .05 / number
-of contrasts, see `analysis.compare.contrasts`. With k-fold resampling the runs are correlated, see
-`harness.core.folds.independent_runs`.
+All pairs of k cells are tested as one family of k (k - 1) / 2 contrasts: paired t tests over seeds at .05 /
+number of contrasts (see `analysis.compare.contrasts`). With k-fold resampling the runs are correlated (see
+`harness.core.folds.independent_runs`).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from harness.core.folds import independent_runs
 ALPHA = 0.05
 POWER = 0.80
 WANTED = 2.0
-"""Standard deviations over seeds by which two cells differ: the repeats of a study should suffice to confirm
-that."""
+"""Difference of two cells, in standard deviations over seeds, that the repeats of a study should be able to
+detect."""
 MOST_SEEDS = 500
-"""A difference that needs more seeds than this is not worth showing."""
+"""A difference that needs more seeds than this is not worth detecting."""
 
 
 def least_detectable(sd: float, n: int, pairs: int = 1, folds: int = 1) -> float:
-    """The mean paired difference that n seeds show with 80% power when `pairs` contrasts are tested, in
+    """Mean paired difference that is detected with n seeds and 80% power if `pairs` contrasts are tested, in
     the unit of `sd`, the standard deviation of the differences (Cohen 1988). NaN for n < 2."""
     if n < 2 or math.isnan(sd):
         return math.nan
@@ -41,14 +41,14 @@ def _effect(n: int, pairs: int, folds: int) -> float:
 
 
 def pairs_of(cells: int) -> int:
-    """Number of pairs of so many cells."""
+    """Number of pairs of this many cells."""
     return cells * (cells - 1) // 2
 
 
 def seeds_needed(sd: float, points: float, pairs: int = 1, folds: int = 1) -> float:
-    """The fewest shared seeds with which a true mean difference of `points` is found 4 times in 5 when
-    `pairs` contrasts are tested, given the standard deviation `sd` of the differences, in points; with k-fold
-    resampling a multiple of `folds`. inf beyond MOST_SEEDS, NaN without `sd`."""
+    """Smallest number of shared seeds with which a true mean difference of `points` is detected with 80%
+    power if `pairs` contrasts are tested, given the standard deviation `sd` of the differences in points;
+    with k-fold resampling a multiple of `folds`. inf above MOST_SEEDS, NaN without `sd`."""
     if math.isnan(sd):
         return math.nan
     low, high = 2, MOST_SEEDS

@@ -1,5 +1,5 @@
-"""Paths of the databases, and creation of SQLite files that is safe against kills and concurrent
-processes."""
+"""Paths of the databases, and creation of SQLite files that is safe if processes are killed or start at the
+same time."""
 
 from __future__ import annotations
 
@@ -22,28 +22,29 @@ TABLES: dict[Program, frozenset[str]] = {
     "MLflow": frozenset({"experiments", "runs", "tags", "params", "metrics"}),
     "Optuna": frozenset({"studies", "trials", "version_info"}),
 }
-"""Tables that every version of the program has; it regards a file without them as a new database. The
-two cannot share one file: each calls its schema's version `alembic_version` and refuses the other's."""
+"""Tables that exist in every version of the program. The two programs cannot share a file, because each
+stores the version of its schema in a table `alembic_version` and refuses the other's."""
 OPTION: dict[Program, str] = {"MLflow": "--tracking-uri", "Optuna": "--storage"}
 MOUNTS = Path("/proc/self/mounts")
 NETWORK = frozenset("nfs nfs4 cifs smb3 smbfs lustre gpfs beegfs ceph afs fuse.sshfs".split())
-"""Kinds of file systems on which SQLite's locks are not to be trusted (sqlite.org/faq.html#q5)."""
+"""File systems on which SQLite's locks are unreliable (sqlite.org/faq.html#q5)."""
 
 _log = logging.getLogger(__name__)
 
 
 def default_tracking_uri(root: Path = ROOT) -> str:
-    """The SQLite database under `root`, in the form that MLflow expects."""
+    """URL of the SQLite database in `root`, in the form that MLflow expects."""
     return sqlite_url(root / "mlflow.db")
 
 
 def record_url(storage: str | None, tracking_uri: str | None, root: Path = ROOT) -> str:
-    """URL of the record: the user's, else a database beside MLflow's, or in `root` if MLflow is a server."""
+    """URL of the record: the given one, or else a database beside MLflow's, or in `root` if MLflow is a
+    server."""
     return storage or sqlite_url(_folder_of(tracking_uri or "", root) / "optuna.db")
 
 
 def record_home(storage: str | None, tracking_uri: str | None, root: Path = ROOT) -> Path:
-    """The folder for files of trials: the record's, or `root` where the record is on a server."""
+    """Folder for files of trials: that of the record, or `root` if the record is on a server."""
     return _folder_of(record_url(storage, tracking_uri, root), root)
 
 
@@ -53,15 +54,15 @@ def _folder_of(url: str, root: Path) -> Path:
 
 
 def create_sqlite(path: Path, make_tables: Callable[[str], object]) -> None:
-    """Make a complete SQLite database at `path` unless one is there.
+    """Create a complete SQLite database at `path` if there is none.
 
-    The tables are made in a temporary file in the same folder that is then linked into place: a kill
-    in the middle of the migrations, or several processes starting at once, would otherwise leave a
-    database that no later process can open. WAL makes each later write several times cheaper.
+    The tables are created in a temporary file in the same folder, which is then linked to the path. Otherwise
+    a process that is killed during the migrations, or several processes that start at once, would leave a
+    database that cannot be opened. WAL mode makes later writes several times faster.
 
     Args:
-        path: where the database belongs.
-        make_tables: opens the sqlite:/// URL it is given and makes all tables.
+        path: path of the database.
+        make_tables: creates all tables in the database at the sqlite:/// URL that it is given.
     """
     if path.exists():
         return
@@ -80,12 +81,13 @@ def create_sqlite(path: Path, make_tables: Callable[[str], object]) -> None:
 
 
 def require_sqlite(path: Path, program: Program, or_empty: bool = False) -> None:
-    """Check, before the program opens it, that `path` is a SQLite database of this program, which would write
-    its tables into any other, and try a folder or a text file again for minutes. The file is not changed.
+    """Check that `path` is a SQLite database of this program, before the program opens it: it would write its
+    tables into any other database, and would retry a folder or a text file for minutes. The file is not
+    changed.
 
     Args:
-        path: of the file.
-        program: that is about to open it.
+        path: path of the file.
+        program: the program that will open it.
         or_empty: accept a database without tables, for callers that may create them.
 
     Raises:
@@ -121,10 +123,10 @@ def _tables(path: Path) -> set[str]:
 
 
 def warn_of_network(path: Path, better: str) -> None:
-    """Warn, in the log, of a database whose file system's locks are not to be trusted.
+    """Log a warning if a database is on a file system with unreliable locks.
 
     Args:
-        path: of the file.
+        path: path of the file.
         better: what to use instead.
     """
     if kind := _network_file_system(path):
@@ -137,7 +139,7 @@ def warn_of_network(path: Path, better: str) -> None:
 
 
 def _network_file_system(path: Path) -> str:
-    """The kind of the file system that `path` lies on if it is a network's; else ""."""
+    """The type of the network file system that contains `path`; "" if it is a local one."""
     try:
         lines = [line.split() for line in MOUNTS.read_text(errors="surrogateescape").splitlines()]
     except OSError:  # not Linux

@@ -31,17 +31,17 @@ DEFAULT = "probe_accuracy"
 
 @dataclass(frozen=True)
 class Ranking:
-    """Sources for a target, the most promising first; a table in a notebook.
+    """Sources for a target, most promising first; a table in a notebook.
 
     Attributes:
-        target: its name.
-        images: training examples of it that were looked at.
-        nouns: what they are called.
+        target: name of the target.
+        images: number of its training examples that were used.
+        nouns: what the examples are called.
         embedding: the features in which distances between data sets are measured.
-        candidates: with what each measure says of them.
-        measure: that they are ranked by.
-        evidence: how measures picked in recorded studies.
-        verdict: what to believe of it, in sentences.
+        candidates: the sources with their measures.
+        measure: the measure by which they are ranked.
+        evidence: how well the measures chose in recorded studies.
+        verdict: how reliable the ranking is, in sentences.
     """
 
     target: str
