@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, TypeVar, final
 
 import numpy as np
 import torch
@@ -28,9 +28,11 @@ from harness.data.images import (
 from harness.data.sounds import SUFFIXES, decode_sound, is_sound, open_sound, read_header
 from harness.data.texts import Size, decode_text, is_text, open_text, read_size, size_of
 from harness.inputs import Features, Frames, Input, Pixels, Spectrogram, Tokens
+
 from harness.inputs.mel import Mel
 from harness.inputs.tokenizer import byte_tokenizer
 
+T = TypeVar("T")
 RATE = 16_000
 """Samples per second to which sounds are resampled: enough for speech."""
 WINDOW, HOP = 0.064, 0.010
@@ -199,8 +201,7 @@ class Sounds(Medium):
             return cls(_number(options["seconds"], "seconds", (0.05, 600), what), rate), []
         if not paths:
             raise UserError(f"{what}: give the length of the sounds, e.g. [seconds=2]")
-        with ThreadPoolExecutor(8) as pool:
-            found = [header for header in pool.map(read_header, paths) if header is not None]
+        found = _of_each(read_header, paths)
         if not found:
             return cls(LENGTHS[0], rate), []  # reading them names the first that is broken
         lengths = np.array([header.seconds for header in found])
@@ -250,9 +251,7 @@ class Sounds(Medium):
         limit = f"longer than {form.seconds:g} s, the most that the network takes"
         if not files:
             return f"sounds {limit}, are cropped to their centre"
-        with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(read_header, files))
-        longer = sum(header is not None and header.seconds > form.seconds for header in found)
+        longer = sum(header.seconds > form.seconds for header in _of_each(read_header, files))
         if not longer:
             return ""
         return f"{longer} of {len(files)} sounds are {limit}, and are cropped to their centre"
@@ -289,9 +288,7 @@ class Texts(Medium):
     def of(
         cls, paths: Sequence[Path], options: Mapping[str, str], what: str
     ) -> tuple[Medium, list[str]]:
-        with ThreadPoolExecutor(8) as pool:
-            found = [size for size in pool.map(read_size, paths) if size is not None]
-        return cls._sized(found, options, what)
+        return cls._sized(_of_each(read_size, paths), options, what)
 
     @classmethod
     def of_texts(
@@ -381,6 +378,12 @@ def _refuse_others(kind: type[Medium], options: Mapping[str, str], what: str) ->
             raise UserError(
                 f"{what}: option {wrong[0]!r} is for {other.noun}s, and these are {kind.noun}s"
             )
+
+
+def _of_each(read: Callable[[Path], T | None], paths: Sequence[Path]) -> list[T]:
+    """What `read` finds in each file; files in which it finds nothing are left out."""
+    with ThreadPoolExecutor(8) as pool:
+        return [found for found in pool.map(read, paths) if found is not None]
 
 
 def _number(text: str, name: str, limits: tuple[float, float], what: str) -> float:

@@ -103,12 +103,12 @@ class StudyRuns:
             UserError, MlflowException: if the store cannot be read or written.
         """
         trials = self._source.trials(self._info)
-        stored: Iterable[Run] = (
-            every_run(self._info.name, self._uri)
-            if check
-            else self.experiment().search(deleted=True)
-        )
         with no_garbage_collection():
+            stored: Iterable[Run] = (
+                every_run(self._info.name, self._uri)
+                if check
+                else self.experiment().search(deleted=True)
+            )
             runs, deleted = _by_trial(stored)
         if not check:
             self._parent()
