@@ -28,7 +28,6 @@ from harness.data.images import (
 from harness.data.sounds import SUFFIXES, decode_sound, is_sound, open_sound, read_header
 from harness.data.texts import Size, decode_text, is_text, open_text, read_size, size_of
 from harness.inputs import Features, Frames, Input, Pixels, Spectrogram, Tokens
-
 from harness.inputs.mel import Mel
 from harness.inputs.tokenizer import byte_tokenizer
 
