@@ -176,13 +176,13 @@ def test_finished_study_has_nothing_left_to_do(
 ) -> None:
     shown.run(make_study())
     world.specs.clear()
-    real, compared_with = StudyRuns.sync, []
+    real, compared_with = StudyRuns.update, []
 
-    def sync(runs: StudyRuns) -> list[Difference]:
+    def update(runs: StudyRuns) -> list[Difference]:
         compared_with.append(runs)
         return real(runs)
 
-    monkeypatch.setattr(StudyRuns, "sync", sync)
+    monkeypatch.setattr(StudyRuns, "update", update)
     done = shown.run(make_study())
     assert world.specs == []
     assert len(compared_with) == 1, "with many trials it takes seconds"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -214,6 +214,38 @@ def test_repeats_of_another_choice_are_superseded(world: World) -> None:
     world.projection().runs().sync()
     found = [world.shown(t).data.tags.get("superseded") for t in world.recorded]
     assert found == [None, "true", "false"]
+
+
+def test_runs_that_agreed_are_read_again_only_when_the_record_changed(world: World) -> None:
+    tuned, repeat = world.trial(), world.trial(chosen=0)
+    world.recorded = [tuned, repeat]
+    world.projection().settle()
+    world.client.set_tag(world.shown(tuned).info.run_id, "outcome", "crashed")
+    later = world.trial(index=1, started=datetime(2026, 3, 1, 12) + timedelta(seconds=90))
+    running = world.trial(index=2, outcome="", ended=None, started=later.started)
+    world.recorded += [later, running]
+    for _ in range(2):
+        world.projection().settle()
+        assert world.shown(tuned).data.tags["outcome"] == "crashed", "it was not looked at"
+        assert world.shown(later).data.tags["outcome"] == "complete"
+    killed = running.but(outcome="killed", ended=running.started)
+    world.recorded = [tuned, repeat, later, killed]
+    world.projection().settle()
+    assert world.shown(killed).data.tags["outcome"] == "killed"
+    assert world.shown(tuned).data.tags["outcome"] == "crashed", "it was not looked at"
+    world.recorded = [tuned, repeat.but(superseded=True), later, killed]
+    world.projection().settle()
+    assert world.shown(repeat).data.tags["superseded"] == "true"
+    assert world.shown(tuned).data.tags["outcome"] == "complete"
+
+
+def test_sync_reads_all_runs_whether_they_agreed_or_not(world: World) -> None:
+    world.recorded = [world.trial()]
+    world.projection().settle()
+    run = world.shown(world.recorded[0]).info.run_id
+    world.client.set_tag(run, "outcome", "crashed")
+    [found] = world.projection().runs().sync()
+    assert (found.corrected, world.client.get_run(run).data.tags["outcome"]) == (True, "complete")
 
 
 def test_summary_of_a_cell_is_on_its_run(world: World) -> None:

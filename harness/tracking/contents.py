@@ -5,6 +5,7 @@ The parameters of a run are the complete flat TrialSpec; metric names contain th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Iterable
@@ -31,6 +32,9 @@ STATUS = {"": "RUNNING", "complete": "FINISHED", "pruned": "FINISHED", "killed":
 """MLflow's run status for an outcome; all other outcomes are FAILED."""
 KEY = "trial_key"
 """Tag with the key of a run's trial."""
+AGREED = "agrees with the record"
+"""Tag of an experiment: up to which start time (ms) the runs of all trials agreed with the record, and a hash
+of what was recorded of these trials."""
 UNFOLD = (
     "Click the + beside the study's run to see its cells, the + beside a cell to see its trials."
 )
@@ -150,6 +154,34 @@ def difference(trial: TrialRecord, run: Run) -> str:
     if other or lacking:
         return f"differs from its run in {', '.join([*other, *lacking][:5])}"
     return ""
+
+
+def agreement(trials: Iterable[TrialRecord]) -> str:
+    """The value of the tag AGREED, if the runs of all these trials agree with the record."""
+    every = list(trials)
+    open_since = [milliseconds(trial) for trial in every if not trial.outcome]
+    ended = [1 + milliseconds(trial) for trial in every]
+    until = min(open_since, default=max(ended, default=0))
+    return f"{until} {_recorded_before(until, every)}"
+
+
+def agreed_until(trials: Iterable[TrialRecord], agreed: str) -> int | None:
+    """Start time in milliseconds from which on trials may differ from their runs; None if all may.
+
+    Args:
+        trials: all trials of the study.
+        agreed: the value of the tag AGREED; "" if there is none.
+    """
+    until, _, recorded = agreed.partition(" ")
+    if not until.isdigit() or recorded != _recorded_before(int(until), trials):
+        return None
+    return int(until)
+
+
+def _recorded_before(until: int, trials: Iterable[TrialRecord]) -> str:
+    """Hash of what may still change in the record of the trials that started before that time."""
+    mine = [(t.key, t.outcome, t.superseded, t.chosen) for t in trials if milliseconds(t) < until]
+    return hashlib.sha256(repr(sorted(mine)).encode()).hexdigest()
 
 
 def contradicts(trial: TrialRecord, run: Run) -> bool:

@@ -64,6 +64,15 @@ class Experiment:
         made: str = self.client.create_experiment(self.name, artifact_location=location)
         return made
 
+    def tag(self, name: str) -> str:
+        """The value of one of the experiment's own tags; "" if it has none of that name."""
+        value: str = self.client.get_experiment(self.id).tags.get(name, "")
+        return value
+
+    def set_tag(self, name: str, value: str) -> None:
+        """Write one of the experiment's own tags."""
+        self.client.set_experiment_tag(self.id, name, value)
+
     def search(self, condition: str = "", deleted: bool = False) -> Iterator[Run]:
         """Every run that matches MLflow's filter, oldest first; runs deleted in the UI only if asked for."""
         yield from search(self.client, self.id, condition, deleted)

@@ -1,7 +1,7 @@
 """Show a study in MLflow while it runs.
 
-`show` and `show_live` write each event. What fails is written later: `settle` compares every trial with its
-run and writes what is missing, so a failure of MLflow costs nothing but that. The tag "outcome" of a run is
+`show` and `show_live` write each event. What fails is written later: `settle` compares trials with their runs
+and writes what is missing, so a failure of MLflow costs nothing but that. The tag "outcome" of a run is
 written last, so a run that has it is complete.
 
 MLflow takes seconds to import. A new store is therefore opened at the first write, when the first trial is
@@ -112,7 +112,7 @@ class Projection:
         self._attempt(self._settle)
 
     def _settle(self) -> None:
-        left = [found for found in self.runs().sync() if not found.corrected]
+        left = [found for found in self.runs().update() if not found.corrected]
         self._settled = True
         if left and not self._told:
             self._told = True
@@ -132,7 +132,7 @@ class Projection:
         try:
             if self.behind:
                 self.behind = False
-                self.runs().sync()
+                self.runs().update()
                 self._warn("the tracking store answers again, and has what it lacked")
                 self._warned = False
                 if synced:

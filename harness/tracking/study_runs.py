@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +18,10 @@ from harness.core.results import PREDICTIONS_FILE
 from harness.core.stores import sqlite_path
 from harness.core.study import Cell, cell_label
 from harness.tracking.contents import (
+    AGREED,
     KEY,
+    agreed_until,
+    agreement,
     cell_summary,
     contradicts,
     difference,
@@ -103,12 +106,40 @@ class StudyRuns:
             UserError, MlflowException: if the store cannot be read or written.
         """
         trials = self._source.trials(self._info)
+        if check:
+            return self._sync(trials, every_run(self._info.name, self._uri), check=True)
+        found = self._sync(trials, self.experiment().search(deleted=True), restore=restore)
+        self._finish(trials, found)
+        return found
+
+    def update(self) -> list[Difference]:
+        """Like `sync`, without the trials that agreed with their runs the last time and have not changed
+        since: reading a run takes MLflow two milliseconds."""
+        trials, experiment = self._source.trials(self._info), self.experiment()
+        since = agreed_until(trials, experiment.tag(AGREED))
+        if since is None:
+            return self.sync()
+        later = [trial for trial in trials if milliseconds(trial) >= since]
+        stored = experiment.search(f"attributes.start_time >= {since}", deleted=True)
+        found = self._sync(later, stored)
+        self._finish(trials, found)
+        return found
+
+    def _finish(self, trials: Sequence[TrialRecord], found: Iterable[Difference]) -> None:
+        """Write what concerns all trials: the summaries, and up to when the runs agree with the record."""
+        self._summarise(trials)
+        if all(difference.corrected for difference in found):
+            self.experiment().set_tag(AGREED, agreement(trials))
+
+    def _sync(
+        self,
+        trials: Iterable[TrialRecord],
+        stored: Iterable[Run],
+        check: bool = False,
+        restore: bool = False,
+    ) -> list[Difference]:
+        """Compare these trials with these runs, and unless `check` correct the runs."""
         with no_garbage_collection():
-            stored: Iterable[Run] = (
-                every_run(self._info.name, self._uri)
-                if check
-                else self.experiment().search(deleted=True)
-            )
             runs, deleted = _by_trial(stored)
         if not check:
             self._parent()
@@ -134,8 +165,6 @@ class StudyRuns:
                 for run in unknown
                 if not is_closed(run)
             ]
-        if not check:
-            self._summarise(trials)
         return found
 
     def _compare(self, trial: TrialRecord, runs: list[Run], check: bool) -> Iterator[str]:
