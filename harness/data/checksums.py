@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -26,10 +27,11 @@ file may be written again within the resolution of its times."""
 BATCH = 500
 """Number of paths per query; older versions of SQLite accept at most 999 variables."""
 
-State = tuple[int, int, int, int]
-"""Size, time of the last write and time of the last change of the file's metadata in ns, and inode."""
-_read: dict[str, tuple[State, bytes]] = {}
-"""Hashes that this process has read."""
+STATE = struct.Struct("=qqqQ")
+"""State of a file: size, time of the last write and time of the last change of its metadata in ns, and inode.
+It is kept packed, because tuples would take several times the memory of a large folder's files."""
+_read: dict[str, bytes] = {}
+"""Hashes that this process has read: each file's packed state, followed by its digest."""
 
 
 def checksums(paths: Sequence[Path]) -> list[bytes]:
@@ -40,27 +42,30 @@ def checksums(paths: Sequence[Path]) -> list[bytes]:
     """
     names = [os.path.abspath(path) for path in paths]
     states = {name: _state(path) for name, path in zip(names, paths, strict=True)}
-    unknown = [n for n in states if n not in _read or _read[n][0] != states[n]]
-    if unknown:
+
+    def changed(among: Iterable[str]) -> list[str]:
+        return [name for name in among if not _read.get(name, b"").startswith(states[name])]
+
+    unsettled: list[str] = []
+    if unknown := changed(states):
         _read.update(_recalled(unknown))
-        wrong = [n for n in unknown if n not in _read or _read[n][0] != states[n]]
+        unread = changed(unknown)
         began = time.time_ns()
         with ThreadPoolExecutor(8) as pool:
-            found = dict(zip(wrong, pool.map(_digest, map(Path, wrong)), strict=True))
-        _read.update({n: (states[n], digest) for n, digest in found.items()})
-        settled = [n for n in wrong if states[n][1] < began - SETTLED * 1e9]
-        _remember({n: _read[n] for n in settled})
-        digests = [_read[name][1] for name in names]
-        for name in set(wrong) - set(settled):
-            del _read[name]
-        return digests
-    return [_read[name][1] for name in names]
+            digests = list(pool.map(_digest, map(Path, unread)))
+        _read.update((n, states[n] + digest) for n, digest in zip(unread, digests, strict=True))
+        unsettled = [n for n in unread if STATE.unpack(states[n])[1] >= began - SETTLED * 1e9]
+        _remember({name: _read[name] for name in set(unread) - set(unsettled)})
+    found = [_read[name][STATE.size :] for name in names]
+    for name in unsettled:
+        del _read[name]
+    return found
 
 
-def _state(path: Path) -> State:
+def _state(path: Path) -> bytes:
     with one_line(f"file {shown(path)} cannot be read"):
         found = path.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+    return STATE.pack(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
 
 def _digest(path: Path) -> bytes:
@@ -68,20 +73,20 @@ def _digest(path: Path) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _recalled(names: Sequence[str]) -> dict[str, tuple[State, bytes]]:
-    """Cached hashes of these files."""
-    found: dict[str, tuple[State, bytes]] = {}
-    with suppress(sqlite3.Error, OSError), _memory() as database:
+def _recalled(names: Sequence[str]) -> dict[str, bytes]:
+    """Cached states and hashes of these files."""
+    found: dict[str, bytes] = {}
+    with suppress(sqlite3.Error, OSError, struct.error), _memory() as database:
         for start in range(0, len(names), BATCH):
             some = [os.fsencode(name) for name in names[start : start + BATCH]]
             marks = ",".join("?" * len(some))
             rows = database.execute(f"SELECT * FROM files WHERE path IN ({marks})", some)
-            for name, size, written, changed, inode, digest in rows:
-                found[os.fsdecode(name)] = (size, written, changed, inode), digest
+            for name, *state, digest in rows:
+                found[os.fsdecode(name)] = STATE.pack(*state) + digest
     return found
 
 
-def _remember(known: Mapping[str, tuple[State, bytes]]) -> None:
+def _remember(known: Mapping[str, bytes]) -> None:
     if not known:
         return
     with suppress(sqlite3.Error, OSError, OverflowError), _memory() as database:
@@ -89,7 +94,10 @@ def _remember(known: Mapping[str, tuple[State, bytes]]) -> None:
             "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, size INT, written INT, "
             "changed INT, inode INT, sha256 BLOB)"
         )
-        rows = [(os.fsencode(name), *state, digest) for name, (state, digest) in known.items()]
+        rows = (
+            (os.fsencode(name), *STATE.unpack_from(found), found[STATE.size :])
+            for name, found in known.items()
+        )
         database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", rows)
 
 
