@@ -87,7 +87,9 @@ def _recommend(
     if len(fit) == 1:
         return [*text, "No other cell fits.", *excluded], True
     if best["by_test"]:
-        text.append("No validation scores were recorded; it has the highest test score.")
+        text.append(
+            "No validation scores were recorded; it has the highest test score, which is biased upwards."
+        )
     else:
         last = " and stayed in the race longest" * (info.budget is not None)
         text.append(
@@ -128,21 +130,22 @@ def _advice(table: StudyTable, row: pd.Series) -> str:
         )
     if row["seeds"] == math.inf:
         return (
-            f"More certainty is not worth the effort: {lead} would need more than 500 seeds; use "
-            "the cheaper one."
+            f"More certainty is not worth the effort: to detect {lead}, more than 500 seeds would be "
+            "needed; use the cheaper one."
         )
     if row["more"] == 0:
-        return f"{row['n']} seeds are enough to detect {lead}; more would change little."
+        return f"{row['n']} seeds detect {lead} with at least 80% power; more would change little."
     if table.info.budget is not None:
         return (
-            f"For more certainty, give the race more time with a larger --budget; {lead} is open."
+            f"For more certainty, give the race more time with a larger --budget: {lead} is not "
+            "significant yet."
         )
     minutes = f", about {row['minutes']:.1f} minutes" if row["minutes"] == row["minutes"] else ""
     again = re.sub(r" --repeats \d+", "", table.info.command)
     command = f": {again} --repeats {row['seeds']:.0f}" if again else ""
     seeds = f"{row['more']:.0f} more seed{'s' * bool(row['more'] != 1)}"
     return (
-        f"For more certainty: {seeds} of both (to {row['seeds']:.0f}{minutes}) would show "
+        f"For more certainty: {seeds} of both (to {row['seeds']:.0f}{minutes}) would detect "
         f"{lead} with 80% power{command}"
     )
 
@@ -185,13 +188,13 @@ def run(
 
     Args:
         study: name of a study (MLflow experiment).
-        table: table of trials of another program.
-        mapping: file that says which column of the table is what (.toml, .json).
-        max_memory: limit of the median peak memory of a repeat, e.g. 8GiB.
-        max_minutes: limit of the training time of a repeat.
-        max_latency_ms: limit of the milliseconds for a single image.
-        max_size: limit of the size of the weights, e.g. 20MiB.
-        where: look at these cells only; may be repeated.
+        table: table of trials from another program.
+        mapping: file that says what the columns of the table mean (.toml, .json).
+        max_memory: limit on the median peak memory of a repeat, e.g. 8GiB.
+        max_minutes: limit on the median training time of a repeat.
+        max_latency_ms: limit on the median latency for a single example.
+        max_size: limit on the size of the weights, e.g. 20MiB.
+        where: consider only cells with this value of a factor; may be repeated.
         tracking_uri: MLflow tracking URI; the default is sqlite:///mlruns/mlflow.db.
 
     Raises:

@@ -195,10 +195,10 @@ def run(
     Args:
         study: name of a study (MLflow experiment).
         compare: names of two studies to compare side by side.
-        table: table of trials of another program: .csv, .tsv (.gz), .parquet.
-        mapping: file that says which column of the table is what (.toml, .json).
-        measures: table with columns source, target and measures of their similarity, more meaning more
-            similar.
+        table: table of trials from another program: .csv, .tsv (.gz), .parquet.
+        mapping: file that says what the columns of the table mean (.toml, .json).
+        measures: table with columns source, target and measures of their similarity (higher means more
+            similar).
         tracking_uri: MLflow tracking URI; the default is sqlite:///mlruns/mlflow.db.
         out: folder in which a folder named after the study is made.
 

@@ -233,8 +233,8 @@ def test_a_choice_by_few_validation_images_says_how_little_it_rests_on() -> None
         return compare.find(table([row | {"images_per_class": counts} for row in rows]))
 
     said = " ".join(scores.answer(found(0.795)))
-    assert "0.5 points better than the next of 2 on 200 validation examples" in said
-    assert "standard error of this lead over validation examples is 4.0 points" in said
+    assert "0.5 points better than the second best of 2 on 200 validation examples" in said
+    assert "from the sampling of these examples, is about 4.0 points" in said
     assert "validation examples" not in " ".join(scores.answer(found(0.5)))
     assert "Each run had 60 training, 200 validation" in methods(found(0.5))
 

@@ -176,7 +176,7 @@ def test_choice_by_either_accuracy_is_defended_where_classes_are_unequal(
     assert "“large” is recommended: test accuracy" in first
     assert "; balanced accuracy 5" in first
     [text] = classes.answer(found)
-    assert "The test classes are unequal (20 to 300 examples)." in text
+    assert "The test classes are imbalanced (20 to 300 examples)." in text
     assert "The lowest recall of “large” is that of owl: " in text
     assert "Validation balanced accuracy would choose “fair” instead" in text
 

@@ -81,7 +81,9 @@ def test_a_cheaper_equal_is_named(tmp_path: Path) -> None:
     rows = [*scored("full", 0.903, seconds=30), trial("probe", "tune", 0, 0.9), *cheap]
     text = read(report.build(table(rows), tmp_path))
     assert "It is not significantly different from “probe”. With 6 seeds, a difference of" in text
-    assert re.search(r"It may be up to \d\.\d points worse than the best of them", text)
+    assert re.search(
+        r"It is at most \d\.\d points worse than the best cell \(95% confidence\)", text
+    )
     assert (
         "“probe”, which is not significantly different in accuracy, costs 2 s of training" in text
     )
@@ -121,7 +123,8 @@ def test_pictures_of_an_earlier_report_do_not_linger(tmp_path: Path) -> None:
 
 LEAK = "target digits: 1 exact and 0 near duplicates between train, validation and test: <3> = 7"
 COLD = (
-    "cold-equivalent, that is, without anything cached by other trials; in this study it took 0.5 s"
+    "cold-equivalent, that is, as if nothing had been cached by other trials; with the cache of this study "
+    "it took 0.5 s"
 )
 PAGES: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
     "without repeats no cell is called better": (
@@ -160,11 +163,11 @@ PAGES: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
     ),
     "cold-equivalent time, beside what was spent": (
         {"rows": [*scored("probe", 0.8, marginal_seconds=0.5), *scored("full", 0.7, marginal_seconds=3.0)]},
-        ["It costs 3 s of training", COLD, "Spent here, s"], [],
+        ["It costs 3 s of training", COLD, "With the cache, s"], [],
     ),
     "times of a busy machine": (
         {"rows": [*scored("probe", 0.8, waited_share=0.004), *scored("full", 0.7, waited_share=0.4)]},
-        ["in 6 of 12 repeats, threads waited for a processor for more than 10%", "(at most 40%)",
+        ["in 6 of 12 repeats, threads waited for a processor for more than 10%", "(up to 40%)",
          "Waited for the processor, %"], [],
     ),
     "every failure with its reason": (
@@ -178,7 +181,7 @@ PAGES: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
     ),
     "nothing of what the study has not": (
         {"rows": scored("full", 0.9, waited_share=0.004, images_per_class='{"train": 30, "test": 50}')},
-        [], ["Spent here, s", "aited for", "unequal", "Shifted test sets", "Sign changes"],
+        [], ["With the cache, s", "aited for", "imbalanced", "Shifted test sets", "Sign changes"],
     ),
 }  # fmt: skip
 """What a study is -> its table, and what its page says and does not say."""
@@ -236,7 +239,7 @@ def test_missing_costs_are_said_not_drawn(tmp_path: Path) -> None:
             "The environment changed between runs: torch",
         ),
         ([row | {"env.dirty": "true"} for row in scored("a", 0.8)], "uncommitted code"),
-        (scored("a", 0.8, chosen=4), "use another configuration than the best tuned one"),
+        (scored("a", 0.8, chosen=4), "do not use the best configuration of their tuning trials"),
     ],
 )
 def test_what_spoils_the_comparison_is_said_before_the_figures(
@@ -276,8 +279,8 @@ def test_the_cells_that_lose_least_and_most_under_shift_are_named_if_they_can_be
     clear = [*moved("probe", 0.8, 0.1, 0.001), *moved("full", 0.9, 0.3, 0.001)]
     page = report.build(table(clear), tmp_path)
     text = read(page)
-    assert "On 2 shifted test sets, “probe” loses least accuracy on average, 9.9 poi" in text
-    assert "and “full” most, 29.9 points" in text
+    assert "On 2 shifted test sets, “probe” loses the least accuracy on average, 9.9 poi" in text
+    assert "and “full” the most, 29.9 points" in text
     assert (page.parent / "figures" / "shifted.png").exists()
     assert len(pd.read_csv(page.parent / "tables" / "shifted.csv")) == 6
     vague = [*moved("probe", 0.8, 0.1, 0.05), *moved("full", 0.9, 0.11, -0.05)]
@@ -298,7 +301,7 @@ def test_a_study_of_sizes_says_where_lines_cross(tmp_path: Path) -> None:
     ]
     page = report.build(table(rows, factors, {"strategy": "probe"}), tmp_path)
     text = read(page)
-    assert "Highest mean by shots: “probe” at 10; “full” at 100." in text
+    assert "Highest mean test score by shots: “probe” at 10; “full” at 100." in text
     assert "“probe” leads “full” up to about 31.6 shots (95% interval 31.6, 6 seeds)." in text
     assert "No crossing was shown for 2 other pairs of lines." in text
     assert (page.parent / "figures" / "by_size.png").exists()
@@ -311,7 +314,7 @@ def test_a_crossing_that_was_not_shown_is_not_claimed() -> None:
     assert crossing(row, "shots") == (
         "“a” leads “b” up to about 42 shots (95% interval 9 to above 300, 6 seeds)."
     )
-    assert "it was not shown that each of them leads on one side" in crossing(
+    assert "it was not shown that each of them is ahead on one side" in crossing(
         row | {"shown": False}, "shots"
     )
     assert crossing_interval(row | {"low": 0.0}) == "below 5 to above 300"
@@ -356,7 +359,7 @@ def test_cells_out_of_memory_are_named_and_shown(tmp_path: Path) -> None:
     dead = [trial("full", "tune", i, None, outcome="oom", forecast_peak_mib=9e3) for i in (0, 1)]
     page = report.build(table([*dead, *scored("probe", 0.8)]), tmp_path)
     text = read(page)
-    assert "Without a score, because runs ran out of memory, and not on any front: “full”." in text
+    assert "because runs ran out of memory; they are not on any Pareto front: “full”." in text
     assert "Hollow triangles" in text
     assert re.search(r"<td>full</td><td>oom</td><td>2</td><td>2</td><td>no</td><td>–</td><td>9000</td>",
                      page.read_text())  # fmt: skip
@@ -367,9 +370,10 @@ def test_the_methods_paragraph_tells_the_numbers_of_this_study(tmp_path: Path) -
     text = methods(compare.find(made))
     assert "We compared 2 cells" in text
     assert "run again on 6 new seeds" in text
-    assert "on cpu, 2 threads; memory is the peak of the process, measured" in text
+    assert "on cpu, 2 threads (single runs took" in text
+    assert "; memory is the peak of the process, measured" in text
     page = read(report.build(made, tmp_path))
-    assert "The verdict on each of the 1 pairs is that of a paired t interval" in page
+    assert "The pair was tested by a paired t interval at 1 - .05 / 1" in page
     assert all(sentence in page for sentence in text.split(". "))
 
 
@@ -399,7 +403,8 @@ def test_two_studies_stand_side_by_side(tmp_path: Path) -> None:
     page = report.build_comparison(first, second, tmp_path)
     text = read(page)
     assert page.parent.name == "depth-vs-again"
-    assert "From depth to again 1 of 1 cells changed: “probe” +5.0 points" in text
+    assert "From depth to again, 1 of 1 cells changed significantly" in text
+    assert "“probe” +5.0 points" in text
     assert "Only in again: “new”." in text
     with pytest.raises(UserError, match="no cell in common"):
         report.build_comparison(first, table(scored("other", 0.5)), tmp_path)
@@ -431,6 +436,8 @@ def test_a_table_from_elsewhere_gets_the_same_page(
     page = tmp_path / "out" / "runs" / "index.html"
     text = read(page)
     assert "“d” has the best mean rank over 3 targets: 1.0" in text
+    assert "“d” is first most often, on 3 of them" in text
+    assert "No arm is best for all targets" not in text
     assert "Test AUC, %" in text
     assert "accuracy" not in text.replace("test accuracy", "")
     assert "It was not shown that sources which similarity ranks higher transfer better" in text
@@ -533,12 +540,12 @@ def test_unequal_classes_are_said_with_what_they_do_to_the_metric() -> None:
     seeds = {"train": {"cat": 118, "owl": 4, "dog": 61}, "val": 3, "test": {"cat": 40, "owl": 2}}
     rows[-1]["images_per_class"] = json.dumps(seeds)
     study = table(rows)
-    (said,) = (line for line in warnings(compare.find(study)) if "unequal" in line)
+    (said,) = (line for line in warnings(compare.find(study)) if "imbalanced" in line)
     assert "training 4 (“owl”) to 120 (“cat”); test 2 (“owl”) to 40 (“cat”)" in said
     assert said.endswith("Accuracy depends mostly on the large classes.")
     info = replace(study.info, metric="balanced accuracy", score="balanced_accuracy")
     (said,) = (
-        line for line in warnings(compare.find(replace(study, info=info))) if "unequal" in line
+        line for line in warnings(compare.find(replace(study, info=info))) if "imbalanced" in line
     )
     assert (
         "All classes have the same weight in balanced accuracy, so it depends strongly on the few examples"

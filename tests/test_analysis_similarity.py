@@ -17,6 +17,7 @@ import statsmodels.formula.api as smf
 from scipy import stats
 from statsmodels.stats.anova import anova_lm
 
+from analysis.compare import Similarity
 from analysis.compare.agreement import (
     STATIC,
     mean_agreement,
@@ -25,8 +26,10 @@ from analysis.compare.agreement import (
     static_ranking,
 )
 from analysis.compare.responses import gains, pair_gains, responses, with_scratch
+from analysis.compare.similarity import FEW
 from analysis.compare.slopes import interactions, shuffled_p, slopes, variance_shares
 from analysis.compare.verdicts import interaction_verdicts, verdicts
+from analysis.topics.similarity import describe_similarity
 from harness.core.errors import UserError
 
 MEASURES = ["lp", "logme", "leep", "nleep", "parc", "sfda", "ncti"]
@@ -163,7 +166,20 @@ def test_a_verdict_of_quality_alone_or_of_contradicting_signs_is_put_into_words(
     signs = table.assign(slope=[0.2, -0.1, -0.1, 0.2])
     (row,) = verdicts(signs).to_dict("records")
     assert row["verdict"] == "open"
-    assert "The signs of the models differ" in row["sentence"]
+    assert "The slopes of the models differ in sign" in row["sentence"]
+
+
+def test_a_summary_of_many_measures_counts_those_that_depend_on_few_targets() -> None:
+    found = slopes(made(0, effect=0.2, quality=0.5, carries=0.7), ["m"], permutations=10)
+    judged = [("a", "similarity", f"{FEW}: without t0 it is not shown."), ("b", "similarity", "")]
+    rows = [
+        {"strategy": "", "measure": measure, "verdict": verdict, "sentence": sentence}
+        for measure, verdict, sentence in [*judged, ("c", "source", ""), ("d", "open", "")]
+    ]
+    (text,) = describe_similarity(Similarity(slopes=found, verdicts=pd.DataFrame(rows)))
+    assert "Of these “a” and “b” were shown to predict which source suits a target." in text
+    assert "“c” was only shown to predict which sources are good for all targets." in text
+    assert "1 of the 2 depend on few targets" in text
 
 
 @pytest.mark.slow

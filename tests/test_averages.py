@@ -322,5 +322,5 @@ def test_gain_is_the_paired_difference_with_its_t_interval() -> None:
     shown = cast(topics.Table, section.parts[0]).rows()
     assert shown[1][1] == "Soup (1 to 3 networks)"
     assert re.search(
-        r"a soup of its networks has \+2\.0 points \(-0\.5 to \+4\.5\)", section.answer[0]
+        r"a soup of its networks differs .* by \+2\.0 points \(-0\.5 to \+4\.5\)", section.answer[0]
     )

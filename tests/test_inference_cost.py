@@ -114,4 +114,4 @@ def test_a_condition_on_no_factor_is_refused() -> None:
 def test_the_report_shows_accuracy_against_latency_where_networks_differ(tmp_path: Path) -> None:
     text = (report.build(two_networks(), tmp_path)).read_text(encoding="utf-8")
     assert "Accuracy against latency" in text
-    assert "Inference takes 20 ms for a single example, or 100 examples per second" in text
+    assert "20 ms for a single example, and in batches reaches 100 examples per second" in text

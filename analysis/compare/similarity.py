@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from analysis.load import StudyTable
 
 SCRATCH = "scratch"
+FEW = "It depends on few targets"
+"""Beginning of the sentence that names the targets on which an effect depends."""
 PAIR = ["source", "target"]
 ALTERED = re.compile(r"^(?:shuffle|permute|random_labels)\(")
 """Pretraining data of a control: images or labels were made meaningless."""
@@ -260,7 +262,7 @@ def _with_targets(found: pd.DataFrame, means: pd.DataFrame, answered: pd.DataFra
         if row["strategy"]:
             own = answered[answered["strategy"] == row["strategy"]]
         if row["verdict"] == "similarity" and (few := decisive_targets(own, row["measure"])):
-            sentence += f" It depends on few targets: not shown without {' or '.join(few)}."
+            sentence += f" {FEW}: without {' or '.join(few)} it is not shown."
         sentences.append(sentence)
     return rows.assign(sentence=sentences)
 

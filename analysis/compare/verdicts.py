@@ -92,8 +92,8 @@ def _sentence(
     slope = f"{crossed['slope']:+.2g} logits per standard deviation"
     interval = f"{slope}, {crossed['low']:+.2g} to {crossed['high']:+.2g}"
     evidence = (
-        f"with crossed sources and targets p = {crossed['p_holm']:.2g} ({interval}), within "
-        f"sources p = {fixed['p_holm']:.2g}, with shuffled sources p = "
+        f"with crossed random effects p = {crossed['p_holm']:.2g} ({interval}), with fixed "
+        f"effects p = {fixed['p_holm']:.2g}, by permutation of the sources p = "
         f"{own['shuffled']['p_holm']:.2g}{f' (Holm over {family} tests)' * (family > 1)}"
     )
     if verdict == "similarity":
@@ -114,7 +114,7 @@ def _sentence(
             "pairs as independent."
         )
     if len({row["slope"] > 0 for row in own.values()}) > 1:
-        trap += " The signs of the models differ."
+        trap += " The slopes of the models differ in sign."
     return f"It was not shown {claim} ({shape}): {evidence}.{trap}"
 
 
@@ -128,6 +128,6 @@ def _against_static(row: Mapping[Hashable, Any]) -> str:
     else:
         how = "its ranking is not significantly different from"
     return (
-        f" Over {row['targets']} targets {how} the ranking that ignores the target (mean "
+        f" Over {row['targets']} targets, {how} the ranking that ignores the target (mean "
         f"weighted tau {row['static'] + row['lead']:.2f}, against {row['static']:.2f})."
     )

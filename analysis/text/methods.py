@@ -31,7 +31,8 @@ def methods(found: Findings, more: Sequence[str] = ()) -> str:
 def _design(table: StudyTable, found: Findings) -> str:
     factors = listed([f"{name} ({len(v)} levels)" for name, v in table.info.factors.items()])
     scored = int((found.summary["n"] > 0).sum())
-    text = f"We compared {scored} cells, the combinations of {factors}."
+    every = "the" if scored == len(found.summary) else f"of the {len(found.summary)}"
+    text = f"We compared {scored} cells, {every} combinations of {factors}."
     if table.info.rows:
         return f"{text} The scores are from a table of {table.info.rows} runs."
     sizes = compare.split_sizes(found.repeats, table.predictions)
@@ -74,13 +75,13 @@ def _choice(table: StudyTable) -> str:
             "batch order and augmentation), and each run was scored once on the test "
             "examples."
         )
-        text += f" Each {info.folds} of these runs use the folds of a new division." * (
+        text += f" Every {info.folds} of these runs use the folds of a new random division." * (
             info.folds > 1
         )
     elif len(seeds):
         text += " The compared test score is that of a single run per cell."
     if info.selection and not table.trials.empty and len(seeds) > 1:
-        text += " Cells are chosen by the validation scores of these runs, not by test scores."
+        text += " The recommended cell is chosen by the validation scores of these runs, not by test scores."
     return text.strip()
 
 
@@ -96,7 +97,7 @@ def _statistics(found: Findings) -> str:
     if found.summary["n"].max() < 2:
         text = "With one score per cell, no interval over seeds is given."
     else:
-        text = f"Means of test {found.info.metric} have 95% t intervals over seeds."
+        text = f"Means of test {found.info.metric} are given with 95% t intervals over seeds."
         text += (
             " Because the runs share examples, the variance of means and of paired "
             "differences is corrected as in Nadeau and Bengio (2003): (1/n + "
@@ -107,7 +108,8 @@ def _statistics(found: Findings) -> str:
         text += (
             " The standard error of intervals over seeds and examples is from a bootstrap of "
             "seeds and, within each resample, of "
-            f"{'groups of examples' if grouped else 'examples'}."
+            f"{'groups of test examples' if grouped else 'test examples'}, with Satterthwaite's degrees of "
+            "freedom."
         )
     return text
 
@@ -116,14 +118,20 @@ def _costs(table: StudyTable, found: Findings) -> str:
     if found.summary["train_seconds_median"].isna().all():
         return "Costs were not measured."
     cold = bool(found.summary["marginal_seconds_median"].notna().any())
-    clock = f"Training time excludes evaluation and data set-up{' and is cold-equivalent' * cold}; times are "
+    clock = "Training time excludes evaluation and data set-up; times are "
+    if cold:
+        clock = (
+            "Training time excludes evaluation and data set-up and is cold-equivalent (as if nothing "
+            "had been cached by other trials); times are "
+        )
     text = f"{'Times are those of the table, ' if table.info.rows else clock}medians over repeats"
     where = compare.condition(table.trials)
+    spread = compare.completed(table.trials, "repeat")["train_seconds"]
     text += f" on {where}" * bool(where)
+    text += f" (single runs took {short(spread.min())} to {short(spread.max())} s)"
     if found.summary["peak_memory_mib_median"].notna().any():
         text += f"; memory is the peak of the {compare.memory_kind(table.trials)}"
-    spread = compare.completed(table.trials, "repeat")["train_seconds"]
-    return f"{text} (single runs took {short(spread.min())} to {short(spread.max())} s)."
+    return f"{text}."
 
 
 def _environment(trials: pd.DataFrame) -> str:

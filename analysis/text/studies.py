@@ -20,7 +20,8 @@ def changes(first: StudyTable, second: StudyTable, rows: pd.DataFrame) -> list[s
             for row in changed.to_dict("records")
         ]
         text.append(
-            f"From {a} to {b} {len(changed)} of {len(both)} cells changed: {listed(parts)}."
+            f"From {a} to {b}, {len(changed)} of {len(both)} cells changed significantly (95% "
+            f"simultaneous intervals): {listed(parts)}."
         )
     else:
         text.append(
@@ -30,7 +31,7 @@ def changes(first: StudyTable, second: StudyTable, rows: pd.DataFrame) -> list[s
     wide = both.dropna(subset="low")
     if len(wide):
         reach = max(wide["low"].abs().max(), wide["high"].abs().max())
-        text.append(f"Differences of up to {reach:.1f} points are within the intervals.")
+        text.append(f"No compared cell differs by more than {reach:.1f} points (95% confidence).")
     for name, column in ((a, "second"), (b, "first")):
         alone = rows.loc[rows[column].isna(), "cell"]
         if len(alone):

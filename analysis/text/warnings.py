@@ -88,9 +88,9 @@ def _recorded_twice(found: Findings) -> Iterator[str]:
         counted, others = same[~same["superseded"]], same[same["superseded"]]
         if len(counted) and len(others):
             yield (
-                f"Recorded twice: {listed(list(others['run_id']))} of "
-                f"“{counted['cell'].iloc[0]}” is the same trial as run "
-                f"{counted['run_id'].iloc[0]}, which is counted; delete one of them in MLflow."
+                f"Recorded twice: a trial of “{counted['cell'].iloc[0]}”. Run "
+                f"{counted['run_id'].iloc[0]} is counted, {listed(list(others['run_id']))} not; delete "
+                "one of them in MLflow."
             )
 
 
@@ -106,11 +106,13 @@ def _mixed_conditions(found: Findings) -> Iterator[str]:
             yield f"Mixed {name} ({shown}): times and memory are not comparable."
     rows = compare.left_out(found.trials)
     if len(rows):
-        where = rows["condition"].iloc[0] if len(rows) == 1 else f"{len(rows)} other conditions"
+        where = f"on {rows['condition'].iloc[0] or 'an unknown device'}"
+        if len(rows) > 1:
+            where = f"under {len(rows)} other conditions"
         yield (
             "Costs are compared only for repeats on "
             f"{compare.condition(trials) or 'one device'}; the times and memory of "
-            f"{rows['runs'].sum()} repeats on {where or 'an unknown device'} are not used."
+            f"{rows['runs'].sum()} repeats {where} are not used."
         )
     mixed = [c for c in runs.columns if c.startswith("env.") and runs[c].nunique() > 1]
     if mixed:
@@ -127,7 +129,7 @@ def _uncertain_times(found: Findings) -> Iterator[str]:
     if WAITED in repeats and (busy := int((repeats[WAITED] > BUSY).sum())):
         yield (
             f"Times were measured on a busy machine: in {busy} of {len(repeats)} repeats, "
-            f"threads waited for a processor for more than {BUSY:.0%} of their time (at most "
+            f"threads waited for a processor for more than {BUSY:.0%} of their time (up to "
             f"{repeats[WAITED].max():.0%}), because of other programs, or of more workers "
             "than cores."
         )
@@ -151,8 +153,8 @@ def _censored(found: Findings) -> Iterator[str]:
         rows = censored[(censored["outcome"] == outcome) & ~censored["scored"]]
         if len(rows):
             yield (
-                f"Without a score, because runs ran out of {what}, and not on any front: "
-                f"{listed(quoted(rows['cell']))}."
+                f"Cells without a score, because runs ran out of {what}; they are not on any Pareto "
+                f"front: {listed(quoted(rows['cell']))}."
             )
 
 
@@ -173,18 +175,18 @@ def _doubtful_runs(found: Findings) -> Iterator[str]:
     repeats = compare.completed(trials, "repeat").dropna(subset="test_score")
     several = len({tuple(sorted(own)) for _, own in repeats.groupby("cell")["seed"]}) > 1
     if several and found.info.budget is None:
-        yield "The cells were repeated on different seeds; only shared seeds are paired."
+        yield "The cells were repeated on different seeds; only shared seeds are compared."
     best = compare.chosen(found.trials, found.info.selection).set_index("cell")["index"]
     stale = repeats[repeats["chosen"].notna() & (repeats["chosen"] != repeats["cell"].map(best))]
     if len(stale):
         names = ", ".join(quoted(stale["cell"].unique()))
-        yield f"The repeats of {names} use another configuration than the best tuned one."
+        yield f"The repeats of {names} do not use the best configuration of their tuning trials."
     kept = found.table.predictions
     wrong = compare.prediction_mismatches(trials, kept) if len(kept) else []
     if wrong:
         yield (
-            f"The recorded predictions of {len(wrong)} repeats are missing or give another "
-            f"accuracy than the recorded one: {', '.join(wrong[:5])}{' …' * (len(wrong) > 5)}."
+            f"The recorded predictions of {len(wrong)} repeats are missing or do not give "
+            f"the recorded accuracy: {', '.join(wrong[:5])}{' …' * (len(wrong) > 5)}."
         )
 
 
@@ -211,7 +213,7 @@ def _unequal_classes(found: Findings) -> Iterator[str]:
         ]
         if shown:
             where = f" of {target}" if targets.nunique() > 1 else ""
-            yield f"The classes{where} are unequal: examples per class, {'; '.join(shown)}. {meaning}"
+            yield f"The classes{where} are imbalanced: examples per class, {'; '.join(shown)}. {meaning}"
 
 
 def _lost_by_unfreezing(found: Findings) -> Iterator[str]:

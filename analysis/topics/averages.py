@@ -14,14 +14,15 @@ from analysis.topics.section import Section, Table, correction
 
 NAMES = {"soup": "Soup", "wise_ft": "WiSE-FT"}
 NOTE = (
-    "Soup: mean of the weights of networks with different configurations, added one by one, "
-    "best first, unless the validation score falls (Wortsman et al. 2022, model soups). "
+    "Soup: mean of the weights of networks with different configurations. They are tried one by "
+    "one, best first, and one that lowers the validation score is left out (greedy soup, "
+    "Wortsman et al. 2022, model soups). "
     "WiSE-FT: alpha times the weights of the fine-tuned network plus 1 - alpha times those "
     "of a linear probe (Wortsman et al. 2022, robust fine-tuning). The networks of an "
-    "average have the seed of one repeat, so they share examples and initial weights, "
+    "average share the seed of a repeat, so they have the same examples and initial weights, "
     "including those of the head. Batch norm statistics that differ between them are "
     "estimated again from the training examples. Members and alpha are chosen on validation, "
-    "so an average is never worse there; each is scored once on test."
+    "so an average is never worse there than the single network; each is scored once on test."
 )
 COLUMNS = [
     *("cell", "kind", "n", "least", "most", "validation", "test", "gain", "low", "high"),
@@ -44,7 +45,8 @@ def section(found: Findings) -> Section:
         f"Validation {metric.label}{metric.unit}": numbers(rows["validation"], *metric.form),
         "Latency of a single example, ms": shorts(rows["latency_ms"]),
     }
-    note = f"{NOTE} Interval: paired t over the repeats{correction(found)}; not adjusted for several rows."
+    paired = f"paired t over the repeats{correction(found)}"
+    note = f"{NOTE} Interval: {paired}; not adjusted for the number of rows."
     table = Table(shown, note=note)
     return Section("Averages of weights", [table], answer(found, rows), tables={"averages": rows})
 
@@ -103,9 +105,9 @@ def answer(found: Findings, rows: pd.DataFrame) -> list[str]:
     gain = with_interval(best["gain"], best["low"], best["high"], "+.1f", 100, " points")
     what = {
         "soup": "a soup of its networks",
-        "wise_ft": "its mixture with a linear probe (WiSE-FT)",
+        "wise_ft": "its average with a linear probe (WiSE-FT)",
     }
     return [
-        f"For “{found.chosen}”, {what[best['kind']]} has {gain} of test {found.info.metric} more than a "
-        "single network, at the same cost of inference."
+        f"For “{found.chosen}”, the test {found.info.metric} of {what[best['kind']]} differs from that of "
+        f"a single network by {gain}, at the same cost of inference."
     ]

@@ -53,23 +53,23 @@ def _plots(found: Findings, curve: pd.DataFrame) -> list[Plot]:
     metric = found.info.metric
     trials = span(curve.groupby("cell")["trials"].max())
     worth = (
-        f"Expected best validation {metric} of n of the tuning trials: exact over all subsets "
-        f"of the {trials} trials per cell. A diverged, out-of-memory, timed-out or pruned "
-        "trial counts as the lowest observed score."
+        f"Expected best validation {metric} after n tuning trials: exact mean over all subsets "
+        f"of n of the {trials} trials per cell. A diverged, out-of-memory, timed-out or pruned "
+        "trial counts as the lowest score of the study."
     )
     drawn = " Valid only if trials were drawn at random." * (not found.info.sampler)
     band = (
-        " Band: central 95% of resamples of the cell's own trials. It shows how much these "
-        "trials differ and is not a confidence interval: with 5 trials it contains the true "
-        "value in about 80% of cases at one trial and 55% at five, because no resample is "
-        "better than the best trial."
+        " Band: central 95% of bootstrap resamples of the cell's own trials. It shows how much "
+        "these trials differ and is not a confidence interval: for a cell with 5 trials it "
+        "contains the true value in about 80% of cases at n = 1 and 55% at n = 5, because no "
+        "resample is better than the best trial."
     ) + drawn
     if curve["cell"].nunique() > LINES:
         return [_plot_of_many(found, curve, worth, drawn)]
     plots = [_plot(found, curve, "trials", worth + band)]
     if (curve["seconds"] > 0).all() and curve["trials"].max() > 1:
         cost = (
-            "As above, by the time that the trials take: n times the median training time of "
+            "As above, against the time that n trials take: n times the median training time of "
             "the cell's trials."
         )
         plots.append(_plot(found, curve, "seconds", cost + band))
@@ -182,10 +182,10 @@ def _plot_of_many(found: Findings, curve: pd.DataFrame, worth: str, drawn: str) 
     axes.fill_between(middle.index, low, high, color=GREY, alpha=0.35, lw=0)
     axes.plot(middle.index, middle, color=INK, lw=2)
     axes.set_xlabel("Tuning trials per cell")
-    label = f"Expected best validation {found.info.metric}:\npoints below that of all trials"
+    label = f"Expected best validation {found.info.metric}:\npoints below the best of all trials"
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0)
     caption = (
-        f"{worth} Line: median over cells; band: central half of the cells, not an interval.{drawn}"
+        f"{worth} Line: median over cells; band: quartiles of the cells, not an interval.{drawn}"
     )
     return Plot("budget_of_many", TITLE, figure, caption)

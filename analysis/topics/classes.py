@@ -89,7 +89,7 @@ def answer(found: Findings) -> list[str]:
     names = compare.class_names(found.trials, int(rows["label"].max()) + 1)
     worst = rows.nsmallest(1, "recall").to_dict("records")[0]
     text = (
-        f"The test classes are unequal ({sizes.min():.0f} to {sizes.max():.0f} examples). The "
+        f"The test classes are imbalanced ({sizes.min():.0f} to {sizes.max():.0f} examples). The "
         f"lowest recall of “{cell}” is that of {names[int(worst['label'])]}: {_recall(worst)}."
     )
     values = compare.by_metric(found.trials, found.info)
@@ -144,12 +144,14 @@ def _recall_plot(
             mark = draw_interval(axes, i + aside, row["recall"], ends, style[cell], 6)
             annotate(mark, f"{cell}, {names[label]}: {_recall(row)}")
     name_rows(axes, [f"{names[label]} ({sizes[label]:.0f})" for label in labels])
-    percent(axes, "x", "Recall; in brackets: test examples")
+    percent(axes, "x", "Recall")
     add_key(figure, cells, style)
-    some = f" The {len(labels)} classes with the lowest recall." * (len(labels) < len(names))
+    some = f" Shown are the {len(labels)} classes in which the chosen cell has the lowest recall."
+    some *= len(labels) < len(names)
     caption = (
-        "Share of the test examples of each class that are predicted correctly: mean of the repeats and "
-        f"interval, of the chosen cell{' and the next one' * (len(cells) > 1)}.{some} {over_seeds(found)}"
+        "Share of the test examples of each class that are predicted correctly: mean over the repeats and "
+        f"interval, for the chosen cell{' and the second best' * (len(cells) > 1)}. In brackets: number of "
+        f"test examples.{some} {over_seeds(found)}"
     )
     return Plot("recall", "Recall by class", figure, caption)
 
@@ -166,7 +168,7 @@ def _confusion(kept: pd.DataFrame, cell: str, names: Sequence[str]) -> list[Plot
         "Examples": numbers(pairs["images"], ".1f"),
     }
     title = f"Most confused classes of “{cell}”"
-    return [Table(columns, title, "Means of the repeats, largest shares first.")]
+    return [Table(columns, title, "Means over the repeats, largest shares first.")]
 
 
 def _confusion_plot(predictions: pd.DataFrame, cell: str, names: Sequence[str]) -> Plot:
@@ -187,7 +189,7 @@ def _confusion_plot(predictions: pd.DataFrame, cell: str, names: Sequence[str]) 
     axes.set_xlabel("Predicted class")
     axes.set_ylabel("True class")
     caption = (
-        "Share of the examples of a class (row) that are predicted as each class (column), in %, mean of "
+        "Share of the examples of a class (row) that are predicted as each class (column), in %, mean over "
         "the repeats; no interval. White: 0."
     )
     return Plot("confusion", f"Confusion matrix of “{cell}”", figure, caption)
@@ -209,8 +211,8 @@ def _reliability_plot(found: Findings, bins: pd.DataFrame, values: pd.DataFrame)
     add_key(figure, cells, style)
     said = [f"“{c}” {_value(errors[c], METRICS['ece'])}" for c in cells if c in errors]
     caption = (
-        "Share of correct predictions by confidence (15 equal bins, all repeats pooled); "
-        "larger markers are more examples. Below the line: overconfident."
+        "Share of correct predictions by confidence (15 bins of equal width, all repeats pooled); "
+        "larger markers: more examples. Below the diagonal: overconfident."
     )
     if said:
         caption += f" Expected calibration error: {'; '.join(said)}. {over_seeds(found)}"
@@ -231,8 +233,8 @@ def _mistakes(mistakes: pd.DataFrame, title: str, names: Sequence[str]) -> list[
     }
     note = (
         "Misclassified test examples, by mean confidence over the repeats (correct "
-        "predictions count as 0). They often include wrong labels and hard cases. Example: "
-        "the end of its path, or its number in the target."
+        "predictions count as 0). Some may be hard cases or have wrong labels. Example: the end "
+        "of its path, or its number in the target."
     )
     if "image" not in mistakes:
         return [Table(columns, title, note)]
@@ -278,8 +280,8 @@ def _every_metric(values: pd.DataFrame) -> Table:
             head = f"{metric.label[:1].upper()}{metric.label[1:]}{metric.unit}"
             columns[head] = stacked(own["mean"], own["low"], own["high"], *metric.form)
     note = (
-        "On test: mean of the repeats and 95% t interval over seeds. Macro F1 and balanced accuracy are "
-        "means over the classes; AUROC is that of each class against the others, mean over the classes. "
+        "On test: mean over the repeats and 95% t interval over seeds. Macro F1 and balanced accuracy are "
+        "means over the classes; AUROC is one-vs-rest, averaged over the classes. "
         "Lower is better for log loss (nats), Brier score (0 to 2) and expected calibration error (15 bins)."
     )
     return Table(columns, "All metrics", note)

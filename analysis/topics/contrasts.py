@@ -14,6 +14,7 @@ from analysis.plots import INK, MANY, canvas, draw_interval, escape
 from analysis.text.numbers import intervals, listed, numbers, quoted, span
 from analysis.topics.scores import LONG
 from analysis.topics.section import (
+    VARIED,
     Columns,
     Parts,
     Plot,
@@ -26,13 +27,17 @@ from analysis.topics.section import (
 NARROW = 40
 """Characters per line of an axis label next to long names."""
 NOTE = (
-    "Differences are paired by seed. Simultaneous interval: paired t at 1 - .05 / {pairs} "
-    "(Bonferroni over the {pairs} pairs of cells of this study), so that all intervals hold "
-    "simultaneously with 95% confidence; p: of the same test, times {pairs}. The verdict is "
-    "higher or lower if that interval excludes 0, and open otherwise. Least detectable: the "
-    "difference that this rule finds with 80% power. Alone: the 95% t interval of the pair, "
-    "and p of an exact sign-flip test (at least 2 / 2ⁿ with n pairs of scores), neither "
-    "adjusted. Intervals: over seeds (training samples, not test examples{correction})."
+    "Differences, cell minus reference, are paired by seed. Simultaneous interval: paired t at "
+    "1 - .05 / {pairs} (Bonferroni over the {pairs} pairs of cells of this study), so that all "
+    "intervals hold simultaneously with 95% confidence; adjusted p: that of the same test, times "
+    "{pairs}. The verdict is higher or lower if that interval excludes 0, and open otherwise. "
+    "Least detectable: the true difference that this rule detects with 80% power. Not adjusted: "
+    "the 95% t interval of the pair alone and the p of a sign-flip test (exact with at most 15 "
+    "seeds; at least 2 / 2ⁿ with n seeds){images}. Intervals: over seeds ({varied}{correction})."
+)
+IMAGES = (
+    "; also McNemar's exact p over test examples (twice the median over seeds), which is about "
+    "these trained networks only"
 )
 
 
@@ -44,7 +49,12 @@ def section(found: Findings) -> Section:
         kept = kept[:0]
     tables = {"contrasts": found.contrasts}
     pairs = int(found.contrasts["pairs"].max()) if len(found.contrasts) else 0
-    note = NOTE.format(pairs=pairs, correction=correction(found))
+    note = NOTE.format(
+        pairs=pairs,
+        images=IMAGES * bool(len(kept)),
+        varied=VARIED,
+        correction=correction(found),
+    )
     if 0 < differences["difference"].notna().sum() <= 2 * MANY:
         parts.append(_plot(found))
     if len(differences):
@@ -71,19 +81,19 @@ def chosen_cells(found: Findings) -> list[str]:
 def _columns(rows: pd.DataFrame) -> Columns:
     shown: Columns = {
         "Cell": list(rows["cell"]),
-        "Minus": list(rows["reference"]),
-        "Pairs": list(rows["n"]),
+        "Reference": list(rows["reference"]),
+        "Shared seeds": list(rows["n"]),
         "Difference, points": numbers(rows["difference"], "+.1f"),
         "Simultaneous 95% interval": intervals(rows["low"], rows["high"], "+.1f"),
-        "p": numbers(rows["p"], ".2g"),
+        "p, adjusted": numbers(rows["p"], ".2g"),
         "Verdict": list(rows["verdict"]),
-        "Least detectable": numbers(rows["least_detectable"], ".1f"),
-        "Alone": intervals(rows["alone_low"], rows["alone_high"], "+.1f"),
-        "p, signs": numbers(rows["p_signs"], ".3g"),
+        "Least detectable, points": numbers(rows["least_detectable"], ".1f"),
+        "95% interval, not adjusted": intervals(rows["alone_low"], rows["alone_high"], "+.1f"),
+        "p, sign flips": numbers(rows["p_signs"], ".3g"),
     }
     if rows["p_images"].notna().any():
         alone = numbers(rows["only_cell"], ".0f"), numbers(rows["only_reference"], ".0f")
-        shown["Examples only it / only the other classifies correctly"] = [
+        shown["Examples that only the cell / only the reference classifies correctly"] = [
             f"{a} / {b}" for a, b in zip(*alone, strict=True)
         ]
         shown["p, examples (McNemar)"] = numbers(rows["p_images"], ".2g")
@@ -105,7 +115,8 @@ def answer(found: Findings) -> list[str]:
     ):
         own = rows[rows["verdict"] == verdict]
         if len(own):
-            text.append(f"{words} {listed([_lead(row) for row in own.to_dict('records')])}.")
+            rivals = listed([_lead(row) for row in own.to_dict("records")])
+            text.append(f"{words} {rivals}; simultaneous 95% intervals.")
     unclear = rows[rows["verdict"] == "open"]
     if len(unclear):
         worst = unclear.iloc[int(unclear["least_detectable"].argmax())]
@@ -115,7 +126,9 @@ def answer(found: Findings) -> list[str]:
         )
         behind = compare.most_behind(found.contrasts, best)
         if behind == behind:
-            text[-1] += f" It may be up to {behind:.1f} points worse than the best of them."
+            text[-1] += (
+                f" It is at most {behind:.1f} points worse than the best cell (95% confidence)."
+            )
     if rows["verdict"].eq("untested").all():
         text.append("Cells share at most one seed, so differences cannot be tested.")
     if best in set(found.differences["reference"]):
@@ -130,16 +143,17 @@ def _lead(row: Mapping[Hashable, Any]) -> str:
 def _methods(found: Findings, pairs: int) -> str:
     if not pairs:
         return ""
+    every = f"Each of the {pairs} pairs" if pairs > 1 else "The pair"
     text = (
-        f"Differences between cells are paired by seed. The verdict on each of the {pairs} "
-        f"pairs is that of a paired t interval at 1 - .05 / {pairs} (Bonferroni), so that the "
-        "probability of any wrong verdict is at most 5%."
+        f"Differences between cells are paired by seed. {every} was tested by "
+        f"a paired t interval at 1 - .05 / {pairs} (Bonferroni), so that the family-wise error "
+        "rate is at most 5%."
     )
     if len(found.examples) and found.info.score == "accuracy":
         grouped = compare.are_grouped(found.table.predictions)
         text += (
             " Pairs of networks were also compared example by example with McNemar's exact test"
-            f"{', the signs of whole groups of examples exchanged' * grouped}."
+            f"{', flipping the signs of whole groups of examples' * grouped}."
         )
     return text
 
@@ -169,8 +183,8 @@ def _plot(found: Findings) -> Plot:
     base = ", ".join(" ".join(pair) for pair in found.info.baseline.items())
     caption = (
         f"Mean of the differences over shared seeds ({span(found.differences['n'])} pairs of "
-        "scores) with the simultaneous 95% interval over seeds; if it includes 0, the sign "
-        f"is open. The reference of a row has the baseline ({base}) and equals it in all "
-        "other factors."
+        "scores) with the simultaneous 95% interval over seeds; if it includes 0, the "
+        f"difference is not significant. The reference of a cell has the baseline ({base}) and "
+        "the same values of all other factors."
     )
     return Plot("differences", "Difference from the baseline", figure, caption)

@@ -35,6 +35,8 @@ from analysis.topics.section import (
 )
 from harness.core.results import BUSY, WAITED
 
+COSTS = {"train_seconds": "training time", "peak_memory_mib": "peak memory"}
+"""Costs of the front, and their names in print."""
 SURE = 0.95
 """Share of resamples above which a cell is said to be on the front."""
 
@@ -60,17 +62,17 @@ def _plots(found: Findings, dead: pd.DataFrame) -> list[Plot]:
     cold = bool(summary["marginal_seconds_median"].notna().any())
     many = " Only cells on the front are named." * (len(summary) > MANY)
     hollow = (
-        " Hollow triangles: cells without a score, which exceeded the memory or time, at the "
-        "highest cost that was observed; their cost is higher."
+        " Hollow triangles: cells without a score, which ran out of memory or time, at the "
+        "highest cost that was observed; their true cost is higher."
     ) * bool(len(dead))
     dead = dead[~dead["scored"]]
     marks = (
-        f"Markers: mean {metric} and median cost of {repeats_of(found)} repeats; vertical "
+        f"Markers: mean test {metric} and median cost of {repeats_of(found)} repeats; vertical "
         "bars: intervals; horizontal bars: minimum and maximum of the cost. Dotted: the "
         f"Pareto front. {over_seeds(found)}"
     )
     clock = " Evaluation and set-up time are excluded." + (
-        " Cold-equivalent: without anything cached by other trials." * cold
+        " Cold-equivalent: as if nothing had been cached by other trials." * cold
     )
     memory = f"Peak memory, {compare.memory_kind(found.trials)} (MiB)"
     seconds = f"Training time of one repeat{', cold-equivalent' * cold} (s)"
@@ -95,15 +97,15 @@ def _table(found: Findings, fronts: pd.DataFrame) -> Table:
         "Training, s": _spread(rows, "train_seconds"),
     }
     if cold:
-        shown["Spent here, s"] = _spread(rows, "marginal_seconds")
+        shown["With the cache, s"] = _spread(rows, "marginal_seconds")
     shown["Peak memory, MiB"] = _spread(rows, "peak_memory_mib")
     if rows["forecast_mib"].notna().any() and "forecast" not in kind:
         shown["Forecast, MiB"] = shorts(rows["forecast_mib"])
     if busy := bool((rows[WAITED] > BUSY).any()):
         shown["Waited for the processor, %"] = numbers(rows[WAITED], ".0f", 100)
     note = "Median (minimum–maximum) over repeats." + (
-        " Training is cold-equivalent: without anything cached by other trials; “spent here” "
-        "is the time that the run itself took."
+        " Training is cold-equivalent: as if nothing had been cached by other trials; “with the "
+        "cache” is the time that the run itself took."
     ) * bool(cold)
     note += f" Memory: {kind}."
     note += (
@@ -112,8 +114,11 @@ def _table(found: Findings, fronts: pd.DataFrame) -> Table:
     if len(fronts):
         chance = fronts.set_index("cell")["chance"].reindex(rows["cell"])
         shown["On the front, % of resamples"] = numbers(chance, ".0f", 100)
-        costs = fronts["costs"].iloc[0].replace("_", " ")
-        note += f" On the front of {metric}, {costs}: share of bootstrap resamples of the seeds."
+        costs = [name for column, name in COSTS.items() if column in fronts["costs"].iloc[0]]
+        note += (
+            f" On the Pareto front of {listed([metric, *costs])}: share of bootstrap resamples of "
+            "the seeds."
+        )
     return Table(shown, note=note + " – : not measured.")
 
 
@@ -132,7 +137,7 @@ def _censored(rows: pd.DataFrame) -> Table:
             "Cell": list(rows["cell"]),
             "Outcome": list(rows["outcome"]),
             "Runs": list(rows["runs"]),
-            "Of all runs": list(rows["of"]),
+            "All runs of the cell": list(rows["of"]),
             "Scored nevertheless": ["yes" if scored else "no" for scored in rows["scored"]],
             "Longest, s": shorts(rows["seconds"]),
             "Most memory, MiB": shorts(rows["memory_mib"]),
@@ -140,7 +145,7 @@ def _censored(rows: pd.DataFrame) -> Table:
         "Out of memory or time",
         (
             "The cost of such a run is only known to be higher than what was observed (measured, "
-            "or else forecast): these are censored values, and never on a front."
+            "or else forecast): these values are right-censored, and not used for a front."
         ),
     )
 
@@ -159,8 +164,8 @@ def answer(found: Findings, fronts: pd.DataFrame) -> list[str]:
     spent, cold = best["marginal_seconds_median"], best["train_seconds_median"]
     if spent == spent and spent < 0.98 * cold:
         text += (
-            " This time is cold-equivalent, that is, without anything cached by other "
-            f"trials; in this study it took {short(spent)} s."
+            " This time is cold-equivalent, that is, as if nothing had been cached by other "
+            f"trials; with the cache of this study it took {short(spent)} s."
         )
     rivals = compare.against(found.contrasts, found.chosen)
     equal = rivals.loc[rivals["verdict"] == "open", "reference"]
@@ -176,8 +181,8 @@ def answer(found: Findings, fronts: pd.DataFrame) -> list[str]:
     if len(fronts) > 1 and fronts["n"].max() > 1:
         names = listed(quoted(sure["cell"])) if len(sure) else "no cell"
         text += (
-            f" On the front of {found.info.metric} and costs in at least {SURE:.0%} of resamples: "
-            f"{names}."
+            f" On the Pareto front of {found.info.metric} and costs in at least {SURE:.0%} of bootstrap "
+            f"resamples: {names}."
         )
     return [text]
 

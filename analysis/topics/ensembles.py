@@ -23,8 +23,8 @@ def section(found: Findings) -> Section:
     shown = {
         "Cell": list(rows["cell"]),
         "Networks": list(rows["networks"]),
-        "Single network, %": numbers(rows["single"], ".1f", 100),
-        "Ensemble, %": numbers(rows["ensemble"], ".1f", 100),
+        "Accuracy of a single network, %": numbers(rows["single"], ".1f", 100),
+        "Accuracy of the ensemble, %": numbers(rows["ensemble"], ".1f", 100),
         "Gain, points": numbers(rows["gain"], "+.1f", 100),
         "95% interval": intervals(rows["low"], rows["high"], "+.1f", 100),
         "Latency of a single example, ms": shorts(rows["latency_ms"]),
@@ -34,8 +34,8 @@ def section(found: Findings) -> Section:
         "Lakshminarayanan et al. 2017), compared with the mean test accuracy of the single "
         "networks on the same test examples. Each repeat draws its own training examples, so "
         "the ensemble has learned from more examples than a single network. Part of the gain "
-        "is due to these, and one network trained on all of them may be as good. Interval: "
-        "bootstrap over test examples (whole groups of them), for these networks; not "
+        "may be due to these, and one network trained on all of them may be as good. Interval: "
+        "bootstrap over test examples (or whole groups of them) with these networks fixed; not "
         "adjusted for the number of cells. Latency: of all networks, run one after the "
         "other. These scores are not used for any choice."
     )

@@ -110,8 +110,9 @@ def _plot(found: Findings, table: pd.DataFrame) -> Plot:
     if not many:
         add_key(figure, names, style)
     caption = (
-        "PED-ANOVA (Optuna): how far each tuned parameter distinguishes the best tenth of a "
+        "PED-ANOVA (Optuna): how strongly each tuned parameter distinguishes the best tenth of a "
         f"cell's trials from all of them. One marker per cell with at least {FEWEST} complete "
-        "trials; bar: their mean. It describes the ranges that were tried."
+        "trials; vertical bar: their mean; no interval. It describes only the ranges that were "
+        "tried."
     )
     return Plot("importances", "Importance of hyper-parameters", figure, caption)

@@ -49,9 +49,9 @@ def _chosen(found: Findings, best: pd.DataFrame) -> Table:
     metric = found.info.choosing
     rule = f"{metric.best.capitalize()} validation {metric.label} of the cell"
     rule += "." if metric.less_is_better else "; ties go to the lower validation loss."
-    link = " The number of a trial links to its run while the viewer named below is open."
+    link = " The number of a trial links to its run while the viewer named below is running."
     linked = bool(found.info.experiment_id)
-    note = f"{rule} Only parameters that differ are shown.{link * linked}"
+    note = f"{rule} Only parameters that differ between cells are shown.{link * linked}"
     return Table(shown, "Chosen configurations", note)
 
 
@@ -63,16 +63,18 @@ def _ranges(rows: pd.DataFrame) -> Table:
             "Rates tried": _ends(rows["low"], rows["high"]),
             "Best": shorts(rows["best"]),
             "Within 2 points of the best": _ends(rows["good_low"], rows["good_high"]),
-            "Decades": numbers(rows["decades"], ".1f"),
-            "Trials there, %": numbers(rows["good_share"], ".0f", 100),
+            "Width, decades": numbers(rows["decades"], ".1f"),
+            "Trials within 2 points, %": numbers(rows["good_share"], ".0f", 100),
             "Range declared": _ends(rows["space_low"], rows["space_high"]),
             "Best at its edge": [edge or "–" for edge in rows["edge"]],
         },
         "Ranges of the learning rate",
         (
-            "The larger the good share of the range, the less the cell depends on tuning. A best "
-            "rate in the outer tenth of the declared range means that the range was too narrow. "
-            "– : the range is not recorded."
+            "Points are those of the validation score. The more trials are within 2 points of the "
+            "best, the less the cell depends on tuning the rate. Width: from the lowest to the "
+            "highest rate of such a trial. Best at its edge: in the outer tenth of the declared "
+            "range (on a log scale), which suggests that the range is too narrow. – : the range is "
+            "not recorded."
         ),
     )
 
@@ -157,7 +159,7 @@ def _plot_rates(found: Findings, tuned: pd.DataFrame) -> Plot:
     figure.supylabel(f"Validation {found.info.metric} (%)", fontsize=10)
     caption = (
         "One marker per complete tuning trial; grey: those of the other cells. A best score "
-        "at the edge of the declared range (see the table) means that the range was too "
+        "at the edge of the declared range (see the table) suggests that the range is too "
         "narrow."
     )
     return Plot("learning_rates", "Validation score by learning rate", figure, caption)

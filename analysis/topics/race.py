@@ -15,12 +15,13 @@ from harness.core.race import ALPHA, FINALISTS, INDIFFERENCE, SCREENING
 from harness.core.units import Seconds
 
 NOTE = (
-    "Tuning trials and seeds of each cell, and the time of all its runs. Retired: the "
-    "one-sided paired interval of its mean validation score was below that of the leader; "
-    "over all seeds and finalists, the probability that the best finalist is retired is at "
-    "most {alpha:.0%}. Set aside: other cells had better scores after tuning; there was no "
-    "time for it, and nothing was shown about it. The scores that a retired or set aside "
-    "cell would reach with more trials are unknown."
+    "Tuning trials and seeds of each cell, and the time of all its runs. Retired: a one-sided "
+    "paired test showed that its mean validation score is below that of the leader; over all "
+    "seeds and finalists, the probability that the best finalist is retired is at most "
+    "{alpha:.0%}. In brackets: interval of the difference from the leader. Set aside: other "
+    "cells had better scores after tuning, and there was no time to repeat it, so nothing was "
+    "shown about it. The scores that a retired or set aside cell would reach with more trials are "
+    "unknown."
 )
 
 
@@ -50,13 +51,13 @@ def _ended(found: Findings, row: Mapping[Hashable, Any]) -> str:
     if row["cell"] == found.chosen:
         return "chosen"
     return {
-        "left": f"left at the end{behind}",
+        "left": f"not retired{behind}",
         "retired": f"retired after {row['seeds']} seeds{behind}",
         "failed": f"a repeat did not complete, after {row['seeds']} seeds"
         if row["seeds"]
         else f"none of {row['trials']} trials completed",
         "set aside": f"set aside after {row['trials']} trials",
-        "waiting": "tuned so far",
+        "waiting": "still in tuning",
     }[str(row["state"])]
 
 
@@ -85,8 +86,8 @@ def _answer(found: Findings, rows: pd.DataFrame) -> list[str]:
     aside = rows.loc[rows["state"] == "set aside", "cell"]
     if len(aside):
         text.append(
-            f"Set aside after tuning, without a verdict: {listed(quoted(aside))}. This would "
-            "need more time, or a separate study."
+            f"Set aside after tuning, without a verdict: {listed(quoted(aside))}. A verdict "
+            "would need more time, or a separate study."
         )
     return [" ".join(text)]
 
@@ -95,10 +96,10 @@ def _methods(found: Findings) -> str:
     unit = f"{found.info.choosing.form[1] * INDIFFERENCE:g}{_unit(found)}"
     return (
         "The numbers of trials and repeats were not fixed in advance: the cells raced for "
-        f"{Seconds(found.info.budget or 0)} of run time. In {SCREENING:.0%} of it they were "
+        f"{Seconds(found.info.budget or 0)} of run time. In the first {SCREENING:.0%} of it they were "
         f"tuned by successive halving on the best validation score, until {FINALISTS} were "
         "left. These were then repeated seed by seed, and a cell was retired when a "
-        "one-sided paired t interval of validation scores with pooled variance showed that "
+        "one-sided paired t test of validation scores with pooled variance showed that "
         f"it was not the best, at levels that sum to {ALPHA:g} over seeds and rivals (n-th "
         f"seed: {ALPHA:g} / (finalists - 1) / (n (n - 1))). The race ended when one cell was "
         f"left, when no other could be better by more than {unit}, or when the time was used "

@@ -15,6 +15,7 @@ from analysis.compare import Findings
 from analysis.plots import MANY, annotate, canvas, draw_interval, escape, name_rows, percent
 from analysis.text.numbers import intervals, numbers, with_interval
 from analysis.topics.section import (
+    VARIED,
     Columns,
     Plot,
     Section,
@@ -58,7 +59,7 @@ def _columns(found: Findings) -> Columns:
     if len(found.examples):
         shown["Over seeds and examples"] = intervals(images["low"], images["high"], ".1f", 100)
     return shown | {
-        "SD, points": numbers(rows["sd"], ".2f", 100),
+        "SD over seeds, points": numbers(rows["sd"], ".2f", 100),
         "IQM, %": numbers(rows["iqm"], ".1f", 100),
         "Repeats": list(rows["n"]),
         "Validation, %": numbers(validation, ".1f", 100),
@@ -73,17 +74,18 @@ def _columns(found: Findings) -> Columns:
 
 def _note(found: Findings) -> str:
     images = (
-        " Over seeds and examples: 95%, with the standard error of a bootstrap of the seeds "
+        " Over seeds and examples: 95% interval with the standard error of a bootstrap of the seeds "
         "and, within each resample, of the test examples."
     )
+    by_it = ", by which the cell is chosen" * (found.info.selection == "val_score")
     return (
-        f"Test {found.info.metric}: mean of the repeats of the chosen configuration, each "
-        "scored once; interval: 95% t over seeds (training samples, not test "
-        f"examples{correction(found)}).{images * bool(len(found.examples))} IQM: "
-        "interquartile mean over seeds. Validation: mean of the repeats, by which the cell "
-        "is chosen; that of the best trial is a maximum and therefore too high. Depth "
-        "trained: share of the layer groups that train, counted from the head; it and the "
-        "share of parameters trained are medians over repeats. – : not measured."
+        f"Test {found.info.metric}: mean over the repeats of the chosen configuration, each "
+        f"scored once; interval: 95% t over seeds ({VARIED}{correction(found)})."
+        f"{images * bool(len(found.examples))} IQM: interquartile mean over seeds. "
+        f"Validation: mean over the repeats{by_it}; that of the best trial is a maximum over "
+        "trials and therefore biased upwards. Depth trained: share of the layer groups that "
+        "train, counted from the head; it and the share of parameters trained are medians over "
+        "repeats. – : not measured."
     )
 
 
@@ -104,7 +106,7 @@ def answer(found: Findings) -> list[str]:
             (
                 f"“{best['cell']}” has the highest mean test {metric}{among}: {shown}. No "
                 "validation scores were recorded, so it was chosen by these test scores, and its "
-                "own is too high."
+                "own is biased upwards."
             )
         ]
     beside = _beside(found, best["cell"])
@@ -117,7 +119,7 @@ def answer(found: Findings) -> list[str]:
         lead = 100 * (fit["mean"].max() - best["mean"])
         text.append(
             f"The test {metric} of “{leader}” is {lead:.1f} points higher. It is not chosen, "
-            "because the best of several test scores is too high."
+            "because the best of several test scores is biased upwards."
         )
     return text
 
@@ -151,9 +153,8 @@ def _chosen_by(found: Findings, fit: pd.DataFrame) -> str:
     text += metric.text(best["validation"])
     for row in fit[1:2].to_dict("records"):
         text += f"; “{row['cell']}” follows with {metric.text(row['validation'])}"
-    return (
-        f"{text}. Test scores were not used for the choice, so it does not bias them.{_luck(found)}"
-    )
+    unused = "Test scores were not used for the choice, so their selection bias is small."
+    return f"{text}. {unused}{_luck(found)}"
 
 
 def _luck(found: Findings) -> str:
@@ -171,9 +172,10 @@ def _luck(found: Findings) -> str:
     if lead > 2 * error:
         return ""
     return (
-        f" Its configuration was {lead:.1f} points better than the next of {len(own)} on "
-        f"{images} validation examples. The standard error of this lead over validation "
-        f"examples is {error:.1f} points, so the next configuration may be as good."
+        f" Its configuration was {lead:.1f} points better than the second best of {len(own)} on "
+        f"{images} validation examples. The standard error of this difference, from the "
+        f"sampling of these examples, is about {error:.1f} points, so the second best "
+        "configuration may be as good."
     )
 
 
@@ -197,8 +199,8 @@ def _untested(found: Findings) -> list[str]:
         f"{why}, so there are no test scores, and cells cannot be compared.",
         (
             f"The {metric.best} validation {metric.label} in tuning was that of “{best['cell']}”: "
-            f"{metric.text(best[selection])}, the best of {trials} trials. The best of many "
-            "validation scores is too high and has no interval."
+            f"{metric.text(best[selection])}, the best of {trials} trials. The best of several "
+            "validation scores is biased upwards, and has no interval."
         ),
     ]
 
@@ -250,9 +252,10 @@ def _plot_matrix(found: Findings) -> Plot:
     axes.set_yticklabels([escape(str(r)) for r in wide.index], rotation=0, fontsize=8)
     axes.set_xlabel(escape(column))
     axes.set_ylabel(escape(row))
+    averaged = ", averaged over the other factors" * (len(factors) > 2)
+    apart = " Only cells of one column are comparable." * (column == "target")
     caption = (
-        f"Numbers: mean test {metric} in %. Colour: points below the best cell of the column; "
-        f"only cells of one column are comparable. White: not compared. {n} scored "
-        f"run{'s' * (n != '1')} per cell; no interval."
+        f"Numbers: mean test {metric} in %{averaged}. Colour: points below the best value of the "
+        f"column.{apart} White: no score. {n} scored run{'s' * (n != '1')} per cell; no interval."
     )
-    return Plot("matrix", f"Test {metric} of every pair", figure, caption)
+    return Plot("matrix", f"Test {metric} by {row} and {column}", figure, caption)

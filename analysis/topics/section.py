@@ -17,6 +17,8 @@ from harness.core.errors import without_password
 
 VIEWER = "http://127.0.0.1:5000"
 """Address at which `harness.core.addresses.viewer_command` shows a local store."""
+VARIED = "training sets and initialisation, not test examples"
+"""What an interval over seeds covers."""
 Columns = dict[str, Sequence[object]]
 """Columns of a table: heading -> text of each row."""
 
@@ -105,11 +107,11 @@ def cell_styles(found: Findings) -> dict[str, Style]:
 
 def over_seeds(found: Findings) -> str:
     """Description of the intervals of means, for a caption."""
-    return f"Intervals: 95% t over seeds (training samples, not test examples{correction(found)})."
+    return f"Intervals: 95% t over seeds ({VARIED}{correction(found)})."
 
 
 def correction(found: Findings) -> str:
-    """Addition to "over seeds" if runs on folds share examples; else ""."""
+    """Addition to VARIED if runs on folds share examples; else ""."""
     if found.info.folds == 1:
         return ""
     what = f"runs on {found.info.folds} folds of the same examples"

@@ -22,6 +22,7 @@ from analysis.load import Info
 from analysis.plots import INK, canvas, draw_interval, escape, name_rows, percent
 from analysis.text.numbers import in_seeds, listed, numbers, quoted, span, with_interval
 from analysis.topics.section import (
+    VARIED,
     Columns,
     Parts,
     Plot,
@@ -61,17 +62,16 @@ def _table(table: pd.DataFrame, losses: pd.DataFrame) -> Table:
     for name in sets[1:]:
         own = known.loc[name].reindex(losses["cell"])
         lost = stacked(own["loss"], own["loss_low"], own["loss_high"], ".1f")
-        columns[f"Lost, {name.replace('_', ' ')}"] = lost
-    columns["Lost, mean of shifts"] = stacked(losses["loss"], losses["low"], losses["high"], ".1f")
+        columns[f"Drop, {name.replace('_', ' ')}"] = lost
+    columns["Drop, mean of shifts"] = stacked(losses["loss"], losses["low"], losses["high"], ".1f")
     return Table(
         columns,
         note=(
-            "Loss of a repeat from the plain test set in points of accuracy, mean and 95% t "
-            "interval over seeds (training samples, not test examples), smallest mean loss "
-            "first. Negative values are gains. A cell with a lower accuracy has less to lose. "
-            "Two cells are distinguished in the answer if the t interval of their paired "
-            "difference in mean loss excludes 0 after Bonferroni's adjustment over all pairs of "
-            "cells."
+            "Accuracy on the plain test set minus that on a shifted one, in points: mean over "
+            f"the repeats and 95% t interval over seeds ({VARIED}), smallest mean drop first. "
+            "Negative values are gains. A cell with a lower accuracy has less to lose. Two cells "
+            "differ significantly in mean drop if the paired t interval of the difference "
+            "excludes 0 (Bonferroni over all pairs of cells)."
         ),
     )
 
@@ -88,21 +88,21 @@ def answer(table: pd.DataFrame, losses: pd.DataFrame, pairs: pd.DataFrame) -> li
     if not ends["significant"]:
         return [
             (
-                f"The mean losses of the cells on {under}, from {least['loss']:.1f} points "
+                f"The mean drops in accuracy on {under}, from {least['loss']:.1f} points "
                 f"(“{least['cell']}”) to {most['loss']:.1f} (“{most['cell']}”), are not "
                 f"significantly different with {in_seeds(n)}."
             )
         ]
     text = (
-        f"On {under}, “{least['cell']}” loses least accuracy on average, {_lost(least)}, and "
-        f"“{most['cell']}” most, {_lost(most)} ({in_seeds(n)})."
+        f"On {under}, “{least['cell']}” loses the least accuracy on average, {_lost(least)}, and "
+        f"“{most['cell']}” the most, {_lost(most)} (95% intervals, {in_seeds(n)})."
     )
     unclear = pairs[~pairs["significant"]]
     for name, end, other in (("least", "cell", "reference"), ("most", "reference", "cell")):
         rivals = unclear.loc[unclear[end] == ends[end], other]
         if len(rivals):
             text += (
-                f" Not significantly different from the one that loses {name}: "
+                f" Not significantly different from the cell that loses the {name}: "
                 f"{listed(quoted(rivals))}."
             )
     return [text]

@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 
 from analysis import compare
 from analysis.compare import Findings, Similarity
+from analysis.compare.similarity import FEW
 from analysis.plots import (
     BACKGROUND,
     INK,
@@ -26,10 +27,10 @@ from analysis.text.numbers import intervals, listed, numbers, plain, quoted
 from analysis.topics.section import Columns, Parts, Plot, Section, Table, repeats_of
 
 METHODS = (
-    "The effect of similarity on the logit of the score was estimated in a mixed model with "
-    "crossed random effects of sources and targets, with fixed effects of source and target, "
-    "and by a permutation of the sources. An effect is only reported if all three agree "
-    "after Holm's adjustment."
+    "The effect of similarity on the logit of the score was tested in a mixed model with "
+    "crossed random effects of sources and targets, in a model with fixed effects of both, and "
+    "by permuting the sources. An effect is only reported if it is significant in all three, "
+    "with the same sign, after Holm's adjustment."
 )
 
 
@@ -66,14 +67,16 @@ def _means(rows: pd.DataFrame) -> Table:
             "Mean weighted tau": numbers(rows["tau_w"], ".3f"),
             "95% interval": intervals(rows["low"], rows["high"], ".2f"),
             "Mean plain tau": numbers(rows["tau"], ".3f"),
-            "Ahead of static": numbers(rows["lead"], "+.3f"),
-            "95% interval of that": intervals(rows["lead_low"], rows["lead_high"], "+.2f"),
+            "Minus that of static": numbers(rows["lead"], "+.3f"),
+            "95% interval of the difference": intervals(
+                rows["lead_low"], rows["lead_high"], "+.2f"
+            ),
         },
         note=(
-            "Agreement with the order of the sources for each target. “static” is the mean rank "
-            "of the source on the other targets, which does not depend on the target; a measure "
-            "that is not better than it is not informative about similarity. Intervals: t over "
-            "targets."
+            "Agreement of a measure with the test scores of the sources on each target (Kendall's "
+            "tau). “static” is the mean rank of the source on the other targets, so it ignores "
+            "the target; a measure that does not agree better than “static” gives no evidence "
+            "that similarity matters. Intervals: t over targets."
         ),
     )
 
@@ -95,9 +98,9 @@ def _slopes(known: Similarity) -> Table:
         },
         "Slopes of every measure and model",
         (
-            "Naive treats the pairs of source and target as independent, and is shown only as a "
-            "warning. Crossed: random effects of sources and targets. Fixed: fixed effects of "
-            f"both. Shuffled: permutation of whole sources.{same}"
+            "Naive: least squares, which treats the pairs of source and target as independent, and "
+            "is shown only as a warning. Crossed: mixed model with random effects of sources and "
+            f"targets. Fixed: fixed effects of both. Shuffled: permutation of whole sources.{same}"
         ),
     )
 
@@ -110,17 +113,18 @@ def _interactions(rows: pd.DataFrame) -> Parts:
             "Change of the slope": numbers(rows["slope"], "+.3f"),
             "95% interval": intervals(rows["low"], rows["high"], "+.2f"),
             "p crossed, Holm": numbers(rows["crossed"], ".2g"),
-            "p within sources, Holm": numbers(rows["fixed"], ".2g"),
+            "p fixed, Holm": numbers(rows["fixed"], ".2g"),
             "p shuffled, Holm": numbers(rows["shuffled"], ".2g"),
             "Pairs": list(rows["n"]),
         },
         "Does the slope depend on strategy or size?",
         (
-            "Logits per standard deviation of the measure within its target, and per unit of ln "
-            "size. n: pairs of source and target, averaged over seeds. The interval is Wald's in "
-            "the model with crossed random effects; only “shuffled” resamples, by exchanging "
-            "whole sources. Shown means that all three p are at most .05 after Holm's adjustment "
-            f"over the {len(rows)} rows, with the same sign."
+            "Change in logits per standard deviation of the measure within its target; for “ln "
+            "size”, also per unit of it. Pairs: of source and target, averaged over seeds. The "
+            "interval is Wald's in the model with crossed random effects; the other p are those of "
+            "fixed effects and of a permutation of whole sources. A change is shown if all three p "
+            f"are at most .05 after Holm's adjustment over the {len(rows)} rows, and the slopes "
+            "have the same sign."
         ),
     )
     return [shown, describe_interactions(rows)]
@@ -139,8 +143,9 @@ def _variance(rows: pd.DataFrame) -> Parts:
         },
         "Shares of the variance of the scores",
         (
-            "Sums of squares of the logits of pairs, each part after those to its left; “before "
-            "source” is the largest possible share of the measure. No intervals."
+            "Sequential sums of squares of the logits of pairs: target, then source, then the "
+            "measure; “before source” is the share of the measure if it is entered before the "
+            "source. No intervals."
         ),
     )
     return [shown, describe_variance(rows)]
@@ -160,7 +165,7 @@ def _gains(rows: pd.DataFrame) -> Table:
     shown["95% interval"] = intervals(rows["low"], rows["high"], "+.1f")
     shown["Targets"] = list(rows["targets"])
     note = (
-        "Mean over targets of the mean difference to the run from random weights with the "
+        "Mean over targets of the mean difference from the run from random weights with the "
         "same target, seed, strategy and size; 95% t interval over targets."
     )
     return Table(shown, "Gain over scratch", note)
@@ -174,8 +179,8 @@ def describe_similarity(known: Similarity) -> list[str]:
         row = known.means[known.means["measure"] == "static"].iloc[0]
         chance = row["tau_w"] <= 0
         text.append(
-            "The agreement of a ranking of the sources that ignores the target (by their "
-            "results on the other targets) with the scores is a mean weighted tau of "
+            "A ranking of the sources that ignores the target (by their results on the other "
+            "targets) agrees with the test scores at a mean weighted tau of "
             f"{row['tau_w']:.2f} ({row['low']:.2f} to {row['high']:.2f}, {row['targets']} "
             "targets), "
             f"{'no better than chance' if chance else 'which a measure of similarity must exceed'}."
@@ -209,8 +214,11 @@ def _measures(known: Similarity) -> list[str]:
                 "beyond predicting which sources are good for all targets."
             )
         if len(source):
-            tell = "tell" if len(source) > 1 else "tells"
-            text += f" {listed(quoted(source))} {tell} good sources, not similarity."
+            were = "were" if len(source) > 1 else "was"
+            text += (
+                f" {listed(quoted(source))} {were} only shown to predict which sources are good "
+                "for all targets."
+            )
     shown = rows[rows["verdict"] == "similarity"]
     naive = known.slopes[(known.slopes["model"] == "naive") & (known.slopes["p_holm"] <= 0.05)]
     keys = ["strategy", "measure"]
@@ -220,7 +228,7 @@ def _measures(known: Similarity) -> list[str]:
             " Least squares, which treats pairs with the same source as independent, would "
             f"have called {fooled} more significant."
         )
-    rests = [sentence for sentence in shown["sentence"] if "rests on few targets" in sentence]
+    rests = [sentence for sentence in shown["sentence"] if FEW in sentence]
     if rests:
         text += f" {len(rests)} of the {len(shown)} depend on few targets (see the list below)."
     return [text]
@@ -241,12 +249,12 @@ def describe_interactions(rows: pd.DataFrame) -> str:
             "tested)."
         )
     parts = [
-        f"on {row['measure']} with {_term(row['term'])} by {row['slope']:+.2g} logits per standard "
-        f"deviation ({row['low']:+.2g} to {row['high']:+.2g})"
+        f"that on {row['measure']} with {_term(row['term'])}, by {row['slope']:+.2g} logits per "
+        f"standard deviation ({row['low']:+.2g} to {row['high']:+.2g})"
         for row in shown.to_dict("records")
     ]
     return (
-        f"The slope was shown to change {listed(parts)}; not for the other "
+        f"Slopes that were shown to change: {listed(parts)}. Not shown: the other "
         f"{len(rows) - len(shown)}."
     )
 
@@ -283,12 +291,12 @@ def _plot_agreement(known: Similarity) -> Plot:
         axes.plot(own, [i + 0.2] * len(own), ls="", marker="o", ms=4, mew=0, color=BACKGROUND.color)
         draw_interval(axes, i - 0.1, row["tau_w"], (row["low"], row["high"]), MEAN)
     name_rows(axes, list(means["measure"]))
-    axes.set_xlabel("Weighted Kendall tau with the scores reached")
+    axes.set_xlabel("Weighted Kendall tau with the test scores")
     caption = (
-        "Small markers: weighted Kendall tau between a measure and the scores, one per "
+        "Small markers: weighted Kendall tau between a measure and the test scores, one per "
         "target; large marker and bar: mean and 95% t interval over targets. Grey band: 95% "
-        "of shuffled orders for one target. “static” ignores the target: it is the rank of "
-        "the source on the other targets."
+        "of random orders of the sources for one target. “static” ignores the target: it is the "
+        "mean rank of the source on the other targets."
     )
     return Plot("agreement", "Measures and the order of the sources", figure, caption)
 
@@ -300,7 +308,9 @@ def _plot_gain(found: Findings, points: pd.DataFrame) -> Plot:
     keys = [name for name in ("strategy", "size") if name in points]
     labels = pd.Series("", index=points.index)
     for name in keys:
-        text = points[name].map("{:g} examples a class".format) if name == "size" else points[name]
+        text = (
+            points[name].map("{:g} examples per class".format) if name == "size" else points[name]
+        )
         labels = labels.str.cat(text, sep=", " if labels.any() else "")
     figure, panels = panel_grid(list(labels.unique()), row_height=2.3)
     colors = styles(list(points["target"].unique()))
@@ -328,12 +338,12 @@ def _plot_gain(found: Findings, points: pd.DataFrame) -> Plot:
     figure.set_figheight(figure.get_figheight() + 0.5)
     figure.legend(handles=key, loc="outside upper center", ncols=3, fontsize=9, frameon=False)
     caption = (
-        "One marker per source and target: mean difference in points to the run from random "
+        "One marker per source and target: mean difference in points from the run from random "
         f"weights with the same seed; bar: 95% t interval over {repeats_of(found)} seeds "
-        "(pretraining and samples of the target, not test examples). Horizontal axis: "
+        "(pretraining and training sets of the target, not test examples). Horizontal axis: "
         f"{points['measure'].iloc[0]}, higher is more similar, standardised within each "
-        "target. It is the measure that agrees best with the scores, so the relation looks "
-        "stronger here than it would for other targets."
+        "target. It was selected because it agrees best with these scores, so the relation "
+        "probably looks stronger here than it would for new targets."
     )
     if points["control"].any():
         caption += (

@@ -70,7 +70,7 @@ def _crossings(rows: pd.DataFrame, factor: str) -> list[Table | list[str]]:
             f"linear interpolation in log {factor}; the first one if there are several. Interval: "
             f"every {factor} at which a paired t test over seeds does not reject a difference of "
             "0 (Fieller 1954). Shown: the line was shown to be ahead (see Comparisons) at a "
-            "smaller size and to be behind at a larger one; otherwise the lines may be parallel."
+            "smaller size and to be behind at a larger one; otherwise the lines may not cross."
         ),
     )
     return [shown, [crossing(row, factor) for row in records if row["changes"]]]
@@ -86,7 +86,7 @@ def answer(table: pd.DataFrame, crossed: pd.DataFrame, factor: str) -> list[str]
         f"“{own['line'].iloc[0]}” at {listed([short(size) for size in own['size']])}"
         for _, own in best.groupby(run, sort=False)
     ]
-    text = f"Highest mean by {factor}: {'; '.join(leaders)}."
+    text = f"Highest mean test score by {factor}: {'; '.join(leaders)}."
     shown = crossed[crossed["shown"]]
     for row in shown.head(SHOWN).to_dict("records"):
         text += f" {crossing(row, factor)}"
@@ -114,7 +114,7 @@ def crossing(row: Mapping[Hashable, Any], factor: str) -> str:
         return f"{a} leads {b} up to about {short(row['size'])} {factor} ({interval}).{more}"
     return (
         f"The means of {a} and {b} cross at about {short(row['size'])} {factor} ({interval}), "
-        f"but it was not shown that each of them leads on one side.{more}"
+        f"but it was not shown that each of them is ahead on one side.{more}"
     )
 
 
@@ -308,8 +308,8 @@ def _plot(found: Findings, table: pd.DataFrame, factor: str) -> Plot:
         name_ends(axes, ends, style)
     caption = (
         f"Small markers: one repeat each ({repeats_of(found)} per cell). Large markers: "
-        "means; vertical bars: intervals. Logarithmic scale; lines are slightly shifted so "
-        f"that bars do not overlap. {over_seeds(found)}"
+        "means; vertical bars: intervals. Logarithmic scale; lines are slightly shifted sideways, "
+        f"so that bars do not overlap. {over_seeds(found)}"
     )
     name = f"{metric[:1].upper() + metric[1:]} by {factor}"
     return Plot("by_size", name, figure, caption)

@@ -28,14 +28,15 @@ def section(found: Findings) -> Section:
             "First on": list(ranks["wins"]),
             "Below the best, points": numbers(ranks["behind"], ".1f"),
         },
-        note=f"Ranked within each target by mean test {metric}; mean and 95% t interval over targets. "
-        "Below the best: mean over targets.",
+        note="Arm: a combination of the values of all other factors. Arms are ranked within each target "
+        f"by mean test {metric} (1 is the best); mean rank and 95% t interval over targets. First on: "
+        "number of targets. Below the best: mean over targets.",
     )
     return Section(
         "Over the targets",
         [*plots, shown],
         answer(found),
-        "Cells are ranked within each target; 95% t intervals of ranks are over targets.",
+        "Cells are ranked within each target; mean ranks have 95% t intervals over targets.",
         {"ranks": ranks},
     )
 
@@ -46,7 +47,7 @@ def answer(found: Findings) -> list[str]:
     text = [
         (
             f"“{first['arm']}” has the best mean rank over {first['targets']} targets: "
-            f"{_rank(first)} among {len(found.ranks)}. It is first on {first['wins']} of them, "
+            f"{_rank(first)} among {len(found.ranks)} arms. It is first on {first['wins']} of them, "
             f"and on average {first['behind']:.1f} points of test {found.info.metric} below the "
             "best."
         )
@@ -68,10 +69,11 @@ def answer(found: Findings) -> list[str]:
             )
         )
         best = found.ranks.sort_values("wins", ascending=False, kind="stable").iloc[0]
+        split = "No arm is best for all targets: " * bool(best["wins"] < best["targets"])
         text.append(
-            f"No choice is best for all targets: “{best['arm']}” is first most often, on "
-            f"{best['wins']} of them, and the last in rank, “{rest.iloc[-1]['arm']}”, is on "
-            f"average {rest.iloc[-1]['behind']:.1f} points below the best."
+            f"{split}“{best['arm']}” is first most often, on {best['wins']} of them, and the last "
+            f"in rank, “{rest.iloc[-1]['arm']}”, is on average {rest.iloc[-1]['behind']:.1f} points "
+            "below the best."
         )
     if found.summary["n"].max() == 1:
         text.append(

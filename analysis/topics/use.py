@@ -25,7 +25,7 @@ def section(found: Findings) -> Section:
     if len(measured[SIZE].drop_duplicates()) > 1 and not len(found.ranks):
         label = f"Latency of a single example on {where.partition(',')[0]} (ms)"
         caption = (
-            f"Markers: mean {found.info.metric} of {repeats_of(found)} repeats and median "
+            f"Markers: mean test {found.info.metric} of {repeats_of(found)} repeats and median "
             f"time for a single example on {where}; horizontal bars: minimum and maximum. "
             f"Dotted: the Pareto front. {over_seeds(found)}"
         )
@@ -43,11 +43,12 @@ def _table(rows: pd.DataFrame, where: str) -> Table:
             "Weights, MiB": shorts(rows["weights_mib"]),
             "Multiply-adds per example, million": shorts(rows["multiply_adds"] / 1e6),
             "Latency of a single example, ms": shorts(rows["latency_ms_median"]),
-            "Examples per second": shorts(rows["images_per_second_median"]),
+            "Examples per second, in batches": shorts(rows["images_per_second_median"]),
         },
         note=(
-            f"The network in float32 on {where}: medians over repeats, each a median of warm "
-            "forward passes on examples that are already decoded and resized. Multiply-adds: in "
+            f"The network in float32 on {where}: medians over repeats, each a median of forward "
+            "passes after a warm-up, on examples that are already decoded and resized. Batches: "
+            "of at most 32 examples. Multiply-adds: in "
             "convolutions, linear layers and attention. Adapters are merged first; a "
             "nearest-neighbour classifier is not included."
         ),
@@ -58,8 +59,8 @@ def answer(found: Findings, where: str) -> list[str]:
     """Cost of inference with the chosen cell."""
     rows = found.summary[found.summary["cell"] == found.chosen].dropna(subset="latency_ms_median")
     return [
-        f"Inference takes {short(row['latency_ms_median'])} ms for a single example, or "
-        f"{short(row['images_per_second_median'])} examples per second, on {where}; its weights have "
-        f"{short(row['weights_mib'])} MiB."
+        f"Inference takes {short(row['latency_ms_median'])} ms for a single example, and in batches "
+        f"reaches {short(row['images_per_second_median'])} examples per second, on {where}; the weights "
+        f"take {short(row['weights_mib'])} MiB."
         for row in rows.to_dict("records")
     ]
