@@ -8,10 +8,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 
 from benchmarks.postgres import Server
 from harness.core.spec import TrialSpec
@@ -20,7 +22,10 @@ from harness.core.strategies import FullFineTune
 from harness.data import clear_caches
 from tests.lab import Lab, World
 
-pytest.register_assert_rewrite("tests.toy", "tests.trials")
+if TYPE_CHECKING:
+    from tests.bundles import Make, Shards
+
+pytest.register_assert_rewrite("tests.bundles", "tests.toy", "tests.trials")
 NUMBERS = count()
 
 
@@ -107,6 +112,22 @@ def migrations_run_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def scripts_of_migrations_are_read_once() -> Iterator[None]:
+    """Optuna and MLflow import all of theirs whenever a database is opened: a tenth of a second."""
+    read, known = ScriptDirectory.from_config, dict[str | None, ScriptDirectory]()
+
+    def from_config(config: Config) -> ScriptDirectory:
+        place = config.get_main_option("script_location")
+        if place not in known:
+            known[place] = read(config)
+        return known[place]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScriptDirectory, "from_config", from_config)
+        yield
+
+
 @pytest.fixture(scope="session")
 def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database without runs."""
@@ -167,6 +188,27 @@ def lab(world: World, tmp_path: Path) -> Lab:
 def shown(world: World, tmp_path: Path, tracking_uri: str) -> Lab:
     """A study's record, and MLflow beside it."""
     return Lab(world, tmp_path, tracking_uri)
+
+
+@pytest.fixture
+def machine(with_stores: Callable[[Path], Path], tmp_path: Path) -> Make:
+    """Makes a machine with stores of its own."""
+    from tests.bundles import Machine
+
+    return lambda folder, **info: Machine(with_stores(tmp_path / folder), **info)
+
+
+@pytest.fixture(scope="session")
+def shards(with_stores: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    from tests.bundles import pack_shards
+
+    return pack_shards(with_stores, tmp_path_factory.mktemp("machines"))
+
+
+@pytest.fixture
+def into(with_stores: Callable[[Path], Path], tmp_path: Path) -> Path:
+    """A folder whose databases have nothing in them."""
+    return with_stores(tmp_path / "into")
 
 
 @pytest.fixture
