@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,13 @@ NUMBERS = count()
 def one_thread() -> None:
     """Sums in one order only, and no more threads than the machine has cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def imported_modules_are_no_garbage() -> None:
+    """A look for garbage need not pass over a million objects of libraries, half a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -209,6 +218,18 @@ def shards(with_stores: Callable[[Path], Path], tmp_path_factory: pytest.TempPat
 def into(with_stores: Callable[[Path], Path], tmp_path: Path) -> Path:
     """A folder whose databases have nothing in them."""
     return with_stores(tmp_path / "into")
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of a report's time: the files of figures are empty where a test reads words only."""
+    from matplotlib.figure import Figure
+
+    def touch(_: Figure, where: Path | BytesIO, **__: Any) -> None:
+        if isinstance(where, Path):
+            where.touch()
+
+    monkeypatch.setattr(Figure, "savefig", touch)
 
 
 @pytest.fixture

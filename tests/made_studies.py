@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,3 +119,14 @@ def scored(
         for s, w in zip(SEEDS, wobble, strict=True)
     ]
     return [trial(cell, "tune", 0, accuracy), *repeats]
+
+
+def words_of(page: Path) -> str:
+    """The words of a report, without tags and pictures."""
+    text = re.sub(
+        r"<style>.*?</style>|<script>.*?</script>|<[^>]+>",
+        " ",
+        page.read_text(encoding="utf-8"),
+        flags=re.DOTALL,
+    )
+    return " ".join(html.unescape(text).split())

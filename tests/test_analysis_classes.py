@@ -187,6 +187,7 @@ def test_equal_classes_are_answered_by_one_score() -> None:
     assert "balanced accuracy" not in scores.answer(found)[0]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_page_shows_classes_by_name_and_every_metric(unequal: StudyTable, tmp_path: Path) -> None:
     page = report.build(unequal, tmp_path)
     text = page.read_text()

@@ -17,12 +17,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import compare
+from analysis import compare, report
 from analysis.load.external import load_measures, load_table, read_table
 from analysis.load.mapping import TableMapping, mapping_from, read_mapping
 from analysis.load.study import StudyTable, trials_frame
+from analysis.text import methods, warnings
 from analysis.topics import TOPICS
+from analysis.topics.scores import answer
 from harness.core.errors import UserError
+from tests.made_studies import scored, table, words_of
 
 MEDMNIST: dict[str, Any] = {
     "factors": ["source", "target"],
@@ -277,3 +280,121 @@ def test_text_in_a_parquet_file_that_is_no_utf8_is_refused(tmp_path: Path) -> No
     pq.write_table(pa.table({"source": column}), tmp_path / "t.parquet")
     with pytest.raises(UserError, match=r"cannot read .*t\.parquet: .*(UTF|utf)"):
         read_table(tmp_path / "t.parquet")
+
+
+GRID = "model,lr,seed,v,t,minutes\n" + "".join(
+    f"net,{lr},{seed},{v + 0.01 * seed:.2f},{t + 0.01 * seed:.2f},{seed}\n"
+    for lr, v, t in ((0.1, 0.70, 0.60), (0.2, 0.80, 0.50), (0.3, 0.75, 0.90))
+    for seed in (1, 2, 3)
+)
+
+
+MAPPING: dict[str, Any] = {"factors": ["model"], "val": "v", "test": "t", "seed": "seed"}
+
+
+MAPPING |= {"parameters": ["lr"], "over_seeds": True, "time": "minutes", "time_unit": "min"}
+
+
+def grid(folder: Path, text: str, **mapping: Any) -> StudyTable:
+    return read(folder, text, **MAPPING | mapping)
+
+
+def test_of_a_grid_with_seeds_the_best_mean_over_seeds_is_chosen_and_its_seeds_compared(
+    tmp_path: Path,
+) -> None:
+    lucky = GRID.replace("net,0.1,1,0.71", "net,0.1,1,0.99")  # one good seed does not choose
+    made = grid(tmp_path, lucky)
+    found = compare.find(made)
+    row = found.summary.iloc[0]
+    assert (row["n"], row["tuned"]) == (3, 3)
+    assert row["mean"] == pytest.approx(0.52)
+    assert row["val_score"] == pytest.approx(0.82)
+    [best] = compare.chosen(made.trials)["param.lr"]
+    assert best == 0.2
+    said = methods(found)
+    assert "In each cell 3 configurations of lr were tried" in said
+    assert "was chosen, by its mean over seeds." in said
+    assert "Its test scores on 3 seeds are compared." in said
+    assert len(compare.recorded(made.trials)) == 9
+
+
+def test_gaps_copies_and_single_seeds_of_a_grid(tmp_path: Path) -> None:
+    gap = GRID.replace("net,0.2,3,0.83,0.53,3\n", "")
+    made = grid(tmp_path, gap)
+    assert compare.chosen(made.trials)["param.lr"].tolist() == [0.3]
+    assert any("1 configurations lack a seed" in line for line in warnings(compare.find(made)))
+    with pytest.raises(UserError, match="row 10 has the configuration and seed of an earlier row"):
+        grid(tmp_path, GRID + "net,0.1,1,0.71,0.61,1\n")
+    with pytest.raises(UserError, match="over_seeds needs seed, parameters"):
+        grid(tmp_path, GRID, parameters=[])
+    single = "".join(line for line in GRID.splitlines(True) if ",1," in line or "seed" in line)
+    assert compare.find(grid(tmp_path, single)).summary["n"].tolist() == [1]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_methods_of_a_table_say_only_what_its_mapping_declares(tmp_path: Path) -> None:
+    made = grid(tmp_path, GRID, over_seeds=False, parameters=[])
+    page = report.build(made, tmp_path).read_text()
+    said = methods(compare.find(made))
+    for invented in ("fresh seeds", "one seed fixes", "excludes evaluation", "head initialisation"):
+        assert invented not in said
+    assert "The scores are from a table of 9 runs." in said
+    assert "Times are those of the table" in said
+    assert "<p>9 runs" in page  # the chosen rows are not counted a second time
+
+
+def test_without_validation_scores_the_choice_says_what_it_is_worth(tmp_path: Path) -> None:
+    mapping = {"over_seeds": False, "parameters": [], "val": "", "factors": ["model", "lr"]}
+    said = " ".join(answer(compare.find(grid(tmp_path, GRID, **mapping))))
+    assert "No validation scores were recorded" in said
+
+
+PAIRS = "source,target,seed,v,t\n" + "".join(
+    f"{s},{t},{i},{0.5 + 0.01 * (i + k)},{0.6 + 0.02 * k + 0.01 * j + 0.001 * i}\n"
+    for k, s in enumerate("abcd")
+    for j, t in enumerate("xyz")
+    for i in range(2)
+)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_table_from_elsewhere_gets_the_same_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs.csv").write_text(PAIRS)
+    (tmp_path / "map.toml").write_text(
+        'factors = ["source", "target"]\nval = "v"\ntest = "t"\nmetric = "AUC"\nseed = "seed"\n'
+    )
+    pairs = [(s, t) for s in "abcd" for t in "xyz"]
+    lines = [f"{s},{t},{i % 5}" for i, (s, t) in enumerate(pairs)]
+    (tmp_path / "alike.csv").write_text("\n".join(["source,target,similarity", *lines]))
+    arguments = ["--table", str(tmp_path / "runs.csv"), "--mapping", str(tmp_path / "map.toml")]
+    arguments += ["--measures", str(tmp_path / "alike.csv"), "--out", str(tmp_path / "out")]
+    assert report.main(arguments) == 0
+    assert "runs:" not in capsys.readouterr().out
+    page = tmp_path / "out" / "runs" / "index.html"
+    text = words_of(page)
+    assert "“d” has the best mean rank over 3 targets: 1.0" in text
+    assert "“d” is first most often, on 3 of them" in text
+    assert "No arm is best for all targets" not in text
+    assert "Test AUC, %" in text
+    assert "accuracy" not in text.replace("test accuracy", "")
+    assert "It was not shown that sources which similarity ranks higher transfer better" in text
+    for absent in (
+        "To repeat the study",
+        "0 tuning trials",
+        "Look at the runs",
+        "recorded predictions",
+    ):
+        assert absent not in text
+    assert {p.stem for p in page.parent.glob("figures/*.png")} >= {"accuracy", "ranks", "agreement"}
+
+
+def test_a_table_without_a_mapping_and_measures_that_fit_nothing_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report.main(["--table", "runs.csv"]) == 2
+    assert "--table needs --mapping" in capsys.readouterr().err
+    measures = pd.DataFrame({"source": ["p"], "target": ["q"], "m": [1.0]})
+    with pytest.raises(UserError, match="factors source and target"):
+        report.build(table(scored("full", 0.9)), tmp_path, measures)

@@ -10,9 +10,8 @@ import shutil
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,7 +24,6 @@ from analysis.load.database import Database, newest_schemas
 from analysis.load.study import StudyTable, load_study, trials_frame
 from analysis.text import warnings
 from harness.core.errors import UserError
-from harness.core.records import Slot, StudyInfo, TrialRecord
 from harness.core.results import EpochResult, Predictions
 from harness.core.spec import TrialSpec
 from harness.core.strategies import DiscriminativeLR, LinearProbe
@@ -34,22 +32,7 @@ from harness.tracking.contents import experiment_tags
 from harness.tracking.experiment import Experiment
 from harness.tracking.runs import runs_of
 from tests.processes import output_of
-from tests.records import Kept, project
-
-INFO = StudyInfo(
-    name="depth",
-    question="How deep?",
-    command="python -m harness.study --space studies/depth.py",
-    factors={"strategy": ["linear probe", "discriminative"]},
-    baseline={"strategy": "linear probe"},
-    trials=2,
-    repeats=1,
-    sampler="random",
-    seed=0,
-    leaks=(),
-    study_file="depth.py",
-    space_sha256="0" * 64,
-)
+from tests.records import INFO, Kept, attempt, project
 
 
 @pytest.fixture(scope="session")
@@ -69,22 +52,6 @@ def uri(template: Path, tmp_path: Path) -> str:
     ):
         old.backup(new)
     return f"sqlite:///{tmp_path}/mlflow.db"
-
-
-def attempt(cell: str, phase: Phase, index: int, spec: TrialSpec, **more: Any) -> TrialRecord:
-    """A trial, each begun a minute after the one before."""
-    trial = TrialRecord(
-        key=f"{INFO.name}/{cell}/{phase}#{index}",
-        slot=Slot({"strategy": cell}, phase, index),
-        number=index,
-        attempt=1,
-        seed=spec.seed,
-        spec=spec.flat(),
-        chosen=0 if phase == "repeat" else None,
-        provenance={"device": "cpu", "threads": "2", "env.torch": "2.14.0"},
-        started=datetime(2026, 1, 2) + timedelta(minutes=spec.seed),
-    )
-    return trial.but(**more)
 
 
 @pytest.fixture
@@ -367,6 +334,7 @@ def test_database_of_another_mlflow_is_refused_with_the_way_to_upgrade_it(
         assert said in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_report_goes_from_store_to_page(
     uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,28 +6,22 @@
 
 from __future__ import annotations
 
-import html
 import itertools
-import json
-import math
 import re
-from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
 from analysis import compare, report
 from analysis.load import StudyTable
 from analysis.load import study as load
-from analysis.text import methods, warnings
-from analysis.topics.sizes import crossing, crossing_interval
+from analysis.text import methods
 from harness.core.addresses import viewer_command
 from harness.core.errors import UserError
-from tests.made_studies import SEEDS, scored, table, trial
+from tests.made_studies import SEEDS, scored, table, trial, words_of
 
 
 @pytest.fixture
@@ -36,27 +30,24 @@ def pictures() -> None:
 
 
 @pytest.fixture(autouse=True)
-def figures_are_not_drawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes most of a report's time: the files stay empty where a test reads words only."""
+def figures_are_not_drawn(request: pytest.FixtureRequest) -> None:
     if "pictures" not in request.fixturenames:
-        monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+        request.getfixturevalue("undrawn")
 
 
-def read(page: Path) -> str:
-    """The page's words, without tags and pictures."""
-    text = re.sub(
-        r"<style>.*?</style>|<script>.*?</script>|<[^>]+>",
-        " ",
-        page.read_text(encoding="utf-8"),
-        flags=re.DOTALL,
-    )
-    return " ".join(html.unescape(text).split())
-
-
-def test_the_page_opens_with_the_answer_and_its_uncertainty(tmp_path: Path) -> None:
+def two_cells() -> StudyTable:
     rows = [*scored("probe", 0.8), *scored("full", 0.9, seconds=30)]
-    made = table(rows, baseline={"strategy": "probe"})
-    text = read(report.build(made, tmp_path))
+    return table(rows, baseline={"strategy": "probe"})
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of two cells, with its figures."""
+    return report.build(two_cells(), tmp_path_factory.mktemp("page"))
+
+
+def test_the_page_opens_with_the_answer_and_its_uncertainty(page: Path) -> None:
+    text = words_of(page)
     answer = text.index(
         "“full” is recommended: test accuracy 90.0% (95% interval 89.8 to 90.1, 6 seeds"
     )
@@ -79,7 +70,7 @@ def test_a_cheaper_equal_is_named(tmp_path: Path) -> None:
         for s, j in zip(SEEDS, jitter, strict=True)
     ]
     rows = [*scored("full", 0.903, seconds=30), trial("probe", "tune", 0, 0.9), *cheap]
-    text = read(report.build(table(rows), tmp_path))
+    text = words_of(report.build(table(rows), tmp_path))
     assert "It is not significantly different from “probe”. With 6 seeds, a difference of" in text
     assert re.search(
         r"It is at most \d\.\d points worse than the best cell \(95% confidence\)", text
@@ -89,10 +80,7 @@ def test_a_cheaper_equal_is_named(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.usefixtures("pictures")
-def test_the_page_needs_no_network_and_keeps_figures_and_tables_beside_it(tmp_path: Path) -> None:
-    made = table([*scored("probe", 0.8), *scored("full", 0.9)], baseline={"strategy": "probe"})
-    page = report.build(made, tmp_path)
+def test_the_page_needs_no_network_and_keeps_figures_and_tables_beside_it(page: Path) -> None:
     assert not re.search(r"(src|href)=\"(?!data:)|url\(|@import|<script[^>]", page.read_text())
     figures = {path.stem for path in page.parent.glob("figures/*.png")}
     assert figures == {
@@ -132,10 +120,6 @@ PAGES: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
         ["The study has no repeats, so there are no test scores",
          "highest validation accuracy in tuning was that of “full”: 90.0%"],
         ["Read this first"],
-    ),
-    "cells that all failed are loud": (
-        {"rows": [trial("full", "tune", 0, None, outcome="oom"), *scored("probe", 0.8)]},
-        ["No tuning trial of “full” completed: 1 oom.", "No other cell has a test score"], [],
     ),
     "no result at all": (
         {"rows": [trial("full", "tune", 0, None, outcome="crashed")]},
@@ -190,7 +174,7 @@ PAGES: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
 @pytest.mark.parametrize("what", PAGES)
 def test_the_page_says_what_the_runs_show_and_no_more(what: str, tmp_path: Path) -> None:
     made, said, unsaid = PAGES[what]
-    text = read(report.build(table(**made), tmp_path))
+    text = words_of(report.build(table(**made), tmp_path))
     assert [words for words in said if words not in text] == []
     assert [words for words in unsaid if words in text] == []
 
@@ -198,55 +182,27 @@ def test_the_page_says_what_the_runs_show_and_no_more(what: str, tmp_path: Path)
 def test_a_study_that_has_not_begun_still_has_a_page(tmp_path: Path) -> None:
     made = table([trial("full", "tune", 0, 0.5)])
     empty = StudyTable(made.info, made.tracking_uri, made.trials[:0])
-    assert "no runs at all" in read(report.build(empty, tmp_path))
+    assert "no runs at all" in words_of(report.build(empty, tmp_path))
 
 
 def test_bad_ends_stand_out_and_what_is_not_there_has_no_file(tmp_path: Path) -> None:
     rows = [trial("full", "tune", 0, None, outcome="oom"), *scored("probe", 0.8)]
     page = report.build(table(rows), tmp_path)
+    text = words_of(page)
+    assert "No tuning trial of “full” completed: 1 oom." in text
+    assert "No other cell has a test score" in text
     assert re.search(r'class="bad">\s*1', page.read_text())
     written = {path.stem for path in page.parent.glob("*/*")}
     assert not {"shifted", "losses", "by_size", "crossings"} & written
 
 
-@pytest.mark.usefixtures("pictures")
 def test_missing_costs_are_said_not_drawn(tmp_path: Path) -> None:
     rows = [
         row | {"train_seconds": None, "peak_process_rss_mib": None} for row in scored("full", 0.9)
     ]
     page = report.build(table(rows), tmp_path)
-    assert "Its cost was not measured." in read(page)
+    assert "Its cost was not measured." in words_of(page)
     assert not (page.parent / "figures" / "train_seconds.png").exists()
-
-
-@pytest.mark.parametrize(
-    ("rows", "warning"),
-    [
-        ([*scored("a", 0.8), *scored("b", 0.9, device="cuda")], "Mixed devices (cpu, cuda)"),
-        ([*scored("a", 0.8), *scored("b", 0.9, threads=1)], "Mixed thread counts (1, 2)"),
-        (
-            [*scored("a", 0.8), *scored("b", 0.9)[:-1]],
-            "Fewer scored repeats than requested: “b” 5 of 6",
-        ),
-        ([*scored("a", 0.8), *scored("b", 0.9)[:-1]], "repeated on different seeds"),
-        ([*scored("a", 0.8)[1:]], "Fewer tuning trials than requested: “a” 0 of 1"),
-        (
-            [*scored("a", 0.8), trial("a", "tune", 9, None, outcome="unfinished")],
-            "1 runs have not ended",
-        ),
-        (
-            [*scored("a", 0.8)[1:], scored("a", 0.8)[0] | {"env.torch": "2.9.0"}],
-            "The environment changed between runs: torch",
-        ),
-        ([row | {"env.dirty": "true"} for row in scored("a", 0.8)], "uncommitted code"),
-        (scored("a", 0.8, chosen=4), "do not use the best configuration of their tuning trials"),
-    ],
-)
-def test_what_spoils_the_comparison_is_said_before_the_figures(
-    rows: list[dict[str, object]], warning: str
-) -> None:
-    made = table(rows)
-    assert any(warning in line for line in warnings(compare.find(made)))
 
 
 def test_what_was_trained_is_shown_as_shares(tmp_path: Path) -> None:
@@ -278,57 +234,15 @@ def test_the_cells_that_lose_least_and_most_under_shift_are_named_if_they_can_be
 ) -> None:
     clear = [*moved("probe", 0.8, 0.1, 0.001), *moved("full", 0.9, 0.3, 0.001)]
     page = report.build(table(clear), tmp_path)
-    text = read(page)
+    text = words_of(page)
     assert "On 2 shifted test sets, “probe” loses the least accuracy on average, 9.9 poi" in text
     assert "and “full” the most, 29.9 points" in text
     assert (page.parent / "figures" / "shifted.png").exists()
     assert len(pd.read_csv(page.parent / "tables" / "shifted.csv")) == 6
     vague = [*moved("probe", 0.8, 0.1, 0.05), *moved("full", 0.9, 0.11, -0.05)]
-    assert "are not significantly different with 6 seeds" in read(
+    assert "are not significantly different with 6 seeds" in words_of(
         report.build(table(vague), tmp_path)
     )
-
-
-@pytest.mark.usefixtures("pictures")
-def test_a_study_of_sizes_says_where_lines_cross(tmp_path: Path) -> None:
-    factors = {"shots": ["10", "100"], "strategy": ["probe", "full", "scratch"]}
-    means = {"10": (0.8, 0.75, 0.3), "100": (0.82, 0.87, 0.5)}
-    rows = [
-        row
-        for shots, accuracies in means.items()
-        for strategy, accuracy in zip(factors["strategy"], accuracies, strict=True)
-        for row in scored(f"{shots} | {strategy}", accuracy)
-    ]
-    page = report.build(table(rows, factors, {"strategy": "probe"}), tmp_path)
-    text = read(page)
-    assert "Highest mean test score by shots: “probe” at 10; “full” at 100." in text
-    assert "“probe” leads “full” up to about 31.6 shots (95% interval 31.6, 6 seeds)." in text
-    assert "No crossing was shown for 2 other pairs of lines." in text
-    assert (page.parent / "figures" / "by_size.png").exists()
-    assert len(pd.read_csv(page.parent / "tables" / "crossings.csv")) == 3
-
-
-def test_a_crossing_that_was_not_shown_is_not_claimed() -> None:
-    row: dict[Hashable, object] = {"line": "a", "other": "b", "n": 6, "changes": 1, "shown": True}
-    row |= {"smallest": 5.0, "largest": 300.0, "size": 42.0, "low": 9.0, "high": math.inf}
-    assert crossing(row, "shots") == (
-        "“a” leads “b” up to about 42 shots (95% interval 9 to above 300, 6 seeds)."
-    )
-    assert "it was not shown that each of them is ahead on one side" in crossing(
-        row | {"shown": False}, "shots"
-    )
-    assert crossing_interval(row | {"low": 0.0}) == "below 5 to above 300"
-    assert crossing_interval(row | {"low": math.nan}) == "–"
-    none = row | {"changes": 0, "size": math.nan}
-    assert crossing(none, "shots").startswith("No crossing between 5 and 300 shots")
-    alone = row | {"n": 1, "low": math.nan, "shown": False}
-    assert "(one seed: no interval)" in crossing(alone, "shots")
-
-
-def test_predictions_that_contradict_a_score_are_reported() -> None:
-    made = table(scored("full", 0.9))
-    made.predictions["predicted"] = 0
-    assert any("6 repeats" in line for line in warnings(compare.find(made)))
 
 
 @pytest.mark.usefixtures("pictures")
@@ -339,42 +253,25 @@ def test_words_from_the_store_cannot_become_markup(tmp_path: Path) -> None:
     assert "&lt;b&gt;" in page.read_text()
 
 
-def test_costs_of_other_conditions_are_left_out_with_a_sentence() -> None:
-    made = table(
-        [*scored("a", 0.8), *scored("b", 0.9, seconds=9)[:3], *scored("c", 0.9, threads=1)]
-    )
-    found = compare.find(made)
-    assert any(
-        "only for repeats on cpu, 2 threads; the times and memory of 6 repeats on cpu, 1 thread"
-        in line
-        for line in warnings(found)
-    )
-    summary = found.summary.set_index("cell")["train_seconds_median"]
-    assert math.isnan(summary["c"])
-    assert summary["b"] == 9
-
-
-@pytest.mark.usefixtures("pictures")
 def test_cells_out_of_memory_are_named_and_shown(tmp_path: Path) -> None:
     dead = [trial("full", "tune", i, None, outcome="oom", forecast_peak_mib=9e3) for i in (0, 1)]
     page = report.build(table([*dead, *scored("probe", 0.8)]), tmp_path)
-    text = read(page)
+    text = words_of(page)
     assert "because runs ran out of memory; they are not on any Pareto front: “full”." in text
     assert "Hollow triangles" in text
     assert re.search(r"<td>full</td><td>oom</td><td>2</td><td>2</td><td>no</td><td>–</td><td>9000</td>",
                      page.read_text())  # fmt: skip
 
 
-def test_the_methods_paragraph_tells_the_numbers_of_this_study(tmp_path: Path) -> None:
-    made = table([*scored("probe", 0.8), *scored("full", 0.9)])
-    text = methods(compare.find(made))
+def test_the_methods_paragraph_tells_the_numbers_of_this_study(page: Path) -> None:
+    text = methods(compare.find(two_cells()))
     assert "We compared 2 cells" in text
     assert "run again on 6 new seeds" in text
     assert "on cpu, 2 threads (single runs took" in text
     assert "; memory is the peak of the process, measured" in text
-    page = read(report.build(made, tmp_path))
-    assert "The pair was tested by a paired t interval at 1 - .05 / 1" in page
-    assert all(sentence in page for sentence in text.split(". "))
+    whole = words_of(page)
+    assert "The pair was tested by a paired t interval at 1 - .05 / 1" in whole
+    assert all(sentence in whole for sentence in text.split(". "))
 
 
 def test_tables_for_a_paper_escape_what_their_language_would_read(tmp_path: Path) -> None:
@@ -388,12 +285,12 @@ def test_tables_for_a_paper_escape_what_their_language_would_read(tmp_path: Path
     assert "\\toprule" in latex
 
 
-def test_a_run_leads_to_its_page_in_mlflow(tmp_path: Path) -> None:
+def test_a_run_leads_to_its_page_in_mlflow(page: Path, tmp_path: Path) -> None:
+    assert "<a href" not in page.read_text()
     made = table(scored("full", 0.9))
-    assert "<a href" not in report.build(made, tmp_path).read_text()
     made = replace(made, info=replace(made.info, experiment_id="7"))
-    page = report.build(made, tmp_path).read_text()
-    assert 'href="http://127.0.0.1:5000/#/experiments/7/runs/full-tune-0"' in page
+    linked = report.build(made, tmp_path).read_text()
+    assert 'href="http://127.0.0.1:5000/#/experiments/7/runs/full-tune-0"' in linked
 
 
 def test_two_studies_stand_side_by_side(tmp_path: Path) -> None:
@@ -401,54 +298,13 @@ def test_two_studies_stand_side_by_side(tmp_path: Path) -> None:
     second = table([*scored("probe", 0.85), *scored("new", 0.5)])
     second = replace(second, info=replace(second.info, name="again"))
     page = report.build_comparison(first, second, tmp_path)
-    text = read(page)
+    text = words_of(page)
     assert page.parent.name == "depth-vs-again"
     assert "From depth to again, 1 of 1 cells changed significantly" in text
     assert "“probe” +5.0 points" in text
     assert "Only in again: “new”." in text
     with pytest.raises(UserError, match="no cell in common"):
         report.build_comparison(first, table(scored("other", 0.5)), tmp_path)
-
-
-ROWS = "source,target,seed,v,t\n" + "".join(
-    f"{s},{t},{i},{0.5 + 0.01 * (i + k)},{0.6 + 0.02 * k + 0.01 * j + 0.001 * i}\n"
-    for k, s in enumerate("abcd")
-    for j, t in enumerate("xyz")
-    for i in range(2)
-)
-
-
-@pytest.mark.usefixtures("pictures")
-def test_a_table_from_elsewhere_gets_the_same_page(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "runs.csv").write_text(ROWS)
-    (tmp_path / "map.toml").write_text(
-        'factors = ["source", "target"]\nval = "v"\ntest = "t"\nmetric = "AUC"\nseed = "seed"\n'
-    )
-    pairs = [(s, t) for s in "abcd" for t in "xyz"]
-    lines = [f"{s},{t},{i % 5}" for i, (s, t) in enumerate(pairs)]
-    (tmp_path / "alike.csv").write_text("\n".join(["source,target,similarity", *lines]))
-    arguments = ["--table", str(tmp_path / "runs.csv"), "--mapping", str(tmp_path / "map.toml")]
-    arguments += ["--measures", str(tmp_path / "alike.csv"), "--out", str(tmp_path / "out")]
-    assert report.main(arguments) == 0
-    assert "runs:" not in capsys.readouterr().out
-    page = tmp_path / "out" / "runs" / "index.html"
-    text = read(page)
-    assert "“d” has the best mean rank over 3 targets: 1.0" in text
-    assert "“d” is first most often, on 3 of them" in text
-    assert "No arm is best for all targets" not in text
-    assert "Test AUC, %" in text
-    assert "accuracy" not in text.replace("test accuracy", "")
-    assert "It was not shown that sources which similarity ranks higher transfer better" in text
-    for absent in (
-        "To repeat the study",
-        "0 tuning trials",
-        "Look at the runs",
-        "recorded predictions",
-    ):
-        assert absent not in text
-    assert {p.stem for p in page.parent.glob("figures/*.png")} >= {"accuracy", "ranks", "agreement"}
 
 
 def similarity_study() -> StudyTable:
@@ -492,7 +348,7 @@ def test_recorded_measures_of_similarity_are_judged_without_being_given(tmp_path
     assert set(known.points.loc[known.points["control"], "source"]) == {"a"}
     assert set(known.points["source"]) == set("abcdef")
     page = report.build(made, tmp_path)
-    text = read(page)
+    text = words_of(page)
     for said in (
         "Gain over scratch against similarity",
         "Hollow markers: controls",
@@ -504,16 +360,6 @@ def test_recorded_measures_of_similarity_are_judged_without_being_given(tmp_path
         assert said in text
     assert 'title="f -&gt; x: +' in page.read_text(encoding="utf-8")
     assert (page.parent / "figures" / "gain.svg").exists()
-
-
-def test_a_table_without_a_mapping_and_measures_that_fit_nothing_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert report.main(["--table", "runs.csv"]) == 2
-    assert "--table needs --mapping" in capsys.readouterr().err
-    measures = pd.DataFrame({"source": ["p"], "target": ["q"], "m": [1.0]})
-    with pytest.raises(UserError, match="factors source and target"):
-        report.build(table(scored("full", 0.9)), tmp_path, measures)
 
 
 def test_a_study_name_cannot_leave_the_output_folder(tmp_path: Path) -> None:
@@ -530,24 +376,4 @@ def test_the_viewer_command_hides_passwords() -> None:
     assert (
         viewer_command("http://ann:s3cret@host:5000")
         == "open http://ann:***@host:5000 in a browser"
-    )
-
-
-def test_unequal_classes_are_said_with_what_they_do_to_the_metric() -> None:
-    counts = {"train": {"cat": 120, "owl": 5, "dog": 60}, "val": 3, "test": {"cat": 40, "owl": 2}}
-    named = json.dumps(counts)
-    rows = scored("full", 0.9, images_per_class=named)
-    seeds = {"train": {"cat": 118, "owl": 4, "dog": 61}, "val": 3, "test": {"cat": 40, "owl": 2}}
-    rows[-1]["images_per_class"] = json.dumps(seeds)
-    study = table(rows)
-    (said,) = (line for line in warnings(compare.find(study)) if "imbalanced" in line)
-    assert "training 4 (“owl”) to 120 (“cat”); test 2 (“owl”) to 40 (“cat”)" in said
-    assert said.endswith("Accuracy depends mostly on the large classes.")
-    info = replace(study.info, metric="balanced accuracy", score="balanced_accuracy")
-    (said,) = (
-        line for line in warnings(compare.find(replace(study, info=info))) if "imbalanced" in line
-    )
-    assert (
-        "All classes have the same weight in balanced accuracy, so it depends strongly on the few examples"
-        in said
     )

@@ -7,17 +7,19 @@ simulation, and with scipy's own intervals.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis import compare, plots
+from analysis import compare, plots, report
 from analysis.load import Info
 from analysis.topics import shifts, sizes
-from tests.made_studies import frame
+from analysis.topics.sizes import crossing, crossing_interval
+from tests.made_studies import frame, scored, table, words_of
 from tests.made_studies import repeats as repeats_of
 
 FACTORS = {"shots": ["10", "100", "1000"], "strategy": ["probe", "full"]}
@@ -221,3 +223,39 @@ def test_a_repeat_that_misses_a_test_set_has_no_mean_loss() -> None:
     )
     row = shifts.shift_losses(trials, STRATEGIES).iloc[0]
     assert (row["n"], row["loss"]) == (1, pytest.approx(25.0))
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_study_of_sizes_says_where_lines_cross(tmp_path: Path) -> None:
+    factors = {"shots": ["10", "100"], "strategy": ["probe", "full", "scratch"]}
+    means = {"10": (0.8, 0.75, 0.3), "100": (0.82, 0.87, 0.5)}
+    rows = [
+        row
+        for shots, accuracies in means.items()
+        for strategy, accuracy in zip(factors["strategy"], accuracies, strict=True)
+        for row in scored(f"{shots} | {strategy}", accuracy)
+    ]
+    page = report.build(table(rows, factors, {"strategy": "probe"}), tmp_path)
+    text = words_of(page)
+    assert "Highest mean test score by shots: “probe” at 10; “full” at 100." in text
+    assert "“probe” leads “full” up to about 31.6 shots (95% interval 31.6, 6 seeds)." in text
+    assert "No crossing was shown for 2 other pairs of lines." in text
+    assert (page.parent / "figures" / "by_size.png").exists()
+    assert len(pd.read_csv(page.parent / "tables" / "crossings.csv")) == 3
+
+
+def test_a_crossing_that_was_not_shown_is_not_claimed() -> None:
+    row: dict[Hashable, object] = {"line": "a", "other": "b", "n": 6, "changes": 1, "shown": True}
+    row |= {"smallest": 5.0, "largest": 300.0, "size": 42.0, "low": 9.0, "high": math.inf}
+    assert crossing(row, "shots") == (
+        "“a” leads “b” up to about 42 shots (95% interval 9 to above 300, 6 seeds)."
+    )
+    assert "it was not shown that each of them is ahead on one side" in crossing(
+        row | {"shown": False}, "shots"
+    )
+    assert crossing_interval(row | {"low": 0.0}) == "below 5 to above 300"
+    assert crossing_interval(row | {"low": math.nan}) == "–"
+    none = row | {"changes": 0, "size": math.nan}
+    assert crossing(none, "shots").startswith("No crossing between 5 and 300 shots")
+    alone = row | {"n": 1, "low": math.nan, "shown": False}
+    assert "(one seed: no interval)" in crossing(alone, "shots")

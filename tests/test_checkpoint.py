@@ -47,7 +47,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": "sgd", "strategy": strategies.GradualUnfreezing(1)},
     "reestimate": {"batch_norm": "reestimate"},
     "bfloat16": {"precision": "bfloat16", "strategy": strategies.LastK(3)},
-    "head": {"head": "attentive", "depth": 3, "resolution": 64, "strategy": strategies.LastBlock()},
+    "head": {"head": "attentive", "depth": 3, "strategy": strategies.LastBlock()},
     "dropout": {"backbone": "torchvision:mobilenet_v3_small"},
     "one cycle": {"schedule": "one_cycle", "backbone": "test_vit"},
 }

@@ -81,6 +81,7 @@ def test_epochs_of_a_process_that_died_have_the_metric_that_was_reported(metric:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_cell_is_chosen_by_the_metric_everywhere(tmp_path: Path, tracking_uri: str) -> None:
     uri, picked = tracking_uri, {}
     for metric in ("accuracy", "balanced_accuracy"):

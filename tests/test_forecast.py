@@ -87,7 +87,7 @@ CASES = [
     ("resnet18", FeatureTransfer(), {"shots": 3}),
     ("resnet10t", Surgical(1), LOW),
     (TINY_VIT, LastBlock(), {}),
-    ("test_vit", FullFineTune(), {"precision": "bfloat16"}),
+    ("test_vit", FullFineTune(), LOW),
     ("test_resnet", TwoPhase(1), {"epochs": 3}),
     ("test_resnet", GradualUnfreezing(), {"epochs": 3}),
     ("resnet18", LinearProbe(), {"depth": 2}),

@@ -173,6 +173,7 @@ def test_interval_of_a_difference_over_folds_covers_the_truth() -> None:
 # --- a study, read back ----------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_report_chooses_the_configuration_that_the_study_repeated(tmp_path: Path) -> None:
     place, nan = Place(tmp_path), float("nan")
     script(place.world, (0.9, nan, 0.9), (0.1, 0.5, 0.3), (0.2, 0.2, 0.2))

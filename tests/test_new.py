@@ -264,9 +264,11 @@ def features_of(accuracies: dict[str, float]) -> Read:
     return read
 
 
-def screen_digits(monkeypatch: pytest.MonkeyPatch, accuracies: dict[str, float]) -> Screening:
+def screen_digits(
+    monkeypatch: pytest.MonkeyPatch, accuracies: dict[str, float], shots: int = 20
+) -> Screening:
     monkeypatch.setattr(screening, "features", features_of(accuracies))
-    specs = [TrialSpec("digits", name, LinearProbe(), shots=20) for name in accuracies]
+    specs = [TrialSpec("digits", name, LinearProbe(), shots=shots) for name in accuracies]
     return screening.screen(specs, resolve_device("cpu"), Cache())
 
 
@@ -288,7 +290,7 @@ def test_screening_keeps_the_first_by_linear_probe_and_the_first_by_neighbours(
 
 
 def test_nothing_is_dropped_where_a_measure_has_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    done = screen_digits(monkeypatch, {"a": 0.9, "constant": 0, "b": 0.2, "c": 0.3})
+    done = screen_digits(monkeypatch, {"a": 0.9, "constant": 0, "b": 0.2, "c": 0.3}, shots=5)
     assert done.kept == ("a", "constant", "b", "c")
     assert len(done.describe()) == 1
     assert "could not be screened, so all are kept" in done.describe()[0]

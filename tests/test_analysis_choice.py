@@ -1,0 +1,126 @@
+"""Report, recommendation and export choose the same cell, and say how much that choice rests on."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from analysis import compare, recommend
+from analysis.text import methods
+from analysis.topics import scores
+from harness.core.errors import UserError
+from harness.core.selection import preference
+from harness.deploy.choice import choose
+from harness.tracking.results import cell_records
+from harness.tracking.runs import Recorded
+from tests.made_studies import scored, table, trial
+
+
+def test_no_probability_of_being_the_best_is_printed() -> None:
+    said = " ".join(recommend.recommend_cell(table([*scored("a", 0.8), *scored("b", 0.81)])))
+    assert "robab" not in said
+    assert "at most" in said
+
+
+def test_report_and_recommend_choose_the_same_cell_by_validation_and_name_the_best_by_test() -> (
+    None
+):
+    """b is ahead on validation, a on test."""
+    rows = [row | {"val_score": 0.7} for row in scored("a", 0.9)] + [
+        row | {"val_score": 0.75} for row in scored("b", 0.8)
+    ]
+    made = table(rows)
+    found = compare.find(made)
+    assert found.chosen == "b"
+    said = " ".join(scores.answer(found))
+    assert "“b” is recommended: test accuracy 80.0%" in said
+    assert "The test accuracy of “a” is 10.0 points higher." in said
+    recommended = recommend.recommend_cell(made)
+    assert recommended[0].startswith("Use “b”: test accuracy 80.0%")
+    assert any("“a” has a higher test score" in line for line in recommended)
+
+
+def test_of_equal_cells_the_faster_is_preferred_and_an_unscored_one_is_last() -> None:
+    keys = {"slow": (0.9, 9.0), "fast": (0.9, 1.0), "none": (math.nan, 0.1), "low": (0.8, 0.1)}
+    order = sorted(keys, key=lambda name: preference(*keys[name]))
+    assert order == ["fast", "slow", "low", "none"]
+
+
+def test_a_choice_by_few_validation_images_says_how_little_it_rests_on() -> None:
+    counts = '{"train": {"x": 30, "y": 30}, "val": {"x": 100, "y": 100}, "test": 50}'
+
+    def found(next_best: float) -> compare.Findings:
+        rows = [*scored("a", 0.8), trial("a", "tune", 1, next_best)]
+        return compare.find(table([row | {"images_per_class": counts} for row in rows]))
+
+    said = " ".join(scores.answer(found(0.795)))
+    assert "0.5 points better than the second best of 2 on 200 validation examples" in said
+    assert "from the sampling of these examples, is about 4.0 points" in said
+    assert "validation examples" not in " ".join(scores.answer(found(0.5)))
+    assert "Each run had 60 training, 200 validation" in methods(found(0.5))
+
+
+def test_of_equal_means_the_cell_that_is_faster_on_average_is_chosen_as_by_export() -> None:
+    """The sums of these scores differ in the last bit if they are added in this order; and the slower cell
+    has the lower median of seconds."""
+    cells = {"fast": ((0.3, 0.2, 0.1), (2.0, 2.0, 0.1)), "slow": ((0.1, 0.2, 0.3), (1.0, 9.0, 1.0))}
+    made = table(
+        [
+            trial(cell, "repeat", i, score, train_seconds=seconds)
+            for cell, both in cells.items()
+            for i, (score, seconds) in enumerate(zip(*both, strict=True))
+        ]
+    )
+    made.trials["val_accuracy"] = made.trials["val_score"]
+    kept = [
+        Recorded(
+            "", "", {"cell": row["cell"], "index": str(row["index"])}, {"target": ""},
+            {name: row[name] for name in ("val_accuracy", "train_seconds")},
+        )
+        for row in made.trials.to_dict("records")
+    ]  # fmt: skip
+    assert choose(cell_records(kept))[0].cell == "fast"
+    assert compare.find(made).chosen == "fast"
+    assert recommend.recommend_cell(made)[0].startswith("Use “fast”")
+    assert compare.chosen_by(made.trials, made.info, "accuracy") == "fast"
+    assert compare.chosen_by(made.trials, made.info, "macro_f1") == ""
+
+
+def test_identical_scores_are_not_taken_for_exact_differences() -> None:
+    """As in the verdicts, where a difference has at least the rounding error of single images."""
+    rows = [
+        trial(cell, "repeat", seed, 0.8 - 0.1 * (seed % 2))
+        for cell in ("a", "b")
+        for seed in range(6)
+    ]
+    made = table(rows)
+    choices = compare.choice(made.trials, made.info)
+    (row,) = compare.more_seeds(made.trials, made.info, choices).to_dict("records")
+    (pair,) = compare.contrasts(made.trials, made.info).to_dict("records")
+    assert pair["least_detectable"] > 2  # points; one image of ten is 10
+    assert row["lead"] == 0
+    assert row["seeds"] > row["n"]
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        (["strategy"], "must be FACTOR=VALUE, got 'strategy'"),
+        (["strategy=a", "strategy=b"], "gives strategy twice, as 'a' and 'b'"),
+    ],
+)
+def test_conditions_that_no_cell_can_meet_are_refused(where: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        recommend.recommend_cell(table([*scored("a", 0.8), *scored("b", 0.7)]), where)
+
+
+def test_costs_that_were_not_measured_are_not_named() -> None:
+    made = table(
+        [
+            trial(cell, "repeat", s, score)
+            for cell, score in (("a", 0.8), ("b", 0.7))
+            for s in (0, 1)
+        ]
+    )
+    assert recommend.recommend_cell(made)[0] == "Use “a”: test accuracy 80.0% (2 seeds)."
