@@ -131,7 +131,7 @@ def check_peaks(trial: TrialSpec) -> Forecast:
 def test_layer_norms_in_bfloat16_count_as_on_an_accelerator(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    trial = spec("convnext_atto", FullFineTune(), precision="bfloat16", resolution=32)
+    trial = spec("test_convnext", FullFineTune(), precision="bfloat16", resolution=32)
     found = forecast(trial)
     on_processor, _ = measured(trial)
     norm = F.layer_norm

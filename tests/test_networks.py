@@ -120,7 +120,12 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("name", HEADS)
+EACH_HEAD = [
+    pytest.param(name, marks=pytest.mark.slow) if name == "volo_d1_224" else name for name in HEADS
+]
+
+
+@pytest.mark.parametrize("name", EACH_HEAD)
 def test_all_classifiers_are_fresh_and_in_the_last_group(name: str, tmp_path: Path) -> None:
     """Weights of another seed in a file: the whole body is theirs and no tensor of the head is. And the
     logits hang on nothing but the head's tensors, once those are zero."""
