@@ -39,11 +39,11 @@ def average_networks(
     The repeat's configuration and the next best ones are trained with its seed. The soup is the mean of
     those whose addition does not lower the validation score. WiSE-FT is a weighted mean of the repeat's
     network and a linear probe with its seed; the weight is chosen on validation. Both are scored once on
-    test. Running the same command again does only what is not recorded yet.
+    test. Running the same command again computes only what is not recorded yet.
 
     Args:
         study: name of a study that was run.
-        cell: label of a cell, e.g. 'full'; the default has the best mean validation score.
+        cell: label of a cell, e.g. 'full'; the default is that with the best mean validation score.
         space: study file (its code is run), needed where it defines the strategy, backbone or target.
         members: largest number of networks in a soup; 1 makes no soup.
         device: auto, cpu, cuda or mps.
@@ -95,7 +95,7 @@ def average_networks(
 
 
 main = command(
-    "harness.average", average_networks, if_stopped="run the same command again to go on"
+    "harness.average", average_networks, if_stopped="run the same command again to resume"
 )
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def run(
     tracking_uri: str | None = None,
 ) -> int:
     """Pack a study's record, predictions and study file into one file; or merge such files from several
-    machines into one record, and show it in MLflow.
+    machines into one record, and write its runs to MLflow.
 
     Args:
         bundles: the bundles.

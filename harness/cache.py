@@ -92,7 +92,7 @@ def run(*, cache_dir: Path | None = None, empty: bool = False) -> None:
     Everything in the cache can be deleted: it is computed again when a trial needs it.
 
     Args:
-        cache_dir: the folder; the default is in the user's cache.
+        cache_dir: folder of the cache; the default is in the user's cache.
         empty: delete every entry.
     """
     found = list_cache(cache_dir)

@@ -50,9 +50,9 @@ def export_model(
 
     Args:
         study: name of a study that was run.
-        cell: label of a cell, e.g. 'linear probe'; the default has the best mean validation score.
+        cell: label of a cell, e.g. 'linear probe'; the default is that with the best mean validation score.
         space: study file (its code is run), needed where it defines the strategy, backbone or target.
-        out: folder to write, by default models/STUDY; a model that is there is not overwritten.
+        out: folder to write, by default models/STUDY; an existing model is not overwritten.
         onnx: also write model.onnx (extra onnx).
         int8: also write model.onnx and model.int8.onnx, whose weights and activations have 8 bits, with
             scales from training examples.

@@ -24,14 +24,14 @@ def find_lr(
 ) -> tuple[LrRange, ...]:
     """Find learning rates worth searching: a range test for each cell of a study.
 
-    Prints, per cell, the rate at which the loss falls fastest and a tenth of the rate at which it starts to
-    rise: the range between them is where to search. Nothing is recorded.
+    Prints, for each cell, the rate at which the loss falls fastest and a tenth of the rate at which it starts
+    to rise: search between these two. Nothing is recorded.
 
     Args:
         space: study file (its code is run), or the name of a shipped study.
         device: auto, cpu, cuda or mps.
         steps: batches per cell, at least 10.
-        highest: last learning rate, above 0.
+        highest: highest learning rate of the test, above 0.
 
     Raises:
         UserError: on bad input.

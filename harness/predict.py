@@ -57,9 +57,9 @@ def run(model: Path, images: list[Path], *, top: int = 1, csv: bool = False) -> 
 
     Args:
         model: folder that harness.export wrote.
-        images: files, or folders of them; of sounds or texts if the model is for them.
+        images: image files, or folders of them; sounds or texts if the model is for those.
         top: classes per file, the most probable first.
-        csv: print image,rank,class,probability.
+        csv: print a table with the columns image, rank, class and probability.
     """
     predictions = predict_images(model, images, top)
     table = csv_files.writer(sys.stdout, lineterminator="\n") if csv else None

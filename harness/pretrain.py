@@ -43,7 +43,7 @@ def pretrain_sources(
     cache_dir: File | None = None,
     dry_run: bool = False,
 ) -> tuple[Pretrained, ...]:
-    """Train the `sources` of a file and record them; a trial names one as its source.
+    """Train the `sources` of a file and record them, so that trials can start from them.
 
     Running the same command again trains only what is not recorded yet.
 
@@ -113,7 +113,7 @@ def pretrain_sources(
 
 
 main = command(
-    "harness.pretrain", pretrain_sources, if_stopped="run the same command again to go on"
+    "harness.pretrain", pretrain_sources, if_stopped="run the same command again to resume"
 )
 
 if __name__ == "__main__":

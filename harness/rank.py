@@ -36,15 +36,15 @@ def rank_sources(
 ) -> Ranking:
     """Rank candidate sources for a target by measures of transferability, before any training.
 
-    Also says what recorded studies show about these measures, and if they do no better than a ranking that
-    ignores the target.
+    Also shows how well these measures chose sources in recorded studies, compared with a ranking that ignores
+    the target.
 
     Args:
         target: as in TrialSpec, e.g. folder:PATH.
         sources: backbones (with their published weights) and recorded:NAME, joined by commas; the default is
             the backbones whose weights are installed and that take the target's examples.
         images: number of training examples to use, at least 10.
-        resolution: in pixels, of the backbones that take images or spectrograms, at least 8.
+        resolution: input size in pixels for backbones that take images or spectrograms, at least 8.
         device: auto, cpu, cuda or mps.
         tracking_uri: MLflow tracking URI of recorded studies; the default is sqlite:///mlruns/mlflow.db.
         cache_dir: folder that caches outputs of networks; the default is in the user's cache.

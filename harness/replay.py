@@ -37,10 +37,10 @@ def replay_run(
     input. Differences of inputs, versions and settings from the recorded ones are listed.
 
     Args:
-        run_id: of a complete trial, from the MLflow UI.
+        run_id: MLflow run id of a complete trial, as shown in the MLflow UI.
         space: study file (its code is run), needed where it defines the strategy, backbone or target.
         tracking_uri: MLflow tracking URI; the default is sqlite:///mlruns/mlflow.db.
-        device: auto, cpu, cuda or mps; the default is the recorded one if it is there.
+        device: auto, cpu, cuda or mps; the default is the recorded one if it is available.
         cache_dir: read outputs of frozen layers from this folder; by default they are computed again.
         cache_budget: size limit of that folder; 0 caches nothing.
         target: where the examples are now, e.g. folder:PATH, if they have moved.

@@ -1,4 +1,4 @@
-"""Show the progress of a study and the process that runs it; only reads.
+"""Show the progress of a study and the process that runs it; nothing is changed.
 
 python -m harness.status --study freeze_depth
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def study_status(
     study: str, *, storage: str | None = None, tracking_uri: str | None = None
 ) -> Overview:
-    """Show the progress of a study and the process that runs it; only reads.
+    """Show the progress of a study and the process that runs it; nothing is changed.
 
     Args:
         study: name of the study.

@@ -109,7 +109,7 @@ def run(
     return launch(study_path(space), options, dry_run)
 
 
-main = command("harness.study", run, int, "run the same command again to go on")
+main = command("harness.study", run, int, "run the same command again to resume")
 
 if __name__ == "__main__":
     sys.exit(main())

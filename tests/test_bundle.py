@@ -226,7 +226,7 @@ def test_what_cannot_be_packed_is_refused(
     database = one.folder / "optuna.db"
     before = database.read_bytes()
     said = refused(["--study", "toy", "--out", database, *uri], capsys)
-    assert "exists and is no bundle of a study; it was left as it is" in said
+    assert "exists and is not a bundle of a study; it was not changed" in said
     assert database.read_bytes() == before
     other = machine("two", name="other").pack()
     assert "is a bundle of study 'other'" in refused(

@@ -55,7 +55,7 @@ def test_what_is_no_archive_or_only_a_part_of_one_is_refused(
     for content in (b"", b"no archive", whole[:10], whole[: len(whole) // 2], whole[:-1]):
         bad.write_bytes(content)
         assert refuse(shards.probe, bad).startswith(
-            f"{bad} is no bundle of a study, or was cut off"
+            f"{bad} is not a bundle of a study, or is truncated"
         )
     assert refuse(tmp_path / "none.zip").startswith(f"cannot read bundle {tmp_path}/none.zip: ")
     assert refuse(tmp_path).startswith(f"cannot read bundle {tmp_path}: ")
@@ -90,7 +90,7 @@ def test_members_that_do_not_belong_there_are_refused(
     names = ["../x", "/x", "predictions/../../x", "..\\x", "C:/x", "folder/", "x.py", "mlflow.db"]
     for name in names:
         bad = edited(shards.probe, tmp_path / "bad.zip", partial(changed, (), {name: b"text"}))
-        assert f"its member {name!r} does not belong into a bundle" in refuse(shards.full, bad)
+        assert f"its member {name!r} does not belong in a bundle" in refuse(shards.full, bad)
         assert not (tmp_path / "x").exists()
 
 
@@ -123,7 +123,7 @@ def test_a_bundle_of_another_format_or_of_none_is_refused(
         ({"format": "1"}, "its bundle.json is not that of a bundle"),
         ({"study": "../toy"}, "its bundle.json is not that of a bundle"),
         ({"study": 1}, "its bundle.json is not that of a bundle"),
-        ({"study": "another"}, "does not belong into a bundle"),
+        ({"study": "another"}, "does not belong in a bundle"),
     ]
     for said, message in cases:
         bad = edited(shards.probe, tmp_path / "bad.zip", partial(changed, ("bundle.json",), said))
@@ -199,7 +199,7 @@ def test_a_place_that_cannot_be_merged_into_is_refused(
     assert "cannot open the tracking store" in refused([shards.probe, "--into", into], capsys)
     assert contents(into) == before
     fresh = tmp_path / "fresh"
-    assert "is no bundle" in refused([file, "--into", fresh], capsys)
+    assert "is not a bundle" in refused([file, "--into", fresh], capsys)
     assert not fresh.exists()
     odd = ["--tracking-uri", "nonsense://x"]
     assert "cannot open the tracking store" in refused(

@@ -396,7 +396,7 @@ def test_attribute_that_would_deceive_the_harness_costs_the_trial(world: World, 
 
     lab.run(make_study(space=deceives, trials=2, repeats=0))
     assert lab.outcomes() == {"complete": 2, "crashed": 2}
-    assert "'slot' is the harness's own" in lab.trials(outcome="crashed")[0].reason
+    assert "'slot' is reserved by the harness" in lab.trials(outcome="crashed")[0].reason
 
 
 def test_space_that_always_fails_stops_the_study(world: World, lab: Lab) -> None:

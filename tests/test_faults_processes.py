@@ -167,7 +167,7 @@ def test_3_sigterm_ends_the_command_and_its_workers_at_once(here: Path) -> None:
     parent.terminate()
     _, err = parent.communicate(timeout=240)
     assert parent.returncode == 143
-    assert "stopped by SIGTERM or SIGUSR1; run the same command again to go on" in err
+    assert "stopped by SIGTERM or SIGUSR1; run the same command again to resume" in err
     wait_for(lambda: not is_alive(worker))
     go_on(here, study)
 
@@ -270,7 +270,7 @@ def test_28_workers_end_with_a_command_that_is_killed_and_the_next_one_says_so(h
     wait_for(lambda: not is_alive(worker))
     said = go_on(here, study)
     assert f"note: 'toy' was left by process {parent.pid} on " in said
-    assert "which died; going on" in said
+    assert "which died; resuming" in said
 
 
 @pytest.mark.slow

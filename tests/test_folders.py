@@ -378,7 +378,7 @@ def png_of_sixteen_bits(path: Path, value: int) -> Path:
 def test_colour_of_sixteen_bits_that_uses_twelve_is_refused(tmp_path: Path) -> None:
     whole = open_image(png_of_sixteen_bits(tmp_path / "whole.png", 0xC0FF))
     assert np.asarray(whole).tolist() == [[[0xC0] * 3] * 4] * 4
-    with refused(r"dark\.png has 16 bits per colour but no value above 4095"):
+    with refused(r"dark\.png has 16 bits per channel but no value above 4095"):
         open_image(png_of_sixteen_bits(tmp_path / "dark.png", 0x0FFF))
 
 

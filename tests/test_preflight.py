@@ -155,7 +155,9 @@ def test_repeats_that_confirm_only_large_differences_are_noted(
         compare={"arm": [f"arm {i}" for i in range(cells)]},
         repeats=repeats,
     )
-    notes = [n for n in check_study(study).notes if "of cells: the report" in n]
+    notes = [n for n in check_study(study).notes if "power the report detects" in n]
     assert len(notes) == noted
     if (cells, repeats) == (6, 5):
-        assert "3.5 standard deviations over seeds; 8 repeats would confirm one of 2" in notes[0]
+        assert (
+            "3.5 standard deviations (of the paired differences over seeds); 8 repeats" in notes[0]
+        )

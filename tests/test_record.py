@@ -199,5 +199,5 @@ def test_record_of_another_edition_is_refused(
     optuna.create_study(study_name="toy/probe", storage=url)
     record: Record = Place(tmp_path).record()
     for refused in (lambda: record.describe(INFO), lambda: record.info("toy")):
-        with pytest.raises(UserError, match="'toy' is recorded here by another edition"):
+        with pytest.raises(UserError, match="'toy' is recorded here by another version"):
             refused()

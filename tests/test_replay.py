@@ -381,7 +381,7 @@ def test_store_that_is_none_is_refused(tmp_path: Path, capfd: pytest.CaptureFixt
 def test_run_that_is_no_trial_is_refused(uri: str, capfd: pytest.CaptureFixture[str]) -> None:
     code, said = replay(uri, run_id(uri, "tags.kind = 'study'"), capfd)
     assert (code, said.count("\n")) == (2, 1)
-    assert "is no trial of a study" in said
+    assert "is not a trial of a study" in said
 
 
 def test_trial_that_did_not_complete_is_refused(

@@ -233,7 +233,7 @@ def test_folder_of_sounds_is_a_target(tones: Path) -> None:
     low, high = (row[0].float().mean(1).argmax() for row in (rows[1], rows[0]))
     assert low > high  # further down
     (note,) = target.notes
-    assert note.startswith("Sounds of 0.50 to 0.72 s (median 0.61) are taken as 0.7 s: longer ones")
+    assert note.startswith("Sounds of 0.50 to 0.72 s (median 0.61) are set to 0.7 s: longer ones")
 
 
 @pytest.mark.parametrize("kind", ["csv", "hf"])

@@ -315,7 +315,7 @@ def test_the_label_tells_between_files_of_one_name(pets: Path) -> None:
 def test_absent_images_are_shown_with_where_they_were_looked_for(name: str, pets: Path) -> None:
     target = write(pets, ("image", "label"), *ROWS[:2], (name, "x"))
     with refused(
-        r"1 images are missing, the first is .*searched for the names as written in "
+        r"1 images are missing, the first is .*the names were searched for as written, in "
     ) as e:
         load_target(target)
     assert str(pets) in str(e.value)

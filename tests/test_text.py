@@ -280,8 +280,8 @@ def test_folder_of_texts_is_a_target(texts: Path) -> None:
     )
     assert torch.equal(target.read(np.arange(24), form), wanted)
     (note,) = target.notes
-    assert f"are taken as at most {longest} tokens" in note
-    assert f"about {(np.ceil(sizes / 4) + 2 > longest).sum()} of 24 lose their end" in note
+    assert f"are cut to at most {longest} tokens" in note
+    assert f"about {(np.ceil(sizes / 4) + 2 > longest).sum()} of 24 are truncated" in note
 
 
 def test_length_is_given_or_that_of_the_network_if_it_takes_less(texts: Path) -> None:

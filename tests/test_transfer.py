@@ -100,7 +100,7 @@ def test_every_row_covers_all_groups_and_never_freezes_by_a_rate_of_zero(
 
 
 def test_name_of_a_strategy_of_the_harness_is_refused_for_another() -> None:
-    with refused(r"FullFineTune in .*: the harness has one of that name"):
+    with refused(r"FullFineTune in .*: the harness already has one of that name"):
         type("FullFineTune", (Strategy,), {"lr_scales": FullFineTune.lr_scales})
     assert names()["FullFineTune"] is FullFineTune
 

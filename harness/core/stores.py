@@ -102,7 +102,7 @@ def require_sqlite(path: Path, program: Program, or_empty: bool = False) -> None
     whose = next((f"{other}'s" for other, tables in TABLES.items() if tables <= found), "")
     what = f"is {whose or 'of another program'}" if found else "is empty"
     raise UserError(
-        f"{path} holds no {program} tables; it {what} and was left as it is: "
+        f"{path} holds no {program} tables; it {what} and was not changed: "
         f"name another by {OPTION[program]}"
     )
 

@@ -45,7 +45,7 @@ class Strategy(ABC):
         """Raises UserError for the name of a strategy of this module: recorded runs would name either."""
         if _hides_ours(cls):
             raise UserError(
-                f"strategy {cls.__name__} in {cls.__module__}: the harness has one of that name; "
+                f"strategy {cls.__name__} in {cls.__module__}: the harness already has one of that name; "
                 "choose another"
             )
 

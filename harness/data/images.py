@@ -144,7 +144,7 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
         image = Image.fromarray(_eight_bits(np.asarray(image), name))
     elif deep_colour and (most := int(np.asarray(image.convert("RGB")).max())) < LEAST_COLOUR:
         raise UserError(
-            f"image {name} has 16 bits per colour but no value above {256 * most + 255}, so it would be "
+            f"image {name} has 16 bits per channel but no value above {256 * most + 255}, so it would be "
             "almost black; save it with 8 bits, scaled by the largest value"
         )
     if image.has_transparency_data:

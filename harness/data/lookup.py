@@ -63,14 +63,14 @@ def find_images(
     if absent:
         first = ", ".join(_describe(name, folder) for name in absent[:SHOWN])
         raise UserError(
-            f"{what}: {len(absent)} {noun}s are missing, the first is {first}; searched for the names as "
-            f"written in {shown(folder.absolute())} and the two folders above it, and for their last parts "
-            "below it"
+            f"{what}: {len(absent)} {noun}s are missing, the first is {first}; the names were searched for "
+            f"as written, in {shown(folder.absolute())} and the two folders above it, and by their last "
+            "parts below it"
         )
     if unclear:
         raise UserError(
             f"{what}: {len(unclear)} {noun} names match several files: {'; '.join(unclear[:SHOWN])}; "
-            "write the folder in the name too"
+            "write the folder into the name as well"
         )
     notes = []
     if searched:

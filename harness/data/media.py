@@ -208,15 +208,15 @@ class Sounds(Medium):
         seconds = min(max(usual, LENGTHS[0]), LENGTHS[1])
         notes = [
             f"Sounds of {lengths.min():.2f} to {lengths.max():.2f} s (median {np.median(lengths):.2f}) are "
-            f"taken as {seconds:g} s: longer ones are cropped to their centre, shorter ones repeated; "
+            f"set to {seconds:g} s: longer ones are cropped to their centre, shorter ones repeated; "
             "[seconds=...] changes that."
         ]
         rates = Counter(header.rate for header in found)
         shown = ", ".join(f"{hertz} Hz ({count})" for hertz, count in sorted(rates.items()))
         if len(rates) > 1:
             notes.append(
-                f"Sample rates differ: {shown}. If they differ between the classes, a network can recognise "
-                "the recorder instead of the sound."
+                f"Sample rates differ: {shown}. If they differ between the classes, a network may learn to "
+                "recognise the recorder instead of the sound."
             )
         if several := sum(header.channels > 1 for header in found):
             notes.append(f"Sounds of several channels ({several}) are mixed to one.")
@@ -313,8 +313,8 @@ class Texts(Medium):
         tokens = min(max(usual, FEWEST), MOST)
         notes.append(
             f"Texts of {lengths.min():.0f} to {lengths.max():.0f} tokens (median {np.median(lengths):.0f}; "
-            f"estimated, with {BYTES} bytes for a token) are taken as at most {tokens} tokens: about "
-            f"{(lengths > tokens).sum()} of {len(lengths)} lose their end; [tokens=...] changes that."
+            f"estimated at {BYTES} bytes per token) are cut to at most {tokens} tokens: about "
+            f"{(lengths > tokens).sum()} of {len(lengths)} are truncated; [tokens=...] changes that."
         )
         return cls(tokens), notes
 

@@ -65,7 +65,7 @@ def check_first_round(study: Study, costs: Iterable[CellCost]) -> None:
         fewer = f", or compare at most {most} cells" if most > 1 else ""
         raise UserError(
             f"a budget of {study.budget} is too small: the first {FIRST} trials of each of the {len(known)} "
-            f"cells take about {SCREENING * least:.2g} s by the forecast, and tuning has {SCREENING:.0%} of "
+            f"cells take about {SCREENING * least:.2g} s by the forecast, and tuning gets {SCREENING:.0%} of "
             f"the budget; give at least --budget {Seconds(math.ceil(least))}{fewer}"
         )
 

@@ -117,8 +117,8 @@ def pack(part: Part, out: Path) -> Packed:
     beside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         if out.exists() and (found := _study_at(out)) != name:
-            what = f"a bundle of study {found!r}" if found else "no bundle of a study"
-            raise UserError(f"{out} exists and is {what}; it was left as it is: name another file")
+            what = f"a bundle of study {found!r}" if found else "not a bundle of a study"
+            raise UserError(f"{out} exists and is {what}; it was not changed: name another file")
         out.parent.mkdir(parents=True, exist_ok=True)
         with (
             tempfile.TemporaryDirectory() as folder,
@@ -221,7 +221,7 @@ def read_bundle(path: Path, folder: Path) -> Part:
         Exception
     ) as error:  # zipfile, zlib and struct raise many kinds, and its record may hold anything
         raise UserError(
-            f"{path} is no bundle of a study, or was cut off or damaged on its way: {first_line(error)}"
+            f"{path} is not a bundle of a study, or is truncated or damaged: {first_line(error)}"
         ) from error
     return part
 
@@ -230,11 +230,11 @@ def _check_members(archive: zipfile.ZipFile) -> str:
     """The name of the study in a bundle.
 
     Raises:
-        UserError: if it has another format, or members that do not belong into a bundle.
+        UserError: if it has another format, or members that do not belong in a bundle.
     """
     names = archive.namelist()
     if MANIFEST not in names:
-        raise UserError(f"it has no {MANIFEST}, so it is no bundle of a study")
+        raise UserError(f"it has no {MANIFEST}, so it is not a bundle of a study")
     found = json.loads(archive.open(MANIFEST).read(LARGEST_MANIFEST))
     number, study = (found.get(k) if isinstance(found, dict) else None for k in ("format", "study"))
     if isinstance(number, int) and number != FORMAT:
@@ -249,7 +249,7 @@ def _check_members(archive: zipfile.ZipFile) -> str:
     for name in names:
         if not re.fullmatch("|".join(kinds), name) or counts[name] > 1:
             raise UserError(
-                f"its member {name!r} does not belong into a bundle; nothing was unpacked"
+                f"its member {name!r} does not belong in a bundle; nothing was unpacked"
             )
     if DATABASE not in names:
         raise UserError(f"it has no {DATABASE}")

@@ -182,7 +182,7 @@ def _carry_out(
     except (StudyStopped, StorageFailed) as error:
         return _say(f"study stopped: {error}", 1)
     except Terminated:
-        return _say("stopped by SIGTERM or SIGUSR1; run the same command again to go on", 143)
+        return _say("stopped by SIGTERM or SIGUSR1; run the same command again to resume", 143)
     finally:
         executor.close()
     if projection.behind:

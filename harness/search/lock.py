@@ -70,7 +70,7 @@ def sole_runner(folder: Path, name: str) -> Iterator[None]:
         raise UserError(f"cannot write to {folder}: {first_line(error)}") from error
     try:
         if (before := holder_of(folder, name)) is not None:
-            print(f"note: {name!r} was left by {before}, which died; going on", file=sys.stderr)
+            print(f"note: {name!r} was left by {before}, which died; resuming", file=sys.stderr)
         since = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
         about.write_text(json.dumps(asdict(Holder(platform.node(), os.getpid(), since))))
         try:

@@ -37,15 +37,15 @@ class StudyOptions:
         tracking_uri: MLflow tracking URI; the default is sqlite:///mlruns/mlflow.db.
         cache_dir: folder that caches outputs of frozen layers; the default is in the user's cache.
         cache_budget: size limit of that folder; 0 caches nothing.
-        max_memory: memory limit such as 8GiB: a trial with a higher forecast is recorded as oom, not run.
+        max_memory: memory limit such as 8GiB: a trial with a higher forecast is not run but recorded as oom.
         max_minutes: time limit of a trial: a longer one ends as timeout; its process is ended if it hangs.
         workers: trials at a time, each with its share of threads or GPUs.
         engine: run trials in processes of this machine or on a Ray cluster.
         address: address of the Ray cluster; the default is auto.
         worker_cpus: CPUs of each Ray task; the default is 1.
         worker_gpus: GPUs of each Ray task; 0.5 runs two tasks on one GPU. The default is 0.
-        quiet: print no line for each trial.
-        verbose: print a line for each trial also on a terminal, and the accuracy after each epoch.
+        quiet: do not print a line for each trial.
+        verbose: print a line for each trial also on a terminal, and the validation score after each epoch.
     """
 
     device: Annotated[str, STUDY] = "auto"
@@ -88,19 +88,21 @@ class StudyOptions:
         if self.engine not in ("processes", "ray"):
             raise UserError(f"--engine must be processes or ray, got {self.engine!r}")
         if self.quiet and self.verbose:
-            raise UserError("--quiet and --verbose exclude each other")
+            raise UserError("--quiet and --verbose cannot be combined")
         self._check_ray()
 
     def _check_ray(self) -> None:
         for name in ("address", "worker_cpus", "worker_gpus"):
             value = getattr(self, name)
             if value is not None and self.engine != "ray":
-                raise UserError(f"{_option(name)} is for --engine ray")
+                raise UserError(f"{_option(name)} needs --engine ray")
             if isinstance(value, float) and not 0 <= value < math.inf:
                 raise UserError(f"{_option(name)} must be at least 0, got {value:g}")
         gpus = self.worker_gpus or 0.0
         if gpus > 1 and gpus != int(gpus):
-            raise UserError(f"--worker-gpus must be a part of one or a whole number, got {gpus:g}")
+            raise UserError(
+                f"--worker-gpus must be a fraction of one or a whole number, got {gpus:g}"
+            )
 
     def command(self, path: Path) -> str:
         """The command that runs a study file with these options; without passwords."""

@@ -43,7 +43,7 @@ class Shard:
         every = study.cells()
         if self.number > len(every):
             raise UserError(
-                f"--cells {self.number}/{self.count} holds no cell: study {study.name!r} has "
+                f"--cells {self.number}/{self.count} selects no cell: study {study.name!r} has "
                 f"{len(every)}, so at most {len(every)} jobs have work"
             )
         return list(every[self.number - 1 :: self.count])

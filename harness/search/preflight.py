@@ -13,7 +13,7 @@ import numpy as np
 
 from harness.backbones import Backbone, check_gradients
 from harness.core.errors import UserError, first_line
-from harness.core.power import WANTED, least_detectable, pairs_of, seeds_needed
+from harness.core.power import POWER, WANTED, least_detectable, pairs_of, seeds_needed
 from harness.core.signals import time_limit
 from harness.core.spec import TrialSpec
 from harness.core.study import Phase, Study, cell_label
@@ -114,8 +114,8 @@ def _power(study: Study, specs: Mapping[str, TrialSpec]) -> list[str]:
     more = "no number of" if enough == math.inf else f"{enough:g}"
     return [
         f"{study.repeats} repeats{' on shared examples' * (folds > 1)} and {pairs} pair{'s' * (pairs != 1)} "
-        f"of cells: the report can confirm a difference of {least:.1f} standard deviations over seeds; "
-        f"{more} repeats would confirm one of {WANTED:g}"
+        f"of cells: with {POWER:.0%} power the report detects a difference of {least:.1f} standard "
+        f"deviations (of the paired differences over seeds); {more} repeats would detect one of {WANTED:g}"
     ]
 
 

@@ -35,8 +35,8 @@ EVERY_SECONDS = 1.0
 """Shortest time between two drawings of the table."""
 MOST_AT_WORK = 8
 BUSY_MACHINE = (
-    "warning: other programs use the processor, or there are more workers than cores: a trial waited for it "
-    "{:.0%} of its time, so times of this study are not comparable"
+    "warning: other programs use the processor, or there are more workers than cores: a trial waited for a "
+    "processor {:.0%} of its time, so times of this study are not comparable"
 )
 
 

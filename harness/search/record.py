@@ -109,7 +109,7 @@ class Record:
                 return StudyInfo(**{**found["info"], "leaks": tuple(found["info"]["leaks"])})
         if self.has(name):
             raise UserError(
-                f"study {name!r} is recorded here by another edition of the harness: give the study another "
+                f"study {name!r} is recorded here by another version of the harness: give the study another "
                 "name, or move that record away (optuna.db and mlflow.db)"
             )
         known = ", ".join(sorted(n for n in names if "/" not in n and n != name))

@@ -82,7 +82,7 @@ class CarefulTrial:
         """Set a user attribute; names that the harness uses are refused."""
         if key in OWN:
             raise UserError(
-                f"space: the attribute {key!r} is the harness's own; choose another name"
+                f"space: the attribute {key!r} is reserved by the harness; choose another name"
             )
         self._trial.set_user_attr(key, value)
 

@@ -58,8 +58,8 @@ def measure_similarity(
         device: auto, cpu, cuda or mps.
         tracking_uri: MLflow tracking URI; the default is sqlite:///mlruns/mlflow.db.
         cache_dir: folder that caches outputs of networks; the default is in the user's cache.
-        resamples: number behind each interval; 0 for no interval, several times faster. The default is each
-            measure's own.
+        resamples: number of resamples for each interval; 0 computes no intervals, several times faster. The
+            default depends on the measure.
 
     Returns:
         The pairs that were measured now; those recorded before are in `analysis.load_study(...).measures`.
@@ -106,7 +106,7 @@ def measure_similarity(
 
 
 main = command(
-    "harness.similarity", measure_similarity, if_stopped="run the same command again to go on"
+    "harness.similarity", measure_similarity, if_stopped="run the same command again to resume"
 )
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ class Projection:
             more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
             self._warn(
                 f"MLflow shows what the record does not say: {left[0].what}{more}; "
-                f"python -m harness.sync --study {shlex.quote(self._info.name)} --check names all"
+                f"python -m harness.sync --study {shlex.quote(self._info.name)} --check lists all differences"
             )
 
     def _attempt(self, write: Callable[[], object], synced: bool = False) -> None:

@@ -172,7 +172,7 @@ def spec_of(recorded: Recorded) -> TrialSpec:
     run = f"run {recorded.run_id!r} ({recorded.name})"
     if recorded.tags.get("phase") not in ("tune", "repeat"):
         raise UserError(
-            f"{run} is no trial of a study; choose one with the tag phase: tune or repeat"
+            f"{run} is not a trial of a study; choose one with the tag phase: tune or repeat"
         )
     outcome = recorded.tags.get("outcome", "unfinished")
     if outcome != "complete":
@@ -181,7 +181,7 @@ def spec_of(recorded: Recorded) -> TrialSpec:
         return TrialSpec.from_flat(recorded.params)
     except (UserError, ValueError, TypeError, SyntaxError) as error:
         kind = UnknownName if isinstance(error, UnknownName) else UserError
-        raise kind(f"the parameters of {run} make no trial here: {error}") from error
+        raise kind(f"the parameters of {run} do not make a valid trial here: {error}") from error
 
 
 def _device(name: str | None, recorded: Recorded) -> Device:

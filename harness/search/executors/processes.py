@@ -32,7 +32,7 @@ HUNG_SECONDS = 60.0
 """The process of a trial that no alarm has interrupted this long after its time limit is ended."""
 POLL_SECONDS = 0.1
 """Interval at which the death of a worker that sends nothing is noticed."""
-NOT_STARTED = "worker processes end before they can run a trial; try --workers 1, which shows why"
+NOT_STARTED = "worker processes end before they can run a trial; try --workers 1 to see why"
 
 
 @final

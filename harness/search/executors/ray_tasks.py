@@ -61,7 +61,7 @@ def connect(address: str, room: Room) -> None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # ConnectionError, ValueError, RuntimeError of another version, ...
         raise UserError(
-            f"no Ray cluster at {address!r} ({first_line(error)}); `ray start --head` begins one"
+            f"no Ray cluster at {address!r} ({first_line(error)}); `ray start --head` starts one"
         ) from error
     finally:
         if usage is None:
@@ -69,7 +69,7 @@ def connect(address: str, room: Room) -> None:
     found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     every = [node["Resources"] for node in found if node["Alive"]]
     if not any(r.get("CPU", 0) >= room.cpus and r.get("GPU", 0) >= room.gpus for r in every):
-        raise UserError(f"no node of the Ray cluster has {room}, which a trial asks for")
+        raise UserError(f"no node of the Ray cluster has {room}, which each trial needs")
 
 
 def _reach(address: str) -> None:
@@ -81,7 +81,7 @@ def _reach(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise UserError(
-            f"no Ray cluster at {address!r} ({first_line(error)}); `ray start --head` begins one"
+            f"no Ray cluster at {address!r} ({first_line(error)}); `ray start --head` starts one"
         ) from error
 
 
