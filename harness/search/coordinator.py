@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from harness.core.caller import no_garbage_collection
 from harness.core.records import Slot, StudyInfo, TrialRecord
 from harness.core.results import BROKEN, EpochResult, TrialResult, predictions_parquet
 from harness.core.signals import Terminated, stop_requested
@@ -95,7 +96,7 @@ class Coordinator:
         self._submitted = 0
         self._unshown: list[TrialRecord] = []
         self._streak, self._inputs = FailureStreak(), Inputs()
-        with storage_failures():
+        with storage_failures(), no_garbage_collection():
             self.info = continued(self._record, info)
             self._record.describe(self.info)
             self._tune = [

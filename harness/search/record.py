@@ -127,6 +127,7 @@ class Record:
         head.set_user_attr("info", asdict(info))
         head.set_user_attr("format", FORMAT)
 
+    @no_garbage_collection()
     def trials(self, info: StudyInfo) -> list[TrialRecord]:
         """Every attempt at every slot of the study, cell by cell, tuning before repeats."""
         found: list[TrialRecord] = []
@@ -184,12 +185,11 @@ def read_trials(
     """Every attempt in one Optuna study, except trials that were killed before they got a slot."""
     study = optuna.load_study(study_name=name, storage=storage)
     phase: Phase = "tune" if chosen is None else "repeat"
-    with no_garbage_collection():
-        return [
-            trial_record(name, t, Slot(cell, phase, about["index"], about.get("folds", 1)), chosen)
-            for t in study.get_trials(deepcopy=False)
-            if (about := t.user_attrs.get("slot"))
-        ]
+    return [
+        trial_record(name, t, Slot(cell, phase, about["index"], about.get("folds", 1)), chosen)
+        for t in study.get_trials(deepcopy=False)
+        if (about := t.user_attrs.get("slot"))
+    ]
 
 
 RESULT = ("outcome", "lasting", "reason", "metrics", "notes", "provenance", "predictions", "died")

@@ -72,6 +72,7 @@ class StudyRuns:
 
     def __init__(self, tracking_uri: str, info: StudyInfo, source: Source) -> None:
         self._uri, self._info, self._source = tracking_uri, info, source
+        self._path = sqlite_path(tracking_uri)
         # Trial -> its run, and how many of its epochs the run has.
         self._written: dict[str, tuple[str, int]] = {}
         self._parents: dict[str, str] = {}
@@ -87,8 +88,8 @@ class StudyRuns:
         """
         if self._opened is None:
             self._opened = Experiment(self._uri, self._info.name, experiment_tags(self._info))
-            self._file = _identity(self._uri)
-        elif self._file != _identity(self._uri):
+            self._file = _identity(self._path)
+        elif self._file != _identity(self._path):
             raise OSError("its file was deleted or replaced")
         return self._opened
 
@@ -250,18 +251,18 @@ class StudyRuns:
         """Write the metrics of each cell as a whole to its own run, so that cells can be compared."""
         by_cell: defaultdict[str, list[TrialRecord]] = defaultdict(list)
         for trial in trials:
-            by_cell[self._parent(trial.slot.cell)].append(trial)
+            by_cell[cell_label(trial.slot.cell)].append(trial)
         experiment, now = self.experiment(), int(time.time() * 1000)
         known = {r.info.run_id: r.data.metrics for r in experiment.search("tags.kind = 'cell'")}
-        for run_id, mine in by_cell.items():
+        for mine in by_cell.values():
+            run_id = self._parent(mine[0].slot.cell)
             new = cell_summary(mine).items() - known.get(run_id, {}).items()
             if new:
                 experiment.write(run_id, [Metric(k, v, now, 0) for k, v in new])
 
 
-def _identity(uri: str) -> tuple[int, int] | None:
+def _identity(path: Path | None) -> tuple[int, int] | None:
     """Identity of a SQLite store's file; None for other stores, and for a deleted file."""
-    path = sqlite_path(uri)
     if path is None or not path.exists():
         return None
     found = path.stat()
