@@ -173,14 +173,16 @@ def agreed_until(trials: Iterable[TrialRecord], agreed: str) -> int | None:
         agreed: the value of the tag AGREED; "" if there is none.
     """
     until, _, recorded = agreed.partition(" ")
-    if not until.isdigit() or recorded != _recorded_before(int(until), trials):
+    if not until.isdecimal() or recorded != _recorded_before(int(until), trials):
         return None
     return int(until)
 
 
 def _recorded_before(until: int, trials: Iterable[TrialRecord]) -> str:
-    """Hash of what may still change in the record of the trials that started before that time."""
-    mine = [(t.key, t.outcome, t.superseded, t.chosen) for t in trials if milliseconds(t) < until]
+    """Hash of what identifies the trials that started before that time, and of what may still change in their
+    record. Their start times tell them from trials of another record, which have the same keys."""
+    started = [(milliseconds(trial), trial) for trial in trials]
+    mine = [(t.key, ms, t.outcome, t.superseded, t.chosen) for ms, t in started if ms < until]
     return hashlib.sha256(repr(sorted(mine)).encode()).hexdigest()
 
 
