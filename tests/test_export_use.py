@@ -136,6 +136,9 @@ def test_temperature_has_no_estimate_without_mistakes_or_without_skill() -> None
     logits = np.array([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
     assert fit_temperature(logits, np.array([0, 1, 0])) is None
     assert fit_temperature(logits, np.array([1, 0, 1])) is None
+    # At temperatures below 0.3 its log loss is 0 to the last bit, so that all look equally good.
+    certain = np.array([[11.0, 0.0], [0.0, 13.0]] * 2)
+    assert fit_temperature(certain, np.array([0, 1] * 2)) is None
     steep = np.array([[0.5 * LOWEST, 0.0]] * 4)  # its optimum is below the lowest
     assert fit_temperature(steep, np.array([0, 0, 0, 1])) is None
 

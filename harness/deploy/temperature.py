@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 
 from harness.core.metrics import calibration
 
 LOWEST, HIGHEST = 0.05, 20.0
-"""A fit that ends at either is none: the likelihood has no maximum if every image is classified correctly, or
-if the network does no better than chance."""
+"""Without a maximum of the likelihood between them there is no fit: it has none at all if every image is
+classified correctly, or if the network does no better than chance."""
 
 Logits = NDArray[np.float64]
 
@@ -32,16 +32,22 @@ def fit_temperature(logits: Logits, labels: np.ndarray) -> float | None:
         logits: (n, classes) outputs of the network.
         labels: (n,) true classes.
     """
-    ends = (math.log(LOWEST), math.log(HIGHEST))
+    # The loss may become too small to differ before an end is reached, so its slope decides.
+    if not _slope(logits, labels, 1 / HIGHEST) < 0 < _slope(logits, labels, 1 / LOWEST):
+        return None
     found = minimize_scalar(
         lambda x: log_loss(logits / math.exp(x), labels),
-        bounds=ends,
+        bounds=(math.log(LOWEST), math.log(HIGHEST)),
         method="bounded",
         options={"xatol": 1e-7},
     )
-    if min(abs(found.x - end) for end in ends) < 1e-3:
-        return None
     return float(math.exp(found.x))
+
+
+def _slope(logits: Logits, labels: np.ndarray, inverse: float) -> float:
+    """Derivative of the log loss with respect to the inverse of the temperature."""
+    ahead = logits - logits[np.arange(len(labels)), labels][:, None]
+    return float((softmax(logits * inverse, axis=1) * ahead).sum(1).mean())
 
 
 def log_loss(logits: Logits, labels: np.ndarray) -> float:
