@@ -21,10 +21,11 @@ from analysis.load import load_study
 from analysis.publish import publish
 from harness.core.addresses import current_uri, read_only_url, sqlite_path, sqlite_url
 from harness.core.command_line import program
-from harness.core.stores import default_tracking_uri
+from harness.core.stores import default_tracking_uri, record_home
 from harness.search.storage import open_storage, read_storage
 from harness.tracking.experiment import Experiment
 from tests.processes import environment
+from tests.refusals import refused
 from tests.test_callers import STUDY, WithStores, furnish
 
 ODD = ["a#b", "a?b", "a%41b", "a b", "100%", "Käfer λ", "a+b;c&d=e", 'it\'s "x"', "a@b:c"]
@@ -62,6 +63,23 @@ def test_relative_url_is_of_the_current_folder(
     monkeypatch.chdir(tmp_path)
     assert sqlite_path("sqlite:///mlruns/mlflow.db") == tmp_path / "mlruns" / "mlflow.db"
     assert sqlite_path("postgresql://host/name") is None
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("sqlite://", "in memory"),
+        ("sqlite:///:memory:", "in memory"),
+        ("sqlite:///file::memory:?uri=true", "in memory"),
+        ("sqlite://mlruns/mlflow.db", "three slashes"),
+        ("sqlite:///what?/mlflow.db", "write %3F"),
+    ],
+)
+def test_url_that_would_lead_elsewhere_than_to_its_file_is_refused(url: str, said: str) -> None:
+    with refused(said):
+        record_home(url, None)
+    with refused(said):
+        record_home(None, url)
 
 
 def test_programs_are_named_as_a_shell_reads_them(

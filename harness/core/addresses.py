@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from harness.core.errors import without_password
+from harness.core.errors import UserError, without_password
 
 ARTIFACTS = "artifacts"
 """Folder beside the database with one folder per experiment."""
@@ -54,12 +54,26 @@ def remove_stray_folder(url: str) -> None:
 
 
 def sqlite_path(url: str) -> Path | None:
-    """The absolute path of a sqlite:///PATH URL, or None for any other store."""
-    if not url.startswith("sqlite:///"):
+    """The absolute path of a sqlite:///PATH URL, or None for any other store.
+
+    Raises:
+        UserError: if the database would be in memory, or its path cannot be what the user means.
+    """
+    if not url.startswith("sqlite://"):
         return None
     from sqlalchemy import make_url
 
-    return Path(make_url(url).database or "").resolve()
+    made = make_url(url)
+    if made.host:
+        raise UserError(f"{url} has no path; write three slashes: sqlite:///PATH")
+    if not made.database or ":memory:" in made.database:
+        raise UserError(
+            f"the database at {url} would be in memory, and lost when the command ends; name a file: "
+            "sqlite:///PATH"
+        )
+    if "?" in url and not made.query:
+        raise UserError(f"the path in {url} ends before the ?; write %3F for a ?, and %25 for a %")
+    return Path(made.database).resolve()
 
 
 def read_only_url(path: Path) -> str:
