@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -221,6 +222,30 @@ def test_closed_pipe_ends_the_command_without_a_traceback() -> None:
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is full")
+def test_full_disk_ends_the_command_in_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", PRINTS],
+            env=environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    wanted = b"error: No space left on device; free some and run it again\n"
+    assert (done.returncode, done.stderr) == (1, wanted)
+
+
+def test_current_folder_that_was_deleted_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert run_command(lambda: 0) == 2
+    assert capsys.readouterr().err.startswith("error: the current folder was deleted")
 
 
 def test_error_is_told_where_its_letters_are_unknown(monkeypatch: pytest.MonkeyPatch) -> None:

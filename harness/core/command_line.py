@@ -125,11 +125,13 @@ TIME = Parameter(converter=_read_as(Seconds), metavar="TIME")
 
 
 def run_command(run: Callable[[], int], if_stopped: str = "nothing was lost") -> int:
-    """The exit code of a command: 2 after one line about bad input, 130 on Ctrl-C, 1 on a closed pipe."""
+    """The exit code of a command: 2 after one line about bad input, 130 on Ctrl-C, 1 on a closed pipe or a
+    full disk."""
     # After a shell's >&- there is no such stream, and nothing is printed.
     sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
     try:
         with escaped_output(), undisturbed():
+            _require_current_folder()
             code = run()
         sys.stdout.flush()
         return code
@@ -140,14 +142,31 @@ def run_command(run: Callable[[], int], if_stopped: str = "nothing was lost") ->
         print(f"stopped by Ctrl-C; {if_stopped}", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader has gone (`| head`): what is still buffered must not raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_output()  # the reader has gone (`| head`)
         return 1
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"error: {where}{error.strerror}; free some and run it again", file=sys.stderr)
+            _leave_output()
+            return 1
         if error.errno != errno.ENAMETOOLONG:
             raise
         print(f"error: {error.filename}: the path is too long", file=sys.stderr)
         return 2
+
+
+def _require_current_folder() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError("the current folder was deleted; change to another folder") from error
+
+
+def _leave_output() -> None:
+    """Write no more to standard output: what is still buffered must not raise again at exit."""
+    with suppress(io.UnsupportedOperation):  # a stream without a file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
