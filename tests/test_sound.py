@@ -64,9 +64,11 @@ def test_samples_are_those_that_were_written(
     np.testing.assert_allclose(found.samples, sound, atol=off)
 
 
-@pytest.mark.parametrize("suffix", [".ogg", ".mp3"])
-def test_lossy_files_keep_their_pitch(suffix: str, tmp_path: Path) -> None:
-    soundfile.write(tmp_path / f"a{suffix}", tone(440, 2.0, 16_000), 16_000)
+@pytest.mark.parametrize(
+    ("suffix", "subtype"), [(".ogg", "VORBIS"), (".mp3", "MPEG_LAYER_III"), (".wav", "GSM610")]
+)
+def test_lossy_files_keep_their_pitch(suffix: str, subtype: str, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / f"a{suffix}", tone(440, 2.0, 16_000), 16_000, subtype=subtype)
     assert pitch(open_sound(tmp_path / f"a{suffix}")) == pytest.approx(440, abs=4)
 
 
@@ -294,6 +296,7 @@ def test_sounds_that_cannot_be_read_are_named(tones: Path) -> None:
     soundfile.write(tones / "low" / "none.wav", np.zeros(0), RATE)
     (tones / "low" / "text.wav").write_text("not a sound")
     (tones / "low" / "zero.wav").write_bytes(b"")
+    soundfile.write(tones / "low" / "huge.wav", np.full(4000, 1e30), RATE, subtype="FLOAT")
     target = load_target(f"folder:{tones}")
     every = np.arange(len(target.labels))
     with pytest.raises(UserError) as refused:
@@ -302,6 +305,7 @@ def test_sounds_that_cannot_be_read_are_named(tones: Path) -> None:
     assert f"sound {tones / 'low' / 'none.wav'} is empty: it has no samples" in said
     assert f"sound {tones / 'low' / 'text.wav'} cannot be read: " in said
     assert f"sound {tones / 'low' / 'zero.wav'} cannot be read: " in said
+    assert f"sound {tones / 'low' / 'huge.wav'} has samples of up to 1e+30" in said
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,9 @@ SUFFIXES = frozenset(
 )
 LONGEST = 3600.0
 """Seconds; a longer recording is probably several examples."""
+LOUDEST = 2.0**40
+"""Samples are at most 1, or 2**31 in files of floats that hold whole numbers. Greater ones are not sounds,
+and their energy may exceed the range of floats."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,18 @@ def _opened(source: Path | io.BytesIO, name: str) -> Waveform:
     with one_line(f"sound {name} cannot be read"), soundfile.SoundFile(source) as file:
         if file.frames > LONGEST * file.samplerate:
             raise UserError(f"sound {name} is longer than {LONGEST:.0f} s; cut it into examples")
-        rate, samples = file.samplerate, file.read(dtype="float64", always_2d=True)
+        # With the number of frames, because some codecs (GSM) can only be read from beginning to end.
+        samples = file.read(file.frames, dtype="float64", always_2d=True)
+        rate = file.samplerate
     if not len(samples):
         raise UserError(f"sound {name} is empty: it has no samples")
     if not np.isfinite(samples).all():
         raise UserError(f"sound {name} contains NaN or infinity")
+    if (peak := float(np.abs(samples).max())) > LOUDEST:
+        raise UserError(
+            f"sound {name} has samples of up to {peak:.0e}, where full scale is 1: its bytes are probably "
+            "not the floats that its header says; write it again"
+        )
     return Waveform(samples.mean(1), rate)
 
 
