@@ -254,6 +254,16 @@ def test_labels_are_one_class_where_they_mean_the_same(
     assert load_target(name).classes == classes
 
 
+def test_classes_that_are_probably_none_are_named(pets: Path) -> None:
+    written = ["Cat", "cat", "TRUE", "dog", "NaN", "dog", "None", "cat"]
+    rows = [(f"img/{i}.png", label) for i, label in enumerate(written)]
+    target = load_target(write(pets, ("image", "label"), *rows))
+    assert len(target.classes) == 6
+    [case, absent] = target.notes
+    assert "differ in letter case only: 'Cat', 'cat';" in case
+    assert absent.startswith("'NaN' is a class like the others")
+
+
 # --- image names -----------------------------------------------------------------------------------
 
 PATHS = {
@@ -261,6 +271,7 @@ PATHS = {
     "a Windows drive": r"C:\Users\me\img\{}.png",
     "a server": r"\\nas\share\pets\img\{}.png",
     "another machine": "/home/other/data/img/{}.png",
+    "a web site": "https://example.org/pets/img/{}.png",
     "no folder": "{}.png",
     "no suffix": "{}",
     "another letter case": "IMG/{}.PNG",

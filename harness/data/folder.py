@@ -16,7 +16,7 @@ from harness.data.groups import groups_from_names
 from harness.data.images import shown
 from harness.data.labels import normalized
 from harness.data.media import MEDIA, Images, Medium
-from harness.data.parts import PARTS, TEST, TRAIN, differences, official_parts, part_named
+from harness.data.parts import PARTS, TEST, TRAIN, class_notes, official_parts, part_named
 from harness.data.target import FileTarget, Target
 from harness.data.tree import SkippedFiles, contains, files_below, list_folder
 
@@ -331,7 +331,7 @@ def _read(tree: _Tree, found: Iterator[_ClassFolder]) -> list[tuple[str, str, li
                 f"{tree.what}: class folder {tree.below(folder)!r} contains no {tree.nouns}{files}{hint}"
             )
         by_part.setdefault(part, {}).setdefault(normalized(name), []).extend(images)
-    tree.notes += differences(by_part, tree.what, tree.medium.noun)
+    tree.notes += class_notes(by_part, tree.what, tree.medium.noun)
     return [
         (part, name, by_part[part][name])
         for part in PARTS

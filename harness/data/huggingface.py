@@ -25,7 +25,7 @@ from harness.data.columns import (
 from harness.data.images import read_header
 from harness.data.labels import normalized, numbered_classes, numbered_groups
 from harness.data.media import Images, Medium, Sounds, Texts
-from harness.data.parts import PARTS, TRAIN, differences, official_parts, part_named
+from harness.data.parts import PARTS, TRAIN, class_notes, official_parts, part_named
 from harness.data.target import Indices, Target, TextTarget, read_each
 from harness.inputs import Input
 
@@ -138,7 +138,7 @@ def huggingface_target(path: str, options: Mapping[str, str]) -> Target:
     classes, labels = _classes(texts, features[label], what)
     if unused := [n for n in getattr(features[label], "names", ()) if normalized(n) not in classes]:
         notes.append(f"Classes without {medium.noun}s are left out: {quoted(unused)}.")
-    notes += [*own.notes, *differences(by_part, what, medium.noun)]
+    notes += [*own.notes, *class_notes(by_part, what, medium.noun)]
     shared = f"hf:{Path(path).name}", classes, labels, own.test
     places = tuple(f"row {row} of {part}" for part, at in kept.items() for row in at)
     if medium is Texts:

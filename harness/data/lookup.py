@@ -20,6 +20,8 @@ from harness.data.tree import is_hidden
 MOST_FILES = 500_000
 """Largest number of files below a table's folder that are searched."""
 SHOWN = 3
+START = r"([A-Za-z]:|\w+://)"
+"""Drive of a Windows path, or scheme of a URL."""
 
 
 def find_images(
@@ -29,8 +31,8 @@ def find_images(
 
     A name is first read as a path relative to the table's folder or the two folders above it. If there is
     no such file, it is searched for below the table's folder: a relative name by its whole path, an absolute
-    one by its last components (at least file name and folder). Separators, letter case and Unicode form are
-    ignored, and the suffix may be missing.
+    one or a URL by its last components (at least file name and folder). Separators, letter case and Unicode
+    form are ignored, and the suffix may be missing.
 
     Args:
         names: names as written in the table.
@@ -93,6 +95,8 @@ def _as_written(name: str, folder: Path) -> Path | None:
 
 
 def _describe(name: str, folder: Path) -> str:
+    if "://" in name:
+        return shown(name)
     text = shown(folder / name.replace("\\", "/"))
     return text if "\\" not in name else f"{shown(name)} ({text})"
 
@@ -106,8 +110,8 @@ class _Files:
     def fitting(self, name: str, hint: set[str]) -> list[Path]:
         """The files that match the name; a single one if the match is unambiguous."""
         text = name.replace("\\", "/")
-        absolute = bool(re.match(r"/|[A-Za-z]:", text))
-        parts = [p for p in re.sub(r"^[A-Za-z]:", "", text).split("/") if p not in ("", ".", "..")]
+        absolute = bool(re.match(rf"/|{START}", text))
+        parts = [p for p in re.sub(f"^{START}", "", text).split("/") if p not in ("", ".", "..")]
         if not parts:
             return []
         wanted = [_key(part) for part in parts]

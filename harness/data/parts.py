@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,10 @@ _PART = {
     for name in names.split()
     for ending in ("", "set", "data", "split")
 }
+
+
+MISSING = frozenset("nan <na> #n/a n/a null".split())
+"""How programs write a missing label, in lower case. Not "none" and "na", which may be names."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,8 @@ def official_parts(names: Sequence[str], what: str, noun: str = "image") -> Offi
     return OfficialParts(None, None, ())
 
 
-def differences(classes: Mapping[str, Iterable[str]], what: str, noun: str = "image") -> list[str]:
-    """Notes on classes without test images.
+def class_notes(classes: Mapping[str, Iterable[str]], what: str, noun: str = "image") -> list[str]:
+    """Notes on classes without test images, and on names that are probably not those of classes of their own.
 
     Args:
         classes: part -> the classes of which it has images.
@@ -99,4 +104,23 @@ def differences(classes: Mapping[str, Iterable[str]], what: str, noun: str = "im
             wrong.append(f"{quoted(missing)} not in {part}")
     if wrong:
         raise UserError(f"{what}: the parts have different classes: {'; '.join(wrong)}")
+    return notes + _odd_names(set[str]().union(*sets.values()))
+
+
+def _odd_names(classes: Iterable[str]) -> list[str]:
+    """Notes on classes whose names differ in letter case only, or stand for a missing label."""
+    alike: defaultdict[str, list[str]] = defaultdict(list)
+    for name in sorted(classes):
+        alike[name.casefold()].append(name)
+    notes = [
+        f"Classes whose names differ in letter case only: {quoted(names)}; if they mean the same, write "
+        "them in the same way."
+        for names in alike.values()
+        if len(names) > 1
+    ]
+    if absent := [name for names in alike.values() for name in names if name.lower() in MISSING]:
+        notes.append(
+            f"{quoted(absent)} is a class like the others; if it means that the label is missing, "
+            "leave these examples out."
+        )
     return notes

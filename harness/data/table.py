@@ -28,7 +28,7 @@ from harness.data.images import shown
 from harness.data.labels import normalized, numbered_classes, numbered_groups
 from harness.data.lookup import find_images
 from harness.data.media import Texts, kind_of
-from harness.data.parts import TEST, TRAIN, differences, official_parts, part_named
+from harness.data.parts import TEST, TRAIN, class_notes, official_parts, part_named
 from harness.data.target import FileTarget, Target, TextTarget
 
 SEPARATORS = ",;\t|"
@@ -89,7 +89,7 @@ def table_target(path: str, options: Mapping[str, str]) -> Target:
         target = FileTarget(*shared, paths)
     names = np.array(classes, dtype=object)[positions]
     by_part = {part: names[np.array(parts) == part] for part in dict.fromkeys(parts)}
-    notes += [*own.notes, *differences(by_part, what, medium.noun)]
+    notes += [*own.notes, *class_notes(by_part, what, medium.noun)]
     more = group_notes(columns, [example, *chosen.values()], medium.noun)
     group = chosen["group"]
     return replace(
