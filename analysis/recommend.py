@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +85,12 @@ def _recommend(
     if not math.isnan(best["memory_mib"]):
         what.append(f"{short(best['memory_mib'])} MiB ({compare.memory_kind(trials)})")
     text = [f"Use “{best['cell']}”: {', '.join(what)}."]
+    if lost := compare.lost_repeats(trials, best["cell"]):
+        ended = listed([f"{count} {outcome}" for outcome, count in Counter(lost).items()])
+        text.append(
+            f"{len(lost)} of its {len(lost) + best['n']} repeats ended without a score ({ended}): it may "
+            "fail again, and its scores are those of the others."
+        )
     if len(fit) == 1:
         return [*text, "No other cell fits.", *excluded], True
     if best["by_test"]:
@@ -92,8 +99,11 @@ def _recommend(
         )
     else:
         last = " and stayed in the race longest" * (info.budget is not None)
+        equal = fit.loc[fit["validation"] == best["validation"], "cell"].tolist()[1:]
+        have = "have" if len(equal) > 1 else "has"
+        shared = f", as {have} {listed(quoted(equal))}" if equal else ""
         text.append(
-            f"It has the best mean validation score of the {len(fit)} cells that fit{last}."
+            f"It has the best mean validation score of the {len(fit)} cells that fit{last}{shared}."
         )
         leader = compare.best_by_test(choices)
         if leader != best["cell"]:
@@ -162,9 +172,16 @@ def recommend_cell(
         limits: highest medians over repeats: train_seconds, peak_memory_mib, latency_ms, weights_mib.
 
     Raises:
-        UserError: if there is no such factor or value, or several targets remain.
+        UserError: if there is no such factor or value, several targets remain, or a limit is not above 0.
     """
+    for name, limit in limits.items():
+        _require_above_zero(f"limit {name}", limit)
     return _recommend(table, where, limits)[0]
+
+
+def _require_above_zero(name: str, value: float) -> None:
+    if not value > 0:
+        raise UserError(f"{name} must be above 0, got {value:g}")
 
 
 WHAT = Parameter(
@@ -200,9 +217,14 @@ def run(
     Raises:
         UserError: if the study cannot be read, or a limit is invalid.
     """
-    for name, value in (("--max-minutes", max_minutes), ("--max-latency-ms", max_latency_ms)):
-        if value is not None and not value > 0:
-            raise UserError(f"{name} must be above 0, got {value:g}")
+    for name, value in (
+        ("--max-memory", max_memory),
+        ("--max-minutes", max_minutes),
+        ("--max-latency-ms", max_latency_ms),
+        ("--max-size", max_size),
+    ):
+        if value is not None:
+            _require_above_zero(name, value)
     from analysis.load.external import open_study
 
     found = open_study(study, table, mapping, tracking_uri, predictions=False)

@@ -115,6 +115,34 @@ def test_conditions_that_no_cell_can_meet_are_refused(where: list[str], message:
         recommend.recommend_cell(table([*scored("a", 0.8), *scored("b", 0.7)]), where)
 
 
+def test_repeats_that_failed_are_named_beside_the_scores_of_the_others() -> None:
+    """b diverges on five seeds of six; one of them was killed before, and is counted once."""
+    failed = [trial("b", "repeat", s, None, outcome="diverged") for s in range(1, 6)]
+    killed = trial("b", "repeat", 1, None, outcome="killed")
+    rows = [*scored("a", 0.8), trial("b", "repeat", 0, 0.99), killed, *failed]
+    said = recommend.recommend_cell(table(rows))
+    assert said[0].startswith("Use “b”: test accuracy 99.0% (1 seed)")
+    assert said[1].startswith("5 of its 6 repeats ended without a score (5 diverged): ")
+    rerun = [trial("a", "repeat", 0, None, outcome="crashed"), *scored("a", 0.8)]
+    assert "ended without" not in " ".join(recommend.recommend_cell(table(rerun)))
+
+
+def test_equal_validation_scores_are_told() -> None:
+    rows = [
+        trial(cell, "repeat", s, 0.8, train_seconds=seconds)
+        for cell, seconds in (("a", 3.0), ("b", 1.0), ("c", 2.0))
+        for s in range(6)
+    ]
+    said = recommend.recommend_cell(table(rows))
+    assert said[0].startswith("Use “b”")
+    assert "the best mean validation score of the 3 cells that fit, as have “c” and “a”." in said[1]
+
+
+def test_limits_that_nothing_can_meet_are_refused() -> None:
+    with pytest.raises(UserError, match="limit train_seconds must be above 0, got 0"):
+        recommend.recommend_cell(table(scored("a", 0.8)), limits={"train_seconds": 0.0})
+
+
 def test_costs_that_were_not_measured_are_not_named() -> None:
     made = table(
         [

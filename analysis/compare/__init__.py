@@ -12,7 +12,14 @@ Comparisons that only one topic of the report needs are in `analysis.topics`.
 """
 
 from analysis.compare.cells import outcomes, prediction_mismatches, summary
-from analysis.compare.choice import best_by_test, choice, chosen_by, more_seeds, most_behind
+from analysis.compare.choice import (
+    best_by_test,
+    choice,
+    chosen_by,
+    lost_repeats,
+    more_seeds,
+    most_behind,
+)
 from analysis.compare.classes import (
     are_unequal,
     by_metric,
@@ -64,7 +71,7 @@ __all__ = [
     "best_by_test", "by_metric", "cells", "censored", "choice", "chosen", "chosen_by",
     "class_names", "class_sizes", "completed", "condition", "confident_mistakes", "confused_pairs",
     "confusions", "contrasts", "describe_contrast", "describe_power", "find", "front_chance",
-    "hits", "interaction_verdicts", "left_out", "mcnemar_over_seeds",
+    "hits", "interaction_verdicts", "left_out", "lost_repeats", "mcnemar_over_seeds",
     "mean_interval", "mean_ranks", "memory_kind", "more_seeds", "most_behind",
     "outcomes", "over_examples", "pareto_front", "per_class",
     "prediction_mismatches", "race_standing", "race_table", "recorded",

@@ -20,6 +20,7 @@ from analysis.compare.runs import cells, completed
 from analysis.load.study import Info
 from harness.core.power import seeds_needed
 from harness.core.race import rounding_error
+from harness.core.results import OUTCOMES
 from harness.core.selection import METRICS, preference
 
 LIMITED = {
@@ -106,6 +107,16 @@ def best_by_test(table: pd.DataFrame) -> str:
     """The cell with the highest mean test score among those of `choice` that fit; "" if there is none."""
     fit = table[table["fits"]]
     return "" if fit.empty else str(fit["cell"].iloc[int(fit["mean"].argmax())])
+
+
+def lost_repeats(trials: pd.DataFrame, cell: str) -> list[str]:
+    """How those repeats of a cell ended that have no score, although they are not run again: one outcome for
+    each."""
+    own = trials[(trials["cell"] == cell) & (trials["phase"] == "repeat") & ~trials["superseded"]]
+    ended = own[own["outcome"].isin({*OUTCOMES} - {"killed"})]
+    scored = ended.loc[ended["outcome"] == "complete", "index"]
+    lost = ended[~ended["index"].isin(scored)].drop_duplicates("index", keep="last")
+    return lost["outcome"].tolist()
 
 
 def most_behind(table: pd.DataFrame, cell: str) -> float:
