@@ -244,12 +244,13 @@ def test_runs_that_agreed_with_another_record_are_compared(world: World) -> None
     the same keys and ended in the same way."""
     world.recorded = [world.trial(index=i, metrics={"total_seconds": 0.5}) for i in range(2)]
     world.projection().settle()
-    earlier = {"started": datetime(2026, 2, 1, 12), "ended": datetime(2026, 2, 1, 13)}
-    world.recorded = [t.but(metrics={"total_seconds": 0.25}, **earlier) for t in world.recorded]
+    started = datetime(2026, 2, 1, 12)
+    changed = {"started": started, "ended": datetime(2026, 2, 1, 13)}
+    world.recorded = [t.but(metrics={"total_seconds": 0.25}, **changed) for t in world.recorded]
     world.projection().settle()
     for trial in world.recorded:
         runs = world.runs(f"tags.trial_key = '{trial.key}' and tags.outcome = 'complete'")
-        assert [run.info.start_time for run in runs] == [int(trial.started.timestamp() * 1000)]
+        assert [run.info.start_time for run in runs] == [int(started.timestamp() * 1000)]
 
 
 def test_sync_reads_all_runs_whether_they_agreed_or_not(world: World) -> None:
