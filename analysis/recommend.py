@@ -21,7 +21,7 @@ from cyclopts.validators import LimitedChoice
 
 from harness.core.caller import undisturbed
 from harness.core.command_line import SIZE, command
-from harness.core.errors import UserError
+from harness.core.errors import UserError, counted
 from harness.core.units import Size
 
 if TYPE_CHECKING:  # imported where used: --help must not wait for them
@@ -120,7 +120,7 @@ def _recommend(
         if len(names):
             text.append(f"{words}: {listed(quoted(names))}.")
     pairs = compare.contrasts(trials, info)
-    if (behind := compare.most_behind(pairs, str(best["cell"]))) == behind:
+    if (behind := compare.most_behind(pairs, str(best["cell"]))) >= 0.05:  # points, in print
         text.append(
             f"It is at most {behind:.1f} points below the best cell of the study (95% confidence)."
         )
@@ -153,7 +153,7 @@ def _advice(table: StudyTable, row: pd.Series) -> str:
     minutes = f", about {row['minutes']:.1f} minutes" if row["minutes"] == row["minutes"] else ""
     again = re.sub(r" --repeats \d+", "", table.info.command)
     command = f": {again} --repeats {row['seeds']:.0f}" if again else ""
-    seeds = f"{row['more']:.0f} more seed{'s' * bool(row['more'] != 1)}"
+    seeds = counted(f"{row['more']:.0f}", "more seed")
     return (
         f"For more certainty: {seeds} of both (to {row['seeds']:.0f}{minutes}) would detect "
         f"{lead} with 80% power{command}"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from harness.core.caller import undisturbed
 from harness.core.command_line import File, command, escaped_output
-from harness.core.errors import UserError
+from harness.core.errors import UserError, counted
 from harness.core.study_file import names_of
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def average_networks(
             )
             print(f"[{count:>3}/{len(todo)}] {found}", flush=True)
             done.append(found)
-    print(f"{len(todo)} repeats done, {len(planned) - len(todo)} were recorded before")
+    print(f"{counted(len(todo), 'repeat')} done, {len(planned) - len(todo)} recorded before")
     return tuple(done)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Group, Parameter
 
 from harness.core.command_line import command
-from harness.core.errors import UserError
+from harness.core.errors import UserError, counted
 
 if TYPE_CHECKING:
     from harness.search.bundles import Packed
@@ -117,12 +117,13 @@ def run(
     done = pack_study(study, out, storage=storage, tracking_uri=tracking_uri)
     if done.running:
         print(
-            f"note: {done.running} trials that have not ended are not in the bundle",
+            f"note: not in the bundle: {counted(done.running, 'trial')} that did not end",
             file=sys.stderr,
         )
     print(
-        f"packed study {done.study}: {done.trials} trials, {done.predictions} files of predictions, "
-        f"in {done.file} ({done.file.stat().st_size / 1024:.0f} KiB)"
+        f"packed study {done.study}: {counted(done.trials, 'trial')}, "
+        f"{counted(done.predictions, 'file')} of predictions, in {done.file} "
+        f"({done.file.stat().st_size / 1024:.0f} KiB)"
     )
     return 0
 
@@ -130,8 +131,8 @@ def run(
 def show_merged(done: Merged, bundles: Sequence[Path], into: Path) -> int:
     """Print what was new; returns 1 if MLflow lacks a part of it."""
     for file, new, old in zip(bundles, done.new, done.old, strict=True):
-        print(f"{file}: {new} trials are new, {old} were there before")
-    print(f"study {done.study} in {into}: {done.trials} trials")
+        print(f"{file}: {counted(new, 'new trial')}, {old} there before")
+    print(f"study {done.study} in {into}: {counted(done.trials, 'trial')}")
     if done.behind:
         print(
             f"warning: the record is merged, but MLflow lacks a part of it: {done.behind}",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from harness.core.caller import undisturbed
 from harness.core.command_line import File, command, escaped_output
-from harness.core.errors import UserError
+from harness.core.errors import UserError, counted
 from harness.core.study_file import run_file, study_path
 
 
@@ -108,7 +108,7 @@ def pretrain_sources(
         except Diverged as error:
             raise UserError(f"training diverged ({error}); lower the source's lr") from error
     before = sum(one.resumed for one in done)
-    print(f"{total - before} models trained, {before} of {total} were recorded before")
+    print(f"{counted(total - before, 'model')} trained, {before} of {total} recorded before")
     return tuple(done)
 
 

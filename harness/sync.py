@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from harness.core.caller import undisturbed
 from harness.core.command_line import command
+from harness.core.errors import counted
 
 if TYPE_CHECKING:
     from harness.tracking.study_runs import Difference
@@ -79,12 +80,12 @@ def show(done: Synced) -> int:
     """Print the differences; returns 1 if some are left."""
     for found in done.differences:
         print(f"{'corrected' if found.corrected else 'differs'}: {found.what}")
-    said = f"study {done.study}: {done.trials} trials in the record"
+    said = f"study {done.study}: {counted(done.trials, 'trial')} in the record"
     if not done.differences:
         print(f"{said}, and MLflow shows them as they are")
     else:
         corrected = len(done.differences) - len(done.left)
-        print(f"{said}; {corrected} differences were corrected, {len(done.left)} are left")
+        print(f"{said}; {counted(corrected, 'difference')} corrected, {len(done.left)} left")
     return 1 if done.left else 0
 
 

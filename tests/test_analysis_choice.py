@@ -17,10 +17,12 @@ from harness.tracking.runs import Recorded
 from tests.made_studies import scored, table, trial
 
 
-def test_no_probability_of_being_the_best_is_printed() -> None:
-    said = " ".join(recommend.recommend_cell(table([*scored("a", 0.8), *scored("b", 0.81)])))
-    assert "robab" not in said
-    assert "at most" in said
+def test_bound_and_no_probability_is_printed_unless_the_choice_is_better_than_all_others() -> None:
+    close = [trial("b", "repeat", seed, 0.8 + 0.01 * (seed % 2)) for seed in range(6)]
+    for rivals, bounded in ((close, True), (scored("b", 0.81), False)):
+        said = " ".join(recommend.recommend_cell(table([*scored("a", 0.8), *rivals])))
+        assert "robab" not in said
+        assert ("below the best cell of the study" in said) == bounded
 
 
 def test_report_and_recommend_choose_the_same_cell_by_validation_and_name_the_best_by_test() -> (

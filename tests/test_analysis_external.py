@@ -322,7 +322,7 @@ def test_gaps_copies_and_single_seeds_of_a_grid(tmp_path: Path) -> None:
     gap = GRID.replace("net,0.2,3,0.83,0.53,3\n", "")
     made = grid(tmp_path, gap)
     assert compare.chosen(made.trials)["param.lr"].tolist() == [0.3]
-    assert any("1 configurations lack a seed" in line for line in warnings(compare.find(made)))
+    assert any("1 configuration without a seed" in line for line in warnings(compare.find(made)))
     with pytest.raises(UserError, match="row 10 has the configuration and seed of an earlier row"):
         grid(tmp_path, GRID + "net,0.1,1,0.71,0.61,1\n")
     with pytest.raises(UserError, match="over_seeds needs seed, parameters"):

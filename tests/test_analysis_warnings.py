@@ -31,7 +31,7 @@ def test_a_run_that_took_far_longer_than_the_others_is_a_warning() -> None:
         ([*scored("a", 0.8)[1:]], "Fewer tuning trials than requested: “a” 0 of 1"),
         (
             [*scored("a", 0.8), trial("a", "tune", 9, None, outcome="unfinished")],
-            "1 runs have not ended",
+            "Unfinished: 1 run.",
         ),
         (
             [*scored("a", 0.8)[1:], scored("a", 0.8)[0] | {"env.torch": "2.9.0"}],

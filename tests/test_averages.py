@@ -266,7 +266,7 @@ def test_averages_are_recorded_once_and_in_the_report(
     assert "[  2/2] full, repeat 1: single " in said.out
     assert "NOT as recorded" not in said.out
     assert main(options) == 0
-    assert "0 repeats done, 2 were recorded before" in capsys.readouterr().out
+    assert "0 repeats done, 2 recorded before" in capsys.readouterr().out
     assert sync(["--study", "toy", "--tracking-uri", tracking_uri, "--check"]) == 0
 
     after = load_study("toy", tracking_uri)

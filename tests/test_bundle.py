@@ -83,14 +83,14 @@ def test_merging_again_changes_nothing(
     both = [str(shards.probe), str(shards.full), "--into", str(into)]
     assert bundle.main(both) == 0
     assert capsys.readouterr().out == (
-        f"{shards.probe}: 4 trials are new, 0 were there before\n"
-        f"{shards.full}: 4 trials are new, 0 were there before\n"
+        f"{shards.probe}: 4 new trials, 0 there before\n"
+        f"{shards.full}: 4 new trials, 0 there before\n"
         f"study toy in {into}: 8 trials\n"
     )
     runs = load_study("toy", f"sqlite:///{into}/mlflow.db").trials
     before = contents(into)
     assert bundle.main(both) == 0
-    assert "0 trials are new, 4 were there before" in capsys.readouterr().out
+    assert "0 new trials, 4 there before" in capsys.readouterr().out
     after = contents(into)
     assert before | {"mlflow.db": b""} == after | {"mlflow.db": b""}
     pd.testing.assert_frame_equal(load_study("toy", f"sqlite:///{into}/mlflow.db").trials, runs)

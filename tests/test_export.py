@@ -218,7 +218,7 @@ def test_cell_is_chosen_by_mean_validation_then_by_time() -> None:
     runs = [kept("a", 0.9, 1), kept("a", 0.7, 1, 1), kept("b", 0.85, 9), kept("c", 0.85, 3)]
     best, why = choose(cell_records(runs))
     assert best.cell == "c"
-    assert "85.0% over 1 repeats; next “b”, 85.0%, equal but slower" in why
+    assert "85.0% over 1 repeat; next “b”, 85.0%, equal but slower" in why
     assert choose(cell_records(runs), "a")[0].mean("val_accuracy") == pytest.approx(0.8)
     with refused("no cell 'd'"):
         choose(cell_records(runs), "d")

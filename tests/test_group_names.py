@@ -157,8 +157,8 @@ def test_groups_in_two_given_parts_are_warned_of(tmp_path: Path) -> None:
         f"test/{c}/patient{p}_frame9.png" for c, p in (("ill", "00"), ("ill", "70"), ("well", "71"))
     ]
     name = f"folder:{write(tmp_path / 'clinic', *rows)}[group=patient\\d+]"
-    assert "1 groups have images in more than one" in describe_leaks([], load_target(name))
-    assert "LEAKAGE: 1 groups have images" in "\n".join(findings(inspect_target(name)))
+    assert "1 group with images in more than one" in describe_leaks([], load_target(name))
+    assert "LEAKAGE: 1 group with images" in "\n".join(findings(inspect_target(name)))
     assert describe_leaks([], load_target(name.partition("[")[0])) == ""
 
 

@@ -374,8 +374,8 @@ def test_the_smoke_tier_of_the_study_runs_and_is_measured_once(
     assert similarity_main([*common, "--resamples", "2"]) == 0
     assert similarity_main(common) == 0
     out = capsys.readouterr().out
-    assert "6 pairs measured, 0 were recorded before" in out
-    assert "0 pairs measured, 6 were recorded before" in out
+    assert "6 pairs measured, 0 recorded before" in out
+    assert "0 pairs measured, 6 recorded before" in out
 
     client = MlflowClient(tracking_uri)
     experiment = client.get_experiment_by_name("source_similarity_smoke")

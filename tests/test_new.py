@@ -75,7 +75,7 @@ def test_written_study_is_formatted_and_splits_and_says_its_costs(
     assert "8 times as many" in shown
     assert "Image sizes differ: 20 to 43 pixels wide" in shown
     assert "tf_efficientnet_lite0 | linear probe: " in text
-    assert "1 cells x (6 trials x 5 folds + 10 repeats) = 40 runs" in text
+    assert "1 cell x (6 trials x 5 folds + 10 repeats) = 40 runs" in text
     assert f"harness.study --space {file}" in shown
     with Image.open("report/pets/classes.png") as sheet:
         assert sheet.height == 3 * 102 + 6

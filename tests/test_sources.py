@@ -333,11 +333,11 @@ def test_the_command_records_every_model_once(
     assert main([*command, "--dry-run"]) == 0
     assert not folder().exists()
     assert main(command) == 0
-    assert "3 models trained, 0 of 3 were recorded before" in capsys.readouterr().out
+    assert "3 models trained, 0 of 3 recorded before" in capsys.readouterr().out
     times = {p.name: p.stat().st_mtime_ns for p in folder().iterdir()}
     assert set(times) == {f"{n}.safetensors" for n in ("low.0", "low.1", "random.0")}
     assert main(command) == 0
-    assert "0 models trained, 3 of 3 were recorded before" in capsys.readouterr().out
+    assert "0 models trained, 3 of 3 recorded before" in capsys.readouterr().out
     assert {p.name: p.stat().st_mtime_ns for p in folder().iterdir()} == times
 
     client = MlflowClient(tracking_uri)
@@ -358,7 +358,7 @@ def test_the_command_records_every_model_once(
     model.path.write_bytes(b"torn")
     shutil.rmtree(copy_of.parent)
     assert main(command) == 0
-    assert "1 models trained, 2 of 3" in capsys.readouterr().out
+    assert "1 model trained, 2 of 3" in capsys.readouterr().out
     assert find_models("recorded:low.1")[0].sha256 == model.sha256
     (here / "toy.py").write_text(FILE.replace("steps=5", "steps=6"))
     assert main(command) == 2

@@ -205,7 +205,7 @@ def test_command_says_what_it_did_and_by_its_exit_code_whether_all_is_shown(
     assert main([*options, "--check"]) == 1
     assert capsys.readouterr().out.splitlines() == [
         f"differs: {words}",
-        "study toy: 3 trials in the record; 0 differences were corrected, 1 are left",
+        "study toy: 3 trials in the record; 0 differences corrected, 1 left",
     ]
     assert main(options) == 0
     assert capsys.readouterr().out.splitlines()[0] == f"corrected: {words}"

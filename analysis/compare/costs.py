@@ -19,6 +19,7 @@ import pandas as pd
 
 from analysis.compare.runs import cells, completed, recorded
 from analysis.load.study import Info
+from harness.core.errors import counted
 from harness.core.folds import independent_runs
 
 FORECAST = "forecast_peak_mib"
@@ -57,7 +58,7 @@ def conditions(runs: pd.DataFrame) -> pd.Series:
         told = runs["device"].astype("str").fillna("")
         told = told.mask(told.str.match(r"\d"), "device " + told)
     if "threads" in runs:
-        threads = runs["threads"].map(lambda n: f"{n} thread{'s' * (n != 1)}", na_action="ignore")
+        threads = runs["threads"].map(lambda n: counted(n, "thread"), na_action="ignore")
         told = (told + ", " + threads.astype("str").fillna("")).str.strip(", ")
     return told
 

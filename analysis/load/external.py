@@ -36,7 +36,7 @@ from pyarrow import parquet
 from analysis.load.mapping import MEMORY, MIB, SECONDS, STATUS, TableMapping, near, read_mapping
 from analysis.load.study import DERIVED, Info, StudyTable, load_study, trials_frame
 from harness.core.caller import undisturbed
-from harness.core.errors import UserError, first_line
+from harness.core.errors import UserError, counted, first_line
 from harness.core.study import cell_label
 
 BLANK = ("", "-", "na", "n/a", "none", "null", "nan")
@@ -355,6 +355,6 @@ def _chosen_over_seeds(
     )
     left_out = int((~whole).sum())
     note = (
-        f"{left_out} configurations lack a seed that others of their cell have: they were not eligible.",
+        f"Not eligible: {counted(left_out, 'configuration')} without a seed that others of their cell have.",
     )
     return pd.concat([trials, frame], ignore_index=True), note * bool(left_out)

@@ -6,6 +6,8 @@ from statistics import fmean
 
 import pandas as pd
 
+from harness.core.errors import counted
+
 SUMS = ("train_seconds", "marginal_seconds", "total_seconds")
 
 
@@ -49,9 +51,7 @@ def by_configuration(
     )
     made["param.fold"] = None
     failed = int((~made["outcome"].isin(["complete", "unfinished"])).sum())
-    note = (
-        f"Not eligible: {failed} configuration{'s' * (failed != 1)} that failed on at least one fold.",
-    )
+    note = (f"Not eligible: {counted(failed, 'configuration')} that failed on at least one fold.",)
     return pd.concat([made, runs], ignore_index=True), note * bool(failed)
 
 

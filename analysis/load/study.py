@@ -23,7 +23,7 @@ from analysis.load.folds import by_configuration
 from analysis.load.predictions import ENSEMBLE_COLUMNS, PREDICTION_COLUMNS, predictions_frames
 from harness.core.addresses import current_uri, sqlite_path
 from harness.core.caller import undisturbed
-from harness.core.errors import UserError, one_line, without_password
+from harness.core.errors import UserError, counted, one_line, without_password
 from harness.core.html import as_table
 from harness.core.results import NOT_RUN, WAITED
 from harness.core.selection import METRICS, Metric
@@ -164,7 +164,7 @@ class StudyTable:
     def _repr_html_(self) -> str:
         counts = self.trials.groupby(["cell", "phase", "outcome"], sort=False).size()
         rows = [(*key, n) for key, n in counts.items()]  # type: ignore[misc]
-        caption = f"study {self.info.name}: {len(self.trials)} runs"
+        caption = f"study {self.info.name}: {counted(len(self.trials), 'run')}"
         return as_table(caption, ("cell", "phase", "outcome", "runs"), rows)
 
 

@@ -14,6 +14,7 @@ from analysis import compare
 from analysis.compare import Findings
 from analysis.load import StudyTable
 from analysis.text.numbers import listed, short, span
+from harness.core.errors import counted
 
 
 def methods(found: Findings, more: Sequence[str] = ()) -> str:
@@ -29,12 +30,14 @@ def methods(found: Findings, more: Sequence[str] = ()) -> str:
 
 
 def _design(table: StudyTable, found: Findings) -> str:
-    factors = listed([f"{name} ({len(v)} levels)" for name, v in table.info.factors.items()])
+    factors = listed(
+        [f"{name} ({counted(len(v), 'level')})" for name, v in table.info.factors.items()]
+    )
     scored = int((found.summary["n"] > 0).sum())
     every = "the" if scored == len(found.summary) else f"of the {len(found.summary)}"
     text = f"We compared {scored} cells, {every} combinations of {factors}."
     if table.info.rows:
-        return f"{text} The scores are from a table of {table.info.rows} runs."
+        return f"{text} The scores are from a table of {counted(table.info.rows, 'run')}."
     sizes = compare.split_sizes(found.repeats, table.predictions)
     if sizes:
         names = {"train": "training", "val": "validation", "test": "test"}
@@ -51,10 +54,11 @@ def _choice(table: StudyTable) -> str:
     tuned, text = tuned_names(trials), ""
     rule = f"; the one with the {info.choosing.best} validation {info.choosing.label} was chosen"
     if len(tried):
-        several = f"{span(tried)} configurations{f' of {tuned}' * bool(tuned)}"
+        several = f"{counted(span(tried), 'configuration')}{f' of {tuned}' * bool(tuned)}"
+        verb = "was" if span(tried) == "1" else "were"
         if info.budget is None and not info.rows:
             text = "All cells had the same numbers of trials and repeats. "
-        text += f"In each cell {several} were tried{how.get(info.sampler, '')}"
+        text += f"In each cell {several} {verb} tried{how.get(info.sampler, '')}"
         text += (
             f", each on all {info.folds} folds of the examples that are not test examples (stratified by "
             "class, examples of a group in one fold)"

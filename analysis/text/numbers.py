@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from harness.core.errors import counted
+
 
 def quoted(names: Iterable[str]) -> list[str]:
     return [f"“{name}”" for name in names]
@@ -18,7 +20,7 @@ def listed(parts: Sequence[str]) -> str:
 
 
 def in_seeds(n: int | str) -> str:
-    return f"{n} seed{'s' * (str(n) != '1')}"
+    return counted(n, "seed")
 
 
 def span(values: pd.Series) -> str:
@@ -79,7 +81,9 @@ def condition_rows(trials: pd.DataFrame, prefixes: tuple[str, ...]) -> list[tupl
         name = column.partition(".")[2] or column
         if 1 <= len(counts) <= 6:
             many = len(counts) > 1
-            shown = [plain(v) + (f" ({k} runs)" if many else "") for v, k in counts.items()]
+            shown = [
+                plain(v) + (f" ({counted(k, 'run')})" if many else "") for v, k in counts.items()
+            ]
             rows.append((name, ", ".join(shown)))
         elif len(counts):
             span = f"{plain(values.min())} to {plain(values.max())}"

@@ -15,6 +15,7 @@ from analysis.compare.classes import UNEQUAL
 from analysis.compare.runs import class_counts
 from analysis.load.study import ONE_TRIAL
 from analysis.text.numbers import listed, quoted, short
+from harness.core.errors import counted
 from harness.core.results import BUSY, WAITED
 
 SETTLED = ["complete", "pruned", "diverged", "oom", "timeout", "audit_failed", "crashed"]
@@ -46,7 +47,7 @@ def _missing_work(found: Findings) -> Iterator[str]:
     trials, info, cells = found.table.trials, found.info, found.summary["cell"]
     open_runs = int((compare.recorded(trials)["outcome"] == "unfinished").sum())
     if open_runs:
-        yield f"Unfinished: {open_runs} runs have not ended."
+        yield f"Unfinished: {counted(open_runs, 'run')}."
     settled = trials[(trials["phase"] == "tune") & trials["outcome"].isin(SETTLED)]
     tuned = settled.groupby("cell")["index"].nunique().reindex(cells, fill_value=0)
     scored = found.summary.set_index("cell")["n"]
@@ -112,7 +113,7 @@ def _mixed_conditions(found: Findings) -> Iterator[str]:
         yield (
             "Costs are compared only for repeats on "
             f"{compare.condition(trials) or 'one device'}; the times and memory of "
-            f"{rows['runs'].sum()} repeats {where} are not used."
+            f"{counted(rows['runs'].sum(), 'repeat')} {where} are not used."
         )
     mixed = [c for c in runs.columns if c.startswith("env.") and runs[c].nunique() > 1]
     if mixed:
@@ -140,7 +141,7 @@ def _uncertain_times(found: Findings) -> Iterator[str]:
     if len(uneven):
         row = uneven.iloc[int(uneven["max"].argmax())]
         yield (
-            f"Times are uneven: in {len(uneven)} cells a run took at least {UNEVEN} times the "
+            f"Times are uneven: in {counted(len(uneven), 'cell')} a run took at least {UNEVEN} times the "
             f"median (“{row.name}”: {short(row['max'])} s, median {short(row['median'])} s). "
             "Medians are shown; the machine may have been busy."
         )
@@ -185,7 +186,7 @@ def _doubtful_runs(found: Findings) -> Iterator[str]:
     wrong = compare.prediction_mismatches(trials, kept) if len(kept) else []
     if wrong:
         yield (
-            f"The recorded predictions of {len(wrong)} repeats are missing or do not give "
+            f"The recorded predictions of {counted(len(wrong), 'repeat')} are missing or do not give "
             f"the recorded accuracy: {', '.join(wrong[:5])}{' …' * (len(wrong) > 5)}."
         )
 

@@ -11,6 +11,7 @@ from analysis import compare
 from analysis.compare import Findings
 from analysis.text.numbers import intervals, numbers, shorts, with_interval
 from analysis.topics.section import Section, Table, correction
+from harness.core.errors import counted
 
 NAMES = {"soup": "Soup", "wise_ft": "WiSE-FT"}
 NOTE = (
@@ -87,7 +88,7 @@ def gains(found: Findings) -> pd.DataFrame:
 
 def _name(row: Mapping[Hashable, Any]) -> str:
     if row["kind"] == "single":
-        return f"Single ({row['n']} repeats)"
+        return f"Single ({counted(row['n'], 'repeat')})"
     ends = dict.fromkeys(f"{row[end]:g}" for end in ("least", "most"))
     amount = (
         f"{' to '.join(ends)} networks" if row["kind"] == "soup" else f"alpha {' to '.join(ends)}"

@@ -33,6 +33,7 @@ from analysis.topics.section import (
     over_seeds,
     repeats_of,
 )
+from harness.core.errors import counted
 from harness.core.results import BUSY, WAITED
 
 COSTS = {"train_seconds": "training time", "peak_memory_mib": "peak memory"}
@@ -160,7 +161,7 @@ def answer(found: Findings, fronts: pd.DataFrame) -> list[str]:
     costs = _costs(best, found)
     if not costs:
         return ["Its cost was not measured."]
-    text = f"It costs {costs} (median of {best['n']} repeats)."
+    text = f"It costs {costs} (median of {counted(best['n'], 'repeat')})."
     spent, cold = best["marginal_seconds_median"], best["train_seconds_median"]
     if spent == spent and spent < 0.98 * cold:
         text += (

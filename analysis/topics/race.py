@@ -11,6 +11,7 @@ from analysis import compare
 from analysis.compare import Findings
 from analysis.text.numbers import listed, number, numbers, quoted, short
 from analysis.topics.section import Section, Table
+from harness.core.errors import counted
 from harness.core.race import ALPHA, FINALISTS, INDIFFERENCE, SCREENING
 from harness.core.units import Seconds
 
@@ -52,11 +53,11 @@ def _ended(found: Findings, row: Mapping[Hashable, Any]) -> str:
         return "chosen"
     return {
         "left": f"not retired{behind}",
-        "retired": f"retired after {row['seeds']} seeds{behind}",
-        "failed": f"a repeat did not complete, after {row['seeds']} seeds"
+        "retired": f"retired after {counted(row['seeds'], 'seed')}{behind}",
+        "failed": f"a repeat did not complete, after {counted(row['seeds'], 'seed')}"
         if row["seeds"]
-        else f"none of {row['trials']} trials completed",
-        "set aside": f"set aside after {row['trials']} trials",
+        else f"none of {counted(row['trials'], 'trial')} completed",
+        "set aside": f"set aside after {counted(row['trials'], 'trial')}",
         "waiting": "still in tuning",
     }[str(row["state"])]
 

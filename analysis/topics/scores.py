@@ -25,6 +25,7 @@ from analysis.topics.section import (
     over_seeds,
     repeats_of,
 )
+from harness.core.errors import counted
 from harness.core.selection import METRICS
 
 LONG = 10
@@ -256,6 +257,6 @@ def _plot_matrix(found: Findings) -> Plot:
     apart = " Only cells of one column are comparable." * (column == "target")
     caption = (
         f"Numbers: mean test {metric} in %{averaged}. Colour: points below the best value of the "
-        f"column.{apart} White: no score. {n} scored run{'s' * (n != '1')} per cell; no interval."
+        f"column.{apart} White: no score. {counted(n, 'scored run')} per cell; no interval."
     )
     return Plot("matrix", f"Test {metric} by {row} and {column}", figure, caption)

@@ -22,6 +22,7 @@ from analysis.load import Info
 from analysis.plots import MANY, add_key, canvas, crowded, name_ends, percent, styles
 from analysis.text.numbers import in_seeds, listed, short
 from analysis.topics.section import Parts, Plot, Section, Table, over_seeds, repeats_of
+from harness.core.errors import counted
 from harness.core.folds import independent_runs
 
 LINES = 24
@@ -93,7 +94,7 @@ def answer(table: pd.DataFrame, crossed: pd.DataFrame, factor: str) -> list[str]
     if len(shown) > SHOWN:
         text += f" {len(shown) - SHOWN} more pairs of lines were shown to cross (see the table)."
     if rest := len(crossed) - len(shown):
-        pairs = f"{rest} {'other ' * bool(len(shown))}pair{'s' * (rest != 1)} of lines"
+        pairs = f"{counted(rest, 'other ' * bool(len(shown)) + 'pair')} of lines"
         text += f" No crossing was shown for {pairs}."
     return [text]
 

@@ -23,6 +23,11 @@ def few(items: Sequence[str], most: int = 5, separator: str = "; ") -> str:
     return separator.join(items[:most]) + more
 
 
+def counted(number: object, noun: str) -> str:
+    """The number with its noun, which gets an "s" unless the number is 1."""
+    return f"{number} {noun}{'s' * (str(number) != '1')}"
+
+
 def quoted(names: Sequence[str]) -> str:
     """The first of these names, in quotes, and how many more there are."""
     return few([repr(name) for name in names], 12, ", ")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from harness.core.errors import UserError, message_of, require_count
+from harness.core.errors import UserError, counted, message_of, require_count
 from harness.core.html import as_table
 from harness.core.selection import Selectable
 from harness.core.spec import TrialSpec, require_choices
@@ -117,10 +117,11 @@ class Study:
         if self.budget is not None:
             return f"its share of {self.budget}"
         folds = f" x {self.folds} folds" if self.resampling == "kfold" else ""
-        return f"{self.trials} trials{folds} + {self.repeats} repeats"
+        return f"{counted(self.trials, 'trial')}{folds} + {counted(self.repeats, 'repeat')}"
 
     def _repr_html_(self) -> str:
-        caption = f"study {self.name}: {len(self.cells())} cells x ({self.effort}), {self.sampler} sampling"
+        cells = counted(len(self.cells()), "cell")
+        caption = f"study {self.name}: {cells} x ({self.effort}), {self.sampler} sampling"
         rows = [(f, ", ".join(v), self.baseline.get(f, "")) for f, v in self.compare.items()]
         return as_table(caption, ("factor", "compared", "baseline"), rows)
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.core.errors import UserError, few
+from harness.core.errors import UserError, counted, few
 from harness.core.spec import derive_seed
 from harness.data.images import shown
 from harness.data.labels import numbered
@@ -147,7 +147,7 @@ def _too_few(target: Target, need: int) -> str:
     pairs = np.unique(np.stack([target.labels, target.groups]), axis=1)[0]
     counts = np.bincount(pairs, minlength=len(target.classes))
     small = [
-        f"class {name!r} has {nouns} of {counts[label]} groups"
+        f"class {name!r} has {nouns} of {counted(counts[label], 'group')}"
         for label, name in enumerate(target.classes)
         if counts[label] < 3
     ]

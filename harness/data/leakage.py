@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from harness.core.errors import counted
 from harness.data.groups import shared_groups
 from harness.data.splits import Examples
 from harness.data.target import Target
@@ -122,7 +123,7 @@ def describe_leaks(leaks: Sequence[Leak], target: Target) -> str:
 def describe_groups(target: Target) -> str:
     """A sentence with the number of groups in more than one official part; "" if there are none."""
     torn, noun = shared_groups(target), target.medium.noun
-    return f"{torn} groups have {noun}s in more than one official part" if torn else ""
+    return f"{counted(torn, 'group')} with {noun}s in more than one official part" if torn else ""
 
 
 def _standardised(thumbnails: torch.Tensor) -> torch.Tensor:

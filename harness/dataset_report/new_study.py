@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.core.command_line import program
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, counted, one_line
 from harness.core.study import SAFE_NAME, Study
 from harness.core.study_file import load_study
 from harness.core.units import Seconds
@@ -68,7 +68,7 @@ def write_study(
     if survey.broken:
         count, noun = len(survey.broken), survey.target.medium.noun
         raise UserError(
-            f"{count} {noun}{'s' * (count > 1)} cannot be read, first {next(iter(survey.broken))}; repair or "
+            f"{counted(count, noun)} cannot be read, first {next(iter(survey.broken))}; repair or "
             "remove what is listed in classes.html, then run this again"
         )
     proposal = propose(survey, target, where.name != "cpu", budget)
@@ -156,7 +156,7 @@ def forecast_lines(study: Study, costs: list[CellCost], nouns: str, device: Devi
     minutes = study_seconds(study, costs) / 60
     count = len(costs) * study.runs_per_cell
     lines.append(
-        f"{len(costs)} cells x ({study.effort}) = {count} runs: "
+        f"{counted(len(costs), 'cell')} x ({study.effort}) = {counted(count, 'run')}: "
         f"{minutes:.0f} minutes of training without the cache"
     )
     if minutes > LONG_MINUTES:

@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
+from harness.core.errors import counted
 from harness.data import Leak
 from harness.data.groups import suggested_pattern
 from harness.data.leakage import describe_groups
@@ -59,8 +60,8 @@ def _groups(report: DataSetReport) -> Iterator[str]:
     if target.groups is not None:
         sizes = np.unique(target.groups, return_counts=True)[1]
         yield (
-            f"{len(sizes)} groups of {span(sizes)} {report.nouns}: all of a group are in the same part of a "
-            "split."
+            f"{counted(len(sizes), 'group')} of {span(sizes)} {report.nouns}: all of a group are in the same "
+            "part of a split."
         )
         if torn := describe_groups(target):
             yield f"LEAKAGE: {torn}; test accuracy may be too high."

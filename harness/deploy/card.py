@@ -9,6 +9,7 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 from scipy.stats import binomtest
 
+from harness.core.errors import counted
 from harness.core.selection import METRICS
 from harness.data.media import medium_of
 from harness.deploy.int8 import INT8
@@ -108,7 +109,7 @@ def _values(about: Mapping[str, Any], form: Input, study: StudyResult) -> dict[s
         "settings": _rows(about["trial"].items()),
         "columns": study.columns(),
         "rows": _rows(study.rows()),
-        "repeats": f"{len(chosen.repeats)} repeat{'s' if len(chosen.repeats) > 1 else ''} of this cell",
+        "repeats": f"{counted(len(chosen.repeats), 'repeat')} of this cell",
         "interval": binomtest(right, tested).proportion_ci(method="wilson"),
         "scores": [
             (METRICS[name].label, METRICS[name].text(value))

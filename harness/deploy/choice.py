@@ -7,7 +7,7 @@ import difflib
 import math
 from collections.abc import Sequence
 
-from harness.core.errors import UserError
+from harness.core.errors import UserError, counted
 from harness.core.selection import preference
 from harness.tracking.results import CellRecord
 
@@ -38,7 +38,7 @@ def choose(records: Sequence[CellRecord], cell: str | None = None) -> tuple[Cell
     best = ranked[0]
     why = (
         f"{best.metric.best} mean validation {best.metric.label}, "
-        f"{best.validation} over {len(best.repeats)} repeats"
+        f"{best.validation} over {counted(len(best.repeats), 'repeat')}"
     )
     if len(ranked) > 1:
         second = ranked[1]

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from harness.core.errors import counted
 from harness.core.selection import METRICS, Metric
 from harness.core.spec import TrialSpec
 from harness.core.strategies import FullFineTune
@@ -53,7 +54,7 @@ class Average:
 
     def __str__(self) -> str:
         if self.kind == "soup":
-            return f"soup of {self.amount:g} network{'s' * (self.amount > 1)}"
+            return f"soup of {counted(f'{self.amount:g}', 'network')}"
         return f"WiSE-FT at {self.amount:g}"
 
 

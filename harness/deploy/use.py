@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from harness.backbones import memory_format
+from harness.core.errors import counted
 from harness.deploy.int8 import INT8
 from harness.deploy.model import CPU, WEIGHTS, Model
 from harness.deploy.onnx import FILE, logits_of, session
@@ -52,7 +53,7 @@ def describe_cost(use: dict[str, Any], noun: str) -> list[str]:
     """One line per file; `noun` is what an example is called."""
     return [
         f"{name} ({RUNTIMES[name]}): {cost['mib']:.2f} MiB, {cost['latency_ms']:.2f} ms for a single {noun}, "
-        f"{cost['images_per_second']:.0f} {noun}s per second with {use['threads']} "
-        f"thread{'s' if use['threads'] > 1 else ''} of {use['hardware']}"
+        f"{cost['images_per_second']:.0f} {noun}s per second with "
+        f"{counted(use['threads'], 'thread')} of {use['hardware']}"
         for name, cost in use["files"].items()
     ]

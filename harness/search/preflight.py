@@ -12,7 +12,7 @@ from types import FrameType
 import numpy as np
 
 from harness.backbones import Backbone, check_gradients
-from harness.core.errors import UserError, first_line
+from harness.core.errors import UserError, counted, first_line
 from harness.core.power import POWER, WANTED, least_detectable, pairs_of, seeds_needed
 from harness.core.signals import time_limit
 from harness.core.spec import TrialSpec
@@ -113,7 +113,7 @@ def _power(study: Study, specs: Mapping[str, TrialSpec]) -> list[str]:
     enough = seeds_needed(1.0, WANTED, pairs, folds)
     more = "no number of" if enough == math.inf else f"{enough:g}"
     return [
-        f"{study.repeats} repeats{' on shared examples' * (folds > 1)} and {pairs} pair{'s' * (pairs != 1)} "
+        f"{study.repeats} repeats{' on shared examples' * (folds > 1)} and {counted(pairs, 'pair')} "
         f"of cells: with {POWER:.0%} power the report detects a difference of {least:.1f} standard "
         f"deviations (of the paired differences over seeds); {more} repeats would detect one of {WANTED:g}"
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from harness.core.errors import counted
 from harness.core.selection import METRICS
 from harness.core.spec import TrialSpec
 from harness.core.study import Study
@@ -20,7 +21,8 @@ def print_plan(study: Study, specs: Mapping[str, TrialSpec], device: Device) -> 
     )
     print(f"study {study.name} on {device.name} ({device.describe()})")
     if study.budget is None:
-        effort = f"{len(cells)} cells x ({study.effort}) = {trials} trials + {repeats} repeats"
+        runs = f"{counted(trials, 'trial')} + {counted(repeats, 'repeat')}"
+        effort = f"{counted(len(cells), 'cell')} x ({study.effort}) = {runs}"
     else:
         effort = f"a race of {len(cells)} cells in {study.budget}"
     print(

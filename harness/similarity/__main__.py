@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from harness.core.caller import undisturbed
 from harness.core.command_line import File, command, escaped_output
-from harness.core.errors import UserError
+from harness.core.errors import UserError, counted
 from harness.core.html import as_table
 from harness.core.study_file import load_study, study_path
 
@@ -101,7 +101,7 @@ def measure_similarity(
         shown = ", ".join(f"{m.name} {m.value:.3g}" for m in found if not m.refused)
         print(f"[{count:>3}/{len(todo)}] {pair.name}: {shown}", flush=True)
         done.append(PairMeasured(pair.name, tuple(found)))
-    print(f"{len(todo)} pairs measured, {len(pairs) - len(todo)} were recorded before")
+    print(f"{counted(len(todo), 'pair')} measured, {len(pairs) - len(todo)} recorded before")
     return tuple(done)
 
 
