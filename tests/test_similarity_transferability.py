@@ -234,7 +234,7 @@ def refusals() -> list[tuple[Measurement, str]]:
             (measure(broken, y), "NaN or infinity"),
             (measure(np.ones((30, 4)), y), "same for every example"),
             (measure(x, np.zeros(30, dtype=int)), "one class"),
-            (measure(x[:1], y[:1]), "1 examples: at least 2"),
+            (measure(x[:1], y[:1]), "n = 1: at least 2"),
         ]
     found += [(m(x, alone), "has 1 example") for m in (knn_accuracy, probe_accuracy)]
     return found

@@ -303,7 +303,7 @@ def test_seeds_draw_other_groups_to_select_on(make_spec: MakeSpec) -> None:
     ("target", "message"),
     [
         (patients([(0, 9, 4), (1, 2, 20)]), "'class 1' has images of 2 groups"),
-        (patients([(0, 1, 30), (1, 9, 4)]), "'class 0' has images of 1 groups"),
+        (patients([(0, 1, 30), (1, 9, 4)]), "'class 0' has images of 1 group"),
     ],
 )
 def test_class_of_too_few_groups_is_named(

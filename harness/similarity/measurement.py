@@ -119,7 +119,7 @@ def measured(
     found = Measurement(name, math.nan, n, d, seed, better=better)
     try:
         if n < 2:
-            raise Refusal(f"{n} examples: at least 2 are needed")
+            raise Refusal(f"n = {n}: at least 2 examples are needed")
         statistic = prepare()
         value = _within(bounds, statistic(*(np.arange(len(side)) for side in strata)))
     except (Refusal, np.linalg.LinAlgError) as problem:
