@@ -133,6 +133,8 @@ def _recommend(
 def _advice(table: StudyTable, row: pd.Series) -> str:
     rival = f"“{row['rival']}”"
     lead = f"a difference of {max(abs(row['lead']), 0.5):.1f} points from {rival}"
+    if row["seeds"] != row["seeds"] and row["n"] >= 8:
+        return "All test scores are equal, so it is not known how much they vary over seeds."
     if row["seeds"] != row["seeds"]:
         folds = table.info.folds
         return (

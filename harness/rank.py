@@ -78,7 +78,9 @@ def rank_sources(
     names = installed(target) if sources is None else sources
     names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     if len(names) < 2:
-        raise UserError(f"--sources must name at least 2, got {', '.join(names) or 'none'}")
+        raise UserError(
+            f"at least 2 sources are compared, got {', '.join(names) or 'none'}; name more with --sources"
+        )
     runs = read_runs(tracking_uri or default_tracking_uri(), PHASES)
     pairs = [pair_of(name, target, resolution, images) for name in names]
     found = candidates(pairs, runs, where, Cache(Path(cache_dir or default_folder())))

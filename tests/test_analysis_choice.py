@@ -140,6 +140,16 @@ def test_equal_validation_scores_are_told() -> None:
     assert "the best mean validation score of the 3 cells that fit, as have “c” and “a”." in said[1]
 
 
+@pytest.mark.parametrize(
+    ("seeds", "said"), [(6, "run every cell on at least 8 seeds"), (8, "All test scores are equal")]
+)
+def test_equal_scores_do_not_show_how_far_cells_may_be_apart(seeds: int, said: str) -> None:
+    rows = [trial(cell, "repeat", seed, 0.5) for cell in ("a", "b") for seed in range(seeds)]
+    text = " ".join(recommend.recommend_cell(table(rows)))
+    assert said in text
+    assert "points" not in text
+
+
 def test_limits_that_nothing_can_meet_are_refused() -> None:
     with pytest.raises(UserError, match="limit train_seconds must be above 0, got 0"):
         recommend.recommend_cell(table(scored("a", 0.8)), limits={"train_seconds": 0.0})

@@ -123,7 +123,10 @@ def most_behind(table: pd.DataFrame, cell: str) -> float:
     """By how many points a cell may be worse than the best one, with 95% confidence: the largest end of the
     simultaneous intervals of `contrasts` against the other cells. NaN if no other cell was tested, or nothing
     is known."""
-    low = against(table, cell)["low"].dropna()
+    pairs = against(table, cell)
+    if (pairs["low"] == pairs["high"]).any():  # all scores are equal: how they vary is not known
+        return math.nan
+    low = pairs["low"].dropna()
     behind = max(0.0, -float(low.min())) if len(low) else math.nan
     return behind if behind < 100 else math.nan
 
@@ -157,7 +160,7 @@ def more_seeds(trials: pd.DataFrame, info: Info, table: pd.DataFrame) -> pd.Data
     for rival in fit["cell"].iloc[1:]:
         row = pairs.loc[rival]
         sd = max(float((scores[best] - scores[rival]).std(ddof=1)), floor)
-        sd = sd if row["n"] >= FEWEST else math.nan
+        sd = sd if row["n"] >= FEWEST and sd > 0 else math.nan
         lead, family = max(abs(row["difference"]), LEAST), max(1, int(row["pairs"]))
         needed = seeds_needed(sd, lead, family, info.folds)
         more = max(0.0, needed - row["n"])

@@ -22,7 +22,10 @@ def choose(records: Sequence[CellRecord], cell: str | None = None) -> tuple[Cell
     """
     by_name = {r.cell: r for r in records}
     if not by_name:
-        raise UserError("the study has no complete repeats; run it with --repeats 1 or more")
+        raise UserError(
+            "the study has no complete repeats; run it with --repeats 1 or more, and see how its "
+            "trials ended with python -m harness.status"
+        )
     if cell is not None:
         if cell not in by_name:
             near = difflib.get_close_matches(cell, by_name, n=1) or list(by_name)
