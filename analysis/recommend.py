@@ -152,9 +152,13 @@ def _advice(table: StudyTable, row: pd.Series) -> str:
             f"For more certainty, give the race more time with a larger --budget: {lead} is not "
             "significant yet."
         )
-    minutes = f", about {row['minutes']:.1f} minutes" if row["minutes"] == row["minutes"] else ""
+    minutes = (
+        f", about {row['minutes']:.1f} minutes for the two"
+        if row["minutes"] == row["minutes"]
+        else ""
+    )
     again = re.sub(r" --repeats \d+", "", table.info.command)
-    command = f": {again} --repeats {row['seeds']:.0f}" if again else ""
+    command = f". For every cell: {again} --repeats {row['seeds']:.0f}" if again else ""
     seeds = counted(f"{row['more']:.0f}", "more seed")
     return (
         f"For more certainty: {seeds} of both (to {row['seeds']:.0f}{minutes}) would detect "
