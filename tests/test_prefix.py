@@ -288,6 +288,44 @@ def test_no_chain_is_never_divided(kind: type[Toy]) -> None:
     assert all("forward" not in vars(module) for module in backbone.model.modules())
 
 
+class Tokens(nn.Module):
+    """(n, 3, s, s) -> (n, s * s, 64), transposed in memory, as patch embeddings and recurrent layers are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 64, 7, padding=3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.convolution(x).flatten(2).transpose(1, 2)
+        return out
+
+
+class Sequence(Toy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = Tokens(), nn.Linear(64, 64)  # type: ignore[assignment] # not for pictures
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.b(self.a(x)).mean(1))
+        return out
+
+
+def test_the_rest_of_the_network_gets_its_input_in_the_layout_that_it_is_computed_in() -> None:
+    """The last bit of a sum may depend on it."""
+    backbone, images = toy(Sequence), torch.randn(2, 3, 8, 8)
+    strides = []
+    backbone.model.get_submodule("b").register_forward_pre_hook(
+        lambda _, given: strides.append(given[0].stride())
+    )
+    cut = find_cut(backbone, 1, images)
+    tail = Tail(backbone, cut, images.shape)
+    kept = tail.before(images)
+    assert (cut.gate, cut.shape, kept.is_contiguous()) == ("a", (64, 64), True)
+    with torch.no_grad():
+        assert torch.equal(tail.after(kept), backbone.model(images))
+    assert set(strides) == {(64 * 64, 1, 64)}
+
+
 # --- when it steps aside -----------------------------------------------------------------------------
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-
-T = TypeVar("T")
 
 
 def _recurrent(sequence: Sequence[int], *arguments: Any, **_: object) -> int:
@@ -27,8 +25,8 @@ def _recurrent(sequence: Sequence[int], *arguments: Any, **_: object) -> int:
 FORMULAS = {torch.ops.aten.mkldnn_rnn_layer: _recurrent}
 
 
-def count_flops(model: nn.Module, run: Callable[[], T]) -> tuple[int, T]:
-    """Operations of `run()`, without gradients, and what it returns.
+def count_flops(model: nn.Module, run: Callable[[], object]) -> int:
+    """Operations of `run()`, without gradients.
 
     Args:
         model: the network that runs. Its parameters require no gradients meanwhile, because torch's counter
@@ -41,8 +39,8 @@ def count_flops(model: nn.Module, run: Callable[[], T]) -> tuple[int, T]:
     try:
         counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
         with torch.no_grad(), counter:
-            found = run()
+            run()
     finally:
         for parameter in learn:
             parameter.requires_grad_()
-    return counter.get_total_flops(), found
+    return counter.get_total_flops()

@@ -78,7 +78,7 @@ def _measured(
         return backbone.prepared(backbone.input.blank(count))
 
     with sdpa_kernel(SDPBackend.MATH):
-        flops, _ = count_flops(model, lambda: model(blank(1)))
+        flops = count_flops(model, lambda: model(blank(1)))
     with torch.inference_mode():
         measured = speed(model, blank, device.synchronize)
     return {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -50,6 +50,8 @@ class Cut:
         shape: shape of the cached output per example, channels last.
         dtype: type of the cached output.
         flops: operations per example of the part before the cut.
+        order: axes of the output in the order in which they lie in memory, because sums of the next module
+            may depend on it; of an output with 4 axes it is that of the network.
     """
 
     gate: str
@@ -57,6 +59,7 @@ class Cut:
     shape: tuple[int, ...]
     dtype: torch.dtype
     flops: float
+    order: tuple[int, ...]
 
     @property
     def row_bytes(self) -> int:
@@ -91,9 +94,12 @@ def _find_cut(backbone: Backbone, depth: int, images: torch.Tensor) -> Cut:
     before, whole = outputs_before(backbone, depth, images)
     cut = _cut(before, len(images))
     tail = Tail(backbone, cut, images.shape)
-    flops, kept = count_flops(backbone.model, lambda: tail.before(images))
-    cut = Cut(cut.gate, cut.skipped, cut.shape, cut.dtype, flops / len(images))
+    flops = count_flops(backbone.model, lambda: tail.before(images))
+    cut = replace(cut, flops=flops / len(images))
     with torch.no_grad():
+        # Not the outputs that were counted: the counter lets torch run recurrent layers and attention as
+        # simpler operations, which round differently.
+        kept = tail.before(images)
         again, swapped = tail.after(kept), tail.after(kept.flip(0))
     exact = images.device.type == "cpu"
     if not (torch.equal(whole, again) if exact else torch.allclose(whole, again, 1e-3, 1e-3)):
@@ -120,7 +126,8 @@ def _cut(before: Sequence[tuple[str, Any]], count: int) -> Cut:
     gate, output = before[-1]
     if shapes.pop(gate)[0] != 1:
         raise NoCut(f"the output of {gate} is not one tensor per example")
-    return Cut(gate, shapes, tuple(_channels_last(output).shape[1:]), output.dtype, 0.0)
+    order = tuple(sorted(range(output.ndim), key=lambda axis: -output.stride(axis)))
+    return Cut(gate, shapes, tuple(_channels_last(output).shape[1:]), output.dtype, 0.0, order)
 
 
 def _channels_last(output: torch.Tensor) -> torch.Tensor:
@@ -166,6 +173,9 @@ class Tail:
         output = kept
         if kept.ndim == 4:
             output = kept.permute(0, 3, 1, 2).contiguous(memory_format=self._layout)
+        else:
+            back = [self._cut.order.index(axis) for axis in range(kept.ndim)]
+            output = kept.permute(self._cut.order).contiguous().permute(back)
         stand_ins = {self._gate: output}
         for module, shape in self._skipped:
             stand_ins[module] = blank.expand(len(kept) * shape[0], *shape[1:])
