@@ -25,7 +25,7 @@ from analysis.compare.agreement import (
     static_ranking,
 )
 from analysis.compare.responses import pair_gains, responses, with_scratch
-from analysis.compare.similarity import FEW, family_of
+from analysis.compare.similarity import family_of
 from analysis.compare.slopes import (
     decisive_targets,
     interactions,
@@ -158,10 +158,10 @@ def test_a_verdict_of_quality_alone_or_of_contradicting_signs_is_put_into_words(
 
 def test_a_summary_of_many_measures_counts_those_that_depend_on_few_targets() -> None:
     found = slopes(made(0, effect=0.2, quality=0.5, carries=0.7), ["m"], permutations=10)
-    judged = [("a", "similarity", f"{FEW}: without t0 it is not shown."), ("b", "similarity", "")]
+    judged = [("a", "similarity", 1), ("b", "similarity", 0)]
     rows = [
-        {"strategy": "", "measure": measure, "verdict": verdict, "sentence": sentence}
-        for measure, verdict, sentence in [*judged, ("c", "source", ""), ("d", "open", "")]
+        {"strategy": "", "measure": measure, "verdict": verdict, "decisive": decisive}
+        for measure, verdict, decisive in [*judged, ("c", "source", 0), ("d", "open", 0)]
     ]
     (text,) = describe_similarity(Similarity(slopes=found, verdicts=pd.DataFrame(rows)))
     assert "Of these “a” and “b” were shown to predict which source suits a target." in text

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from analysis.load import StudyTable
 
 SCRATCH = "scratch"
-FEW = "It depends on few targets"
-"""Beginning of the sentence that names the targets on which an effect depends."""
 PAIR = ["source", "target"]
 ALTERED = re.compile(r"^(?:shuffle|permute|random_labels)\(")
 """Pretraining data of a control: images or labels were made meaningless."""
@@ -55,7 +53,8 @@ class Similarity:
     Attributes:
         agreement, means: agreement of the measures, and of the static ranking, with the order of the sources
             (`agreement.rank_agreement`, `mean_agreement`).
-        slopes, verdicts: from `slopes.slopes` and `verdicts.verdicts`; empty without measures.
+        slopes, verdicts: from `slopes.slopes` and `verdicts.verdicts`, the latter with decisive (number of
+            targets without one of which a shown effect is not shown); empty without measures.
         interactions: from `slopes.interactions`; empty with one strategy and one size.
         variance: from `slopes.variance_shares`, one row per measure.
         gains: gain over scratch in points by source, strategy and size, with control (whether the source was
@@ -254,17 +253,19 @@ def _effect(
 
 
 def _with_targets(found: pd.DataFrame, means: pd.DataFrame, answered: pd.DataFrame) -> pd.DataFrame:
-    """The verdicts, naming the targets on which a shown effect of similarity depends."""
+    """The verdicts, with the number and names of targets without one of which a shown effect is not shown."""
     rows = verdicts(found, means)
-    sentences = []
+    sentences, decisive = [], []
     for row in rows.to_dict("records"):
         sentence, own = row["sentence"], answered
         if row["strategy"]:
             own = answered[answered["strategy"] == row["strategy"]]
-        if row["verdict"] == "similarity" and (few := decisive_targets(own, row["measure"])):
-            sentence += f" {FEW}: without {' or '.join(few)} it is not shown."
+        few = decisive_targets(own, row["measure"]) if row["verdict"] == "similarity" else []
+        if few:
+            sentence += f" It depends on few targets: without {' or '.join(few)} it is not shown."
         sentences.append(sentence)
-    return rows.assign(sentence=sentences)
+        decisive.append(len(few))
+    return rows.assign(sentence=sentences, decisive=decisive)
 
 
 def _points(runs: pd.DataFrame, means: pd.DataFrame, altered: set[str], folds: int) -> pd.DataFrame:

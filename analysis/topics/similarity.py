@@ -9,7 +9,6 @@ from matplotlib.lines import Line2D
 
 from analysis import compare
 from analysis.compare import Findings, Similarity
-from analysis.compare.similarity import FEW
 from analysis.plots import (
     BACKGROUND,
     INK,
@@ -228,9 +227,8 @@ def _measures(known: Similarity) -> list[str]:
             " Least squares, which treats pairs with the same source as independent, would "
             f"have called {fooled} more significant."
         )
-    rests = [sentence for sentence in shown["sentence"] if FEW in sentence]
-    if rests:
-        text += f" {len(rests)} of the {len(shown)} depend on few targets (see the list below)."
+    if rests := int((shown["decisive"] > 0).sum()):
+        text += f" {rests} of the {len(shown)} depend on few targets (see the list below)."
     return [text]
 
 
