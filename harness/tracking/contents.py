@@ -165,8 +165,8 @@ def agreement(trials: Iterable[TrialRecord]) -> str:
     return f"{until} {_recorded_before(until, every)}"
 
 
-def agreed_until(trials: Iterable[TrialRecord], agreed: str) -> int | None:
-    """Start time in milliseconds from which on trials may differ from their runs; None if all may.
+def agreed_until(trials: Iterable[TrialRecord], agreed: str) -> int:
+    """Start time in milliseconds from which on trials may differ from their runs; 0 if all may.
 
     Args:
         trials: all trials of the study.
@@ -174,7 +174,7 @@ def agreed_until(trials: Iterable[TrialRecord], agreed: str) -> int | None:
     """
     until, _, recorded = agreed.partition(" ")
     if not until.isdecimal() or recorded != _recorded_before(int(until), trials):
-        return None
+        return 0
     return int(until)
 
 

@@ -48,7 +48,7 @@ class Experiment:
             wrong = {key: value for key, value in tags.items() if known.get(key) != value}
             # If none differs, one is written again, so that missing write permission is noticed at the start.
             for key, value in wrong.items() or list(tags.items())[:1]:
-                self.client.set_experiment_tag(self.id, key, value)
+                self.set_tag(key, value)
 
     def _open(self, path: Path | None) -> str:
         found = self.client.get_experiment_by_name(self.name)

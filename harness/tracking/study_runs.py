@@ -118,8 +118,6 @@ class StudyRuns:
         since: reading a run takes MLflow two milliseconds."""
         trials, experiment = self._source.trials(self._info), self.experiment()
         since = agreed_until(trials, experiment.tag(AGREED))
-        if since is None:
-            return self.sync()
         later = [trial for trial in trials if milliseconds(trial) >= since]
         stored = experiment.search(f"attributes.start_time >= {since}", deleted=True)
         found = self._sync(later, stored)
