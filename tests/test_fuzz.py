@@ -27,7 +27,7 @@ from harness.core.errors import UserError
 from harness.data import load_target, open_image
 
 EXAMPLES = pytest.mark.parametrize(
-    "examples", [12, pytest.param(3000, marks=pytest.mark.slow)], ids=["few", "many"]
+    "examples", [12, pytest.param(1000, marks=pytest.mark.slow)], ids=["few", "many"]
 )
 
 
