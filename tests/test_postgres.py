@@ -23,7 +23,7 @@ GONE = OperationalError("", None, Exception("server closed the connection unexpe
 
 @pytest.mark.slow
 # Of connections that Optuna's storages leave open: psycopg warns whenever one is collected.
-@pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:<psycopg.Connection object:ResourceWarning")
 def test_study_loses_nothing_when_the_server_restarts(
     server: Server, tracking_uri: str, tmp_path: Path
 ) -> None:
