@@ -410,11 +410,10 @@ def test_towers_of_dino_clip_and_siglip_are_probed(
     blocks = [g.name for g in plain.groups]
     assert len(blocks) == (6 if "convnext" in name else 12 if "xsmall" in name else 14)
     assert blocks[-1] == "head"
+    side = 112 if "patch14" in name else 128
+    few = {"shots": 2, "val_shots": 2, "test_shots": 2, "epochs": 1}
     for choice in ({}, {"head": "attentive"}, {"depth": 2}):
-        side = 112 if "patch14" in name else 128
-        spec = make_spec(
-            backbone=name, strategy=LinearProbe(), resolution=side, shots=2, epochs=1, **choice
-        )
+        spec = make_spec(backbone=name, strategy=LinearProbe(), resolution=side, **few, **choice)
         _, _, result = run(spec, Cache(tmp_path / "cache"))
         assert result.outcome == "complete"
         assert "kept after" in result.notes["prefix"]
