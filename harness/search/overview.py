@@ -122,20 +122,23 @@ def overview(
     by_cell: defaultdict[tuple[str, Phase], list[TrialRecord]] = defaultdict(list)
     for trial in trials:
         by_cell[cell_label(trial.slot.cell), trial.slot.phase].append(trial)
+    metric = METRICS[info.metric]
     pairs: list[tuple[Attempts, Attempts]] = []
+    cells_now: list[CellProgress] = []
     for cell in labels:
         tune = Attempts(by_cell[cell, "tune"], info.tuning_runs)
         best = tune.best(info.metric)
         nothing_to_repeat = best is None and len(tune.done) == info.tuning_runs
         mine = [t for t in by_cell[cell, "repeat"] if best and t.chosen == best.slot.round]
-        pairs.append((tune, Attempts(mine, 0 if nothing_to_repeat else info.repeat_runs)))
-    metric = METRICS[info.metric]
+        repeats = Attempts(mine, 0 if nothing_to_repeat else info.repeat_runs)
+        pairs.append((tune, repeats))
+        cells_now.append(_progress(cell, metric, tune, repeats, best))
     every = [trial for pair in pairs for part in pair for trial in part]
     spent = sum((t.seconds or 0.0) / t.workers for t in every if t.outcome != "killed")
     working = sorted((t for t in every if not t.outcome), key=lambda t: t.started or datetime.min)
     return Overview(
         info,
-        tuple(_progress(cell, metric, *pair) for cell, pair in zip(labels, pairs, strict=True)),
+        tuple(cells_now),
         Counter(t.outcome for t in every if t.outcome),
         tuple(working),
         _seconds_left(pairs, max(1, len(working))) if info.budget is None else None,
@@ -144,13 +147,14 @@ def overview(
     )
 
 
-def _progress(cell: str, metric: Metric, tune: Attempts, repeats: Attempts) -> CellProgress:
+def _progress(
+    cell: str, metric: Metric, tune: Attempts, repeats: Attempts, best: TrialRecord | None
+) -> CellProgress:
     done = (*tune.done.values(), *repeats.done.values())
     complete = [t.metrics for t in done if t.outcome == "complete"]
     seconds = [m["train_seconds"] for m in complete if "train_seconds" in m]
     ended = [t.metrics for t in (*tune, *repeats)]
     peaks = [next((m[name] for name in PEAKS if name in m), 0.0) for m in ended]
-    best = tune.best(metric.name)
     return CellProgress(
         cell,
         len(tune.done),
