@@ -18,7 +18,7 @@ import pytest
 from harness.core.command_line import run_command
 from harness.core.errors import UserError
 from harness.core.units import format_bytes, parse_size
-from tests.processes import ROOT, environment, output_of
+from tests.processes import ROOT, environment, output_of, python
 from tests.refusals import refused
 
 NEEDED: Mapping[str, tuple[str, ...]] = {
@@ -91,6 +91,12 @@ def test_help_explains_every_option_within_80_columns_of_ascii(
     assert options
     for line in options:
         assert re.search(r"--\S+( [A-Z|./=]+)* {2,}\w", line), line
+
+
+def test_help_is_printed_in_a_terminal_of_one_column() -> None:
+    done = python("-m", "harness.status", "--help", more={"COLUMNS": "1"}, timeout=60)
+    assert done.returncode == 0
+    assert "--tracking-uri" in done.stdout
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -3,9 +3,11 @@ reported."""
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import struct
+import sys
 import unicodedata
 import zlib
 from collections.abc import Callable
@@ -16,8 +18,10 @@ import pytest
 from PIL import Image
 
 from harness import new, study
+from harness.core.caller import undisturbed
 from harness.data import Target, load_target, open_image
 from harness.data.media import Images
+from harness.data.tree import SkippedFiles, contains, files_below
 from harness.dataset_report.inspection import inspect_target
 from harness.dataset_report.text import findings
 from harness.deploy.prediction import example_files
@@ -311,6 +315,17 @@ def test_links_are_followed_and_circles_are_not(tmp_path: Path) -> None:
     assert any("circular links, pipes and devices: 2 (all, cat/around)" in n for n in target.notes)
 
 
+def test_a_tree_may_be_deeper_than_pythons_stack(tmp_path: Path) -> None:
+    image = write_noise(tmp_path.joinpath(*["d"] * 300)) / "0.png"
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 200)
+    try:
+        assert files_below(tmp_path, SkippedFiles()) == [image]
+        assert contains(tmp_path, Images)
+    finally:
+        sys.setrecursionlimit(limit)
+
+
 def test_what_is_no_file_is_skipped(tmp_path: Path) -> None:
     for name in "ab":
         write_noise(tmp_path / name, 6)
@@ -360,6 +375,17 @@ def test_photographs_of_telephones_are_not_misnamed(tmp_path: Path) -> None:
     assert {Path(path).name: kind for path, kind in report.misnamed.items()} == {"0.jpg": "PNG"}
     red = np.asarray(open_image(tmp_path / "cat" / "mpo.jpg"))[4, 4]
     np.testing.assert_allclose(red, [255, 0, 0], atol=6)
+
+
+def test_damaged_metadata_is_not_mentioned(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010E], exif[0x0131] = "a description", "a program " * 5
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "cut.jpg", exif=exif.tobytes()[:40])
+    with pytest.warns(UserWarning, match="Truncated"), Image.open(tmp_path / "cut.jpg") as image:
+        image.getexif()
+    with undisturbed():  # as every command does; here, warnings are errors
+        assert open_image(tmp_path / "cut.jpg").size == (8, 8)
 
 
 def png_of_sixteen_bits(path: Path, value: int) -> Path:

@@ -77,6 +77,54 @@ def pitch(sound: Waveform) -> float:
     return float(frequencies[power.argmax()])
 
 
+@pytest.mark.parametrize(
+    ("suffix", "subtype"),
+    [
+        (".wav", "PCM_16"),
+        (".wav", "FLOAT"),
+        (".wav", "GSM610"),
+        (".aiff", "PCM_16"),
+        (".au", "PCM_16"),
+        (".w64", "PCM_16"),
+        (".rf64", "PCM_16"),
+        (".flac", "PCM_16"),
+        (".ogg", "VORBIS"),
+        (".opus", "OPUS"),
+        (".mp3", "MPEG_LAYER_III"),
+    ],
+)
+def test_truncated_sound_is_refused(suffix: str, subtype: str, tmp_path: Path) -> None:
+    path, kind = tmp_path / f"a{suffix}", "OGG" if suffix == ".opus" else None
+    soundfile.write(path, tone(440, 3, 16_000), 16_000, subtype=subtype, format=kind)
+    whole = path.read_bytes()
+    assert len(open_sound(path).samples) == 48_000
+    path.write_bytes(whole[: len(whole) * 2 // 3])
+    with refused(rf"^sound \S+a{suffix} (is truncated|cannot be read.*lost sync)"):
+        open_sound(path)
+
+
+@pytest.mark.parametrize("stated", [2**32 - 1, 0x7FFFF000])
+def test_a_wav_file_written_into_a_pipe_is_whole(stated: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(440), RATE)
+    content = bytearray(path.read_bytes())
+    content[40:44] = stated.to_bytes(4, "little")  # the length of the data, after "data"
+    path.write_bytes(content)
+    assert len(open_sound(path).samples) == len(tone(440))
+
+
+def test_an_mp3_file_that_does_not_state_its_length_is_whole(tmp_path: Path) -> None:
+    """Its length is estimated from the size of the first frames, which are small in silence."""
+    path = tmp_path / "a.mp3"
+    sound = np.random.default_rng(0).standard_normal(480_000) * np.linspace(1e-3, 0.3, 480_000)
+    soundfile.write(path, sound, 16_000, bitrate_mode="AVERAGE", compression_level=0.5)
+    content = path.read_bytes()
+    second = content.index(content[:2], 100)
+    path.write_bytes(content[second:])
+    assert soundfile.info(path).frames > 480_000 + 4608
+    assert len(open_sound(path).samples) == pytest.approx(480_000, abs=2000)
+
+
 def test_channels_are_averaged(tmp_path: Path) -> None:
     left, right = tone(300), tone(700)
     soundfile.write(tmp_path / "a.wav", np.stack([left, right], 1), RATE, subtype="FLOAT")

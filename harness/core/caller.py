@@ -72,8 +72,7 @@ def undisturbed() -> Iterator[None]:
     level_of_all, handlers = logging.root.level, list(logging.root.handlers)  # for torch.export
     threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
     with warnings.catch_warnings():
-        # Pillow warns from 89 megapixels on; harness.data.images has limits of its own.
-        warnings.filterwarnings("ignore", "Image size .* decompression bomb", RuntimeWarning)
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # as in harness.data.images
         set_variables()
         for name, level in LEVELS.items():
             logging.getLogger(name).setLevel(level)

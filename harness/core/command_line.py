@@ -25,6 +25,8 @@ from harness.core.units import Seconds, Size
 Result = TypeVar("Result")
 AS_WRITTEN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
 """Options of rich's console, for which names such as "[bold]" or ":cat:" would have a meaning."""
+NARROWEST = 40
+"""Characters in a line of --help in an even narrower terminal: with one or two, rich never ends."""
 File = Annotated[str | Path, Parameter(metavar="PATH")]
 """A path; from Python it may also be a string."""
 
@@ -80,6 +82,8 @@ def command(
 def _parse_and_call(app: App, argv: Sequence[str] | None) -> int:
     words = sys.argv[1:] if argv is None else argv
     _refuse_empty(words)
+    if "--help" in words or "-h" in words:
+        app.console.width = max(app.console.width, NARROWEST)
     try:
         return app(words, exit_on_error=False, print_error=False) or 0
     except UnusedCliTokensError as error:

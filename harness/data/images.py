@@ -41,8 +41,9 @@ MAX_ASPECT = 100
 LEAST_COLOUR = 16
 """An image with 16 bits per colour uses at most 12 of them if its brightest of 256 levels is below this."""
 
-# Pillow warns on stderr from 89 megapixels on; the limits above decide here.
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+# Pillow warns of damaged metadata, without the name of the file, and from 89 megapixels on. Neither changes
+# the pixels, and the limits above decide here.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def shown(path: Path | str) -> str:

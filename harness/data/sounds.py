@@ -4,6 +4,7 @@ channels."""
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,18 @@ LONGEST = 3600.0
 LOUDEST = 2.0**40
 """Samples are at most 1, or 2**31 in files of floats that hold whole numbers. Greater ones are not sounds,
 and their energy may exceed the range of floats."""
+
+STATED = r"(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)"
+"""Bytes that the header states, and bytes that there are, in libsndfile's log on WAV, AIFF, AU, CAF, W64 and
+RF64."""
+UNKNOWN = 2**31 - 2**16
+"""Programs that write WAV into a pipe state at least so many bytes, because they do not know the length."""
+SLACK = 8
+"""Bytes: some programs count a header or a byte of padding as data."""
+LENGTH_FRAME = re.compile(rb"\xff[\xe0-\xff].{11,34}(?:Xing|Info)", re.DOTALL)
+"""The frame of an MP3 file that states how many there are."""
+LOST = 4 * 1152
+"""Samples by which an MP3 file may be shorter than stated: encoders count frames differently."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +88,9 @@ def _opened(source: Path | io.BytesIO, name: str) -> Waveform:
             raise UserError(f"sound {name} is longer than {LONGEST:.0f} s; cut it into examples")
         # With the number of frames, because some codecs (GSM) can only be read from beginning to end.
         samples = file.read(file.frames, dtype="float64", always_2d=True)
-        rate = file.samplerate
+        rate, missing = file.samplerate, file.frames - len(samples)
+        if _is_truncated(file, missing, source):
+            raise UserError(f"sound {name} is truncated: copy it again, or remove it")
     if not len(samples):
         raise UserError(f"sound {name} is empty: it has no samples")
     if not np.isfinite(samples).all():
@@ -86,6 +101,25 @@ def _opened(source: Path | io.BytesIO, name: str) -> Waveform:
             "not the floats that its header says; write it again"
         )
     return Waveform(samples.mean(1), rate)
+
+
+def _is_truncated(file: Any, missing: int, source: Path | io.BytesIO) -> bool:
+    """Whether the file ends before its header, or its last page, says. libsndfile reads it as far as it goes.
+
+    Args:
+        file: the opened file.
+        missing: samples that could not be read.
+        source: its path or content.
+    """
+    if file.format not in ("OGG", "MP3"):
+        found = re.findall(STATED, file.extra_info)
+        return any(int(real) + SLACK < int(stated) < UNKNOWN for stated, real in found)
+    content = source.getvalue() if isinstance(source, io.BytesIO) else source.read_bytes()
+    if file.format == "MP3":  # without the frame that states the length, libsndfile estimates it
+        return missing > LOST and re.search(LENGTH_FRAME, content) is not None
+    page = content[content.rfind(b"OggS") :]
+    # A header of 27 bytes, of which the last is the number of lengths; the lengths; as many bytes.
+    return len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])
 
 
 def _soundfile() -> Any:

@@ -59,27 +59,30 @@ def files_below(folder: Path, skipped: SkippedFiles) -> list[Path]:
     Raises:
         UserError: if a folder cannot be read.
     """
-    return sorted(_files(folder, skipped, {_real(folder)}))
+    return sorted(_files(folder, skipped))
 
 
 def contains(folder: Path, medium: type[Medium]) -> bool:
     """Whether there is an example of that medium in a folder or below it."""
-    return next(_files(folder, SkippedFiles(medium), {_real(folder)}), None) is not None
+    return next(_files(folder, SkippedFiles(medium)), None) is not None
 
 
-def _files(folder: Path, skipped: SkippedFiles, entered: set[Path]) -> Iterator[Path]:
-    folders, files = list_folder(folder, skipped)
-    for path in files:
-        if skipped.medium.recognises(path):
-            yield path
-        else:
-            skipped.add(skipped.unread, path)
-    for path in folders:
-        if (real := _real(path)) in entered:
-            skipped.add(NOT_A_FILE, path)
-        else:
-            entered.add(real)
-            yield from _files(path, skipped, entered)
+def _files(root: Path, skipped: SkippedFiles) -> Iterator[Path]:
+    entered: set[Path] = set()
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        if (real := _real(folder)) in entered:
+            skipped.add(NOT_A_FILE, folder)
+            continue
+        entered.add(real)
+        folders, files = list_folder(folder, skipped)
+        for path in files:
+            if skipped.medium.recognises(path):
+                yield path
+            else:
+                skipped.add(skipped.unread, path)
+        waiting += reversed(folders)
 
 
 def list_folder(folder: Path, skipped: SkippedFiles) -> tuple[list[Path], list[Path]]:
