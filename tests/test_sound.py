@@ -16,7 +16,7 @@ from scipy.signal import welch
 
 from harness.core.errors import UserError
 from harness.data import clear_caches, load_target, read_examples, shifted, split_indices
-from harness.data.sounds import open_sound
+from harness.data.sounds import decode_sound
 from harness.dataset_report.inspection import inspect_target
 from harness.dataset_report.text import findings
 from harness.inputs import Pixels, Spectrogram, described
@@ -59,7 +59,7 @@ def test_samples_are_those_that_were_written(
 ) -> None:
     sound = tone(440)
     soundfile.write(tmp_path / f"a{suffix}", sound, RATE, subtype=subtype)
-    found = open_sound(tmp_path / f"a{suffix}")
+    found = decode_sound(tmp_path / f"a{suffix}", "a")
     assert found.rate == RATE
     np.testing.assert_allclose(found.samples, sound, atol=off)
 
@@ -69,7 +69,7 @@ def test_samples_are_those_that_were_written(
 )
 def test_lossy_files_keep_their_pitch(suffix: str, subtype: str, tmp_path: Path) -> None:
     soundfile.write(tmp_path / f"a{suffix}", tone(440, 2.0, 16_000), 16_000, subtype=subtype)
-    assert pitch(open_sound(tmp_path / f"a{suffix}")) == pytest.approx(440, abs=4)
+    assert pitch(decode_sound(tmp_path / f"a{suffix}", "a")) == pytest.approx(440, abs=4)
 
 
 def pitch(sound: Waveform) -> float:
@@ -128,7 +128,7 @@ def test_an_mp3_file_that_does_not_state_its_length_is_whole(tmp_path: Path) -> 
 def test_channels_are_averaged(tmp_path: Path) -> None:
     left, right = tone(300), tone(700)
     soundfile.write(tmp_path / "a.wav", np.stack([left, right], 1), RATE, subtype="FLOAT")
-    found = open_sound(tmp_path / "a.wav").samples
+    found = decode_sound(tmp_path / "a.wav", "a").samples
     np.testing.assert_allclose(found, (left + right) / 2, atol=1e-7)
 
 
@@ -262,7 +262,9 @@ def test_shifts_of_a_target_are_those_of_its_sounds(tones: Path) -> None:
     form = target.medium.form(Pixels(32))
     examples = read_examples(f"folder:{tones}[seconds=0.5]", (0, 20), form)
     moved = shifted(examples, "snr0", target)
-    sounds = [open_sound(path).resampled(16_000).corrupted("snr0") for path in target.files()]
+    sounds = [
+        decode_sound(path, "a").resampled(16_000).corrupted("snr0") for path in target.files()
+    ]
     wanted = torch.stack([form.row(sounds[i]) for i in (0, 20)])
     assert torch.equal(moved.tensor, wanted)
     assert not torch.equal(moved.tensor, examples.tensor)

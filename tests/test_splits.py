@@ -497,11 +497,11 @@ def test_only_the_images_of_the_split_are_decoded(
 
     decoded: Counter[str] = Counter()
 
-    def counting(path: Path) -> Image.Image:
+    def counting(path: Path, name: str, suffix: str) -> Image.Image:
         decoded[f"{path.parent.name}/{path.name}"] += 1
         return open_image(path)
 
-    monkeypatch.setattr(module, "open_image", counting)
+    monkeypatch.setattr(module, "decode_image", counting)
     root = write_pets(tmp_path / "pets")
     for _ in range(2):
         start(root, make_spec(shots=3, val_shots=2, test_shots=2))
@@ -535,7 +535,7 @@ def test_kept_pixels_are_found_again_under_another_path(
     shutil.copytree(here, there := tmp_path / "102" / "pets")
     (tmp_path / "102" / "cache").symlink_to(tmp_path / "101" / "cache")
     start(here, make_spec())
-    monkeypatch.setattr(module, "open_image", lambda path: pytest.fail(f"{path} was decoded"))
+    monkeypatch.setattr(module, "decode_image", lambda path, *_: pytest.fail(f"{path} was decoded"))
     start(there, make_spec())
 
 

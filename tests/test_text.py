@@ -30,7 +30,7 @@ from harness.data import (
 from harness.data.media import Texts
 from harness.data.splits import Examples
 from harness.data.target import TextTarget
-from harness.data.texts import open_text
+from harness.data.texts import decode_text
 from harness.dataset_report.contact_sheet import draw
 from harness.dataset_report.inspection import inspect_target
 from harness.dataset_report.text import findings
@@ -205,7 +205,7 @@ def test_shifts_of_a_target_are_those_of_its_texts(texts: Path) -> None:
     target = load_target(name)
     examples = read_examples(name, (0, 20), FORM)
     moved = shifted(examples, "word_dropout", target)
-    wanted = [corrupted(open_text(target.files()[i]), "word_dropout") for i in (0, 20)]
+    wanted = [corrupted(decode_text(target.files()[i], "a"), "word_dropout") for i in (0, 20)]
     assert torch.equal(moved.tensor, rows_of(*wanted))
     assert not torch.equal(moved.tensor, examples.tensor)
 
@@ -385,7 +385,7 @@ def test_text_files_of_usual_encodings_are_read(
     content: bytes, wanted: str, tmp_path: Path
 ) -> None:
     (tmp_path / "a.txt").write_bytes(content)
-    assert open_text(tmp_path / "a.txt") == wanted
+    assert decode_text(tmp_path / "a.txt", "a") == wanted
 
 
 def test_texts_in_another_encoding_than_unicode_are_counted(texts: Path) -> None:

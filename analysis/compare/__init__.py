@@ -77,5 +77,5 @@ __all__ = [
     "prediction_mismatches", "race_standing", "race_table", "recorded",
     "reliability", "responses", "side_by_side", "sign_flip_p", "similarity_effect",
     "size_factor", "size_lines", "slopes", "split_sizes", "summary",
-    "variance_shares", "verdicts", "with_other_tests",
+    "verdicts", "with_other_tests",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -78,7 +79,7 @@ class HubTarget(Target):
     def read(self, indices: Indices, form: Input) -> torch.Tensor:
         def example(position: int) -> Any:
             name, value = self.describe(position), self.rows[int(position)][self.column]
-            return self.medium.decode(_content(value, name), name, _suffix(value))
+            return self.medium.decode(io.BytesIO(_content(value, name)), name, _suffix(value))
 
         return read_each(example, indices, form)
 

@@ -95,26 +95,21 @@ def read_header(content: bytes, suffix: str) -> tuple[int, int, str] | None:
 
 
 def open_image(path: Path) -> Image.Image:
-    """An image file as RGB; see `to_rgb`.
-
-    Raises:
-        UserError: naming the file, if it cannot be decoded.
-    """
-    return _opened(path, path.suffix, shown(path))
+    """An image file as RGB; see `decode_image`."""
+    return decode_image(path, shown(path), path.suffix)
 
 
-def decode_image(content: bytes, name: str, suffix: str = "") -> Image.Image:
-    """The bytes of an image file as RGB; see `to_rgb`.
+def decode_image(source: Path | io.BytesIO, name: str, suffix: str) -> Image.Image:
+    """An image file, or the bytes of one, as RGB; see `to_rgb`.
 
     Args:
-        content: bytes of the file.
+        source: the file, or its bytes.
         name: name of the image for messages.
-        suffix: suffix of the file name, if there is one.
+        suffix: suffix of the file name; "" if there is none.
+
+    Raises:
+        UserError: naming the image, if it cannot be decoded.
     """
-    return _opened(io.BytesIO(content), suffix, name)
-
-
-def _opened(source: Path | io.BytesIO, suffix: str, name: str) -> Image.Image:
     # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
     with (
         one_line(f"image {name} cannot be read"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -23,10 +24,10 @@ from harness.data.images import (
     decode_image,
     image_suffixes,
     is_image,
-    open_image,
+    shown,
 )
-from harness.data.sounds import SUFFIXES, decode_sound, is_sound, open_sound, read_header
-from harness.data.texts import Size, decode_text, is_text, open_text, read_size, size_of
+from harness.data.sounds import SUFFIXES, decode_sound, is_sound, read_header
+from harness.data.texts import Size, decode_text, is_text, read_size, size_of
 from harness.inputs import Features, Frames, Input, Pixels, Spectrogram, Tokens
 from harness.inputs.mel import Mel
 from harness.inputs.tokenizer import byte_tokenizer
@@ -86,9 +87,9 @@ class Medium(ABC):
             UserError: if an option has no valid value.
         """
 
-    @abstractmethod
     def open(self, path: Path) -> Any:
         """The decoded example in a file, as `Input.row` takes it."""
+        return self.decode(path, shown(path), path.suffix)
 
     def problem(self, path: Path) -> str:
         """Why a file cannot be used, found with as little work as possible; "" if nothing is wrong."""
@@ -99,8 +100,12 @@ class Medium(ABC):
         return ""
 
     @abstractmethod
-    def decode(self, content: bytes, name: str, suffix: str) -> Any:
-        """The decoded example in the bytes of a file."""
+    def decode(self, source: Path | io.BytesIO, name: str, suffix: str) -> Any:
+        """The decoded example in a file, or in the bytes of one.
+
+        Raises:
+            UserError: by this name, if it cannot be decoded.
+        """
 
     @abstractmethod
     def form(self, wanted: Input) -> Input:
@@ -151,11 +156,8 @@ class Images(Medium):
         _refuse_others(cls, options, what)
         return cls(), []
 
-    def open(self, path: Path) -> Any:
-        return open_image(path)
-
-    def decode(self, content: bytes, name: str, suffix: str) -> Any:
-        return decode_image(content, name, suffix)
+    def decode(self, source: Path | io.BytesIO, name: str, suffix: str) -> Any:
+        return decode_image(source, name, suffix)
 
     def form(self, wanted: Input) -> Input:
         if not isinstance(wanted, Pixels):
@@ -222,17 +224,14 @@ class Sounds(Medium):
             notes.append(f"Sounds of several channels ({several}) are mixed to one.")
         return cls(seconds, rate), notes
 
-    def open(self, path: Path) -> Any:
-        return open_sound(path)
-
     def problem(self, path: Path) -> str:
         header = read_header(path)
         if header is None:
             return "not readable as a sound"
         return "" if header.seconds else "no samples"
 
-    def decode(self, content: bytes, name: str, suffix: str) -> Any:
-        return decode_sound(content, name)
+    def decode(self, source: Path | io.BytesIO, name: str, suffix: str) -> Any:
+        return decode_sound(source, name)
 
     def form(self, wanted: Input) -> Input:
         if isinstance(wanted, Frames):
@@ -318,11 +317,8 @@ class Texts(Medium):
         )
         return cls(tokens), notes
 
-    def open(self, path: Path) -> Any:
-        return open_text(path)
-
-    def decode(self, content: bytes, name: str, suffix: str) -> Any:
-        return decode_text(content, name)
+    def decode(self, source: Path | io.BytesIO, name: str, suffix: str) -> Any:
+        return decode_text(source, name)
 
     def form(self, wanted: Input) -> Input:
         if not isinstance(wanted, Tokens):

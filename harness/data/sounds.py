@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from harness.core.errors import UserError, one_line, optional_library
-from harness.data.images import shown
 from harness.inputs.waveform import Waveform
 
 SUFFIXES = frozenset(
@@ -62,26 +61,12 @@ def read_header(path: Path) -> Header | None:
     return Header(found.frames / found.samplerate, found.samplerate, found.channels)
 
 
-def open_sound(path: Path) -> Waveform:
-    """A sound file as one channel, the mean of all.
+def decode_sound(source: Path | io.BytesIO, name: str) -> Waveform:
+    """A sound file, or the bytes of one, as one channel, the mean of all.
 
     Raises:
-        UserError: naming the file, if it cannot be decoded or has no samples.
+        UserError: by this name, if it cannot be decoded or has no samples.
     """
-    return _opened(path, shown(path))
-
-
-def decode_sound(content: bytes, name: str) -> Waveform:
-    """The bytes of a sound file as one channel; see `open_sound`.
-
-    Args:
-        content: bytes of the file.
-        name: name of the sound for messages.
-    """
-    return _opened(io.BytesIO(content), name)
-
-
-def _opened(source: Path | io.BytesIO, name: str) -> Waveform:
     soundfile = _soundfile()
     with one_line(f"sound {name} cannot be read"), soundfile.SoundFile(source) as file:
         if file.frames > LONGEST * file.samplerate:

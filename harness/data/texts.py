@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.core.errors import UserError, one_line
 from harness.data.encoding import decoded
-from harness.data.images import shown
 
 SUFFIXES = frozenset((".txt", ".text"))
 LONGEST = 10_000_000
@@ -41,24 +41,14 @@ def size_of(text: str) -> int:
     return len(text.encode("utf-8", "surrogatepass"))
 
 
-def open_text(path: Path) -> str:
-    """The text of a file.
+def decode_text(source: Path | io.BytesIO, name: str) -> str:
+    """The text of a file, or in the bytes of one.
 
     Raises:
-        UserError: naming the file, if it cannot be read, is not text, or is empty.
+        UserError: by this name, if it cannot be read, is not text, or is empty.
     """
-    with one_line(f"text {shown(path)} cannot be read"):
-        content = path.read_bytes()
-    return decode_text(content, shown(path))
-
-
-def decode_text(content: bytes, name: str) -> str:
-    """The text in the bytes of a file; see `open_text`.
-
-    Args:
-        content: bytes of the file.
-        name: name of the text for messages.
-    """
+    with one_line(f"text {name} cannot be read"):
+        content = source.read_bytes() if isinstance(source, Path) else source.getvalue()
     return require_text(_decoded(content, name)[0], name)
 
 
