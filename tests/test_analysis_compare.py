@@ -71,6 +71,16 @@ def test_fewer_than_two_values_have_no_interval(values: list[float]) -> None:
     assert all(math.isnan(x) for x in compare.mean_interval(values)[1:])
 
 
+@pytest.mark.parametrize("value", [1.0, 0.9])
+def test_equal_values_have_no_interval_as_in_scipy(value: float) -> None:
+    mean, sd, low, high = compare.mean_interval([value] * 3)
+    assert mean == pytest.approx(value)
+    assert sd == 0
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(stats.t.interval(0.95, 2, loc=value, scale=0)).all()
+    assert np.isnan([low, high]).all()
+
+
 def test_summary_lists_every_cell_and_leaves_missing_missing() -> None:
     trials = make(
         [

@@ -205,7 +205,9 @@ def test_the_parameter_that_decides_is_the_important_one() -> None:
     assert set(table.index) == {"lr", "decay"}
     assert table["lr"] > 0.8
     assert table.sum() == pytest.approx(1)
-    assert importance.importances(trials[:9]).empty
+    # Optuna's documentation asks for 5 trials in the best tenth
+    assert len(importance.importances(trials[:50])) == 2
+    assert importance.importances(trials[:49]).empty
 
 
 def test_values_from_a_grid_are_weighed_as_such() -> None:

@@ -80,6 +80,25 @@ def test_a_cheaper_equal_is_named(tmp_path: Path) -> None:
     )
 
 
+def test_equal_scores_are_not_taken_for_certain(tmp_path: Path) -> None:
+    """Nothing is known about how much scores vary, so there is no interval of width 0."""
+    rows = [trial(cell, "repeat", s, 1.0) for cell in ("probe", "full") for s in SEEDS]
+    page = report.build(table(rows, baseline={"strategy": "probe"}), tmp_path)
+    text = words_of(page)
+    assert (
+        "test accuracy 100.0% (the same score on each of 6 seeds, so there is no interval" in text
+    )
+    assert "“full” and “probe” have the same score on each of 6 seeds. All test scores are" in text
+    assert "100.0 to 100.0" not in text
+    assert "0.0 to +0.0" not in text
+    assert "0.0 points" not in text
+    tables = page.parent / "tables"
+    (row,) = pd.read_csv(tables / "contrasts.csv").to_dict("records")
+    assert (row["difference"], row["verdict"]) == (0, "open")
+    assert pd.isna([row[x] for x in ("low", "high", "p", "least_detectable")]).all()
+    assert pd.read_csv(tables / "summary.csv")[["low", "high"]].isna().all(axis=None)
+
+
 def test_the_page_needs_no_network_and_keeps_figures_and_tables_beside_it(page: Path) -> None:
     assert not re.search(r"(src|href)=\"(?!data:)|url\(|@import|<script[^>]", page.read_text())
     figures = {path.stem for path in page.parent.glob("figures/*.png")}

@@ -124,8 +124,6 @@ def most_behind(table: pd.DataFrame, cell: str) -> float:
     simultaneous intervals of `contrasts` against the other cells. NaN if no other cell was tested, or nothing
     is known."""
     pairs = against(table, cell)
-    if (pairs["low"] == pairs["high"]).any():  # all scores are equal: how they vary is not known
-        return math.nan
     low = pairs["low"].dropna()
     behind = max(0.0, -float(low.min())) if len(low) else math.nan
     return behind if behind < 100 else math.nan

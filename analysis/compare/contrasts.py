@@ -37,6 +37,7 @@ FEWEST = 4
 WORTH = (2.0, 1.0, 0.5)
 """Differences of interest, in points: a sentence names the smallest one that cannot be detected with the
 seeds."""
+SAME = "All test scores are equal, so it is not known how much they vary over seeds"
 MEASURED = "difference low high p alone_low alone_high least_detectable worth seeds_needed".split()
 COLUMNS = ["cell", "reference", "n", "pairs", *MEASURED, "verdict"]
 
@@ -53,7 +54,8 @@ def contrasts(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
             interval of this pair alone), least_detectable (the difference that would be found with
             probability .8 by this rule), worth (points) and seeds_needed (to find a difference of worth
             points; NaN with fewer than FEWEST), and verdict: "higher" or "lower" (the simultaneous interval
-            excludes 0), "open" (it does not) or "untested" (fewer than two shared seeds).
+            excludes 0), "open" (it does not, or there is none because all scores are equal) or "untested"
+            (fewer than two shared seeds).
     """
     scores = completed(trials, "repeat").pivot(index="seed", columns="cell", values="test_score")
     scores = 100 * scores.dropna(axis="columns", how="all")
@@ -78,19 +80,21 @@ def contrasts(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
 
 def paired_test(points: np.ndarray, family: int, floor: float, folds: int = 1) -> dict[str, Any]:
     """Paired t test of one of `family` tested pairs; see `contrasts`. The standard deviation is not assumed
-    to be below `floor`."""
+    to be below `floor`. If it is 0, how much scores vary is not known, so only the difference is returned."""
     n = len(points)
     row: dict[str, Any] = dict.fromkeys(MEASURED, math.nan)
     row |= {"n": n, "verdict": "untested", "difference": float(points.mean()) if n else math.nan}
     if n < 2:
         return row
     sd = max(float(points.std(ddof=1)), floor)
+    if not sd:
+        return row | {"verdict": "open"}
     error = sd / math.sqrt(independent_runs(n, folds))
     half, alone = error * _critical(n, family), error * _critical(n, 1)
     mean = row["difference"]
     least = least_detectable(sd, n, family, folds)
     worth = next((w for w in WORTH if least > w), WORTH[-1])
-    p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error else 1.0
+    p = float(2 * stats.t.sf(abs(mean) / error, n - 1))
     verdict = "higher" if mean > half else "lower" if mean < -half else "open"
     return row | {
         # No two accuracies differ by more than 100 points, whatever two seeds leave open.
@@ -184,8 +188,8 @@ def describe_contrast(row: Mapping[Hashable, Any] | pd.Series[Any]) -> str:
             f"{a} and {b} share {n} scored seed{'' if n == 1 else 's'}, so the difference cannot "
             "be tested."
         )
-    if row["difference"] == row["low"] == row["high"] == 0:
-        return f"{a} and {b} have the same score on each of {n} seeds."
+    if row["low"] != row["low"]:
+        return f"{a} and {b} have the same score on each of {n} seeds. {SAME}."
     mean, low, high = (f"{round(row[x], 1) + 0.0:+.1f}" for x in ("difference", "low", "high"))
     interval = f"{low} to {high}, {n} seeds"
     if row["verdict"] == "open":
@@ -200,6 +204,8 @@ def describe_contrast(row: Mapping[Hashable, Any] | pd.Series[Any]) -> str:
 def describe_power(row: Mapping[Hashable, Any] | pd.Series[Any]) -> str:
     """The difference that cannot be detected with this number of seeds."""
     n, least = row["n"], row["least_detectable"]
+    if least != least:
+        return SAME
     if least >= 100:
         return f"With {n} seeds, no difference can be shown"
     return f"With {n} seeds, a difference of {least:.1f} points is detected with 80% power"

@@ -83,7 +83,7 @@ def over_examples(
     Returns:
         One row per cell: cell, n (seeds), examples, mean, low, high (95%), se_seeds and se_examples
             (contributions to the standard error; with one seed the first is NaN and the interval is that of
-            the examples).
+            the examples). There is no interval if every seed is right, or wrong, on every example.
     """
     rows = []
     means = ("accuracy", "balanced_accuracy")
@@ -100,11 +100,12 @@ def over_examples(
         own = np.nanmean(right, axis=1)
         of_seeds = float(own.std(ddof=1)) / math.sqrt(worth) if seeds > 1 else math.nan
         of_images = float(centre.std(ddof=1))
-        half = _quantile(of_seeds, of_images, seeds) * float(drawn.std(ddof=1))
+        error = float(drawn.std(ddof=1))
+        half = _quantile(of_seeds, of_images, seeds) * error if error > 1e-9 else math.nan
         mean = float(own.mean())
         rows.append(
             {"cell": cell, "n": seeds, "examples": count, "mean": mean}
-            | {"low": max(0.0, mean - half), "high": min(1.0, mean + half)}
+            | {"low": float(np.clip(mean - half, 0, 1)), "high": float(np.clip(mean + half, 0, 1))}
             | {"se_seeds": of_seeds, "se_examples": of_images}
         )
     columns = ["cell", "n", "examples", "mean", "low", "high", "se_seeds", "se_examples"]

@@ -127,7 +127,8 @@ def mean_interval(
     """Mean, standard deviation (n - 1) and 95% t interval of `values`, without NaNs.
 
     mean -+ t(.975, n - 1) sd / sqrt(n) (Student 1908), limited to the possible range of the mean, `within`.
-    With n < 2 all but the mean are NaN. Values of k-fold runs count as fewer than n (see
+    With n < 2 all but the mean are NaN, and the ends are NaN if all values are equal, as in scipy: how much
+    others would differ is not known. Values of k-fold runs count as fewer than n (see
     `harness.core.folds.independent_runs`).
     """
     x = np.asarray(list(values), dtype=float)
@@ -135,6 +136,8 @@ def mean_interval(
     if len(x) < 2:
         return (float(x[0]) if len(x) else math.nan), math.nan, math.nan, math.nan
     mean, sd = float(x.mean()), float(x.std(ddof=1))
+    if (x == x[0]).all():  # the sum may be rounded
+        return mean, 0.0, math.nan, math.nan
     error = sd / math.sqrt(independent_runs(len(x), folds))
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(x) - 1)) * error
     return mean, sd, max(within[0], mean - half), min(within[1], mean + half)

@@ -119,7 +119,7 @@ def answer(found: Findings) -> list[str]:
             text.append(f"{words} {rivals}; simultaneous 95% intervals.")
     unclear = rows[rows["verdict"] == "open"]
     if len(unclear):
-        worst = unclear.iloc[int(unclear["least_detectable"].argmax())]
+        worst = unclear.sort_values("least_detectable").iloc[-1]
         text.append(
             f"It is not significantly different from {listed(quoted(unclear['reference']))}. "
             f"{compare.describe_power(worst.to_dict())}."

@@ -19,8 +19,9 @@ from analysis.plots import BACKGROUND, INK, MANY, add_key, canvas, name_rows
 from analysis.topics.section import Plot, Section, cell_styles
 from harness.core.caller import undisturbed
 
-FEWEST = 10
-"""With fewer complete trials, an importance would be noise."""
+FEWEST = 50
+"""With fewer complete trials, an importance would be noise: the best tenth should be at least 5 trials, as
+Optuna's documentation says."""
 GRID = 8
 """With at most this many different values, a number was drawn from a grid, and a density over its range would
 be wrong."""

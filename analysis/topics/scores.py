@@ -140,7 +140,10 @@ def _interval(found: Findings, cell: str, row: pd.Series) -> str:
     if row["n"] < 2:
         return "one seed: no interval"
     text = f"95% interval {100 * row['low']:.1f} to {100 * row['high']:.1f}, {row['n']} seeds"
-    if own := found.examples[found.examples["cell"] == cell].to_dict("records"):
+    if row["low"] != row["low"]:
+        text = f"the same score on each of {row['n']} seeds, so there is no interval over seeds"
+    known = found.examples.dropna(subset="low")
+    if own := known[known["cell"] == cell].to_dict("records"):
         low, high = 100 * own[0]["low"], 100 * own[0]["high"]
         text += f"; {low:.1f} to {high:.1f} over seeds and test examples"
     return text
@@ -160,7 +163,8 @@ def _chosen_by(found: Findings, fit: pd.DataFrame) -> str:
 
 def _luck(found: Findings) -> str:
     """How far the choice of its configuration depends on chance, because there are few validation
-    examples."""
+    examples. The standard error is that of unpaired scores, because predictions on validation examples are
+    not recorded: an upper bound if two configurations agree on more examples than by chance."""
     tuned = compare.completed(found.trials, "tune")
     own = tuned[tuned["cell"] == found.chosen].dropna(subset="val_score")
     images = found.info.folds * compare.split_sizes(own, found.table.predictions).get("val", 0)
@@ -175,7 +179,7 @@ def _luck(found: Findings) -> str:
     return (
         f" Its configuration was {lead:.1f} points better than the second best of {len(own)} on "
         f"{images} validation examples. The standard error of this difference, from the "
-        f"sampling of these examples, is about {error:.1f} points, so the second best "
+        f"sampling of these examples, is at most about {error:.1f} points, so the second best "
         "configuration may be as good."
     )
 
