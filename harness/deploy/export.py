@@ -13,7 +13,6 @@ from torch import nn
 
 from harness.core.errors import UserError
 from harness.core.html import as_table
-from harness.core.metrics import scores
 from harness.core.results import Predictions
 from harness.core.spec import TrialSpec, derive_seed
 from harness.core.stores import default_tracking_uri
@@ -43,7 +42,7 @@ from harness.deploy.model import (
 )
 from harness.deploy.onnx import write_onnx
 from harness.deploy.soup import Kind, load
-from harness.deploy.temperature import calibrate, describe_calibration
+from harness.deploy.temperature import calibrate, describe_calibration, measures
 from harness.deploy.use import cost_in_use, describe_cost
 from harness.tracking.models import log_model
 from harness.tracking.results import CellRecord, StudyResult
@@ -220,14 +219,9 @@ def _calibrated(
 ) -> tuple[Model, torch.Tensor]:
     """The model with a fitted temperature and its test scores, and the validation logits."""
     val_logits = model.logits(val.tensor)
-    labels = test.labels.numpy()
-    found = calibrate(
-        (val_logits.double().numpy(), val.labels.numpy()), (test_logits.double().numpy(), labels)
-    )
+    found = calibrate((val_logits, val.labels), (test_logits, test.labels))
     print(describe_calibration(found, model.medium.noun))
-    probabilities = (test_logits / found["temperature"]).softmax(1).numpy()
-    accuracy = {"accuracy": float((test_logits.argmax(1) == test.labels).double().mean())}
-    measured = accuracy | scores(probabilities, labels, probabilities.argmax(1))
+    measured = measures(test_logits / found["temperature"], test.labels)
     about = {**model.about, "calibration": found, "test": measured}
     return replace(model, about=about), val_logits
 

@@ -5,57 +5,50 @@ Logits are divided by it before the softmax. The predicted class is the same.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy.optimize import brentq
+from scipy.special import softmax
 
-from harness.core.metrics import calibration
+from harness.training.fit import further_scores, score
 
 LOWEST, HIGHEST = 0.05, 20.0
 """Without a maximum of the likelihood between them there is no fit: it has none at all if every image is
 classified correctly, or if the network does no better than chance."""
 
-Logits = NDArray[np.float64]
 
-
-def fit_temperature(logits: Logits, labels: np.ndarray) -> float | None:
+def fit_temperature(logits: NDArray[np.float64], labels: np.ndarray) -> float | None:
     """The temperature with the lowest log loss; None if there is none between LOWEST and HIGHEST.
 
-    The log loss is convex in the inverse of the temperature, so the minimum is the only one.
+    The log loss is convex in the inverse of the temperature, so its minimum is where its slope is 0.
 
     Args:
         logits: (n, classes) outputs of the network.
         labels: (n,) true classes.
     """
-    # The loss may become too small to differ before an end is reached, so its slope decides.
-    if not _slope(logits, labels, 1 / HIGHEST) < 0 < _slope(logits, labels, 1 / LOWEST):
-        return None
-    found = minimize_scalar(
-        lambda x: log_loss(logits / math.exp(x), labels),
-        bounds=(math.log(LOWEST), math.log(HIGHEST)),
-        method="bounded",
-        options={"xatol": 1e-7},
-    )
-    return float(math.exp(found.x))
-
-
-def _slope(logits: Logits, labels: np.ndarray, inverse: float) -> float:
-    """Derivative of the log loss with respect to the inverse of the temperature."""
     ahead = logits - logits[np.arange(len(labels)), labels][:, None]
-    return float((softmax(logits * inverse, axis=1) * ahead).sum(1).mean())
+
+    def slope(inverse: float) -> float:
+        return float((softmax(logits * inverse, axis=1) * ahead).sum(1).mean())
+
+    if not slope(1 / HIGHEST) < 0 < slope(1 / LOWEST):
+        return None
+    return 1 / float(brentq(slope, 1 / HIGHEST, 1 / LOWEST))
 
 
-def log_loss(logits: Logits, labels: np.ndarray) -> float:
-    """Mean negative log-probability of the true class."""
-    return float(-log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean())
+def measures(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """Log loss, accuracy and further scores of the probabilities from these logits, by name."""
+    log_p = logits.log_softmax(1)
+    loss, accuracy = score(log_p, labels)
+    return {"log_loss": loss, "accuracy": accuracy, **further_scores(log_p, labels)}
 
 
-def calibrate(val: tuple[Logits, np.ndarray], test: tuple[Logits, np.ndarray]) -> dict[str, Any]:
+def calibrate(
+    val: tuple[torch.Tensor, torch.Tensor], test: tuple[torch.Tensor, torch.Tensor]
+) -> dict[str, Any]:
     """Fit a temperature and measure what it does.
 
     Args:
@@ -68,32 +61,22 @@ def calibrate(val: tuple[Logits, np.ndarray], test: tuple[Logits, np.ndarray]) -
         val_images: number of images.
         val_log_loss, test_log_loss, test_ece: {"before": ..., "after": ...}; expected calibration errors.
     """
-    fitted = fit_temperature(*val)
+    val, test = ((logits.double(), labels) for logits, labels in (val, test))
+    fitted = fit_temperature(val[0].numpy(), val[1].numpy())
     temperature = fitted or 1.0
-
-    def before_and_after(
-        part: tuple[Logits, np.ndarray], measure: Callable[[Logits, np.ndarray], float]
-    ) -> dict[str, float]:
-        logits, labels = part
-        return {
-            "before": measure(logits, labels),
-            "after": measure(logits / temperature, labels),
-        }
-
+    found = {
+        part: {"before": measures(*own), "after": measures(own[0] / temperature, own[1])}
+        for part, own in (("val", val), ("test", test))
+    }
     return {
         "temperature": temperature,
         "fitted": fitted is not None,
         "val_images": len(val[1]),
-        "val_log_loss": before_and_after(val, log_loss),
-        "test_log_loss": before_and_after(test, log_loss),
-        "test_ece": before_and_after(test, calibration_error),
+        **{
+            f"{part}_{name}": {when: values[name] for when, values in found[part].items()}
+            for part, name in (("val", "log_loss"), ("test", "log_loss"), ("test", "ece"))
+        },
     }
-
-
-def calibration_error(logits: Logits, labels: np.ndarray) -> float:
-    """Expected calibration error."""
-    probabilities = np.exp(log_softmax(logits, axis=1))
-    return calibration(probabilities.max(1), probabilities.argmax(1) == labels).error
 
 
 def describe_calibration(found: dict[str, Any], noun: str) -> str:
