@@ -45,7 +45,7 @@ def nce(predicted: Array, labels: Array, *, seed: int = 0, resamples: int = 200)
     z = as_labels(predicted, len(np.atleast_1d(predicted)), "predicted")
     y = as_labels(labels, len(z), "labels")
     hard = np.eye(int(z.max(initial=0)) + 1)[z]
-    return _measured("nce", hard, y, seed, resamples, nce_value)
+    return _measured("nce", hard, y, seed, resamples)
 
 
 def leep(
@@ -66,33 +66,17 @@ def leep(
     """
     theta = as_features(probabilities, "probabilities")
     y = as_labels(labels, len(theta), "labels")
-    return _measured("leep", theta, y, seed, resamples, leep_value)
-
-
-def nce_value(theta: Floats, y: Ints) -> float:
-    """The formula of NCE, for one-hot theta (n, C_s) and y (n,) from 0."""
-    joint = _joint(theta, y)
-    seen = joint > 0
-    conditional = joint / np.maximum(joint.sum(axis=0), np.finfo(np.float64).tiny)
-    return float(np.sum(joint[seen] * np.log(conditional[seen])))
+    return _measured("leep", theta, y, seed, resamples)
 
 
 def leep_value(theta: Floats, y: Ints) -> float:
-    """The formula of LEEP, for theta (n, C_s) and y (n,) from 0; -H(y) if theta is constant."""
-    joint = _joint(theta, y)
+    """LEEP, or NCE for one-hot theta, of theta (n, C_s) and y (n,) from 0; -H(y) if theta is constant."""
+    joint = np.eye(int(y.max()) + 1)[y].T @ theta / len(y)  # P(y, z), (C, C_s)
     conditional = joint / np.maximum(joint.sum(axis=0), np.finfo(np.float64).tiny)
     return float(np.mean(np.log(np.sum(conditional[y] * theta, axis=1))))
 
 
-def _joint(theta: Floats, y: Ints) -> Floats:
-    """P(y, z), (C, C_s)."""
-    indicator: Floats = np.eye(int(y.max()) + 1)[y]
-    return np.asarray(indicator.T @ theta / len(y))
-
-
-def _measured(
-    name: str, theta: Floats, y: Ints, seed: int, resamples: int, value: Any
-) -> Measurement:
+def _measured(name: str, theta: Floats, y: Ints, seed: int, resamples: int) -> Measurement:
     shares = np.bincount(y) / len(y) if len(y) else np.ones(1)
     entropy = float(-np.sum(shares * np.log(shares)))
 
@@ -106,7 +90,7 @@ def _measured(
                 f"the source head gives the same output for every example, so {name} is -H(y) = "
                 f"{-entropy:.6g} as for any such head"
             )
-        return lambda rows: value(theta[rows], y[rows])
+        return lambda rows: leep_value(theta[rows], y[rows])
 
     options = {"seed": seed, "resamples": resamples}
     return measured(
