@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +28,7 @@ class _Set:
         train, val, test: arguments for each part; None if there is no such part with labels.
         folder: folder below DOWNLOADS.
         classes: class names, if the class does not provide them.
+        can_download: whether torchvision downloads it.
     """
 
     kind: str
@@ -37,6 +37,7 @@ class _Set:
     test: Mapping[str, Any] | None = None
     folder: str = ""
     classes: tuple[str, ...] = ()
+    can_download: bool = True
 
 
 def _by_flag(kind: str, **more: Any) -> _Set:
@@ -67,7 +68,14 @@ _SETS = {
     "omniglot_evaluation": _Set("Omniglot", {"background": False}),
     **{name.lower(): _by_split(name) for name in ("Food101", "GTSRB", "STL10", "SVHN")},
     "stanfordcars": _by_split("StanfordCars"),
-    "fer2013": _Set("FER2013", {"split": "train"}, None, {"split": "test"}, classes=_EMOTIONS),
+    "fer2013": _Set(
+        "FER2013",
+        {"split": "train"},
+        None,
+        {"split": "test"},
+        classes=_EMOTIONS,
+        can_download=False,
+    ),
     "oxfordiiitpet": _by_split("OxfordIIITPet", "trainval"),
     **{name.lower(): _by_split(name, val="val") for name in ("DTD", "FGVCAircraft", "Flowers102")},
     "renderedsst2": _by_split("RenderedSST2", val="val"),
@@ -75,7 +83,14 @@ _SETS = {
     # The labels of their test images are not public, so the validation part is the test part.
     "clevrclassification": _by_split("CLEVRClassification", test="val"),
     "imagenette": _by_split("Imagenette", test="val"),
-    "imagenet": _Set("ImageNet", {"split": "train"}, None, {"split": "val"}, folder="imagenet"),
+    "imagenet": _Set(
+        "ImageNet",
+        {"split": "train"},
+        None,
+        {"split": "val"},
+        folder="imagenet",
+        can_download=False,
+    ),
     "places365": _Set(
         "Places365",
         {"split": "train-standard", "small": True},
@@ -143,7 +158,7 @@ def _parts(made: _Set) -> Iterator[_Part]:
     for name, arguments in (("train", made.train), ("val", made.val), ("test", made.test)):
         if arguments is None:
             continue
-        images = _load(getattr(torchvision.datasets, made.kind), DOWNLOADS / made.folder, arguments)
+        images = _load(made, arguments)
         labels, order = _labels_of(images)
         if any(label is None for label in labels):  # FER2013's own test.csv has none
             continue
@@ -151,26 +166,15 @@ def _parts(made: _Set) -> Iterator[_Part]:
         yield _Part(name, images, order, numbers, made.classes or _names_of(images, numbers))
 
 
-def _load(kind: Any, root: Path, arguments: Mapping[str, Any]) -> Any:
+def _load(made: _Set, arguments: Mapping[str, Any]) -> Any:
     """The data set from existing files; if they are missing, it is downloaded where possible."""
-    can_download = "download" in _parameters(kind)
+    kind, root = getattr(torchvision.datasets, made.kind), DOWNLOADS / made.folder
+    if not made.can_download:
+        return kind(root, **arguments)
     try:
-        return kind(root, **arguments, **({"download": False} if can_download else {}))
+        return kind(root, **arguments, download=False)
     except Exception:  # RuntimeError, FileNotFoundError, ...: files are missing or incomplete
-        if not can_download:
-            raise
         return kind(root, **arguments, download=True)
-
-
-def _parameters(kind: Any) -> set[str]:
-    """Parameter names of a class, including those of its parents if it passes them on."""
-    found: set[str] = set()
-    for parent in (c for c in getattr(kind, "__mro__", ()) if "__init__" in vars(c)):
-        own = inspect.signature(parent.__init__).parameters.values()
-        found |= {p.name for p in own}
-        if all(p.kind is not p.VAR_KEYWORD for p in own):
-            break
-    return found
 
 
 def _labels_of(images: Any) -> tuple[list[Any], Indices]:
