@@ -79,14 +79,12 @@ def styles(cells: Sequence[str], lines: Mapping[str, str] | None = None) -> dict
     }
 
 
-def canvas(
-    height: float, rows: int = 1, columns: int = 1, share_x: bool = True
-) -> tuple[Figure, list[Axes]]:
+def canvas(height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure, which pyplot does not keep open, and its panels, which share their axes."""
     with sns.axes_style("whitegrid", {"grid.color": "#e6e6e6", "axes.edgecolor": "#555555"}):
         figure = Figure(figsize=(WIDTH, height), layout="constrained", dpi=160)
         FigureCanvasAgg(figure)
-        panels = figure.subplots(rows, columns, sharex=share_x, sharey=True, squeeze=False)
+        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for panel in panels.flat:
         sns.despine(ax=panel)
         panel.tick_params(labelsize=9.5, colors=INK)

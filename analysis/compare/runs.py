@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.load.study import DERIVED
+from analysis.load.study import DERIVED, ranked
 from harness.core.errors import UserError
 from harness.core.folds import independent_runs
 from harness.core.study import cell_label, cells_of
@@ -70,10 +70,7 @@ def chosen(trials: pd.DataFrame, selection: str = "val_score") -> pd.DataFrame:
     if not selection:
         return trials[:0].reset_index(drop=True)
     tuned = completed(trials, "tune").dropna(subset=selection)
-    by = {"val_score": ["val_score", "val_loss", "index"], "val_loss": ["val_loss", "index"]}
-    order = by[selection]
-    ranked = tuned.sort_values(order, ascending=[column != "val_score" for column in order])
-    return ranked.drop_duplicates("cell").reset_index(drop=True)
+    return ranked(tuned, selection).drop_duplicates("cell").reset_index(drop=True)
 
 
 def class_counts(

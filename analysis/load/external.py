@@ -34,7 +34,7 @@ import pandas as pd
 from pyarrow import parquet
 
 from analysis.load.mapping import MEMORY, MIB, SECONDS, STATUS, TableMapping, near, read_mapping
-from analysis.load.study import DERIVED, Info, StudyTable, load_study, trials_frame
+from analysis.load.study import DERIVED, Info, StudyTable, load_study, ranked, trials_frame
 from harness.core.caller import undisturbed
 from harness.core.errors import UserError, counted, first_line
 from harness.core.study import cell_label
@@ -295,12 +295,7 @@ def _with_phases(frame: pd.DataFrame, mapping: TableMapping) -> pd.DataFrame:
     repeat."""
     if mapping.phase or not mapping.selection:
         return frame
-    scored = _scored(frame, mapping)
-    ascending = {"val_score": False, "val_loss": True, "index": True}
-    ties = [c for c in ("val_loss", "index") if c in scored and c != mapping.selection]
-    order = [mapping.selection, *ties]
-    best = scored.sort_values(order, ascending=[ascending[column] for column in order])
-    best = best.drop_duplicates(["cell", "seed"])
+    best = ranked(_scored(frame, mapping), mapping.selection).drop_duplicates(["cell", "seed"])
     repeats = best.assign(
         phase="repeat",
         chosen=best["index"],

@@ -318,6 +318,13 @@ def trials_frame(raw: pd.DataFrame, info: Info) -> pd.DataFrame:
     return frame
 
 
+def ranked(tuned: pd.DataFrame, selection: str) -> pd.DataFrame:
+    """Scored trials, best first: by the highest "val_score" or the lowest "val_loss"; of equals the one with
+    the lower loss, if it is known, then the lower index."""
+    order = [c for c in dict.fromkeys([selection, "val_loss", "index"]) if c in tuned]
+    return tuned.sort_values(order, ascending=[column != "val_score" for column in order])
+
+
 def _run_after_all(trials: pd.DataFrame) -> pd.Series:
     """True for trials that were not run because of their memory forecast, and were run later with a higher
     limit."""
