@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -281,6 +282,26 @@ def test_summary_of_a_cell_is_on_its_run(world: World) -> None:
         "best_val_accuracy": 0.75, "mean_val_accuracy": 0.5,
         "mean_test_accuracy": 0.25, "mean_train_seconds": 2.0,
     }  # fmt: skip
+
+
+def test_summary_of_repeats_that_do_not_count_any_more_is_withdrawn(world: World) -> None:
+    """More tuning trials may choose another configuration, which has no repeats yet."""
+    repeat = world.trial(chosen=0, metrics={"test_accuracy": 0.5})
+    world.recorded = [repeat]
+    world.projection().runs().sync()
+    [cell] = world.runs("tags.kind = 'cell'")
+    assert cell.data.metrics == {"mean_test_accuracy": 0.5}
+    world.recorded = [dataclasses.replace(repeat, superseded=True)]
+    for _ in range(2):
+        world.projection().runs().sync()
+        [cell] = world.runs("tags.kind = 'cell'")
+        assert math.isnan(cell.data.metrics["mean_test_accuracy"])
+    history = world.client.get_metric_history(cell.info.run_id, "mean_test_accuracy")
+    assert len(history) == 2
+    world.recorded += [world.trial(chosen=1, metrics={"test_accuracy": 0.75})]
+    world.projection().runs().sync()
+    [cell] = world.runs("tags.kind = 'cell'")
+    assert cell.data.metrics == {"mean_test_accuracy": 0.75}
 
 
 def test_runs_of_another_study_are_not_looked_at(world: World) -> None:

@@ -251,7 +251,6 @@ def open_model(folder: Path) -> Model:
         form = described(about["preprocessing"], texts)
         backbone, classes = about["backbone"], about["classes"]
         head, depth = about.get("head", "linear"), about.get("depth")
-        # Version 0.1.0 wrote no settings: such models need the folder that their backbone is named after.
         settings = folder if SETTINGS in wanted else None
     except OSError as error:
         raise UserError(
@@ -260,5 +259,13 @@ def open_model(folder: Path) -> Model:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / ABOUT} was not written by harness.export: {error}") from error
     weights = read_weights(folder / WEIGHTS)
-    network = restore(backbone, weights, len(classes), form, head, depth, settings)
+    try:
+        network = restore(backbone, weights, len(classes), form, head, depth, settings)
+    except UserError as error:
+        if settings is not None or not backbone.startswith("transformers:"):
+            raise
+        raise UserError(
+            f"{folder} was exported by version 0.1.0, without {SETTINGS}, and its encoder is not found: run "
+            f"this where it was exported, or export it again ({error})"
+        ) from error
     return Model(network.eval(), about, form)

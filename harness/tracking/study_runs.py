@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -254,9 +255,12 @@ class StudyRuns:
         known = {r.info.run_id: r.data.metrics for r in experiment.search("tags.kind = 'cell'")}
         for mine in by_cell.values():
             run_id = self._parent(mine[0].slot.cell)
-            new = cell_summary(mine).items() - known.get(run_id, {}).items()
-            if new:
-                experiment.write(run_id, [Metric(k, v, now, 0) for k, v in new])
+            shown, summary = known.get(run_id, {}), cell_summary(mine)
+            new = summary.items() - shown.items()
+            # MLflow cannot delete the values of a configuration that is no longer the chosen one.
+            old = {name for name, value in shown.items() if name not in summary and value == value}
+            if metrics := [*new, *((name, math.nan) for name in old)]:
+                experiment.write(run_id, [Metric(k, v, now, 0) for k, v in metrics])
 
 
 def _identity(path: Path | None) -> tuple[int, int] | None:
