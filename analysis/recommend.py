@@ -132,7 +132,8 @@ def _recommend(
 
 def _advice(table: StudyTable, row: pd.Series) -> str:
     rival = f"“{row['rival']}”"
-    lead = f"a difference of {max(abs(row['lead']), 0.5):.1f} points from {rival}"
+    points = f"a difference of {max(abs(row['lead']), 0.5):.1f} points"
+    lead = f"{points} from {rival}"
     if row["seeds"] != row["seeds"] and row["n"] >= 8:
         return "All test scores are equal, so it is not known how much they vary over seeds."
     if row["seeds"] != row["seeds"]:
@@ -143,7 +144,7 @@ def _advice(table: StudyTable, row: pd.Series) -> str:
     if row["seeds"] == math.inf:
         return (
             f"More certainty is not worth the effort: to detect {lead}, more than 500 seeds would be "
-            "needed; use the cheaper one."
+            "needed; use the cheaper of the two."
         )
     if row["more"] == 0:
         return f"{row['n']} seeds detect {lead} with at least 80% power; more would change little."
@@ -161,8 +162,8 @@ def _advice(table: StudyTable, row: pd.Series) -> str:
     command = f". For every cell: {again} --repeats {row['seeds']:.0f}" if again else ""
     seeds = counted(f"{row['more']:.0f}", "more seed")
     return (
-        f"For more certainty: {seeds} of both (to {row['seeds']:.0f}{minutes}) would detect "
-        f"{lead} with 80% power{command}"
+        f"For more certainty: {seeds} of it and of {rival} (to {row['seeds']:.0f}{minutes}) would detect "
+        f"{points} with 80% power{command}"
     )
 
 

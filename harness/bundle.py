@@ -96,10 +96,10 @@ def run(
     machines into one record, and write its runs to MLflow.
 
     Args:
-        bundles: the bundles.
-        into: folder of the record, e.g. mlruns.
-        study: name of the study.
-        out: the bundle, e.g. NAME.zip.
+        bundles: files to merge.
+        into: folder of the merged record, e.g. mlruns.
+        study: name of the study to pack.
+        out: bundle to write, e.g. NAME.zip.
         storage: Optuna storage URL of the record; the default is optuna.db beside MLflow's database.
         tracking_uri: MLflow tracking URI; the default is mlflow.db in mlruns, or in the folder of --into.
     """

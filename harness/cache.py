@@ -30,7 +30,7 @@ class CacheContents:
 
     Attributes:
         folder: the folder of the cache.
-        entries: one per kind of rows, with its size in bytes and when it was last used.
+        entries: one per cached array, with its size in bytes and when it was last used.
     """
 
     folder: Path

@@ -106,7 +106,7 @@ def show(found: Ranking) -> None:
     print(*found.verdict, sep="\n")
     print(
         f"next: {program('python')} -m harness.new --target {shlex.quote(found.target)} --budget 20m "
-        "screens backbones by such measures, and writes a study in which the first ones race"
+        "screens backbones by such measures, and writes a study in which the best ones race"
     )
 
 

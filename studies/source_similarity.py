@@ -49,12 +49,12 @@ suits a target. No measure ranks the sources better than their mean rank on the 
 tau .53; H-score and kNN .49, LogME .39, OTDD .21).
 
 In the first version, the probe had not converged (4 or 10 epochs), and random features were better than most
-sources by up to 15 points. Now they are within 5 points of every source that is not shuffled or relabelled,
-with 30 images per class; with 5 images they are still better than most, by up to 15. Better than random
-features are the target's own classes (digits +33.7 on 5 images and +17.2 on 30, garments +24.3 and +11.5)
-and, for other digits, digits and mixtures. The ladder is in order for other digits with 5 images (100, 75,
-50, 25, 0 % digits: +4.5, +0.3, +0.1, -2.4, -8.0), except that 75 and 50 % are level, but not for other
-garments.
+sources by up to 15 points. Now, with 30 images per class, they are at most 5 points better than any source
+that is not shuffled or relabelled; with 5 images they are still better than most, by up to 15. The target's
+own classes are better than random features (digits +33.7 on 5 images and +17.2 on 30, garments +24.3 and
++11.5), and so are, for other digits, digits and mixtures. The ladder is in order for other digits with 5
+images (100, 75, 50, 25, 0 % digits: +4.5, +0.3, +0.1, -2.4, -8.0), except that 75 and 50 % are level, but not
+for other garments.
 
 Full fine-tuning on 5 images per class gains 2 to 5 points from nearly any source, including the controls
 (permuted digits +2.8, 0.6 to 5.1): any pretraining helps, whether on similar images or not. On 30 images no

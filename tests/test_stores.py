@@ -310,7 +310,7 @@ def test_password_in_a_drivers_message_is_not_shown(monkeypatch: pytest.MonkeyPa
 
 
 def test_journal_is_refused_with_what_takes_its_place(tmp_path: Path) -> None:
-    with refused(r"^cannot open the storage journal:.*\(want sqlite:///PATH or postgresql"):
+    with refused(r"^cannot open the storage journal:.*\(must be sqlite:///PATH or postgresql"):
         open_storage(f"journal:{tmp_path}/study.log")
     assert list(tmp_path.iterdir()) == []
 

@@ -68,7 +68,7 @@ class Database:
         if not names >= ITS_OWN:
             self.close()
             raise UserError(
-                f"{path} holds no MLflow tables; it was not changed: name another by --tracking-uri"
+                f"{path} holds no MLflow tables; it was not changed: name another with --tracking-uri"
             )
         self._connection.execute("BEGIN")
 

@@ -73,9 +73,9 @@ class Info:
         baseline: one value of some factors; empty if none was declared.
         trials: requested configurations per cell.
         repeats: requested seeds per cell.
-        sampler: "random", "tpe" or "" if it was not recorded.
+        sampler: "random", "qmc", "tpe" or "" if it was not recorded.
         leaks: one line per target whose train, validation and test examples overlap.
-        metric: the metric of val_score and test_score in print, such as "balanced accuracy"; in an external
+        metric: the metric of val_score and test_score in text, such as "balanced accuracy"; in an external
             table, for example "AUC".
         score: name of that metric in `harness.core.selection`; "" in an external table.
         selection: how the trial of a cell is chosen: "val_score" for the highest, "val_loss" for the lowest,

@@ -20,7 +20,7 @@ NOTE = (
     "paired test showed that its mean validation score is below that of the leader; over all "
     "seeds and finalists, the probability that the best finalist is retired is at most "
     "{alpha:.0%}. In brackets: interval of the difference from the leader. Set aside: other "
-    "cells had better scores after tuning, and there was no time to repeat it, so nothing was "
+    "cells had better validation scores in tuning, so it was not repeated, and nothing was "
     "shown about it. The scores that a retired or set aside cell would reach with more trials are "
     "unknown."
 )

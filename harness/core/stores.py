@@ -103,7 +103,7 @@ def require_sqlite(path: Path, program: Program, or_empty: bool = False) -> None
     what = f"is {whose or 'of another program'}" if found else "is empty"
     raise UserError(
         f"{path} holds no {program} tables; it {what} and was not changed: "
-        f"name another by {OPTION[program]}"
+        f"name another with {OPTION[program]}"
     )
 
 

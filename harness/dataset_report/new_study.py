@@ -56,7 +56,7 @@ def write_study(
             budget is too small.
     """
     if out.suffix != ".py" or not SAFE_NAME.fullmatch(out.stem):
-        raise UserError(f"--out {out}: want a file such as studies/my_study.py")
+        raise UserError(f"--out {out}: must be a file such as studies/my_study.py")
     if out.exists():
         raise UserError(f"{out} exists and is not overwritten; name another file with --out")
     where = resolve_device(device)
@@ -126,7 +126,7 @@ def fitting(
     if count == len(proposal.backbones):
         return proposal, costs
     note = (
-        f"Left out because by the forecast {budget} are too short for the first trials of their cells: "
+        f"Left out because, by the forecast, {budget} is too short for the first trials of their cells: "
         f"{', '.join(proposal.backbones[count:])}."
     )
     kept = replace(proposal, backbones=proposal.backbones[:count], notes=(*proposal.notes, note))

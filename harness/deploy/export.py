@@ -127,7 +127,7 @@ def _trained(chosen: CellRecord, why: str, device: str, target: str | None) -> _
     if spec.strategy.classifier == "knn":
         raise UserError(
             f"cell “{chosen.cell}” ({why}) classifies by nearest neighbours, which cannot be written as a "
-            "network; name another by --cell"
+            "network; name another with --cell"
         )
     fit = start(spec, resolve_device(device), Cache(None, 0) if cache.problem() else cache)
     print(f"cell “{chosen.cell}”: {why}")

@@ -239,7 +239,7 @@ def _check_members(archive: zipfile.ZipFile) -> str:
     number, study = (found.get(k) if isinstance(found, dict) else None for k in ("format", "study"))
     if isinstance(number, int) and number != FORMAT:
         raise UserError(
-            f"its format is {number}, this harness reads format {FORMAT}: pack with the version that merges"
+            f"its format is {number}, this harness reads format {FORMAT}: pack it again with this version"
         )
     if number != FORMAT or not isinstance(study, str) or not SAFE_NAME.fullmatch(study):
         raise UserError(f"its {MANIFEST} is not that of a bundle")

@@ -32,7 +32,7 @@ class StudyOptions:
         repeats: seeds per cell, instead of the file's.
         budget: time for all trials, e.g. 20m, instead of equal numbers of trials: cells that fall behind get
             fewer.
-        cells: run every N-th cell only, from the K-th on: one job of an array (see harness.bundle).
+        cells: K/N runs only every N-th cell, from the K-th on, as one job of an array (see harness.bundle).
         storage: Optuna storage URL; the default is optuna.db beside MLflow's database.
         tracking_uri: MLflow tracking URI; the default is sqlite:///mlruns/mlflow.db.
         cache_dir: folder that caches outputs of frozen layers; the default is in the user's cache.
@@ -45,7 +45,7 @@ class StudyOptions:
         worker_cpus: CPUs of each Ray task; the default is 1.
         worker_gpus: GPUs of each Ray task; 0.5 runs two tasks on one GPU. The default is 0.
         quiet: do not print a line for each trial.
-        verbose: print a line for each trial also on a terminal, and the validation score after each epoch.
+        verbose: print a line for each trial, even on a terminal, with the validation score after each epoch.
     """
 
     device: Annotated[str, STUDY] = "auto"

@@ -66,7 +66,7 @@ def check_storage_url(url: str) -> None:
 
 
 def _opening(url: str) -> AbstractContextManager[None]:
-    return one_line(f"cannot open the storage {without_password(url)}", f" (want {KINDS})")
+    return one_line(f"cannot open the storage {without_password(url)}", f" (must be {KINDS})")
 
 
 def read_storage(url: str) -> optuna.storages.BaseStorage:
@@ -78,7 +78,7 @@ def read_storage(url: str) -> optuna.storages.BaseStorage:
     with one_line(f"cannot read the storage {without_password(url)}"):
         if sqlite := sqlite_path(url):
             if not sqlite.is_file():
-                raise FileNotFoundError(f"there is no file {sqlite}; name another by --storage")
+                raise FileNotFoundError(f"there is no file {sqlite}; name another with --storage")
             require_sqlite(sqlite, "Optuna")
             url = read_only_url(sqlite)
         storage = _cached(optuna.storages.RDBStorage(url, skip_table_creation=True))

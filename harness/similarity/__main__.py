@@ -28,7 +28,7 @@ class PairMeasured:
 
     Attributes:
         name: of the pair.
-        measurements: one per measure, those that refused too.
+        measurements: one per measure, including those without a value.
     """
 
     name: str
