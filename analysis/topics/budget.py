@@ -13,19 +13,9 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 from scipy.special import gammaln
 
+from analysis import plots
 from analysis.compare import Findings, completed
 from analysis.compare.runs import CONFIDENCE, tuning
-from analysis.plots import (
-    GREY,
-    INK,
-    ROUND,
-    add_key,
-    canvas,
-    crowded,
-    log_cost,
-    name_ends,
-    percent,
-)
 from analysis.text.numbers import span
 from analysis.topics.section import Plot, Section, cell_styles
 
@@ -45,8 +35,8 @@ def section(found: Findings) -> Section:
     """The budget curves, by trials and by seconds."""
     curve = budget_curve(found.trials)
     shown = len(curve) and found.info.sampler != "tpe"
-    plots = _plots(found, curve) if shown else []
-    return Section(TITLE, plots, tables={"budget": curve})
+    parts = _plots(found, curve) if shown else []
+    return Section(TITLE, parts, tables={"budget": curve})
 
 
 def _plots(found: Findings, curve: pd.DataFrame) -> list[Plot]:
@@ -66,14 +56,14 @@ def _plots(found: Findings, curve: pd.DataFrame) -> list[Plot]:
     ) + drawn
     if curve["cell"].nunique() > LINES:
         return [_plot_of_many(found, curve, worth, drawn)]
-    plots = [_plot(found, curve, "trials", worth + band)]
+    made = [_plot(found, curve, "trials", worth + band)]
     if (curve["seconds"] > 0).all() and curve["trials"].max() > 1:
         cost = (
             "As above, against the time that n trials take: n times the median training time of "
             "the cell's trials."
         )
-        plots.append(_plot(found, curve, "seconds", cost + band))
-    return plots
+        made.append(_plot(found, curve, "seconds", cost + band))
+    return made
 
 
 def _weights(total: int, budgets: np.ndarray) -> np.ndarray:
@@ -145,7 +135,7 @@ def _plot(found: Findings, curve: pd.DataFrame, unit: str, caption: str) -> Plot
     """Expected best validation score of each cell after n tuning trials, with the spread of resamples; with
     the unit "seconds", by the time that these trials take."""
     style = cell_styles(found)
-    figure, (axes,) = canvas(4.2)
+    figure, (axes,) = plots.canvas(4.2)
     ends = []
     for name in (name for name in style if name in set(curve["cell"])):
         own, look = curve[curve["cell"] == name].sort_values("trials"), style[name]
@@ -155,17 +145,17 @@ def _plot(found: Findings, curve: pd.DataFrame, unit: str, caption: str) -> Plot
                   marker=look.marker, ms=4)  # fmt: skip
         ends.append((float(own[unit].iloc[-1]), float(own["val_score"].iloc[-1]), name))
     if unit == "trials":
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=ROUND))
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=plots.ROUND))
         axes.set_xlabel("Tuning trials per cell")
     else:
-        log_cost(
+        plots.log_cost(
             axes, curve[unit].min(), curve[unit].max(), "Training time of the tuning trials (s)"
         )
-    percent(axes, "y", f"Expected best validation {found.info.metric}")
-    if crowded([name for _, _, name in ends]) or unit != "trials":
-        add_key(figure, [name for _, _, name in ends], style)
+    plots.percent(axes, "y", f"Expected best validation {found.info.metric}")
+    if plots.crowded([name for _, _, name in ends]) or unit != "trials":
+        plots.add_key(figure, [name for _, _, name in ends], style)
     else:
-        name_ends(axes, ends, style)
+        plots.name_ends(axes, ends, style)
     if unit == "trials":
         return Plot("budget", TITLE, figure, caption)
     return Plot("budget_seconds", f"{TITLE}, in seconds", figure, caption)
@@ -178,9 +168,9 @@ def _plot_of_many(found: Findings, curve: pd.DataFrame, worth: str, drawn: str) 
     behind = curve.assign(behind=100 * (top - curve["val_score"])).groupby("trials")["behind"]
     enough = behind.size() >= curve["cell"].nunique() / 2
     low, middle, high = (behind.quantile(q)[enough] for q in (0.25, 0.5, 0.75))
-    figure, (axes,) = canvas(3.6)
-    axes.fill_between(middle.index, low, high, color=GREY, alpha=0.35, lw=0)
-    axes.plot(middle.index, middle, color=INK, lw=2)
+    figure, (axes,) = plots.canvas(3.6)
+    axes.fill_between(middle.index, low, high, color=plots.GREY, alpha=0.35, lw=0)
+    axes.plot(middle.index, middle, color=plots.INK, lw=2)
     axes.set_xlabel("Tuning trials per cell")
     label = f"Expected best validation {found.info.metric}:\npoints below the best of all trials"
     axes.set_ylabel(label)

@@ -11,18 +11,8 @@ import pandas as pd
 import seaborn as sns
 from PIL import Image
 
-from analysis import compare
+from analysis import compare, plots
 from analysis.compare import Findings
-from analysis.plots import (
-    GREY,
-    add_key,
-    annotate,
-    canvas,
-    draw_interval,
-    escape,
-    name_rows,
-    percent,
-)
 from analysis.text.numbers import numbers, with_interval
 from analysis.topics.section import (
     Columns,
@@ -133,7 +123,7 @@ def _recall_plot(
     """Mean recall with its interval, one row per class and one marker per cell."""
     lowest = rows[rows["cell"] == cells[0]].nsmallest(MOST_CLASSES, "recall")["label"]
     labels = sorted(lowest)
-    figure, (axes,) = canvas(1.0 + 0.36 * len(labels))
+    figure, (axes,) = plots.canvas(1.0 + 0.36 * len(labels))
     sizes, style = rows.groupby("label")["examples"].mean(), cell_styles(found)
     for at, cell in enumerate(cells):
         own = {row["label"]: row for row in rows[rows["cell"] == cell].to_dict("records")}
@@ -141,11 +131,11 @@ def _recall_plot(
         for i, label in enumerate(labels):
             row = own[label]
             ends = row["recall_low"], row["recall_high"]
-            mark = draw_interval(axes, i + aside, row["recall"], ends, style[cell], 6)
-            annotate(mark, f"{cell}, {names[label]}: {_recall(row)}")
-    name_rows(axes, [f"{names[label]} ({sizes[label]:.0f})" for label in labels])
-    percent(axes, "x", "Recall")
-    add_key(figure, cells, style)
+            mark = plots.draw_interval(axes, i + aside, row["recall"], ends, style[cell], 6)
+            plots.annotate(mark, f"{cell}, {names[label]}: {_recall(row)}")
+    plots.name_rows(axes, [f"{names[label]} ({sizes[label]:.0f})" for label in labels])
+    plots.percent(axes, "x", "Recall")
+    plots.add_key(figure, cells, style)
     some = f" Shown are the {len(labels)} classes in which the chosen cell has the lowest recall."
     some *= len(labels) < len(names)
     caption = (
@@ -177,7 +167,7 @@ def _confusion_plot(predictions: pd.DataFrame, cell: str, names: Sequence[str]) 
     sizes = tables.sum(axis=2, keepdims=True)
     shares = 100 * np.divide(tables, sizes, out=np.zeros_like(tables), where=sizes > 0).mean(axis=0)
     k = len(shares)
-    figure, (axes,) = canvas(1.2 + 0.36 * k)
+    figure, (axes,) = plots.canvas(1.2 + 0.36 * k)
     text = np.array([[f"{v:.0f}" if v >= 0.5 else "" for v in row] for row in shares])
     sns.heatmap(
         shares, ax=axes, annot=text, fmt="", cmap="Blues", vmin=0, vmax=100, mask=shares == 0,
@@ -199,16 +189,16 @@ def _reliability_plot(found: Findings, bins: pd.DataFrame, values: pd.DataFrame)
     """Reliability diagram (Guo et al. 2017): accuracy against confidence, one line per cell."""
     errors, style = _by_cell(values, "ece"), cell_styles(found)
     cells = [cell for cell in compared_cells(found) if cell in set(bins["cell"])]
-    figure, (axes,) = canvas(4.0)
-    axes.plot([0, 1], [0, 1], color=GREY, lw=1, zorder=1)
+    figure, (axes,) = plots.canvas(4.0)
+    axes.plot([0, 1], [0, 1], color=plots.GREY, lw=1, zorder=1)
     for cell in cells:
         own, look = bins[bins["cell"] == cell], style[cell]
         axes.plot(own["confidence"], own["accuracy"], color=look.color, lw=1, alpha=0.6)
         axes.scatter(own["confidence"], own["accuracy"], s=12 + 300 * own["share"], color=[look.color],
                      marker=look.marker, edgecolors="white", zorder=3)  # fmt: skip
-    percent(axes, "x", "Confidence")
-    percent(axes, "y", "Accuracy")
-    add_key(figure, cells, style)
+    plots.percent(axes, "x", "Confidence")
+    plots.percent(axes, "y", "Accuracy")
+    plots.add_key(figure, cells, style)
     said = [f"“{c}” {_value(errors[c], METRICS['ece'])}" for c in cells if c in errors]
     caption = (
         "Share of correct predictions by confidence (15 bins of equal width, all repeats pooled); "
@@ -245,7 +235,7 @@ def _mistakes_plot(mistakes: pd.DataFrame, title: str, names: Sequence[str]) -> 
     """The first recorded images, each with its class and the predicted class."""
     mistakes = mistakes.dropna(subset="image").head(3 * IN_A_ROW)
     rows = -(-len(mistakes) // IN_A_ROW)
-    figure, panels = canvas(1.75 * rows, rows, IN_A_ROW)
+    figure, panels = plots.canvas(1.75 * rows, rows, IN_A_ROW)
     for axes in panels:
         axes.set_axis_off()
     for axes, row in zip(panels, mistakes.to_dict("records"), strict=False):
@@ -261,7 +251,7 @@ def _mistakes_plot(mistakes: pd.DataFrame, title: str, names: Sequence[str]) -> 
 
 
 def _fitting(name: str) -> str:
-    return escape(name if len(name) <= 18 else f"{name[:17]}…")
+    return plots.escape(name if len(name) <= 18 else f"{name[:17]}…")
 
 
 def _images(rows: pd.DataFrame) -> pd.Series:

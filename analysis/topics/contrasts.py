@@ -8,9 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import compare
+from analysis import compare, plots
 from analysis.compare import Findings, describe_contrast
-from analysis.plots import INK, MANY, canvas, draw_interval, escape
 from analysis.text.numbers import intervals, listed, numbers, quoted, span
 from analysis.topics.scores import LONG
 from analysis.topics.section import (
@@ -55,7 +54,7 @@ def section(found: Findings) -> Section:
         varied=VARIED,
         correction=correction(found),
     )
-    if 0 < differences["difference"].notna().sum() <= 2 * MANY:
+    if 0 < differences["difference"].notna().sum() <= 2 * plots.MANY:
         parts.append(_plot(found))
     if len(differences):
         tables["differences"] = compare.with_other_tests(differences, found.trials, kept, folds)
@@ -165,18 +164,20 @@ def _plot(found: Findings) -> Plot:
     table = found.differences.dropna(subset="difference").reset_index(drop=True)
     several = table["reference"].nunique() > 1
     long = len(table) > LONG
-    figure, (axes,) = canvas(1.1 + (0.32 if long else 0.55 if several else 0.42) * len(table))
-    axes.axvline(0, color=INK, lw=1)
+    figure, (axes,) = plots.canvas(1.1 + (0.32 if long else 0.55 if several else 0.42) * len(table))
+    axes.axvline(0, color=plots.INK, lw=1)
     for i, row in enumerate(table.to_dict("records")):
-        draw_interval(axes, i, row["difference"], (row["low"], row["high"]), style[row["cell"]])
+        plots.draw_interval(
+            axes, i, row["difference"], (row["low"], row["high"]), style[row["cell"]]
+        )
     names = [
-        escape(f"{c}\n− {r}" if several and not long else c)
+        plots.escape(f"{c}\n− {r}" if several and not long else c)
         for c, r in zip(table["cell"], table["reference"], strict=True)
     ]
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
-    reference = "its reference" if several else f"“{escape(table['reference'].iloc[0])}”"
+    reference = "its reference" if several else f"“{plots.escape(table['reference'].iloc[0])}”"
     label = f"Test {found.info.metric} minus that of {reference} (points)"
     axes.set_xlabel(textwrap.fill(label, NARROW))
     axes.margins(x=0.06)

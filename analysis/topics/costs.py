@@ -7,20 +7,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from analysis import compare
+from analysis import compare, plots
 from analysis.compare import Findings
-from analysis.plots import (
-    BACKGROUND,
-    INK,
-    MANY,
-    add_key,
-    annotate,
-    canvas,
-    crowded,
-    log_cost,
-    percent,
-    place_labels,
-)
 from analysis.text.numbers import listed, numbers, quoted, short, shorts
 from analysis.topics.scores import score
 from analysis.topics.section import (
@@ -59,9 +47,9 @@ def section(found: Findings) -> Section:
 
 
 def _plots(found: Findings, dead: pd.DataFrame) -> list[Plot]:
-    summary, metric, plots = found.summary, found.info.metric, []
+    summary, metric, made = found.summary, found.info.metric, []
     cold = bool(summary["marginal_seconds_median"].notna().any())
-    many = " Only cells on the front are named." * (len(summary) > MANY)
+    many = " Only cells on the front are named." * (len(summary) > plots.MANY)
     hollow = (
         " Hollow triangles: cells without a score, which ran out of memory or time, at the "
         "highest cost that was observed; their true cost is higher."
@@ -83,10 +71,10 @@ def _plots(found: Findings, dead: pd.DataFrame) -> list[Plot]:
     ):
         if (summary["mean"].notna() & (summary[f"{cost}_min"] > 0)).any():
             known = dead.loc[dead[bound] > 0, ["cell", bound]].itertuples(index=False, name=None)
-            plots.append(
+            made.append(
                 plot_cost(found, cost, name, label, marks + more + many + hollow, list(known))
             )
-    return plots
+    return made
 
 
 def _table(found: Findings, fronts: pd.DataFrame) -> Table:
@@ -225,27 +213,27 @@ def plot_cost(
     metric, style, front = found.info.metric, cell_styles(found), f"{name}_front"
     table = found.summary.dropna(subset=["mean", f"{cost}_median"])
     table = table[table[f"{cost}_min"] > 0].reset_index(drop=True)
-    named = table[table[front]] if len(table) > MANY else table
-    figure, (axes,) = canvas(4.2)
+    named = table[table[front]] if len(table) > plots.MANY else table
+    figure, (axes,) = plots.canvas(4.2)
     for row in table.to_dict("records"):
-        look = style[row["cell"]] if row["cell"] in set(named["cell"]) else BACKGROUND
+        look = style[row["cell"]] if row["cell"] in set(named["cell"]) else plots.BACKGROUND
         x, y = row[f"{cost}_median"], row["mean"]
         axes.plot([row[f"{cost}_min"], row[f"{cost}_max"]], [y, y], color=look.color, lw=1.2)
         axes.plot([x, x], [row["low"], row["high"]], color=look.color, lw=1.2)
-        size, over = (4, 2) if look is BACKGROUND else (8, 4)
+        size, over = (4, 2) if look is plots.BACKGROUND else (8, 4)
         mark = axes.plot(
             x, y, marker=look.marker, ms=size, color=look.color, mec="white", zorder=over
         )
-        annotate(
+        plots.annotate(
             mark[0], f"{row['cell']}: {score(row)}, {x:.3g} {label[label.rfind('(') + 1 : -1]}"
         )
     best = table[table[front]].sort_values(f"{cost}_median")
     corners = list(zip(best[f"{cost}_median"], best["mean"], strict=True))
-    axes.step(*zip(*corners, strict=True), where="post", color=INK, lw=1, ls=":", zorder=1)
+    axes.step(*zip(*corners, strict=True), where="post", color=plots.INK, lw=1, ls=":", zorder=1)
     ends = [table[f"{cost}_min"].min(), table[f"{cost}_max"].max()]
     limits = [at_least for _, at_least in censored]
-    log_cost(axes, min([*ends, *limits]), max([*ends, *limits]), label)
-    percent(axes, "y", f"Test {metric}")
+    plots.log_cost(axes, min([*ends, *limits]), max([*ends, *limits]), label)
+    plots.percent(axes, "y", f"Test {metric}")
     axes.margins(y=0.12)
     for cell, at_least in censored:
         axes.plot(at_least, 0.03, marker=">", ms=8, mfc="white", ls="", clip_on=False,
@@ -255,9 +243,9 @@ def plot_cost(
     lines += [((r[f"{cost}_min"], r["mean"]), (r[f"{cost}_max"], r["mean"])) for r in rows]
     for (x0, y0), (x1, y1) in itertools.pairwise(corners):
         lines += [((x0, y0), (x1, y0)), ((x1, y0), (x1, y1))]
-    if crowded(named["cell"]):
-        add_key(figure, named["cell"], style)
+    if plots.crowded(named["cell"]):
+        plots.add_key(figure, named["cell"], style)
     else:
         points = zip(named[f"{cost}_median"], named["mean"], named["cell"], strict=True)
-        place_labels(axes, [(x, y, cell, style[cell]) for x, y, cell in points], lines)
+        plots.place_labels(axes, [(x, y, cell, style[cell]) for x, y, cell in points], lines)
     return Plot(cost, f"{metric[:1].upper()}{metric[1:]} against {name}", figure, caption)

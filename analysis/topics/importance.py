@@ -14,8 +14,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import create_trial
 
+from analysis import plots
 from analysis.compare import Findings, completed
-from analysis.plots import BACKGROUND, INK, MANY, add_key, canvas, name_rows
 from analysis.topics.section import Plot, Section, cell_styles
 from harness.core.caller import undisturbed
 
@@ -93,23 +93,23 @@ def _importances(own: pd.DataFrame, space: dict[str, BaseDistribution]) -> dict[
 def _plot(found: Findings, table: pd.DataFrame) -> Plot:
     """Importance of each tuned parameter: one marker per cell, and a bar at their mean."""
     style = cell_styles(found)
-    many = table["cell"].nunique() > MANY
+    many = table["cell"].nunique() > plots.MANY
     order = list(table.groupby("parameter")["importance"].mean().sort_values().index[::-1])
-    figure, (axes,) = canvas(1.1 + 0.5 * len(order))
+    figure, (axes,) = plots.canvas(1.1 + 0.5 * len(order))
     names = list(table["cell"].unique())
     for i, parameter in enumerate(order):
         own = table[table["parameter"] == parameter]
         for row in own.to_dict("records"):
-            look = BACKGROUND if many else style[row["cell"]]
+            look = plots.BACKGROUND if many else style[row["cell"]]
             aside = 0.5 * (names.index(row["cell"]) / max(1, len(names) - 1) - 0.5)
             axes.plot(row["importance"], i + aside, marker=look.marker, ms=3 if many else 6,
                       color=look.color, mec="white", mew=0 if many else 0.8)  # fmt: skip
-        axes.plot([own["importance"].mean()] * 2, [i - 0.35, i + 0.35], color=INK, lw=2)
-    name_rows(axes, order)
+        axes.plot([own["importance"].mean()] * 2, [i - 0.35, i + 0.35], color=plots.INK, lw=2)
+    plots.name_rows(axes, order)
     axes.set_xlim(-0.02, 1.02)
     axes.set_xlabel("Share of importance")
     if not many:
-        add_key(figure, names, style)
+        plots.add_key(figure, names, style)
     caption = (
         "PED-ANOVA (Optuna): how strongly each tuned parameter distinguishes the best tenth of a "
         f"cell's trials from all of them. One marker per cell with at least {FEWEST} complete "

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
+from analysis import plots
 from analysis.compare import Findings, chosen, completed
-from analysis.plots import GREY, MANY, ROUND, panel_grid, percent
 from analysis.topics.section import Plot, Section, cell_styles, repeats_of
 
 
 def section(found: Findings) -> Section:
     """The curves of each cell; no figure for many cells."""
     curves = learning_curves(found.trials, found.table.epochs, found.info.selection)
-    parts = [_plot(found, curves)] if 0 < curves["cell"].nunique() <= MANY else []
+    parts = [_plot(found, curves)] if 0 < curves["cell"].nunique() <= plots.MANY else []
     return Section("Training", parts, tables={"curves": curves})
 
 
@@ -38,22 +38,22 @@ def _plot(found: Findings, curves: pd.DataFrame) -> Plot:
     lines the means of the other cells."""
     metric, style = found.info.metric, cell_styles(found)
     names = [name for name in style if name in set(curves["cell"])]
-    figure, panels = panel_grid(names)
+    figure, panels = plots.panel_grid(names)
     means = curves.drop_duplicates(["cell", "epoch"]).sort_values("epoch")
     for name, panel in panels.items():
         for other in names:
             line = means[means["cell"] == other]
             mine = other == name
-            panel.plot(line["epoch"] + 1, line["mean"], color=style[other].color if mine else GREY,
+            panel.plot(line["epoch"] + 1, line["mean"], color=style[other].color if mine else plots.GREY,
                        lw=2.2 if mine else 0.7, zorder=3 if mine else 1,
                        marker="o" if len(line) == 1 else "")  # fmt: skip
         for _, run in curves[curves["cell"] == name].groupby("run_id"):
             run = run.sort_values("epoch")
             panel.plot(run["epoch"] + 1, run["val_score"], color=style[name].color, lw=0.7,
                        alpha=0.6, zorder=2)  # fmt: skip
-        percent(panel, "y", "")
+        plots.percent(panel, "y", "")
         panel.set_ylabel("")
-        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=ROUND))
+        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=plots.ROUND))
     figure.supxlabel("Epoch", fontsize=10)
     figure.supylabel(f"Validation {metric} (%)", fontsize=10)
     what = "one repeat each" if repeats_of(found) != "0" else "the chosen tuning trial"

@@ -9,9 +9,9 @@ from contextlib import suppress
 import numpy as np
 import pandas as pd
 
+from analysis import plots
 from analysis.compare import Findings, chosen, completed
 from analysis.compare.runs import tuning
-from analysis.plots import BACKGROUND, INK, MANY, canvas, name_rows, panel_grid, percent
 from analysis.text.numbers import numbers, plain, shorts, span
 from analysis.topics.section import Columns, Parts, Plot, Section, Table, cell_styles, run_links
 
@@ -26,7 +26,7 @@ def section(found: Findings) -> Section:
     tuned = completed(found.trials, "tune")
     parts: Parts = []
     if LR in tuned and len(tuned.dropna(subset=[LR, "val_score"])):
-        if tuned["cell"].nunique() <= MANY:
+        if tuned["cell"].nunique() <= plots.MANY:
             parts.append(_plot_rates(found, tuned))
         if len(ranges):
             parts.append(_plot_ranges(found, tuned, ranges))
@@ -146,14 +146,14 @@ def _plot_rates(found: Findings, tuned: pd.DataFrame) -> Plot:
     style = cell_styles(found)
     tuned = tuned.dropna(subset=["param.lr", "val_score"])
     names = [name for name in style if name in set(tuned["cell"])]
-    figure, panels = panel_grid(names)
+    figure, panels = plots.panel_grid(names)
     for name, panel in panels.items():
         own, rest = tuned[tuned["cell"] == name], tuned[tuned["cell"] != name]
         panel.plot(rest["param.lr"], rest["val_score"], ls="", marker="o", ms=2.5, color="#cccccc")
         panel.plot(own["param.lr"], own["val_score"], ls="", marker=style[name].marker, ms=6,
                    color=style[name].color, mec="white")  # fmt: skip
         panel.set_xscale("log")
-        percent(panel, "y", "")
+        plots.percent(panel, "y", "")
         panel.set_ylabel("")
     figure.supxlabel("Learning rate", fontsize=10)
     figure.supylabel(f"Validation {found.info.metric} (%)", fontsize=10)
@@ -172,21 +172,21 @@ def _plot_ranges(found: Findings, tuned: pd.DataFrame, table: pd.DataFrame) -> P
     If there are too many cells to name, each is a line, in the order of their best rates.
     """
     style = cell_styles(found)
-    many = len(table) > MANY
+    many = len(table) > plots.MANY
     table = table.sort_values("best") if many else table
-    figure, (axes,) = canvas(4.4 if many else 1.1 + 0.34 * len(table))
+    figure, (axes,) = plots.canvas(4.4 if many else 1.1 + 0.34 * len(table))
     for i, row in enumerate(table.to_dict("records")):
-        look = BACKGROUND if many else style[row["cell"]]
+        look = plots.BACKGROUND if many else style[row["cell"]]
         thick = 1.0 if many else 4.0
         axes.plot([row["low"], row["high"]], [i, i], color="#d8d8d8", lw=1, zorder=1)
         axes.plot([row["good_low"], row["good_high"]], [i, i], color=look.color, lw=thick)
         axes.plot(row["best"], i, marker=look.marker, ms=2.5 if many else 7, mec="white",
-                  mew=0 if many else 0.8, color=INK if many else look.color)  # fmt: skip
+                  mew=0 if many else 0.8, color=plots.INK if many else look.color)  # fmt: skip
     if many:
         axes.set_yticks([])
         axes.set_ylabel(f"{len(table)} cells")
     else:
-        name_rows(axes, list(table["cell"]))
+        plots.name_rows(axes, list(table["cell"]))
     axes.set_xscale("log")
     axes.set_xlabel("Learning rate")
     trials = span(tuned["cell"].value_counts())

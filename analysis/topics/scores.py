@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from analysis import compare
+from analysis import compare, plots
 from analysis.compare import Findings
-from analysis.plots import MANY, annotate, canvas, draw_interval, escape, name_rows, percent
 from analysis.text.numbers import intervals, numbers, with_interval
 from analysis.topics.section import (
     VARIED,
@@ -42,7 +41,7 @@ def section(found: Findings) -> Section:
 def _plots(found: Findings) -> list[Plot]:
     """The score of each cell; for many cells, a matrix of two factors."""
     scored = int(found.summary["mean"].notna().sum())
-    if scored > MANY and len(found.info.factors) > 1:
+    if scored > plots.MANY and len(found.info.factors) > 1:
         return [_plot_matrix(found)]
     return [_plot_scores(found)] if scored else []
 
@@ -214,17 +213,17 @@ def _plot_scores(found: Findings) -> Plot:
     """One dot per repeat, and the mean with its interval, for each scored cell."""
     style, metric, repeats = cell_styles(found), found.info.metric, found.repeats
     table = found.summary.dropna(subset="mean").reset_index(drop=True)
-    figure, (axes,) = canvas(1.1 + (0.5 if len(table) <= LONG else 0.36) * len(table))
+    figure, (axes,) = plots.canvas(1.1 + (0.5 if len(table) <= LONG else 0.36) * len(table))
     for i, row in enumerate(table.to_dict("records")):
         look = style[row["cell"]]
         scores = repeats.loc[repeats["cell"] == row["cell"], "test_score"].dropna()
         spread = np.linspace(-0.09, 0.09, len(scores)) if len(scores) > 1 else [0.0]
         axes.plot(scores, i + 0.2 + np.asarray(spread), ls="", marker=look.marker, ms=4,
                   color=look.color, alpha=0.55, mew=0)  # fmt: skip
-        mean = draw_interval(axes, i - 0.1, row["mean"], (row["low"], row["high"]), look)
-        annotate(mean, f"{row['cell']}: {score(row)}")
-    name_rows(axes, list(table["cell"]))
-    percent(axes, "x", f"Test {metric}")
+        mean = plots.draw_interval(axes, i - 0.1, row["mean"], (row["low"], row["high"]), look)
+        plots.annotate(mean, f"{row['cell']}: {score(row)}")
+    plots.name_rows(axes, list(table["cell"]))
+    plots.percent(axes, "x", f"Test {metric}")
     caption = (
         f"Small markers: one repeat each ({repeats_of(found)} per cell). Large marker and "
         f"bar: mean and interval. {over_seeds(found)}"
@@ -244,7 +243,7 @@ def _plot_matrix(found: Findings) -> Plot:
     row = next(name for name in factors if name != "target")
     column = "target" if "target" in factors else list(factors)[-1]
     wide = 100 * found.summary.pivot_table(index=row, columns=column, values="mean", sort=False)
-    figure, (axes,) = canvas(1.3 + 0.26 * len(wide))
+    figure, (axes,) = plots.canvas(1.3 + 0.26 * len(wide))
     small = len(wide.columns) > 8
     sns.heatmap(
         wide.max() - wide, ax=axes, annot=wide, fmt=".0f" if small else ".1f", cmap="cividis_r",
@@ -252,11 +251,11 @@ def _plot_matrix(found: Findings) -> Plot:
         cbar_kws={"label": f"{metric[:1].upper() + metric[1:]} below the best of the column (points)"},
     )  # fmt: skip
     axes.set_xticklabels(
-        [escape(str(c)) for c in wide.columns], rotation=45, ha="right", fontsize=8
+        [plots.escape(str(c)) for c in wide.columns], rotation=45, ha="right", fontsize=8
     )
-    axes.set_yticklabels([escape(str(r)) for r in wide.index], rotation=0, fontsize=8)
-    axes.set_xlabel(escape(column))
-    axes.set_ylabel(escape(row))
+    axes.set_yticklabels([plots.escape(str(r)) for r in wide.index], rotation=0, fontsize=8)
+    axes.set_xlabel(plots.escape(column))
+    axes.set_ylabel(plots.escape(row))
     averaged = ", averaged over the other factors" * (len(factors) > 2)
     apart = " Only cells of one column are comparable." * (column == "target")
     caption = (

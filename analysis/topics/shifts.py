@@ -15,11 +15,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from analysis import plots
 from analysis.compare import Findings, cells, completed, mean_interval
 from analysis.compare.contrasts import paired_test
 from analysis.compare.runs import mean_intervals
 from analysis.load import Info
-from analysis.plots import INK, canvas, draw_interval, escape, name_rows, percent
 from analysis.text.numbers import in_seeds, listed, numbers, quoted, span, with_interval
 from analysis.topics.section import (
     VARIED,
@@ -213,11 +213,13 @@ def _plot(found: Findings, table: pd.DataFrame) -> Plot:
     sets = list(table["test_set"].unique())
     records = {(row["cell"], row["test_set"]): row for row in table.to_dict("records")}
     count = math.ceil(len(sets) / 2)
-    figure, panels = canvas(0.5 + count * (0.45 + 0.23 * len(cells)), count, 2)
+    figure, panels = plots.canvas(0.5 + count * (0.45 + 0.23 * len(cells)), count, 2)
     for panel in panels[len(sets) :]:
         panel.set_visible(False)
     for k, (name, panel) in enumerate(zip(sets, panels, strict=False)):
-        panel.set_title(escape(name.replace("_", " ")), fontsize=10, color=INK, loc="left")
+        panel.set_title(
+            plots.escape(name.replace("_", " ")), fontsize=10, color=plots.INK, loc="left"
+        )
         for i, cell in enumerate(cells):
             if (cell, name) not in records:
                 continue
@@ -226,9 +228,9 @@ def _plot(found: Findings, table: pd.DataFrame) -> Plot:
             if name != sets[0]:
                 panel.plot([start, row["mean"]], [i, i], color=look.color, lw=0.8, zorder=1)
                 panel.plot(start, i, marker=look.marker, ms=4, color=look.color, mfc="white")
-            draw_interval(panel, i, row["mean"], (row["low"], row["high"]), look, 5.5)
-        name_rows(panel, cells, 20)
-        percent(panel, "x", "")
+            plots.draw_interval(panel, i, row["mean"], (row["low"], row["high"]), look, 5.5)
+        plots.name_rows(panel, cells, 20)
+        plots.percent(panel, "x", "")
         panel.set_xlabel("")
         panel.tick_params(labelbottom=k + 2 >= len(sets))
     figure.supxlabel("Test accuracy (%)", fontsize=10)

@@ -7,21 +7,8 @@ from dataclasses import replace
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from analysis import compare
+from analysis import compare, plots
 from analysis.compare import Findings, Similarity
-from analysis.plots import (
-    BACKGROUND,
-    INK,
-    MARKERS,
-    MEAN,
-    annotate,
-    canvas,
-    draw_interval,
-    escape,
-    name_rows,
-    panel_grid,
-    styles,
-)
 from analysis.text.numbers import intervals, listed, numbers, plain, quoted
 from analysis.topics.section import Columns, Parts, Plot, Section, Table, repeats_of
 
@@ -280,15 +267,17 @@ def _plot_agreement(known: Similarity) -> Plot:
     band contains 95% of shuffled rankings for one target."""
     table = known.agreement
     means = known.means.sort_values("tau_w", ascending=False, ignore_index=True)
-    figure, (axes,) = canvas(1.2 + 0.42 * len(means))
+    figure, (axes,) = plots.canvas(1.2 + 0.42 * len(means))
     reach = 1.96 * float(table["null_sd"].mean())
     axes.axvspan(-reach, reach, color="#eeeeee", zorder=0)
-    axes.axvline(0, color=INK, lw=1)
+    axes.axvline(0, color=plots.INK, lw=1)
     for i, row in enumerate(means.to_dict("records")):
         own = table.loc[table["measure"] == row["measure"], "tau_w"].dropna()
-        axes.plot(own, [i + 0.2] * len(own), ls="", marker="o", ms=4, mew=0, color=BACKGROUND.color)
-        draw_interval(axes, i - 0.1, row["tau_w"], (row["low"], row["high"]), MEAN)
-    name_rows(axes, list(means["measure"]))
+        axes.plot(
+            own, [i + 0.2] * len(own), ls="", marker="o", ms=4, mew=0, color=plots.BACKGROUND.color
+        )
+        plots.draw_interval(axes, i - 0.1, row["tau_w"], (row["low"], row["high"]), plots.MEAN)
+    plots.name_rows(axes, list(means["measure"]))
     axes.set_xlabel("Weighted Kendall tau with the test scores")
     caption = (
         "Small markers: weighted Kendall tau between a measure and the test scores, one per "
@@ -310,10 +299,10 @@ def _plot_gain(found: Findings, points: pd.DataFrame) -> Plot:
             points[name].map("{:g} examples per class".format) if name == "size" else points[name]
         )
         labels = labels.str.cat(text, sep=", " if labels.any() else "")
-    figure, panels = panel_grid(list(labels.unique()), row_height=2.3)
-    colors = styles(list(points["target"].unique()))
+    figure, panels = plots.panel_grid(list(labels.unique()), row_height=2.3)
+    colors = plots.styles(list(points["target"].unique()))
     style = {
-        name: replace(look, marker=MARKERS[i % len(MARKERS)])
+        name: replace(look, marker=plots.MARKERS[i % len(plots.MARKERS)])
         for i, (name, look) in enumerate(colors.items())
     }
     for row, label in zip(points.to_dict("records"), labels, strict=True):
@@ -321,18 +310,20 @@ def _plot_gain(found: Findings, points: pd.DataFrame) -> Plot:
         axes.plot([x, x], [row["low"], row["high"]], color=look.color, lw=1, alpha=0.6, zorder=2)
         fill = {"mfc": "white", "mec": look.color} if row["control"] else {"mec": "white"}
         mark = axes.plot(x, row["gain"], marker=look.marker, ms=5, color=look.color, ls="", **fill)
-        annotate(mark[0], f"{row['source']} -> {row['target']}: {row['gain']:+.1f} points, {label}")
+        plots.annotate(
+            mark[0], f"{row['source']} -> {row['target']}: {row['gain']:+.1f} points, {label}"
+        )
     for axes in panels.values():
-        axes.axhline(0, color=INK, lw=1, zorder=1)
-    measure = escape(points["measure"].iloc[0])
+        axes.axhline(0, color=plots.INK, lw=1, zorder=1)
+    measure = plots.escape(points["measure"].iloc[0])
     figure.supxlabel(f"{measure} (standard deviations within the target)", fontsize=10)
     figure.supylabel("Gain over scratch (points)", fontsize=10)
     key = [
-        Line2D([], [], ls="", marker=s.marker, color=s.color, label=escape(n))
+        Line2D([], [], ls="", marker=s.marker, color=s.color, label=plots.escape(n))
         for n, s in style.items()
     ]
     if points["control"].any():
-        key.append(Line2D([], [], ls="", marker="o", mfc="white", mec=INK, label="control"))
+        key.append(Line2D([], [], ls="", marker="o", mfc="white", mec=plots.INK, label="control"))
     figure.set_figheight(figure.get_figheight() + 0.5)
     figure.legend(handles=key, loc="outside upper center", ncols=3, fontsize=9, frameon=False)
     caption = (

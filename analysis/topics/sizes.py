@@ -15,11 +15,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis import compare
+from analysis import compare, plots
 from analysis.compare import Findings, completed, size_lines
 from analysis.compare.runs import CONFIDENCE, mean_intervals
 from analysis.load import Info
-from analysis.plots import MANY, add_key, canvas, crowded, name_ends, percent, styles
 from analysis.text.numbers import in_seeds, listed, short
 from analysis.topics.section import Parts, Plot, Section, Table, over_seeds, repeats_of
 from harness.core.errors import counted
@@ -43,7 +42,7 @@ def section(found: Findings) -> Section:
     few = found.trials if n_lines <= LINES else found.trials[:0]
     crossed = crossings(few, found.info, found.contrasts)
     parts: Parts = []
-    if n_lines <= MANY and table["size"].nunique() > 1:
+    if n_lines <= plots.MANY and table["size"].nunique() > 1:
         parts.append(_plot(found, table, factor))
     if len(crossed):
         parts += _crossings(crossed, factor)
@@ -281,8 +280,8 @@ def _plot(found: Findings, table: pd.DataFrame, factor: str) -> Plot:
     dot per repeat."""
     metric, lines = found.info.metric, size_lines(found.info.factors)
     repeats = found.repeats[["cell", "test_score"]].merge(lines, on="cell")
-    style = styles(list(lines["line"].unique()))
-    figure, (axes,) = canvas(4.6)
+    style = plots.styles(list(lines["line"].unique()))
+    figure, (axes,) = plots.canvas(4.6)
     names = [name for name in style if name in set(table["line"])]
     sizes = sorted(table["size"].unique())
     step = min(np.diff(np.log(sizes)).min() / 3, 0.25) / max(1, len(names) - 1)
@@ -302,11 +301,11 @@ def _plot(found: Findings, table: pd.DataFrame, factor: str) -> Plot:
     axes.set_xticks([], minor=True)
     axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
     axes.set_xlabel(f"{factor} (log scale)")
-    percent(axes, "y", f"Test {metric}")
-    if len(names) > 1 and crowded(names):
-        add_key(figure, names, style)
+    plots.percent(axes, "y", f"Test {metric}")
+    if len(names) > 1 and plots.crowded(names):
+        plots.add_key(figure, names, style)
     elif len(names) > 1:
-        name_ends(axes, ends, style)
+        plots.name_ends(axes, ends, style)
     caption = (
         f"Small markers: one repeat each ({repeats_of(found)} per cell). Large markers: "
         "means; vertical bars: intervals. Logarithmic scale; lines are slightly shifted sideways, "

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
+from analysis import plots
 from analysis.compare import Findings
-from analysis.plots import canvas, draw_interval, name_rows, styles
 from analysis.text.numbers import intervals, listed, numbers
 from analysis.topics.section import Plot, Section, Table
 
@@ -18,7 +18,7 @@ def section(found: Findings) -> Section:
     ranks, metric = found.ranks, found.info.metric
     if ranks.empty:
         return Section("Over the targets")
-    plots = [_plot(found)] if len(ranks) > 1 else []
+    parts = [_plot(found)] if len(ranks) > 1 else []
     shown = Table(
         {
             "Arm": list(ranks["arm"]),
@@ -34,7 +34,7 @@ def section(found: Findings) -> Section:
     )
     return Section(
         "Over the targets",
-        [*plots, shown],
+        [*parts, shown],
         answer(found),
         "Cells are ranked within each target; mean ranks have 95% t intervals over targets.",
         {"ranks": ranks},
@@ -92,11 +92,13 @@ def _rank(row: pd.Series) -> str:
 def _plot(found: Findings) -> Plot:
     """Mean rank of each arm over the targets with its interval, best at the top."""
     ranks = found.ranks
-    style = styles(list(ranks["arm"]))
-    figure, (axes,) = canvas(1.1 + 0.3 * len(ranks))
+    style = plots.styles(list(ranks["arm"]))
+    figure, (axes,) = plots.canvas(1.1 + 0.3 * len(ranks))
     for i, row in enumerate(ranks.to_dict("records")):
-        draw_interval(axes, i, row["mean_rank"], (row["low"], row["high"]), style[row["arm"]], 7)
-    name_rows(axes, list(ranks["arm"]))
+        plots.draw_interval(
+            axes, i, row["mean_rank"], (row["low"], row["high"]), style[row["arm"]], 7
+        )
+    plots.name_rows(axes, list(ranks["arm"]))
     axes.set_xlabel("Mean rank over the targets (1 is the best)")
     caption = (
         f"Within each target the arms are ranked by their mean test {found.info.metric} (1 is "
