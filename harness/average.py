@@ -60,8 +60,7 @@ def average_networks(
         raise UserError(f"--members must be at least 1, got {members}")
 
     from harness.core.stores import default_tracking_uri
-    from harness.data.cache_folder import default_folder
-    from harness.data.cached import Cache
+    from harness.data.cached import default_cache
     from harness.deploy.averages import PHASE, plans
     from harness.deploy.choice import choose
     from harness.tracking.experiment import Experiment
@@ -71,7 +70,7 @@ def average_networks(
     from harness.training.provenance import clear_caches
 
     clear_caches()
-    where, cache = resolve_device(device), Cache(default_folder())
+    where, cache = resolve_device(device), default_cache()
     chosen, why = choose(load_result(study, tracking_uri).cells, cell)
     tuned = runs_of(study, "tune", tracking_uri)
     done = []
@@ -84,7 +83,7 @@ def average_networks(
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
         for count, plan in enumerate(todo, start=1):
-            found = plan.carry_out(where, Cache(None, 0) if cache.problem() else cache)
+            found = plan.carry_out(where, cache)
             recorder.keep(
                 f"average {plan.name}", plan.specs[0].flat(), plan.tags(), found.recorded()
             )

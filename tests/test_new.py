@@ -81,7 +81,7 @@ def test_written_study_is_formatted_and_splits_and_says_its_costs(
         assert sheet.height == 3 * 102 + 6
     page = Path("report/pets/classes.html").read_text()
     assert "data:image/png;base64," in page
-    assert "<td>emu<td>3" in page
+    assert '>emu</td><td style="text-align: right">3</td>' in page
     assert main(["--target", "folder:pets", "--device", "cpu"]) == 2
     assert "exists and is not overwritten" in capsys.readouterr().err
     assert file.read_text() == text

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from harness.core.errors import first_line
 from harness.core.units import format_bytes
-from harness.data.cache_folder import Entry, make_folder, paths_of, read_entry
+from harness.data.cache_folder import Entry, default_folder, make_folder, paths_of, read_entry
 
 Positions = NDArray[np.int64]
 Fingerprints = NDArray[np.uint8]
@@ -148,6 +148,12 @@ class Cache:
                 break
             shutil.rmtree(entry.folder, ignore_errors=True)
             over -= entry.size
+
+
+def default_cache() -> Cache:
+    """The cache in the user's cache folder; one that is off if that folder cannot be used."""
+    cache = Cache(default_folder())
+    return Cache(None, 0) if cache.problem() else cache
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 
+from harness.core.html import as_table
 from harness.data.images import THUMBNAIL as SIDE
 from harness.dataset_report.inspection import DataSetReport
 
@@ -76,14 +77,10 @@ def page(
         lists: files and pairs of images, one per line.
     """
     title = html.escape(report.target.name)
-    has_test = report.test_counts is not None
-    head = f"<tr><th>class<th>{report.nouns}"
-    head += f"<th>official test {report.nouns}" if has_test else ""
-    rows = [
-        f"<tr><td>{html.escape(name)}<td>{report.counts[i]}"
-        + (f"<td>{report.test_counts[i]}" if report.test_counts is not None else "")
-        for i, name in enumerate(report.target.classes)
-    ]
+    columns = {"class": report.target.classes, report.nouns: report.counts}
+    if report.test_counts is not None:
+        columns[f"official test {report.nouns}"] = report.test_counts
+    classes = as_table("Classes", list(columns), zip(*columns.values(), strict=True))
     left = len(report.counts) - MOST_CLASSES
     more = f"<p>{left} more classes are not shown.</p>" if left > 0 else ""
     details = "".join(f"<li>{html.escape(line)}" for line in lists)
@@ -94,15 +91,14 @@ def page(
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }}
 h1, li {{ overflow-wrap: anywhere; }}
 img {{ max-width: 100%; border: 1px solid #ddd; }}
-td, th {{ text-align: left; padding: .15rem 1.5rem .15rem 0; border-bottom: 1px solid #ddd; }}
-td + td {{ text-align: right; }}
+caption {{ font-size: 1.5em; text-align: left; }}
+td, th {{ padding: .15rem 1.5rem .15rem 0; border-bottom: 1px solid #ddd; }}
 </style>
 <h1>{title}</h1>
 <ul>{"".join(f"<li>{html.escape(line)}" for line in found)}</ul>
 {picture(sheet, report.nouns)}
 {more}
-<h2>Classes</h2>
-<table>{head}{"".join(rows)}</table>
+{classes}
 {f"<h2>Files to look at</h2><ul>{details}</ul>" if details else ""}
 </html>
 """

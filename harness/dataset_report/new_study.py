@@ -13,8 +13,7 @@ from harness.core.errors import UserError, counted, one_line
 from harness.core.study import SAFE_NAME, Study
 from harness.core.study_file import load_study
 from harness.core.units import Seconds
-from harness.data.cache_folder import default_folder
-from harness.data.cached import Cache
+from harness.data.cached import default_cache
 from harness.dataset_report.contact_sheet import draw, page
 from harness.dataset_report.inspection import DataSetReport, inspect_target
 from harness.dataset_report.proposal import Proposal, propose, source
@@ -110,7 +109,7 @@ def screened(proposal: Proposal, out: Path, device: Device) -> Proposal:
         return replace(proposal, notes=(*proposal.notes, note))
     study = _study_of(source(proposal, out, [], []), out.name)
     specs = [first_draw(study, cell) for cell in study.cells()]
-    result = screen(specs, device, _cache())
+    result = screen(specs, device, default_cache())
     notes = (*proposal.notes, *result.describe())
     return replace(proposal, backbones=result.kept, notes=notes)
 
@@ -136,7 +135,7 @@ def fitting(
 def forecast(text: str, name: str, device: Device) -> tuple[Study, list[CellCost]]:
     """The study of that source text, and what each of its cells would take on this machine. All checks of a
     study are made first."""
-    cache, study = _cache(), _study_of(text, name)
+    cache, study = default_cache(), _study_of(text, name)
     checked = check_study(study, cache)
     return study, list(cell_costs(checked.specs, device, cache))
 
@@ -171,12 +170,6 @@ def _study_of(text: str, name: str) -> Study:
         path = Path(folder, name)
         path.write_text(text, encoding="utf-8")
         return load_study(path)
-
-
-def _cache() -> Cache:
-    """The default cache; none if its folder cannot be used."""
-    cache = Cache(default_folder())
-    return Cache(None, 0) if cache.problem() else cache
 
 
 def _write(path: Path, text: str) -> None:

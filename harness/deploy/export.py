@@ -24,8 +24,7 @@ from harness.data import (
     read_examples,
     split_indices,
 )
-from harness.data.cache_folder import default_folder
-from harness.data.cached import Cache
+from harness.data.cached import default_cache
 from harness.deploy.averages import Plan
 from harness.deploy.card import card
 from harness.deploy.int8 import CALIBRATED_ON, INT8, write_int8
@@ -123,13 +122,12 @@ def _trained(chosen: CellRecord, why: str, device: str, target: str | None) -> _
     run = chosen.repeats[0]
     spec = TrialSpec.from_flat(run.params)
     spec = replace(spec, target=target or spec.target)
-    cache = Cache(default_folder())
     if spec.strategy.classifier == "knn":
         raise UserError(
             f"cell “{chosen.cell}” ({why}) classifies by nearest neighbours, which cannot be written as a "
             "network; name another with --cell"
         )
-    fit = start(spec, resolve_device(device), Cache(None, 0) if cache.problem() else cache)
+    fit = start(spec, resolve_device(device), default_cache())
     print(f"cell “{chosen.cell}”: {why}")
     val_accuracy = [epoch.val_accuracy for epoch in fit][-1]
     result = fit.finish(test=True)
