@@ -18,11 +18,12 @@ import optuna
 import pytest
 from mlflow import MlflowClient
 
+from analysis.load.database import Database
 from harness.core import stores
 from harness.core.stores import default_tracking_uri, require_sqlite, sqlite_path
 from harness.search.cell import CellSearch
 from harness.search.record import Record
-from harness.search.storage import open_storage
+from harness.search.storage import open_storage, read_storage
 from harness.tracking.experiment import Experiment, open_store
 from tests.lab import make_study
 from tests.processes import python
@@ -252,6 +253,20 @@ def test_database_that_may_not_be_written_is_refused(
     become()
     with refused("^cannot open the storage .*(readonly|unable to open)"):
         open_storage(f"sqlite:///{path}")
+
+
+def test_databases_in_a_folder_that_may_not_be_written_are_read(
+    optuna_template: Path, mlflow_template: Path, for_nobody: tuple[Path, Callable[[], None]]
+) -> None:
+    folder, become = for_nobody
+    shutil.copy(optuna_template, folder / "optuna.db")
+    shutil.copy(mlflow_template, folder / "mlflow.db")
+    for name in ("optuna.db", "mlflow.db"):
+        (folder / name).chmod(0o444)
+    folder.chmod(0o555)
+    become()
+    assert read_storage(f"sqlite:///{folder / 'optuna.db'}").get_all_studies() == []
+    assert [found.name for found in Database(folder / "mlflow.db").experiments()] == ["Default"]
 
 
 @pytest.mark.parametrize("schema", ["v3.0.0.d", "v99.0.0.a"], ids=["older", "newer"])

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness.core.addresses import read_only_uri
 from harness.core.errors import UserError
 
 CHUNK = 50_000
@@ -58,9 +59,7 @@ class Database:
                 f"no tracking database at {path}: run a study first, or give --tracking-uri"
             )
         try:
-            self._connection = sqlite3.connect(
-                f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None
-            )
+            self._connection = sqlite3.connect(read_only_uri(path), uri=True, isolation_level=None)
             found = self._connection.execute("SELECT name FROM sqlite_master")
             self._names = names = {name for (name,) in found}
         except sqlite3.Error as error:

@@ -80,9 +80,18 @@ def read_only_url(path: Path) -> str:
     """The URL that opens a database file read-only."""
     from sqlalchemy import URL
 
-    query = {"mode": "ro", "uri": "true"}
-    uri = path.resolve().as_uri().replace("file://", "file:")
-    return URL.create("sqlite", database=uri, query=query).render_as_string()
+    uri, _, query = read_only_uri(path).replace("file://", "file:").partition("?")
+    options = {**dict([query.split("=")]), "uri": "true"}
+    return URL.create("sqlite", database=uri, query=options).render_as_string()
+
+
+def read_only_uri(path: Path) -> str:
+    """The URI with which sqlite3 opens a database file read-only. In a folder that cannot be written to,
+    SQLite cannot coordinate with writers of a database in WAL mode, and opens it only as immutable."""
+    path = path.resolve()
+    writable = os.access(path.parent, os.W_OK, effective_ids=True)
+    shared = writable or path.with_name(f"{path.name}-wal").exists()
+    return f"{path.as_uri()}?{'mode=ro' if shared else 'immutable=1'}"
 
 
 def artifact_location(database: Path, experiment: str) -> str:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
+from harness.core.addresses import read_only_uri, sqlite_url
 from harness.core.addresses import sqlite_path as sqlite_path
-from harness.core.addresses import sqlite_url
 from harness.core.errors import UserError
 
 ROOT = Path("mlruns")
@@ -108,18 +108,18 @@ def require_sqlite(path: Path, program: Program, or_empty: bool = False) -> None
 
 
 def _tables(path: Path) -> set[str]:
-    def look(how: str) -> set[str]:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?{how}", uri=True)) as connection:
+    def look(uri: str) -> set[str]:
+        with closing(sqlite3.connect(uri, uri=True)) as connection:
             names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
             return {name for (name,) in names}
 
     try:
-        return look("mode=ro")
+        return look(read_only_uri(path))
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
             raise
         # A writer was killed, and a reader may not roll back its incomplete transaction: ignore that.
-        return look("immutable=1")
+        return look(f"{path.resolve().as_uri()}?immutable=1")
 
 
 def warn_of_network(path: Path, better: str) -> None:
