@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import warnings as warnings_module
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -39,11 +40,15 @@ def at_most(hits: int, of: int, share: float) -> bool:
     return hits / of <= share + 2 * math.sqrt(share * (1 - share) / of)
 
 
+@cache
+def blank(seeds: int, cells: int) -> pd.DataFrame:
+    """Complete repeats of cells a, b, ..., one after another, without scores."""
+    return frame([row for i in range(cells) for row in repeats_of(chr(97 + i), [math.nan] * seeds)])
+
+
 def repeats(accuracy: np.ndarray) -> pd.DataFrame:
     """Complete repeats with these test accuracies (seeds x cells a, b, ...)."""
-    return frame(
-        [row for i, own in enumerate(accuracy.T) for row in repeats_of(chr(97 + i), list(own))]
-    )
+    return blank(*accuracy.shape).assign(test_score=accuracy.T.ravel())
 
 
 def cells_of(count: int, folds: int = 1) -> Info:
