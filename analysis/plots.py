@@ -10,6 +10,7 @@ import math
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import seaborn as sns
@@ -167,17 +168,21 @@ def crowded(names: Collection[str]) -> bool:
     return len(names) > 8 or max(map(len, names)) > 24
 
 
-def add_key(figure: Figure, names: Iterable[str], style: Mapping[str, Style]) -> None:
-    """Add a legend of markers and names below the panel; the figure grows accordingly."""
+def add_key(
+    figure: Figure,
+    names: Iterable[str],
+    style: Mapping[str, Style],
+    loc: Literal["outside lower center", "outside upper center"] = "outside lower center",
+) -> None:
+    """Add a legend of markers and names below the panels, or above if their common label is below;
+    the figure grows accordingly."""
     marks = [
         Line2D([], [], ls="", marker=style[n].marker, color=style[n].color, label=escape(n))
         for n in names
     ]
     columns = 2 if max(len(str(mark.get_label())) for mark in marks) < 38 else 1
     figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(marks) / columns))
-    figure.legend(
-        handles=marks, loc="outside lower center", ncols=columns, fontsize=9, frameon=False
-    )
+    figure.legend(handles=marks, loc=loc, ncols=columns, fontsize=9, frameon=False)
 
 
 def place_labels(

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pandas as pd
-from matplotlib.lines import Line2D
 
 from analysis import compare, plots
 from analysis.compare import Findings, Similarity
@@ -300,11 +297,7 @@ def _plot_gain(found: Findings, points: pd.DataFrame) -> Plot:
         )
         labels = labels.str.cat(text, sep=", " if labels.any() else "")
     figure, panels = plots.panel_grid(list(labels.unique()), row_height=2.3)
-    colors = plots.styles(list(points["target"].unique()))
-    style = {
-        name: replace(look, marker=plots.MARKERS[i % len(plots.MARKERS)])
-        for i, (name, look) in enumerate(colors.items())
-    }
+    style = plots.styles(list(points["target"].unique()))
     for row, label in zip(points.to_dict("records"), labels, strict=True):
         axes, look, x = panels[label], style[row["target"]], row["similarity"]
         axes.plot([x, x], [row["low"], row["high"]], color=look.color, lw=1, alpha=0.6, zorder=2)
@@ -318,14 +311,7 @@ def _plot_gain(found: Findings, points: pd.DataFrame) -> Plot:
     measure = plots.escape(points["measure"].iloc[0])
     figure.supxlabel(f"{measure} (standard deviations within the target)", fontsize=10)
     figure.supylabel("Gain over scratch (points)", fontsize=10)
-    key = [
-        Line2D([], [], ls="", marker=s.marker, color=s.color, label=plots.escape(n))
-        for n, s in style.items()
-    ]
-    if points["control"].any():
-        key.append(Line2D([], [], ls="", marker="o", mfc="white", mec=plots.INK, label="control"))
-    figure.set_figheight(figure.get_figheight() + 0.5)
-    figure.legend(handles=key, loc="outside upper center", ncols=3, fontsize=9, frameon=False)
+    plots.add_key(figure, style, style, "outside upper center")
     caption = (
         "One marker per source and target: mean difference in points from the run from random "
         f"weights with the same seed; bar: 95% t interval over {repeats_of(found)} seeds "
