@@ -29,6 +29,7 @@ from tests.toy import (
     is_alive,
     kill,
     results,
+    resume,
     trials_of,
     wait_for,
     write_study,
@@ -110,7 +111,7 @@ def test_1_worker_that_is_killed_disturbs_no_other_and_its_trial_is_run_again_on
         "b", 1, "its process died: SIGKILL, as when memory runs out"
     )  # fmt: skip
     assert set(trials_of(here).query("cell == 'a'")["attempt"].astype(int)) == {1}
-    go_on(here, study)
+    resume(here, study)
     pd.testing.assert_frame_equal(results(here), alone)
 
 
@@ -156,7 +157,7 @@ def test_2_ctrl_c_ends_all_workers_and_their_trials(here: Path, times: int) -> N
     assert "stopped by Ctrl-C" in err
     assert "Traceback" not in err
     wait_for(lambda: not is_alive(worker))
-    go_on(here, study)
+    resume(here, study)
 
 
 @pytest.mark.slow
@@ -169,7 +170,7 @@ def test_3_sigterm_ends_the_command_and_its_workers_at_once(here: Path) -> None:
     assert parent.returncode == 143
     assert "stopped by SIGTERM or SIGUSR1; run the same command again to resume" in err
     wait_for(lambda: not is_alive(worker))
-    go_on(here, study)
+    resume(here, study)
 
 
 @pytest.mark.slow
@@ -185,7 +186,7 @@ def test_3_sigusr1_lets_workers_end_their_epochs_which_are_kept(
     _, err = parent.communicate(timeout=240)
     assert parent.returncode == 143, err
     kept = len(list((here / "mlruns" / "checkpoints").iterdir()))
-    go_on(here, study)
+    resume(here, study)
     tags = [run.data.tags for run in Place(here / "mlruns").runs()]
     resumed = [t["resumed"] for t in tags if "resumed" in t]
     assert len(resumed) == kept > 0
@@ -205,7 +206,7 @@ def test_4_worker_that_is_suspended_is_waited_for(here: Path, alone: pd.DataFram
     _, err = parent.communicate(timeout=240)
     assert parent.returncode == 0, err
     assert outcomes(here) == {"complete": 8}
-    go_on(here, study)
+    resume(here, study)
     pd.testing.assert_frame_equal(results(here), alone)
 
 
@@ -231,7 +232,7 @@ def test_14_full_disk_ends_the_study_in_one_line_and_spoils_no_database(here: Pa
     for name in ("mlflow.db", "optuna.db"):
         with closing(sqlite3.connect(here / "mlruns" / name)) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    go_on(here, study)
+    resume(here, study)
 
 
 def hold(here: Path) -> tuple[Study, subprocess.Popen[str]]:
@@ -257,7 +258,7 @@ def test_17_second_command_on_a_study_is_refused_and_told_who_runs_it(here: Path
     _, err = first.communicate(timeout=240)
     assert first.returncode == 0, err
     assert outcomes(here) == {"complete": 8}
-    go_on(here, study)
+    resume(here, study)
 
 
 @pytest.mark.slow
@@ -268,7 +269,7 @@ def test_28_workers_end_with_a_command_that_is_killed_and_the_next_one_says_so(h
     kill(parent.pid)
     parent.communicate(timeout=60)
     wait_for(lambda: not is_alive(worker))
-    said = go_on(here, study)
+    said = resume(here, study)
     assert f"note: 'toy' was left by process {parent.pid} on " in said
     assert "which died; resuming" in said
 

@@ -3,6 +3,8 @@ on a study that trains for a moment, for tests of processes."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -22,6 +24,7 @@ from harness.core.study import Study
 from harness.search.coordinator import SlotDone
 from harness.search.sampling import sampler_of
 from harness.search.storage import open_storage
+from harness.study import main
 from tests import lab
 from tests.lab import Lab, World, info_of
 from tests.processes import environment
@@ -168,6 +171,17 @@ def go_on(folder: Path, study: Study, *options: str) -> str:
     assert done.returncode == 0, done.stderr
     assert_whole(folder / "mlruns", study)
     return done.stderr
+
+
+def resume(folder: Path, study: Study) -> str:
+    """As `go_on`, in this process, which imports nothing anew. It has not run the study, so what it knows is
+    in the folder."""
+    said = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stderr(said):
+        code = main(RUN[3:])
+    assert code == 0, said.getvalue()
+    assert_whole(folder / "mlruns", study)
+    return said.getvalue()
 
 
 def trials_of(folder: Path) -> pd.DataFrame:
