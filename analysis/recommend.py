@@ -84,7 +84,8 @@ def _recommend(
         what.append(f"{short(best['seconds'])} s of training")
     if not math.isnan(best["memory_mib"]):
         what.append(f"{short(best['memory_mib'])} MiB ({compare.memory_kind(trials)})")
-    text = [f"Use “{best['cell']}”: {', '.join(what)}."]
+    so_far = compare.describe_awaited(trials, info)
+    text = [f"{so_far}Use “{best['cell']}”: {', '.join(what)}."]
     if lost := compare.lost_repeats(trials, best["cell"]):
         ended = listed([f"{count} {outcome}" for outcome, count in Counter(lost).items()])
         text.append(
@@ -122,7 +123,7 @@ def _recommend(
     pairs = compare.contrasts(trials, info)
     if (behind := compare.most_behind(pairs, str(best["cell"]))) >= 0.05:  # points, in print
         text.append(
-            f"It is at most {behind:.1f} points below the best cell of the study (95% confidence)."
+            f"No other cell of the study is more than {behind:.1f} points better (95% confidence)."
         )
     unclear = rivals[rivals["verdict"] != "higher"]
     if len(unclear):
@@ -139,7 +140,8 @@ def _advice(table: StudyTable, row: pd.Series) -> str:
     if row["seeds"] != row["seeds"]:
         folds = table.info.folds
         return (
-            f"For more certainty, run every cell on at least {folds * math.ceil(8 / folds)} seeds."
+            f"For more certainty, run every cell on at least {folds * math.ceil(8 / folds)} seeds, a rule of "
+            f"thumb: these scores do not tell how many seeds would detect a difference of a given size."
         )
     if row["seeds"] == math.inf:
         return (

@@ -22,7 +22,7 @@ def test_bound_and_no_probability_is_printed_unless_the_choice_is_better_than_al
     for rivals, bounded in ((close, True), (scored("b", 0.81), False)):
         said = " ".join(recommend.recommend_cell(table([*scored("a", 0.8), *rivals])))
         assert "robab" not in said
-        assert ("below the best cell of the study" in said) == bounded
+        assert ("points better (95% confidence)" in said) == bounded
 
 
 def test_report_and_recommend_choose_the_same_cell_by_validation_and_name_the_best_by_test() -> (
@@ -61,6 +61,26 @@ def test_a_choice_by_few_validation_images_says_how_little_it_rests_on() -> None
     assert "from the sampling of these examples, is at most about 4.0 points" in said
     assert "validation examples" not in " ".join(scores.answer(found(0.5)))
     assert "Each run had 60 training, 200 validation" in methods(found(0.5))
+
+
+def test_lead_in_tuning_is_not_told_of_a_configuration_that_was_not_repeated() -> None:
+    counts = '{"train": {"x": 30, "y": 30}, "val": {"x": 100, "y": 100}, "test": 50}'
+    for chosen, told in ((1, True), (0, False)):
+        rows = [*scored("a", 0.8, chosen=chosen), trial("a", "tune", 1, 0.805)]
+        found = compare.find(table([row | {"images_per_class": counts} for row in rows]))
+        assert ("better than the second best" in " ".join(scores.answer(found))) == told
+
+
+def test_recommendation_is_provisional_while_a_cell_waits_for_its_repeats() -> None:
+    waits, failed = (
+        [*scored("a", 0.8), trial("b", "tune", 0, score, outcome=outcome)]
+        for score, outcome in ((0.9, "complete"), (None, "diverged"))
+    )
+    for rows, awaited in ((waits, True), (failed, False), (scored("a", 0.8), False)):
+        made = table(rows)
+        for said in (scores.answer(compare.find(made))[0], recommend.recommend_cell(made)[0]):
+            begin = "This is provisional, because the study is not finished: 1 of 2 cells has no test score"
+            assert said.startswith(begin) == awaited
 
 
 def test_of_equal_means_the_cell_that_is_faster_on_average_is_chosen_as_by_export() -> None:

@@ -63,6 +63,20 @@ def test_the_page_opens_with_the_answer_and_its_uncertainty(page: Path) -> None:
     assert "mlflow ui --backend-store-uri sqlite:////data/mlflow.db --host 127.0.0.1" in text
 
 
+def test_report_without_a_tested_pair_shows_no_formula_for_zero_pairs(tmp_path: Path) -> None:
+    rows = [trial(cell, "repeat", 0, 0.9) for cell in ("full", "probe")]
+    text = words_of(report.build(table(rows, baseline={"strategy": "full"}), tmp_path))
+    assert "No pair of cells could be tested" in text
+    assert ".05 / 0" not in text
+    assert "0 pairs" not in text
+
+
+def test_killed_trial_is_no_failure_of_its_configuration(tmp_path: Path) -> None:
+    ends = [trial("full", "tune", i, None, outcome=o) for i, o in ((7, "killed"), (8, "oom"))]
+    text = words_of(report.build(table([*scored("full", 0.9), *ends]), tmp_path))
+    assert " 1 / 1 " in text
+
+
 def test_a_cheaper_equal_is_named(tmp_path: Path) -> None:
     jitter = [0.01, -0.01, 0.02, -0.02, 0.01, -0.005]
     cheap = [
@@ -72,9 +86,7 @@ def test_a_cheaper_equal_is_named(tmp_path: Path) -> None:
     rows = [*scored("full", 0.903, seconds=30), trial("probe", "tune", 0, 0.9), *cheap]
     text = words_of(report.build(table(rows), tmp_path))
     assert "It is not significantly different from “probe”. With 6 seeds, a difference of" in text
-    assert re.search(
-        r"It is at most \d\.\d points worse than the best cell \(95% confidence\)", text
-    )
+    assert re.search(r"No other cell is more than \d\.\d points better \(95% confidence\)", text)
     assert (
         "“probe”, which is not significantly different in accuracy, costs 2 s of training" in text
     )

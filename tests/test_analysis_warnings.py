@@ -48,6 +48,15 @@ def test_what_spoils_the_comparison_is_said_before_the_figures(
     assert any(warning in line for line in warnings(compare.find(made)))
 
 
+def test_repeats_of_another_configuration_are_explained_by_a_study_resumed_with_fewer_trials() -> (
+    None
+):
+    """The study has two trials, but only one is requested now."""
+    rows = [*scored("a", 0.8, chosen=0), trial("a", "tune", 1, 0.9)]
+    (said,) = (line for line in warnings(compare.find(table(rows))) if "do not use" in line)
+    assert "resumed with fewer trials (1 per cell) than it had" in said
+
+
 def test_predictions_that_contradict_a_score_are_reported() -> None:
     made = table(scored("full", 0.9))
     made.predictions["predicted"] = 0

@@ -16,9 +16,11 @@ from analysis.compare.choice import (
     best_by_test,
     choice,
     chosen_by,
+    describe_awaited,
     lost_repeats,
     more_seeds,
     most_behind,
+    stale_choices,
 )
 from analysis.compare.classes import (
     are_unequal,
@@ -70,12 +72,12 @@ __all__ = [
     "Findings", "Similarity", "against", "against_baseline", "are_grouped", "are_unequal", "arms",
     "best_by_test", "by_metric", "cells", "censored", "choice", "chosen", "chosen_by",
     "class_names", "class_sizes", "completed", "condition", "confident_mistakes", "confused_pairs",
-    "confusions", "contrasts", "describe_contrast", "describe_power", "find", "front_chance",
-    "hits", "interaction_verdicts", "left_out", "lost_repeats", "mcnemar_over_seeds",
+    "confusions", "contrasts", "describe_awaited", "describe_contrast", "describe_power",
+    "find", "front_chance", "hits", "interaction_verdicts", "left_out", "lost_repeats", "mcnemar_over_seeds",
     "mean_interval", "mean_ranks", "memory_kind", "more_seeds", "most_behind",
     "outcomes", "over_examples", "pareto_front", "per_class",
     "prediction_mismatches", "race_standing", "race_table", "recorded",
     "reliability", "responses", "side_by_side", "sign_flip_p", "similarity_effect",
-    "size_factor", "size_lines", "slopes", "split_sizes", "summary",
+    "size_factor", "size_lines", "slopes", "split_sizes", "stale_choices", "summary",
     "verdicts", "with_other_tests",
 ]  # fmt: skip

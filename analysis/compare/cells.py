@@ -23,13 +23,13 @@ def summary(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
     """One row per cell of the study, including cells without a complete run.
 
     Returns:
-        cell, the factors, tuned and failed (numbers of tuning trials), val_score of the chosen trial, n
-        (repeats with a test score), mean, sd, low, high of test_score (interval over seeds), iqm
-        (interquartile mean over seeds as in Agarwal et al. 2021; NaN with fewer than 4 seeds), median, min
-        and max over repeats of COSTS (see `costs`), medians of trained_depth (share of the layer groups that
-        train, counted from the head), trainable_share (of the parameters), SIZES, forecast_mib and
-        waited_share, and time_front, memory_front and latency_front: whether the cell is on the Pareto front
-        of accuracy and that cost.
+        cell, the factors, tuned and failed (numbers of tuning trials; killed ones count as neither),
+        val_score of the chosen trial, n (repeats with a test score), mean, sd, low, high of test_score
+        (interval over seeds), iqm (interquartile mean over seeds as in Agarwal et al. 2021; NaN with fewer
+        than 4 seeds), median, min and max over repeats of COSTS (see `costs`), medians of trained_depth
+        (share of the layer groups that train, counted from the head), trainable_share (of the parameters),
+        SIZES, forecast_mib and waited_share, and time_front, memory_front and latency_front: whether the cell
+        is on the Pareto front of accuracy and that cost.
     """
     repeats, tune = priced(trials), tuning(trials)
     repeats = repeats.assign(**{c: math.nan for c in (FORECAST, WAITED) if c not in repeats})
@@ -42,7 +42,7 @@ def summary(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
         rows.append(
             row
             | {"tuned": int((ended == "complete").sum())}
-            | {"failed": int((~ended.isin(["complete", "pruned", "unfinished"])).sum())}
+            | {"failed": int((~ended.isin(["complete", "pruned", "unfinished", "killed"])).sum())}
             | {"val_score": best.get(row["cell"], math.nan), "n": len(scores)}
             | {"mean": mean, "sd": sd, "low": low, "high": high}
             | {"iqm": float(stats.trim_mean(scores, 0.25)) if len(scores) > 3 else math.nan}

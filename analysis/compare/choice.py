@@ -16,11 +16,11 @@ import pandas as pd
 from analysis.compare.contrasts import FEWEST, against, contrasts
 from analysis.compare.costs import priced
 from analysis.compare.race import race_standing
-from analysis.compare.runs import cells, completed
+from analysis.compare.runs import cells, chosen, completed, tuning
 from analysis.load.study import Info
 from harness.core.power import seeds_needed
 from harness.core.race import rounding_error
-from harness.core.results import OUTCOMES
+from harness.core.results import OUTCOMES, RETRIED
 from harness.core.selection import METRICS, preference
 
 LIMITED = {
@@ -117,6 +117,38 @@ def lost_repeats(trials: pd.DataFrame, cell: str) -> list[str]:
     scored = ended.loc[ended["outcome"] == "complete", "index"]
     lost = ended[~ended["index"].isin(scored)].drop_duplicates("index", keep="last")
     return lost["outcome"].tolist()
+
+
+def stale_choices(trials: pd.DataFrame, info: Info) -> dict[str, int]:
+    """Cells whose repeats use another configuration than the best of all tuning trials, for example because
+    the study was resumed with fewer trials -> the index of that best trial."""
+    best = chosen(trials, info.selection).set_index("cell")["index"]
+    repeats = completed(trials, "repeat").dropna(subset=["test_score", "chosen"])
+    stale = repeats[repeats["chosen"] != repeats["cell"].map(best)]
+    return {cell: int(best.get(cell, -1)) for cell in stale["cell"].unique()}
+
+
+def describe_awaited(trials: pd.DataFrame, info: Info) -> str:
+    """A sentence and a space if the study is not finished: how many cells have no test score, but will have
+    one when it is resumed. "" if there are none; in a race, cells that are set aside get none."""
+    if info.rows or info.budget is not None or not info.repeats:
+        return ""
+    names = cells(info.factors)["cell"]
+    scored = set(completed(trials, "repeat").dropna(subset="test_score")["cell"])
+    tune = tuning(trials)
+    awaited = 0
+    for cell in (name for name in names if name not in scored):
+        own = tune[tune["cell"] == cell]
+        ended = own.loc[own["outcome"].isin({*OUTCOMES} - RETRIED), "index"].nunique()
+        hopeless = ended >= info.trials and not (own["outcome"] == "complete").any()
+        awaited += not hopeless and len(lost_repeats(trials, cell)) < info.repeats
+    if not awaited:
+        return ""
+    have = "has" if awaited == 1 else "have"
+    return (
+        f"This is provisional, because the study is not finished: {awaited} of {len(names)} cells {have} no "
+        "test score yet. "
+    )
 
 
 def most_behind(table: pd.DataFrame, cell: str) -> float:

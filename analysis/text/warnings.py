@@ -177,11 +177,15 @@ def _doubtful_runs(found: Findings) -> Iterator[str]:
     several = len({tuple(sorted(own)) for _, own in repeats.groupby("cell")["seed"]}) > 1
     if several and found.info.budget is None:
         yield "The cells were repeated on different seeds; only shared seeds are compared."
-    best = compare.chosen(found.trials, found.info.selection).set_index("cell")["index"]
-    stale = repeats[repeats["chosen"].notna() & (repeats["chosen"] != repeats["cell"].map(best))]
-    if len(stale):
-        names = ", ".join(quoted(stale["cell"].unique()))
-        yield f"The repeats of {names} do not use the best configuration of their tuning trials."
+    stale, asked = compare.stale_choices(found.trials, found.info), found.info.trials
+    if stale:
+        why = ""
+        if asked and all(best >= asked for best in stale.values()):
+            why = (
+                f", because the study was resumed with fewer trials ({asked} per cell) than it had"
+            )
+        names = ", ".join(quoted(stale))
+        yield f"The repeats of {names} do not use the best configuration of their tuning trials{why}."
     kept = found.table.predictions
     wrong = compare.prediction_mismatches(trials, kept) if len(kept) else []
     if wrong:

@@ -54,6 +54,10 @@ def section(found: Findings) -> Section:
         varied=VARIED,
         correction=correction(found),
     )
+    if not pairs:
+        note = (
+            "No pair of cells could be tested: that takes test scores of both on two shared seeds."
+        )
     if 0 < differences["difference"].notna().sum() <= 2 * plots.MANY:
         parts.append(_plot(found))
     if len(differences):
@@ -125,9 +129,7 @@ def answer(found: Findings) -> list[str]:
         )
         behind = compare.most_behind(found.contrasts, best)
         if behind == behind:
-            text[-1] += (
-                f" It is at most {behind:.1f} points worse than the best cell (95% confidence)."
-            )
+            text[-1] += f" No other cell is more than {behind:.1f} points better (95% confidence)."
     if rows["verdict"].eq("untested").all():
         text.append("Cells share at most one seed, so differences cannot be tested.")
     if best in set(found.differences["reference"]):

@@ -110,8 +110,9 @@ def answer(found: Findings) -> list[str]:
             )
         ]
     beside = _beside(found, best["cell"])
+    so_far = compare.describe_awaited(found.trials, found.info)
     text = [
-        f"“{best['cell']}” is recommended: test {metric} {shown}{beside}.",
+        f"{so_far}“{best['cell']}” is recommended: test {metric} {shown}{beside}.",
         _chosen_by(found, fit),
     ]
     leader = compare.best_by_test(fit)
@@ -163,12 +164,14 @@ def _chosen_by(found: Findings, fit: pd.DataFrame) -> str:
 def _luck(found: Findings) -> str:
     """How far the choice of its configuration depends on chance, because there are few validation
     examples. The standard error is that of unpaired scores, because predictions on validation examples are
-    not recorded: an upper bound if two configurations agree on more examples than by chance."""
+    not recorded: an upper bound if two configurations agree on more examples than by chance. Empty if
+    the repeats are of another configuration than the best."""
     tuned = compare.completed(found.trials, "tune")
     own = tuned[tuned["cell"] == found.chosen].dropna(subset="val_score")
     images = found.info.folds * compare.split_sizes(own, found.table.predictions).get("val", 0)
     by_accuracy = found.info.selection == "val_score" and found.info.score == "accuracy"
-    if not by_accuracy or len(own) < 2 or not images:
+    stale = compare.stale_choices(found.trials, found.info)
+    if not by_accuracy or len(own) < 2 or not images or found.chosen in stale:
         return ""
     first, second = own["val_score"].nlargest(2)
     error = 100 * math.sqrt(2 * max(first * (1 - first), 1 / (4 * images)) / images)
