@@ -80,12 +80,15 @@ def styles(cells: Sequence[str], lines: Mapping[str, str] | None = None) -> dict
     }
 
 
-def canvas(height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure, which pyplot does not keep open, and its panels, which share their axes."""
+def canvas(
+    height: float, rows: int = 1, columns: int = 1, share_x: bool = True
+) -> tuple[Figure, list[Axes]]:
+    """A figure, which pyplot does not keep open, and its panels, which share their axes, or only the
+    vertical one."""
     with sns.axes_style("whitegrid", {"grid.color": "#e6e6e6", "axes.edgecolor": "#555555"}):
         figure = Figure(figsize=(WIDTH, height), layout="constrained", dpi=160)
         FigureCanvasAgg(figure)
-        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        panels = figure.subplots(rows, columns, sharex=share_x, sharey=True, squeeze=False)
     for panel in panels.flat:
         sns.despine(ax=panel)
         panel.tick_params(labelsize=9.5, colors=INK)
@@ -230,16 +233,18 @@ def _label_box(label: Annotation, offset: tuple[float, float]) -> Bbox:
     return label.get_window_extent()
 
 
-def panel_grid(names: Sequence[str], row_height: float = 1.9) -> tuple[Figure, dict[str, Axes]]:
-    """One titled panel per name, two or three per row, with shared axes."""
+def panel_grid(
+    names: Sequence[str], row_height: float = 1.9, share_x: bool = True
+) -> tuple[Figure, dict[str, Axes]]:
+    """One titled panel per name, two or three per row, with shared axes, or only a shared vertical one."""
     columns = min(len(names), 2 if len(names) in (2, 4) else 3)
     rows = math.ceil(len(names) / columns)
-    figure, panels = canvas(0.6 + row_height * rows, rows, columns)
+    figure, panels = canvas(0.6 + row_height * rows, rows, columns, share_x)
     for panel in panels[len(names) :]:
         panel.set_visible(False)
     for i, (name, panel) in enumerate(zip(names, panels, strict=False)):
         panel.set_title(textwrap.fill(escape(name), 66 // columns), fontsize=9, color=INK)
-        panel.tick_params(labelbottom=i + columns >= len(names))
+        panel.tick_params(labelbottom=not share_x or i + columns >= len(names))
     return figure, dict(zip(names, panels, strict=False))
 
 

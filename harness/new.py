@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 from harness.core.caller import undisturbed
 from harness.core.command_line import TIME, File, command
 from harness.core.study import Study
+from harness.core.study_file import new_study_file
 from harness.core.units import Seconds
 
 if TYPE_CHECKING:
@@ -64,10 +65,11 @@ def propose_study(
         UserError: if the file exists already, an example cannot be read, there are too few, or the budget is
             invalid or too small.
     """
-    from harness.dataset_report.new_study import slug, write_study
-
+    path = new_study_file(target, out)  # before torch is imported, which takes seconds
     seconds = None if budget is None else Seconds(budget)
-    path = Path(out or f"studies/{slug(target)}.py")
+
+    from harness.dataset_report.new_study import write_study
+
     return write_study(target, path, Path(report), device, seconds)
 
 

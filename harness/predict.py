@@ -20,6 +20,9 @@ from harness.core.errors import UserError
 if TYPE_CHECKING:
     from harness.deploy.prediction import Prediction
 
+MANY = 20
+"""Results that fill a screen: with more, files that could not be read are counted again at the end."""
+
 
 @undisturbed()
 def predict_images(
@@ -65,10 +68,11 @@ def run(model: Path, images: list[Path], *, top: int = 1, csv: bool = False) -> 
     table = csv_files.writer(sys.stdout, lineterminator="\n") if csv else None
     if table is not None:
         table.writerow(["image", "rank", "class", "probability"])
-    broken = 0
+    total, broken = 0, []
     for found in predictions:
+        total += 1
         if found.problem:
-            broken += 1
+            broken.append(found.path)
             print(f"error: {' '.join(found.problem.split())}", file=sys.stderr)
             continue
         ranked = list(zip(found.classes, found.probabilities, strict=True))
@@ -76,6 +80,11 @@ def run(model: Path, images: list[Path], *, top: int = 1, csv: bool = False) -> 
             table.writerows([found.path, i, c, f"{p:.6f}"] for i, (c, p) in enumerate(ranked, 1))
         else:
             print(f"{found.path}: {', '.join(f'{c} {p:.1%}' for c, p in ranked)}")
+    if broken and total > MANY:
+        print(
+            f"error: {len(broken)} of {total} files could not be read, first {broken[0]}",
+            file=sys.stderr,
+        )
     return 2 if broken else 0
 
 

@@ -26,7 +26,7 @@ from harness.core.caller import no_garbage_collection, undisturbed
 from harness.core.command_line import command, escaped_output
 from harness.core.errors import UserError, without_password
 from harness.core.study import Study
-from harness.core.study_file import load_study, study_path
+from harness.core.study_file import existing_study, load_study
 from harness.search.options import OUTPUT, STUDY, StudyOptions
 
 if TYPE_CHECKING:
@@ -48,10 +48,11 @@ def run_study(
     Raises:
         UserError: on bad input, or if the study ended early (the reason is printed).
     """
+    file, options = existing_study(str(path)), dataclasses.replace(options, **changes)
+
     from harness.search.launch import launch
     from harness.tracking.results import load_result
 
-    file, options = study_path(str(path)), dataclasses.replace(options, **changes)
     if launch(file, options):
         raise UserError(f"study {path} ended early; the reason is printed above")
     return load_result(load_study(file).name, options.tracking_uri)
@@ -73,9 +74,10 @@ def dry_run(path: str | Path, options: StudyOptions = StudyOptions(), **changes:
     Raises:
         UserError: on bad input.
     """
+    file = existing_study(str(path))
+
     from harness.search.launch import launch
 
-    file = study_path(str(path))
     launch(file, dataclasses.replace(options, **changes), dry_run=True)
     return load_study(file)
 
@@ -103,10 +105,11 @@ def run(
         print(
             f"warning: MLFLOW_TRACKING_URI={shown} is not used; --tracking-uri is", file=sys.stderr
         )
+    file = existing_study(space)
     with no_garbage_collection():  # torch and Optuna: not for --help
         from harness.search.launch import launch
 
-    return launch(study_path(space), options, dry_run)
+    return launch(file, options, dry_run)
 
 
 main = command("harness.study", run, int, "run the same command again to resume")

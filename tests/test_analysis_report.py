@@ -19,6 +19,7 @@ from analysis import compare, report
 from analysis.load import StudyTable
 from analysis.load import study as load
 from analysis.text import methods
+from analysis.topics import learning_curves
 from harness.core.addresses import viewer_command
 from harness.core.errors import UserError
 from tests.made_studies import SEEDS, scored, table, trial, words_of
@@ -69,6 +70,17 @@ def test_report_without_a_tested_pair_shows_no_formula_for_zero_pairs(tmp_path: 
     assert "No pair of cells could be tested" in text
     assert ".05 / 0" not in text
     assert "0 pairs" not in text
+
+
+def test_learning_curves_of_few_epochs_are_not_squeezed_by_a_cell_with_many() -> None:
+    made = table([*scored("full", 0.9), *scored("probe", 0.8)])
+    probes = made.trials.loc[made.trials["cell"] == "probe", "run_id"]
+    more = [{"run_id": r, "epoch": e, "val_score": 0.8} for r in probes for e in range(3, 30)]
+    made = replace(made, epochs=pd.concat([made.epochs, pd.DataFrame(more)], ignore_index=True))
+    (plot,) = learning_curves.section(compare.find(made)).plots
+    widths = {panel.get_title(): panel.get_xlim()[1] for panel in plot.figure.axes}
+    assert widths["full"] < 4
+    assert widths["probe"] > 30
 
 
 def test_killed_trial_is_no_failure_of_its_configuration(tmp_path: Path) -> None:

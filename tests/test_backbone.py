@@ -205,6 +205,8 @@ def test_changed_byte_in_an_installed_wheel_is_refused(
 
 
 def test_unknown_backbone_lists_near_matches() -> None:
+    with refused(r"unknown backbone 'efficientnet_lite_0'; did you mean tf_efficientnet_lite0, "):
+        check_backbone("efficientnet_lite_0")
     with refused(r"unknown backbone 'resnet19'; did you mean .*resnet18"):
         check_backbone("resnet19")
 

@@ -156,6 +156,18 @@ def test_broken_images_are_named_and_the_others_predicted(
     assert re.fullmatch(r"error: image \S*b\.png cannot be read: [^\n]*\n", shown.err)
 
 
+def test_broken_images_are_counted_again_after_many_results(
+    exported: tuple[Path, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(21):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number:02}.png")
+    for name in ("03", "05"):
+        (tmp_path / f"{name}.png").write_text("no picture")
+    assert predict([str(exported[0]), str(tmp_path)]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(r"error: 2 of 21 files could not be read, first \S*03\.png", last)
+
+
 def test_model_that_was_changed_or_is_absent_is_refused(
     exported: tuple[Path, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

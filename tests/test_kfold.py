@@ -103,11 +103,11 @@ def test_given_validation_images_are_divided_with_the_others(make_spec: MakeSpec
     [
         (
             blank(np.repeat([0, 1], [30, 5])),
-            "class 'class 1' has 4 images that are not test images, fewer than the 5 folds",
+            "class 'class 1' has 4 images, not counting test images, fewer than the 5 folds",
         ),
         (
             patients([(0, 20, 2), (1, 6, 9)]),
-            "class 'class 1' has 4 groups of images that are not test images, fewer than the 5 folds",
+            "class 'class 1' has 4 groups of images, not counting test images, fewer than the 5 folds",
         ),
     ],
 )

@@ -15,13 +15,13 @@ from PIL import Image
 
 from harness.core.spec import TrialSpec
 from harness.core.strategies import LinearProbe
-from harness.core.study_file import load_study
+from harness.core.study_file import load_study, slug
 from harness.core.units import Seconds
 from harness.data import clear_caches, load_target, split_indices
 from harness.data.cached import Cache
 from harness.dataset_report import proposal
 from harness.dataset_report.inspection import inspect_target
-from harness.dataset_report.new_study import fitting, slug
+from harness.dataset_report.new_study import fitting
 from harness.dataset_report.text import findings
 from harness.new import main, propose_study
 from harness.search.costs import CellCost

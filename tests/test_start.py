@@ -42,6 +42,18 @@ def test_no_library_is_loaded_before_it_is_needed(begins: str, late: tuple[str, 
     assert said(f"import sys; {begins}; print({{*{late}}} & {{*sys.modules}})") == "set()"
 
 
+@pytest.mark.parametrize(
+    ("command", "refused"),
+    [
+        ("study", "['--space', 'freeze_dept']"),
+        ("new", "['--target', 'digits', '--out', 'pyproject.toml']"),
+    ],
+)
+def test_wrong_file_is_refused_before_torch_is_imported(command: str, refused: str) -> None:
+    script = f"import sys, harness.{command} as c; print(c.main({refused}), 'torch' in sys.modules)"
+    assert said(script) == "2 False"
+
+
 def test_nothing_is_collected_while_libraries_are_imported() -> None:
     assert gc.isenabled()
     with no_garbage_collection():

@@ -128,6 +128,17 @@ def test_absent_space_file_is_refused(here: Path, capfd: pytest.CaptureFixture[s
     assert_refused(capfd, here, r"study file toy\.py does not exist")
 
 
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [("freeze_dept", "; did you mean freeze_depth?"), ("nothing_of_the_kind", "")],
+)
+def test_nearest_shipped_study_is_suggested_for_a_misspelt_name(
+    name: str, end: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--space", name]) == 2
+    assert capsys.readouterr().err == f"error: study file {name} does not exist{end}\n"
+
+
 def test_space_file_that_is_not_python_is_refused(
     here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

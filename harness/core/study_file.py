@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import difflib
 import hashlib
 import importlib.util
+import re
 import sys
 import tokenize
 import traceback
@@ -34,6 +36,29 @@ def study_path(text: str) -> Path:
     shipped = SHIPPED / f"{given.stem}.py"
     by_name = text in (given.stem, f"studies/{given.stem}.py")
     return shipped if by_name and not given.exists() and shipped.is_file() else given
+
+
+def existing_study(text: str) -> Path:
+    """`study_path` of a file that is there. Called before imports that take seconds.
+
+    Raises:
+        UserError: if there is no such file; the nearest name of a shipped study is suggested.
+    """
+    path = study_path(text)
+    _require_file(path)
+    return path
+
+
+def _require_file(path: Path) -> None:
+    try:
+        if path.is_file():
+            return
+        what = "is a folder" if path.is_dir() else "does not exist"
+    except OSError as error:  # Python before 3.14 raises for a name that is too long
+        raise UserError(f"study file {path} cannot be read: {error.strerror}") from error
+    near = difflib.get_close_matches(path.stem, [file.stem for file in SHIPPED.glob("*.py")], n=1)
+    hint = f"; did you mean {near[0]}?" if near and what == "does not exist" else ""
+    raise UserError(f"study file {path} {what}{hint}")
 
 
 @undisturbed()
@@ -67,12 +92,7 @@ def run_file(path: Path) -> dict[str, Any]:
     Raises:
         UserError: naming the file, the line and what is wrong.
     """
-    try:
-        if not path.is_file():
-            what = "is a folder" if path.is_dir() else "does not exist"
-            raise UserError(f"study file {path} {what}")
-    except OSError as error:  # Python before 3.14 raises for a name that is too long
-        raise UserError(f"study file {path} cannot be read: {error.strerror}") from error
+    _require_file(path)
     if path.suffix != ".py":
         raise UserError(f"study file {path} is not a Python file (.py)")
     file = path.resolve()
@@ -245,6 +265,27 @@ def names_of(space: str | Path | None, tags: Mapping[str, str]) -> Iterator[None
         if space is not None:
             hint = f"{space} does not define it either"
         raise UserError(f"{error}; {hint}") from error
+
+
+def slug(target: str) -> str:
+    """A name for the study of that target: letters, digits and underscores."""
+    inner = target.partition("[")[0]
+    last = Path(inner.partition(":")[2] or inner).expanduser().resolve().stem
+    return re.sub(r"\W+", "_", last, flags=re.ASCII).strip("_").lower()[:60] or "my_study"
+
+
+def new_study_file(target: str, out: str | Path | None = None) -> Path:
+    """The file to write a study for a target to: `out`, or one in studies/ that is named after the target.
+
+    Raises:
+        UserError: if it is no Python file, or exists.
+    """
+    path = Path(out or f"studies/{slug(target)}.py")
+    if path.suffix != ".py" or not SAFE_NAME.fullmatch(path.stem):
+        raise UserError(f"--out {path}: must be a file such as studies/my_study.py")
+    if path.exists():
+        raise UserError(f"{path} exists and is not overwritten; name another file with --out")
+    return path
 
 
 def study_sha256(path: Path) -> str:

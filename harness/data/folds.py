@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.core.errors import UserError, few
+from harness.core.errors import UserError, counted, few
 from harness.core.folds import Fold
 from harness.core.spec import derive_seed
 from harness.data.groups import ATTEMPTS, folds
@@ -57,18 +57,18 @@ def _division(labels: bytes, groups: bytes, count: int, seed: int) -> Indices | 
 
 def _require_enough(target: Target, labels: Indices, groups: Indices, count: int) -> None:
     """Raises UserError unless every class has an image, of a group of its own, for every fold."""
-    nouns = f"{target.medium.noun}s"
-    what = nouns if target.groups is None else f"groups of {nouns}"
+    nouns, grouped = f"{target.medium.noun}s", target.groups is not None
+    what, of = ("group", f" of {nouns}") if grouped else (target.medium.noun, "")
     found = np.bincount(
         np.unique(np.stack([labels, groups]), axis=1)[0], minlength=len(target.classes)
     )
     small = [
-        f"class {name!r} has {n} {what} that are not test {nouns}"
+        f"class {name!r} has {counted(n, what)}{of}, not counting test {nouns}"
         for name, n in zip(target.classes, found.tolist(), strict=True)
         if n < count
     ]
     if small:
         raise UserError(
             f"target {target.name}: {few(small)}, fewer than the {count} folds: use fewer "
-            f"folds, add {what.partition(' ')[0]}, or leave the class out with [classes=...]"
+            f"folds, add {what}s, or leave the class out with [classes=...]"
         )

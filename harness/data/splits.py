@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from harness.core.errors import UserError, few
+from harness.core.errors import UserError, counted, few
 from harness.core.folds import Fold
 from harness.core.spec import TrialSpec, derive_seed
 from harness.data.cached import Cache, CachedView, CacheFull
@@ -114,7 +114,7 @@ def split_indices(target: Target, spec: TrialSpec) -> SplitIndices:
         found = [_split_class(own, is_test, is_val, spec, streams) for own in members]
     noun = target.medium.noun
     too_small = [
-        f"class {name!r} has {len(own)} {noun}s, too few for {part}"
+        f"class {name!r} has {counted(len(own), noun)}, too few for {part}"
         for name, own, part in zip(target.classes, members, found, strict=True)
         if isinstance(part, str)
     ]

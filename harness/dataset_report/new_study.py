@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import tempfile
 from dataclasses import replace
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from harness.core.command_line import program
 from harness.core.errors import UserError, counted, one_line
-from harness.core.study import SAFE_NAME, Study
+from harness.core.study import Study
 from harness.core.study_file import load_study
 from harness.core.units import Seconds
 from harness.data.cached import default_cache
@@ -28,13 +27,6 @@ from harness.training.device import Device, resolve_device
 LONG_MINUTES = 60.0
 
 
-def slug(target: str) -> str:
-    """A name for the study of that target: letters, digits and underscores."""
-    inner = target.partition("[")[0]
-    last = Path(inner.partition(":")[2] or inner).expanduser().resolve().stem
-    return re.sub(r"\W+", "_", last, flags=re.ASCII).strip("_").lower()[:60] or "my_study"
-
-
 def write_study(
     target: str, out: Path, report: Path, device: str, budget: Seconds | None = None
 ) -> Study:
@@ -42,7 +34,7 @@ def write_study(
 
     Args:
         target: as in TrialSpec.
-        out: the study file; its stem is the study's name.
+        out: the study file, from `new_study_file`; its stem is the study's name.
         report: folder in which a folder of the study's name gets classes.png and classes.html.
         device: name of the device whose time is forecast.
         budget: time for a race of the cells, of which the backbones at hand are screened first.
@@ -51,13 +43,8 @@ def write_study(
         The study as the file has it.
 
     Raises:
-        UserError: if the file is there already, an image cannot be read, there are too few images, or the
-            budget is too small.
+        UserError: if an image cannot be read, there are too few images, or the budget is too small.
     """
-    if out.suffix != ".py" or not SAFE_NAME.fullmatch(out.stem):
-        raise UserError(f"--out {out}: must be a file such as studies/my_study.py")
-    if out.exists():
-        raise UserError(f"{out} exists and is not overwritten; name another file with --out")
     where = resolve_device(device)
     survey = inspect_target(target)
     found = findings(survey)
