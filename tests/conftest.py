@@ -65,6 +65,7 @@ def tables() -> Path:
 def other_programs_are_not_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether trials wait for a processor depends on what else runs beside the tests."""
     monkeypatch.setattr("harness.search.progress.BUSY", 2.0)
+    monkeypatch.setattr("harness.search.costs.BUSY", 2.0)
 
 
 @pytest.fixture(scope="session", autouse=True)

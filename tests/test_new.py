@@ -192,6 +192,7 @@ def test_few_images_are_divided_into_folds(target: str, folds: int, tmp_path: Pa
     split = split_indices(load_target(target), spec)
     assert len(split.val) == pytest.approx(len(split.train) / 4, rel=0.25)
     assert study.repeats % folds == 0
+    assert ("quick first look: --trials 2 --repeats 5." in path.read_text()) == (folds > 1)
 
 
 # --- other media -----------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from harness.core.results import BUSY
+from harness.search.costs import CellCost, busy_warnings
+from harness.training.forecast import Forecast
 from harness.training.waiting import TASKS, Waiting
 
 needs_statistics = pytest.mark.skipif(
@@ -43,6 +45,19 @@ def test_share_is_of_the_time_since_the_beginning_over_all_threads(tmp_path: Pat
 def test_without_statistics_the_share_is_unknown(tmp_path: Path) -> None:
     assert Waiting(tmp_path).share() is None
     assert Waiting(tmp_path / "absent").share() is None
+
+
+def test_forecast_that_waited_for_the_processor_is_told_to_be_too_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("harness.search.costs.BUSY", BUSY)
+    none = Forecast(0, 0, 0, 0, 0, 0)
+    busy, quiet, unmeasured = (
+        CellCost("a", none, seconds, waited)
+        for seconds, waited in ((1.0, 0.6), (1.0, 0.0), (None, 0.9))
+    )
+    assert "waited for 30% of their time" in busy_warnings([busy, quiet])[0]
+    assert busy_warnings([quiet, unmeasured]) == busy_warnings([unmeasured]) == []
 
 
 @needs_statistics

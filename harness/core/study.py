@@ -185,7 +185,7 @@ def _require_folds(study: Study) -> None:
         more = folds * math.ceil(repeats / folds)
         raise UserError(
             f"Study: with resampling 'kfold' repeats must be a multiple of the {folds} folds, e.g. {more}, "
-            f"got {repeats}"
+            f"got {repeats}; resampling 'split' takes any number"
         )
 
 
@@ -200,7 +200,8 @@ def _require_race(study: Study) -> None:
     object.__setattr__(study, "budget", budget)
     if study.resampling == "kfold":
         raise UserError(
-            "Study: a budget works with resampling 'split' only; with 'kfold' give trials and repeats"
+            "Study: a budget works with resampling 'split' only; with 'kfold' give trials and repeats (for a "
+            f"quick first look --trials 2 --repeats {study.folds})"
         )
     if not study.repeats:
         raise UserError(

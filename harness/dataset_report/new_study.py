@@ -18,7 +18,7 @@ from harness.dataset_report.inspection import DataSetReport, inspect_target
 from harness.dataset_report.proposal import Proposal, propose, source
 from harness.dataset_report.text import details, findings
 from harness.search.budget import check_first_round, least_seconds
-from harness.search.costs import CellCost, cell_costs, study_seconds
+from harness.search.costs import CellCost, busy_warnings, cell_costs, study_seconds
 from harness.search.preflight import check_study
 from harness.search.space import first_draw
 from harness.similarity.sources.screening import screen
@@ -137,6 +137,7 @@ def forecast_lines(study: Study, costs: list[CellCost], nouns: str, device: Devi
         + (f", {c.seconds:.1f} s" if c.seconds is not None else "")
         for c in costs
     ]
+    lines += busy_warnings(costs)
     if study.budget is not None:
         return [*lines, f"a race of {len(costs)} cells in {study.budget}"]
     minutes = study_seconds(study, costs) / 60
@@ -147,6 +148,8 @@ def forecast_lines(study: Study, costs: list[CellCost], nouns: str, device: Devi
     )
     if minutes > LONG_MINUTES:
         smaller = "fewer tokens" if nouns == "texts" else "a lower resolution"
+        if study.fold_count > 1:
+            smaller = f"a single split instead of {study.fold_count} folds, {smaller}"
         lines.append(f"that is long: fewer backbones, {smaller} or fewer epochs shorten it")
     return lines
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 
+from harness.core.results import BUSY
 from harness.core.spec import TrialSpec
 from harness.core.study import Study
 from harness.core.units import format_bytes
@@ -12,6 +14,12 @@ from harness.data.cached import Cache
 from harness.training.device import MIB, Device
 from harness.training.forecast import Forecast, forecast
 from harness.training.loop import Training
+from harness.training.waiting import Waiting
+
+BUSY_FORECAST = (
+    "warning: the processor is busy (the measured steps waited for {:.0%} of their time), so these times are "
+    "too long"
+)
 
 
 @dataclass(frozen=True)
@@ -22,11 +30,13 @@ class CellCost:
         cell: its label.
         memory: at the peak, on an accelerator.
         seconds: of training, cold; None where there are no gradient steps.
+        waited: share of its time that the measurement waited for a processor; 0 if not known.
     """
 
     cell: str
     memory: Forecast
     seconds: float | None
+    waited: float = 0.0
 
     def describe(self, max_memory: int | None = None) -> str:
         """One line; a forecast above `max_memory` (bytes) is marked."""
@@ -58,8 +68,16 @@ def cell_costs(
     """
     for label, spec in specs.items():
         steps = spec.strategy.classifier == "head"
+        waiting = Waiting()
         seconds = Training(spec, device, cache).estimate_seconds() if steps else None
-        yield CellCost(label, forecast(spec), seconds)
+        waited = waiting.share() or 0.0
+        yield CellCost(label, forecast(spec), seconds, waited)
+
+
+def busy_warnings(costs: list[CellCost]) -> list[str]:
+    """A warning if the forecast times are too long, because other programs used the processor; else none."""
+    waited = fmean(known) if (known := [c.waited for c in costs if c.seconds is not None]) else 0.0
+    return [BUSY_FORECAST.format(waited)] if waited > BUSY else []
 
 
 def study_seconds(study: Study, costs: list[CellCost]) -> float:

@@ -8,7 +8,7 @@ from harness.core.errors import counted
 from harness.core.selection import METRICS
 from harness.core.spec import TrialSpec
 from harness.core.study import Study
-from harness.search.costs import CellCost, study_seconds
+from harness.search.costs import CellCost, busy_warnings, study_seconds
 from harness.training.device import Device
 
 
@@ -54,6 +54,8 @@ def print_costs(study: Study, costs: Iterable[CellCost], max_memory: int | None)
         print(
             f"training of the whole study, if nothing were kept between trials: {minutes:.1f} min"
         )
+    for line in busy_warnings(known):
+        print(line)
     return known
 
 
