@@ -76,8 +76,14 @@ def test_every_command_has_a_documented_function_that_it_is_made_of() -> None:
 
 
 @pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, StudyOptions, bool]]:
+def launched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[Path, StudyOptions, bool]]:
     """What would have been run, of a study that ends early."""
+    monkeypatch.chdir(tmp_path)
+    for path in (Path("toy.py"), Path("my studies", "toy.py")):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
     seen: list[tuple[Path, StudyOptions, bool]] = []
 
     def noted(path: Path, options: StudyOptions, dry_run: bool = False) -> int:
