@@ -20,12 +20,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import pandas as pd
 
 from benchmarks.ledgers import Ledger, World, classifiers, medmnist
-from harness.core.race import SCREENING, Result, Results, Round, race, standing
+from harness.core.race import SCREENING, Entrant, Result, Results, Round, race, standing
 
 RUNS = "medmnist_hpo_runs.csv.gz"
 EQUAL = ((16, 5), (6, 10))
@@ -43,14 +44,12 @@ class Outcome:
         cell, configuration: the choice, by position.
         seconds: what the study took.
         repeats: finalist -> validation scores of its repeats; empty in a study with equal budgets.
-        chosen: finalist -> its chosen configuration.
     """
 
     cell: int
     configuration: int
     seconds: float
-    repeats: Mapping[str, Sequence[float]]
-    chosen: Mapping[int, int]
+    repeats: Mapping[Entrant, Sequence[float]]
 
 
 def equal(world: World, trials: int, repeats: int) -> Outcome:
@@ -59,41 +58,42 @@ def equal(world: World, trials: int, repeats: int) -> Outcome:
     again = [world.repeats(cell, trial) for cell, trial in enumerate(best)]
     seconds = world.seconds[:, :trials].sum() + sum(own[:repeats].sum() for _, own in again)
     cell = int(np.argmax([val[:repeats].mean() for val, _ in again]))
-    return Outcome(cell, best[cell], float(seconds), {}, {})
+    return Outcome(cell, best[cell], float(seconds), {})
 
 
 def raced(world: World, budget: float) -> Outcome:
     """A study with a budget in seconds."""
     cells, count = world.val.shape
-    tuned, spent, chosen = dict.fromkeys(range(cells), 0), 0.0, dict[int, int]()
-    repeats: dict[str, list[float]] = {}
+    spent, repeats = 0.0, dict[Entrant, list[float]]()
 
     def run(now: Round) -> Results:
         nonlocal spent
-        results: dict[str, list[Result]] = {}
-        for name in now.cells:
-            cell = int(name)
-            if now.phase == "tune":
+        results: dict[Entrant, list[Result]] = {}
+        for one in now.entrants:
+            cell, again = int(one.cell), now.indices
+            if one.chosen is None:
                 # A ledger may end before a race does: its last trial is then run again.
-                own = [min(index, count - 1) for index in now.indices]
-                tuned[cell] = min(now.indices.stop, count)
+                own = [min(index, count - 1) for index in again]
                 scores, seconds = world.val[cell, own], world.seconds[cell, own]
+                tried = [str(place) for place in world.configurations[cell, own]]
             else:
-                trial = chosen.setdefault(cell, int(world.val[cell, : tuned[cell]].argmax()))
-                scores, seconds = (values[now.indices] for values in world.repeats(cell, trial))
-                repeats.setdefault(name, []).extend(scores.tolist())
-            results[name] = [
-                Result(*pair) for pair in zip(scores.tolist(), seconds.tolist(), strict=True)
+                scores, seconds = (part[again] for part in world.repeats(cell, one.chosen))
+                repeats.setdefault(one, []).extend(scores.tolist())
+                tried = [""] * len(again)
+            results[one] = [
+                Result(merit, taken, configuration=configuration)
+                for merit, taken, configuration in zip(
+                    scores.tolist(), seconds.tolist(), tried, strict=True
+                )
             ]
             spent += float(seconds.sum())
         return results
 
     for _ in race([str(cell) for cell in range(cells)], budget, SCREENING * budget, run):
         pass
-    seeds = standing(repeats).seeds
-    last = [cell for cell in chosen if seeds[str(cell)] == max(seeds.values())]
-    best = max(last, key=lambda c: float(np.mean(repeats[str(c)])))
-    return Outcome(best, chosen[best], spent, repeats, chosen)
+    now = standing(repeats)
+    best = max(now.left, key=lambda one: fmean(repeats[one][: now.seeds[one]]))
+    return Outcome(int(best.cell), best.chosen or 0, spent, repeats)
 
 
 def regret(world: World, found: Outcome) -> float:
@@ -110,16 +110,18 @@ def verdicts(world: World, found: Outcome) -> dict[str, float]:
         which another finalist may be better, as said), held (whether none is better by more than that), aside
         (whether the best cell of all, with its best configuration, was set aside).
     """
-    truth = {str(c): world.truth(c, trial)[0] for c, trial in found.chosen.items()}
+    truth = {one: world.truth(int(one.cell), one.chosen or 0)[0] for one in found.repeats}
     now = standing(found.repeats)
     best, bound = max(truth.values()), now.most_behind if len(now.left) > 1 else 0.0
-    stayed = max((truth[c] for c in now.left), default=-np.inf)
+    stayed = max((truth[one] for one in now.left), default=-np.inf)
+    chosen = Entrant(str(found.cell), found.configuration)
+    finalists = {int(one.cell) for one in truth}
     return {
         "retired": float(len(truth) - len(now.left)),
         "wrong": float(best > stayed + 1e-12),
-        "held": float(best - truth[str(found.cell)] <= bound + 1e-12),
+        "held": float(best - truth[chosen] <= bound + 1e-12),
         "bound": 100 * bound,
-        "aside": float(int(world.ledger.best_test.argmax()) not in found.chosen),
+        "aside": float(int(world.ledger.best_test.argmax()) not in finalists),
     }
 
 

@@ -19,7 +19,17 @@ from analysis.load import StudyTable
 from analysis.topics.section import Table
 from harness import merge_bundles, pack_study, strategies
 from harness.core.errors import UserError
-from harness.core.race import ALPHA, FIRST, Result, Results, Round, race, standing
+from harness.core.race import (
+    ALPHA,
+    FIRST,
+    Entrant,
+    Result,
+    Results,
+    Round,
+    Standing,
+    race,
+    standing,
+)
 from harness.core.records import TrialRecord
 from harness.core.selection import METRICS
 from harness.core.spec import TrialSpec
@@ -29,7 +39,7 @@ from harness.deploy.choice import choose
 from harness.search import launch
 from harness.search.costs import CellCost
 from harness.search.overview import overview
-from harness.search.record import Record
+from harness.search.record import Record, entrant, race_standing
 from harness.search.storage import read_storage
 from harness.study import main
 from harness.tracking.results import after_race, cell_records
@@ -46,35 +56,76 @@ def played(merits: dict[str, float], budget: float, seconds: float = 1.0) -> lis
     """The rounds of a race in which every result of a cell is the same."""
 
     def read(now: Round) -> Results:
-        return {c: [Result(merits[c], seconds) for _ in now.indices] for c in now.cells}
+        return {e: [Result(merits[e.cell], seconds) for _ in now.indices] for e in now.entrants}
 
     return list(race(list(merits), budget, budget / 2, read))
 
 
 def cost(rounds: Sequence[Round]) -> int:
-    return sum(len(r.cells) * len(r.indices) for r in rounds)
+    return sum(len(r.entrants) * len(r.indices) for r in rounds)
+
+
+def cells_of(rounds: Sequence[Round], phase: str) -> list[tuple[str, ...]]:
+    return [tuple(e.cell for e in r.entrants) for r in rounds if r.phase == phase]
 
 
 def test_better_half_goes_on_after_each_stage_until_four_are_left() -> None:
     rounds = played({c: i / 10 for i, c in enumerate("abcdefghijkl")}, 400)
-    tuned = [r.cells for r in rounds if r.phase == "tune"]
+    tuned = cells_of(rounds, "tune")
     assert tuned == [tuple("abcdefghijkl")] * 2 + [tuple("ghijkl"), tuple("ijkl")]
-    assert all(set(r.cells) <= set("ijkl") for r in rounds if r.phase == "repeat")
+    assert all(set(cells) <= set("ijkl") for cells in cells_of(rounds, "repeat"))
+
+
+def finalists(scores: dict[str, list[Result]]) -> list[tuple[str, int | None]]:
+    """The finalists after these results of tuning."""
+
+    def read(now: Round) -> Results:
+        return {e: [scores[e.cell][i] for i in now.indices] for e in now.entrants}
+
+    taken = sum(result.seconds for own in scores.values() for result in own)
+    rounds = race(list(scores), 2 * taken, taken, read)
+    return [(e.cell, e.chosen) for e in next(r for r in rounds if r.phase == "repeat").entrants]
+
+
+def test_finalists_are_the_best_configurations_at_most_eight_and_four_of_a_cell() -> None:
+    scores = {
+        c: [Result(top - i / 100, 1) for i in range(6)]
+        for c, top in {"a": 0.9, "b": 0.895, "c": 0.8}.items()
+    }
+    wanted = [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2), ("a", 3), ("b", 3)]
+    assert finalists(scores) == wanted
+    del scores["b"]
+    assert finalists(scores) == [("a", i) for i in range(4)] + [("c", i) for i in range(4)]
+
+
+def test_equal_configurations_are_one_finalist() -> None:
+    lr = "lr = 0.1"
+    scores = {c: [Result(0.9, 1, configuration=lr), Result(0.8, 1, configuration=lr)] for c in "ab"}
+    assert finalists(scores) == [("a", 0), ("b", 0)]
+
+
+def test_of_equal_scores_the_lower_loss_is_the_better_one() -> None:
+    losses = {
+        c: [Result(0.9, 1, loss) for loss in own] for c, own in {"a": (3, 1), "b": (4, 2)}.items()
+    }
+    assert finalists(losses) == [("a", 1), ("b", 1), ("a", 0), ("b", 0)]
 
 
 def test_slots_of_each_cell_follow_one_another() -> None:
-    seen: dict[tuple[str, str], int] = {}
+    seen: dict[tuple[str, Entrant], int] = {}
     for step in played(dict.fromkeys("abcdefg", 0.5), 300):
-        for cell in step.cells:
-            assert step.indices.start == seen.get((step.phase, cell), 0)
-            seen[step.phase, cell] = step.indices.stop
+        for one in step.entrants:
+            assert step.indices.start == seen.get((step.phase, one), 0)
+            seen[step.phase, one] = step.indices.stop
 
 
 def test_time_is_not_exceeded_by_more_than_the_first_rounds() -> None:
     for budget in (40.0, 100.0, 333.0):
         assert cost(played(dict.fromkeys("abcd", 0.5), budget)) <= budget
     short = played(dict.fromkeys("abcd", 0.5), 1.0)
-    assert cost(short) == 4 * FIRST + 4  # the least that can be decided by
+    assert (
+        cost(short) == 4 * FIRST + 8
+    )  # the least that can be decided by: one seed of each finalist
 
 
 def test_race_ends_when_nothing_is_left_to_decide() -> None:
@@ -86,7 +137,7 @@ def test_race_ends_when_nothing_is_left_to_decide() -> None:
 
 @pytest.mark.parametrize("merits", [{"a": 0.9, "b": math.nan, "c": 0.8}, {"a": math.nan}])
 def test_a_cell_of_which_no_trial_completed_is_no_finalist(merits: dict[str, float]) -> None:
-    repeated = {cell for r in played(merits, 100) if r.phase == "repeat" for cell in r.cells}
+    repeated = {cell for cells in cells_of(played(merits, 100), "repeat") for cell in cells}
     assert repeated == {cell for cell, merit in merits.items() if merit == merit}
 
 
@@ -95,11 +146,20 @@ def test_a_budget_of_years_plans_no_more_trials_at_once_than_a_study_may_have() 
     assert (len(first.indices), len(rest.indices)) == (FIRST, MAX_EFFORT)
 
 
+def stood(scores: dict[str, list[float]]) -> Standing:
+    """The standing of finalists of different cells."""
+    return standing({Entrant(cell, 0): own for cell, own in scores.items()})
+
+
+def seeds(now: Standing) -> dict[str, int]:
+    return {cell: now.seeds[one] for cell, one in now.of_cell.items()}
+
+
 def test_interval_of_two_finalists_is_that_of_the_paired_t_test() -> None:
     random = np.random.default_rng(3)
     a, b = 0.8 + 0.02 * random.normal(size=(2, 5))
-    behind = standing({"a": a.tolist(), "b": b.tolist()}).behind
-    loser = min("ab", key=lambda c: {"a": a, "b": b}[c].mean())
+    behind = stood({"a": a.tolist(), "b": b.tolist()}).behind
+    loser = Entrant(min("ab", key=lambda c: {"a": a, "b": b}[c].mean()), 0)
     level = 1 - 2 * ALPHA / (5 * 4)  # one-sided, after 5 seeds
     gap = (a - b) * np.sign(a.mean() - b.mean())
     wanted = stats.ttest_rel(gap, np.zeros(5)).confidence_interval(level)
@@ -110,21 +170,35 @@ def test_interval_of_two_finalists_is_that_of_the_paired_t_test() -> None:
 def test_a_cell_is_retired_with_the_seeds_it_was_compared_on() -> None:
     good, near = [0.90, 0.91, 0.92, 0.90], [0.89, 0.92, 0.91, 0.91]
     bad = [0.50, 0.52]
-    now = standing({"good": good, "bad": bad, "near": near})
-    assert now.left == ("good", "near")
-    assert now.seeds == {"good": 4, "bad": 2, "near": 4}
-    assert now.behind["bad"][1] > 0
+    now = stood({"good": good, "bad": bad, "near": near})
+    assert [one.cell for one in now.left] == ["good", "near"]
+    assert seeds(now) == {"good": 4, "bad": 2, "near": 4}
+    assert now.behind[Entrant("bad", 0)][1] > 0
 
 
 def test_a_round_that_is_not_complete_does_not_count() -> None:
     scores = {"a": [0.90, 0.91, 0.99], "b": [0.89, 0.92]}
-    assert standing(scores) == standing({"a": [0.90, 0.91], "b": [0.89, 0.92]})
-    assert standing(scores).seeds == {"a": 2, "b": 2}
+    assert stood(scores) == stood({"a": [0.90, 0.91], "b": [0.89, 0.92]})
+    assert seeds(stood(scores)) == {"a": 2, "b": 2}
 
 
 def test_a_repeat_that_fails_retires_its_cell() -> None:
-    now = standing({"a": [0.9, math.nan], "b": [0.5, 0.5]})
-    assert (now.left, now.seeds) == (("b",), {"a": 2, "b": 2})
+    now = stood({"a": [0.9, math.nan], "b": [0.5, 0.5]})
+    assert ([one.cell for one in now.left], seeds(now)) == (["b"], {"a": 2, "b": 2})
+
+
+def test_configuration_of_a_cell_is_its_finalist_that_stayed_longest_then_the_best() -> None:
+    scores = {
+        Entrant("a", 7): [0.50, 0.52],
+        Entrant("a", 1): [0.90, 0.91, 0.92, 0.90],
+        Entrant("a", 2): [0.91, 0.92, 0.91, 0.91],
+        Entrant("b", 0): [0.99, math.nan],
+        Entrant("b", 3): [0.49, 0.51],
+    }
+    now = standing(scores)
+    assert now.of_cell["a"] == Entrant("a", 2)
+    assert now.left == (Entrant("a", 1), Entrant("a", 2))
+    assert now.of_cell["b"] == Entrant("b", 0)  # as many seeds as the other, with the higher score
 
 
 def wrong_retirements(studies: int, finalists: int, spread: float, tests: int = 100) -> float:
@@ -134,8 +208,8 @@ def wrong_retirements(studies: int, finalists: int, spread: float, tests: int = 
     for _ in range(studies):
         scores = 0.85 + deviations * random.normal(size=(finalists, 40))
         scores = np.round(scores + 0.02 * random.normal(size=40), int(math.log10(tests)))
-        now = standing({str(c): own.tolist() for c, own in enumerate(scores)})
-        wrong += str(random.integers(finalists)) not in now.left
+        now = stood({str(c): own.tolist() for c, own in enumerate(scores)})
+        wrong += Entrant(str(random.integers(finalists)), 0) not in now.left
     return wrong / studies
 
 
@@ -178,7 +252,7 @@ def test_cells_race_until_the_record_leaves_nothing_to_decide(raced: Lab) -> Non
     done = raced.run(study)
     assert over(raced)
     assert {t.outcome for t in raced.trials()} == {"complete"}
-    assert len({t.slot.key for t in raced.trials()}) == len(done)
+    assert len({(t.slot.key, t.chosen) for t in raced.trials()}) == len(done)
     again = raced.run(study)
     assert [d.trial for d in again] == [None] * len(done)
 
@@ -189,11 +263,11 @@ def test_an_interrupted_race_goes_on_as_its_record_decides(world: World, raced: 
     with pytest.raises(KeyboardInterrupt):
         raced.run(study)
     assert not over(raced)
-    before = {t.slot.key: t.params for t in raced.trials(outcome="complete")}
+    before = {(t.slot.key, t.chosen): t.params for t in raced.trials(outcome="complete")}
     world.disturb = lambda spec, epoch: None
     raced.run(study)
     assert over(raced)
-    after = {t.slot.key: t.params for t in raced.trials(outcome="complete")}
+    after = {(t.slot.key, t.chosen): t.params for t in raced.trials(outcome="complete")}
     assert before.items() <= after.items()
 
 
@@ -206,6 +280,19 @@ def test_a_cell_without_a_complete_trial_is_not_repeated(world: World, raced: La
     raced.run(make_study(**RACE))
     assert over(raced)
     assert {t.slot.cell["strategy"] for t in raced.trials(phase="repeat")} == {"probe"}
+
+
+def test_repeats_of_configurations_that_are_not_their_cells_are_superseded(
+    world: World, raced: Lab
+) -> None:
+    world.truth = lambda spec: (0.5, 0.8 - 0.1 * spec.lr + 0.05 * math.sin(spec.seed))
+    raced.run(make_study(**{**RACE, "budget": "2s"}))
+    repeats = raced.trials(phase="repeat")
+    info = raced.record().info("toy")
+    now = race_standing(info, repeats)
+    assert len({(t.slot.cell["strategy"], t.chosen) for t in repeats}) > 2
+    for one in repeats:
+        assert one.superseded == (now.of_cell[entrant(one).cell] != entrant(one))
 
 
 def test_more_time_goes_on_with_the_same_finalists(world: World, raced: Lab) -> None:
@@ -364,7 +451,10 @@ def test_a_race_is_over_in_the_record_that_its_bundle_is_merged_into(
 def made(scores: dict[str, Sequence[float]], tuned: dict[str, int]) -> StudyTable:
     """A study in which these cells were repeated; "aside" was tuned only."""
     rows = [trial(c, "tune", i, 0.7 + i / 100) for c, n in tuned.items() for i in range(n)]
-    rows += [trial(c, "repeat", i, v) for c, own in scores.items() for i, v in enumerate(own)]
+    again = {"chosen": 0}
+    rows += [
+        trial(c, "repeat", i, v) | again for c, own in scores.items() for i, v in enumerate(own)
+    ]
     study = table([row | {"total_seconds": 2.0} for row in rows])
     return replace(study, info=replace(study.info, budget=60.0, trials=0, repeats=0))
 
@@ -399,6 +489,20 @@ def test_report_says_who_was_retired_and_who_was_set_aside_and_claims_no_more() 
     assert "same numbers of trials" not in text.methods(found)
 
 
+def test_the_configuration_of_a_cell_in_the_report_is_the_one_that_stayed() -> None:
+    study = made({"left": SCORES["left"], "rival": SCORES["rival"]}, {"left": 4, "rival": 4})
+    rows = [{str(k): v for k, v in row.items()} for row in study.trials.to_dict("records")]
+    early = [trial("left", "repeat", i, v) for i, v in enumerate([0.5, 0.52])]
+    rows += [row | {"chosen": 3, "superseded": True, "total_seconds": 2.0} for row in early]
+    found = compare.find(replace(table(rows), info=study.info))
+    assert found.chosen == "left"
+    row = compare.race_table(found.trials, found.info).set_index("cell").loc["left"]
+    assert (row["finalists"], row["seeds"], row["seconds"]) == (2, 4, 20)
+    own = compare.chosen(found.trials, found.info.selection).set_index("cell")["index"]
+    assert own.to_dict() == {"left": 0, "rival": 0}
+    assert "do not use the best configuration" not in " ".join(text.warnings(found))
+
+
 def test_report_says_of_which_cell_no_trial_completed() -> None:
     study = made({c: SCORES[c] for c in ("left", "rival")}, {"left": 2, "rival": 2})
     rows = [{str(k): v for k, v in row.items()} for row in study.trials.to_dict("records")]
@@ -422,6 +526,7 @@ def test_report_of_equal_numbers_says_so_and_has_no_race() -> None:
 def test_one_lucky_seed_does_not_beat_a_cell_that_stayed_in_the_race() -> None:
     study = made(SCORES, {})
     failed = trial("lucky", "repeat", 1, None) | {"outcome": "diverged", "total_seconds": 1.0}
+    failed |= {"chosen": 0}
     rows = [{str(k): v for k, v in row.items()} for row in study.trials.to_dict("records")]
     study = table([*rows, failed])
     found = compare.find(replace(study, info=replace(study.info, budget=60.0)))
@@ -429,7 +534,7 @@ def test_one_lucky_seed_does_not_beat_a_cell_that_stayed_in_the_race() -> None:
     every = [
         Recorded(row["run_id"], "s", tags, {"target": "t"}, {"val_accuracy": row["val_score"]})
         for row in found.trials.to_dict("records")
-        for tags in [{k: str(row[k]) for k in ("cell", "index", "outcome")}]
+        for tags in [{k: str(row[k]) for k in ("cell", "chosen", "index", "outcome")}]
     ]
     complete = [run for run in every if run.tags["outcome"] == "complete"]
     records = after_race(cell_records(complete, METRICS["accuracy"]), every)

@@ -56,6 +56,7 @@ from analysis.compare.findings import Findings, find
 from analysis.compare.race import race_standing, race_table
 from analysis.compare.responses import responses
 from analysis.compare.runs import (
+    best_tuned,
     cells,
     chosen,
     completed,
@@ -70,7 +71,7 @@ from analysis.compare.verdicts import interaction_verdicts, verdicts
 
 __all__ = [
     "Findings", "Similarity", "against", "against_baseline", "are_grouped", "are_unequal", "arms",
-    "best_by_test", "by_metric", "cells", "censored", "choice", "chosen", "chosen_by",
+    "best_by_test", "best_tuned", "by_metric", "cells", "censored", "choice", "chosen", "chosen_by",
     "class_names", "class_sizes", "completed", "condition", "confident_mistakes", "confused_pairs",
     "confusions", "contrasts", "describe_awaited", "describe_contrast", "describe_power",
     "find", "front_chance", "hits", "interaction_verdicts", "left_out", "lost_repeats", "mcnemar_over_seeds",

@@ -16,7 +16,7 @@ import pandas as pd
 from analysis.compare.contrasts import FEWEST, against, contrasts
 from analysis.compare.costs import priced
 from analysis.compare.race import race_standing
-from analysis.compare.runs import cells, chosen, completed, tuning
+from analysis.compare.runs import best_tuned, cells, completed, tuning
 from analysis.load.study import Info
 from harness.core.power import seeds_needed
 from harness.core.race import rounding_error
@@ -54,7 +54,8 @@ def choice(trials: pd.DataFrame, info: Info, limits: Mapping[str, float] = {}) -
     """
     repeats, trained = priced(trials), completed(trials, "repeat").groupby("cell")["train_seconds"]
     race, selection = info.budget is not None, info.selection
-    seeds = race_standing(trials, info).seeds if race else {}
+    now = race_standing(trials, info) if race else None
+    seeds = {} if now is None else {cell: now.seeds[one] for cell, one in now.of_cell.items()}
     rows = []
     for cell in cells(info.factors)["cell"]:
         own = repeats[repeats["cell"] == cell]
@@ -122,7 +123,7 @@ def lost_repeats(trials: pd.DataFrame, cell: str) -> list[str]:
 def stale_choices(trials: pd.DataFrame, info: Info) -> dict[str, int]:
     """Cells whose repeats use another configuration than the best of all tuning trials, for example because
     the study was resumed with fewer trials -> the index of that best trial."""
-    best = chosen(trials, info.selection).set_index("cell")["index"]
+    best = best_tuned(trials, info.selection).set_index("cell")["index"]
     repeats = completed(trials, "repeat").dropna(subset=["test_score", "chosen"])
     stale = repeats[repeats["chosen"] != repeats["cell"].map(best)]
     return {cell: int(best.get(cell, -1)) for cell in stale["cell"].unique()}

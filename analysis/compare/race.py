@@ -13,28 +13,29 @@ import pandas as pd
 
 from analysis.compare.runs import cells, recorded
 from analysis.load.study import Info
-from harness.core.race import Standing, standing
+from harness.core.race import Entrant, Standing, standing
 
 NO_RESULT = ("unfinished", "killed")
 """Outcomes of runs whose slot is still to be run."""
 
 
 def race_standing(trials: pd.DataFrame, info: Info) -> Standing:
-    """Which finalists were retired, and after how many seeds."""
+    """Which finalists were retired, and after how many seeds. They are configurations of cells, so they also
+    include superseded ones: those that are not the configuration of their cell."""
     repeats = recorded(trials)
-    repeats = repeats[(repeats["phase"] == "repeat") & ~repeats["superseded"]]
-    repeats = repeats[~repeats["outcome"].isin(NO_RESULT)]
-    scores: dict[str, list[float]] = {}
+    repeats = repeats[repeats["phase"] == "repeat"]
+    repeats = repeats[~repeats["outcome"].isin(NO_RESULT)].sort_values(["index", "attempt"])
+    scores: dict[Entrant, list[float]] = {}
     sign = -1.0 if info.choosing.less_is_better else 1.0
-    for cell in cells(info.factors)["cell"]:
-        own = repeats[repeats["cell"] == cell].sort_values(["index", "attempt"])
+    of_entrant = repeats.groupby(["cell", "chosen"])
+    for one, own in ((Entrant(str(c), int(i)), own) for (c, i), own in of_entrant):  # type: ignore[call-overload]
         by_index = {
             int(row["index"]): row[info.selection] if row["outcome"] == "complete" else math.nan
             for row in own.to_dict("records")
         }
         if 0 in by_index:
             in_a_row = takewhile(by_index.__contains__, count())
-            scores[cell] = [sign * by_index[n] for n in in_a_row]
+            scores[one] = [sign * by_index[n] for n in in_a_row]
     return standing(scores)
 
 
@@ -42,11 +43,12 @@ def race_table(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
     """What each cell received, and how it ended.
 
     Returns:
-        cell, trials (tuning trials that have ended), validation (of the best of them), seeds (on which it was
-        compared), seconds (of all its runs), state ("left": among the last; "retired": shown to be behind;
-        "failed": no trial or a repeat did not complete; "set aside": after tuning; "waiting": no cell was
-        repeated yet), behind, low, high (difference between the leader's mean validation score and its own
-        when it was last compared, with the ends of the interval; NaN before two seeds).
+        cell, trials (tuning trials that have ended), validation (of the best of them), finalists (number of
+        its configurations that were repeated), seeds (on which its configuration was compared), seconds (of
+        all its runs), state ("left": among the last; "retired": shown to be behind; "failed": no trial or a
+        repeat did not complete; "set aside": after tuning; "waiting": no cell was repeated yet), behind, low,
+        high (difference between the leader's mean validation score and that of its configuration when it was
+        last compared, with the ends of the interval; NaN before two seeds).
     """
     now = race_standing(trials, info)
     every = recorded(trials)
@@ -59,20 +61,23 @@ def race_table(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
     best = scores.min() if info.choosing.less_is_better else scores.max()
     rows = []
     for cell in cells(info.factors)["cell"]:
-        gap = now.behind.get(cell, (math.nan,) * 3)
+        own = now.of_cell.get(cell)
+        gap = (math.nan,) * 3 if own is None else now.behind.get(own, (math.nan,) * 3)
         rows.append(
             {"cell": cell, "trials": int(counts.get(cell, 0))}
-            | {"validation": float(best.get(cell, math.nan)), "seeds": now.seeds.get(cell, 0)}
+            | {"validation": float(best.get(cell, math.nan))}
+            | {"finalists": sum(one.cell == cell for one in now.seeds)}
+            | {"seeds": 0 if own is None else now.seeds[own]}
             | {"seconds": float(seconds.get(cell, 0.0))}
-            | {"state": "failed" if cell in counts and cell not in best else _state(now, cell)}
+            | {"state": "failed" if cell in counts and cell not in best else _state(now, own)}
             | dict(zip(("behind", "low", "high"), gap, strict=True))
         )
     return pd.DataFrame(rows)
 
 
-def _state(now: Standing, cell: str) -> str:
-    if cell in now.left:
-        return "left"
-    if cell not in now.seeds:
+def _state(now: Standing, own: Entrant | None) -> str:
+    if own is None:
         return "set aside" if now.seeds else "waiting"
-    return "retired" if now.behind.get(cell, (0, 0, 0))[1] > 0 else "failed"
+    if own in now.left:
+        return "left"
+    return "retired" if now.behind.get(own, (0, 0, 0))[1] > 0 else "failed"

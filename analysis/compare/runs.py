@@ -59,8 +59,8 @@ def completed(trials: pd.DataFrame, phase: str) -> pd.DataFrame:
     return kept.reset_index(drop=True)
 
 
-def chosen(trials: pd.DataFrame, selection: str = "val_score") -> pd.DataFrame:
-    """The chosen trial of each cell: one row per cell with a validation score. Test scores have no influence.
+def best_tuned(trials: pd.DataFrame, selection: str = "val_score") -> pd.DataFrame:
+    """The best tuning trial of each cell: one row per cell with a validation score.
 
     Args:
         trials: as loaded.
@@ -71,6 +71,22 @@ def chosen(trials: pd.DataFrame, selection: str = "val_score") -> pd.DataFrame:
         return trials[:0].reset_index(drop=True)
     tuned = completed(trials, "tune").dropna(subset=selection)
     return ranked(tuned, selection).drop_duplicates("cell").reset_index(drop=True)
+
+
+def chosen(trials: pd.DataFrame, selection: str = "val_score") -> pd.DataFrame:
+    """The tuning trial of each cell whose configuration was repeated; without repeats the best one. Test
+    scores have no influence. Arguments and result are those of `best_tuned`."""
+    best = best_tuned(trials, selection)
+    repeated = completed(trials, "repeat").drop_duplicates("cell").set_index("cell")["chosen"]
+    index = best["cell"].map(repeated).fillna(best["index"])
+    tuned = completed(trials, "tune").set_index(["cell", "index"], drop=False)
+    kept = [
+        place if place in tuned.index else (cell, before)
+        for cell, before, place in zip(
+            best["cell"], best["index"], zip(best["cell"], index, strict=True), strict=True
+        )
+    ]
+    return tuned.loc[kept].reset_index(drop=True)
 
 
 def class_counts(

@@ -124,9 +124,10 @@ class StudyTable:
         info: the study as a whole.
         tracking_uri: address of the store; it may contain a password, so print only `without_password` of it.
         trials: one row per run: run_id, study, cell, one column per factor, phase, index, seed, outcome
-            ("unfinished" if the run did not end), reason, superseded (a repeat of an earlier choice, or not
-            run because of its memory forecast and run later), row.derived (only in external tables and with
-            k-fold resampling: the row is computed from others and is not counted as a run), attempt, chosen
+            ("unfinished" if the run did not end), reason, superseded (a repeat of a configuration that is not
+            that of its cell, or not run because of its memory forecast and run later), row.derived (only in
+            external tables and with k-fold resampling: the row is computed from others and is not counted as
+            a run), attempt, chosen
             (index of the tuning trial that a repeat runs again), device, threads, prefix (description of the
             cached part of the frozen groups), images_per_class (JSON: what each class contributed to each
             part of the split), class_names (JSON: a list), unfreezing (validation accuracy before and after

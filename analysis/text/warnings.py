@@ -178,7 +178,7 @@ def _doubtful_runs(found: Findings) -> Iterator[str]:
     if several and found.info.budget is None:
         yield "The cells were repeated on different seeds; only shared seeds are compared."
     stale, asked = compare.stale_choices(found.trials, found.info), found.info.trials
-    if stale:
+    if stale and found.info.budget is None:  # in a race, repeats choose among several
         why = ""
         if asked and all(best >= asked for best in stale.values()):
             why = (

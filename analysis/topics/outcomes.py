@@ -24,6 +24,8 @@ def section(found: Findings) -> Section:
     if not counts["superseded"].any():
         counts = counts.drop(columns="superseded")
     note = "One count per run. A killed run that was run again is counted here, but not compared."
+    if "superseded" in counts:
+        note += " Superseded: repeats of configurations that are not, or no longer, those of their cells."
     parts: list[Table | str] = [Table(_counts(counts), note=note)]
     if len(bad):
         parts.append(_failures(found, bad.head(SHOWN)))

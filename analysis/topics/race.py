@@ -12,17 +12,18 @@ from analysis.compare import Findings
 from analysis.text.numbers import listed, number, numbers, quoted, short
 from analysis.topics.section import Section, Table
 from harness.core.errors import counted
-from harness.core.race import ALPHA, FINALISTS, INDIFFERENCE, SCREENING
+from harness.core.race import ALPHA, CELLS, FINALISTS, INDIFFERENCE, OF_A_CELL, SCREENING
 from harness.core.units import Seconds
 
 NOTE = (
-    "Tuning trials and seeds of each cell, and the time of all its runs. Retired: a one-sided "
-    "paired test showed that its mean validation score is below that of the leader; over all "
-    "seeds and finalists, the probability that the best finalist is retired is at most "
-    "{alpha:.0%}. In brackets: interval of the difference from the leader. Set aside: other "
-    "cells had better validation scores in tuning, so it was not repeated, and nothing was "
-    "shown about it. The scores that a retired or set aside cell would reach with more trials are "
-    "unknown."
+    "Tuning trials of each cell; finalists: its configurations that were repeated; seeds: those of "
+    "the finalist that stayed longest, which is the cell's configuration; time of all its runs. "
+    "Retired: a one-sided paired test showed that the mean validation score of this configuration is "
+    "below that of the leader; over all seeds and finalists, the probability that the best finalist "
+    "is retired is at most {alpha:.0%}. In brackets: interval of the difference from the leader. Set "
+    "aside: configurations of other cells had better validation scores in tuning, so none of its own "
+    "was repeated, and nothing was shown about it. The scores that a retired or set aside cell would "
+    "reach with more trials are unknown."
 )
 
 
@@ -36,6 +37,7 @@ def section(found: Findings) -> Section:
         "Cell": list(rows["cell"]),
         "Tuning trials": list(rows["trials"]),
         f"Best validation {metric.label}{metric.unit}": numbers(rows["validation"], *metric.form),
+        "Finalists": list(rows["finalists"]),
         "Seeds": list(rows["seeds"]),
         "Time, s": numbers(rows["seconds"], ".1f"),
         "Share of time, %": numbers(rows["seconds"] / total, ".0f", 100),
@@ -73,16 +75,17 @@ def _answer(found: Findings, rows: pd.DataFrame) -> list[str]:
     text = [f"The cells raced with a budget of {budget}; their runs took {short(spent)} s."]
     now = compare.race_standing(found.trials, found.info)
     metric = found.info.choosing
-    rivals = [cell for cell in now.left if cell != found.chosen]
+    rivals = list(dict.fromkeys(one.cell for one in now.left if one.cell != found.chosen))
     if rivals and now.most_behind < 1:
         text.append(
             f"Not retired: {listed(quoted(rivals))}; with {1 - ALPHA:.0%} confidence none of the finalists "
             f"is better than the choice by more than {number(now.most_behind, *metric.form)}{_unit(found)} "
             f"of mean validation {metric.label}."
         )
-    elif len(now.seeds) > 1 and not rivals and now.left:
+    elif len({one.cell for one in now.seeds}) > 1 and not rivals and now.left:
         text.append(
-            f"All other finalists were retired: with {1 - ALPHA:.0%} confidence none of them is better."
+            f"All finalists of other cells were retired: with {1 - ALPHA:.0%} confidence none of them is "
+            "better."
         )
     aside = rows.loc[rows["state"] == "set aside", "cell"]
     if len(aside):
@@ -98,11 +101,12 @@ def _methods(found: Findings) -> str:
     return (
         "The numbers of trials and repeats were not fixed in advance: the cells raced for "
         f"{Seconds(found.info.budget or 0)} of run time. In the first {SCREENING:.0%} of it they were "
-        f"tuned by successive halving on the best validation score, until {FINALISTS} were "
-        "left. These were then repeated seed by seed, and a cell was retired when a "
-        "one-sided paired t test of validation scores with pooled variance showed that "
-        f"it was not the best, at levels that sum to {ALPHA:g} over seeds and rivals (n-th "
-        f"seed: {ALPHA:g} / (finalists - 1) / (n (n - 1))). The race ended when one cell was "
-        f"left, when no other could be better by more than {unit}, or when the time was used "
-        "up. The intervals of test scores do not account for this selection."
+        f"tuned by successive halving on the best validation score, until {CELLS} were left. The "
+        f"configurations with the best validation scores, at most {FINALISTS} in all and {OF_A_CELL} of one "
+        "cell, were then repeated seed by seed, and one was retired when a one-sided paired t test of "
+        "validation scores with pooled variance showed that it was not the best, at levels that sum to "
+        f"{ALPHA:g} over seeds and rivals (n-th seed: {ALPHA:g} / (finalists - 1) / (n (n - 1))). The "
+        "configuration of a cell is the one that stayed longest. The race ended when one configuration was "
+        f"left, when no other could be better by more than {unit}, or when the time was used up. The "
+        "intervals of test scores do not account for this selection."
     )

@@ -165,13 +165,15 @@ def _luck(found: Findings) -> str:
     """How far the choice of its configuration depends on chance, because there are few validation
     examples. The standard error is that of unpaired scores, because predictions on validation examples are
     not recorded: an upper bound if two configurations agree on more examples than by chance. Empty if
-    the repeats are of another configuration than the best."""
+    the repeats are of another configuration than the best, and after a race, which repeats several."""
     tuned = compare.completed(found.trials, "tune")
     own = tuned[tuned["cell"] == found.chosen].dropna(subset="val_score")
     images = found.info.folds * compare.split_sizes(own, found.table.predictions).get("val", 0)
     by_accuracy = found.info.selection == "val_score" and found.info.score == "accuracy"
     stale = compare.stale_choices(found.trials, found.info)
     if not by_accuracy or len(own) < 2 or not images or found.chosen in stale:
+        return ""
+    if found.info.budget is not None:
         return ""
     first, second = own["val_score"].nlargest(2)
     error = 100 * math.sqrt(2 * max(first * (1 - first), 1 / (4 * images)) / images)

@@ -134,7 +134,7 @@ class TrialRecord:
         provenance: device, versions and the like, by tag.
         predictions: name of the file of its test predictions; "" if there is none.
         started, ended: times by the coordinator's clock; None if unknown.
-        superseded: whether it repeats a configuration that is no longer the chosen one.
+        superseded: whether it repeats a configuration that is not, or no longer, that of its cell.
         workers: largest number of trials that ran at the same time.
     """
 
@@ -170,6 +170,11 @@ class TrialRecord:
     def study(self) -> str:
         """Name of the study."""
         return self.key.partition("/")[0]
+
+    def name(self, race: bool) -> str:
+        """Kind and number; in a race, in which a cell may have several finalists, also which one."""
+        of = f" of trial {self.chosen}" if race and self.chosen is not None else ""
+        return f"{self.slot.name}{of}"
 
     @property
     def lasts(self) -> bool:

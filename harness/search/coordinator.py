@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from harness.core.caller import no_garbage_collection
+from harness.core.race import Entrant
 from harness.core.records import Slot, StudyInfo, TrialRecord
 from harness.core.results import BROKEN, EpochResult, TrialResult, predictions_parquet
 from harness.core.signals import Terminated, stop_requested
-from harness.core.study import Phase, Study, cell_label
+from harness.core.study import Study, cell_label
 from harness.data.cached import Cache
 from harness.search.cell import CellSearch, OpenTrial
 from harness.search.executors import Died, Executor
 from harness.search.plan import Shard
-from harness.search.record import Attempts, Record, StorageFailed, rounds_of, storage_failures
+from harness.search.record import Record, StorageFailed, rounds_of, storage_failures
 from harness.search.unchanged import Inputs, check_unchanged, continued
 from harness.tracking.projection import Projection
 from harness.training.device import MIB
@@ -104,20 +105,22 @@ class Coordinator:
             ]
             for search in self._tune:
                 check_unchanged(search)
-            self._repeat = self._repeats(s for s in self._tune if study.seconds is None)
+            self._repeat: list[CellSearch] = []
+            if study.seconds is None:
+                self._repeat = self._repeats()
 
-    def _repeats(self, tuned: Iterable[CellSearch]) -> list[CellSearch]:
-        """The repeats of the chosen configuration of each of these cells."""
+    def _repeats(self) -> list[CellSearch]:
+        """The repeats of the chosen configuration of each cell."""
         return [
             CellSearch(s.record, s.study, s.cell, best)
-            for s in tuned
+            for s in self._tune
             if (best := s.attempts.best(s.study.metric)) is not None
         ]
 
-    def _begin_repeats(self, tuned: Iterable[CellSearch]) -> None:
-        self._repeat = self._repeats(tuned)
+    def _begin_repeats(self, repeats: list[CellSearch]) -> None:
+        self._repeat = repeats
         # These were still open when MLflow was compared with the record.
-        self._unshown += [trial for search in self._repeat for trial in search.abandoned]
+        self._unshown += [trial for search in repeats for trial in search.abandoned]
 
     def trials(self) -> list[TrialRecord]:
         """Every attempt at a slot, including those that run now; may be called from another thread."""
@@ -150,24 +153,23 @@ class Coordinator:
     def _equal(self) -> Iterator[SlotDone]:
         """The same number of trials and repeats for every cell."""
         yield from self._work_off(_in_turns(self._tune, range(self._study.tuning_runs)))
-        self._begin_repeats(self._tune)
+        self._begin_repeats(self._repeats())
         yield from self._work_off(_in_turns(self._repeat, range(self._study.repeats)))
 
     def _race(self) -> Iterator[SlotDone]:
         """The rounds of the race. Slots that are recorded are not run again, so it is resumed by replaying
         it."""
-        tune = {cell_label(search.cell): search for search in self._tune}
-        attempts: dict[Phase, dict[str, Attempts]] = {
-            "tune": {cell: search.attempts for cell, search in tune.items()},
-            "repeat": {},
-        }
+        searches = {Entrant(cell_label(search.cell)): search for search in self._tune}
+        attempts = {one: search.attempts for one, search in searches.items()}
         for now in rounds_of(self.info, attempts):
-            if now.phase == "repeat" and not attempts["repeat"]:
-                self._begin_repeats(tune[cell] for cell in now.cells)
-                attempts["repeat"] |= {cell_label(s.cell): s.attempts for s in self._repeat}
-            phase = self._tune if now.phase == "tune" else self._repeat
-            own = [search for search in phase if cell_label(search.cell) in now.cells]
-            yield from self._work_off(_in_turns(own, now.indices))
+            if now.phase == "repeat" and not self._repeat:
+                for one in now.entrants:
+                    tuned = searches[Entrant(one.cell)]
+                    drawn = tuned.attempts.completed(one.chosen or 0)
+                    searches[one] = CellSearch(self._record, self._study, tuned.cell, drawn)
+                    attempts[one] = searches[one].attempts
+                self._begin_repeats([searches[one] for one in now.entrants])
+            yield from self._work_off(_in_turns([searches[e] for e in now.entrants], now.indices))
 
     def _work_off(self, slots: Sequence[tuple[CellSearch, int]]) -> Iterator[SlotDone]:
         """Run every slot that is not done yet."""

@@ -9,11 +9,12 @@ from datetime import datetime
 from statistics import median
 
 from harness.core.html import as_table
+from harness.core.race import Entrant
 from harness.core.records import StudyInfo, TrialRecord
 from harness.core.selection import METRICS, Metric
 from harness.core.study import Cell, Phase, cell_label
 from harness.search.lock import Holder
-from harness.search.record import Attempts, rounds_of
+from harness.search.record import Attempts, by_entrant, rounds_of
 
 COLUMNS = ("cell", "trials", "repeats", "best validation", "median training", "peak memory")
 PEAKS = ("peak_accelerator_allocated_mib", "peak_process_rss_mib")
@@ -26,7 +27,7 @@ class CellProgress:
 
     Attributes:
         cell: label of the cell.
-        trials, repeats: how many of the requested ones are done.
+        trials, repeats: how many of the requested ones are done; in a race the repeats of all configurations.
         best: validation score of the best trial so far, by the study's metric; None without a complete trial.
         seconds: median training time of a complete trial or repeat, cold-equivalent.
         peak_mib: highest peak memory of any trial.
@@ -123,72 +124,77 @@ def overview(
     for trial in trials:
         by_cell[cell_label(trial.slot.cell), trial.slot.phase].append(trial)
     metric = METRICS[info.metric]
-    pairs: list[tuple[Attempts, Attempts]] = []
-    cells_now: list[CellProgress] = []
+    parts: list[tuple[Attempts, ...]] = []  # of each cell its tuning, then its repeats
+    progress: list[CellProgress] = []
     for cell in labels:
         tune = Attempts(by_cell[cell, "tune"], info.tuning_runs)
         best = tune.best(info.metric)
-        nothing_to_repeat = best is None and len(tune.done) == info.tuning_runs
-        mine = [t for t in by_cell[cell, "repeat"] if best and t.chosen == best.slot.round]
-        repeats = Attempts(mine, 0 if nothing_to_repeat else info.repeat_runs)
-        pairs.append((tune, repeats))
-        cells_now.append(_progress(cell, metric, tune, repeats, best))
-    every = [trial for pair in pairs for part in pair for trial in part]
+        repeated = by_cell[cell, "repeat"]
+        if info.budget is None:
+            nothing_to_repeat = best is None and len(tune.done) == info.tuning_runs
+            mine = [t for t in repeated if best and t.chosen == best.slot.round]
+            repeats = [Attempts(mine, 0 if nothing_to_repeat else info.repeat_runs)]
+        else:
+            repeats = list(by_entrant(repeated).values())
+        parts.append((tune, *repeats))
+        progress.append(_progress(cell, metric, tune, repeats, best))
+    every = [trial for own in parts for part in own for trial in part]
     spent = sum((t.seconds or 0.0) / t.workers for t in every if t.outcome != "killed")
     working = sorted((t for t in every if not t.outcome), key=lambda t: t.started or datetime.min)
     return Overview(
         info,
-        tuple(cells_now),
+        tuple(progress),
         Counter(t.outcome for t in every if t.outcome),
         tuple(working),
-        _seconds_left(pairs, max(1, len(working))) if info.budget is None else None,
+        _seconds_left(parts, max(1, len(working))) if info.budget is None else None,
         spent=spent,
-        over=info.budget is not None and _race_is_over(info, dict(zip(labels, pairs, strict=True))),
+        over=info.budget is not None and _race_is_over(info, labels, every),
     )
 
 
 def _progress(
-    cell: str, metric: Metric, tune: Attempts, repeats: Attempts, best: TrialRecord | None
+    cell: str,
+    metric: Metric,
+    tune: Attempts,
+    repeats: Sequence[Attempts],
+    best: TrialRecord | None,
 ) -> CellProgress:
-    done = (*tune.done.values(), *repeats.done.values())
-    complete = [t.metrics for t in done if t.outcome == "complete"]
+    again = [trial for part in repeats for trial in part.done.values()]
+    complete = [t.metrics for t in (*tune.done.values(), *again) if t.outcome == "complete"]
     seconds = [m["train_seconds"] for m in complete if "train_seconds" in m]
-    ended = [t.metrics for t in (*tune, *repeats)]
+    ended = [t.metrics for part in (tune, *repeats) for t in part]
     peaks = [next((m[name] for name in PEAKS if name in m), 0.0) for m in ended]
     return CellProgress(
         cell,
         len(tune.done),
-        len(repeats.done),
+        len(again),
         best.metrics.get(metric.validation) if best else None,
         median(seconds) if seconds else None,
         max(peaks, default=0.0) or None,
     )
 
 
-def _race_is_over(info: StudyInfo, cells: Mapping[str, tuple[Attempts, Attempts]]) -> bool:
+def _race_is_over(info: StudyInfo, cells: Iterable[str], trials: Iterable[TrialRecord]) -> bool:
     """Whether the recorded results leave no further round."""
-    attempts: dict[Phase, dict[str, Attempts]] = {
-        "tune": {cell: tune for cell, (tune, _) in cells.items()},
-        "repeat": {cell: repeats for cell, (_, repeats) in cells.items()},
-    }
+    attempts = {Entrant(cell): Attempts() for cell in cells} | by_entrant(trials)
     return all(
-        attempts[now.phase][cell].completed(index) is not None
+        one in attempts and attempts[one].completed(index) is not None
         for now in rounds_of(info, attempts)
-        for cell in now.cells
+        for one in now.entrants
         for index in now.indices
     )
 
 
-def _seconds_left(pairs: Sequence[tuple[Attempts, Attempts]], busy: int) -> float | None:
+def _seconds_left(cells: Sequence[tuple[Attempts, ...]], busy: int) -> float | None:
     """Estimated time left: remaining trials of each cell times the median duration of its trials (of all
     trials if it has none), divided by the number of running trials."""
-    taken = [[_durations(part) for part in pair] for pair in pairs]
+    taken = [[_durations(part) for part in parts] for parts in cells]
     everybody = [seconds for own in taken for known in own for seconds in known]
     if not everybody:
         return None
     total = 0.0
-    for pair, own in zip(pairs, taken, strict=True):
-        for part, known in zip(pair, own, strict=True):
+    for parts, own in zip(cells, taken, strict=True):
+        for part, known in zip(parts, own, strict=True):
             alike = known or [seconds for part in own for seconds in part] or everybody
             total += (part.asked - len(part.done)) * median(alike)
     return total / busy

@@ -22,6 +22,7 @@ from harness.core.command_line import AS_WRITTEN
 from harness.core.records import TrialRecord
 from harness.core.results import BROKEN, BUSY, WAITED
 from harness.core.selection import METRICS, Metric
+from harness.core.study import cell_label
 from harness.search.overview import COLUMNS, Overview
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def show(
             if detail == "verbose" or (detail == "normal" and (not live or failed)):
                 of = "" if slots is None else f"/{slots}"
                 head = f"[{resumed + completed:>3}{of}] "
-                for line in _lines(head, event, metric, detail == "verbose"):
+                for line in _lines(head, event, metric, detail == "verbose", slots is None):
                     _say(console, line)
     if resumed:
         of = "" if slots is None else f" of {slots}"
@@ -100,19 +101,22 @@ def _say(console: Console, line: str) -> None:
         console.print(line, soft_wrap=True)
 
 
-def _lines(counted: str, event: SlotDone, metric: Metric, with_curve: bool) -> Iterator[str]:
+def _lines(
+    counted: str, event: SlotDone, metric: Metric, with_curve: bool, race: bool
+) -> Iterator[str]:
     assert event.trial is not None
     of = "" if metric.name == "accuracy" else f" {metric.label}"
     metrics, outcome = event.trial.metrics, event.trial.outcome
+    what = f"{counted}{cell_label(event.slot.cell)}, {event.trial.name(race)}"
     if outcome != "complete":
-        yield f"{counted}{event.slot}: {outcome.upper()} {event.trial.reason}".rstrip()
+        yield f"{what}: {outcome.upper()} {event.trial.reason}".rstrip()
     else:
         names = {metric.validation: f"validation{of}", metric.test: f"test{of}"}
         scores = [
             f"{words} {metric.text(metrics[k])}" for k, words in names.items() if k in metrics
         ]
         seconds = f"trained {metrics['train_seconds']:.1f} s"
-        yield f"{counted}{event.slot}: {', '.join(scores)}, {seconds}"
+        yield f"{what}: {', '.join(scores)}, {seconds}"
     if with_curve and event.trial.epochs:
         values = [epoch.validation.get(metric.validation) for epoch in event.trial.epochs]
         curve = ", ".join(metric.text(value) for value in values if value is not None)

@@ -33,7 +33,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from harness.core.caller import no_garbage_collection
 from harness.core.errors import UserError, first_line
-from harness.core.race import Result, Results, Round, race
+from harness.core.race import Entrant, Result, Results, Round, Standing, race, standing
 from harness.core.records import Slot, StudyInfo, TrialRecord
 from harness.core.results import EpochResult
 from harness.core.selection import METRICS
@@ -146,7 +146,13 @@ class Record:
                 found += [
                     t.but(superseded=stale) for t in read_trials(self.storage, other, cell, chosen)
                 ]
-        return found
+        if info.budget is None:
+            return found
+        of_cell = race_standing(info, found).of_cell
+        return [
+            t if t.chosen is None else t.but(superseded=entrant(t) != of_cell.get(entrant(t).cell))
+            for t in found
+        ]
 
     def predictions(self, trial: TrialRecord) -> Path:
         """The file of a trial's test predictions."""
@@ -303,32 +309,59 @@ class Attempts:
         return max(whole, key=preference, default=None)
 
 
-def rounds_of(info: StudyInfo, attempts: Mapping[Phase, Mapping[str, Attempts]]) -> Iterator[Round]:
+def entrant(trial: TrialRecord) -> Entrant:
+    """What the trial is a trial of in a race."""
+    return Entrant(cell_label(trial.slot.cell), trial.chosen)
+
+
+def by_entrant(trials: Iterable[TrialRecord]) -> dict[Entrant, Attempts]:
+    """The attempts at the slots of each entrant of a race."""
+    found: dict[Entrant, Attempts] = {}
+    for trial in trials:
+        found.setdefault(entrant(trial), Attempts()).add(trial)
+    return found
+
+
+def race_standing(info: StudyInfo, trials: Iterable[TrialRecord]) -> Standing:
+    """The standing of a race after the repeats among these trials."""
+    repeats: dict[Entrant, list[float]] = {}
+    for one, own in by_entrant(t for t in trials if t.chosen is not None).items():
+        repeats[one] = []
+        while (trial := own.completed(len(repeats[one]))) is not None:
+            complete = trial.outcome == "complete"
+            merit = METRICS[info.metric].merit(trial.metrics) if complete else math.nan
+            repeats[one].append(merit)
+    return standing(repeats)
+
+
+def rounds_of(info: StudyInfo, attempts: Mapping[Entrant, Attempts]) -> Iterator[Round]:
     """The rounds of the race of a study with a budget. The results of a round are taken from the attempts at
     its slots when the next one is asked for, so a race is resumed by replaying it.
 
     Args:
         info: the study as a whole.
-        attempts: phase -> cell -> the attempts; of the repeats those of the finalists are enough.
+        attempts: at the slots of every cell, and of the finalists as soon as they have any.
     """
     assert info.budget is not None
     assert info.screening is not None
 
     def result(own: Attempts, index: int, slots: int) -> Result:
-        trial, merit = own.completed(index), math.nan
-        if trial is not None and trial.outcome == "complete":
-            merit = METRICS[info.metric].merit(trial.metrics)
         # A killed attempt may have been recorded as ended days later. Of many workers at most as many are
         # busy as the round has slots.
         ended = [t for t in own.at(index) if t.outcome != "killed"]
-        return Result(merit, sum((t.seconds or 0.0) / min(t.workers, slots) for t in ended))
+        seconds = sum((t.seconds or 0.0) / min(t.workers, slots) for t in ended)
+        trial = own.completed(index)
+        if trial is None or trial.outcome != "complete":
+            return Result(math.nan, seconds)
+        merit, loss = METRICS[info.metric].merit(trial.metrics), trial.metrics["val_loss"]
+        return Result(merit, seconds, loss, repr(sorted(trial.params.items())))
 
     def read(now: Round) -> Results:
-        own = {cell: attempts[now.phase][cell] for cell in now.cells}
-        slots = len(own) * len(now.indices)
-        return {c: [result(part, i, slots) for i in now.indices] for c, part in own.items()}
+        slots = len(now.entrants) * len(now.indices)
+        return {one: [result(attempts[one], i, slots) for i in now.indices] for one in now.entrants}
 
-    return race(list(attempts["tune"]), info.budget, info.screening, read)
+    cells = [one.cell for one in attempts if one.chosen is None]
+    return race(cells, info.budget, info.screening, read)
 
 
 def _mean_of(trials: Sequence[TrialRecord]) -> TrialRecord:

@@ -10,7 +10,7 @@ from statistics import fmean
 
 from harness.core.caller import undisturbed
 from harness.core.html import as_table
-from harness.core.race import standing
+from harness.core.race import Entrant, standing
 from harness.core.selection import METRICS, Metric
 from harness.tracking.runs import Recorded, runs_of, study_tags
 
@@ -65,21 +65,22 @@ def after_race(records: Sequence[CellRecord], every: Sequence[Recorded]) -> list
     """The cells with the repeats that they were compared on, and for how long they stayed in the race.
 
     Args:
-        records: of the complete repeats.
-        every: all repeats, also those that were not completed.
+        records: of the complete repeats of each cell's configuration.
+        every: all repeats, also those that were not completed and of other configurations.
     """
-    merits: dict[str, dict[int, float]] = {}
-    for record in records:
-        own = merits.setdefault(record.cell, {})
-        for run in record.repeats:
-            own[int(run.tags["index"])] = record.metric.merit(run.metrics)
+    metric = records[0].metric if records else METRICS["accuracy"]
+    merits: dict[Entrant, dict[int, float]] = {}
     for run in every:
-        if run.tags.get("outcome", "killed") != "killed":
-            own = merits.setdefault(run.tags["cell"], {})
+        outcome = run.tags.get("outcome", "killed")
+        own = merits.setdefault(Entrant(run.tags["cell"], int(run.tags["chosen"])), {})
+        if outcome == "complete":
+            own[int(run.tags["index"])] = metric.merit(run.metrics)
+        elif outcome != "killed":
             own.setdefault(int(run.tags["index"]), math.nan)
-    seeds = standing(
-        {c: [own[i] for i in takewhile(own.__contains__, count())] for c, own in merits.items()}
-    ).seeds
+    now = standing(
+        {one: [own[i] for i in takewhile(own.__contains__, count())] for one, own in merits.items()}
+    )
+    seeds = {cell: now.seeds[one] for cell, one in now.of_cell.items()}
     return [replace(r, repeats=r.repeats[: seeds[r.cell]], stayed=seeds[r.cell]) for r in records]
 
 
@@ -149,5 +150,5 @@ def load_result(study: str, tracking_uri: str | None = None) -> StudyResult:
     metric = METRICS[tags.get("metric", "accuracy")]
     records = cell_records(runs_of(study, "repeat", tracking_uri), metric)
     if "budget" in tags:
-        records = after_race(records, runs_of(study, "repeat", tracking_uri, complete=False))
+        records = after_race(records, runs_of(study, "repeat", tracking_uri, every=True))
     return StudyResult(study, tuple(records), metric)

@@ -48,27 +48,27 @@ class Recorded:
 
 
 def runs_of(
-    study: str, phase: str, tracking_uri: str | None = None, complete: bool = True
+    study: str, phase: str, tracking_uri: str | None = None, every: bool = False
 ) -> list[Recorded]:
     """The study's runs of that phase, oldest first.
 
     Args:
         study: its name, which is the MLflow experiment's.
-        phase: "tune" or "repeat"; repeats of a configuration that is no longer the chosen one are left out.
+        phase: "tune" or "repeat".
         tracking_uri: the store; None is the database in ./mlruns.
-        complete: only those that were completed.
+        every: also those that were not completed, and repeats of a configuration that is not the chosen one.
 
     Raises:
         UserError: if the store cannot be read or knows no such study.
     """
     uri = tracking_uri or default_tracking_uri()
-    condition = f"tags.phase = '{phase}'" + " and tags.outcome = 'complete'" * complete
+    condition = f"tags.phase = '{phase}'" + " and tags.outcome = 'complete'" * (not every)
     with _reading(uri) as client:
         experiment = _experiment(client, study, uri)
         return [
             Recorded.of(run, experiment)
             for run in search(client, experiment.experiment_id, condition)
-            if run.data.tags.get("superseded") != "true"
+            if every or run.data.tags.get("superseded") != "true"
         ]
 
 

@@ -202,7 +202,7 @@ class StudyRuns:
         if fresh := trial.key not in self._written:
             parent = self._parent(trial.slot.cell)
             tags = {"mlflow.parentRunId": parent, **run_tags(trial)}
-            name = f"{cell_label(trial.slot.cell)} {trial.slot.name}"
+            name = f"{cell_label(trial.slot.cell)} {trial.name(self._info.budget is not None)}"
             self._written[trial.key] = experiment.create(name, tags, milliseconds(trial)), 0
         run_id, epochs = self._written[trial.key]
         metrics = [m for e in trial.epochs[epochs:] for m in epoch_metrics(trial, e)]
