@@ -59,9 +59,10 @@ def show(found: Overview) -> None:
         )
     else:
         print(f"\nrunning: {found.holder}")
+    metric, race = METRICS[found.info.metric], found.info.budget is not None
     for trial in found.working:
         since = "" if trial.started is None else f", since {trial.started:%Y-%m-%d %H:%M:%S}"
-        print(f"  {trial.slot}: {describe_epochs(trial, METRICS[found.info.metric])}{since}")
+        print(f"  {trial.describe(race)}: {describe_epochs(trial, metric)}{since}")
 
 
 main = command("harness.status", study_status, show)

@@ -15,9 +15,9 @@ import pytest
 from scipy import stats
 
 from analysis import compare, text, topics
-from analysis.load import StudyTable
+from analysis.load import StudyTable, load_study
 from analysis.topics.section import Table
-from harness import merge_bundles, pack_study, strategies
+from harness import load_result, merge_bundles, pack_study, strategies
 from harness.core.errors import UserError
 from harness.core.race import (
     ALPHA,
@@ -31,7 +31,6 @@ from harness.core.race import (
     standing,
 )
 from harness.core.records import TrialRecord
-from harness.core.selection import METRICS
 from harness.core.spec import TrialSpec
 from harness.core.study import MAX_EFFORT, Study
 from harness.core.units import Seconds
@@ -42,7 +41,7 @@ from harness.search.overview import overview
 from harness.search.record import Record, entrant, race_standing
 from harness.search.storage import read_storage
 from harness.study import main
-from harness.tracking.results import after_race, cell_records
+from harness.tracking.results import after_race
 from harness.tracking.runs import Recorded
 from harness.training.fit import Diverged
 from harness.training.forecast import Forecast
@@ -201,6 +200,27 @@ def test_configuration_of_a_cell_is_its_finalist_that_stayed_longest_then_the_be
     assert now.of_cell["b"] == Entrant("b", 0)  # as many seeds as the other, with the higher score
 
 
+def test_of_equal_configurations_the_earlier_trial_is_that_of_its_cell_in_any_order() -> None:
+    equal = {Entrant("a", i): [0.9, 0.8] for i in (2, 0, 1)}
+    assert standing(equal).of_cell == {"a": Entrant("a", 0)}
+    assert standing(dict(reversed(equal.items()))).of_cell == {"a": Entrant("a", 0)}
+
+
+def test_a_finalist_whose_first_repeat_has_not_ended_does_not_count_yet() -> None:
+    begun = {Entrant("a", 0): [0.8], Entrant("b", 0): [0.9]}
+    assert standing({**begun, Entrant("a", 1): []}) == standing(begun)
+
+
+def test_repeats_of_a_configuration_that_is_no_finalist_any_more_do_not_end_the_comparison() -> (
+    None
+):
+    before = {Entrant("a", 9): [0.80, 0.85]}
+    good = [0.90, 0.91, 0.92, 0.90]
+    now = standing({**before, Entrant("a", 0): good, Entrant("b", 1): [g + 0.01 for g in good]})
+    assert now.seeds == {Entrant("a", 9): 2, Entrant("a", 0): 4, Entrant("b", 1): 4}
+    assert now.of_cell == {"a": Entrant("a", 0), "b": Entrant("b", 1)}
+
+
 def wrong_retirements(studies: int, finalists: int, spread: float, tests: int = 100) -> float:
     """Share of races of equal finalists, one of which is taken for the best, in which it is retired."""
     random, wrong = np.random.default_rng(5), 0
@@ -293,6 +313,37 @@ def test_repeats_of_configurations_that_are_not_their_cells_are_superseded(
     assert len({(t.slot.cell["strategy"], t.chosen) for t in repeats}) > 2
     for one in repeats:
         assert one.superseded == (now.of_cell[entrant(one).cell] != entrant(one))
+
+
+def test_repeats_of_a_race_that_is_not_over_are_read_as_its_record_decides(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.truth = lambda spec: (0.5, 0.8 - 0.1 * spec.lr + 0.05 * math.sin(spec.seed))
+    lab = Lab(world, tmp_path, f"sqlite:///{tmp_path / 'mlflow.db'}")
+    study = make_study(**{**RACE, "budget": "60s"})
+    monkeypatch.setattr(lab, "info", lambda study: info_of(study, budget=60.0, screening=0.2))
+    events = lab.events(study)
+    for done in events:  # some finalists have two repeats, the others one
+        if done.slot.phase == "repeat" and done.slot.index == 1:
+            break
+    next(events)
+    marked = {r.data.tags["superseded"] for r in lab.runs(phase="repeat")}
+    assert marked == {"false"}  # until MLflow is compared with the record
+
+    repeats = lab.trials(phase="repeat", outcome="complete")
+    own = {(entrant(t).cell, t.chosen) for t in repeats if not t.superseded}
+    assert len({entrant(t) for t in repeats}) > len(own) == 2
+    loaded = load_study("toy", lab.uri)
+    seen = compare.completed(loaded.trials, "repeat")
+    assert set(zip(seen["cell"], seen["chosen"], strict=True)) == own
+    found = {
+        (r.cell, int(t.tags["chosen"]))
+        for r in load_result("toy", lab.uri).cells
+        for t in r.repeats
+    }
+    assert found == own
+    events.close()  # type: ignore[attr-defined]
+    assert {len(r.repeats) for r in load_result("toy", lab.uri).cells} == {1}
 
 
 def test_more_time_goes_on_with_the_same_finalists(world: World, raced: Lab) -> None:
@@ -536,7 +587,6 @@ def test_one_lucky_seed_does_not_beat_a_cell_that_stayed_in_the_race() -> None:
         for row in found.trials.to_dict("records")
         for tags in [{k: str(row[k]) for k in ("cell", "chosen", "index", "outcome")}]
     ]
-    complete = [run for run in every if run.tags["outcome"] == "complete"]
-    records = after_race(cell_records(complete, METRICS["accuracy"]), every)
+    records = after_race(every)
     assert {r.cell: r.stayed for r in records} == {"left": 4, "rival": 4, "lucky": 2, "retired": 2}
     assert choose(records)[0].cell == "left"

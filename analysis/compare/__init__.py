@@ -53,7 +53,7 @@ from analysis.compare.costs import (
 from analysis.compare.examples import are_grouped, hits, mcnemar_over_seeds, over_examples
 from analysis.compare.factors import arms, mean_ranks, size_factor, size_lines
 from analysis.compare.findings import Findings, find
-from analysis.compare.race import race_standing, race_table
+from analysis.compare.race import race_table
 from analysis.compare.responses import responses
 from analysis.compare.runs import (
     best_tuned,
@@ -68,6 +68,7 @@ from analysis.compare.similarity import Similarity, similarity_effect
 from analysis.compare.slopes import slopes
 from analysis.compare.studies import side_by_side
 from analysis.compare.verdicts import interaction_verdicts, verdicts
+from analysis.load.race import race_standing
 
 __all__ = [
     "Findings", "Similarity", "against", "against_baseline", "are_grouped", "are_unequal", "arms",

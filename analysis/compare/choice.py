@@ -15,8 +15,8 @@ import pandas as pd
 
 from analysis.compare.contrasts import FEWEST, against, contrasts
 from analysis.compare.costs import priced
-from analysis.compare.race import race_standing
 from analysis.compare.runs import best_tuned, cells, completed, tuning
+from analysis.load.race import race_standing
 from analysis.load.study import Info
 from harness.core.power import seeds_needed
 from harness.core.race import rounding_error
@@ -54,7 +54,7 @@ def choice(trials: pd.DataFrame, info: Info, limits: Mapping[str, float] = {}) -
     """
     repeats, trained = priced(trials), completed(trials, "repeat").groupby("cell")["train_seconds"]
     race, selection = info.budget is not None, info.selection
-    now = race_standing(trials, info) if race else None
+    now = race_standing(trials, info.selection, info.choosing) if race else None
     seeds = {} if now is None else {cell: now.seeds[one] for cell, one in now.of_cell.items()}
     rows = []
     for cell in cells(info.factors)["cell"]:

@@ -7,36 +7,13 @@
 from __future__ import annotations
 
 import math
-from itertools import count, takewhile
 
 import pandas as pd
 
 from analysis.compare.runs import cells, recorded
+from analysis.load.race import NO_RESULT, race_standing
 from analysis.load.study import Info
-from harness.core.race import Entrant, Standing, standing
-
-NO_RESULT = ("unfinished", "killed")
-"""Outcomes of runs whose slot is still to be run."""
-
-
-def race_standing(trials: pd.DataFrame, info: Info) -> Standing:
-    """Which finalists were retired, and after how many seeds. They are configurations of cells, so they also
-    include superseded ones: those that are not the configuration of their cell."""
-    repeats = recorded(trials)
-    repeats = repeats[repeats["phase"] == "repeat"]
-    repeats = repeats[~repeats["outcome"].isin(NO_RESULT)].sort_values(["index", "attempt"])
-    scores: dict[Entrant, list[float]] = {}
-    sign = -1.0 if info.choosing.less_is_better else 1.0
-    of_entrant = repeats.groupby(["cell", "chosen"])
-    for one, own in ((Entrant(str(c), int(i)), own) for (c, i), own in of_entrant):  # type: ignore[call-overload]
-        by_index = {
-            int(row["index"]): row[info.selection] if row["outcome"] == "complete" else math.nan
-            for row in own.to_dict("records")
-        }
-        if 0 in by_index:
-            in_a_row = takewhile(by_index.__contains__, count())
-            scores[one] = [sign * by_index[n] for n in in_a_row]
-    return standing(scores)
+from harness.core.race import Entrant, Standing
 
 
 def race_table(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
@@ -50,7 +27,7 @@ def race_table(trials: pd.DataFrame, info: Info) -> pd.DataFrame:
         high (difference between the leader's mean validation score and that of its configuration when it was
         last compared, with the ends of the interval; NaN before two seeds).
     """
-    now = race_standing(trials, info)
+    now = race_standing(trials, info.selection, info.choosing)
     every = recorded(trials)
     ended = every[~every["outcome"].isin(NO_RESULT)]
     spent = ended["total_seconds"].fillna(ended["train_seconds"])

@@ -21,6 +21,7 @@ from analysis.load.client import Client
 from analysis.load.database import Database, Experiment
 from analysis.load.folds import by_configuration
 from analysis.load.predictions import ENSEMBLE_COLUMNS, PREDICTION_COLUMNS, predictions_frames
+from analysis.load.race import of_other_configurations
 from harness.core.addresses import current_uri, sqlite_path
 from harness.core.caller import undisturbed
 from harness.core.errors import UserError, counted, one_line, without_password
@@ -314,6 +315,8 @@ def trials_frame(raw: pd.DataFrame, info: Info) -> pd.DataFrame:
     for column in (c for c in raw.columns if c.startswith("tags.env.")):
         columns[column.removeprefix("tags.")] = _text(raw, column)
     frame = pd.DataFrame(columns)
+    if info.budget is not None:
+        frame["superseded"] = of_other_configurations(frame, info.selection, info.choosing)
     frame["superseded"] |= _run_after_all(frame)
     frame["superseded"] |= _shown_twice(frame)
     return frame

@@ -73,7 +73,7 @@ def _answer(found: Findings, rows: pd.DataFrame) -> list[str]:
     """What the time was spent on, and how certain the choice is."""
     budget, spent = Seconds(found.info.budget or 0), rows["seconds"].sum()
     text = [f"The cells raced with a budget of {budget}; their runs took {short(spent)} s."]
-    now = compare.race_standing(found.trials, found.info)
+    now = compare.race_standing(found.trials, found.info.selection, found.info.choosing)
     metric = found.info.choosing
     rivals = list(dict.fromkeys(one.cell for one in now.left if one.cell != found.chosen))
     if rivals and now.most_behind < 1:

@@ -16,7 +16,7 @@ A race has two parts:
 
 Cells without a finalist are *set aside*: there is no time for them, and nothing has been shown about them.
 The configuration of a cell is its finalist that stayed in the race for the most seeds; of several, that with
-the best mean validation score.
+the best mean validation score, and of equals the earlier trial.
 
 The race ends when one finalist is left, when the others cannot be better by more than INDIFFERENCE, or when
 the next seed does not fit into the time that is left. All decisions follow from the scores and seconds of the
@@ -228,12 +228,16 @@ def standing(repeats: Mapping[Entrant, Sequence[float]]) -> Standing:
 
     Args:
         repeats: finalist -> validation scores of its repeats by index, higher is better; NaN if a repeat did
-            not complete, which retires it.
+            not complete, which retires it. Those without repeats do not count yet. One that lacks a seed
+            after which others had another one is no finalist any more: the choice of the finalists changed.
     """
+    repeats = {one: scores for one, scores in repeats.items() if scores}
     left = tuple(repeats)
     seeds, most = dict.fromkeys(repeats, 0), math.inf
     behind: dict[Entrant, tuple[float, float, float]] = {}
     for n in range(1, max(map(len, repeats.values()), default=0) + 1):
+        if any(len(repeats[one]) > n for one in left):
+            left = tuple(one for one in left if len(repeats[one]) >= n)
         if not left or any(len(repeats[one]) < n for one in left):
             break
         seeds |= dict.fromkeys(left, n)
@@ -249,9 +253,9 @@ def standing(repeats: Mapping[Entrant, Sequence[float]]) -> Standing:
         others = np.delete(means, means.argmax())
         most = max((half - (means.max() - m) for m in others if means.max() - m <= half), default=0)
 
-    def rank(one: Entrant) -> tuple[bool, int, float]:
+    def rank(one: Entrant) -> tuple[bool, int, float, int]:
         scores = [score for score in repeats[one][: seeds[one]] if not math.isnan(score)]
-        return one in left, seeds[one], fmean(scores) if scores else -math.inf
+        return one in left, seeds[one], fmean(scores) if scores else -math.inf, -(one.chosen or 0)
 
     best = {one.cell: one for one in sorted(repeats, key=rank)}  # of each cell the last one
     return Standing(seeds, left, behind, most, best)

@@ -176,6 +176,10 @@ class TrialRecord:
         of = f" of trial {self.chosen}" if race and self.chosen is not None else ""
         return f"{self.slot.name}{of}"
 
+    def describe(self, race: bool) -> str:
+        """Cell, kind and number."""
+        return f"{cell_label(self.slot.cell)}, {self.name(race)}"
+
     @property
     def lasts(self) -> bool:
         """True if it completes its slot: the next run of the command does not try the slot again."""

@@ -22,7 +22,6 @@ from harness.core.command_line import AS_WRITTEN
 from harness.core.records import TrialRecord
 from harness.core.results import BROKEN, BUSY, WAITED
 from harness.core.selection import METRICS, Metric
-from harness.core.study import cell_label
 from harness.search.overview import COLUMNS, Overview
 
 if TYPE_CHECKING:
@@ -107,7 +106,7 @@ def _lines(
     assert event.trial is not None
     of = "" if metric.name == "accuracy" else f" {metric.label}"
     metrics, outcome = event.trial.metrics, event.trial.outcome
-    what = f"{counted}{cell_label(event.slot.cell)}, {event.trial.name(race)}"
+    what = f"{counted}{event.trial.describe(race)}"
     if outcome != "complete":
         yield f"{what}: {outcome.upper()} {event.trial.reason}".rstrip()
     else:
@@ -205,7 +204,9 @@ def _whole(found: Overview) -> Group:
     """The progress of the study and of the running trials."""
     working = found.working
     metric = METRICS[found.info.metric]
-    lines = [f"{t.slot}: {describe_epochs(t, metric)}" for t in working[:MOST_AT_WORK]]
+    race = found.info.budget is not None
+    shown = working[:MOST_AT_WORK]
+    lines = [f"{t.describe(race)}: {describe_epochs(t, metric)}" for t in shown]
     more = [f"and {len(working) - MOST_AT_WORK} more"] if len(working) > MOST_AT_WORK else []
     now = [Text(f"now {line}", style="dim") for line in (*lines, *more)]
     return Group(picture(found), *now)

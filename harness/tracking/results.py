@@ -61,27 +61,34 @@ def cell_records(
     ]
 
 
-def after_race(records: Sequence[CellRecord], every: Sequence[Recorded]) -> list[CellRecord]:
-    """The cells with the repeats that they were compared on, and for how long they stayed in the race.
+def after_race(every: Sequence[Recorded], metric: Metric = METRICS["accuracy"]) -> list[CellRecord]:
+    """The cells with the repeats that their configurations were compared on, and for how long these stayed in
+    the race.
 
     Args:
-        records: of the complete repeats of each cell's configuration.
-        every: all repeats, also those that were not completed and of other configurations.
+        every: all repeats, also those that were not completed and of other configurations. Their tags
+            "superseded" do not count: while the race runs they are not up to date.
+        metric: the metric that the study chooses by.
     """
-    metric = records[0].metric if records else METRICS["accuracy"]
     merits: dict[Entrant, dict[int, float]] = {}
+    complete: list[tuple[Entrant, Recorded]] = []
     for run in every:
         outcome = run.tags.get("outcome", "killed")
-        own = merits.setdefault(Entrant(run.tags["cell"], int(run.tags["chosen"])), {})
+        one, index = Entrant(run.tags["cell"], int(run.tags["chosen"])), int(run.tags["index"])
         if outcome == "complete":
-            own[int(run.tags["index"])] = metric.merit(run.metrics)
+            merits.setdefault(one, {})[index] = metric.merit(run.metrics)
+            complete.append((one, run))
         elif outcome != "killed":
-            own.setdefault(int(run.tags["index"]), math.nan)
+            merits.setdefault(one, {}).setdefault(index, math.nan)
     now = standing(
         {one: [own[i] for i in takewhile(own.__contains__, count())] for one, own in merits.items()}
     )
     seeds = {cell: now.seeds[one] for cell, one in now.of_cell.items()}
-    return [replace(r, repeats=r.repeats[: seeds[r.cell]], stayed=seeds[r.cell]) for r in records]
+    counted = [run for one, run in complete if now.of_cell.get(one.cell) == one]
+    return [
+        replace(r, repeats=r.repeats[: seeds[r.cell]], stayed=seeds[r.cell])
+        for r in cell_records(counted, metric)
+    ]
 
 
 @dataclass(frozen=True, repr=False)
@@ -148,7 +155,8 @@ def load_result(study: str, tracking_uri: str | None = None) -> StudyResult:
     """
     tags = study_tags(study, tracking_uri)
     metric = METRICS[tags.get("metric", "accuracy")]
-    records = cell_records(runs_of(study, "repeat", tracking_uri), metric)
     if "budget" in tags:
-        records = after_race(records, runs_of(study, "repeat", tracking_uri, every=True))
+        records = after_race(runs_of(study, "repeat", tracking_uri, every=True), metric)
+    else:
+        records = cell_records(runs_of(study, "repeat", tracking_uri), metric)
     return StudyResult(study, tuple(records), metric)

@@ -146,7 +146,7 @@ class StudyRuns:
         found: list[Difference] = []
         for trial in trials:
             mine, gone = runs.pop(trial.key, []), deleted.get(trial.key)
-            name = f"{trial.slot}, attempt {trial.attempt}"
+            name = f"{trial.describe(self._info.budget is not None)}, attempt {trial.attempt}"
             if not mine and gone is not None and trial.outcome:
                 corrected = restore and not check
                 hint = "" if restore else "; --restore brings it back"
